@@ -1,0 +1,50 @@
+# The commands of the README. `make demo` and `make test` set up .venv by themselves; a second call installs nothing.
+PYTHON ?= python3
+VENV ?= .venv
+PY := $(VENV)/bin/python
+STAMP := $(VENV)/.installed
+DEMO_DIR ?= output/demo
+
+.PHONY: demo test check bench lock clean
+
+demo: $(STAMP)
+	$(PY) datasets/make_toy.py --output datasets/toy
+	rm -rf $(DEMO_DIR)
+	$(PY) tools/train_net.py --config configs/quick/mask_rcnn_res2net50.yaml --output-dir $(DEMO_DIR)
+	$(PY) tools/predict.py --config $(DEMO_DIR)/config.yaml --weights $(DEMO_DIR)/model_best.safetensors \
+	  --input datasets/toy/coco/val --output $(DEMO_DIR)/predictions
+	@echo "Run folder: $(DEMO_DIR) (results.json, metrics.jsonl); pictures: $(DEMO_DIR)/predictions"
+
+test: $(STAMP)
+	$(PY) -m pytest
+
+check: $(STAMP)
+	$(PY) -m ruff format --check .
+	$(PY) -m ruff check .
+	$(PY) -m mypy
+	$(PY) -m pytest
+
+bench: $(STAMP)
+	$(PY) benchmarks/backbone.py
+
+$(STAMP): requirements/lock.txt requirements/detectron2.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 10) else "Python 3.10 or newer is needed, \
+	  $(PYTHON) is " + sys.version.split()[0] + ": make PYTHON=/path/to/python3.11 ...")'
+	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --disable-pip-version-check --progress-bar off --require-hashes -r requirements/lock.txt
+	@# --target does not look at what is installed and drops a package named `tools` that would shadow ours
+	$(PY) -c 'import detectron2' 2>/dev/null || { \
+	  site=$$($(PY) -c 'import site; print(site.getsitepackages()[0])') && \
+	  $(PY) -m pip install --disable-pip-version-check --progress-bar off --no-deps --only-binary=:all: \
+	    --python-version 3.10 --target "$$site" --require-hashes -r requirements/detectron2.txt && \
+	  rm -rf "$$site/tools"; }
+	$(PY) -m pip install --disable-pip-version-check --no-deps -e .
+	touch $(STAMP)
+
+# Needs uv (`pip install uv`); resolves for Python 3.10 to 3.13 at once.
+lock:
+	uv pip compile pyproject.toml --universal --python-version 3.10 --upgrade --generate-hashes --no-header --no-annotate \
+	  --extra detection --extra segmentation --extra dev --constraint requirements/pins.txt --output-file requirements/lock.txt
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .mypy_cache datasets/toy $(DEMO_DIR)

@@ -1,0 +1,103 @@
+"""THE contract: what flows between data, models, evaluation and the training loop. Every reader starts here.
+
+    YAML -> Config -> task -> (model, loaders, evaluator) -> trainer -> checkpoint -> predict / report
+
+* A trainable model is an `nn.Module`. `model(batch)` returns `Losses` in training mode and `list[Prediction]`, one per
+  image at the image's original size, in evaluation mode (detectron2's published model contract).
+* The batch is opaque to the training loop: a task builds both the loader and the model, so only these two must agree.
+  All batches of this project are a `list[Sample]`.
+* A task is a *module* with the functions of the `Task` protocol.
+
+Conventions everywhere: images are RGB, boxes are absolute xyxy pixels with continuous coordinates (x2 - x1 is the width),
+labels are contiguous from 0 (background is no label), the ignored pixel is 255.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Protocol, TypedDict
+
+import numpy as np
+from torch import Tensor, nn
+
+IGNORE_INDEX = 255
+
+Losses = dict[str, Tensor]
+"""Already weighted scalar losses by name (`loss_cls`, `loss_box_reg`, `loss_mask`, ...); their sum is minimised."""
+
+Polygons = list[list[np.ndarray]]
+"""One entry an object: its polygons, each (2 * K,) float64 as x0, y0, x1, y1, ... in pixels of the transformed image."""
+
+
+class Sample(TypedDict, total=False):
+    """One image on its way into a model. Everything but `original_*` and the names is in the transformed image's frame."""
+
+    image: Tensor
+    """(3, H, W) uint8, RGB, transformed (resized, flipped, ...)."""
+    file_name: str
+    image_id: int | str
+    """The id in the annotation file, or the running number of an image without annotations."""
+    original_height: int
+    original_width: int
+    boxes: Tensor
+    """(N, 4) float32 xyxy."""
+    labels: Tensor
+    """(N,) int64."""
+    masks: Tensor | Polygons
+    """(N, H, W) bool, or polygons where every object of the image has them: those stay exact under any transform."""
+    sem_seg: Tensor
+    """(H, W) int64, 255 is ignored."""
+    saliency: Tensor
+    """(H, W) float32 in {0, 1}."""
+
+
+class Prediction(TypedDict, total=False):
+    """What a model says of one image, at the image's original size H x W, in torchvision's names."""
+
+    boxes: Tensor
+    """(K, 4) float32 xyxy."""
+    labels: Tensor
+    """(K,) int64."""
+    scores: Tensor
+    """(K,) float32 in [0, 1]."""
+    masks: Tensor
+    """(K, H, W) bool."""
+    keypoints: Tensor
+    """(K, P, 3) float32: x, y, score."""
+    sem_seg: Tensor
+    """(H, W) int64."""
+    saliency: Tensor
+    """(H, W) float32 in [0, 1]."""
+    logits: Tensor
+    """(num_classes,) float32."""
+
+
+class Evaluator(Protocol):
+    """Three methods, detectron2's names."""
+
+    def reset(self) -> None:
+        """Forget everything seen so far."""
+
+    def process(self, inputs: Sequence[Sample], outputs: Sequence[Prediction]) -> None:
+        """Take in one batch."""
+
+    def evaluate(self) -> dict[str, float]:
+        """Gather over all processes and score. A flat map such as `{"bbox/AP": 41.2}`; NaN where a score does not exist."""
+
+
+class Task(Protocol):
+    """What a task module offers (`res2net_dense.tasks.TASKS` maps names to modules)."""
+
+    def prepare(self, config: Any) -> Any:
+        """Check the data sets and return the config with everything that depends on them filled in (class names, ...)."""
+
+    def build_model(self, config: Any, *, load_weights: bool = True) -> nn.Module: ...
+
+    def build_train_loader(self, config: Any, *, start_iteration: int = 0) -> Iterable[list[Sample]]: ...
+
+    def build_eval_loader(self, config: Any) -> Iterable[list[Sample]]: ...
+
+    def build_evaluator(self, config: Any) -> Evaluator: ...
+
+    def build_predict_loader(self, config: Any, files: Sequence[Path]) -> Iterable[list[Sample]]: ...
