@@ -1,6 +1,7 @@
 """Every error a user can cause. Each message is one line: what is wrong, where, and what to do about it.
 
-The command line tools print such a message without a traceback and end with exit code 1; anything else is a bug of ours.
+The command line tools print such a message without a traceback and end with exit code 1; anything else is a
+bug of ours.
 """
 
 from __future__ import annotations

@@ -2,14 +2,16 @@
 
     YAML -> Config -> task -> (model, loaders, evaluator) -> trainer -> checkpoint -> predict / report
 
-* A trainable model is an `nn.Module`. `model(batch)` returns `Losses` in training mode and `list[Prediction]`, one per
+* A trainable model is an `nn.Module`. `model(batch)` returns `Losses` in training mode and
+`list[Prediction]`, one per
   image at the image's original size, in evaluation mode (detectron2's published model contract).
-* The batch is opaque to the training loop: a task builds both the loader and the model, so only these two must agree.
+* The batch is opaque to the training loop: a task builds both the loader and the model, so only these two
+must agree.
   All batches of this project are a `list[Sample]`.
 * A task is a *module* with the functions of the `Task` protocol.
 
-Conventions everywhere: images are RGB, boxes are absolute xyxy pixels with continuous coordinates (x2 - x1 is the width),
-labels are contiguous from 0 (background is no label), the ignored pixel is 255.
+Conventions everywhere: images are RGB, boxes are absolute xyxy pixels with continuous coordinates (x2 - x1 is
+the width), labels are contiguous from 0 (background is no label), the ignored pixel is 255.
 """
 
 from __future__ import annotations
@@ -24,14 +26,20 @@ from torch import Tensor, nn
 IGNORE_INDEX = 255
 
 Losses = dict[str, Tensor]
-"""Already weighted scalar losses by name (`loss_cls`, `loss_box_reg`, `loss_mask`, ...); their sum is minimised."""
+"""Already weighted scalar losses by name (`loss_cls`, `loss_box_reg`, `loss_mask`, ...); their sum is
+minimised.
+"""
 
 Polygons = list[list[np.ndarray]]
-"""One entry an object: its polygons, each (2 * K,) float64 as x0, y0, x1, y1, ... in pixels of the transformed image."""
+"""One entry an object: its polygons, each (2 * K,) float64 as x0, y0, x1, y1, ... in pixels of the
+transformed image.
+"""
 
 
 class Sample(TypedDict, total=False):
-    """One image on its way into a model. Everything but `original_*` and the names is in the transformed image's frame."""
+    """One image on its way into a model. Everything but `original_*` and the names is in the transformed
+    image's frame.
+    """
 
     image: Tensor
     """(3, H, W) uint8, RGB, transformed (resized, flipped, ...)."""
@@ -45,7 +53,9 @@ class Sample(TypedDict, total=False):
     labels: Tensor
     """(N,) int64."""
     masks: Tensor | Polygons
-    """(N, H, W) bool, or polygons where every object of the image has them: those stay exact under any transform."""
+    """(N, H, W) bool, or polygons where every object of the image has them: those stay exact under any
+    transform.
+    """
     sem_seg: Tensor
     """(H, W) int64, 255 is ignored."""
     saliency: Tensor
@@ -83,14 +93,18 @@ class Evaluator(Protocol):
         """Take in one batch."""
 
     def evaluate(self) -> dict[str, float]:
-        """Gather over all processes and score. A flat map such as `{"bbox/AP": 41.2}`; NaN where a score does not exist."""
+        """Gather over all processes and score. A flat map such as `{"bbox/AP": 41.2}`; NaN where a score does
+        not exist.
+        """
 
 
 class Task(Protocol):
     """What a task module offers (`res2net_dense.tasks.TASKS` maps names to modules)."""
 
     def prepare(self, config: Any) -> Any:
-        """Check the data sets and return the config with everything that depends on them filled in (class names, ...)."""
+        """Check the data sets and return the config with everything that depends on them filled in (class
+        names, ...).
+        """
 
     def build_model(self, config: Any, *, load_weights: bool = True) -> nn.Module: ...
 

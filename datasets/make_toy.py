@@ -1,0 +1,262 @@
+"""Draw a small data set of shapes on textured grounds, to learn from in minutes without a download.
+
+    python datasets/make_toy.py --output datasets/toy
+
+writes `datasets/toy/coco/{train,val}/*.png` and `datasets/toy/coco/annotations/{train,val}.json`. The same
+arguments give the same bytes. Later shapes hide earlier ones, and an annotation covers what is visible of its
+object. Colour says nothing about the class. Some training images are empty, and the category ids have gaps, as
+in real files.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+VERSION = 1
+CATEGORY_IDS = {"circle": 1, "rectangle": 3, "triangle": 7, "star": 12}
+SPLITS = ("train", "val")
+
+DETAIL = 4  # shapes are drawn so many times finer than the image, for smooth edges and exact outlines
+EMPTY_EVERY = 25  # so often a training image has no objects
+MIN_VISIBLE, MIN_PIXELS = 0.4, 40  # of an object, as share and in pixels, however much is drawn over it
+MIN_CONTRAST = 70.0  # distance in RGB between a shape and what is around it
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One object of a scene."""
+
+    name: str
+    mask: np.ndarray
+    """(H, W) bool, what is visible of it."""
+    polygons: list[np.ndarray]
+    """Outlines of the visible pieces, each (K, 2) float64 xy in pixels."""
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A picture and all that is in it; the writers below turn scenes into files."""
+
+    image: np.ndarray
+    """(H, W, 3) uint8, RGB."""
+    shapes: list[Shape]
+
+
+def make_scene(rng: np.random.Generator, size: int, *, empty: bool = False) -> Scene:
+    """Draw a size x size picture with one to five shapes, or none."""
+    image = _ground(rng, size)
+    names: list[str] = []
+    whole: list[int] = []
+    visible: list[np.ndarray] = []
+    wanted = 0 if empty else int(rng.integers(1, 6))
+    # a shape that would hide another too much is drawn anew elsewhere; the first always fits
+    for _ in range(20 * wanted):
+        if len(names) == wanted:
+            break
+        name = str(rng.choice(list(CATEGORY_IDS)))
+        fine = _draw(_outline(rng, name, size), size)
+        below = [mask & ~fine for mask in visible]
+        if not all(map(_is_visible, below, whole)):
+            continue
+        _paint(rng, image, fine)
+        names.append(name)
+        whole.append(int(fine.sum()))
+        visible = [*below, fine]
+    image = np.clip(image + rng.normal(0, 4, image.shape), 0, 255).astype(np.uint8)
+    return Scene(image, [Shape(n, _coarse(v) >= 0.5, _trace(v)) for n, v in zip(names, visible, strict=True)])
+
+
+def _ground(rng: np.random.Generator, size: int) -> np.ndarray:
+    """(size, size, 3) float RGB: a gradient, low-contrast stripes and blotches."""
+    y, x = np.mgrid[:size, :size] / size
+    first, second = rng.uniform(30, 225, (2, 3))
+    second = first + 0.5 * (second - first)
+    angle, stripes = rng.uniform(0, 2 * math.pi, 2)
+    along = (np.cos(angle) * (x - 0.5) + np.sin(angle) * (y - 0.5) + 0.7) / 1.4
+    image = first + along[..., None] * (second - first)
+    waves = np.sin(2 * math.pi * rng.uniform(4, 16) * (np.cos(stripes) * x + np.sin(stripes) * y))
+    image += waves[..., None] * rng.uniform(0, 14)
+    blotches = rng.normal(0, 1, (12, 12, 3)).astype(np.float32)
+    image += cv2.resize(blotches, (size, size), interpolation=cv2.INTER_CUBIC) * rng.uniform(0, 12)
+    return np.asarray(image)
+
+
+def _outline(rng: np.random.Generator, name: str, size: int) -> np.ndarray:
+    """(K, 2) corners in pixels of a shape that lies wholly in the picture."""
+    diameter = size * (12 + 78 * rng.random() ** 1.5) / 160
+    turn = math.radians(rng.uniform(-20, 20))
+    if name == "circle":
+        angles, radii = np.linspace(0, 2 * math.pi, 64, endpoint=False), np.ones(64)
+    elif name == "rectangle":
+        half = math.atan(rng.uniform(0.6, 1.0))
+        angles, radii = np.array([half, math.pi - half, math.pi + half, -half]), np.ones(4)
+        turn += rng.choice([0, math.pi / 2])
+    elif name == "triangle":
+        angles, radii = np.arange(3) * 2 * math.pi / 3 - math.pi / 2, np.ones(3)
+    else:
+        angles, radii = np.arange(10) * math.pi / 5 - math.pi / 2, np.tile([1.0, 0.45], 5)
+    points = radii[:, None] * np.stack([np.cos(angles + turn), np.sin(angles + turn)], axis=1)
+    points *= diameter / np.ptp(points, axis=0).max()
+    low, high = 1 - points.min(axis=0), size - 1 - points.max(axis=0)
+    return np.asarray(points + rng.uniform(low, high))
+
+
+def _draw(outline: np.ndarray, size: int) -> np.ndarray:
+    """The filled outline as a fine mask, (DETAIL * size, DETAIL * size) bool."""
+    canvas = np.zeros((DETAIL * size, DETAIL * size), np.uint8)
+    cv2.fillPoly(canvas, [np.round(outline * DETAIL - 0.5).astype(np.int32)], 1)
+    return canvas.astype(bool)
+
+
+def _coarse(fine: np.ndarray) -> np.ndarray:
+    """How much of each pixel a fine mask covers, (size, size) float in [0, 1]."""
+    size = len(fine) // DETAIL
+    return np.asarray(fine.reshape(size, DETAIL, size, DETAIL).mean(axis=(1, 3)))
+
+
+def _is_visible(fine: np.ndarray, whole: int) -> bool:
+    """Whether enough is left of a shape of so many fine pixels, without a hole, which polygons cannot tell."""
+    if fine.sum() < whole and fine.sum() < max(MIN_VISIBLE * whole, MIN_PIXELS * DETAIL**2):
+        return False
+    _, hierarchy = cv2.findContours(fine.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
+    return bool((hierarchy[0, :, 3] < 0).all())
+
+
+def _paint(rng: np.random.Generator, image: np.ndarray, fine: np.ndarray) -> None:
+    """Fill the shape in place with a colour that stands out from what is around it."""
+    alpha = _coarse(fine)[..., None]
+    around = cv2.dilate(alpha[..., 0], np.ones((9, 9), np.uint8)) > 0
+    nearby = image[around]
+    colours = rng.uniform(10, 245, (40, 3))
+    gaps = np.linalg.norm(colours[:, None] - nearby[None, :: max(1, len(nearby) // 200)], axis=2).min(axis=1)
+    clear = np.flatnonzero(gaps > MIN_CONTRAST)
+    colour = colours[clear[0] if len(clear) else gaps.argmax()]
+    shade = np.linspace(-1, 1, len(image))[:, None, None] * rng.uniform(-20, 20)
+    image += alpha * (colour + shade - image)
+
+
+def _trace(fine: np.ndarray) -> list[np.ndarray]:
+    """Outlines of a fine mask's pieces in pixels of the image, crumbs below four pixels left out."""
+    contours, _ = cv2.findContours(fine.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    smooth = [cv2.approxPolyDP(c, 1.0, closed=True)[:, 0] for c in contours]
+    polygons = [(c + 0.5) / DETAIL for c in smooth if len(c) >= 3]
+    return [p for p in polygons if _area(p) >= 4]
+
+
+def _area(polygon: np.ndarray) -> float:
+    x, y = polygon.T
+    return float(abs(np.dot(x, np.roll(y, 1)) - np.dot(y, np.roll(x, 1))) / 2)
+
+
+def scenes(seed: int, split: str, count: int, size: int) -> Iterator[Scene]:
+    """The scenes of a split; one does not depend on how many there are."""
+    for index in range(count):
+        rng = np.random.default_rng([seed, SPLITS.index(split), index])
+        yield make_scene(rng, size, empty=split == "train" and index % EMPTY_EVERY == EMPTY_EVERY - 1)
+
+
+def write_coco(root: Path, arguments: dict[str, int]) -> None:
+    """Write both splits in COCO's layout."""
+    (root / "annotations").mkdir(parents=True)
+    for split in SPLITS:
+        (root / split).mkdir()
+        images: list[dict[str, object]] = []
+        annotations: list[dict[str, object]] = []
+        for index, scene in enumerate(scenes(arguments["seed"], split, arguments[split], arguments["size"])):
+            file_name = f"{index:06d}.png"
+            if not cv2.imwrite(str(root / split / file_name), scene.image[..., ::-1]):
+                raise OSError(f"{root / split / file_name}: cannot be written")
+            height, width = scene.image.shape[:2]
+            image_id = index + 1
+            images.append(
+                {"id": image_id, "file_name": file_name, "height": height, "width": width, "license": 1}
+            )
+            for shape in scene.shapes:
+                low, high = (
+                    np.concatenate(shape.polygons).min(axis=0),
+                    np.concatenate(shape.polygons).max(axis=0),
+                )
+                annotations.append(
+                    {
+                        "id": len(annotations) + 1,
+                        "image_id": image_id,
+                        "category_id": CATEGORY_IDS[shape.name],
+                        "bbox": np.concatenate([low, high - low]).tolist(),
+                        "area": sum(map(_area, shape.polygons)),
+                        "segmentation": [polygon.ravel().tolist() for polygon in shape.polygons],
+                        "iscrowd": 0,
+                    }
+                )
+        content = {
+            "info": {"description": f"toy shapes, {split}", "version": str(VERSION)},
+            "licenses": [
+                {"id": 1, "name": "CC0", "url": "https://creativecommons.org/publicdomain/zero/1.0/"}
+            ],
+            "images": images,
+            "annotations": annotations,
+            "categories": [
+                {"id": i, "name": name, "supercategory": "shape"} for name, i in CATEGORY_IDS.items()
+            ],
+        }
+        (root / "annotations" / f"{split}.json").write_text(json.dumps(content))
+
+
+LAYOUTS: dict[str, Callable[[Path, dict[str, int]], None]] = {"coco": write_coco}
+
+
+def make(output: Path, layout: str, arguments: dict[str, int]) -> str:
+    """Write the set to `output/layout` unless it is there; returns what was done.
+
+    Raises:
+        FileExistsError: the folder holds something else.
+    """
+    root = output / layout
+    wanted = json.dumps({"version": VERSION, "layout": layout, **arguments}, indent=1) + "\n"
+    manifest = root / "toy.json"
+    if manifest.is_file() and manifest.read_text() == wanted:
+        return f"{root}: already there, nothing to do"
+    if root.exists() and (not root.is_dir() or any(root.iterdir())):
+        raise FileExistsError(f"{root}: holds something else; delete it or give another --output")
+    # under another name until complete, so that an interrupted run leaves nothing that looks finished
+    partial = output / f".{layout}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    LAYOUTS[layout](partial, arguments)
+    (partial / manifest.name).write_text(wanted)
+    partial.replace(root)
+    return f"{root}: {arguments['train']} training and {arguments['val']} validation images written"
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--output", type=Path, required=True, help="folder to write to, such as datasets/toy")
+    parser.add_argument("--layout", choices=list(LAYOUTS), default="coco")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--train", type=int, default=200, help="number of training images (200)")
+    parser.add_argument("--val", type=int, default=40, help="number of validation images (40)")
+    parser.add_argument("--size", type=int, default=160, help="side of the square images in pixels (160)")
+    options = parser.parse_args(argv)
+    arguments = {key: getattr(options, key) for key in ("seed", *SPLITS, "size")}
+    if min(options.seed, options.train, options.val) < 0 or not 64 <= options.size <= 2048:
+        parser.error("--seed, --train and --val must not be negative, --size must be 64 to 2048")
+    try:
+        print(make(options.output, options.layout, arguments))
+    except OSError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,291 @@
+"""YAML file -> its `_base_` files -> `key=value` overrides -> Config, and back.
+
+A file names the files it builds on in `_base_`, relative to itself. Mappings merge, lists and scalars
+replace. Every failure is a ConfigError of one line: file, line, key path, value and what is allowed.
+"""
+
+from __future__ import annotations
+
+import os
+import reprlib
+from collections.abc import Iterator, Mapping, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
+
+from res2net_dense.config.schema import Config
+from res2net_dense.config.yaml_text import KeyPath, Places, dump_yaml, format_path, one_line, parse_yaml
+from res2net_dense.errors import ConfigError
+
+MAX_BYTES = 1_000_000
+_BASE = "_base_"
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a configuration file.
+
+    Args:
+        path: The YAML file.
+        overrides: Changes to it such as `train.batch_size=2`; the value is read as YAML (`data.train=null`).
+
+    Raises:
+        ConfigError: A file, a key or a value is wrong.
+    """
+    data, places = _read(Path(path), ())
+    places[()] = str(path)
+    for text in overrides:
+        change, label, keys = _parse_override(text)
+        # A section that the override only adds to stays where it is.
+        places |= {key: label for key in keys if not (_is_section(key, data) and _is_section(key, change))}
+        data = _merge(data, change)
+    return _validate(data, places)
+
+
+def parse_config(mapping: Mapping[str, Any], *, source: str = "config") -> Config:
+    """Check plain data, such as the configuration in a checkpoint.
+
+    Args:
+        mapping: The sections.
+        source: Where it comes from, for the error messages.
+
+    Raises:
+        ConfigError: A key or a value is wrong.
+    """
+    return _validate(dict(mapping), {(): source})
+
+
+def config_to_dict(config: Config) -> dict[str, Any]:
+    """Return a configuration as plain data: dictionaries, lists, strings, numbers, booleans and None."""
+    return config.model_dump(mode="json")
+
+
+def save_config(config: Config, path: str | Path) -> None:
+    """Write a configuration that loads to an equal one. The file is complete or absent, never half written.
+
+    Raises:
+        ConfigError: The file cannot be written.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(dump_yaml(config_to_dict(config)))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise ConfigError(f"{path}: cannot be written: {error.strerror}") from error
+
+
+def _read(path: Path, parents: tuple[Path, ...]) -> tuple[dict[str, Any], Places]:
+    """Read a file and the files it builds on."""
+    resolved = Path(os.path.realpath(path))
+    if resolved in parents:
+        chain = " -> ".join(file.name for file in (*parents, resolved))
+        raise ConfigError(f"{path}: {_BASE} goes in a circle: {chain}")
+    data, places = parse_yaml(_read_text(path), lambda line: f"{path}:{line}")
+    if data is None:
+        data = {}
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path}: expected a mapping of sections, not {_show(data)}")
+
+    bases = data.pop(_BASE, [])
+    names = [bases] if isinstance(bases, str) else bases
+    if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
+        raise ConfigError(f"{places[(_BASE,)]}: {_BASE} = {_show(bases)}: expected a path or a list of paths")
+    merged: dict[str, Any] = {}
+    merged_places: Places = {}
+    for name in names:
+        base = path.parent / name
+        if not os.path.isfile(base):
+            raise ConfigError(f"{places[(_BASE,)]}: {_BASE}: {_missing_file(base)}")
+        base_data, base_places = _read(base, (*parents, resolved))
+        merged = _merge(merged, base_data)
+        merged_places |= base_places
+    return _merge(merged, data), merged_places | places
+
+
+def _read_text(path: Path) -> str:
+    if not os.path.isfile(path):
+        raise ConfigError(_missing_file(path))
+    try:
+        with open(path, "rb") as file:
+            content = file.read(MAX_BYTES + 1)
+        if len(content) > MAX_BYTES:
+            raise ConfigError(f"{path}: larger than {MAX_BYTES} bytes, which no configuration is")
+        return content.decode("utf-8-sig")
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise ConfigError(f"{path}:{line}: not UTF-8 text") from None
+
+
+def _missing_file(path: Path) -> str:
+    folder = Path(os.path.abspath(path)).parent
+    if not os.path.isdir(folder):
+        return one_line(f"{path}: no such file: the folder {folder} does not exist")
+    names = sorted(file.name for file in folder.iterdir() if file.suffix in (".yaml", ".yml"))
+    nearest = get_close_matches(path.name, names, n=3, cutoff=0.4) or names[:3]
+    hint = f"; nearest there: {', '.join(nearest)}" if nearest else " and no other configuration"
+    return one_line(f"{path}: no such file in {folder}{hint}")
+
+
+def _merge(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `base` with `change` in it: mappings merge, everything else replaces."""
+    merged = dict(base)
+    for key, value in change.items():
+        old = merged.get(key)
+        merged[key] = _merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def _parse_override(text: str) -> tuple[dict[str, Any], str, list[KeyPath]]:
+    """Return the change as nested mappings, how to call it in a message, and the key paths it touches."""
+    label = one_line(f"override {text!r}")
+    name, equals, value_text = text.partition("=")
+    keys = name.strip().split(".")
+    if not equals or not all(keys):
+        raise ConfigError(f"{label}: expected key.path=value, such as train.batch_size=2")
+    if keys[:2] == ["model", "detectron2"] and len(keys) > 2:
+        # detectron2's own keys have dots, and one of them is one key here.
+        keys[2:] = [".".join(keys[2:])]
+    value, relative = parse_yaml(value_text, lambda _: label)
+    paths: list[KeyPath] = [tuple(keys[:end]) for end in range(1, len(keys))]
+    paths += [(*keys, *path) for path in (relative or [()])]
+    for key in reversed(keys):
+        value = {key: value}
+    return value, label, paths
+
+
+def _validate(data: dict[str, Any], places: Places) -> Config:
+    try:
+        return Config.model_validate(data)
+    except ValidationError as error:
+        # A misspelt key is also a missing one; the spelling is the cause.
+        details = sorted(
+            error.errors(include_url=False), key=lambda detail: detail["type"] != "extra_forbidden"
+        )
+    path, message = _explain(details[0], data)
+    others = list(dict.fromkeys(_explain(detail, data)[0] for detail in details[1:]))
+    more = f" (and {len(details) - 1} more: {', '.join(map(format_path, others[:5]))})" if others else ""
+    raise ConfigError(one_line(f"{_find_place(path, places)}: {message}{more}"))
+
+
+def _find_place(path: KeyPath, places: Places) -> str:
+    """Return the place of a key, or of the innermost section around it that stands somewhere."""
+    return next(places[path[:end]] for end in range(len(path), -1, -1) if path[:end] in places)
+
+
+def _explain(detail: ErrorDetails, data: dict[str, Any]) -> tuple[KeyPath, str]:
+    """Turn pydantic's report into a key path and a message."""
+    path, context, kind = _key_path(detail["loc"]), detail.get("ctx", {}), detail["type"]
+    if kind == "extra_forbidden":
+        return path, _explain_unknown(path, data)
+    if kind == "conflict":
+        path = (*path, *context["key"].split("."))
+        return path, f"{format_path(path)} = {_show(context['value'])}: {context['reason']}"
+    if kind.startswith("union_tag"):
+        path = (*path, context["discriminator"].strip("'"))
+        allowed = context.get("expected_tags") or ", ".join(_tags(path[:-1]))
+        if kind == "union_tag_not_found":
+            return path, f"{format_path(path)} is missing; expected one of {allowed}"
+        return path, f"{format_path(path)} = {_show(context['tag'])}: expected one of {allowed}"
+    field = _fields(path[:-1], data).get(str(path[-1])) if path else None
+    if kind == "missing":
+        about = f": {field.description}" if field and field.description else ""
+        return path, f"{format_path(path)} is missing{about}"
+    message = detail["msg"].removeprefix("Input ")
+    bounds = _bounds(field) if field and kind in ("int_type", "float_type", "int_from_float") else ""
+    return path, f"{format_path(path)} = {_show(detail['input'])}: {message}{bounds}"
+
+
+def _explain_unknown(path: KeyPath, data: dict[str, Any]) -> str:
+    *section, key = path
+    known = list(_fields(tuple(section), data))
+    near = get_close_matches(str(key), known, n=1)
+    guesses = [format_path((*section, near[0]))] if near else []
+    guesses = guesses or [name for name in _all_names(Config) if name.rpartition(".")[2] == key][:2]
+    hint = f"; did you mean {' or '.join(map(repr, guesses))}?" if guesses else "."
+    where = f"of {format_path(tuple(section))!r}" if section else "at the top"
+    return f"unknown key {format_path(path)!r}{hint} Known keys {where}: {', '.join(known)}"
+
+
+def _key_path(location: tuple[int | str, ...]) -> KeyPath:
+    """Drop the tag that pydantic puts behind the name of a union."""
+    return (location[0], *location[2:]) if location[:1] == ("model",) and len(location) > 1 else location
+
+
+def _value_at(path: KeyPath, data: Any) -> Any:
+    for key in path:
+        data = data.get(key) if isinstance(data, dict) else None
+    return data
+
+
+def _is_section(path: KeyPath, data: Any) -> bool:
+    return isinstance(_value_at(path, data), dict)
+
+
+def _models(annotation: Any) -> Iterator[type[BaseModel]]:
+    """Yield the sections that an annotation allows."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for argument in get_args(annotation):
+        yield from _models(argument)
+
+
+def _tags(path: KeyPath) -> list[str]:
+    """Return the values of `arch` that the union at a key path allows."""
+    models = _models(Config.model_fields[str(path[0])].annotation)
+    return [repr(tag) for model in models for tag in get_args(model.model_fields["arch"].annotation)]
+
+
+def _fields(path: KeyPath, data: Any) -> dict[str, FieldInfo]:
+    """Return the fields of the section at a key path; empty where there is none."""
+    model: type[BaseModel] = Config
+    for key in path:
+        field = model.model_fields.get(str(key))
+        models = list(_models(field.annotation)) if field else []
+        data = _value_at((key,), data)
+        if not models:
+            return {}
+        arch = _value_at(("arch",), data)
+        model = next((m for m in models if "arch" in m.model_fields and _allows(m, arch)), models[0])
+    return model.model_fields
+
+
+def _allows(model: type[BaseModel], arch: Any) -> bool:
+    return arch in get_args(model.model_fields["arch"].annotation)
+
+
+def _all_names(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """Yield the key paths of everything a configuration can have."""
+    for name, field in model.model_fields.items():
+        yield prefix + name
+        for inner in _models(field.annotation):
+            yield from _all_names(inner, f"{prefix}{name}.")
+
+
+def _bounds(field: FieldInfo) -> str:
+    """Return the limits of a number, such as ` > 0`."""
+    signs = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
+    constraints = [*field.metadata]
+    for argument in get_args(field.annotation):
+        constraints += getattr(argument, "__metadata__", ())
+    constraints += [item for c in constraints if isinstance(c, FieldInfo) for item in c.metadata]
+    found = (
+        f" {signs[n]} {getattr(c, n)}" for c in constraints for n in signs if getattr(c, n, None) is not None
+    )
+    return ",".join(found)
+
+
+def _show(value: Any) -> str:
+    """Write a value shortly."""
+    shortener = reprlib.Repr()
+    shortener.maxstring = shortener.maxother = shortener.maxlong = 80
+    return shortener.repr(value)

@@ -1,0 +1,1 @@
+"""Data sets: reading pictures and annotations, transforming them, and batching them as `list[Sample]`."""

@@ -1,0 +1,174 @@
+"""Reading pictures: every file becomes RGB in 0-255, or a `DatasetError` that names it."""
+
+from __future__ import annotations
+
+import glob
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+
+from res2net_dense.errors import DatasetError
+from res2net_dense.types import Sample
+
+IMAGE_SUFFIXES = frozenset(
+    (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm", ".pnm", ".jp2")
+)
+MAX_PIXELS = 178_000_000
+"""Larger pictures are refused before decoding: a few kilobytes of file can otherwise fill the memory."""
+
+# Raster formats only: Pillow would hand an EPS file to Ghostscript, which runs programs.
+_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM", "JPEG2000")
+_ORIENTATION_TAG = 0x0112
+_TRANSPOSES = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def read_image(path: str | Path) -> np.ndarray:
+    """Read a picture as RGB.
+
+    The EXIF orientation is applied, an animation gives its first frame, and transparency is dropped (the colours
+    stored under it stay). Pictures of more than 8 bits are scaled, never saturated:
+
+    * 16-bit grey is divided by 257, so that 65535 becomes 255;
+    * 32-bit integers count as 0..255, 0..65535 or 0..2^31 - 1, the first range that holds the largest value;
+    * floats count as 0..1 where every value is in [0, 1], else as 0..255; NaN becomes 0.
+
+    Args:
+        path: a JPEG, PNG, BMP, GIF, TIFF, WebP, PNM or JPEG 2000 file.
+
+    Returns:
+        (H, W, 3) uint8 RGB, writable.
+
+    Raises:
+        DatasetError: the file is missing, empty, no picture, cut off, damaged, or larger than `MAX_PIXELS`.
+    """
+    try:
+        with _open(path) as image:
+            orientation = _orientation(image)
+            image.load()
+            # `format` is lost by transposing, and the bit depth of an integer picture depends on it.
+            is_16_bit = image.mode.startswith("I;16") or image.format in ("PNG", "PPM")
+            turned = image.transpose(_TRANSPOSES[orientation]) if orientation in _TRANSPOSES else image
+            return _to_rgb(turned, is_16_bit)
+    except Exception as error:  # decoders raise nearly every type on damaged bytes
+        raise _as_dataset_error(path, error) from error
+
+
+def image_size(path: str | Path) -> tuple[int, int]:
+    """Read the size from the header, as `read_image` would return it (EXIF orientation applied).
+
+    Returns:
+        (height, width) in pixels.
+
+    Raises:
+        DatasetError: the file is missing, no picture, or larger than `MAX_PIXELS`.
+    """
+    try:
+        with _open(path) as image:
+            width, height = image.size
+            return (width, height) if _orientation(image) >= 5 else (height, width)
+    except Exception as error:
+        raise _as_dataset_error(path, error) from error
+
+
+def read_sample(path: str | Path, image_id: int | str, file_name: str | None = None) -> Sample:
+    """Read a picture as an untransformed sample.
+
+    `image` is a (3, H, W) view of the (H, W, 3) pixels: transforms get the latter back without a copy.
+
+    Args:
+        path: the file.
+        image_id: the id that the sample carries.
+        file_name: the name that the sample carries; the path by default.
+
+    Raises:
+        DatasetError: as `read_image`.
+    """
+    image = torch.from_numpy(read_image(path)).permute(2, 0, 1)
+    return Sample(
+        image=image,
+        file_name=str(path) if file_name is None else file_name,
+        image_id=image_id,
+        original_height=image.shape[1],
+        original_width=image.shape[2],
+    )
+
+
+def list_images(pattern: str | Path) -> list[Path]:
+    """List pictures.
+
+    Args:
+        pattern: a file (taken whatever its suffix), a folder (searched with its subfolders), or a glob pattern (`**` crosses
+            folders). Folders and patterns give the files whose suffix is in `IMAGE_SUFFIXES`.
+
+    Returns:
+        The paths, sorted; never empty.
+
+    Raises:
+        DatasetError: nothing was found.
+    """
+    path = Path(pattern)
+    if path.is_file():
+        return [path]
+    candidates = path.rglob("*") if path.is_dir() else map(Path, glob.iglob(str(pattern), recursive=True))
+    found = sorted(p for p in candidates if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+    if not found:
+        raise DatasetError(
+            f"{pattern}: no pictures found from {Path.cwd()}; give a file, a folder or a quoted pattern "
+            f"with one of {' '.join(sorted(IMAGE_SUFFIXES))}"
+        )
+    return found
+
+
+def _open(path: str | Path) -> Image.Image:
+    image = Image.open(path, formats=_FORMATS)
+    if image.width * image.height > MAX_PIXELS:
+        image.close()
+        raise Image.DecompressionBombError(f"{image.width} x {image.height}")
+    return image
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation that is still to be applied, from the header alone."""
+    if image.format == "TIFF":  # Pillow turns these itself
+        return 1
+    if image.format == "PNG" and "exif" not in image.info:  # Pillow would decode the pixels to look behind them
+        return 1
+    try:
+        return int(image.getexif().get(_ORIENTATION_TAG, 1))
+    except Exception:  # a damaged EXIF block is no reason to lose the picture
+        return 1
+
+
+def _to_rgb(image: Image.Image, is_16_bit: bool) -> np.ndarray:
+    if image.mode == "F":
+        values = np.nan_to_num(np.asarray(image, dtype=np.float64), nan=0.0)
+        scale = 255.0 if values.min() >= 0 and values.max() <= 1 else 1.0
+    elif image.mode.startswith("I"):
+        values = np.asarray(image).astype(np.float64)
+        largest = values.max()
+        scale = 1 / 257 if is_16_bit or 255 < largest <= 65535 else 1.0 if largest <= 255 else 255 / (2**31 - 1)
+    else:
+        return np.array(image.convert("RGB"))
+    grey = (values * scale).clip(0, 255).round().astype(np.uint8)
+    return np.repeat(grey[:, :, None], 3, axis=2)
+
+
+def _as_dataset_error(path: str | Path, error: Exception) -> DatasetError:
+    if isinstance(error, FileNotFoundError):
+        return DatasetError(f"{path}: picture not found (looked in {Path(path).absolute()}); check the path")
+    if isinstance(error, Image.DecompressionBombError):
+        return DatasetError(f"{path}: refused, the header claims over {MAX_PIXELS // 10**6} Mpx; scale the picture down")
+    if isinstance(error, UnidentifiedImageError):
+        return DatasetError(f"{path}: empty or not a picture in a known format; replace or remove the file")
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return DatasetError(f"{path}: the picture cannot be read ({reason}); replace or remove the file")

@@ -1,0 +1,296 @@
+"""From a data set to batches of `list[Sample]`: which pictures, in which order, read by how many processes.
+
+Everything random hangs on (seed, epoch, position), never on a process: any number of workers gives the same bits, and a
+run continues at iteration k as if it had never stopped. Workers return their errors as values and the main process raises
+or logs them, so that a user reads one line and not a worker's traceback.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from res2net_dense.data.images import read_sample
+from res2net_dense.errors import ConfigError, DatasetError
+from res2net_dense.types import Sample
+
+Key = tuple[int, int]
+"""(epoch, position) of one training sample."""
+
+Item = tuple[Sample | None, list[DatasetError]]
+"""The sample, or None where it could not be had, and the errors met on the way."""
+
+_MAX_REPLACEMENTS = 10
+_logger = logging.getLogger(__name__)
+
+
+class Source(Protocol):
+    """A data set of raw samples, such as `CocoDataset`."""
+
+    def __len__(self) -> int: ...
+
+    def sample(self, index: int) -> Sample:
+        """Read one; raises `DatasetError`."""
+
+
+class TrainBatches:
+    """The endless order of training samples, as lists of (epoch, position).
+
+    Each iteration takes one batch from a stream of shuffled epochs. With groups all pictures of a batch are of one group;
+    what does not fill a batch waits for the next epoch, so no picture is left out. The batch is then cut into
+    `accumulate * world_size` equal chunks, and rank r gets the chunks r, world_size + r, ...: one list each.
+
+    Args:
+        size: number of positions.
+        batch_size: pictures of one optimizer step, over all processes and accumulated steps.
+        seed: of the order.
+        groups: (size,) integers; None puts all into one group. See `aspect_ratio_groups`.
+        rank: of this process.
+        world_size: number of processes.
+        accumulate: chunks whose gradients are added up before a step.
+        start_iteration: optimizer steps already done in an earlier run; they are skipped without reading a picture.
+
+    Raises:
+        DatasetError: `size` is 0.
+        ConfigError: `batch_size` cannot be cut evenly.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        batch_size: int,
+        *,
+        seed: int,
+        groups: np.ndarray | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+        accumulate: int = 1,
+        start_iteration: int = 0,
+    ) -> None:
+        if size < 1:
+            raise DatasetError("the training set is empty: no picture has an object to learn from; check the annotations")
+        chunks = world_size * accumulate
+        if batch_size < 1 or batch_size % chunks:
+            raise ConfigError(
+                f"train.batch_size {batch_size} is not a multiple of train.accumulate {accumulate} x {world_size} "
+                f"processes; use train.batch_size={max(1, batch_size // chunks) * chunks}"
+            )
+        self.batch_size = batch_size
+        self.seed = seed
+        self.groups = [0] * size if groups is None else groups.tolist()
+        self.rank = rank
+        self.world_size = world_size
+        self.accumulate = accumulate
+        self.start_iteration = start_iteration
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        chunk_size = self.batch_size // (self.world_size * self.accumulate)
+        for batch in itertools.islice(self._batches(), self.start_iteration, None):
+            for step in range(self.accumulate):
+                first = (step * self.world_size + self.rank) * chunk_size
+                yield batch[first : first + chunk_size]
+
+    def _batches(self) -> Iterator[list[Key]]:
+        waiting: dict[int, list[Key]] = {group: [] for group in set(self.groups)}
+        for epoch in itertools.count():
+            for position in np.random.default_rng([self.seed, epoch]).permutation(len(self.groups)).tolist():
+                group = self.groups[position]
+                waiting[group].append((epoch, position))
+                if len(waiting[group]) == self.batch_size:
+                    yield waiting[group]
+                    waiting[group] = []
+
+
+class TrainSet(Dataset[Item]):
+    """Transformed training samples by (epoch, position).
+
+    Args:
+        source: the data set.
+        indices: which of its samples to use; a position is a place in this list.
+        transform: such as `TrainTransform`.
+        seed: of the transforms.
+        on_error: "raise" ends at a broken picture; "skip" puts the next readable one in its place.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        indices: Sequence[int] | np.ndarray,
+        transform: Callable[[Sample, np.random.Generator], Sample],
+        *,
+        seed: int,
+        on_error: Literal["raise", "skip"] = "raise",
+    ) -> None:
+        if on_error not in ("raise", "skip"):
+            raise ConfigError(f"on_error {on_error!r} is unknown; use raise or skip")
+        self.source = source
+        self.indices = np.asarray(indices, dtype=np.int64)
+        self.transform = transform
+        self.seed = seed
+        self.on_error = on_error
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, key: Key) -> Item:
+        epoch, position = key
+        attempts = min(_MAX_REPLACEMENTS, len(self)) if self.on_error == "skip" else 1
+        errors: list[DatasetError] = []
+        for offset in range(attempts):
+            index = int(self.indices[(position + offset) % len(self)])
+            try:
+                raw = self.source.sample(index)
+            except DatasetError as error:
+                errors.append(error)
+                continue
+            return self.transform(raw, np.random.default_rng([self.seed, epoch, position])), errors
+        return None, errors
+
+
+class EvalSet(Dataset[Item]):
+    """Transformed evaluation samples, in the order of the data set."""
+
+    def __init__(self, source: Source, transform: Callable[[Sample], Sample]) -> None:
+        self.source = source
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> Item:
+        try:
+            return self.transform(self.source.sample(index)), []
+        except DatasetError as error:
+            return None, [error]
+
+
+class FileSet(Dataset[Item]):
+    """Transformed samples of picture files without annotations; `image_id` is the running number from 0."""
+
+    def __init__(self, files: Sequence[Path], transform: Callable[[Sample], Sample]) -> None:
+        self.files = [str(file) for file in files]
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> Item:
+        try:
+            return self.transform(read_sample(self.files[index], index)), []
+        except DatasetError as error:
+            return None, [error]
+
+
+class BatchLoader:
+    """Iterates over batches of `list[Sample]`; each pass starts anew.
+
+    A broken picture raises its `DatasetError` here. One that was replaced (`on_error="skip"`) is logged as a warning and
+    counted in `skipped`.
+    """
+
+    def __init__(self, loader: DataLoader[Item]) -> None:
+        self.loader = loader
+        self.skipped = 0
+
+    def __len__(self) -> int:
+        """Number of batches of this process; a TypeError for the endless training loader."""
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[list[Sample]]:
+        for items in self.loader:
+            yield [self._sample(*item) for item in items]
+
+    def _sample(self, sample: Sample | None, errors: list[DatasetError]) -> Sample:
+        if sample is None:
+            raise errors[-1] if len(errors) == 1 else DatasetError(f"{errors[-1]} ({len(errors)} in a row are broken)")
+        for error in errors:
+            _logger.warning("skipped: %s", error)
+        self.skipped += len(errors)
+        return sample
+
+
+def train_loader(dataset: TrainSet, batches: TrainBatches, *, workers: int) -> BatchLoader:
+    """The endless loader of training batches.
+
+    Args:
+        dataset: the samples.
+        batches: their order; its `size` is `len(dataset)`.
+        workers: reading processes, 0 reads in this one.
+    """
+    return BatchLoader(_data_loader(dataset, batches, workers))
+
+
+def eval_loader(
+    dataset: EvalSet, *, batch_size: int, workers: int, rank: int = 0, world_size: int = 1
+) -> BatchLoader:
+    """One pass in which every picture comes exactly once over all processes.
+
+    Args:
+        dataset: the samples.
+        batch_size: of this process.
+        workers: reading processes, 0 reads in this one.
+        rank: of this process; it gets every `world_size`-th picture.
+        world_size: number of processes.
+    """
+    return BatchLoader(_data_loader(dataset, _chunks(range(rank, len(dataset), world_size), batch_size), workers))
+
+
+def predict_loader(
+    files: Sequence[Path], transform: Callable[[Sample], Sample], *, batch_size: int, workers: int
+) -> Iterator[tuple[list[Sample], list[DatasetError]]]:
+    """Yield the samples of each batch of files with the errors of those that could not be read.
+
+    Either list may be empty; every file is in exactly one of them.
+    """
+    dataset = FileSet(files, transform)
+    for items in _data_loader(dataset, _chunks(range(len(dataset)), batch_size), workers):
+        samples = [sample for sample, _ in items if sample is not None]
+        yield samples, [error for _, errors in items for error in errors]
+
+
+def aspect_ratio_groups(ratios: np.ndarray) -> np.ndarray:
+    """Groups of pictures that pad well together: 0 where width / height > 1, else 1, as detectron2.
+
+    Args:
+        ratios: (N,) width / height.
+
+    Returns:
+        (N,) int64.
+    """
+    return np.where(np.asarray(ratios) > 1, 0, 1).astype(np.int64)
+
+
+def _chunks(indices: range, size: int) -> list[list[int]]:
+    if size < 1:
+        raise ConfigError(f"the batch size must be at least 1, not {size}")
+    return [list(indices[first : first + size]) for first in range(0, len(indices), size)]
+
+
+def _data_loader(dataset: Dataset[Item], batches: Iterable[list[Any]], workers: int) -> DataLoader[Item]:
+    return DataLoader(
+        dataset,
+        batch_sampler=batches,
+        num_workers=workers,
+        collate_fn=_identity,
+        worker_init_fn=_init_worker,
+        # Starting a loader draws a number: from here, not from the global generator that a resumed run restores.
+        generator=torch.Generator(),
+    )
+
+
+def _identity(items: list[Item]) -> list[Item]:
+    return items
+
+
+def _init_worker(worker: int) -> None:
+    torch.set_num_threads(1)
+    if cv2 := sys.modules.get("cv2"):  # its threads would compete with the other workers
+        cv2.setNumThreads(0)

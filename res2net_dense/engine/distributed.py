@@ -1,0 +1,140 @@
+"""Several processes, one a device: PyTorch's own DDP under `torchrun`. With one process everything here does nothing.
+
+    torchrun --nproc_per_node 8 tools/train_net.py ...
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TypeVar
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from res2net_dense.errors import ConfigError
+
+T = TypeVar("T")
+
+_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+
+
+def init_distributed(device: str | torch.device | None = None) -> torch.device:
+    """Join the processes that `torchrun` started.
+
+    Args:
+        device: `cpu` (gloo) or `cuda` (nccl); the default is CUDA where there is any.
+
+    Returns:
+        The device of this process: the CPU, or the GPU of its local rank.
+
+    Raises:
+        ConfigError: Only part of torchrun's environment is set, it is no number, or there are fewer GPUs than processes.
+    """
+    chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device cuda was asked for, but PyTorch sees no GPU: use device cpu or check the driver")
+    missing = [name for name in _VARIABLES if name not in os.environ]
+    # MASTER_* alone are often set by a cluster's own scripts and mean nothing without a rank.
+    if {"RANK", "WORLD_SIZE", "LOCAL_RANK"} <= set(missing):
+        return chosen
+    if missing:
+        raise ConfigError(
+            f"the environment names this process a part of a group, but {', '.join(missing)} is not set: "
+            "start with torchrun, or unset RANK, WORLD_SIZE and LOCAL_RANK to run one process"
+        )
+    try:
+        local_rank, size = int(os.environ["LOCAL_RANK"]), int(os.environ["WORLD_SIZE"])
+    except ValueError as error:
+        raise ConfigError(f"LOCAL_RANK and WORLD_SIZE must be whole numbers ({error}): start with torchrun") from None
+    if chosen.type == "cuda":
+        if local_rank >= torch.cuda.device_count():
+            raise ConfigError(
+                f"process {local_rank} of this machine has no GPU, PyTorch sees {torch.cuda.device_count()}: "
+                "lower torchrun's --nproc_per_node"
+            )
+        chosen = torch.device("cuda", local_rank)
+        torch.cuda.set_device(chosen)
+    if size > 1 and not distributed.is_initialized():
+        distributed.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+    return chosen
+
+
+def _active() -> bool:
+    return distributed.is_available() and distributed.is_initialized()
+
+
+def rank() -> int:
+    """Number of this process, from 0."""
+    return distributed.get_rank() if _active() else 0
+
+
+def world_size() -> int:
+    """How many processes there are."""
+    return distributed.get_world_size() if _active() else 1
+
+
+def is_main() -> bool:
+    """Whether this process is the one that writes files and prints."""
+    return rank() == 0
+
+
+def barrier() -> None:
+    """Wait for all processes."""
+    if world_size() > 1:
+        distributed.barrier()
+
+
+def gather_objects(item: T) -> list[T]:
+    """The items of all processes in the order of their ranks, in every process. Items are pickled."""
+    if world_size() == 1:
+        return [item]
+    gathered: list[T | None] = [None] * world_size()
+    distributed.all_gather_object(gathered, item)
+    return gathered  # type: ignore[return-value]  # all_gather_object has filled every place
+
+
+def maximum(values: list[int], device: torch.device) -> list[int]:
+    """The largest of each value over all processes."""
+    if world_size() == 1:
+        return values
+    shared = torch.tensor(values, dtype=torch.int64, device=device)
+    distributed.all_reduce(shared, op=distributed.ReduceOp.MAX)
+    return [int(value) for value in shared.tolist()]
+
+
+def mean(values: Tensor) -> Tensor:
+    """The mean of a tensor over all processes; the tensor itself with one process."""
+    if world_size() == 1:
+        return values
+    shared = values.clone()
+    distributed.all_reduce(shared)
+    return shared / world_size()
+
+
+def wrap(model: nn.Module) -> nn.Module:
+    """Share the gradients of `model`, which is on its device already; the model itself with one process.
+
+    Convert to channels_last before: DDP fixes the layout of the gradients here.
+    """
+    if world_size() == 1:
+        return model
+    device = next(model.parameters()).device
+    return DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None)
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The plain model within DDP and `torch.compile`, whose state dict has the published names."""
+    while True:
+        if isinstance(model, DistributedDataParallel):
+            model = model.module
+        elif isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
+            model = inner
+        else:
+            return model
+
+
+def shutdown() -> None:
+    """Leave the group of processes; call it at the end, harmless without a group."""
+    if _active():
+        distributed.destroy_process_group()

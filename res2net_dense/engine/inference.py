@@ -1,0 +1,128 @@
+"""Running a model without training it: the evaluation loop and predictions."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sized
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from res2net_dense.engine.distributed import is_main
+from res2net_dense.errors import ConfigError
+from res2net_dense.types import Evaluator, Prediction, Sample
+
+PRECISIONS = ("fp32", "bf16", "fp16")
+
+_SECONDS_BETWEEN_LINES = 10.0
+
+
+def autocast(device: str | torch.device, precision: str) -> AbstractContextManager[object]:
+    """The context in which a forward pass runs in `precision`: `fp32`, `bf16` or `fp16`; weights stay float32.
+
+    Raises:
+        ConfigError: The precision is unknown.
+    """
+    if precision not in PRECISIONS:
+        raise ConfigError(f"unknown precision {precision!r}: choose one of {', '.join(PRECISIONS)}")
+    if precision == "fp32":
+        return nullcontext()
+    return torch.autocast(torch.device(device).type, torch.bfloat16 if precision == "bf16" else torch.float16)
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside, and afterwards for each module the mode it had (frozen parts may differ from the rest)."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def evaluate(
+    model: nn.Module,
+    loader: Iterable[list[Sample]],
+    evaluator: Evaluator,
+    *,
+    device: str | torch.device,
+    precision: str = "fp32",
+    channels_last: bool = False,
+    progress: bool = True,
+) -> dict[str, float]:
+    """Score a model on a data set; with several processes each brings its share and the evaluator gathers.
+
+    Args:
+        model: On its device; its mode is as before afterwards.
+        loader: Batches of samples, finite; it may be empty.
+        evaluator: Takes inputs and predictions, which are on the CPU.
+        device: Where the model is.
+        precision: `fp32`, `bf16` or `fp16`.
+        channels_last: Whether to lay the weights out as (N, H, W, C), which is faster on recent GPUs.
+        progress: Whether to show a bar on a terminal, or lines elsewhere.
+
+    Returns:
+        The evaluator's flat map.
+    """
+    evaluator.reset()
+    batches = _with_progress(loader) if progress and is_main() else loader
+    for inputs, outputs in predict(model, batches, device=device, precision=precision, channels_last=channels_last):
+        evaluator.process(inputs, outputs)
+    return evaluator.evaluate()
+
+
+def predict(
+    model: nn.Module,
+    batches: Iterable[list[Sample]],
+    *,
+    device: str | torch.device,
+    precision: str = "fp32",
+    channels_last: bool = False,
+) -> Iterator[tuple[list[Sample], list[Prediction]]]:
+    """Yield each batch with its predictions on the CPU. Arguments as in `evaluate`.
+
+    Raises:
+        ValueError: The model gives another number of predictions than there are samples.
+    """
+    if channels_last:
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
+    with evaluation_mode(model):
+        for samples in batches:
+            # Only around the model: the consumer of a generator runs between two yields. No inference mode, as a module
+            # may keep a tensor of this pass (anchors) for its next training pass.
+            with torch.no_grad(), autocast(device, precision):
+                outputs: list[Prediction] = model(samples)
+            if len(outputs) != len(samples):
+                raise ValueError(f"the model gave {len(outputs)} predictions for {len(samples)} images")
+            yield samples, [_to_cpu(output) for output in outputs]
+
+
+def _to_cpu(prediction: Prediction) -> Prediction:
+    moved = {name: value.cpu() if isinstance(value, Tensor) else value for name, value in prediction.items()}
+    return moved  # type: ignore[return-value]  # the same keys
+
+
+def _with_progress(loader: Iterable[list[Sample]]) -> Iterator[list[Sample]]:
+    total = len(loader) if isinstance(loader, Sized) else None
+    if sys.stderr.isatty():
+        yield from tqdm(loader, total=total, desc="evaluating", unit="batch", leave=False, dynamic_ncols=True)
+        return
+    start = last = time.monotonic()
+    for done, samples in enumerate(loader, start=1):
+        yield samples
+        now = time.monotonic()
+        if now - last >= _SECONDS_BETWEEN_LINES:
+            last = now
+            rest = f"  eta {format_seconds((now - start) / done * (total - done))}" if total else ""
+            print(f"evaluating {done}/{total or '?'}{rest}", file=sys.stderr, flush=True)
+
+
+def format_seconds(seconds: float) -> str:
+    """`1:02:03`."""
+    minutes, rest = divmod(round(max(seconds, 0.0)), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"

@@ -1,0 +1,177 @@
+"""Weight files: read without running code, written atomically, loaded strictly."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from res2net_dense.engine.distributed import unwrap
+from res2net_dense.engine.files import write_atomically
+from res2net_dense.errors import CheckpointError
+
+
+def save_weights(path: str | Path, state_dict: Mapping[str, Tensor], metadata: dict[str, str]) -> Path:
+    """Write plain weights as safetensors, atomically.
+
+    Args:
+        path: The file to write.
+        state_dict: Tensors by name, on any device; shared ones are written once for each name.
+        metadata: Strings to store beside them.
+
+    Raises:
+        CheckpointError: The disk is full or the folder cannot be written.
+    """
+    path = Path(path)
+    # safetensors refuses shared memory and odd strides (channels_last).
+    tensors = {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, tensor in state_dict.items()
+    }
+    content = safetensors.torch.save(tensors, metadata)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, lambda file: file.write(content))
+    except OSError as error:
+        raise CheckpointError(f"cannot write {path} ({len(content)} bytes): {error.strerror}") from None
+    return path
+
+
+def load_weights(path: str | Path) -> dict[str, Tensor]:
+    """Read the weights of a `.safetensors` file, a checkpoint of ours, or a `.pt`/`.pth` file; on the CPU.
+
+    Of a checkpoint the averaged weights are taken if there are any. A `.pt` may hold a state dict or have one under
+    `model` or `state_dict`. Nothing in the file is run.
+
+    Raises:
+        CheckpointError: The file is missing, damaged, no weight file, or would have to run code.
+    """
+    path = Path(path)
+    content = read_torch_or_safetensors(path)
+    if isinstance(content.get("ema"), dict):
+        content = content["ema"]
+    for key in ("model", "state_dict"):
+        if isinstance(content.get(key), dict):
+            content = content[key]
+            break
+    weights = {name: value for name, value in content.items() if isinstance(value, Tensor)}
+    if not weights or len(weights) < len(content):
+        raise CheckpointError(f"{path} is not a weight file: it holds {_describe(content)} instead of named tensors")
+    return weights
+
+
+def read_metadata(path: str | Path) -> dict[str, Any]:
+    """What a weight file or checkpoint says of itself: the strings of a safetensors file, or all but the tensors.
+
+    Raises:
+        CheckpointError: As `load_weights`.
+    """
+    path = Path(path)
+    if _check_head(path) == "safetensors":
+        try:
+            with safetensors.safe_open(path, framework="pt") as file:
+                return dict(file.metadata() or {})
+        except (safetensors.SafetensorError, OSError) as error:
+            raise _damaged(path, error) from None
+    content = read_torch_or_safetensors(path)
+    return {key: content[key] for key in ("version", "iteration", "metadata", "best", "metrics") if key in content}
+
+
+def load_weights_into(model: nn.Module, path: str | Path) -> None:
+    """Load a weight file into `model`; every tensor must find its place.
+
+    Raises:
+        CheckpointError: As `load_weights`, or keys or shapes differ; nothing is loaded then.
+    """
+    load_strictly(model, load_weights(path), source=str(path))
+
+
+def load_strictly(model: nn.Module, weights: Mapping[str, Tensor], *, source: str) -> None:
+    """Load `weights` into `model` if names and shapes agree exactly.
+
+    Raises:
+        CheckpointError: They do not; the message counts and shows the first of each kind, and nothing is loaded.
+    """
+    model = unwrap(model)
+    own = model.state_dict()
+    missing = [name for name in own if name not in weights]
+    unexpected = [name for name in weights if name not in own]
+    common = [name for name in own if name in weights]
+    shapes = [
+        f"{name} is {tuple(weights[name].shape)} in the file and {tuple(own[name].shape)} in the model"
+        for name in common
+        if weights[name].shape != own[name].shape
+    ]
+    if missing or unexpected or shapes:
+        raise CheckpointError(
+            f"{source} does not fit the model: {len(common) - len(shapes)} of {len(own)} tensors match"
+            f"{_list('missing', missing)}{_list('unexpected', unexpected)}{_list('of another shape', shapes)}"
+        )
+    model.load_state_dict(dict(weights))
+
+
+def read_torch_or_safetensors(path: Path) -> dict[str, Any]:
+    """The content of a weight file as a dict, without running anything in it.
+
+    Raises:
+        CheckpointError: As `load_weights`.
+    """
+    if _check_head(path) == "safetensors":
+        try:
+            return dict(safetensors.torch.load_file(path))
+        except (safetensors.SafetensorError, OSError, ValueError) as error:
+            raise _damaged(path, error) from None
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        # The same error stands for rubbish; torch names the function only where there is one to run.
+        if "GLOBAL" in str(error) or "Unsupported" in str(error):
+            raise CheckpointError(
+                f"{path} would run code while loading, refused: if you trust whoever made it, save its tensors alone "
+                "in a new file first"
+            ) from None
+        raise _damaged(path, error) from None
+    except Exception as error:  # a damaged pickle can raise anything at all
+        raise _damaged(path, error) from None
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} is not a weight file: it holds a {type(content).__name__} instead of a dict")
+    return content
+
+
+def _check_head(path: Path) -> str:
+    """The kind of file, `safetensors` or `torch`, refusing what is surely neither."""
+    if not path.is_file():
+        raise CheckpointError(f"{path} does not exist" if not path.exists() else f"{path} is a folder, not a weight file")
+    try:
+        with open(path, "rb") as file:
+            head = file.read(64)
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror}") from None
+    if not head:
+        raise CheckpointError(f"{path} is empty: the copy or download was cut off, get it again")
+    if head.lstrip().startswith(b"<"):
+        raise CheckpointError(f"{path} is a web page, not weights: the download led to a login or error page, get it again")
+    return "safetensors" if path.suffix == ".safetensors" else "torch"
+
+
+def _damaged(path: Path, error: Exception) -> CheckpointError:
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0][:150]
+    return CheckpointError(f"{path} is damaged or no weight file ({reason}): get it again or use another")
+
+
+def _describe(content: Mapping[str, Any]) -> str:
+    names = [str(name) for name in content][:3]
+    return f"keys like {', '.join(names)}" if names else "nothing"
+
+
+def _list(what: str, items: Iterable[str]) -> str:
+    items = list(items)
+    if not items:
+        return ""
+    return f"; {len(items)} {what}: {', '.join(items[:3])}{', ...' if len(items) > 3 else ''}"

@@ -1,0 +1,365 @@
+"""COCO's average precision and recall for boxes and masks, scored by pycocotools or faster-coco-eval.
+
+The definition is https://cocodataset.org/#detection-eval. Both scorers are given the same renumbered ground
+truth and detections and return the same precision and recall arrays, which are summarised here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import io
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from res2net_dense.errors import ConfigError, DatasetError, MissingDependencyError
+from res2net_dense.evaluation.coco_truth import GroundTruth, Record, read_ground_truth
+from res2net_dense.types import Prediction, Sample
+
+try:
+    from pycocotools import mask as mask_utils
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+except ImportError as error:
+    raise MissingDependencyError(
+        "COCO evaluation needs pycocotools; install it with: pip install 'res2net_dense[detection]'"
+    ) from error
+
+Backend = Literal["auto", "pycocotools", "faster_coco_eval"]
+
+logger = logging.getLogger(__name__)
+
+_AREAS = ("", "s", "m", "l")
+_IOU_50, _IOU_75 = 0, 5
+
+
+def prediction_to_records(
+    prediction: Prediction, image_id: int | str, category_ids: Sequence[int | None]
+) -> list[Record]:
+    """Turn one image's prediction into COCO result records, ready for `json.dump`.
+
+    Detections whose score or box is not finite are left out, as are those of a class without a category id.
+
+    Args:
+        prediction: `boxes` (K, 4) xyxy, `labels` (K,), `scores` (K,), and `masks` (K, H, W) bool if any.
+        image_id: the image's id in the annotation file.
+        category_ids: the category id of every label; None for a class the annotation file does not have.
+
+    Returns:
+        One record a detection: `image_id`, `category_id`, `bbox` (x, y, width, height in pixels), `score`,
+        and `segmentation` (compressed RLE, counts as str) where there are masks.
+
+    Raises:
+        ConfigError: a label has no entry in `category_ids`.
+    """
+    boxes, labels, scores = (prediction[key].detach().cpu() for key in ("boxes", "labels", "scores"))
+    if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(category_ids):
+        raise ConfigError(
+            f"the model predicts label {int(labels.max())} but has only {len(category_ids)} class names; "
+            "set the number of classes and the class names to those it was trained with"
+        )
+    finite = torch.isfinite(scores) & torch.isfinite(boxes).all(dim=1)
+    if not finite.all():
+        logger.warning(
+            "image %s: left out %d detections whose score or box is not finite",
+            image_id,
+            int((~finite).sum()),
+        )
+    known = torch.tensor([i is not None for i in category_ids], dtype=torch.bool)
+    kept = torch.nonzero(finite & known[labels]).flatten()
+
+    xywh = torch.cat([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], dim=1)[kept]
+    rows = zip(labels[kept].tolist(), xywh.tolist(), scores[kept].tolist(), strict=True)
+    records: list[Record] = [
+        {"image_id": image_id, "category_id": category_ids[label], "bbox": box, "score": score}
+        for label, box, score in rows
+    ]
+    if "masks" in prediction:
+        masks = prediction["masks"].detach().cpu()[kept]
+        for record, rle in zip(records, _encode_masks(masks), strict=True):
+            record["segmentation"] = rle
+    return records
+
+
+def _encode_masks(masks: torch.Tensor) -> list[Record]:
+    """Encode (K, H, W) bool masks as compressed RLE in one call."""
+    # pycocotools wants (H, W, K) in Fortran order, which is (K, W, H) in C order read backwards
+    columns = masks.to(torch.uint8).permute(0, 2, 1).contiguous().numpy()
+    rles: list[Record] = mask_utils.encode(columns.transpose(2, 1, 0)) if len(masks) else []
+    return [{"size": [int(n) for n in rle["size"]], "counts": rle["counts"].decode()} for rle in rles]
+
+
+class CocoEvaluator:
+    """Score boxes and masks against a COCO annotation file; all scores are percentages.
+
+    `evaluate` returns, for each of `iou_types`, `AP AP50 AP75 APs APm APl AR1 AR10 AR100 ARs ARm ARl` as
+    `bbox/AP` and so on, and the AP of each class as `bbox/AP/<class name>`. A score that does not exist (no
+    ground truth of that class or size) is NaN and has no part in the means. The scores are over all images of
+    the file, seen or not.
+    """
+
+    def __init__(
+        self,
+        annotations: str | Path | Mapping[str, Any],
+        *,
+        class_names: Sequence[str],
+        iou_types: Sequence[str] = ("bbox", "segm"),
+        backend: Backend = "auto",
+        max_detections: int = 100,
+        gather: Callable[[Any], list[Any]] | None = None,
+    ) -> None:
+        """Read and check the ground truth; the caller's file or map is never changed.
+
+        Args:
+            annotations: path of the COCO instances json, or its content.
+            class_names: the model's classes in label order; they find their category by name.
+            iou_types: of `bbox` and `segm`.
+            backend: the scorer; `auto` takes faster-coco-eval where it is installed.
+            max_detections: so many of the best scored detections of an image count (COCO: 100).
+            gather: collects an object of each process into a list, on each process; default: one process.
+
+        Raises:
+            DatasetError: the ground truth is missing, broken or inconsistent.
+            ConfigError: an argument is wrong, or no class name is in the file.
+            MissingDependencyError: the backend is not installed.
+        """
+        if not iou_types or not set(iou_types) <= {"bbox", "segm"}:
+            raise ConfigError(f"iou_types is {list(iou_types)}; allowed are bbox and segm")
+        if max_detections < 1:
+            raise ConfigError(f"max_detections is {max_detections}; it must be at least 1")
+        self.iou_types = tuple(iou_types)
+        self.backend = _resolve_backend(backend)
+        self.class_names = tuple(class_names)
+        self._max_detections = max_detections
+        self._gather = gather or (lambda obj: [obj])
+        self._truth = read_ground_truth(annotations, with_masks="segm" in iou_types)
+        self.category_ids = self._match_classes()
+        self.reset()
+
+    def _match_classes(self) -> list[int | None]:
+        """Find the category id of every label by name."""
+        truth, names = self._truth, self.class_names
+        ids = {name: category_id for category_id, name in truth.category_names.items()}
+        if len(set(names)) < len(names):
+            raise ConfigError(f"class names must differ from each other, these do not: {', '.join(names)}")
+        absent = [name for name in names if name not in ids]
+        if len(absent) == len(names):
+            raise ConfigError(
+                f"{truth.source}: has none of the model's classes ({', '.join(names[:5])}...) but "
+                f"{', '.join(list(ids)[:5])}...; use the class names of the file's categories"
+            )
+        if absent:
+            logger.warning("%s: no category for %s; their AP is n/a", truth.source, ", ".join(absent))
+        unknown = [name for name, i in ids.items() if name not in names and truth.object_counts[i]]
+        if unknown:
+            logger.warning(
+                "%s: has objects of classes the model does not know (%s); they count as missed",
+                truth.source,
+                ", ".join(unknown),
+            )
+        self._reported = {name: ids.get(name) for name in (*names, *unknown)}
+        return [ids.get(name) for name in names]
+
+    def reset(self) -> None:
+        """Forget all predictions and results."""
+        self._records: dict[int | str, list[Record]] = {}
+        self._results: dict[str, float] = {}
+
+    def process(self, inputs: Sequence[Sample], outputs: Sequence[Prediction]) -> None:
+        """Take in one batch; only run-length encoded masks are kept.
+
+        Args:
+            inputs: the samples; only `image_id` is read.
+            outputs: their predictions at original size.
+
+        Raises:
+            DatasetError: an image is not in the ground truth, comes twice, or has another size there.
+            ConfigError: masks are to be scored and the model gives none, or a label has no class name.
+        """
+        for sample, prediction in zip(inputs, outputs, strict=True):
+            image_id = sample["image_id"]
+            image = self._truth.images.get(image_id)
+            if image is None:
+                raise DatasetError(
+                    f"{self._truth.source}: has no image with id {image_id!r}; evaluate this file's images"
+                )
+            if image_id in self._records:
+                raise DatasetError(
+                    f"image {image_id!r} was evaluated twice; call reset() before another evaluation"
+                )
+            if "segm" in self.iou_types and "masks" not in prediction and len(prediction["scores"]):
+                raise ConfigError(
+                    "masks are to be scored but the model gives none; evaluate boxes only (bbox)"
+                )
+            records = prediction_to_records(prediction, image_id, self.category_ids)
+            if records and "segm" in self.iou_types:
+                height, width = records[0]["segmentation"]["size"]
+                if (height, width) != (image["height"], image["width"]):
+                    raise DatasetError(
+                        f"{self._truth.source}: image {image_id!r} is {image['width']}x{image['height']} "
+                        f"but its predicted masks are {width}x{height}; correct the size in the file"
+                    )
+            self._records[image_id] = records
+
+    def records(self) -> list[Record]:
+        """All detections in COCO's results format, by image id; after `evaluate` those of all processes."""
+        return [record for i in self._truth.images if i in self._records for record in self._records[i]]
+
+    def evaluate(self) -> dict[str, float]:
+        """Gather over all processes and score; every process gets the same result."""
+        merged: dict[int | str, list[Record]] = {}
+        for part in self._gather(self._records):
+            # a sampler that pads gives an image to two processes; it counts once
+            merged = {**part, **merged}
+        self._records = merged
+
+        total = len(self._truth.images)
+        if len(merged) < total:
+            logger.warning(
+                "only %d of the %d images of %s were evaluated; objects of the others count as missed",
+                len(merged),
+                total,
+                self._truth.source,
+            )
+        records = self.records()
+        if not records:
+            logger.warning(
+                "no detections at all on %d images, so all scores are 0: none was above the score threshold",
+                len(merged),
+            )
+        self._results = {}
+        for iou_type in self.iou_types:
+            self._results.update(self._score(records, iou_type))
+        return dict(self._results)
+
+    def _score(self, records: Sequence[Record], iou_type: str) -> dict[str, float]:
+        truth = self._truth
+        # pycocotools takes a detection's area for the size classes: that of the mask when masks are scored
+        # (one mask at a time, for pycocotools 2.0.11 fails on a list of more than 255)
+        if iou_type == "segm":
+            areas = [int(mask_utils.area(record["segmentation"])) for record in records]
+        else:
+            areas = [record["bbox"][2] * record["bbox"][3] for record in records]
+        detections = [
+            {
+                **record,
+                "id": number,
+                "image_id": truth.images[record["image_id"]]["id"],
+                "category_id": truth.category_numbers[record["category_id"]],
+                "area": area,
+                "iscrowd": 0,
+            }
+            for number, (record, area) in enumerate(zip(records, areas, strict=True), start=1)
+        ]
+        limits = sorted({1, 10, self._max_detections})
+        precision, recall = _match(self.backend, truth, detections, iou_type, limits)
+
+        last = limits.index(self._max_detections)
+        results = {
+            "AP": _percent(precision[..., 0, last]),
+            "AP50": _percent(precision[_IOU_50, ..., 0, last]),
+            "AP75": _percent(precision[_IOU_75, ..., 0, last]),
+        }
+        results |= {f"AP{_AREAS[a]}": _percent(precision[..., a, last]) for a in (1, 2, 3)}
+        results |= {f"AR{limit}": _percent(recall[..., 0, m]) for m, limit in enumerate(limits)}
+        results |= {f"AR{_AREAS[a]}": _percent(recall[..., a, last]) for a in (1, 2, 3)}
+        for name, category_id in self._reported.items():
+            # the scorers order the classes by number, and the numbers run from 1
+            column = slice(0) if category_id is None else truth.category_numbers[category_id] - 1
+            results[f"AP/{name}"] = _percent(precision[:, :, column, 0, last])
+        return {f"{iou_type}/{name}": value for name, value in results.items()}
+
+    def table(self) -> str:
+        """The last results to read: the overall scores, then each class; empty before `evaluate`."""
+        if not self._results:
+            return ""
+        # a class name may hold a slash, so only the first one divides
+        names = [
+            key.split("/", 1)[1]
+            for key in self._results
+            if key.startswith(f"{self.iou_types[0]}/") and "/AP/" not in key
+        ]
+        overall = [["", *self.iou_types]]
+        overall += [[name, *(_show(self._results[f"{t}/{name}"]) for t in self.iou_types)] for name in names]
+        classes = [["class", "objects", *(f"{t}/AP" for t in self.iou_types)]]
+        for name, category_id in self._reported.items():
+            scores = (_show(self._results[f"{t}/AP/{name}"]) for t in self.iou_types)
+            classes.append([name, str(self._truth.object_counts[category_id]), *scores])
+        return f"{_align(overall)}\n\n{_align(classes)}"
+
+
+def _resolve_backend(backend: Backend) -> Literal["pycocotools", "faster_coco_eval"]:
+    if backend not in ("auto", "pycocotools", "faster_coco_eval"):
+        raise ConfigError(f"backend is {backend!r}; allowed are auto, pycocotools and faster_coco_eval")
+    installed = importlib.util.find_spec("faster_coco_eval") is not None
+    if backend == "faster_coco_eval" and not installed:
+        raise MissingDependencyError("faster-coco-eval is not installed: pip install faster-coco-eval")
+    if backend == "auto":
+        return "faster_coco_eval" if installed else "pycocotools"
+    return backend
+
+
+def _match(
+    backend: str, truth: GroundTruth, detections: list[Record], iou_type: str, limits: list[int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Match detections to objects.
+
+    Args:
+        backend: `pycocotools` or `faster_coco_eval`.
+        truth: the ground truth.
+        detections: records in the truth's numbers, with `id` from 1, `area` and `iscrowd`; they are changed.
+        iou_type: `bbox` or `segm`.
+        limits: numbers of best detections of an image to consider, ascending.
+
+    Returns:
+        Precision (10 IoUs, 101 recalls, classes, 4 areas, limits) and recall (10 IoUs, classes, 4 areas,
+        limits), -1 where there is no ground truth.
+    """
+    coco, evaluation = COCO, COCOeval
+    silent: dict[str, Any] = {}
+    if backend == "faster_coco_eval":
+        import faster_coco_eval
+
+        coco, evaluation = faster_coco_eval.COCO, faster_coco_eval.COCOeval_faster
+        silent = {"print_function": lambda *_: None}
+    # pycocotools prints and has no switch for it
+    with contextlib.redirect_stdout(io.StringIO()):
+        sides = []
+        # not through loadRes, which fails where there are no detections
+        for dataset in (truth.dataset(), {**truth.dataset(), "annotations": detections}):
+            side = coco()
+            side.dataset = dataset
+            side.createIndex()
+            sides.append(side)
+        scorer = evaluation(*sides, iou_type, **silent)
+        scorer.params.maxDets = limits
+        scorer.evaluate()
+        scorer.accumulate()
+    return np.asarray(scorer.eval["precision"]), np.asarray(scorer.eval["recall"])
+
+
+def _percent(values: np.ndarray) -> float:
+    """Mean of what exists (the scorers mark the rest with -1) in percent, NaN where nothing does."""
+    existing = values[values > -1]
+    return float(existing.mean()) * 100 if existing.size else float("nan")
+
+
+def _show(value: float) -> str:
+    return "n/a" if np.isnan(value) else f"{value:.1f}"
+
+
+def _align(rows: Sequence[Sequence[str]]) -> str:
+    """Columns of equal width; the first flush left, numbers flush right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(w) if i == 0 else cell.rjust(w)
+            for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    )

@@ -1,0 +1,22 @@
+"""What can be learnt. A task is a module with the functions of `res2net_dense.types.Task`; config objects end there."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from res2net_dense.errors import ConfigError
+
+TASKS = {"detection": "res2net_dense.tasks.detection"}
+
+
+def get_task(name: str) -> Any:
+    """Import and return the module of the task `name`; its libraries are imported only now.
+
+    Raises:
+        ConfigError: there is no such task.
+        MissingDependencyError: a library it needs is not installed.
+    """
+    if name not in TASKS:
+        raise ConfigError(f"unknown task {name!r}; known: {', '.join(TASKS)}")
+    return importlib.import_module(TASKS[name])

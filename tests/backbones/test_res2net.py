@@ -1,0 +1,317 @@
+"""The networks against timm and the published counts, over everything registered."""
+
+import pytest
+import timm
+import torch
+from torch import nn
+from torchvision.ops import FrozenBatchNorm2d
+
+import res2net_dense
+from res2net_dense.backbones.registry import ALIASES, ARCHITECTURES
+from res2net_dense.backbones.res2net import Bottle2neck
+from res2net_dense.errors import ConfigError
+
+TIMM = {
+    "res2net50_26w_4s": "res2net50_26w_4s",
+    "res2net50_48w_2s": "res2net50_48w_2s",
+    "res2net50_14w_8s": "res2net50_14w_8s",
+    "res2net50_26w_6s": "res2net50_26w_6s",
+    "res2net50_26w_8s": "res2net50_26w_8s",
+    "res2net101_26w_4s": "res2net101_26w_4s",
+    "res2next50": "res2next50",
+    "res2net50_v1b_26w_4s": "res2net50d",
+    "res2net101_v1b_26w_4s": "res2net101d",
+    "resnet50": "resnet50",
+    "resnet101": "resnet101",
+}
+
+# Millions, from the paper's table, the released files and timm's results.
+PUBLISHED_PARAMETERS = {
+    "res2net50_26w_4s": 25.70,
+    "res2net50_48w_2s": 25.29,
+    "res2net50_14w_8s": 25.06,
+    "res2net50_26w_6s": 37.05,
+    "res2net50_26w_8s": 48.40,
+    "res2net101_26w_4s": 45.21,
+    "res2net50_18w_4s": 18.10,
+    "res2net50_18w_6s": 25.16,
+    "res2next50": 24.67,
+    "res2net50_v1b_26w_4s": 25.72,
+    "res2net101_v1b_26w_4s": 45.23,
+    "res2net152_v1b_26w_4s": 61.29,
+    "res2net200_v1b_26w_4s": 76.21,
+    "se_res2net50_26w_4s": 28.23,
+    "resnet50": 25.56,
+    "resnet101": 44.55,
+}
+
+every_backbone = pytest.mark.parametrize("name", res2net_dense.list_backbones())
+
+
+def like_trained(network, seed=0):
+    """Random weights that excite every channel: norm statistics and scales away from 0 and 1."""
+    generator = torch.Generator().manual_seed(seed)
+    state = network.state_dict()
+    for key, value in state.items():
+        if key.endswith("running_var"):
+            state[key] = torch.rand(value.shape, generator=generator) + 0.5
+        elif value.ndim == 1:
+            state[key] = torch.rand(value.shape, generator=generator) * 0.8 + 0.2
+    network.load_state_dict(state)
+    return network
+
+
+def difference(ours, theirs):
+    """The largest difference as a part of the largest activation."""
+    return ((ours - theirs).abs().max() / theirs.abs().max()).item()
+
+
+@every_backbone
+def test_parameters_equal_the_published_counts(name):
+    with torch.device("meta"):
+        network = res2net_dense.create_classifier(name)
+    millions = sum(p.numel() for p in network.parameters()) / 1e6
+    # The table truncates 76.2155 to 76.21; everything else is rounded.
+    assert abs(millions - PUBLISHED_PARAMETERS[name]) <= (
+        0.0056 if name == "res2net200_v1b_26w_4s" else 0.00501
+    )
+
+
+def test_the_tables_of_this_file_cover_the_registry():
+    assert set(PUBLISHED_PARAMETERS) == set(res2net_dense.list_backbones())
+    published = {n for n in timm.list_models(["res2net*", "res2next*"]) if "dla" not in n}
+    assert published <= set(TIMM.values()), "timm has a network that is not compared here"
+
+
+@pytest.mark.parametrize(
+    ("size", "training"), [((224, 224), False), ((199, 231), True)], ids=["224-eval", "odd-train"]
+)
+@pytest.mark.parametrize("name", TIMM)
+def test_outputs_equal_timm(name, size, training):
+    theirs = like_trained(timm.create_model(TIMM[name])).train(training)
+    ours = res2net_dense.create_classifier(name).train(training)
+    ours.load_state_dict(theirs.state_dict())
+    x = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        assert difference(ours(x), theirs(x)) <= 1e-5
+    for key, value in theirs.state_dict().items():  # training moved the statistics by the same
+        torch.testing.assert_close(ours.state_dict()[key], value, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("output_stride", [8, 16])
+@pytest.mark.parametrize("name", ["res2net50_26w_4s", "res2net50_v1b_26w_4s", "res2next50", "resnet50"])
+def test_dilated_features_equal_timm(name, output_stride):
+    theirs = timm.create_model(TIMM[name], features_only=True, output_stride=output_stride).eval()
+    like_trained(theirs)
+    ours = res2net_dense.create_backbone(
+        name, output_stride=output_stride, dilate_first="previous", avg_down_dilated="same2"
+    ).eval()
+    ours.load_state_dict(theirs.state_dict())
+    x = torch.randn(1, 3, 199, 231, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        for mine, reference in zip(ours(x).values(), theirs(x)[1:], strict=True):
+            assert difference(mine, reference) <= 1e-5
+    assert ours.out_strides["res5"] == output_stride
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("size", [(224, 224), (199, 231)])
+@pytest.mark.parametrize("output_stride", [8, 16, 32])
+@pytest.mark.parametrize("name", TIMM)
+def test_every_setting_equals_timm(name, output_stride, size, training):
+    theirs = like_trained(timm.create_model(TIMM[name], output_stride=output_stride)).train(training)
+    ours = res2net_dense.create_classifier(name, output_stride=output_stride, avg_down_dilated="same2").train(
+        training
+    )
+    ours.load_state_dict(theirs.state_dict())
+    x = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        assert difference(ours(x), theirs(x)) <= 1e-5
+
+
+@pytest.mark.parametrize("name", ["res2net50_26w_4s", "res2net50_v1b_26w_4s"])
+def test_gradients_equal_timm(name):
+    theirs = like_trained(timm.create_model(TIMM[name]))
+    ours = res2net_dense.create_classifier(name)
+    ours.load_state_dict(theirs.state_dict())
+    x = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    for network in (ours, theirs):
+        network(x).square().mean().backward()
+    reference = dict(theirs.named_parameters())
+    for key, parameter in ours.named_parameters():
+        assert difference(parameter.grad, reference[key].grad) <= 1e-4, key
+
+
+@every_backbone
+def test_features_have_the_announced_shapes_at_every_stride(name):
+    x = torch.randn(1, 3, 70, 97)
+    for output_stride in (8, 16, 32):
+        network = res2net_dense.create_backbone(name, output_stride=output_stride).eval()
+        with torch.no_grad():
+            features = network(x)
+        assert list(features) == ["res2", "res3", "res4", "res5"]
+        for feature, value in features.items():
+            stride = network.out_strides[feature]
+            assert value.shape == (1, network.out_channels[feature], -(-70 // stride), -(-97 // stride))
+        assert max(network.out_strides.values()) == output_stride
+
+
+@every_backbone
+def test_every_parameter_learns(name):
+    network = res2net_dense.create_backbone(name)
+    network(torch.randn(2, 3, 64, 64))["res5"].square().mean().backward()
+    assert [key for key, p in network.named_parameters() if p.grad is None] == []
+
+
+def test_stages_past_the_last_feature_are_not_built():
+    network = res2net_dense.create_backbone("res2net50_26w_4s", out_features=("stem", "res3"))
+    assert list(network(torch.randn(1, 3, 64, 64))) == ["stem", "res3"]
+    assert not any(key.startswith(("layer3", "layer4")) for key in network.state_dict())
+
+
+@pytest.mark.parametrize("alias", ALIASES)
+def test_an_alias_is_the_same_network(alias):
+    ours = {k: v.shape for k, v in res2net_dense.create_backbone(ALIASES[alias]).state_dict().items()}
+    assert {k: v.shape for k, v in res2net_dense.create_backbone(alias).state_dict().items()} == ours
+
+
+@pytest.mark.parametrize("norm", ["BN", "FrozenBN", "SyncBN", "GN"])
+@pytest.mark.parametrize(
+    "name", ["res2net50_26w_4s", "res2net50_14w_8s", "res2next50", "res2net50_v1b_26w_4s"]
+)
+def test_norms(name, norm):
+    network = res2net_dense.create_backbone(name, norm=norm, out_features=("res2",))
+    kinds = {
+        "BN": nn.BatchNorm2d,
+        "FrozenBN": FrozenBatchNorm2d,
+        "SyncBN": nn.SyncBatchNorm,
+        "GN": nn.GroupNorm,
+    }
+    assert isinstance(network.bn1, kinds[norm])
+    if norm == "SyncBN":
+        network.eval()  # in training it wants a process group
+    assert network(torch.randn(2, 3, 32, 32))["res2"].shape == (2, 256, 8, 8)
+
+
+@pytest.mark.parametrize("freeze_at", range(6))
+def test_freeze_at_counts_stages_as_detectron2_does(freeze_at):
+    network = res2net_dense.create_backbone("res2net50_26w_4s", freeze_at=freeze_at).train()
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    optimizer = torch.optim.SGD(
+        [p for p in network.parameters() if p.requires_grad] or [torch.zeros(1)], lr=0.1
+    )
+    loss = network(torch.randn(2, 3, 64, 64))["res5"].square().mean()
+    if loss.requires_grad:
+        loss.backward()
+        optimizer.step()
+    changed = {
+        key.split(".")[0] for key, value in network.state_dict().items() if not value.equal(before[key])
+    }
+    groups = [{"conv1", "bn1"}, {"layer1"}, {"layer2"}, {"layer3"}, {"layer4"}]
+    assert changed == set().union(set(), *groups[freeze_at:])
+
+
+def test_checkpointed_activations_change_nothing_but_memory():
+    torch.manual_seed(0)
+    plain = res2net_dense.create_backbone("res2net50_26w_4s", drop_path_rate=0.2)
+    saving = res2net_dense.create_backbone(
+        "res2net50_26w_4s", drop_path_rate=0.2, checkpoint_activations=True
+    )
+    saving.load_state_dict(plain.state_dict())
+    x = torch.randn(2, 3, 64, 64)
+    for network in (plain, saving):
+        torch.manual_seed(1)
+        network(x)["res5"].square().mean().backward()
+    for (key, a), b in zip(plain.named_parameters(), saving.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-5, atol=1e-7, msg=key)
+    for key, value in plain.state_dict().items():
+        torch.testing.assert_close(saving.state_dict()[key], value, rtol=0, atol=0, msg=key)
+
+
+def test_drop_path_acts_in_training_only():
+    network = res2net_dense.create_backbone("res2net50_26w_4s", drop_path_rate=0.5, norm="FrozenBN")
+    rates = [
+        m.drop_path.p for m in network.modules() if isinstance(m, Bottle2neck) and m.drop_path is not None
+    ]
+    assert rates == sorted(rates)
+    assert rates[-1] == 0.5
+    x = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        assert len({network(x)["res5"].sum().item() for _ in range(4)}) > 1
+        network.eval()
+        assert len({network(x)["res5"].sum().item() for _ in range(2)}) == 1
+
+
+def test_squeeze_and_excitation_acts():
+    network = res2net_dense.create_backbone("se_res2net50_26w_4s", out_features=("res2",)).eval()
+    x = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        before = network(x)["res2"]
+        network.layer1[0].se.fc2.bias.fill_(-20.0)  # a closed gate leaves only the shortcut
+        assert not torch.allclose(network(x)["res2"], before)
+        block = network.layer1[0]
+        y = network.maxpool(network.relu(network.bn1(network.conv1(x))))
+        torch.testing.assert_close(block(y), block.downsample(y).relu())
+
+
+def test_the_block_options_act():
+    """The last split of a stage block at stride 1 is pooled or not; the stride sits in the 3x3 or in the
+    1x1.
+    """
+    x = torch.randn(1, 3, 64, 64)
+    base = res2net_dense.create_backbone("res2net50_26w_4s").eval()
+    reference = base(x)
+    outputs = {}
+    for option in ({"stage_pool": "strided"}, {"stride_in_1x1": True}):
+        network = res2net_dense.create_backbone("res2net50_26w_4s", **option).eval()
+        network.load_state_dict(base.state_dict())  # the same keys: that is the trap
+        outputs[str(option)] = network(x)
+        assert {k: v.shape for k, v in outputs[str(option)].items()} == {
+            k: v.shape for k, v in reference.items()
+        }
+    strided, in_1x1 = outputs.values()
+    assert not torch.allclose(strided["res2"], reference["res2"])
+    assert torch.allclose(in_1x1["res2"], reference["res2"])
+    assert not torch.allclose(in_1x1["res3"], reference["res3"])
+
+
+@pytest.mark.parametrize("in_channels", [1, 4])
+def test_in_channels(in_channels):
+    for name in ("res2net50_26w_4s", "res2net50_v1b_26w_4s"):
+        network = res2net_dense.create_classifier(name, num_classes=7, in_channels=in_channels).eval()
+        assert network(torch.randn(1, in_channels, 64, 64)).shape == (1, 7)
+
+
+def test_a_network_without_a_name_of_its_own():
+    network = res2net_dense.create_backbone(
+        "res2net50_26w_4s", base_width=10, scale=3, out_features=("res2",)
+    )
+    assert network.layer1[1].conv1.out_channels == 30
+    assert network(torch.randn(1, 3, 64, 64))["res2"].shape == (1, 256, 16, 16)
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: res2net_dense.create_backbone("res2net50_26w4s"), "did you mean res2net50_26w_4s"),
+        (lambda: res2net_dense.create_backbone("vgg"), "known: "),
+        (lambda: res2net_dense.create_backbone("resnet50", output_stide=8), "did you mean output_stride"),
+        (lambda: res2net_dense.create_backbone("resnet50", output_stride=4), "allowed: 8, 16, 32"),
+        (lambda: res2net_dense.create_backbone("resnet50", out_features=()), "out_features is empty"),
+        (lambda: res2net_dense.create_backbone("resnet50", out_features=("res6",)), "res5"),
+        (lambda: res2net_dense.create_backbone("resnet50", norm="LN"), "unknown norm"),
+        (lambda: res2net_dense.create_backbone("resnet50", freeze_at=6), "freeze_at"),
+        (lambda: res2net_dense.create_backbone("resnet50", in_channels=0), "in_channels"),
+        (lambda: res2net_dense.create_backbone("resnet50", drop_path_rate=1.0), "drop_path_rate"),
+    ],
+)  # fmt: skip
+def test_wrong_arguments_are_named_with_a_remedy(call, words):
+    with pytest.raises(ConfigError, match=words) as caught:
+        call()
+    assert "\n" not in str(caught.value)
+
+
+def test_every_architecture_is_data():
+    assert all(set(options) <= {"depths", "base_width", "scale", "cardinality", "deep_stem", "se"}
+               for options in ARCHITECTURES.values())  # fmt: skip

@@ -1,0 +1,129 @@
+"""The schema: documented, bounded, strict."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, get_args
+
+import pytest
+from pydantic import BaseModel, ValidationError
+
+from res2net_dense.config import Config, config_to_dict, parse_config
+from res2net_dense.errors import ConfigError
+
+
+def minimal(**sections: Any) -> dict[str, Any]:
+    return {
+        "task": "detection",
+        "backbone": {"name": "res2net50_26w_4s"},
+        "model": {"arch": "mask_rcnn"},
+        "train": {"iterations": 10, "batch_size": 4, "optimizer": {"lr": 0.1}},
+        **sections,
+    }
+
+
+def train(**changes: Any) -> dict[str, Any]:
+    return {"iterations": 10, "batch_size": 4, "optimizer": {"lr": 0.1}, **changes}
+
+
+def sections(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+        for field in annotation.model_fields.values():
+            yield from sections(field.annotation)
+    for argument in get_args(annotation):
+        yield from sections(argument)
+
+
+ALL_SECTIONS = sorted(set(sections(Config)), key=lambda section: section.__name__)
+
+
+def test_every_section_is_found() -> None:
+    assert len(ALL_SECTIONS) == 11
+
+
+@pytest.mark.parametrize("section", ALL_SECTIONS)
+def test_every_field_is_described(section: type[BaseModel]) -> None:
+    assert section.__doc__
+    for name, field in section.model_fields.items():
+        assert field.description, f"{section.__name__}.{name}"
+        assert field.description.endswith("."), f"{section.__name__}.{name}"
+
+
+def test_every_default_is_allowed() -> None:
+    data = config_to_dict(parse_config(minimal()))
+    assert config_to_dict(parse_config(data)) == data
+
+
+def test_defaults_of_the_detector() -> None:
+    config = parse_config(minimal())
+    assert config.model.arch == "mask_rcnn"
+    assert config.model.anchor_sizes == [32, 64, 128, 256, 512]
+    assert config.train.optimizer.betas == (0.9, 0.999)
+    assert config.data.train is None
+    assert config.runtime.output_dir == "output/run"
+
+
+def test_config_is_frozen() -> None:
+    config = parse_config(minimal())
+    with pytest.raises(ValidationError):
+        config.train.batch_size = 5  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("section", "value", "said"),
+    [
+        ("backbone", {"name": ""}, "backbone.name"),
+        ("backbone", {"name": "x", "freeze_at": 6}, "backbone.freeze_at"),
+        ("backbone", {"name": "x", "freeze_at": True}, "backbone.freeze_at"),
+        ("backbone", {"name": "x", "norm": "bn"}, "'FrozenBN'"),
+        ("model", {"arch": "faster_rcnn", "mask_head_convs": 2}, "unknown key 'model.mask_head_convs'"),
+        ("model", {"arch": "yolo"}, "model.arch = 'yolo': expected one of 'mask_rcnn', 'faster_rcnn'"),
+        ("model", {}, "model.arch is missing; expected one of 'mask_rcnn', 'faster_rcnn'"),
+        ("model", {"arch": "mask_rcnn", "anchor_sizes": [1, 2]}, "model.anchor_sizes"),
+        ("model", {"arch": "mask_rcnn", "anchor_sizes": [1, 2, 3, 4, -5]}, "model.anchor_sizes[4] = -5"),
+        ("model", {"arch": "mask_rcnn", "pixel_mean": [1.0, 2.0]}, "model.pixel_mean"),
+        ("data", {"min_size_train": []}, "data.min_size_train"),
+        ("data", {"min_size_train": [160], "max_size_train": 100}, "must not exceed max_size_train = 100"),
+        ("data", {"min_size_test": 160, "max_size_test": 100}, "must not exceed max_size_test = 100"),
+        ("data", {"class_names": ["a", "a"]}, "data.class_names"),
+        ("data", {"train": {"images": "x"}}, "data.train.annotations is missing"),
+        ("train", train(iterations=0), "train.iterations = 0"),
+        ("train", train(accumulate=3), "train.accumulate = 3: must divide batch_size = 4"),
+        ("train", train(optimizer={}), "train.optimizer.lr is missing"),
+        ("train", train(optimizer={"lr": float("nan")}), "finite"),
+        ("train", train(optimizer={"lr": 10**400}), "train.optimizer.lr"),
+        ("train", train(optimizer={"lr": 0.1, "betas": [0.9]}), "train.optimizer.betas"),
+        ("train", train(optimizer={"lr": 0.1, "betas": [0.9, True]}), "train.optimizer.betas[1]"),
+        (
+            "train",
+            train(schedule={"milestones": [3, 3]}),
+            "train.schedule.milestones = [3, 3]: must increase",
+        ),
+        ("train", train(schedule={"milestones": [10]}), "must be below train.iterations = 10"),
+        ("train", train(clip_grad_norm="x"), "train.clip_grad_norm = 'x'"),
+        ("eval", {"expected": {"segm/AP": [35.6]}}, "eval.expected.segm/AP"),
+        ("runtime", {"device": "cuda:x"}, "runtime.device"),
+        ("runtime", {"seed": -1}, "runtime.seed"),
+        ("task", "detecton", "task = 'detecton'"),
+        ("task", None, "task = None"),
+    ],
+)
+def test_wrong_values_are_named(section: str, value: Any, said: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        parse_config(minimal(**{section: value}), source="here")
+    assert str(error.value).startswith("here: ")
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_class_names_and_num_classes_agree() -> None:
+    names = {"class_names": ["a", "b"]}
+    parse_config(minimal(data=names, model={"arch": "mask_rcnn", "num_classes": 2}))
+    with pytest.raises(ConfigError, match=r"model\.num_classes = 3: must equal the number .* 2"):
+        parse_config(minimal(data=names, model={"arch": "mask_rcnn", "num_classes": 3}))
+
+
+def test_keys_that_are_no_words() -> None:
+    with pytest.raises(ConfigError):
+        parse_config(minimal() | {3: 4})  # type: ignore[operator]

@@ -1,0 +1,502 @@
+"""Our COCO scores are the true ones: equal to published numbers, raw pycocotools and detectron2."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import json
+import logging
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+mask_utils = pytest.importorskip("pycocotools.mask")
+from pycocotools.coco import COCO  # noqa: E402
+from pycocotools.cocoeval import COCOeval  # noqa: E402
+
+from res2net_dense.errors import ConfigError, DatasetError  # noqa: E402
+from res2net_dense.evaluation.coco import CocoEvaluator, prediction_to_records  # noqa: E402
+
+SHARED = Path(
+    os.environ.get("RES2NET_DENSE_SHARED_DATA", Path(__file__).parents[2].parent / "shared" / "data")
+)
+REFERENCE = SHARED / "reference" / "coco_val2014_fake100"
+BACKENDS = ["pycocotools", "faster_coco_eval"]
+STATS = ["AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl"]
+NAMES = ["cat", "dog", "eel", "fox"]
+IDS = [3, 7, 20, 21]  # gaps
+HEIGHT, WIDTH = 160, 200
+
+needs_reference = pytest.mark.skipif(
+    not REFERENCE.is_dir(), reason=f"{REFERENCE} is missing; set RES2NET_DENSE_SHARED_DATA"
+)
+
+
+def mask_of(box, round_shape):
+    """A filled box or ellipse at full image size."""
+    x, y, w, h = box
+    rows, columns = np.mgrid[:HEIGHT, :WIDTH] + 0.5
+    if round_shape:
+        return ((columns - x - w / 2) / (w / 2)) ** 2 + ((rows - y - h / 2) / (h / 2)) ** 2 <= 1
+    return (columns > x) & (columns < x + w) & (rows > y) & (rows < y + h)
+
+
+def rle_of(mask):
+    rle = mask_utils.encode(np.asfortranarray(mask.astype(np.uint8)))
+    return {"size": rle["size"], "counts": rle["counts"].decode()}
+
+
+def random_truth(seed=0, images=12, crowd=True, classes=4):
+    """COCO json with id gaps, crowds, all sizes, and an image without objects."""
+    rng = np.random.default_rng(seed)
+    annotations = []
+    for image in range(images - 1):
+        for _ in range(rng.integers(1, 8)):
+            w, h = rng.integers(8, 150), rng.integers(8, 120)
+            box = [int(rng.integers(0, WIDTH - w)), int(rng.integers(0, HEIGHT - h)), int(w), int(h)]
+            mask = mask_of(box, rng.random() < 0.5)
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": 10 * image + 5,
+                    "category_id": IDS[rng.integers(classes)],
+                    "bbox": [float(v) for v in box],
+                    "area": float(mask.sum()),
+                    "iscrowd": int(crowd and rng.random() < 0.1),
+                    "segmentation": rle_of(mask),
+                }
+            )
+    return {
+        "images": [
+            {"id": 10 * i + 5, "height": HEIGHT, "width": WIDTH, "file_name": f"{i}.jpg"}
+            for i in range(images)
+        ],
+        "categories": [{"id": i, "name": name} for i, name in zip(IDS, NAMES, strict=True)],
+        "annotations": annotations,
+    }
+
+
+def prediction(boxes=(), labels=(), scores=(), masks=()):
+    return {
+        "boxes": torch.tensor(np.asarray(boxes, dtype=np.float32).reshape(-1, 4)),
+        "labels": torch.tensor(labels, dtype=torch.int64),
+        "scores": torch.tensor(scores, dtype=torch.float32),
+        "masks": torch.from_numpy(np.asarray(masks, dtype=bool).reshape(-1, HEIGHT, WIDTH)),
+    }
+
+
+def predict(truth, *, noise=0.0, seed=0, crowd=False):
+    """The ground truth as predictions by image id, jittered, with misses, doubles and wrong classes."""
+    rng = np.random.default_rng(seed)
+    found = {}
+    for image in truth["images"]:
+        boxes, labels, scores, masks = [], [], [], []
+        for annotation in truth["annotations"]:
+            if annotation["image_id"] != image["id"] or (annotation.get("iscrowd") and not crowd):
+                continue
+            for _ in range(int(rng.integers(0, 3)) if noise else 1):
+                x, y, w, h = np.asarray(annotation["bbox"])
+                if noise:
+                    x, y = x + noise * w * rng.normal(), y + noise * h * rng.normal()
+                    mask = mask_of((x, y, w, h), rng.random() < 0.5)
+                else:
+                    mask = mask_utils.decode(annotation["segmentation"]).astype(bool)
+                label = IDS.index(annotation["category_id"])
+                boxes.append([x, y, x + w, y + h])
+                labels.append(int(rng.integers(len(NAMES))) if noise and rng.random() < 0.2 else label)
+                # few different scores, so that ties are tested too
+                scores.append(round(float(rng.random()), 1))
+                masks.append(mask)
+        found[image["id"]] = prediction(boxes, labels, scores, masks)
+    return found
+
+
+def run(truth, predictions, **options):
+    evaluator = CocoEvaluator(truth, **{"class_names": NAMES, **options})
+    for image_id, output in predictions.items():
+        evaluator.process([{"image_id": image_id}], [output])
+    return evaluator, evaluator.evaluate()
+
+
+def raw_pycocotools(truth, records, iou_type):
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco = COCO()
+        coco.dataset = {"info": {}, **copy.deepcopy(truth)}
+        coco.createIndex()
+        records = copy.deepcopy(records)
+        for record in records:
+            # with a box, loadRes would take the area of the box for that of the mask
+            record.pop("bbox" if iou_type == "segm" else "segmentation", None)
+        scorer = COCOeval(coco, coco.loadRes(records), iou_type)
+        scorer.evaluate()
+        scorer.accumulate()
+        scorer.summarize()
+    return [100 * value if value > -1 else math.nan for value in scorer.stats], scorer.eval["precision"]
+
+
+def assert_same(a, b, tolerance=1e-10):
+    assert a.keys() == b.keys()
+    np.testing.assert_allclose(list(a.values()), list(b.values()), rtol=0, atol=tolerance, equal_nan=True)
+
+
+@needs_reference
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("iou_type", ["bbox", "segm"])
+def test_published_numbers(backend, iou_type):
+    expected = json.loads((REFERENCE / "expected.json").read_text())[iou_type]
+    path = REFERENCE / "instances_val2014_100.json"
+    truth = json.loads(path.read_text())
+    names = [category["name"] for category in truth["categories"]]
+    label = {category["id"]: i for i, category in enumerate(truth["categories"])}
+    sizes = {image["id"]: (image["height"], image["width"]) for image in truth["images"]}
+    by_image = {i: [] for i in sizes}
+    for record in json.loads((REFERENCE / expected["detections"]).read_text()):
+        by_image[record["image_id"]].append(record)
+
+    evaluator = CocoEvaluator(path, class_names=names, iou_types=(iou_type,), backend=backend)
+    for image_id, records in by_image.items():
+        # float64 boxes: the published detections have no float32 rounding
+        xywh = torch.tensor([r.get("bbox", [0, 0, 1, 1]) for r in records], dtype=torch.float64).reshape(
+            -1, 4
+        )
+        output = {
+            "boxes": torch.cat([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], dim=1),
+            "labels": torch.tensor([label[r["category_id"]] for r in records], dtype=torch.int64),
+            "scores": torch.tensor([r["score"] for r in records], dtype=torch.float64),
+        }
+        if iou_type == "segm":
+            masks = [mask_utils.decode(r["segmentation"]) for r in records]
+            output["masks"] = torch.from_numpy(np.asarray(masks, dtype=bool).reshape(-1, *sizes[image_id]))
+        evaluator.process([{"image_id": image_id}], [output])
+    results = evaluator.evaluate()
+    got = [results[f"{iou_type}/{name}"] / 100 for name in STATS]
+    np.testing.assert_allclose(got, list(expected["stats"].values()), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("seed", range(3))
+def test_equals_raw_pycocotools(backend, seed):
+    truth = random_truth(seed)
+    evaluator, results = run(truth, predict(truth, noise=0.08, seed=seed), backend=backend)
+    assert 5 < results["segm/AP"] < 95
+    for iou_type in ("bbox", "segm"):
+        stats, precision = raw_pycocotools(truth, evaluator.records(), iou_type)
+        got = [results[f"{iou_type}/{name}"] for name in STATS]
+        np.testing.assert_allclose(got, stats, rtol=0, atol=1e-12 * 100)
+        for k, name in enumerate(NAMES):
+            np.testing.assert_allclose(
+                results[f"{iou_type}/AP/{name}"], 100 * precision[:, :, k, 0, -1].mean(), rtol=0, atol=1e-10
+            )
+
+
+@pytest.mark.parametrize("limit", [1, 5, 10, 300])
+def test_backends_agree_at_any_limit(limit):
+    truth = random_truth(5)
+    found = predict(truth, noise=0.05)
+    results = [run(truth, found, backend=backend, max_detections=limit)[1] for backend in BACKENDS]
+    assert_same(*results)
+    assert f"bbox/AR{limit}" in results[0]
+
+
+@pytest.mark.parametrize("empty", [False, True], ids=["predictions", "no predictions"])
+def test_equals_detectron2(empty, tmp_path):
+    detectron2_data = pytest.importorskip("detectron2.data")
+    from detectron2.evaluation import COCOEvaluator
+    from detectron2.structures import Boxes, Instances
+
+    truth = {"info": {}, **random_truth(1)}
+    found = predict(truth, noise=0.08)
+    if empty:
+        found = {i: prediction() for i in found}
+    path = tmp_path / "truth.json"
+    path.write_text(json.dumps(truth))
+    name = f"coco_evaluator_test_{empty}"
+    detectron2_data.DatasetCatalog.register(name, list)
+    try:
+        detectron2_data.MetadataCatalog.get(name).set(
+            json_file=str(path),
+            thing_classes=NAMES,
+            thing_dataset_id_to_contiguous_id={category: label for label, category in enumerate(IDS)},
+        )
+        theirs = COCOEvaluator(
+            name, tasks=("bbox", "segm"), distributed=False, use_fast_impl=False, allow_cached_coco=False
+        )
+        theirs.reset()
+        for image_id, output in found.items():
+            instances = Instances(
+                (HEIGHT, WIDTH),
+                pred_boxes=Boxes(output["boxes"].clone()),
+                scores=output["scores"],
+                pred_classes=output["labels"],
+                pred_masks=output["masks"],
+            )
+            theirs.process([{"image_id": image_id}], [{"instances": instances}])
+        with contextlib.redirect_stdout(io.StringIO()):
+            expected = theirs.evaluate()
+    finally:
+        detectron2_data.DatasetCatalog.remove(name)
+        detectron2_data.MetadataCatalog.remove(name)
+
+    _, results = run(path, found)
+    for iou_type in ("bbox", "segm"):
+        for metric, value in expected[iou_type].items():
+            ours = results[f"{iou_type}/{metric.replace('AP-', 'AP/')}"]
+            # detectron2 calls the scores of a model without predictions NaN, we call them 0
+            assert ours == (0 if empty else pytest.approx(value, abs=1e-10, nan_ok=True)), metric
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_ground_truth_scores_100(backend):
+    truth = random_truth(2)
+    assert any(a["iscrowd"] for a in truth["annotations"])
+    # a detection on a crowd is neither right nor wrong
+    for crowd in (False, True):
+        _, results = run(truth, predict(truth, crowd=crowd), backend=backend)
+        # with a single detection an image and class, several objects cannot be found
+        assert {v for k, v in results.items() if not k.endswith("/AR1")} == {100.0}
+
+
+def test_order_of_images_does_not_matter():
+    truth = random_truth(3)
+    found = predict(truth, noise=0.1)
+    first, expected = run(truth, found)
+    backwards = {**truth, "images": truth["images"][::-1], "annotations": truth["annotations"][::-1]}
+    second, results = run(backwards, dict(reversed(found.items())))
+    assert_same(expected, results)
+    assert first.records() == second.records()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_no_predictions(backend, caplog):
+    truth = random_truth(4)
+    with caplog.at_level(logging.WARNING):
+        evaluator, results = run(truth, {i["id"]: prediction() for i in truth["images"]}, backend=backend)
+    assert {results[f"{t}/{name}"] for t in ("bbox", "segm") for name in STATS} == {0.0}
+    assert "no detections at all on 12 images" in caplog.text
+    assert evaluator.records() == []
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_class_without_ground_truth_is_not_available(backend, caplog):
+    truth = random_truth(6, classes=3)
+    found = predict(truth, noise=0.05)
+    evaluator, results = run(truth, found, backend=backend)
+    assert math.isnan(results["bbox/AP/fox"])
+    present = [results[f"bbox/AP/{name}"] for name in NAMES[:3]]
+    assert results["bbox/AP"] == pytest.approx(np.mean(present), abs=1e-10)
+    assert "n/a" in evaluator.table()
+
+    # a class the file does not even have: its predictions are left out
+    with caplog.at_level(logging.WARNING):
+        evaluator, results = run(truth, found, backend=backend, class_names=["cat", "dog", "eel", "yak"])
+    assert math.isnan(results["bbox/AP/yak"])
+    assert "yak" in caplog.text
+    assert {r["category_id"] for r in evaluator.records()} <= set(IDS[:3])
+    assert results["bbox/AP"] == pytest.approx(np.mean(present), abs=1e-10)
+
+
+def test_label_order_is_by_name():
+    truth = random_truth(7)
+    found = predict(truth, noise=0.05)
+    _, expected = run(truth, found)
+    order = [2, 0, 3, 1]
+    new_label = torch.tensor([order.index(label) for label in range(4)])
+    shuffled = {i: {**p, "labels": new_label[p["labels"]]} for i, p in found.items()}
+    _, results = run(truth, shuffled, class_names=[NAMES[i] for i in order])
+    assert_same(expected, {key: results[key] for key in expected})
+
+
+def test_objects_of_unknown_classes_count_as_missed(caplog):
+    truth = random_truth(8, crowd=False)
+    found = predict(truth)
+    kept = {i: {k: v[p["labels"] < 3] for k, v in p.items()} for i, p in found.items()}
+    with caplog.at_level(logging.WARNING):
+        _, results = run(truth, kept, class_names=NAMES[:3])
+    assert "fox" in caplog.text
+    assert results["bbox/AP/fox"] == 0
+    assert results["bbox/AP"] == 75
+
+
+def test_odd_files_are_read_as_they_are_meant():
+    truth = random_truth(9)
+    found = predict(truth, noise=0.05)
+    _, expected = run(truth, found)
+    odd: dict[str, Any] = copy.deepcopy(truth)
+    for i, annotation in enumerate(odd["annotations"]):
+        annotation["id"] = i  # 0 is an id too
+        del annotation["area"]
+        if i % 2:
+            del annotation["id"]
+        if not annotation["iscrowd"]:
+            annotation["iscrowd"] = None
+        annotation["image_id"] = f"image {annotation['image_id']:03d}"
+    for image in odd["images"]:
+        image["id"] = f"image {image['id']:03d}"
+    before = copy.deepcopy(odd)
+    for backend in BACKENDS:
+        _, results = run(odd, {f"image {i:03d}": p for i, p in found.items()}, backend=backend)
+        assert_same(expected, results)
+    assert odd == before
+
+
+def test_several_processes():
+    truth = random_truth(10)
+    found = predict(truth, noise=0.05)
+    _, expected = run(truth, found)
+    items = list(found.items())
+    parts = [dict(items[0::2]), dict(items[1::2])]
+    parts[1][items[0][0]] = items[0][1]  # padded
+    other, _ = run(truth, parts[0])
+    evaluator, results = run(truth, parts[1], gather=lambda obj: [other._records, obj])
+    assert_same(expected, results)
+    assert len(evaluator.records()) == sum(len(p["scores"]) for p in found.values())
+
+
+def test_subset_is_scored_on_all_images(caplog):
+    truth = random_truth(11, crowd=False)
+    found = predict(truth)
+    half = dict(list(found.items())[:4])
+    with caplog.at_level(logging.WARNING):
+        _, results = run(truth, half)
+    assert "only 4 of the 12 images" in caplog.text
+    assert results["bbox/AP"] < 60
+
+
+def test_boxes_only():
+    truth = random_truth(12)
+    for annotation in truth["annotations"]:
+        del annotation["segmentation"]
+    found = predict(random_truth(12))
+    boxes = {i: {k: v for k, v in p.items() if k != "masks"} for i, p in found.items()}
+    _, results = run(truth, boxes, iou_types=("bbox",))
+    assert results["bbox/AP"] == 100
+    with pytest.raises(ConfigError, match="gives none"):
+        run(random_truth(12), boxes)
+    with pytest.raises(DatasetError, match=r"annotation id 1: it has no segmentation"):
+        run(truth, boxes)
+
+
+def test_unknown_and_double_images():
+    truth = random_truth(13)
+    with pytest.raises(DatasetError, match="no image with id 4711"):
+        run(truth, {4711: prediction()})
+    evaluator, _ = run(truth, {5: prediction()})
+    with pytest.raises(DatasetError, match="twice"):
+        evaluator.process([{"image_id": 5}], [prediction()])
+    evaluator.reset()
+    evaluator.process([{"image_id": 5}], [prediction()])
+
+
+def test_wrong_mask_size():
+    masks = torch.ones(1, 8, 9, dtype=torch.bool)
+    with pytest.raises(DatasetError, match="200x160 but its predicted masks are 9x8"):
+        run(random_truth(0), {5: {**prediction([[0, 0, 9, 8]], [0], [0.5], []), "masks": masks}})
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_not_a_number_is_left_out(backend):
+    truth = random_truth(14, crowd=False)
+    found = predict(truth)
+    _, expected = run(truth, found, backend=backend)
+    box = [0, 0, 5, 5]
+    bad = prediction([box, [0, math.nan, 5, 5]], [0, 0], [math.nan, 0.9], np.ones((2, HEIGHT, WIDTH)))
+    merged = {i: {k: torch.cat([v, bad[k]]) for k, v in p.items()} for i, p in found.items()}
+    evaluator, results = run(truth, merged, backend=backend)
+    assert_same(expected, results)
+    json.dumps(evaluator.records(), allow_nan=False)
+
+
+def test_records_are_coco_results():
+    mask = mask_of((10, 20, 30, 40), False)
+    output = prediction([[10, 20, 40, 60], [0, 0, 1, 1]], [1, 0], [0.75, 0.5], [mask, mask])
+    records = prediction_to_records(output, "x", [None, 9])
+    assert records == [
+        {
+            "image_id": "x",
+            "category_id": 9,
+            "bbox": [10.0, 20.0, 30.0, 40.0],
+            "score": 0.75,
+            "segmentation": rle_of(mask),
+        }
+    ]
+    assert json.loads(json.dumps(records)) == records
+    assert prediction_to_records(prediction(), 1, [1]) == []
+    with pytest.raises(ConfigError, match="label 1"):
+        prediction_to_records(output, 1, [4])
+
+
+def test_prints_nothing(capfd):
+    truth = random_truth(0)
+    for backend in BACKENDS:
+        run(truth, predict(truth), backend=backend)
+    assert capfd.readouterr() == ("", "")
+
+
+def broken(change):
+    truth = random_truth(0)
+    change(truth)
+    return truth
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.pop("annotations"), "no list 'annotations'"),
+        (lambda t: t["images"].append(t["images"][0]), "id 5 is given twice"),
+        (lambda t: t["images"][0].pop("id"), "no id"),
+        (lambda t: t["images"][0].update(height=None), "no valid height"),
+        (lambda t: t["categories"][0].update(name="dog"), "'dog' is given twice"),
+        (lambda t: t["annotations"][1].update(image_id=77), "id 2: there is no image with id 77"),
+        (lambda t: t["annotations"][1].update(category_id=77), "no category with id 77"),
+        (lambda t: t["annotations"][1].pop("category_id"), "'category_id' is missing"),
+        (lambda t: t["annotations"][1].update(bbox=[1, 2, math.nan, 4]), "not four finite numbers"),
+        (lambda t: t["annotations"][1].update(bbox="none"), "annotation id 2"),
+        (lambda t: t["annotations"][1].update(segmentation=[[1, 2, 3, 1e300, 5, 6]]), "polygon"),
+        (lambda t: t["annotations"][1].update(segmentation={"size": [3, 4], "counts": [12]}), "size"),
+        (lambda t: t["annotations"].append(None), "annotation number"),
+    ],
+)
+def test_broken_ground_truth(change, message):
+    with pytest.raises(DatasetError, match=message):
+        CocoEvaluator(broken(change), class_names=NAMES)
+
+
+def test_broken_files(tmp_path):
+    path = tmp_path / "truth.json"
+    with pytest.raises(DatasetError, match="truth.json: cannot be read"):
+        CocoEvaluator(path, class_names=NAMES)
+    for content in ("{", "[]", "\x00"):
+        path.write_text(content)
+        with pytest.raises(DatasetError, match="truth.json"):
+            CocoEvaluator(path, class_names=NAMES)
+
+
+def test_wrong_arguments():
+    truth = random_truth(0)
+    for options in (
+        {"iou_types": ("boxes",)},
+        {"iou_types": ()},
+        {"backend": "fast"},
+        {"max_detections": 0},
+        {"class_names": ["yak"]},
+        {"class_names": ["cat", "cat"]},
+    ):
+        with pytest.raises(ConfigError):
+            CocoEvaluator(truth, **{"class_names": NAMES, **options})
+
+
+def test_table():
+    truth = random_truth(2)
+    evaluator, _ = run(truth, predict(truth))
+    lines = evaluator.table().splitlines()
+    assert lines[0].split() == ["bbox", "segm"]
+    assert lines[1].split() == ["AP", "100.0", "100.0"]
+    assert [line.split()[0] for line in lines[-4:]] == NAMES
+    evaluator.reset()
+    assert evaluator.table() == ""
