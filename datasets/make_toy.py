@@ -3,8 +3,8 @@
     python datasets/make_toy.py --output datasets/toy
 
 writes `datasets/toy/coco/{train,val}/*.png` and `datasets/toy/coco/annotations/{train,val}.json`. The same
-arguments give the same bytes. Later shapes hide earlier ones, and an annotation covers what is visible of its
-object. Colour says nothing about the class. Some training images are empty, and the category ids have gaps, as
+arguments give the same bytes. Later shapes hide earlier ones, and annotations cover what is visible. Colour
+says nothing about the class. Some training images are empty, and the category ids have gaps, as
 in real files.
 """
 
@@ -125,7 +125,7 @@ def _coarse(fine: np.ndarray) -> np.ndarray:
 
 
 def _is_visible(fine: np.ndarray, whole: int) -> bool:
-    """Whether enough is left of a shape of so many fine pixels, without a hole, which polygons cannot tell."""
+    """Whether enough is left of a shape of so many fine pixels, and no hole, which polygons cannot tell."""
     if fine.sum() < whole and fine.sum() < max(MIN_VISIBLE * whole, MIN_PIXELS * DETAIL**2):
         return False
     _, hierarchy = cv2.findContours(fine.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from res2net_dense.backbones.registry import canonical_name
 from res2net_dense.errors import CheckpointError
-from res2net_dense.files import read_weights
+from res2net_dense.weight_files import load_strictly, load_weights
 
 OFFICIAL = "https://shanghuagao.oss-cn-beijing.aliyuncs.com/res2net/"
 
@@ -50,34 +50,17 @@ def load_backbone_weights(module: nn.Module, name: str, weights: str | Path) -> 
             out without a complaint are only the classifier head, and stages that the backbone does not build.
     """
     path = fetch(name) if weights == "imagenet" else Path(weights)
-    state = read_weights(path)
     own = module.state_dict()
     built = {key.split(".")[0] for key in own}
-    # A FrozenBN has no counter of batches, and some files leave it out.
-    ours = {key for key in own if not key.endswith("num_batches_tracked")}
-    theirs = {key for key in state if not key.endswith("num_batches_tracked")}
-    missing = sorted(ours - theirs)
-    unexpected = sorted(
-        key
-        for key in theirs - ours
-        if key.split(".")[0] not in {"fc", "layer1", "layer2", "layer3", "layer4"} - built
-    )
-    shapes = sorted(
-        f"{key} {tuple(state[key].shape)} for {tuple(own[key].shape)}"
-        for key in ours & theirs
-        if state[key].shape != own[key].shape
-    )
-    if missing or unexpected or shapes:
-        problems = [
-            f"{len(found)} {what} ({', '.join(found[:2] + ['...'] * (len(found) > 2))})"
-            for found, what in ((missing, "missing"), (unexpected, "unknown"), (shapes, "of another shape"))
-            if found
-        ]
-        raise CheckpointError(
-            f"{path} does not hold the weights of {name}: {'; '.join(problems)} of {len(ours)} tensors; "
-            "check that file and backbone name belong together"
-        )
-    module.load_state_dict({key: value for key, value in state.items() if key in own}, strict=False)
+    left_out = {"fc", "layer1", "layer2", "layer3", "layer4"} - built
+    # Some files leave the counters of batches out, and a FrozenBN has none.
+    counters = {key: value for key, value in own.items() if key.endswith("num_batches_tracked")}
+    state = {
+        key: value
+        for key, value in load_weights(path).items()
+        if key.split(".")[0] not in left_out and (key in own or not key.endswith("num_batches_tracked"))
+    }
+    load_strictly(module, {**counters, **state}, source=f"{path}, given as weights of {name},")
 
 
 def fetch(name: str) -> Path:
@@ -91,8 +74,8 @@ def fetch(name: str) -> Path:
     name = canonical_name(name)
     if name not in IMAGENET:
         raise CheckpointError(
-            f"no ImageNet weights of {name} are published; train from scratch (weights: null) or choose one of "
-            f"{', '.join(IMAGENET)}"
+            f"no ImageNet weights of {name} are published; train from scratch (weights: null) "
+            f"or choose one of {', '.join(IMAGENET)}"
         )
     url = IMAGENET[name]
     file_name = url.rsplit("/", 1)[1]
@@ -124,8 +107,8 @@ def download(url: str, path: Path, *, sha256_prefix: str, timeout: float = 30.0)
                     bar.update(len(chunk))
         if not digest.hexdigest().startswith(sha256_prefix):
             raise CheckpointError(
-                f"{url} sent {part.stat().st_size:,} bytes whose SHA-256 begins with {digest.hexdigest()[:8]} instead of "
-                f"{sha256_prefix}; nothing was kept, {by_hand}"
+                f"{url} sent {part.stat().st_size:,} bytes whose SHA-256 begins with "
+                f"{digest.hexdigest()[:8]} instead of {sha256_prefix}; nothing was kept, {by_hand}"
             )
         os.replace(part, path)
     except (OSError, urllib.error.URLError) as error:

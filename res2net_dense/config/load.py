@@ -20,6 +20,7 @@ from pydantic_core import ErrorDetails
 from res2net_dense.config.schema import Config
 from res2net_dense.config.yaml_text import KeyPath, Places, dump_yaml, format_path, one_line, parse_yaml
 from res2net_dense.errors import ConfigError
+from res2net_dense.files import write_atomically
 
 MAX_BYTES = 1_000_000
 _BASE = "_base_"
@@ -70,15 +71,10 @@ def save_config(config: Config, path: str | Path) -> None:
         ConfigError: The file cannot be written.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    text = dump_yaml(config_to_dict(config))
     try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write(dump_yaml(config_to_dict(config)))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        write_atomically(path, lambda file: file.write(text.encode()))
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise ConfigError(f"{path}: cannot be written: {error.strerror}") from error
 
 

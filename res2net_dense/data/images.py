@@ -35,8 +35,8 @@ _TRANSPOSES = {
 def read_image(path: str | Path) -> np.ndarray:
     """Read a picture as RGB.
 
-    The EXIF orientation is applied, an animation gives its first frame, and transparency is dropped (the colours
-    stored under it stay). Pictures of more than 8 bits are scaled, never saturated:
+    The EXIF orientation is applied, an animation gives its first frame, and transparency is dropped (the
+    colours stored under it stay). Pictures of more than 8 bits are scaled, never saturated:
 
     * 16-bit grey is divided by 257, so that 65535 becomes 255;
     * 32-bit integers count as 0..255, 0..65535 or 0..2^31 - 1, the first range that holds the largest value;
@@ -107,8 +107,9 @@ def list_images(pattern: str | Path) -> list[Path]:
     """List pictures.
 
     Args:
-        pattern: a file (taken whatever its suffix), a folder (searched with its subfolders), or a glob pattern (`**` crosses
-            folders). Folders and patterns give the files whose suffix is in `IMAGE_SUFFIXES`.
+        pattern: a file (taken whatever its suffix), a folder (searched with its subfolders), or a glob
+            pattern (`**` crosses folders). Folders and patterns give the files whose suffix is in
+            `IMAGE_SUFFIXES`.
 
     Returns:
         The paths, sorted; never empty.
@@ -141,7 +142,9 @@ def _orientation(image: Image.Image) -> int:
     """The EXIF orientation that is still to be applied, from the header alone."""
     if image.format == "TIFF":  # Pillow turns these itself
         return 1
-    if image.format == "PNG" and "exif" not in image.info:  # Pillow would decode the pixels to look behind them
+    if (
+        image.format == "PNG" and "exif" not in image.info
+    ):  # Pillow would decode the pixels to look behind them
         return 1
     try:
         return int(image.getexif().get(_ORIENTATION_TAG, 1))
@@ -156,7 +159,9 @@ def _to_rgb(image: Image.Image, is_16_bit: bool) -> np.ndarray:
     elif image.mode.startswith("I"):
         values = np.asarray(image).astype(np.float64)
         largest = values.max()
-        scale = 1 / 257 if is_16_bit or 255 < largest <= 65535 else 1.0 if largest <= 255 else 255 / (2**31 - 1)
+        scale = (
+            1 / 257 if is_16_bit or 255 < largest <= 65535 else 1.0 if largest <= 255 else 255 / (2**31 - 1)
+        )
     else:
         return np.array(image.convert("RGB"))
     grey = (values * scale).clip(0, 255).round().astype(np.uint8)
@@ -167,7 +172,9 @@ def _as_dataset_error(path: str | Path, error: Exception) -> DatasetError:
     if isinstance(error, FileNotFoundError):
         return DatasetError(f"{path}: picture not found (looked in {Path(path).absolute()}); check the path")
     if isinstance(error, Image.DecompressionBombError):
-        return DatasetError(f"{path}: refused, the header claims over {MAX_PIXELS // 10**6} Mpx; scale the picture down")
+        return DatasetError(
+            f"{path}: refused, the header claims over {MAX_PIXELS // 10**6} Mpx; scale the picture down"
+        )
     if isinstance(error, UnidentifiedImageError):
         return DatasetError(f"{path}: empty or not a picture in a known format; replace or remove the file")
     reason = " ".join(str(error).split()) or type(error).__name__

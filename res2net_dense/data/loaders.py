@@ -1,8 +1,8 @@
 """From a data set to batches of `list[Sample]`: which pictures, in which order, read by how many processes.
 
-Everything random hangs on (seed, epoch, position), never on a process: any number of workers gives the same bits, and a
-run continues at iteration k as if it had never stopped. Workers return their errors as values and the main process raises
-or logs them, so that a user reads one line and not a worker's traceback.
+Everything random hangs on (seed, epoch, position), never on a process: any number of workers gives the same
+bits, and a run continues at iteration k as if it had never stopped. Workers return their errors as values
+and the main process raises or logs them, so that a user reads one line and not a worker's traceback.
 """
 
 from __future__ import annotations
@@ -44,9 +44,10 @@ class Source(Protocol):
 class TrainBatches:
     """The endless order of training samples, as lists of (epoch, position).
 
-    Each iteration takes one batch from a stream of shuffled epochs. With groups all pictures of a batch are of one group;
-    what does not fill a batch waits for the next epoch, so no picture is left out. The batch is then cut into
-    `accumulate * world_size` equal chunks, and rank r gets the chunks r, world_size + r, ...: one list each.
+    Each iteration takes one batch from a stream of shuffled epochs. With groups all pictures of a batch are
+    of one group; what does not fill a batch waits for the next epoch, so no picture is left out. The batch
+    is cut into `accumulate * world_size` equal chunks, and rank r gets the chunks r, world_size + r, ...:
+    one list each.
 
     Args:
         size: number of positions.
@@ -56,7 +57,7 @@ class TrainBatches:
         rank: of this process.
         world_size: number of processes.
         accumulate: chunks whose gradients are added up before a step.
-        start_iteration: optimizer steps already done in an earlier run; they are skipped without reading a picture.
+        start_iteration: optimizer steps already done in an earlier run; skipped without reading a picture.
 
     Raises:
         DatasetError: `size` is 0.
@@ -76,12 +77,14 @@ class TrainBatches:
         start_iteration: int = 0,
     ) -> None:
         if size < 1:
-            raise DatasetError("the training set is empty: no picture has an object to learn from; check the annotations")
+            raise DatasetError(
+                "the training set is empty: no picture has an object to learn from; check the annotations"
+            )
         chunks = world_size * accumulate
         if batch_size < 1 or batch_size % chunks:
             raise ConfigError(
-                f"train.batch_size {batch_size} is not a multiple of train.accumulate {accumulate} x {world_size} "
-                f"processes; use train.batch_size={max(1, batch_size // chunks) * chunks}"
+                f"train.batch_size {batch_size} is not a multiple of train.accumulate {accumulate} x "
+                f"{world_size} processes; use train.batch_size={max(1, batch_size // chunks) * chunks}"
             )
         self.batch_size = batch_size
         self.seed = seed
@@ -192,8 +195,8 @@ class FileSet(Dataset[Item]):
 class BatchLoader:
     """Iterates over batches of `list[Sample]`; each pass starts anew.
 
-    A broken picture raises its `DatasetError` here. One that was replaced (`on_error="skip"`) is logged as a warning and
-    counted in `skipped`.
+    A broken picture raises its `DatasetError` here. One that was replaced (`on_error="skip"`) is logged as a
+    warning and counted in `skipped`.
     """
 
     def __init__(self, loader: DataLoader[Item]) -> None:
@@ -210,7 +213,11 @@ class BatchLoader:
 
     def _sample(self, sample: Sample | None, errors: list[DatasetError]) -> Sample:
         if sample is None:
-            raise errors[-1] if len(errors) == 1 else DatasetError(f"{errors[-1]} ({len(errors)} in a row are broken)")
+            raise (
+                errors[-1]
+                if len(errors) == 1
+                else DatasetError(f"{errors[-1]} ({len(errors)} in a row are broken)")
+            )
         for error in errors:
             _logger.warning("skipped: %s", error)
         self.skipped += len(errors)
@@ -240,7 +247,9 @@ def eval_loader(
         rank: of this process; it gets every `world_size`-th picture.
         world_size: number of processes.
     """
-    return BatchLoader(_data_loader(dataset, _chunks(range(rank, len(dataset), world_size), batch_size), workers))
+    return BatchLoader(
+        _data_loader(dataset, _chunks(range(rank, len(dataset), world_size), batch_size), workers)
+    )
 
 
 def predict_loader(
@@ -281,7 +290,7 @@ def _data_loader(dataset: Dataset[Item], batches: Iterable[list[Any]], workers: 
         num_workers=workers,
         collate_fn=_identity,
         worker_init_fn=_init_worker,
-        # Starting a loader draws a number: from here, not from the global generator that a resumed run restores.
+        # Starting draws a number: not from the global generator, which a resumed run restores.
         generator=torch.Generator(),
     )
 

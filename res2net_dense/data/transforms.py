@@ -1,12 +1,14 @@
-"""Geometry and colour of samples. Boxes and polygons are moved as coordinates, so masks stay exact under any transform.
+"""Geometry and colour of samples.
 
-Every function takes a `Sample` and returns a new one; the input is left as it is. A flip maps x to W - x (continuous
-coordinates), a resize multiplies by new size / old size; label maps and bitmaps are sampled at pixel centres.
+Boxes and polygons are moved as coordinates, so they stay exact under any transform: a flip maps x to W - x,
+a resize multiplies by new size / old size. Label maps and bitmaps are sampled at pixel centres. Every
+function takes a `Sample` and returns a new one; the input is left as it is.
 """
 
 from __future__ import annotations
 
 import os
+import random
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
@@ -32,7 +34,9 @@ def shortest_edge_size(height: int, width: int, short: int, max_size: int) -> tu
         (height, width) in pixels.
     """
     scale = short / min(height, width)
-    new_height, new_width = (float(short), scale * width) if height < width else (scale * height, float(short))
+    new_height, new_width = (
+        (float(short), scale * width) if height < width else (scale * height, float(short))
+    )
     longest = max(new_height, new_width)
     if longest > max_size:
         new_height, new_width = new_height * (max_size / longest), new_width * (max_size / longest)
@@ -46,15 +50,15 @@ def resize_shortest_edge(sample: Sample, short: int, max_size: int) -> Sample:
 
 
 def resize_to(sample: Sample, height: int, width: int) -> Sample:
-    """Resize to (height, width): bilinear with antialiasing for the picture, nearest for label maps and bitmaps."""
+    """Resize to (height, width): the picture bilinear with antialiasing, label maps and bitmaps nearest."""
     old_height, old_width = sample["image"].shape[1:]
     if (old_height, old_width) == (height, width):
         return cast(Sample, {**sample})
-    # Reducing by more than 256 x cannot be sampled exactly at float32 corners; boxes are scaled in float64 for that.
     factor = np.array([width / old_width, height / old_height])
     picture = Image.fromarray(_pixels(sample["image"])).resize((width, height), Image.Resampling.BILINEAR)
-    rows = (torch.arange(height) + 0.5).mul(old_height / height).long()
-    columns = (torch.arange(width) + 0.5).mul(old_width / width).long()
+    # floor((i + 0.5) * old / new) in whole numbers: floats would round a centre on a pixel border at random
+    rows = (2 * torch.arange(height) + 1) * old_height // (2 * height)
+    columns = (2 * torch.arange(width) + 1) * old_width // (2 * width)
     return _mapped(
         sample,
         image=_tensor(np.array(picture)),
@@ -80,7 +84,7 @@ def horizontal_flip(sample: Sample) -> Sample:
 
 
 def drop_empty_objects(sample: Sample) -> Sample:
-    """Remove objects whose box is thinner than `MIN_BOX_SIZE` or whose bitmap has no pixel left, from every field."""
+    """Remove objects whose box is thinner than `MIN_BOX_SIZE` or whose bitmap has no pixel left."""
     if "boxes" not in sample:
         return sample
     boxes, masks = sample["boxes"], sample.get("masks")
@@ -93,7 +97,9 @@ def drop_empty_objects(sample: Sample) -> Sample:
     if isinstance(masks, Tensor):
         kept["masks"] = masks[keep]
     elif masks is not None:
-        kept["masks"] = [polygons for polygons, kept_too in zip(masks, keep.tolist(), strict=True) if kept_too]
+        kept["masks"] = [
+            polygons for polygons, kept_too in zip(masks, keep.tolist(), strict=True) if kept_too
+        ]
     return kept
 
 
@@ -104,8 +110,8 @@ class TrainTransform:
         min_sizes: lengths of the shorter edge in pixels, one is chosen at random ("choice" in detectron2).
         max_size: largest length of the longer edge in pixels.
         flip: probability of a horizontal flip.
-        photometric: colour changes: "none", "light" (brightness, contrast, hue, saturation) or "strong" (larger, with
-            gamma, blur and noise). Needs albumentations unless "none".
+        photometric: colour changes: "none", "light" (brightness, contrast, hue, saturation) or "strong"
+            (larger, with gamma, blur and noise). Needs albumentations unless "none".
 
     Raises:
         ConfigError: an argument is out of range.
@@ -116,7 +122,9 @@ class TrainTransform:
         self, *, min_sizes: Sequence[int], max_size: int, flip: float = 0.5, photometric: str = "none"
     ) -> None:
         if not min_sizes or min(min_sizes) < 1 or max_size < 1:
-            raise ConfigError(f"min_sizes {list(min_sizes)} and max_size {max_size} must be positive; e.g. [800] and 1333")
+            raise ConfigError(
+                f"min_sizes {list(min_sizes)} and max_size {max_size} must be positive; e.g. [800] and 1333"
+            )
         if not 0 <= flip <= 1:
             raise ConfigError(f"flip is a probability, not {flip}; use a value from 0 to 1")
         if photometric not in PHOTOMETRIC:
@@ -128,13 +136,14 @@ class TrainTransform:
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
         """Transform one sample; `image` comes out (3, H, W) uint8, contiguous."""
-        # All three numbers are drawn whatever they are used for, so that one option does not shift the others.
+        # All numbers are drawn, used or not, so that one option does not shift the others.
         short = self.min_sizes[rng.integers(len(self.min_sizes))]
         flipped = rng.random() < self.flip
         colour_seed = int(rng.integers(2**31))
         sample = resize_shortest_edge(sample, short, self.max_size)
         if self.colour is not None:
-            self.colour.set_random_seed(colour_seed)
+            # `set_random_seed` would give every step the same numbers: all or none would apply, in lockstep.
+            self.colour.set_random_state(np.random.default_rng(colour_seed), random.Random(colour_seed))
             sample["image"] = _tensor(self.colour(image=_pixels(sample["image"]))["image"])
         if flipped:
             sample = horizontal_flip(sample)
@@ -142,11 +151,13 @@ class TrainTransform:
 
 
 class EvalTransform:
-    """Resize of an evaluation or prediction sample to a shorter edge of `min_size`, at most `max_size`, in pixels."""
+    """Resize to a shorter edge of `min_size` and a longer one of at most `max_size` pixels."""
 
     def __init__(self, min_size: int, max_size: int) -> None:
         if min_size < 1 or max_size < 1:
-            raise ConfigError(f"min_size {min_size} and max_size {max_size} must be positive; e.g. 800 and 1333")
+            raise ConfigError(
+                f"min_size {min_size} and max_size {max_size} must be positive; e.g. 800 and 1333"
+            )
         self.min_size = min_size
         self.max_size = max_size
 

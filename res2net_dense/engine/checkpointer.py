@@ -1,7 +1,7 @@
 """Checkpoints that survive a crash, a full disk and a flipped bit.
 
-Each is written to a temporary file, synced, and renamed; its sha256 lies beside it; the ones before stay until it is
-published. Reading never runs code.
+Each is written to a temporary file, synced, and renamed; its sha256 lies beside it; the ones before stay
+until it is published. Reading never runs code.
 """
 
 from __future__ import annotations
@@ -22,20 +22,11 @@ from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 
 from res2net_dense.engine.distributed import is_main, unwrap
-from res2net_dense.engine.files import remove_leftovers, write_atomically
 from res2net_dense.engine.optim import Ema
-from res2net_dense.engine.weights import (
-    load_strictly,
-    load_weights,
-    load_weights_into,
-    read_metadata,
-    read_torch_or_safetensors,
-    save_weights,
-)
 from res2net_dense.errors import CheckpointError
+from res2net_dense.files import remove_leftovers, write_atomically
 from res2net_dense.version import __version__
-
-__all__ = ["Checkpointer", "load_weights", "load_weights_into", "read_metadata", "save_weights"]
+from res2net_dense.weight_files import load_strictly, read_torch_or_safetensors, save_weights
 
 FORMAT = 1
 """Goes up when an older version could not read what this one writes."""
@@ -44,7 +35,8 @@ _NAME = re.compile(r"^iter_(\d+)\.pt$")
 
 
 class Checkpointer:
-    """The checkpoints of one run: `checkpoints/iter_0000100.pt` with `.pt.sha256`, and `model_best.safetensors`.
+    """The checkpoints of one run: `checkpoints/iter_0000100.pt` with `.pt.sha256`, and
+    `model_best.safetensors`.
 
     Only the main process writes. Temporary files of dead processes are removed at the start.
     """
@@ -55,7 +47,8 @@ class Checkpointer:
         Args:
             folder: The run folder.
             keep: How many of the newest checkpoints stay, at least 1.
-            metadata: Plain data (what JSON can hold) that every checkpoint carries: the resolved configuration.
+            metadata: Plain data (what JSON can hold) that every checkpoint carries: the resolved
+                configuration.
 
         Raises:
             ValueError: `keep` is below 1.
@@ -91,7 +84,8 @@ class Checkpointer:
         Later checkpoints (of a branch that was left by resuming from an earlier one) are deleted too.
 
         Raises:
-            CheckpointError: The disk is full or the folder cannot be written; the checkpoints before are untouched.
+            CheckpointError: The disk is full or the folder cannot be written; the checkpoints before are
+                untouched.
         """
         path = self.checkpoints / f"iter_{iteration:07d}.pt"
         if not is_main():
@@ -116,8 +110,11 @@ class Checkpointer:
             raise CheckpointError(_cannot_write(path, state, error)) from None
         return path
 
-    def save_best(self, weights: Mapping[str, Tensor], *, iteration: int, metrics: Mapping[str, float]) -> Path:
-        """Write `model_best.safetensors`; `iteration`, `version` and, as JSON, `metrics` and `metadata` go with it.
+    def save_best(
+        self, weights: Mapping[str, Tensor], *, iteration: int, metrics: Mapping[str, float]
+    ) -> Path:
+        """Write `model_best.safetensors`; `iteration`, `version` and, as JSON, `metrics` and `metadata` go
+        with it.
 
         Raises:
             CheckpointError: The disk is full or the folder cannot be written.
@@ -134,7 +131,9 @@ class Checkpointer:
         return path
 
     def latest(self) -> Path | None:
-        """The newest checkpoint that is whole, or None if there is none; damaged ones are named in a warning."""
+        """The newest checkpoint that is whole, or None if there is none; damaged ones are named in a
+        warning.
+        """
         found = self.load_latest()
         return found[0] if found else None
 
@@ -159,14 +158,22 @@ class Checkpointer:
         path = Path(path)
         sidecar = _sidecar(path)
         if path.is_file() and sidecar.is_file():
-            expected = [line.split()[0] for line in sidecar.read_text(errors="replace").splitlines() if line.split()]
+            expected = [
+                line.split()[0] for line in sidecar.read_text(errors="replace").splitlines() if line.split()
+            ]
             if _sha256(path) not in expected:
-                raise CheckpointError(f"{path} is damaged (its sha256 is not the one in {sidecar.name}): use another")
+                raise CheckpointError(
+                    f"{path} is damaged (its sha256 is not the one in {sidecar.name}): use another"
+                )
         state = read_torch_or_safetensors(path)
         if not isinstance(state.get("format"), int) or not {"iteration", "model", "optimizer"} <= set(state):
-            raise CheckpointError(f"{path} is not a checkpoint of this package: weights alone cannot be resumed from")
+            raise CheckpointError(
+                f"{path} is not a checkpoint of this package: weights alone cannot be resumed from"
+            )
         if state["format"] > FORMAT:
-            raise CheckpointError(f"{path} was written by version {state.get('version')}, this is {__version__}: upgrade")
+            raise CheckpointError(
+                f"{path} was written by version {state.get('version')}, this is {__version__}: upgrade"
+            )
         return state
 
     @staticmethod
@@ -189,14 +196,17 @@ class Checkpointer:
         source = f"the checkpoint of iteration {state['iteration']}"
         for name, wanted in (("ema", ema), ("scaler", scaler)):
             if wanted is not None and not state.get(name):
-                raise CheckpointError(f"{source} has no {name} state: resume with the settings of the run that wrote it")
-        load_strictly(model, state["model"], source=source)
+                raise CheckpointError(
+                    f"{source} has no {name} state: resume with the settings of the run that wrote it"
+                )
+        load_strictly(unwrap(model), state["model"], source=source)
         if optimizer is not None:
             try:
                 optimizer.load_state_dict(state["optimizer"])
             except (ValueError, KeyError) as error:
                 raise CheckpointError(
-                    f"the optimizer in {source} does not fit ({error}): resume with the settings it was written with"
+                    f"the optimizer in {source} does not fit ({error}): resume with the settings it was "
+                    "written with"
                 ) from None
         if ema is not None:
             ema.load_state_dict(state["ema"])
@@ -205,7 +215,11 @@ class Checkpointer:
         return int(state["iteration"])
 
     def _published(self) -> list[Path]:
-        found = [(int(match[1]), path) for path in self.checkpoints.glob("iter_*.pt") if (match := _NAME.match(path.name))]
+        found = [
+            (int(match[1]), path)
+            for path in self.checkpoints.glob("iter_*.pt")
+            if (match := _NAME.match(path.name))
+        ]
         return [path for _, path in sorted(found)]
 
     def _delete_old(self, iteration: int) -> None:
@@ -280,8 +294,10 @@ def _cannot_write(path: Path, state: dict[str, Any], error: OSError) -> str:
     place = next(folder for folder in path.parents if folder.exists())
     full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     return (
-        f"cannot write {path}: {error.strerror}; it needs {_size(state)} bytes, {shutil.disk_usage(place).free} are free: "
-        f"{'make room' if full else 'check the folder'} and go on with --resume, the checkpoints before are untouched"
+        f"cannot write {path}: {error.strerror}; it needs {_size(state)} bytes, "
+        f"{shutil.disk_usage(place).free} are free: "
+        f"{'make room' if full else 'check the folder'} and go on with --resume, the checkpoints before are "
+        "untouched"
     )
 
 

@@ -1,6 +1,7 @@
-"""Several processes, one a device: PyTorch's own DDP under `torchrun`. With one process everything here does nothing.
+"""Several processes, one a device: PyTorch's own DDP under `torchrun`. With one process everything here does
+nothing.
 
-    torchrun --nproc_per_node 8 tools/train_net.py ...
+torchrun --nproc_per_node 8 tools/train_net.py ...
 """
 
 from __future__ import annotations
@@ -29,11 +30,14 @@ def init_distributed(device: str | torch.device | None = None) -> torch.device:
         The device of this process: the CPU, or the GPU of its local rank.
 
     Raises:
-        ConfigError: Only part of torchrun's environment is set, it is no number, or there are fewer GPUs than processes.
+        ConfigError: Only part of torchrun's environment is set, it is no number, or there are fewer GPUs than
+            processes.
     """
     chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if chosen.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("device cuda was asked for, but PyTorch sees no GPU: use device cpu or check the driver")
+        raise ConfigError(
+            "device cuda was asked for, but PyTorch sees no GPU: use device cpu or check the driver"
+        )
     missing = [name for name in _VARIABLES if name not in os.environ]
     # MASTER_* alone are often set by a cluster's own scripts and mean nothing without a rank.
     if {"RANK", "WORLD_SIZE", "LOCAL_RANK"} <= set(missing):
@@ -46,7 +50,9 @@ def init_distributed(device: str | torch.device | None = None) -> torch.device:
     try:
         local_rank, size = int(os.environ["LOCAL_RANK"]), int(os.environ["WORLD_SIZE"])
     except ValueError as error:
-        raise ConfigError(f"LOCAL_RANK and WORLD_SIZE must be whole numbers ({error}): start with torchrun") from None
+        raise ConfigError(
+            f"LOCAL_RANK and WORLD_SIZE must be whole numbers ({error}): start with torchrun"
+        ) from None
     if chosen.type == "cuda":
         if local_rank >= torch.cuda.device_count():
             raise ConfigError(

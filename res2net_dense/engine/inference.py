@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Sized
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +22,8 @@ _SECONDS_BETWEEN_LINES = 10.0
 
 
 def autocast(device: str | torch.device, precision: str) -> AbstractContextManager[object]:
-    """The context in which a forward pass runs in `precision`: `fp32`, `bf16` or `fp16`; weights stay float32.
+    """The context in which a forward pass runs in `precision`: `fp32`, `bf16` or `fp16`; weights stay
+    float32.
 
     Raises:
         ConfigError: The precision is unknown.
@@ -35,7 +37,9 @@ def autocast(device: str | torch.device, precision: str) -> AbstractContextManag
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside, and afterwards for each module the mode it had (frozen parts may differ from the rest)."""
+    """Evaluation mode inside, and afterwards for each module the mode it had (frozen parts may differ from
+    the rest).
+    """
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -71,7 +75,9 @@ def evaluate(
     """
     evaluator.reset()
     batches = _with_progress(loader) if progress and is_main() else loader
-    for inputs, outputs in predict(model, batches, device=device, precision=precision, channels_last=channels_last):
+    for inputs, outputs in predict(
+        model, batches, device=device, precision=precision, channels_last=channels_last
+    ):
         evaluator.process(inputs, outputs)
     return evaluator.evaluate()
 
@@ -90,11 +96,11 @@ def predict(
         ValueError: The model gives another number of predictions than there are samples.
     """
     if channels_last:
-        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
+        model.to(memory_format=torch.channels_last)
     with evaluation_mode(model):
         for samples in batches:
-            # Only around the model: the consumer of a generator runs between two yields. No inference mode, as a module
-            # may keep a tensor of this pass (anchors) for its next training pass.
+            # Only around the model: the consumer of a generator runs between two yields. No inference mode,
+            # as a module may keep a tensor of this pass (anchors) for its next training pass.
             with torch.no_grad(), autocast(device, precision):
                 outputs: list[Prediction] = model(samples)
             if len(outputs) != len(samples):
@@ -104,7 +110,7 @@ def predict(
 
 def _to_cpu(prediction: Prediction) -> Prediction:
     moved = {name: value.cpu() if isinstance(value, Tensor) else value for name, value in prediction.items()}
-    return moved  # type: ignore[return-value]  # the same keys
+    return cast(Prediction, moved)
 
 
 def _with_progress(loader: Iterable[list[Sample]]) -> Iterator[list[Sample]]:

@@ -1,4 +1,6 @@
-"""What a run tells while it runs: `metrics.jsonl`, `results.json`, TensorBoard events, and a bar or lines for people."""
+"""What a run tells while it runs: `metrics.jsonl`, `results.json`, TensorBoard events, and a bar or lines for
+people.
+"""
 
 from __future__ import annotations
 
@@ -14,15 +16,16 @@ from typing import Any, TextIO
 from tqdm import tqdm
 
 from res2net_dense.engine.distributed import is_main
-from res2net_dense.engine.files import write_atomically
 from res2net_dense.engine.inference import format_seconds
+from res2net_dense.files import write_atomically
 
 
 class MetricLog:
     """Writes one line of `metrics.jsonl` for each logged iteration and each evaluation.
 
-    A line has the values of its iteration alone, no mean over a window and no time, so that the file of a resumed run is
-    byte for byte that of a run never stopped. Times go to the terminal and to TensorBoard. Only the main process writes.
+    A line has the values of its iteration alone, no mean over a window and no time, so that the file of a
+    resumed run is byte for byte that of a run never stopped. Times go to the terminal and to TensorBoard.
+    Only the main process writes.
     """
 
     def __init__(self, folder: str | Path, *, iterations: int, tensorboard: bool = True) -> None:
@@ -44,7 +47,8 @@ class MetricLog:
         self._start = 0
 
     def truncate(self, iteration: int) -> None:
-        """Begin after `iteration` steps: lines that the resumed run will write again are dropped, as is one cut by a crash.
+        """Begin after `iteration` steps: lines that the resumed run will write again are dropped, as is one
+        cut by a crash.
 
         An evaluation at `iteration` itself is dropped: it comes after the checkpoint, so it is run again.
         """
@@ -98,7 +102,13 @@ class MetricLog:
         now = time.monotonic()
         seconds = (now - self._last[1]) / max(iteration - self._last[0], 1)
         self._last = (iteration, now)
-        scalars = {"lr": lr, "total_loss": total, "grad_norm": grad_norm, "seconds_per_iteration": seconds, **losses}
+        scalars = {
+            "lr": lr,
+            "total_loss": total,
+            "grad_norm": grad_norm,
+            "seconds_per_iteration": seconds,
+            **losses,
+        }
         self._add_events("train", scalars, iteration)
         parts = " ".join(f"{name.removeprefix('loss_')} {value:.3f}" for name, value in losses.items())
         if sys.stderr.isatty():
@@ -115,12 +125,20 @@ class MetricLog:
         """Log an evaluation after `iteration` steps, and replace `results.json`."""
         if not self._enabled:
             return
-        self._write({"iteration": iteration, "metrics": {name: _plain(value) for name, value in metrics.items()}})
+        self._write(
+            {"iteration": iteration, "metrics": {name: _plain(value) for name, value in metrics.items()}}
+        )
         write_results(self.folder, metrics)
         self._add_events("eval", metrics, iteration)
-        shown = "  ".join(f"{name} {value:.3f}" for name, value in metrics.items())
+        groups: dict[str, list[str]] = {}  # three of each kind: the table and the files have the rest
+        for name, value in metrics.items():
+            groups.setdefault(name.split("/")[0] if "/" in name else "", []).append(f"{name} {value:.3f}")
+        shown = "  ".join(text for group in groups.values() for text in group[:3])
         tqdm.write(f"evaluation after {iteration}  {shown}", file=sys.stderr)
-        self._last = (iteration, time.monotonic())  # an evaluation is no part of the time of the next iteration
+        self._last = (
+            iteration,
+            time.monotonic(),
+        )  # an evaluation is no part of the time of the next iteration
 
     def close(self) -> None:
         """Close the files and the bar; a later call opens them again."""
@@ -148,7 +166,7 @@ class MetricLog:
                 self._tensorboard = False
                 return
             # purge_step hides the events that the resumed run writes again.
-            self._events = SummaryWriter(str(self.folder), purge_step=self._start + 1)  # type: ignore[no-untyped-call]
+            self._events = SummaryWriter(str(self.folder), purge_step=self._start + 1)
         for name, value in scalars.items():
             self._events.add_scalar(f"{group}/{name}", value, iteration)
 

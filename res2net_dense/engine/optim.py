@@ -34,7 +34,8 @@ def build_optimizer(
     bias_lr_factor: float = 1.0,
     backbone_lr_factor: float = 1.0,
 ) -> Optimizer:
-    """An optimizer over the trainable parameters, in one group for each pair of learning rate and weight decay.
+    """An optimizer over the trainable parameters, in one group for each pair of learning rate and weight
+    decay.
 
     Args:
         model: The model; parameters that occur twice are taken once, frozen ones not at all.
@@ -44,8 +45,8 @@ def build_optimizer(
         betas: For `adamw`.
         weight_decay: For all parameters but those of norm layers.
         norm_weight_decay: For weights and biases of norm layers; None is the same as `weight_decay`.
-        bias_lr_factor: Factor on the learning rate of every parameter named `bias`, those of norm layers too (as
-            detectron2 has it).
+        bias_lr_factor: Factor on the learning rate of every parameter named `bias`, those of norm layers too
+            (as detectron2 has it).
         backbone_lr_factor: Factor on the learning rate of every parameter under `backbone.`.
 
     Raises:
@@ -54,7 +55,11 @@ def build_optimizer(
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     seen: set[int] = set()
     for module_name, module in unwrap(model).named_modules():
-        decay = norm_weight_decay if isinstance(module, _NORMS) and norm_weight_decay is not None else weight_decay
+        decay = (
+            norm_weight_decay
+            if isinstance(module, _NORMS) and norm_weight_decay is not None
+            else weight_decay
+        )
         for parameter_name, parameter in module.named_parameters(recurse=False):
             if not parameter.requires_grad or id(parameter) in seen:
                 continue
@@ -76,7 +81,8 @@ def build_optimizer(
 
 
 def scale_lr(lr: float, batch_size: int, reference_batch: int) -> float:
-    """The learning rate for `batch_size` images a step when `lr` is meant for `reference_batch` (linear scaling).
+    """The learning rate for `batch_size` images a step when `lr` is meant for `reference_batch` (linear
+    scaling).
 
     Source: Goyal et al., Accurate, Large Minibatch SGD, https://arxiv.org/abs/1706.02677, section 2.1.
     """
@@ -97,12 +103,13 @@ def build_schedule(
     final_factor: float = 0.0,
     warmup_fraction: float = 0.3,
 ) -> Callable[[int], float]:
-    """The factor on the learning rate as a pure function of the iteration (from 0), so that nothing needs saving.
+    """The factor on the learning rate as a pure function of the iteration (from 0), so that nothing needs
+    saving.
 
     Args:
-        name: `multistep` (times `gamma` at each milestone), `poly` ((1 - t) ** power), `cosine`, `onecycle` (cosine up
-            from 1/25 during `warmup_fraction` of the run and down to 4e-6, as torch's OneCycleLR; it has no other
-            warm-up) or `constant`. t is the iteration divided by `iterations`.
+        name: `multistep` (times `gamma` at each milestone), `poly` ((1 - t) ** power), `cosine`, `onecycle`
+            (cosine up from 1/25 during `warmup_fraction` of the run and down to 4e-6, as torch's OneCycleLR;
+            it has no other warm-up) or `constant`. t is the iteration divided by `iterations`.
         iterations: Length of the run; later iterations keep the last value.
         warmup_iterations: The factor is also multiplied by a line from `warmup_factor` to 1 over these.
         warmup_factor: Where that line begins.
@@ -118,7 +125,9 @@ def build_schedule(
     if name not in SCHEDULES:
         raise ConfigError(f"unknown schedule {name!r}: choose one of {', '.join(SCHEDULES)}")
     if iterations < 0 or warmup_iterations < 0:
-        raise ConfigError(f"iterations ({iterations}) and warmup_iterations ({warmup_iterations}) must not be negative")
+        raise ConfigError(
+            f"iterations ({iterations}) and warmup_iterations ({warmup_iterations}) must not be negative"
+        )
     if list(milestones) != sorted(set(milestones)):
         raise ConfigError(f"milestones must ascend, got {list(milestones)}")
     if not 0.0 < warmup_fraction < 1.0:
@@ -158,9 +167,11 @@ def _onecycle(iteration: int, iterations: int, warmup_fraction: float) -> float:
 
 
 class Ema:
-    """Exponential moving average of the weights, parameters and floating buffers alike; other buffers are copied.
+    """Exponential moving average of the weights, parameters and floating buffers alike; other buffers are
+    copied.
 
-    The decay of update n (from 1) is min(decay, (1 + n) / (10 + n)), so that the random start is soon forgotten.
+    The decay of update n (from 1) is min(decay, (1 + n) / (10 + n)), so that the random start is soon
+    forgotten.
 
     Attributes:
         module: The averaged model, a copy without gradients, to evaluate and to save.
@@ -206,5 +217,7 @@ class Ema:
         try:
             self.module.load_state_dict(weights)
         except RuntimeError as error:
-            raise CheckpointError(f"the averaged weights do not fit the model: {' '.join(str(error).split())}") from None
+            raise CheckpointError(
+                f"the averaged weights do not fit the model: {' '.join(str(error).split())}"
+            ) from None
         self.updates = int(state["updates"])

@@ -14,12 +14,20 @@ from typing import Any
 import torch
 
 from res2net_dense.engine.distributed import is_main, world_size
-from res2net_dense.engine.files import process_is_alive, write_atomically
 from res2net_dense.errors import ConfigError
+from res2net_dense.files import process_is_alive, write_atomically
 from res2net_dense.version import __version__
 
 _LOCK = "run.lock"
-_LIBRARIES = ("torch", "torchvision", "numpy", "detectron2", "sal-detectron2", "segmentation-models-pytorch", "timm")
+_LIBRARIES = (
+    "torch",
+    "torchvision",
+    "numpy",
+    "detectron2",
+    "sal-detectron2",
+    "segmentation-models-pytorch",
+    "timm",
+)
 
 
 def open_run_folder(path: str | Path, *, resume: bool) -> Path:
@@ -32,8 +40,8 @@ def open_run_folder(path: str | Path, *, resume: bool) -> Path:
         resume: Whether a folder with content may be continued. An empty or new one is fine either way.
 
     Raises:
-        ConfigError: The path is a file, cannot be written, has content and `resume` is false, or another live process
-            has it.
+        ConfigError: The path is a file, cannot be written, has content and `resume` is false, or another live
+            process has it.
     """
     folder = Path(path)
     if not is_main():
@@ -52,7 +60,9 @@ def open_run_folder(path: str | Path, *, resume: bool) -> Path:
     except (FileExistsError, NotADirectoryError):
         raise ConfigError(f"{folder} is not a folder: choose another one with --output-dir") from None
     except OSError as error:
-        raise ConfigError(f"cannot write to {folder} ({error.strerror}): choose another one with --output-dir") from None
+        raise ConfigError(
+            f"cannot write to {folder} ({error.strerror}): choose another one with --output-dir"
+        ) from None
     atexit.register(release_run_folder, folder)
     return folder
 
@@ -96,7 +106,8 @@ def _lock(folder: Path) -> None:
                 return
             if _may_be_alive(owner):
                 raise ConfigError(
-                    f"{folder} is in use by process {owner.get('pid')} on {owner.get('host')}: wait for it, or choose "
+                    f"{folder} is in use by process {owner.get('pid')} on {owner.get('host')}: wait for it, "
+                    "or choose "
                     f"another folder with --output-dir (if that process is surely gone, delete {lock})"
                 ) from None
             lock.unlink(missing_ok=True)

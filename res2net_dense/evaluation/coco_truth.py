@@ -194,7 +194,7 @@ def _encode(segmentation: Any, image: Record) -> Record:
                 or not (np.abs(coordinates) < _MAX_COORDINATE).all()
             ):
                 raise ValueError("a polygon must be a list x0, y0, x1, y1, ... of finite pixel coordinates")
-        return mask_utils.merge(mask_utils.frPyObjects(segmentation, height, width))  # type: ignore[no-any-return]
+        return mask_utils.merge(mask_utils.frPyObjects(segmentation, height, width))
     if list(segmentation["size"]) != [height, width]:
         raise ValueError(
             f"its mask is of size {segmentation['size']} but its image {[height, width]} (height, width)"
@@ -202,7 +202,7 @@ def _encode(segmentation: Any, image: Record) -> Record:
     if isinstance(segmentation["counts"], list):
         if min(segmentation["counts"]) < 0 or sum(segmentation["counts"]) != height * width:
             raise ValueError(f"its run lengths must add up to {height * width}")
-        return mask_utils.frPyObjects(segmentation, height, width)  # type: ignore[no-any-return]
+        return mask_utils.frPyObjects(segmentation, height, width)
     return {"size": [height, width], "counts": segmentation["counts"]}
 
 

@@ -12,6 +12,8 @@ The published weights want RGB (`INPUT.FORMAT: RGB`) with mean 123.675 116.28 10
 
 from __future__ import annotations
 
+import logging
+import warnings
 from typing import Any
 
 from torch import Tensor
@@ -21,11 +23,17 @@ from res2net_dense.backbones.res2net import Res2Net
 from res2net_dense.backbones.weights import load_backbone_weights
 from res2net_dense.errors import ConfigError, MissingDependencyError
 
+# detectron2 calls what newer torch versions deprecate. Its users can do nothing about these three, so they
+# stay silent.
+warnings.filterwarnings("ignore", message="torch.meshgrid", category=UserWarning)
+logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
 try:
-    from detectron2.config import CfgNode
-    from detectron2.layers import ShapeSpec
-    from detectron2.modeling import BACKBONE_REGISTRY, Backbone
-    from detectron2.modeling.backbone.fpn import FPN, LastLevelMaxPool
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*torch.jit.script", category=Warning)
+        from detectron2.config import CfgNode
+        from detectron2.layers import ShapeSpec
+        from detectron2.modeling import BACKBONE_REGISTRY, Backbone
+        from detectron2.modeling.backbone.fpn import FPN, LastLevelMaxPool
 except ImportError as error:
     raise MissingDependencyError(
         f"detection needs detectron2 ({error}); `python tools/doctor.py` names the command that installs it"

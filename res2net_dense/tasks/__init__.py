@@ -1,4 +1,4 @@
-"""What can be learnt. A task is a module with the functions of `res2net_dense.types.Task`; config objects end there."""
+"""What can be learnt. A task is a module with the functions of `types.Task`; configs end there."""
 
 from __future__ import annotations
 

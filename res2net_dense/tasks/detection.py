@@ -1,10 +1,12 @@
-"""Detection and instance segmentation on data in COCO's layout: joins config, R-CNN models, COCO data and evaluation."""
+"""Detection and instance segmentation on data in COCO's layout: joins config, R-CNN models, COCO data and
+evaluation.
+"""
 
 from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,20 +52,21 @@ def prepare(config: Config, *, training: bool = True) -> Config:
     if split is None:
         raise ConfigError("data.val is not set; give data.val.images and data.val.annotations")
     names = config.data.class_names
-    dataset = _load(split, names)
+    masks = training and config.model.arch == "mask_rcnn"
+    dataset = _load(split, names, masks=masks)
     classes = config.model.num_classes
     if classes is not None and classes != len(dataset.class_names):
         raise ConfigError(
             f"model.num_classes is {classes}, but {split.annotations} has {len(dataset.class_names)} classes "
             f"({_some(dataset.class_names)}); set model.num_classes=null to count them there"
         )
-    if config.model.arch == "mask_rcnn" and training and not dataset.has_masks:
+    if masks and not dataset.has_masks:
         raise ConfigError(
             f"model.arch is mask_rcnn, but {split.annotations} has no segmentations; "
             "use a faster_rcnn config for boxes alone"
         )
     if config.data.val is not None:
-        _load(config.data.val, dataset.class_names)
+        _load(config.data.val, dataset.class_names, masks=False)
     return config.model_copy(
         update={
             "data": config.data.model_copy(update={"class_names": list(dataset.class_names)}),
@@ -88,11 +91,14 @@ def build_train_loader(config: Config, *, start_iteration: int = 0) -> Iterable[
     data, train = config.data, config.train
     if data.train is None:
         raise ConfigError("data.train is not set; give data.train.images and data.train.annotations")
-    dataset = _load(data.train, data.class_names)
+    dataset = _load(data.train, data.class_names, masks=config.model.arch == "mask_rcnn")
     indices = dataset.indices_with_objects()
     _report_losses(dataset, len(dataset) - len(indices))
     transform = TrainTransform(
-        min_sizes=data.min_size_train, max_size=data.max_size_train, flip=data.flip, photometric=data.photometric
+        min_sizes=data.min_size_train,
+        max_size=data.max_size_train,
+        flip=data.flip,
+        photometric=data.photometric,
     )
     batches = TrainBatches(
         len(indices),
@@ -111,8 +117,9 @@ def build_train_loader(config: Config, *, start_iteration: int = 0) -> Iterable[
 def build_eval_loader(config: Config) -> Iterable[list[Sample]]:
     """Return this process's part of the validation images, each once."""
     data = config.data
+    dataset = _load(_val(config), data.class_names, masks=False)  # the evaluator reads the truth itself
     return eval_loader(
-        EvalSet(_load(_val(config), data.class_names), EvalTransform(data.min_size_test, data.max_size_test)),
+        EvalSet(dataset, EvalTransform(data.min_size_test, data.max_size_test)),
         batch_size=config.eval.batch_size,
         workers=data.workers,
         rank=distributed.rank(),
@@ -146,19 +153,22 @@ def to_records(prediction: Prediction, image_id: int | str) -> list[dict[str, An
 
 
 @functools.lru_cache(maxsize=4)
-def _load_once(annotations: str, images: str, class_names: tuple[str, ...] | None) -> CocoDataset:
-    return CocoDataset.load(Path(annotations), Path(images), class_names=class_names)
+def _load_once(
+    annotations: str, images: str, class_names: tuple[str, ...] | None, masks: bool
+) -> CocoDataset:
+    return CocoDataset.load(annotations, images, class_names=class_names, masks=masks)
 
 
-def _load(split: SplitConfig, class_names: Sequence[str] | None) -> CocoDataset:
+def _load(split: SplitConfig, class_names: Sequence[str] | None, *, masks: bool) -> CocoDataset:
     for path in (split.annotations, split.images):
         if not Path(path).exists():
             raise DatasetError(
-                f"no data set at {path} (looked in {Path.cwd()}); datasets/README.md says how to get COCO and how to lay "
-                "out your own, and `python datasets/make_toy.py --output datasets/toy` makes the toy set for "
-                "configs/quick/mask_rcnn_res2net50.yaml"
+                f"no data set at {path} (looked in {Path.cwd()}); datasets/README.md says how to get COCO "
+                "and how to lay out your own, and `python datasets/make_toy.py --output datasets/toy` makes "
+                "the toy set for configs/quick/mask_rcnn_res2net50.yaml"
             )
-    return _load_once(split.annotations, split.images, None if class_names is None else tuple(class_names))
+    names = None if class_names is None else tuple(class_names)
+    return _load_once(split.annotations, split.images, names, masks)
 
 
 def _val(config: Config) -> SplitConfig:

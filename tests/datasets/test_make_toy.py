@@ -93,9 +93,8 @@ def test_annotations_fit_the_masks(toy):
             drawn = mask_utils.decode(mask_utils.merge(mask_utils.frPyObjects(polygons, size, size))).astype(
                 bool
             )
-            union = (drawn | shape.mask).sum()
-            # one pixel all round a small shape is a good part of it
-            assert (drawn ^ shape.mask).sum() <= 0.04 * union + 4
+            # pycocotools rounds outlines to pixels: a part of the rim, which grows as the root of the area
+            assert (drawn ^ shape.mask).sum() <= 2 * np.sqrt(shape.mask.sum())
             covered += shape.mask
             shapes += 1
         # what is visible belongs to one shape, but for pixels cut in halves

@@ -12,9 +12,8 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from res2net_dense.engine.distributed import unwrap
-from res2net_dense.engine.files import write_atomically
 from res2net_dense.errors import CheckpointError
+from res2net_dense.files import write_atomically
 
 
 def save_weights(path: str | Path, state_dict: Mapping[str, Tensor], metadata: dict[str, str]) -> Path:
@@ -46,8 +45,8 @@ def save_weights(path: str | Path, state_dict: Mapping[str, Tensor], metadata: d
 def load_weights(path: str | Path) -> dict[str, Tensor]:
     """Read the weights of a `.safetensors` file, a checkpoint of ours, or a `.pt`/`.pth` file; on the CPU.
 
-    Of a checkpoint the averaged weights are taken if there are any. A `.pt` may hold a state dict or have one under
-    `model` or `state_dict`. Nothing in the file is run.
+    Of a checkpoint the averaged weights are taken if there are any. A `.pt` may hold a state dict or have one
+    under `model` or `state_dict`. Nothing in the file is run.
 
     Raises:
         CheckpointError: The file is missing, damaged, no weight file, or would have to run code.
@@ -62,12 +61,15 @@ def load_weights(path: str | Path) -> dict[str, Tensor]:
             break
     weights = {name: value for name, value in content.items() if isinstance(value, Tensor)}
     if not weights or len(weights) < len(content):
-        raise CheckpointError(f"{path} is not a weight file: it holds {_describe(content)} instead of named tensors")
+        raise CheckpointError(
+            f"{path} is not a weight file: it holds {_describe(content)} instead of named tensors"
+        )
     return weights
 
 
 def read_metadata(path: str | Path) -> dict[str, Any]:
-    """What a weight file or checkpoint says of itself: the strings of a safetensors file, or all but the tensors.
+    """What a weight file or checkpoint says of itself: the strings of a safetensors file, or all but the
+    tensors.
 
     Raises:
         CheckpointError: As `load_weights`.
@@ -80,7 +82,9 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
         except (safetensors.SafetensorError, OSError) as error:
             raise _damaged(path, error) from None
     content = read_torch_or_safetensors(path)
-    return {key: content[key] for key in ("version", "iteration", "metadata", "best", "metrics") if key in content}
+    return {
+        key: content[key] for key in ("version", "iteration", "metadata", "best", "metrics") if key in content
+    }
 
 
 def load_weights_into(model: nn.Module, path: str | Path) -> None:
@@ -96,9 +100,9 @@ def load_strictly(model: nn.Module, weights: Mapping[str, Tensor], *, source: st
     """Load `weights` into `model` if names and shapes agree exactly.
 
     Raises:
-        CheckpointError: They do not; the message counts and shows the first of each kind, and nothing is loaded.
+        CheckpointError: They do not; the message counts and shows the first of each kind, and nothing is
+            loaded.
     """
-    model = unwrap(model)
     own = model.state_dict()
     missing = [name for name in own if name not in weights]
     unexpected = [name for name in weights if name not in own]
@@ -133,21 +137,26 @@ def read_torch_or_safetensors(path: Path) -> dict[str, Any]:
         # The same error stands for rubbish; torch names the function only where there is one to run.
         if "GLOBAL" in str(error) or "Unsupported" in str(error):
             raise CheckpointError(
-                f"{path} would run code while loading, refused: if you trust whoever made it, save its tensors alone "
+                f"{path} would run code while loading, refused: if you trust whoever made it, save its "
+                "tensors alone "
                 "in a new file first"
             ) from None
         raise _damaged(path, error) from None
     except Exception as error:  # a damaged pickle can raise anything at all
         raise _damaged(path, error) from None
     if not isinstance(content, dict):
-        raise CheckpointError(f"{path} is not a weight file: it holds a {type(content).__name__} instead of a dict")
+        raise CheckpointError(
+            f"{path} is not a weight file: it holds a {type(content).__name__} instead of a dict"
+        )
     return content
 
 
 def _check_head(path: Path) -> str:
     """The kind of file, `safetensors` or `torch`, refusing what is surely neither."""
     if not path.is_file():
-        raise CheckpointError(f"{path} does not exist" if not path.exists() else f"{path} is a folder, not a weight file")
+        raise CheckpointError(
+            f"{path} does not exist" if not path.exists() else f"{path} is a folder, not a weight file"
+        )
     try:
         with open(path, "rb") as file:
             head = file.read(64)
@@ -156,7 +165,9 @@ def _check_head(path: Path) -> str:
     if not head:
         raise CheckpointError(f"{path} is empty: the copy or download was cut off, get it again")
     if head.lstrip().startswith(b"<"):
-        raise CheckpointError(f"{path} is a web page, not weights: the download led to a login or error page, get it again")
+        raise CheckpointError(
+            f"{path} is a web page, not weights: the download led to a login or error page, get it again"
+        )
     return "safetensors" if path.suffix == ".safetensors" else "torch"
 
 

@@ -1,0 +1,409 @@
+"""COCO data sets: defects first, then real data against pycocotools."""
+
+import copy
+import json
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from pycocotools import mask as mask_utils
+from pycocotools.coco import COCO
+
+from res2net_dense.data.coco import CocoDataset
+from res2net_dense.data.coco_json import decode_runs
+from res2net_dense.errors import DatasetError
+
+SQUARE = [10, 10, 30, 10, 30, 20, 10, 20]
+
+
+def annotation(number, **fields):
+    entry = {
+        "id": number,
+        "image_id": 1,
+        "category_id": 3,
+        "bbox": [10, 10, 20, 10],
+        "area": 200,
+        "iscrowd": 0,
+    }
+    return {**entry, "segmentation": [list(SQUARE)], **fields}
+
+
+def content(*annotations):
+    return {
+        "images": [{"id": n, "file_name": f"{n}.png", "height": 40, "width": 60} for n in (1, 2)],
+        "categories": [{"id": 7, "name": "dog"}, {"id": 3, "name": "cat"}],
+        "annotations": list(annotations),
+    }
+
+
+@pytest.fixture
+def load(tmp_path):
+    images = tmp_path / "images"
+    images.mkdir()
+    for number in (1, 2):
+        Image.new("RGB", (60, 40), (number, 2, 3)).save(images / f"{number}.png")
+
+    def function(data, **options):
+        text = data if isinstance(data, str) else json.dumps(data)
+        (tmp_path / "set.json").write_text(text)
+        return CocoDataset.load(tmp_path / "set.json", images, **options)
+
+    function.images = images
+    return function
+
+
+def fails(load, data, *parts, **options):
+    with pytest.raises(DatasetError) as error:
+        load(data, **options)
+    message = str(error.value)
+    assert "\n" not in message
+    for part in parts:
+        assert part in message
+
+
+def test_an_empty_set_is_refused(load):
+    fails(load, {"images": [], "categories": [], "annotations": []}, "set.json", "no categories")
+    fails(load, {**content(), "images": []}, "set.json", "no images")
+    empty = load(content())
+    assert len(empty) == 2
+    assert not empty.has_masks
+    with pytest.raises(
+        DatasetError, match=r"set.json: no picture has an object to learn from \(no annotations\)"
+    ):
+        empty.indices_with_objects()
+    sample = empty.sample(0)
+    assert sample["boxes"].shape == (0, 4)
+    assert sample["labels"].shape == (0,)
+    assert "masks" not in sample
+
+
+def test_missing_files_say_where_was_looked(tmp_path, load, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DatasetError, match=str(tmp_path / "none.json")):
+        CocoDataset.load("none.json", "images")
+    load(content())
+    with pytest.raises(DatasetError, match=str(tmp_path / "nowhere")):
+        CocoDataset.load("set.json", "nowhere")
+    with pytest.raises(DatasetError, match="cannot be read"):
+        CocoDataset.load(tmp_path, "images")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        '{"images": [}',
+        "[" * 100_000,
+        '{"a": ' + "9" * 5000 + "}",
+        "[]",
+        "null",
+        '{"images": []}',
+        "\ud7ff",
+    ],
+)
+def test_broken_json(load, text):
+    fails(load, text, "set.json")
+
+
+def test_broken_json_names_line_and_column(load):
+    fails(load, '{\n"images": [}', "line 2 column 12")
+
+
+RLE = mask_utils.encode(np.asfortranarray(np.eye(40, 60, dtype=np.uint8)))["counts"].decode()
+DEFECTS = {
+    "dangling image": (annotation(5, image_id=9), "annotation 5: there is no image 9"),
+    "image id of another type": (annotation(5, image_id="1"), "annotation 5: there is no image '1'"),
+    "unhashable image id": (annotation(5, image_id=[1]), "there is no image [1]"),
+    "dangling category": (annotation(5, category_id=1), "annotation 5: there is no category 1"),
+    "no bbox": ({"id": 5, "image_id": 1, "category_id": 3}, "annotation 5: it has no 'bbox'"),
+    "no id": (
+        {"image_id": 1, "category_id": 3, "bbox": [1, 1, 1, 1]},
+        "annotation at place 1: it has no 'id'",
+    ),
+    "no object": ([], "annotation at place 1"),
+    "three numbers": (annotation(5, bbox=[1, 2, 3]), "annotation 5: its bbox [1, 2, 3]"),
+    "NaN": (annotation(5, bbox=[1, 2, float("nan"), 3]), "annotation 5: its bbox"),
+    "infinity": (annotation(5, bbox=[1, 2, 1e999, 3]), "annotation 5: its bbox"),
+    "text in the box": (annotation(5, bbox=["1", 2, 3, 4]), "annotation 5: its bbox"),
+    "null box": (annotation(5, bbox=None), "annotation 5: its bbox"),
+    "nested box": (annotation(5, bbox=[[1, 2], 3, 4, 5]), "annotation 5: its bbox"),
+    "huge number": (annotation(5, bbox=[1, 2, 10**400, 5]), "annotation 5: its bbox"),
+    "duplicate id": (annotation(1), "annotation 1: its id is used twice"),
+    "iscrowd": (annotation(5, iscrowd="0"), "annotation 5: its iscrowd is '0'"),
+    "flat polygon": (annotation(5, segmentation=SQUARE), "annotation 5: its segmentation"),
+    "NaN polygon": (
+        annotation(5, segmentation=[[*SQUARE[:7], float("nan")]]),
+        "annotation 5: its segmentation",
+    ),
+    "text": (annotation(5, segmentation="here"), "annotation 5: its segmentation"),
+    "RLE size": (
+        annotation(5, segmentation={"size": [60, 40], "counts": RLE}),
+        "has size [60, 40], not [40, 60]",
+    ),
+    "RLE empty": (annotation(5, segmentation={"size": [40, 60], "counts": ""}), "describe 40 x 60 pixels"),
+    "RLE cut": (
+        annotation(5, segmentation={"size": [40, 60], "counts": RLE[:-3]}),
+        "describe 40 x 60 pixels",
+    ),
+    "RLE alien": (annotation(5, segmentation={"size": [40, 60], "counts": "é~ "}), "describe 40 x 60 pixels"),
+    "RLE negative": (
+        annotation(5, segmentation={"size": [40, 60], "counts": [-1, 2401]}),
+        "describe 40 x 60",
+    ),
+    "RLE long": (annotation(5, segmentation={"size": [40, 60], "counts": [0, 2401]}), "describe 40 x 60"),
+    "RLE without counts": (annotation(5, segmentation={"size": [40, 60]}), "describe 40 x 60"),
+}
+
+
+@pytest.mark.parametrize("name", DEFECTS)
+def test_a_defect_names_file_and_annotation(load, name):
+    entry, part = DEFECTS[name]
+    fails(load, content(annotation(1), entry), "set.json", part)
+    if name not in ("duplicate id", "no object", "no id"):
+        fails(load, content(entry, {**entry, "id": 6}), part, "(and 1 more problem")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"id": 1}, {"id": 1.5}, {"id": None}, {"height": 0}, {"width": "60"}, {"height": 10**20},
+        {"height": None}, {"file_name": 5}, {"file_name": ""}, {"file_name": "../1.png"},
+        {"file_name": "/etc/passwd"}, {"file_name": "a/../../1.png"}, {"file_name": "..\\1.png"},
+        {"file_name": "%2e%2e%2f1.png"},
+        {"file_name": "%2Fetc/passwd"}, {"file_name": "1.png\0"}, {"file_name": "\udc80.png"},
+    ],
+)  # fmt: skip
+def test_a_bad_image_is_refused(load, fields):
+    data = content(annotation(1))
+    data["images"][1].update(fields)
+    fails(load, data, "set.json: image ")
+    for key in ("id", "file_name", "height", "width"):
+        data = content()
+        del data["images"][1][key]
+        fails(load, data, "set.json", f"no '{key}'")
+
+
+@pytest.mark.parametrize(
+    "entry", [5, {"id": 1}, {"name": "x"}, {"id": "1", "name": "x"}, {"id": 9, "name": "dog"}]
+)
+def test_a_bad_category_is_refused(load, entry):
+    data = content()
+    data["categories"].append(entry)
+    fails(load, data, "set.json", "categor")
+
+
+def test_links_out_of_the_folder_are_refused(load, tmp_path):
+    data = content(annotation(1))
+    Image.new("RGB", (60, 40)).save(tmp_path / "secret.png")
+    (load.images / "1.png").unlink()
+    (load.images / "1.png").symlink_to(tmp_path / "secret.png")
+    dataset = load(data)
+    for function in (lambda: dataset.sample(0), dataset.missing_files):
+        with pytest.raises(DatasetError, match="leads out of the image folder"):
+            function()
+    (load.images / "1.png").unlink()
+    (load.images / "1.png").symlink_to(load.images / "2.png")
+    assert dataset.sample(0)["image"][0, 0, 0] == 2
+    (load.images / "1.png").unlink()
+    (load.images / "1.png").symlink_to(load.images / "1.png")
+    with pytest.raises(DatasetError):
+        dataset.sample(0)
+
+
+def test_a_missing_or_differently_sized_picture(load):
+    dataset = load(content(annotation(1)))
+    assert dataset.missing_files() == []
+    Image.new("RGB", (40, 60)).save(load.images / "1.png")
+    with pytest.raises(DatasetError, match=r"1.png: the picture is 40 x 60 .* says 60 x 40"):
+        dataset.sample(0)
+    (load.images / "2.png").unlink()
+    assert dataset.missing_files() == ["2.png"]
+    with pytest.raises(DatasetError, match="2.png: picture not found"):
+        dataset.sample(1)
+
+
+def test_what_cannot_be_learnt_from_is_dropped_and_counted(load):
+    far = [0, 0, 1e12, 5, 0, 3]
+    dataset = load(
+        content(
+            annotation(1, iscrowd=None),
+            annotation(2, bbox=[5, 5, 0, 3]),
+            annotation(3, bbox=[5, 5, -4, 3]),
+            annotation(4, bbox=[70, 5, 4, 3]),
+            annotation(5, segmentation=[[1, 1, 2, 2]]),
+            annotation(6, segmentation=[SQUARE[:7], SQUARE]),
+            annotation(7, segmentation=[]),
+            annotation(8, segmentation={"size": [40, 60], "counts": [2400]}),
+            annotation(9, segmentation=[far]),
+            annotation(10, iscrowd=1, segmentation={"size": [40, 60], "counts": [400, 2000]}),
+            annotation(11, bbox=[60 - 1e-9, 5, 4, 3]),
+        )
+    )
+    assert dataset.dropped == {
+        "empty box": 2,
+        "box outside the picture": 2,
+        "object without a valid mask": 4,
+        "polygon under 3 points or of odd length": 2,
+        "polygon far outside the picture": 1,
+        "crowd region": 1,
+    }
+    sample = dataset.sample(0)
+    assert len(sample["boxes"]) == len(sample["labels"]) == len(sample["masks"]) == 2
+    assert [len(polygons) for polygons in sample["masks"]] == [1, 1]
+    assert dataset.indices_with_objects().tolist() == [0]
+    boxes_only = load(content(annotation(7, segmentation=[]), annotation(8, segmentation=None)))
+    assert not boxes_only.has_masks
+    assert len(boxes_only.sample(0)["boxes"]) == 2
+    without = load(content(annotation(1), annotation(2, segmentation=[])), masks=False)
+    assert "masks" not in without.sample(0)
+    assert len(without.sample(0)["boxes"]) == 2
+    only_crowd = load(content(annotation(10, iscrowd=1)))
+    with pytest.raises(DatasetError, match="1 crowd region"):
+        only_crowd.indices_with_objects()
+
+
+def test_boxes_are_clipped(load):
+    sample = load(content(annotation(1, bbox=[-5, 30.5, 20, 100]))).sample(0)
+    assert sample["boxes"].tolist() == [[0, 30.5, 15, 40]]
+    assert sample["boxes"].dtype == torch.float32
+
+
+def test_labels_follow_the_category_ids_or_the_names_given(load):
+    data = content(annotation(1), annotation(2, category_id=7))
+    dataset = load(data)
+    assert (dataset.class_names, dataset.category_ids) == (["cat", "dog"], [3, 7])
+    assert dataset.sample(0)["labels"].tolist() == [0, 1]
+    dataset = load(data, class_names=["bird", "dog", "cat"])
+    assert (dataset.class_names, dataset.category_ids) == (["bird", "dog", "cat"], [-1, 7, 3])
+    assert dataset.sample(0)["labels"].tolist() == [2, 1]
+    fails(load, data, "'dog' is none of", "known are bird, cat", class_names=["bird", "cat"])
+    fails(load, data, "duplicates", class_names=["dog", "cat", "dog"])
+
+
+def test_bitmaps_where_one_object_has_no_polygons(load):
+    counts = [405, 10, 1985]
+    packed = mask_utils.frPyObjects({"size": [40, 60], "counts": counts}, 40, 60)
+    entries = (
+        annotation(1),
+        annotation(2, segmentation={"size": [40, 60], "counts": counts}),
+        annotation(3, segmentation={"size": [40, 60], "counts": packed["counts"].decode()}),
+    )
+    masks = load(content(*entries)).sample(0)["masks"]
+    assert masks.dtype == torch.bool
+    assert masks.shape == (3, 40, 60)
+    expected = mask_utils.decode([mask_utils.frPyObjects([SQUARE], 40, 60)[0], packed, packed])
+    np.testing.assert_array_equal(masks.numpy(), expected.transpose(2, 0, 1).astype(bool))
+
+
+def test_run_lengths_equal_pycocotools():
+    rng = np.random.default_rng(0)
+    for share in (0.0, 0.01, 0.5, 0.99, 1.0):
+        for _ in range(20):
+            height, width = rng.integers(1, 300, 2)
+            mask = rng.random((height, width)) < share
+            runs = decode_runs(mask_utils.encode(np.asfortranarray(mask, dtype=np.uint8))["counts"].decode())
+            decoded = np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(width, height).T
+            np.testing.assert_array_equal(decoded, mask)
+
+
+def test_random_run_length_texts_give_none_or_counts():
+    rng = np.random.default_rng(0)
+    for _ in range(3000):
+        runs = decode_runs("".join(map(chr, rng.integers(40, 120, rng.integers(1, 20)))))
+        assert runs is None or (runs >= 0).all()
+
+
+def test_mutated_files_give_our_error_or_a_set(load):
+    rng = np.random.default_rng(0)
+    base = content(annotation(1), annotation(2, segmentation={"size": [40, 60], "counts": RLE}))
+    values = [None, True, -1, 0, 1, 1e308, float("nan"), "", "1", [], {}, [[]], [None], {"a": 1}, 10**400]
+
+    def places(node):
+        for key in range(len(node)) if isinstance(node, list) else list(node):
+            yield node, key
+            if isinstance(node[key], (list, dict)):
+                yield from places(node[key])
+
+    messages = []
+    for _ in range(500):
+        data = copy.deepcopy(base)
+        every = list(places(data))
+        node, key = every[rng.integers(len(every))]
+        node[key] = values[rng.integers(len(values))]
+        try:
+            dataset = load(data)
+            for index in range(len(dataset)):
+                dataset.sample(index)
+        except DatasetError as error:
+            messages.append(str(error))
+    assert messages
+    assert not any("\n" in message for message in messages)
+
+
+def test_pickles_for_workers_and_keeps_the_tree_as_it_is(load, tmp_path):
+    dataset = load(content(annotation(1)))
+    before = sorted((path, path.stat().st_mtime_ns) for path in tmp_path.rglob("*"))
+    again = pickle.loads(pickle.dumps(dataset))  # noqa: S301 - our own bytes
+    assert again.images[-1] == dataset.images[1]
+    assert dataset.images[:1][0].annotations[0].label == 0
+    assert torch.equal(again.sample(0)["image"], dataset.sample(0)["image"])
+    assert sorted((path, path.stat().st_mtime_ns) for path in tmp_path.rglob("*")) == before
+    with pytest.raises(IndexError):
+        dataset.images[2]
+
+
+@pytest.mark.parametrize("split", ["train2017", "val2017"])
+def test_real_data_equals_pycocotools(shared_data, split):
+    file = shared_data / "coco_tiny" / "annotations" / f"instances_{split}.json"
+    dataset = CocoDataset.load(file, shared_data / "coco_tiny" / split)
+    reference = COCO(file)
+    assert dataset.has_masks
+    assert dataset.category_ids == sorted(reference.getCatIds())
+    assert dataset.class_names == [c["name"] for c in reference.loadCats(dataset.category_ids)]
+    assert dataset.missing_files() == []
+    crowds = sum(entry["iscrowd"] for entry in reference.anns.values())
+    assert dataset.dropped == {"crowd region": crowds}
+    for index, image_id in enumerate(reference.getImgIds()):
+        sample = dataset.sample(index)
+        entries = [e for e in reference.imgToAnns[image_id] if not e["iscrowd"]]
+        height, width = sample["image"].shape[1:]
+        assert sample["image_id"] == image_id
+        assert dataset.aspect_ratios[index] == width / height
+        assert [dataset.category_ids[label] for label in sample["labels"]] == [
+            e["category_id"] for e in entries
+        ]
+        xywh = np.array([e["bbox"] for e in entries]).reshape(-1, 4)
+        xyxy = np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1)
+        np.testing.assert_allclose(sample["boxes"], xyxy, atol=0.011)  # a few stick out by a hundredth
+        for polygons, entry in zip(sample["masks"], entries, strict=True):
+            assert [polygon.tolist() for polygon in polygons] == entry["segmentation"]
+            mask = mask_utils.decode(mask_utils.merge(mask_utils.frPyObjects(polygons, height, width)))
+            np.testing.assert_array_equal(mask, reference.annToMask(entry))
+
+
+def test_real_crowds_as_bitmaps_equal_pycocotools(shared_data, tmp_path):
+    """Crowds turned into ordinary objects: real run-length codes are decoded beside polygons."""
+    folder = shared_data / "coco_tiny"
+    data = json.loads((folder / "annotations" / "instances_val2017.json").read_text())
+    crowded = {e["image_id"] for e in data["annotations"] if e["iscrowd"]}
+    data["images"] = [image for image in data["images"] if image["id"] in crowded]
+    data["annotations"] = [{**e, "iscrowd": 0} for e in data["annotations"] if e["image_id"] in crowded]
+    (tmp_path / "set.json").write_text(json.dumps(data))
+    dataset = CocoDataset.load(tmp_path / "set.json", folder / "val2017")
+    reference = COCO(tmp_path / "set.json")
+    assert dataset.dropped == {}
+    assert len(dataset) > 5
+    for index, image in enumerate(dataset.images):
+        expected = [reference.annToMask(entry) for entry in reference.imgToAnns[image.image_id]]
+        np.testing.assert_array_equal(dataset.sample(index)["masks"], np.array(expected, dtype=bool))
+
+
+def test_ground_truth_is_the_json_with_crowd_flags(load):
+    data = content(annotation(1, iscrowd=None), annotation(2, iscrowd=1))
+    truth = load(data).ground_truth()
+    assert [entry["iscrowd"] for entry in truth["annotations"]] == [0, 1]
+    assert truth["images"] == data["images"]
+    assert truth["categories"] == data["categories"]

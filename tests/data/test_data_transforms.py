@@ -1,0 +1,234 @@
+"""Transforms: empty samples first, then detectron2's own transforms as the reference."""
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from pycocotools import mask as mask_utils
+
+from res2net_dense.data.coco import CocoDataset
+from res2net_dense.data.transforms import (
+    EvalTransform,
+    TrainTransform,
+    drop_empty_objects,
+    horizontal_flip,
+    resize_shortest_edge,
+    resize_to,
+    shortest_edge_size,
+)
+from res2net_dense.errors import ConfigError
+
+reference = pytest.importorskip("detectron2.data.transforms", reason="detectron2 is the reference")
+
+
+def make(height=48, width=64, boxes=((4, 6, 20, 30), (0, 0, 64, 48)), masks="polygons"):
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+    boxes = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
+    sample = {
+        "image": torch.from_numpy(pixels).permute(2, 0, 1),
+        "file_name": "a.png",
+        "image_id": 3,
+        "original_height": height,
+        "original_width": width,
+        "boxes": boxes,
+        "labels": torch.arange(len(boxes)),
+        "sem_seg": torch.from_numpy(rng.integers(0, 256, (height, width))),
+        "saliency": torch.from_numpy(rng.integers(0, 2, (height, width)).astype(np.float32)),
+    }
+    if masks == "polygons":
+        sample["masks"] = [
+            [np.array([x1, y1, x2, y1, x2, y2], dtype=np.float64)] for x1, y1, x2, y2 in boxes.tolist()
+        ]
+    elif masks == "bitmaps":
+        sample["masks"] = torch.zeros(len(boxes), height, width, dtype=torch.bool)
+        for mask, box in zip(sample["masks"], boxes.long().tolist(), strict=True):
+            mask[box[1] : box[3], box[0] : box[2]] = True
+    return sample
+
+
+def snapshot(sample):
+    """A deep copy that compares bit by bit."""
+    plain = {}
+    for key, value in sample.items():
+        if isinstance(value, torch.Tensor):
+            value = (tuple(value.shape), str(value.dtype), value.tolist())
+        elif key == "masks":
+            value = [[polygon.tolist() for polygon in polygons] for polygons in value]
+        plain[key] = value
+    return plain
+
+
+@pytest.mark.parametrize("masks", ["polygons", "bitmaps", None])
+def test_a_sample_without_objects_passes(masks):
+    sample = make(boxes=(), masks=masks)
+    done = TrainTransform(min_sizes=[32], max_size=100, flip=1.0, photometric="light")(
+        sample, np.random.default_rng(0)
+    )
+    assert done["boxes"].shape == (0, 4)
+    assert done["labels"].shape == (0,)
+    assert done["image"].shape == (3, 32, 43)
+    assert len(done.get("masks", ())) == 0
+    bare = {
+        key: sample[key] for key in ("image", "file_name", "image_id", "original_height", "original_width")
+    }
+    assert set(EvalTransform(32, 100)(bare)) == set(bare)
+
+
+def without_ties(height, width, new_height, new_width):
+    """(new_height, new_width) bool: the centre is not on the border of two pixels, where libraries differ."""
+    rows = (2 * np.arange(new_height) + 1) * height % (2 * new_height) != 0
+    columns = (2 * np.arange(new_width) + 1) * width % (2 * new_width) != 0
+    sure = rows[:, None] & columns
+    return sure if sure.any() else np.ones_like(sure)
+
+
+def test_sizes_equal_detectron2():
+    rng = np.random.default_rng(0)
+    for _ in range(2000):
+        height, width, short, longest = rng.integers(1, 2000, 4).tolist()
+        expected = reference.ResizeShortestEdge.get_output_shape(height, width, short, longest)
+        assert shortest_edge_size(height, width, short, longest) == tuple(max(1, edge) for edge in expected)
+    assert shortest_edge_size(5000, 1, 800, 1333) == (1333, 1)
+
+
+@pytest.mark.parametrize("size", [(800, 1333), (40, 1333), (24, 30)])
+def test_resize_and_flip_equal_detectron2(size):
+    sample = make()
+    pixels = sample["image"].permute(1, 2, 0).numpy()
+    resize = reference.ResizeShortestEdge(size[0], size[1]).get_transform(pixels)
+    flip = reference.HFlipTransform(resize.new_w)
+    both = reference.TransformList([resize, flip])
+    done = horizontal_flip(resize_shortest_edge(sample, *size))
+    np.testing.assert_array_equal(done["image"].permute(1, 2, 0), both.apply_image(pixels))
+    np.testing.assert_allclose(done["boxes"], both.apply_box(sample["boxes"].numpy()), rtol=1e-6, atol=1e-4)
+    for polygons, before in zip(done["masks"], sample["masks"], strict=True):
+        expected = both.apply_polygons([polygon.reshape(-1, 2) for polygon in before])
+        np.testing.assert_allclose(polygons[0].reshape(-1, 2), expected[0], atol=1e-9)
+    sure = without_ties(48, 64, *done["image"].shape[1:])[:, ::-1]
+    label_map = both.apply_segmentation(sample["sem_seg"].numpy().astype(np.uint8))
+    np.testing.assert_array_equal(done["sem_seg"].numpy()[sure], label_map[sure])
+    assert done["image"].shape[1:] == done["sem_seg"].shape == done["saliency"].shape
+
+
+def test_nearest_takes_pixel_centres_as_opencv_exact():
+    sample = make(masks="bitmaps")
+    for height, width in ((96, 128), (24, 16), (31, 77), (48, 64), (1, 1)):
+        done = resize_to(sample, height, width)
+        source = sample["sem_seg"].numpy().astype(np.uint8)
+        expected = cv2.resize(source, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
+        sure = without_ties(48, 64, height, width)
+        np.testing.assert_array_equal(done["sem_seg"].numpy()[sure], expected[sure])
+        assert done["sem_seg"].dtype == torch.int64
+        assert done["masks"].dtype == torch.bool
+        assert set(done["saliency"].unique().tolist()) <= {0.0, 1.0}
+
+
+def test_flip_is_its_own_inverse_and_leaves_the_input_alone():
+    for masks in ("polygons", "bitmaps", None):
+        sample = make(masks=masks)
+        before = snapshot(sample)
+        flipped = horizontal_flip(sample)
+        assert flipped["boxes"][0].tolist() == [44, 6, 60, 30]
+        assert snapshot(horizontal_flip(flipped)) == before
+        TrainTransform(min_sizes=[32], max_size=99, flip=1.0, photometric="strong")(
+            sample, np.random.default_rng(1)
+        )
+        TrainTransform(min_sizes=[48], max_size=99, flip=0.0, photometric="strong")(
+            sample, np.random.default_rng(1)
+        )
+        assert snapshot(sample) == before
+
+
+def test_masks_stay_under_their_boxes_on_real_pictures(shared_data):
+    folder = shared_data / "nuts"
+    dataset = CocoDataset.load(folder / "trainval.json", folder / "images")
+    done = horizontal_flip(resize_shortest_edge(dataset.sample(0), 640, 2000))
+    height, width = done["image"].shape[1:]
+    raw = dataset.sample(0)
+    for polygons, before in zip(done["masks"], raw["masks"], strict=True):
+
+        def draw(outlines, h, w):
+            return mask_utils.decode(mask_utils.merge(mask_utils.frPyObjects(outlines, h, w)))
+
+        moved = Image.fromarray(draw(before, *raw["image"].shape[1:])[:, ::-1]).resize((width, height))
+        ours, theirs = draw(polygons, height, width) > 0, np.asarray(moved) > 0
+        assert (ours & theirs).sum() / (ours | theirs).sum() > 0.95
+
+
+def test_thin_boxes_and_empty_bitmaps_go_from_every_field():
+    boxes = ((4, 6, 20, 30), (5, 5, 5 + 1e-5, 20), (8, 8, 9, 40))
+    for masks in ("polygons", "bitmaps"):
+        sample = make(boxes=boxes, masks=masks)
+        if masks == "bitmaps":
+            sample["masks"][1:] = False
+        kept = drop_empty_objects(sample)
+        expected = [0, 2] if masks == "polygons" else [0]
+        assert kept["labels"].tolist() == expected
+        assert len(kept["boxes"]) == len(kept["masks"]) == len(expected)
+        assert len(sample["labels"]) == 3
+    untouched = make()
+    assert drop_empty_objects(untouched) is untouched
+
+
+@pytest.mark.parametrize("photometric", ["none", "light", "strong"])
+def test_the_generator_alone_decides(photometric):
+    transform = TrainTransform(min_sizes=[32, 48, 64], max_size=100, photometric=photometric)
+    another = TrainTransform(min_sizes=[32, 48, 64], max_size=100, photometric=photometric)
+    first = [transform(make(), np.random.default_rng([5, n])) for n in range(30)]
+    np.random.seed(3)
+    again = [another(make(), np.random.default_rng([5, n])) for n in reversed(range(30))][::-1]
+    for one, two in zip(first, again, strict=True):
+        assert snapshot(one) == snapshot(two)
+    assert {sample["image"].shape[1] for sample in first} == {32, 48, 64}
+    for sample in first:
+        assert sample["image"].dtype == torch.uint8
+        assert sample["image"].is_contiguous()
+        assert (sample["original_height"], sample["original_width"], sample["image_id"]) == (48, 64, 3)
+    if photometric != "none":
+        colours = TrainTransform(min_sizes=[48], max_size=100, flip=0.0, photometric=photometric)
+        different = [
+            colours(make(), np.random.default_rng(n))["image"].float().mean().item() for n in range(200)
+        ]
+        plain = make()["image"].float().mean().item()
+        # light leaves 25 % as they are, strong 5 %; steps drawing the same numbers would leave 50 and 30 %
+        assert np.mean(np.array(different) == plain) < {"light": 0.35, "strong": 0.1}[photometric]
+        assert len(set(different)) > {"light": 0.65, "strong": 0.9}[photometric] * len(different)
+
+
+def test_colour_changes_only_the_picture():
+    sample = make()
+    for name in ("light", "strong"):
+        changed = TrainTransform(min_sizes=[48], max_size=100, flip=0.0, photometric=name)
+        done = [snapshot(changed(sample, np.random.default_rng(n))) for n in range(10)]
+        plain = snapshot(sample)
+        assert any(one["image"] != plain["image"] for one in done)
+        for one in done:
+            assert {**one, "image": 0} == {**plain, "image": 0}
+
+
+def test_flips_are_as_frequent_as_asked():
+    sample = make()
+    for share in (0.0, 0.5, 1.0):
+        transform = TrainTransform(min_sizes=[48], max_size=100, flip=share)
+        flips = [transform(sample, np.random.default_rng(n))["boxes"][0, 0].item() == 44 for n in range(200)]
+        assert abs(np.mean(flips) - share) < 0.1
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"min_sizes": []},
+        {"min_sizes": [0]},
+        {"max_size": 0},
+        {"flip": 1.5},
+        {"flip": float("nan")},
+        {"photometric": "wild"},
+    ],
+)
+def test_wrong_options_are_named(options):
+    with pytest.raises(ConfigError):
+        TrainTransform(**{"min_sizes": [800], "max_size": 1333, **options})
+    with pytest.raises(ConfigError):
+        EvalTransform(0, 10)

@@ -1,0 +1,173 @@
+"""Optimizer groups, schedules against detectron2's and torch's, the moving average."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from res2net_dense.engine.optim import SCHEDULES, Ema, build_optimizer, build_schedule, scale_lr
+from res2net_dense.errors import CheckpointError, ConfigError
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1, bias=False))
+        self.backbone_like = nn.GroupNorm(2, 4)
+        self.head = nn.Conv2d(4, 4, 1)
+        self.tied = nn.Conv2d(4, 4, 1)
+        self.tied.weight = self.head.weight
+        self.frozen = nn.Conv2d(4, 4, 1).requires_grad_(False)
+
+
+def test_groups() -> None:
+    model = Net()
+    optimizer = build_optimizer(
+        model,
+        name="adamw",
+        lr=1.0,
+        weight_decay=0.1,
+        norm_weight_decay=0.0,
+        bias_lr_factor=2.0,
+        backbone_lr_factor=0.5,
+    )
+    found = {
+        id(parameter): (group["lr"], group["weight_decay"], group["initial_lr"])
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    }
+    expected = {
+        "backbone.0.weight": (0.5, 0.1),
+        "backbone.0.bias": (1.0, 0.1),
+        "backbone.1.weight": (0.5, 0.0),
+        "backbone.1.bias": (1.0, 0.0),
+        "backbone.2.weight": (0.5, 0.1),
+        "backbone_like.weight": (1.0, 0.0),
+        "backbone_like.bias": (2.0, 0.0),
+        "head.weight": (1.0, 0.1),
+        "head.bias": (2.0, 0.1),
+        "tied.bias": (2.0, 0.1),
+    }
+    parameters = dict(model.named_parameters())
+    assert {name: found[id(parameters[name])][:2] for name in expected} == expected
+    assert len(found) == len(expected) == sum(len(group["params"]) for group in optimizer.param_groups)
+    assert all(lr == initial for lr, _, initial in found.values())
+    assert len(optimizer.param_groups) == len(set(expected.values()))
+
+
+def test_groups_equal_detectron2() -> None:
+    solver = pytest.importorskip("detectron2.solver.build")
+    model = Net()
+    theirs = solver.get_default_optimizer_params(
+        model,
+        base_lr=0.02,
+        weight_decay=1e-4,
+        weight_decay_norm=0.0,
+        bias_lr_factor=2.0,
+        weight_decay_bias=None,
+    )
+    ours = build_optimizer(model, lr=0.02, weight_decay=1e-4, norm_weight_decay=0.0, bias_lr_factor=2.0)
+
+    def flat(groups: list[dict[str, object]]) -> dict[int, tuple[object, object]]:
+        return {id(p): (g.get("lr"), g["weight_decay"]) for g in groups for p in g["params"]}  # type: ignore[attr-defined]
+
+    assert flat(ours.param_groups) == flat(theirs)
+
+
+def test_nothing_to_train() -> None:
+    with pytest.raises(ConfigError, match="no trainable"):
+        build_optimizer(nn.ReLU(), lr=0.1)
+    with pytest.raises(ConfigError, match="sgd, adamw"):
+        build_optimizer(nn.Linear(1, 1), name="sgdd", lr=0.1)
+    assert scale_lr(0.02, 2, 16) == pytest.approx(0.0025)
+    with pytest.raises(ConfigError):
+        scale_lr(0.02, 0, 16)
+
+
+def torch_values(make: object, iterations: int) -> list[float]:
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.5)
+    scheduler = make(optimizer)  # type: ignore[operator]
+    values = []
+    for _ in range(iterations):
+        values.append(optimizer.param_groups[0]["lr"] / 0.5)
+        optimizer.step()
+        scheduler.step()
+    return values
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_multistep_equals_detectron2() -> None:
+    solver = pytest.importorskip("detectron2.solver")
+    config = pytest.importorskip("detectron2.config").get_cfg()
+    config.SOLVER.MAX_ITER, config.SOLVER.STEPS, config.SOLVER.WARMUP_ITERS = 300, (200, 270), 50
+    ours = build_schedule(name="multistep", iterations=300, warmup_iterations=50, milestones=(200, 270))
+    values = [ours(iteration) for iteration in range(300)]
+    assert values == pytest.approx(
+        torch_values(lambda o: solver.build_lr_scheduler(config, o), 300), rel=1e-12
+    )
+    legacy = torch_values(
+        lambda o: solver.lr_scheduler.WarmupMultiStepLR(o, [200, 270], warmup_iters=50), 300
+    )
+    assert values == pytest.approx(legacy, rel=1e-12)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_others_equal_torch() -> None:
+    from torch.optim import lr_scheduler as reference
+
+    n = 97
+    cases = {
+        "poly": lambda o: reference.PolynomialLR(o, total_iters=n, power=0.9),
+        "cosine": lambda o: reference.CosineAnnealingLR(o, T_max=n),
+        "onecycle": lambda o: reference.OneCycleLR(o, max_lr=0.5, total_steps=n),
+        "constant": lambda o: reference.ConstantLR(o, factor=1.0),
+    }
+    for name, make in cases.items():
+        ours = build_schedule(name=name, iterations=n)
+        assert [ours(i) for i in range(n - 1)] == pytest.approx(torch_values(make, n - 1), rel=1e-9), name
+    ours = build_schedule(name="cosine", iterations=n, final_factor=0.1)
+    theirs = torch_values(lambda o: reference.CosineAnnealingLR(o, T_max=n, eta_min=0.05), n)
+    assert [ours(i) for i in range(n)] == pytest.approx(theirs, rel=1e-9)
+
+
+def test_schedule_edges() -> None:
+    for name in SCHEDULES:
+        for iterations in (0, 1, 2, 3):
+            values = [build_schedule(name=name, iterations=iterations)(i) for i in range(iterations + 3)]
+            assert all(0.0 <= value <= 1.0 for value in values)
+    warm = build_schedule(name="poly", iterations=10, warmup_iterations=4, warmup_factor=0.0)
+    assert warm(0) == 0.0
+    assert warm(2) == pytest.approx(0.5 * 0.8**0.9)
+    for wrong in (
+        {"name": "step"},
+        {"name": "multistep", "milestones": (20, 10)},
+        {"name": "onecycle", "warmup_fraction": 1.0},
+    ):
+        with pytest.raises(ConfigError):
+            build_schedule(iterations=10, **wrong)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError):
+        build_schedule(name="poly", iterations=-1)
+
+
+def test_ema() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
+    ema = Ema(model, decay=0.5)
+    start = copy.deepcopy(model.state_dict())
+    with torch.no_grad():
+        for value in model.state_dict().values():
+            value.add_(1)
+    ema.update(model)
+    average = ema.module.state_dict()
+    for name, value in start.items():
+        # The first decay is 2/11.
+        expected = value + (1 if "num_batches" in name else 1 - 2 / 11)
+        torch.testing.assert_close(average[name], expected.to(value.dtype))
+    for _ in range(100):
+        ema.update(model)
+    torch.testing.assert_close(dict(ema.module.state_dict()), dict(model.state_dict()))
+    assert not any(parameter.requires_grad for parameter in ema.module.parameters())
+    with pytest.raises(CheckpointError, match="do not fit"):
+        ema.load_state_dict({"model": {}, "updates": 0})
+    with pytest.raises(ConfigError):
+        Ema(model, decay=1.0)

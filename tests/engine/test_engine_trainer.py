@@ -1,0 +1,379 @@
+"""Proofs of the loop on a tiny network: equal to the reference and to itself, safe against bad numbers."""
+
+import copy
+import itertools
+import json
+import math
+import os
+import random
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from res2net_dense.engine.checkpointer import Checkpointer
+from res2net_dense.engine.inference import evaluate
+from res2net_dense.engine.metric_log import MetricLog
+from res2net_dense.engine.optim import Ema, build_optimizer, build_schedule
+from res2net_dense.engine.trainer import MAX_SKIPPED, DivergedError, OutOfMemoryError, train
+from res2net_dense.errors import ConfigError, DatasetError
+from res2net_dense.types import Sample
+from res2net_dense.weight_files import load_weights, read_metadata
+
+
+class Net(nn.Module):
+    """Batch norm and dropout unless `plain`; image id 13 gives NaN, 17 an infinite gradient alone."""
+
+    def __init__(self, plain: bool = False) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        norm = nn.Identity() if plain else nn.BatchNorm2d(4)
+        drop = nn.Identity() if plain else nn.Dropout(0.5)
+        self.backbone = nn.Sequential(nn.Conv2d(3, 4, 3), norm, nn.ReLU(), drop)
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, batch: list[Sample]) -> Any:
+        images = torch.stack([sample["image"].float() / 255 for sample in batch])
+        if any(sample["image_id"] == 13 for sample in batch):
+            images = images * math.nan
+        logits = self.head(self.backbone(images).mean((2, 3)))
+        if not self.training:
+            return [{"logits": row} for row in logits.float()]
+        labels = torch.stack([sample["labels"][0] for sample in batch])
+        extra = logits.square().mean()
+        if any(sample["image_id"] == 17 for sample in batch):
+            extra = extra + (logits - logits.detach()).abs().sqrt().sum()
+        return {"loss_cls": F.cross_entropy(logits, labels), "loss_extra": 0.1 * extra}
+
+
+def samples(size: int, start: int = 0, only: int | None = None, step: int = 1) -> Iterator[list[Sample]]:
+    """Endless batches as a function of the running number, beginning with batch `start`."""
+    for batch in itertools.count(start, step):
+        numbers = range(batch * size, batch * size + size)
+        yield [sample(1000 + number if only is None or batch else only) for number in numbers]
+
+
+def sample(number: int) -> Sample:
+    generator = torch.Generator().manual_seed(number)
+    image = torch.randint(0, 256, (3, 8, 8), generator=generator, dtype=torch.uint8)
+    return {
+        "image": image,
+        "labels": torch.tensor([number % 2]),
+        "image_id": number,
+        "file_name": f"{number}.png",
+    }
+
+
+class Accuracy:
+    def reset(self) -> None:
+        self.right, self.count = 0, 0
+
+    def process(self, inputs: Any, outputs: Any) -> None:
+        for sample, output in zip(inputs, outputs, strict=True):
+            self.right += int(output["logits"].argmax() == sample["labels"][0])
+            self.count += 1
+
+    def evaluate(self) -> dict[str, float]:
+        torch.rand(5), np.random.rand(), random.random()  # an evaluation may use up random numbers
+        return {"top1": 100.0 * self.right / self.count if self.count else math.nan}
+
+
+def run(
+    folder: Path | None,
+    *,
+    iterations: int = 10,
+    start: bool = False,
+    accumulate: int = 1,
+    precision: str = "fp32",
+    average: bool = False,
+    plain: bool = False,
+    size: int = 4,
+    only: int | None = None,
+    stop: int | None = None,
+    crash: int | None = None,
+    **more: Any,
+) -> tuple[nn.Module, dict[str, float], Ema | None]:
+    """A run as a tool would set it up, with a signal in batch `stop` or an error in batch `crash`."""
+    model = Net(plain)
+    optimizer = build_optimizer(model, lr=0.1, norm_weight_decay=0.0)
+    ema = Ema(model, decay=0.9) if average else None
+    log = checkpointer = best = None
+    begin = 0
+    if folder is not None:
+        log = MetricLog(folder, iterations=iterations, tensorboard=False)
+        checkpointer = Checkpointer(folder, metadata={"task": "toy"})
+        if start and (found := checkpointer.load_latest()):
+            begin = checkpointer.restore(found[1], model=model, optimizer=optimizer, ema=ema)
+            best = found[1]["best"]
+
+    def loader() -> Iterator[list[Sample]]:
+        for index, batch in enumerate(samples(size, begin * accumulate, only)):
+            if stop is not None and index == stop:
+                os.kill(os.getpid(), signal.SIGTERM)
+            if crash is not None and index == crash:
+                raise RuntimeError("crash")
+            yield batch
+
+    def score(net: nn.Module) -> dict[str, float]:
+        batches = list(itertools.islice(samples(5, 100), 3))
+        return evaluate(net, batches, Accuracy(), device="cpu", precision=precision, progress=False)
+
+    metrics = train(
+        model,
+        loader(),
+        optimizer,
+        build_schedule(name="multistep", iterations=10, warmup_iterations=3, milestones=(8,)),
+        iterations=iterations,
+        start_iteration=begin,
+        accumulate=accumulate,
+        precision=precision,
+        ema=ema,
+        device="cpu",
+        seed=3,
+        log=log,
+        log_every=1,
+        checkpointer=checkpointer,
+        evaluate=score,
+        best_metric="top1",
+        best=best,
+        **({"clip_grad_norm": 1.0, "save_every": 5, "eval_every": 4} | more),
+    )
+    return model, metrics, ema
+
+
+def state(model: nn.Module) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def assert_equal(a: nn.Module, b: nn.Module) -> None:
+    torch.testing.assert_close(state(a), state(b), rtol=0, atol=0)
+
+
+def child(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    source = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\nfrom pathlib import Path\n"
+    source += "from test_engine_trainer import *\n" + code
+    return subprocess.run(
+        [sys.executable, "-c", source],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=os.environ | environment,
+    )
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_equals_detectron2() -> None:
+    loop = pytest.importorskip("detectron2.engine.train_loop")
+    events = pytest.importorskip("detectron2.utils.events")
+    theirs, ours = Net(plain=True), Net(plain=True)
+    optimizer = build_optimizer(theirs, lr=0.1)
+    trainer = loop.SimpleTrainer(theirs, samples(4), optimizer)
+    with events.EventStorage():
+        for trainer.iter in range(5):
+            trainer.run_step()
+    train(ours, samples(4), build_optimizer(ours, lr=0.1), lambda _: 1.0, iterations=5, device="cpu")
+    assert_equal(theirs, ours)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"average": True, "precision": "bf16", "accumulate": 2}],
+    ids=["plain", "ema bf16 accumulated"],
+)
+def test_resume_is_exact(tmp_path: Path, options: dict[str, Any]) -> None:
+    whole, metrics, ema = run(tmp_path / "whole", **options)
+    with pytest.raises(RuntimeError, match="crash"):
+        run(tmp_path / "parts", **options, crash=7 * options.get("accumulate", 1))
+    with open(tmp_path / "parts" / "metrics.jsonl", "a") as file:
+        file.write('{"iteration": 8, "l')
+    result = child(
+        f"model, metrics, ema = run(Path({str(tmp_path / 'parts')!r}), start=True, **{options!r})\n"
+        f"print(json.dumps(metrics))"
+    )
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout) == metrics
+    a, b = (
+        Checkpointer.load(tmp_path / name / "checkpoints" / "iter_0000010.pt") for name in ("whole", "parts")
+    )
+    assert a["ema"] is None or a["ema"]["updates"] == 10
+    assert a["best"] == b["best"]
+    for part in ("model", "optimizer", "ema"):
+        torch.testing.assert_close(a[part], b[part], rtol=0, atol=0, allow_subclasses=True)
+    torch.testing.assert_close(a["model"], whole.state_dict(), rtol=0, atol=0)
+    lines = [(tmp_path / name / "metrics.jsonl").read_bytes() for name in ("whole", "parts")]
+    assert lines[0] == lines[1]
+    entries = [json.loads(line) for line in lines[0].splitlines()]
+    assert [entry["iteration"] for entry in entries if "losses" in entry] == list(range(1, 11))
+    assert [entry["iteration"] for entry in entries if "metrics" in entry] == [4, 8, 10]
+    assert entries[0]["image_ids"][:2] == [1000, 1001]
+    assert (tmp_path / "whole" / "results.json").read_text() == (
+        tmp_path / "parts" / "results.json"
+    ).read_text()
+    # Not by bytes: safetensors writes its metadata in any order.
+    best = [tmp_path / name / "model_best.safetensors" for name in ("whole", "parts")]
+    torch.testing.assert_close(load_weights(best[0]), load_weights(best[1]), rtol=0, atol=0)
+    assert read_metadata(best[0]) == read_metadata(best[1])
+
+
+def test_same_seed_same_run() -> None:
+    assert_equal(run(None)[0], run(None)[0])
+    assert_equal(run(None)[0], run(None, eval_every=1)[0])  # evaluations in between disturb nothing
+
+
+def test_accumulation_equals_a_larger_batch() -> None:
+    whole = run(None, plain=True, size=4)[0]
+    parts = run(None, plain=True, size=2, accumulate=2)[0]
+    torch.testing.assert_close(state(whole), state(parts), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("only", [13, 17], ids=["loss", "gradient alone"])
+def test_nan_never_reaches_the_weights(only: int) -> None:
+    model = Net()
+    optimizer = build_optimizer(model, lr=0.1)
+    train(model, samples(4), optimizer, lambda _: 1.0, iterations=2, device="cpu")
+    ema = Ema(model)
+    before = copy.deepcopy((model.state_dict(), optimizer.state_dict()["state"], ema.state_dict()))
+    with pytest.raises(
+        DivergedError, match=rf"iteration 3.*loss_cls.*images {only} \({only}.png\).*learning rate"
+    ) as error:
+        train(
+            model,
+            samples(2, only=only),
+            optimizer,
+            lambda _: 1.0,
+            iterations=10,
+            start_iteration=2,
+            accumulate=2,
+            ema=ema,
+            device="cpu",
+        )
+    assert "\n" not in str(error.value)
+    after = (model.state_dict(), optimizer.state_dict()["state"], ema.state_dict())
+    torch.testing.assert_close(after, before, rtol=0, atol=0)
+
+
+def test_nan_can_be_skipped() -> None:
+    model, metrics, _ = run(None, only=13, on_non_finite="skip")
+    assert all(bool(torch.isfinite(value).all()) for value in state(model).values())
+    assert math.isfinite(metrics["top1"])
+
+    class Broken(Net):
+        calls = 0
+
+        def forward(self, batch: list[Sample]) -> Any:
+            self.calls += 1
+            return {"loss": self.head.weight.sum() * math.nan}
+
+    broken = Broken()
+    optimizer = build_optimizer(broken, lr=0.1)
+    with pytest.raises(DivergedError):
+        train(
+            broken,
+            samples(1),
+            optimizer,
+            lambda _: 1.0,
+            iterations=50,
+            device="cpu",
+            on_non_finite="skip",
+            log=None,
+        )
+    assert broken.calls == MAX_SKIPPED + 1
+
+
+def test_half_precision_skips_overflow_only() -> None:
+    model = Net(plain=True)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)
+    optimizer = build_optimizer(model, lr=0.1)
+    options: dict[str, Any] = {"device": "cpu", "precision": "fp16", "scaler": scaler}
+    before = state(model)
+    train(model, samples(4), optimizer, lambda _: 1.0, iterations=1, **options)
+    torch.testing.assert_close(state(model), before, rtol=0, atol=0)
+    assert scaler.get_scale() == 2.0**39
+    train(model, samples(4), optimizer, lambda _: 1.0, iterations=40, start_iteration=1, **options)
+    assert not torch.equal(model.head.weight, before["head.weight"])
+    with pytest.raises(DivergedError):  # loss, not scaling
+        train(model, samples(4, only=13), optimizer, lambda _: 1.0, iterations=1, **options)
+    with pytest.raises(DivergedError):  # gradient at any scale
+        train(model, itertools.repeat([sample(17)]), optimizer, lambda _: 1.0, iterations=100, **options)
+    with pytest.raises(ConfigError, match="loss scaler"):
+        train(model, samples(4), optimizer, lambda _: 1.0, iterations=1, device="cpu", precision="fp16")
+
+
+def test_broken_input() -> None:
+    model = Net()
+    optimizer = build_optimizer(model, lr=0.1)
+    options: dict[str, Any] = {"iterations": 3, "device": "cpu"}
+    with pytest.raises(DatasetError, match="ended after 0 iterations"):
+        train(model, [], optimizer, lambda _: 1.0, **options)
+    with pytest.raises(DatasetError, match="ended after 2 iterations"):
+        train(model, itertools.islice(samples(2), 5), optimizer, lambda _: 1.0, accumulate=2, **options)
+    for wrong in ({"accumulate": 0}, {"precision": "fp8"}, {"on_non_finite": "ignore"}):
+        with pytest.raises(ConfigError):
+            train(model, samples(2), optimizer, lambda _: 1.0, **options | wrong)
+    with pytest.raises(ConfigError, match="choose one of a, b"):
+        train(
+            model,
+            samples(2),
+            optimizer,
+            lambda _: 1.0,
+            **options,
+            evaluate=lambda _: {"b": 1.0, "a": 2.0},
+            best_metric="c",
+        )
+
+    class Silent(Net):
+        def forward(self, batch: list[Sample]) -> Any:
+            return {}
+
+    with pytest.raises(ValueError, match="no losses"):
+        train(Silent(), samples(2), optimizer, lambda _: 1.0, **options)
+
+    class Large(Net):
+        def forward(self, batch: list[Sample]) -> Any:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(OutOfMemoryError, match=r"iteration 1: 2 images.*8x8, precision fp32; take a smaller"):
+        train(Large(), samples(2), optimizer, lambda _: 1.0, **options)
+    assert train(model, samples(2), optimizer, lambda _: 1.0, iterations=0, device="cpu") == {}
+
+
+@pytest.mark.parametrize(
+    ("scores", "lower", "iteration"),
+    [((1.0, 3.0, 2.0), False, 2), ((1.0, 3.0, 0.5), True, 3), ((math.nan, 1.0, math.nan), False, 2)],
+)
+def test_best_model(tmp_path: Path, scores: tuple[float, ...], lower: bool, iteration: int) -> None:
+    model = Net()
+    remaining = iter(scores)
+    weights = []
+
+    def score(net: nn.Module) -> dict[str, float]:
+        weights.append(state(net))
+        return {"score": next(remaining)}
+
+    train(
+        model,
+        samples(2),
+        build_optimizer(model, lr=0.1),
+        lambda _: 1.0,
+        iterations=3,
+        device="cpu",
+        evaluate=score,
+        eval_every=1,
+        best_metric="score",
+        lower_is_better=lower,
+        checkpointer=Checkpointer(tmp_path, metadata={"task": "toy"}),
+    )
+    path = tmp_path / "model_best.safetensors"
+    torch.testing.assert_close(load_weights(path), weights[iteration - 1], rtol=0, atol=0)
+    about = read_metadata(path)
+    assert about["iteration"] == str(iteration)
+    assert json.loads(about["metadata"]) == {"task": "toy"}
+    assert json.loads(about["metrics"]) == {"score": scores[iteration - 1]}

@@ -1,0 +1,118 @@
+"""R-CNNs behind the contract: the empty case first, then against detectron2's own mapper and shapes."""
+
+import numpy as np
+import pytest
+import torch
+from detectron2.structures import BitMasks, PolygonMasks
+
+import res2net_dense
+from res2net_dense.errors import ConfigError
+from res2net_dense.models.detection import OWNED, _to_detectron2, build_rcnn
+
+SMALL = {
+    "anchor_sizes": (8, 16, 32, 64, 128), "fpn_channels": 32, "norm": "GN",
+    "box_head_dim": 32, "mask_head_convs": 1,
+    "mask_head_dim": 32, "rpn_pre_nms_train": 100, "rpn_post_nms_train": 50, "rpn_pre_nms_test": 50,
+    "rpn_post_nms_test": 20, "rpn_batch": 32, "roi_batch": 16,
+}  # fmt: skip
+
+
+def sample(objects=1, height=64, width=96, **more):
+    box = [10.0, 12.0, 42.0, 50.0]
+    polygon = np.array([10, 12, 42, 12, 42, 50, 10, 50], dtype=np.float64)
+    return {
+        "image": torch.randint(0, 255, (3, height, width), dtype=torch.uint8),
+        "original_height": 2 * height,
+        "original_width": 2 * width,
+        "boxes": torch.tensor([box] * objects).reshape(-1, 4),
+        "labels": torch.zeros(objects, dtype=torch.int64),
+        "masks": [[polygon]] * objects,
+        **more,
+    }
+
+
+@pytest.mark.parametrize("mask", [True, False])
+@pytest.mark.parametrize("objects", [(0,), (0, 2), (3, 1)])
+def test_losses_are_finite_with_and_without_objects(mask, objects):
+    model = build_rcnn(backbone={"name": "res2net50_18w_4s"}, num_classes=2, mask=mask, **SMALL)
+    losses = model([sample(count) for count in objects])
+    names = {"loss_cls", "loss_box_reg", "loss_rpn_cls", "loss_rpn_loc"} | ({"loss_mask"} if mask else set())
+    assert set(losses) == names
+    sum(losses.values()).backward()
+    assert all(torch.isfinite(loss) for loss in losses.values())
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize("mask", [True, False])
+def test_predictions_are_at_the_original_size(mask):
+    model = build_rcnn(
+        backbone={"name": "res2net50_18w_4s"}, num_classes=2, mask=mask, score_threshold=0.0, **SMALL
+    )
+    with torch.no_grad():
+        predictions = model.eval()([sample(), sample(height=32, width=32)])
+    assert len(predictions) == 2
+    for prediction, (height, width) in zip(predictions, [(128, 192), (64, 64)], strict=True):
+        count = len(prediction["scores"])
+        assert count > 0
+        assert prediction["boxes"].shape == (count, 4)
+        assert prediction["boxes"][:, 2].max() <= width
+        assert prediction["boxes"][:, 3].max() <= height
+        assert set(prediction["labels"].tolist()) <= {0, 1}
+        assert ("masks" in prediction) == mask
+        if mask:
+            assert prediction["masks"].shape == (count, height, width)
+            assert prediction["masks"].dtype == torch.bool
+
+
+def test_no_detection_is_a_prediction_too():
+    model = build_rcnn(
+        backbone={"name": "res2net50_18w_4s"}, num_classes=2, score_threshold=1.0, **SMALL
+    ).eval()
+    with torch.no_grad():
+        (prediction,) = model([sample(0)])
+    assert prediction["boxes"].shape == (0, 4)
+    assert prediction["masks"].shape == (0, 128, 192)
+
+
+@pytest.mark.parametrize("name", res2net_dense.list_backbones())
+def test_every_backbone_feeds_it(name):
+    with torch.device("meta"):
+        model = build_rcnn(backbone={"name": name}, num_classes=2, **SMALL)
+    assert model.backbone.size_divisibility == 32
+    assert set(model.backbone.bottom_up.output_shape()) == {"res2", "res3", "res4", "res5"}
+
+
+def test_masks_reach_detectron2_in_the_form_they_came():
+    polygons = sample()
+    bitmap = sample(masks=torch.ones(1, 64, 96, dtype=torch.bool))
+    kinds = [
+        type(_to_detectron2(s, with_targets=True, device=torch.device("cpu"))["instances"].gt_masks)
+        for s in (polygons, bitmap)
+    ]
+    assert kinds == [PolygonMasks, BitMasks]
+
+
+def test_every_parameter_gets_a_gradient():
+    """An unused parameter would stop DDP."""
+    model = build_rcnn(backbone={"name": "res2net50_18w_4s"}, num_classes=2, **SMALL)
+    sum(model([sample(2), sample(1)]).values()).backward()
+    assert [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
+
+
+@pytest.mark.parametrize("key", OWNED)
+def test_a_key_of_ours_is_refused_with_its_name(key):
+    with pytest.raises(ConfigError, match="set it there"):
+        build_rcnn(backbone={"name": "res2net50_18w_4s"}, num_classes=2, detectron2={key: 1})
+
+
+def test_detectron2_keys_pass_through_or_are_refused():
+    model = build_rcnn(
+        backbone={"name": "res2net50_18w_4s"},
+        num_classes=2,
+        detectron2={"MODEL.RPN.BBOX_REG_LOSS_TYPE": "giou"},
+        **SMALL,
+    )
+    assert model.proposal_generator.box_reg_loss_type == "giou"
+    for settings in ({"MODEL.NOPE": 1}, {"MODEL.RPN.NMS_THRESH": "much"}):
+        with pytest.raises(ConfigError, match=r"model\.detectron2"):
+            build_rcnn(backbone={"name": "res2net50_18w_4s"}, num_classes=2, detectron2=settings, **SMALL)

@@ -1,0 +1,105 @@
+"""Who may import whom, read from the source: `docs/architecture.md` has the same table in words."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "res2net_dense"
+
+# types, errors, version, files and weight_files are open to everybody and import nothing but each other.
+OPEN = {"types", "errors", "version", "files", "weight_files"}
+ALLOWED = {
+    "__init__": {"backbones"},
+    "backbones": set(),
+    "integrations": {"backbones"},
+    "models": {"integrations", "backbones"},
+    "data": set(),
+    "evaluation": set(),
+    "engine": set(),
+    "report": set(),
+    "config": set(),
+    "tasks": {"models", "data", "evaluation", "config", "engine"},
+}
+
+OPTIONAL_LIBRARIES = {
+    "detectron2": {"integrations/detectron2.py", "models/detection.py"},
+    "segmentation_models_pytorch": set(),
+    "timm": set(),
+    "albumentations": {"data/transforms.py"},
+    "pycocotools": {"data/coco.py", "evaluation/coco.py", "evaluation/coco_truth.py"},
+    "faster_coco_eval": {"evaluation/coco.py"},
+}
+
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+
+def imports(path):
+    """Every imported module of a file, inside functions too."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def room(path):
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_rooms_import_only_what_they_may(path):
+    own = room(path)
+    for name in imports(path):
+        if not name.startswith("res2net_dense."):
+            continue
+        other = name.split(".")[1]
+        if other in OPEN | {own} or not ((PACKAGE / other).is_dir() or (PACKAGE / f"{other}.py").is_file()):
+            continue
+        assert own not in OPEN, f"{path} is open to everybody and imports {name}"
+        assert other in ALLOWED[own], (
+            f"{path} imports {name}, but {own} may import only {sorted(ALLOWED[own])}"
+        )
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_optional_libraries_stay_in_their_files(path):
+    for name in imports(path):
+        library = name.split(".")[0]
+        if library in OPTIONAL_LIBRARIES:
+            assert str(path.relative_to(PACKAGE)) in OPTIONAL_LIBRARIES[library], f"{path} imports {name}"
+
+
+def test_every_room_is_in_the_table():
+    assert {room(path) for path in MODULES} == set(ALLOWED) | {
+        o for o in OPEN if (PACKAGE / f"{o}.py").exists()
+    }
+
+
+def test_importing_the_package_needs_no_optional_library():
+    code = f"import sys, res2net_dense; print(*[m for m in {sorted(OPTIONAL_LIBRARIES)} if m in sys.modules])"
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert answer.stdout.split() == []
+
+
+def test_nothing_unsafe_is_read():
+    """No pickle, no `weights_only=False`, no eval in the package and its tools."""
+    for path in [*MODULES, *(ROOT / "tools").glob("*.py"), *(ROOT / "datasets").glob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call):
+                called = ast.unparse(node.func)
+                assert called not in {
+                    "pickle.load",
+                    "pickle.loads",
+                    "eval",
+                    "exec",
+                    "yaml.load",
+                    "os.system",
+                }, path
+                for keyword in node.keywords:
+                    unsafe = keyword.arg == "weights_only" and ast.unparse(keyword.value) != "True"
+                    assert not unsafe, f"{path}:{node.lineno}"

@@ -1,0 +1,43 @@
+"""What the tools share: logging, and user errors as one line with exit code 1."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Callable
+
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it would ask the network for its version
+
+from res2net_dense.errors import Res2NetDenseError
+
+
+def run(main: Callable[[argparse.Namespace], int | None], parser: argparse.ArgumentParser) -> None:
+    """Parse the command line and call `main`; `--debug` shows the traceback of a user error too."""
+    parser.add_argument("--debug", action="store_true", help="show tracebacks and debug messages")
+    args = parser.parse_args()
+    level = logging.DEBUG if args.debug else logging.WARNING
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr)
+    logging.getLogger("res2net_dense").setLevel(level)
+    logging.captureWarnings(True)
+    try:
+        sys.exit(main(args))
+    except Res2NetDenseError as error:
+        if args.debug:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        sys.exit(130)
+
+
+def add_config_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add `--config` and the overrides."""
+    parser.add_argument(
+        "--config", "--config-file", required=True, metavar="FILE", help="configuration (YAML)"
+    )
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="overrides, such as train.batch_size=2"
+    )

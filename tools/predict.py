@@ -1,0 +1,112 @@
+"""Run a trained model on pictures: overlays as PNG, and all detections in one COCO-format JSON.
+
+python tools/predict.py --config output/run/config.yaml --weights output/run/model_best.safetensors \\
+    --input FILE|FOLDER|'GLOB' --output FOLDER [key=value ...]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections import Counter
+from pathlib import Path
+
+from _cli import add_config_arguments, run
+from PIL import Image
+from tqdm import tqdm
+
+from res2net_dense.config import load_config
+from res2net_dense.data.images import list_images, read_image
+from res2net_dense.engine import distributed
+from res2net_dense.engine.inference import predict
+from res2net_dense.errors import ConfigError
+from res2net_dense.files import write_atomically
+from res2net_dense.report.draw import draw_prediction
+from res2net_dense.tasks import get_task
+from res2net_dense.weight_files import load_weights_into
+
+
+def main(args: argparse.Namespace) -> int:
+    config = load_config(args.config, args.overrides)
+    task = get_task(config.task)
+    files = list_images(args.input)
+    output = Path(args.output)
+    if output.resolve() in {file.resolve().parent for file in files}:
+        raise ConfigError(
+            f"--output {output} is the folder of the input pictures; choose another, "
+            "nothing of yours is overwritten"
+        )
+    if config.model.num_classes is None:
+        config = task.prepare(config, training=False)
+    device = distributed.init_distributed(None if config.runtime.device == "auto" else config.runtime.device)
+    model = task.build_model(config, load_weights=False).to(device)
+    load_weights_into(model, args.weights)
+
+    names = config.data.class_names or [f"class {label}" for label in range(config.model.num_classes)]
+    pictures = picture_names(files, output)
+    images, annotations, bad = [], [], []
+    bar = tqdm(total=len(files), desc="predict", unit="img", disable=None)
+
+    def readable_batches():
+        for samples, errors in task.build_predict_loader(config, files):
+            for error in errors:
+                bad.append(str(error))
+                bar.write(f"skipped: {error}", file=sys.stderr)
+            bar.update(len(errors))
+            if samples:
+                yield samples
+
+    precision = config.train.precision
+    for samples, outputs in predict(model, readable_batches(), device=device, precision=precision):
+        for sample, prediction in zip(samples, outputs, strict=True):
+            index, file = sample["image_id"], files[sample["image_id"]]
+            size = {"height": sample["original_height"], "width": sample["original_width"]}
+            images.append({"id": index + 1, "file_name": str(file), **size})
+            annotations += task.to_records(prediction, index + 1)
+            overlay = draw_prediction(read_image(file), prediction, names, score_threshold=args.score)
+            pictures[index].parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(overlay).save(pictures[index])
+            bar.update()
+    bar.close()
+
+    output.mkdir(parents=True, exist_ok=True)
+    categories = [{"id": label + 1, "name": name} for label, name in enumerate(names)]
+    for number, annotation in enumerate(annotations, 1):
+        annotation["id"] = number
+    document = {"images": images, "categories": categories, "annotations": annotations, "skipped": bad}
+    write_atomically(output / "predictions.json", lambda f: f.write(json.dumps(document).encode()))
+    shown = sum(annotation["score"] >= args.score for annotation in annotations)
+    counts = f"{shown} objects with score >= {args.score:g}, {len(bad)} files skipped"
+    print(f"{len(images)} pictures, {counts}: {output}")
+    return 0 if images else 1
+
+
+def picture_names(files: list[Path], output: Path) -> list[Path]:
+    """Where each overlay goes: below `output` as the pictures lie below their common folder, never two in one
+    place.
+    """
+    root = Path(os.path.commonpath([file.resolve().parent for file in files]))
+    places = [output / file.resolve().relative_to(root).with_suffix(".png") for file in files]
+    count = Counter(places)
+    return [
+        place if count[place] == 1 else place.with_name(f"{place.stem}_{file.suffix[1:]}.png")
+        for place, file in zip(places, files, strict=True)
+    ]
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_config_arguments(parser)
+    parser.add_argument("--weights", required=True, metavar="FILE", help="a checkpoint or .safetensors file")
+    parser.add_argument("--input", required=True, metavar="PATH", help="a picture, a folder or a quoted glob")
+    parser.add_argument(
+        "--output", required=True, metavar="FOLDER", help="where overlays and predictions.json go"
+    )
+    parser.add_argument(
+        "--score", type=float, default=0.5, help="lowest score that is drawn; the JSON has all"
+    )
+    run(main, parser)
