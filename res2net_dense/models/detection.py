@@ -202,9 +202,9 @@ def _to_detectron2(sample: Sample, *, with_targets: bool, device: torch.device) 
 
 def _to_prediction(instances: Instances) -> Prediction:
     prediction: Prediction = {
-        "boxes": instances.pred_boxes.tensor,
+        "boxes": instances.pred_boxes.tensor.float(),
         "labels": instances.pred_classes,
-        "scores": instances.scores,
+        "scores": instances.scores.float(),  # half precision under autocast
     }
     if instances.has("pred_masks"):
         prediction["masks"] = instances.pred_masks

@@ -244,7 +244,9 @@ def test_drop_path_acts_in_training_only():
 
 
 def test_squeeze_and_excitation_acts():
-    network = res2net_dense.create_backbone("se_res2net50_26w_4s", out_features=("res2",)).eval()
+    network = res2net_dense.create_backbone(
+        "se_res2net50_26w_4s", out_features=("res2",), zero_init_residual=False
+    ).eval()
     x = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         before = network(x)["res2"]
@@ -255,12 +257,21 @@ def test_squeeze_and_excitation_acts():
         torch.testing.assert_close(block(y), block.downsample(y).relu())
 
 
+def test_blocks_start_as_their_shortcut():
+    network = res2net_dense.create_backbone("res2net50_26w_4s", out_features=("res2",))
+    x = torch.randn(1, 256, 8, 8).relu()
+    assert network.layer1[1].eval()(x).equal(x)
+    for options in ({"zero_init_residual": False}, {"norm": "FrozenBN"}):
+        network = res2net_dense.create_backbone("res2net50_26w_4s", out_features=("res2",), **options)
+        assert not network.layer1[1].eval()(x).equal(x)
+
+
 def test_the_block_options_act():
     """The last split of a stage block at stride 1 is pooled or not; the stride sits in the 3x3 or in the
     1x1.
     """
     x = torch.randn(1, 3, 64, 64)
-    base = res2net_dense.create_backbone("res2net50_26w_4s").eval()
+    base = res2net_dense.create_backbone("res2net50_26w_4s", zero_init_residual=False).eval()
     reference = base(x)
     outputs = {}
     for option in ({"stage_pool": "strided"}, {"stride_in_1x1": True}):
