@@ -9,6 +9,7 @@ DEMO_DIR ?= output/demo
 
 demo: $(STAMP)
 	$(PY) datasets/make_toy.py --output datasets/toy
+	@test ! -e $(DEMO_DIR) || test -e $(DEMO_DIR)/env.json || { echo "$(DEMO_DIR) is no run folder"; exit 1; }
 	rm -rf $(DEMO_DIR)
 	$(PY) tools/train_net.py --config configs/quick/mask_rcnn_res2net50.yaml --output-dir $(DEMO_DIR)
 	$(PY) tools/predict.py --config $(DEMO_DIR)/config.yaml --weights $(DEMO_DIR)/model_best.safetensors \
@@ -30,7 +31,7 @@ bench: $(STAMP)
 $(STAMP): requirements/lock.txt requirements/detectron2.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 10) else "Python 3.10 or newer is needed, \
 	  $(PYTHON) is " + sys.version.split()[0] + ": make PYTHON=/path/to/python3.11 ...")'
-	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	test -x $(PY) || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 	$(PY) -m pip install --disable-pip-version-check --progress-bar off --require-hashes -r requirements/lock.txt
 	@# --target does not look at what is installed and drops a package named `tools` that would shadow ours
 	$(PY) -c 'import detectron2' 2>/dev/null || { \
@@ -47,4 +48,4 @@ lock:
 	  --extra detection --extra segmentation --extra dev --constraint requirements/pins.txt --output-file requirements/lock.txt
 
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .mypy_cache datasets/toy $(DEMO_DIR)
+	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .mypy_cache datasets/toy

@@ -3,9 +3,9 @@
     python datasets/make_toy.py --output datasets/toy
 
 writes `datasets/toy/coco/{train,val}/*.png` and `datasets/toy/coco/annotations/{train,val}.json`. The same
-arguments give the same bytes. Later shapes hide earlier ones, and annotations cover what is visible. Colour
-says nothing about the class. Some training images are empty, and the category ids have gaps, as
-in real files.
+arguments give the same bytes. Later shapes hide earlier ones, and annotations cover what is visible. Each
+class leans to a hue of its own, as things do, but a fifth of the shapes have any colour. Some training
+images are empty, and the category ids have gaps, as in real files.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import numpy as np
 
 VERSION = 1
 CATEGORY_IDS = {"circle": 1, "rectangle": 3, "triangle": 7, "star": 12}
+HUES = {"circle": 15, "rectangle": 105, "triangle": 195, "star": 285}  # degrees
 SPLITS = ("train", "val")
 
 DETAIL = 4  # shapes are drawn so many times finer than the image, for smooth edges and exact outlines
@@ -68,7 +69,7 @@ def make_scene(rng: np.random.Generator, size: int, *, empty: bool = False) -> S
         below = [mask & ~fine for mask in visible]
         if not all(map(_is_visible, below, whole)):
             continue
-        _paint(rng, image, fine)
+        _paint(rng, name, image, fine)
         names.append(name)
         whole.append(int(fine.sum()))
         visible = [*below, fine]
@@ -132,17 +133,26 @@ def _is_visible(fine: np.ndarray, whole: int) -> bool:
     return bool((hierarchy[0, :, 3] < 0).all())
 
 
-def _paint(rng: np.random.Generator, image: np.ndarray, fine: np.ndarray) -> None:
+def _paint(rng: np.random.Generator, name: str, image: np.ndarray, fine: np.ndarray) -> None:
     """Fill the shape in place with a colour that stands out from what is around it."""
     alpha = _coarse(fine)[..., None]
     around = cv2.dilate(alpha[..., 0], np.ones((9, 9), np.uint8)) > 0
     nearby = image[around]
-    colours = rng.uniform(10, 245, (40, 3))
+    colours = _colours(rng, name)
     gaps = np.linalg.norm(colours[:, None] - nearby[None, :: max(1, len(nearby) // 200)], axis=2).min(axis=1)
     clear = np.flatnonzero(gaps > MIN_CONTRAST)
     colour = colours[clear[0] if len(clear) else gaps.argmax()]
     shade = np.linspace(-1, 1, len(image))[:, None, None] * rng.uniform(-20, 20)
     image += alpha * (colour + shade - image)
+
+
+def _colours(rng: np.random.Generator, name: str, count: int = 40) -> np.ndarray:
+    """Colours for a shape to choose from, (count, 3) float RGB."""
+    if rng.random() < 0.2:
+        return rng.uniform(10, 245, (count, 3))
+    hue = (HUES[name] + rng.uniform(-25, 25, count)) % 360
+    hsv = np.stack([hue, rng.uniform(0.5, 1, count), rng.uniform(0.4, 1, count)], axis=1)
+    return np.asarray(cv2.cvtColor(hsv[None].astype(np.float32), cv2.COLOR_HSV2RGB)[0] * 255)
 
 
 def _trace(fine: np.ndarray) -> list[np.ndarray]:
@@ -243,7 +253,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, required=True, help="folder to write to, such as datasets/toy")
     parser.add_argument("--layout", choices=list(LAYOUTS), default="coco")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--train", type=int, default=200, help="number of training images (200)")
+    parser.add_argument("--train", type=int, default=400, help="number of training images (400)")
     parser.add_argument("--val", type=int, default=40, help="number of validation images (40)")
     parser.add_argument("--size", type=int, default=160, help="side of the square images in pixels (160)")
     options = parser.parse_args(argv)

@@ -44,6 +44,9 @@ def main(arguments: list[str] | None = None) -> None:
                 f"error: --val {args.val} of {count} images in {args.annotations}; "
                 "leave at least one for each part"
             )
+        names = {category["id"]: category["name"] for category in document["categories"]}
+        for annotation in document["annotations"]:
+            names[annotation["category_id"]]
         parts = dict(zip(("train", "val"), split(document, args.val, args.seed), strict=True))
     except OSError as error:
         sys.exit(f"error: cannot read {args.annotations}: {error.strerror}")
@@ -56,15 +59,19 @@ def main(arguments: list[str] | None = None) -> None:
     for place in places.values():
         if place.exists():
             sys.exit(f"error: {place} is already there; delete it or choose another --output")
-    args.output.mkdir(parents=True, exist_ok=True)
+    try:
+        args.output.mkdir(parents=True, exist_ok=True)
+        for name, part in parts.items():
+            places[name].write_text(json.dumps(part), encoding="utf-8")
+    except OSError as error:
+        sys.exit(f"error: cannot write {error.filename}: {error.strerror}")
     counts = {name: Counter(a["category_id"] for a in part["annotations"]) for name, part in parts.items()}
     for name, part in parts.items():
-        places[name].write_text(json.dumps(part), encoding="utf-8")
         print(f"{places[name]}: {len(part['images'])} images, {len(part['annotations'])} objects")
-    for category in document["categories"]:
-        numbers = {name: count[category["id"]] for name, count in counts.items()}
+    for category_id, category in names.items():
+        numbers = {name: count[category_id] for name, count in counts.items()}
         note = "" if all(numbers.values()) else "   <- missing in one part: try another --seed"
-        print(f"  {category['name']:20s} train {numbers['train']:5d}  val {numbers['val']:5d}{note}")
+        print(f"  {category:20s} train {numbers['train']:5d}  val {numbers['val']:5d}{note}")
 
 
 if __name__ == "__main__":

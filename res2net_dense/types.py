@@ -2,12 +2,10 @@
 
     YAML -> Config -> task -> (model, loaders, evaluator) -> trainer -> checkpoint -> predict / report
 
-* A trainable model is an `nn.Module`. `model(batch)` returns `Losses` in training mode and
-`list[Prediction]`, one per
-  image at the image's original size, in evaluation mode (detectron2's published model contract).
+* A trainable model is an `nn.Module`. `model(batch)` returns `Losses` in training mode and `list[Prediction]`,
+  one per image at the image's original size, in evaluation mode (detectron2's published model contract).
 * The batch is opaque to the training loop: a task builds both the loader and the model, so only these two
-must agree.
-  All batches of this project are a `list[Sample]`.
+  must agree. All batches of this project are a `list[Sample]`.
 * A task is a *module* with the functions of the `Task` protocol.
 
 Conventions everywhere: images are RGB, boxes are absolute xyxy pixels with continuous coordinates (x2 - x1 is
@@ -22,6 +20,8 @@ from typing import Any, Protocol, TypedDict
 
 import numpy as np
 from torch import Tensor, nn
+
+from res2net_dense.errors import DatasetError
 
 IGNORE_INDEX = 255
 
@@ -98,20 +98,38 @@ class Evaluator(Protocol):
         """
 
 
+class ReportingEvaluator(Evaluator, Protocol):
+    """An evaluator that people read."""
+
+    def table(self) -> str:
+        """The last results as text; empty before `evaluate`."""
+
+
 class Task(Protocol):
     """What a task module offers (`res2net_dense.tasks.TASKS` maps names to modules)."""
 
-    def prepare(self, config: Any) -> Any:
-        """Check the data sets and return the config with everything that depends on them filled in (class
-        names, ...).
-        """
+    def prepare(self, config: Any, *, training: bool = True) -> Any:
+        """Check the data sets; return the config with what hangs on them filled in (class names, ...)."""
 
-    def build_model(self, config: Any, *, load_weights: bool = True) -> nn.Module: ...
+    def best_metric(self, config: Any) -> str:
+        """The metric that chooses the best checkpoint unless the config names one."""
 
-    def build_train_loader(self, config: Any, *, start_iteration: int = 0) -> Iterable[list[Sample]]: ...
+    def build_model(self, config: Any, *, load_weights: bool = True) -> nn.Module:
+        """Build the network; `load_weights` takes the backbone's published weights."""
 
-    def build_eval_loader(self, config: Any) -> Iterable[list[Sample]]: ...
+    def build_train_loader(self, config: Any, *, start_iteration: int = 0) -> Iterable[list[Sample]]:
+        """Endless batches of this process, from `start_iteration` on."""
 
-    def build_evaluator(self, config: Any) -> Evaluator: ...
+    def build_eval_loader(self, config: Any) -> Iterable[list[Sample]]:
+        """This process's part of the validation images, each once."""
 
-    def build_predict_loader(self, config: Any, files: Sequence[Path]) -> Iterable[list[Sample]]: ...
+    def build_evaluator(self, config: Any) -> ReportingEvaluator:
+        """The evaluator of the validation set."""
+
+    def build_predict_loader(
+        self, config: Any, files: Sequence[Path]
+    ) -> Iterable[tuple[list[Sample], list[DatasetError]]]:
+        """Pictures in batches, `image_id` their number, and with each batch the errors of unreadable ones."""
+
+    def to_records(self, prediction: Prediction, image_id: int | str) -> list[dict[str, Any]]:
+        """One prediction as plain data for a JSON file."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -85,6 +86,18 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
     return {
         key: content[key] for key in ("version", "iteration", "metadata", "best", "metrics") if key in content
     }
+
+
+def read_config(path: str | Path) -> dict[str, Any]:
+    """The configuration that a weight file or checkpoint of ours carries, as plain data; empty for others.
+
+    Raises:
+        CheckpointError: As `load_weights`.
+    """
+    metadata = read_metadata(path).get("metadata") or {}
+    if isinstance(metadata, str):  # safetensors holds strings only
+        metadata = json.loads(metadata)
+    return dict(metadata.get("config") or {})
 
 
 def load_weights_into(model: nn.Module, path: str | Path) -> None:

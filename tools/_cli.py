@@ -16,7 +16,7 @@ from res2net_dense.errors import Res2NetDenseError
 def run(main: Callable[[argparse.Namespace], int | None], parser: argparse.ArgumentParser) -> None:
     """Parse the command line and call `main`; `--debug` shows the traceback of a user error too."""
     parser.add_argument("--debug", action="store_true", help="show tracebacks and debug messages")
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()  # overrides may stand between options
     level = logging.DEBUG if args.debug else logging.WARNING
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr)
     logging.getLogger("res2net_dense").setLevel(level)
@@ -27,6 +27,19 @@ def run(main: Callable[[argparse.Namespace], int | None], parser: argparse.Argum
         if args.debug:
             raise
         print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except ModuleNotFoundError as error:
+        if args.debug or (error.name or "").startswith("res2net_dense"):
+            raise
+        print(
+            f"error: {error.name} is not installed; `python tools/doctor.py` says how to get it",
+            file=sys.stderr,
+        )
+        sys.exit(1)
+    except OSError as error:
+        if args.debug or error.filename is None:
+            raise
+        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)

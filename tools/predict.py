@@ -19,12 +19,12 @@ from tqdm import tqdm
 
 from res2net_dense.config import load_config
 from res2net_dense.data.images import list_images, read_image
-from res2net_dense.engine import distributed
 from res2net_dense.engine.inference import predict
 from res2net_dense.errors import ConfigError
 from res2net_dense.files import write_atomically
 from res2net_dense.report.draw import draw_prediction
 from res2net_dense.tasks import get_task
+from res2net_dense.tasks.training import set_up_device, with_classes_of
 from res2net_dense.weight_files import load_weights_into
 
 
@@ -38,9 +38,10 @@ def main(args: argparse.Namespace) -> int:
             f"--output {output} is the folder of the input pictures; choose another, "
             "nothing of yours is overwritten"
         )
+    device = set_up_device(config)
+    config = with_classes_of(config, Path(args.weights))
     if config.model.num_classes is None:
         config = task.prepare(config, training=False)
-    device = distributed.init_distributed(None if config.runtime.device == "auto" else config.runtime.device)
     model = task.build_model(config, load_weights=False).to(device)
     load_weights_into(model, args.weights)
 

@@ -279,7 +279,7 @@ class Res2Net(nn.Module):
         self._freeze(freeze_at)
 
     def _init_weights(self, zero_init_residual: bool) -> None:
-        """He initialisation of the convolutions (fan out), as in the paper; other norms start as the identity."""
+        """He initialisation of the convolutions (fan out), as in the paper; norms start as the identity."""
         for module in self.modules():
             if zero_init_residual and isinstance(module, Bottle2neck):
                 scale = module.bn3.weight

@@ -159,6 +159,8 @@ class DataConfig(Section):
     """Changes of colour, brightness, sharpness and noise in training."""
     aspect_ratio_grouping: bool = True
     """Batch wide images with wide ones and tall with tall: less padding."""
+    keep_empty: bool = False
+    """Train on images without objects too; they teach what is not an object."""
     on_error: Literal["raise", "skip"] = "raise"
     """What happens at an unreadable image."""
     workers: NonNegativeInt = 2
@@ -218,8 +220,8 @@ class ScheduleConfig(Section):
     power: PositiveFloat = 0.9
     """Exponent of poly."""
     final_factor: Fraction = 0.0
-    """Factor on the learning rate at the end of poly, cosine and onecycle."""
-    warmup_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.3
+    """Factor on the learning rate at the end of poly and cosine."""
+    warmup_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.3
     """Part of the iterations over which onecycle rises."""
 
     @model_validator(mode="after")

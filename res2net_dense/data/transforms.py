@@ -213,7 +213,7 @@ def _colour_pipeline(strength: str) -> Any:
         import albumentations as A
     except ImportError as error:
         raise MissingDependencyError(
-            f'photometric: {strength} needs albumentations; pip install "res2net_dense[detection]"'
+            f"photometric: {strength} needs albumentations; pip install -e '.[detection]'"
         ) from error
     if strength == "light":
         return A.Compose(

@@ -41,7 +41,14 @@ class Checkpointer:
     Only the main process writes. Temporary files of dead processes are removed at the start.
     """
 
-    def __init__(self, folder: str | Path, *, keep: int = 2, metadata: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        keep: int = 2,
+        metadata: dict[str, Any] | None = None,
+        tidy: bool = True,
+    ) -> None:
         """Look after the checkpoints below `folder`.
 
         Args:
@@ -49,6 +56,7 @@ class Checkpointer:
             keep: How many of the newest checkpoints stay, at least 1.
             metadata: Plain data (what JSON can hold) that every checkpoint carries: the resolved
                 configuration.
+            tidy: Whether to remove what dead processes left; not for a mere reader, whose run may be alive.
 
         Raises:
             ValueError: `keep` is below 1.
@@ -61,7 +69,7 @@ class Checkpointer:
         self.keep = keep
         # Tuples, paths and numpy numbers would come back as something else, or not at all.
         self.metadata: dict[str, Any] = json.loads(json.dumps(metadata or {}))
-        if is_main():
+        if tidy and is_main():
             for place in (self.folder, self.checkpoints):
                 remove_leftovers(place)
             for sidecar in self.checkpoints.glob("iter_*.pt.sha256"):
@@ -131,21 +139,32 @@ class Checkpointer:
         return path
 
     def latest(self) -> Path | None:
-        """The newest checkpoint that is whole, or None if there is none; damaged ones are named in a
-        warning.
-        """
+        """The newest checkpoint that is whole, or None if there are none; as `load_latest`."""
         found = self.load_latest()
         return found[0] if found else None
 
     def load_latest(self) -> tuple[Path, dict[str, Any]] | None:
-        """The newest checkpoint that is whole with its content, as `latest`."""
+        """The newest checkpoint that is whole with its content, or None if there are none.
+
+        Damaged ones are named in a warning.
+
+        Raises:
+            CheckpointError: There are checkpoints and not one is whole: to begin anew would overwrite them.
+        """
+        reason = None
         for path in reversed(self._published()):
             try:
                 if not _sidecar(path).is_file():
                     raise CheckpointError(f"{path} has no {_sidecar(path).name} beside it")
                 return path, self.load(path)
             except CheckpointError as error:
+                reason = error
                 warnings.warn(f"skipped a checkpoint, going back to the one before: {error}", stacklevel=2)
+        if reason is not None:
+            raise CheckpointError(
+                f"no checkpoint in {self.checkpoints} is whole (the last one tried: {reason}); "
+                "move them away to begin anew"
+            )
         return None
 
     @staticmethod

@@ -38,6 +38,10 @@ def init_distributed(device: str | torch.device | None = None) -> torch.device:
         raise ConfigError(
             "device cuda was asked for, but PyTorch sees no GPU: use device cpu or check the driver"
         )
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(
+            f"there is no device {chosen}: PyTorch sees {torch.cuda.device_count()} GPUs, from cuda:0"
+        )
     missing = [name for name in _VARIABLES if name not in os.environ]
     # MASTER_* alone are often set by a cluster's own scripts and mean nothing without a rank.
     if {"RANK", "WORLD_SIZE", "LOCAL_RANK"} <= set(missing):
@@ -107,6 +111,17 @@ def maximum(values: list[int], device: torch.device) -> list[int]:
     shared = torch.tensor(values, dtype=torch.int64, device=device)
     distributed.all_reduce(shared, op=distributed.ReduceOp.MAX)
     return [int(value) for value in shared.tolist()]
+
+
+def share_buffers(module: nn.Module) -> None:
+    """Give every process the buffers of the main one.
+
+    DDP does so before each forward of the training only, so that running statistics differ between processes
+    at an evaluation, and only the main process's are saved.
+    """
+    if world_size() > 1:
+        for buffer in module.buffers():
+            distributed.broadcast(buffer, 0)
 
 
 def mean(values: Tensor) -> Tensor:

@@ -19,6 +19,8 @@ from res2net_dense.files import process_is_alive, write_atomically
 from res2net_dense.version import __version__
 
 _LOCK = "run.lock"
+# A start that failed on a typo leaves these, and nothing is lost when the next one replaces them.
+_BEFORE_TRAINING = (_LOCK, "env.json", "config.yaml")
 _LIBRARIES = (
     "torch",
     "torchvision",
@@ -49,7 +51,9 @@ def open_run_folder(path: str | Path, *, resume: bool) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _lock(folder)
-        if not resume and (content := sorted(item.name for item in folder.iterdir() if item.name != _LOCK)):
+        if not resume and (
+            content := sorted(item.name for item in folder.iterdir() if item.name not in _BEFORE_TRAINING)
+        ):
             release_run_folder(folder)
             raise ConfigError(
                 f"{folder} is not empty ({', '.join(content[:3])}{', ...' if len(content) > 3 else ''}): "

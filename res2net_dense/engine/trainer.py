@@ -144,6 +144,7 @@ def train(
             # Evaluate: first in the loop, so that a resumed run begins with the one it was stopped in.
             if evaluate and done and (done >= iterations or _due(done, eval_every)):
                 try:
+                    distributed.share_buffers(scored)
                     with stop.at_once():
                         metrics = evaluate(scored)
                 except Stopped:

@@ -27,12 +27,15 @@ try:
     from pycocotools.cocoeval import COCOeval
 except ImportError as error:
     raise MissingDependencyError(
-        "COCO evaluation needs pycocotools; install it with: pip install 'res2net_dense[detection]'"
+        "COCO evaluation needs pycocotools; install it with: pip install -e '.[detection]'"
     ) from error
 
 Backend = Literal["auto", "pycocotools", "faster_coco_eval"]
 
 logger = logging.getLogger(__name__)
+
+METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+"""COCO's twelve; each class has `AP/<name>` too."""
 
 _AREAS = ("", "s", "m", "l")
 _IOU_50, _IOU_75 = 0, 5

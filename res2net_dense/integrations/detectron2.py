@@ -3,11 +3,9 @@
     from res2net_dense.integrations.detectron2 import add_res2net_config
     cfg = get_cfg()
     add_res2net_config(cfg)
-    cfg.merge_from_file("my_detectron2_config.yaml")     # MODEL.BACKBONE.NAME:
-    build_res2net_fpn_backbone_dense
+    cfg.MODEL.BACKBONE.NAME = "build_res2net_fpn_backbone_dense"
 
-The published weights want RGB (`INPUT.FORMAT: RGB`) with mean 123.675 116.28 103.53 and std 58.395 57.12
-57.375.
+The published weights want RGB (`INPUT.FORMAT: RGB`), mean 123.675 116.28 103.53 and std 58.395 57.12 57.375.
 """
 
 from __future__ import annotations

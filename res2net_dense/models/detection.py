@@ -20,6 +20,7 @@ from res2net_dense.types import Losses, Prediction, Sample
 # isort: split
 from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import GeneralizedRCNN
+from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks
 from detectron2.utils.events import EventStorage
 
@@ -70,7 +71,8 @@ class RCNN(GeneralizedRCNN):  # type: ignore[misc]  # detectron2 is untyped
         if self.training:
             with EventStorage():  # its heads write statistics and assert that somebody listens
                 return super().forward(inputs)
-        return [_to_prediction(output["instances"]) for output in super().forward(inputs)]
+        detections = self.inference(inputs, do_postprocess=False)
+        return [_to_prediction(found, sample) for found, sample in zip(detections, batch, strict=True)]
 
 
 def build_rcnn(
@@ -167,7 +169,24 @@ def build_rcnn(
     cfg.TEST.DETECTIONS_PER_IMAGE = detections_per_image
     _pass_through(cfg, detectron2 or {})
     cfg.freeze()
-    return RCNN(cfg)
+    try:
+        rcnn = RCNN(cfg)
+    except (KeyError, ValueError, AssertionError) as error:
+        raise ConfigError(
+            f"detectron2 cannot build the model ({' '.join(str(error).split())}); check model.detectron2, "
+            "and that model.norm=GN meets channels that are multiples of 32"
+        ) from error
+    # Under autocast detectron2 would round the boxes to half precision, that is to whole pixels above 256 and
+    # to 4 above 1024, before it pools features from them.
+    for name in ("box_pooler", "mask_pooler"):
+        if pooler := getattr(rcnn.roi_heads, name, None):
+            pooler.register_forward_pre_hook(_pool_in_full_precision)
+    return rcnn
+
+
+def _pool_in_full_precision(pooler: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    features, *boxes = inputs
+    return ([feature.float() for feature in features], *boxes)
 
 
 def _pass_through(cfg: CfgNode, settings: Mapping[str, Any]) -> None:
@@ -176,6 +195,8 @@ def _pass_through(cfg: CfgNode, settings: Mapping[str, Any]) -> None:
             raise ConfigError(
                 f"model.detectron2: {key} is set by {OWNED.get(key, 'the backbone section')}; set it there"
             )
+        if not key.startswith(("MODEL.", "TEST.")) or key.startswith("MODEL.RESNETS."):
+            raise ConfigError(f"model.detectron2: {key} has no effect here; only MODEL.* and TEST.* are read")
         try:
             cfg.merge_from_list([key, value])
         except (AssertionError, KeyError, ValueError) as error:
@@ -200,12 +221,16 @@ def _to_detectron2(sample: Sample, *, with_targets: bool, device: torch.device) 
     return inputs
 
 
-def _to_prediction(instances: Instances) -> Prediction:
+def _to_prediction(found: Instances, sample: Sample) -> Prediction:
+    for name in ("scores", "pred_masks"):
+        if found.has(name):  # half precision under autocast, in which masks would be pasted askew
+            found.set(name, found.get(name).float())
+    found = detector_postprocess(found, sample["original_height"], sample["original_width"])
     prediction: Prediction = {
-        "boxes": instances.pred_boxes.tensor.float(),
-        "labels": instances.pred_classes,
-        "scores": instances.scores.float(),  # half precision under autocast
+        "boxes": found.pred_boxes.tensor.float(),
+        "labels": found.pred_classes,
+        "scores": found.scores,
     }
-    if instances.has("pred_masks"):
-        prediction["masks"] = instances.pred_masks
+    if found.has("pred_masks"):
+        prediction["masks"] = found.pred_masks
     return prediction

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import cast
 
 from res2net_dense.errors import ConfigError
+from res2net_dense.types import Task
 
 TASKS = {"detection": "res2net_dense.tasks.detection"}
 
 
-def get_task(name: str) -> Any:
+def get_task(name: str) -> Task:
     """Import and return the module of the task `name`; its libraries are imported only now.
 
     Raises:
@@ -19,4 +20,4 @@ def get_task(name: str) -> Any:
     """
     if name not in TASKS:
         raise ConfigError(f"unknown task {name!r}; known: {', '.join(TASKS)}")
-    return importlib.import_module(TASKS[name])
+    return cast(Task, importlib.import_module(TASKS[name]))

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import nn
 
 from res2net_dense.config import Config
@@ -27,7 +28,7 @@ from res2net_dense.data.loaders import (
 from res2net_dense.data.transforms import EvalTransform, TrainTransform
 from res2net_dense.engine import distributed
 from res2net_dense.errors import ConfigError, DatasetError
-from res2net_dense.evaluation.coco import CocoEvaluator, prediction_to_records
+from res2net_dense.evaluation.coco import METRICS, CocoEvaluator, prediction_to_records
 from res2net_dense.models.detection import build_rcnn
 from res2net_dense.types import Prediction, Sample
 
@@ -42,18 +43,18 @@ def best_metric(config: Config) -> str:
 def prepare(config: Config, *, training: bool = True) -> Config:
     """Look at the data sets and fill in what hangs on them: `data.class_names` and `model.num_classes`.
 
+    Args:
+        config: as it was loaded.
+        training: False leaves the training set alone; without class names in the config the validation set's
+            are taken.
+
     Raises:
         ConfigError: the config does not fit the data, or names none.
         DatasetError: the data is missing or broken.
     """
-    if training and config.data.train is None:
-        raise ConfigError("data.train is not set; give data.train.images and data.train.annotations")
-    split = config.data.train if config.data.train is not None else config.data.val
-    if split is None:
-        raise ConfigError("data.val is not set; give data.val.images and data.val.annotations")
-    names = config.data.class_names
+    split = _train(config) if training else _val(config)
     masks = training and config.model.arch == "mask_rcnn"
-    dataset = _load(split, names, masks=masks)
+    dataset = _load(split, config.data.class_names, masks=masks)
     classes = config.model.num_classes
     if classes is not None and classes != len(dataset.class_names):
         raise ConfigError(
@@ -66,7 +67,13 @@ def prepare(config: Config, *, training: bool = True) -> Config:
             "use a faster_rcnn config for boxes alone"
         )
     if config.data.val is not None:
-        _load(config.data.val, dataset.class_names, masks=False)
+        val = _load(config.data.val, dataset.class_names, masks=False)
+        if missing := val.missing_files():  # better now than after a day of training
+            raise DatasetError(
+                f"{len(missing)} of {len(val)} images of {config.data.val.annotations} are not in "
+                f"{config.data.val.images}: {_some(missing)}"
+            )
+    _check_best_metric(config, dataset.class_names)
     return config.model_copy(
         update={
             "data": config.data.model_copy(update={"class_names": list(dataset.class_names)}),
@@ -89,10 +96,10 @@ def build_model(config: Config, *, load_weights: bool = True) -> nn.Module:
 def build_train_loader(config: Config, *, start_iteration: int = 0) -> Iterable[list[Sample]]:
     """Return endless batches of this process, from `start_iteration` on."""
     data, train = config.data, config.train
-    if data.train is None:
-        raise ConfigError("data.train is not set; give data.train.images and data.train.annotations")
-    dataset = _load(data.train, data.class_names, masks=config.model.arch == "mask_rcnn")
+    dataset = _load(_train(config), data.class_names, masks=config.model.arch == "mask_rcnn")
     indices = dataset.indices_with_objects()
+    if data.keep_empty:
+        indices = np.arange(len(dataset))
     _report_losses(dataset, len(dataset) - len(indices))
     transform = TrainTransform(
         min_sizes=data.min_size_train,
@@ -132,7 +139,7 @@ def build_evaluator(config: Config) -> CocoEvaluator:
     return CocoEvaluator(
         _val(config).annotations,
         class_names=config.data.class_names or (),
-        iou_types=("bbox", "segm") if config.model.arch == "mask_rcnn" else ("bbox",),
+        iou_types=_iou_types(config),
         backend=config.eval.backend,
         gather=distributed.gather_objects,
     )
@@ -167,8 +174,16 @@ def _load(split: SplitConfig, class_names: Sequence[str] | None, *, masks: bool)
                 "and how to lay out your own, and `python datasets/make_toy.py --output datasets/toy` makes "
                 "the toy set for configs/quick/mask_rcnn_res2net50.yaml"
             )
-    names = None if class_names is None else tuple(class_names)
-    return _load_once(split.annotations, split.images, names, masks)
+    dataset = _load_once(split.annotations, split.images, None, masks)
+    if class_names is None or list(class_names) == dataset.class_names:
+        return dataset
+    return _load_once(split.annotations, split.images, tuple(class_names), masks)
+
+
+def _train(config: Config) -> SplitConfig:
+    if config.data.train is None:
+        raise ConfigError("data.train is not set; give data.train.images and data.train.annotations")
+    return config.data.train
 
 
 def _val(config: Config) -> SplitConfig:
@@ -177,10 +192,26 @@ def _val(config: Config) -> SplitConfig:
     return config.data.val
 
 
+def _iou_types(config: Config) -> tuple[str, ...]:
+    return ("bbox", "segm") if config.model.arch == "mask_rcnn" else ("bbox",)
+
+
+def _check_best_metric(config: Config, class_names: Sequence[str]) -> None:
+    name = config.train.best_metric
+    kinds = [*METRICS, *(f"AP/{class_name}" for class_name in class_names)]
+    allowed = [f"{iou_type}/{kind}" for iou_type in _iou_types(config) for kind in kinds]
+    if name is not None and name not in allowed:
+        raise ConfigError(f"train.best_metric is {name!r}; {config.model.arch} gives {', '.join(allowed)}")
+
+
 def _report_losses(dataset: CocoDataset, without_objects: int) -> None:
     if without_objects and distributed.is_main():
-        _log.warning("%s: %d of %d images have no usable object and are not trained on",
-                     dataset.annotation_file, without_objects, len(dataset))  # fmt: skip
+        _log.warning(
+            "%s: %d of %d images have no usable object and are not trained on (data.keep_empty=true takes them)",
+            dataset.annotation_file,
+            without_objects,
+            len(dataset),
+        )
     for reason, count in dataset.dropped.items():
         if count and distributed.is_main():
             _log.warning("%s: %d objects left out: %s", dataset.annotation_file, count, reason)

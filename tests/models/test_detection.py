@@ -113,6 +113,12 @@ def test_detectron2_keys_pass_through_or_are_refused():
         **SMALL,
     )
     assert model.proposal_generator.box_reg_loss_type == "giou"
-    for settings in ({"MODEL.NOPE": 1}, {"MODEL.RPN.NMS_THRESH": "much"}):
+    for settings in (
+        {"MODEL.NOPE": 1},
+        {"MODEL.RPN.NMS_THRESH": "much"},
+        {"SOLVER.BASE_LR": 0.1},
+        {"MODEL.RESNETS.DEPTH": 101},
+        {"MODEL.ROI_HEADS.NAME": "Nope"},
+    ):
         with pytest.raises(ConfigError, match=r"model\.detectron2"):
             build_rcnn(backbone={"name": "res2net50_18w_4s"}, num_classes=2, detectron2=settings, **SMALL)

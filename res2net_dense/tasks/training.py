@@ -1,0 +1,247 @@
+"""From a config to a trained or evaluated model: where the tasks meet the engine, for `tools/`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from res2net_dense.config import Config, config_to_dict, save_config
+from res2net_dense.engine import distributed
+from res2net_dense.engine.checkpointer import Checkpointer
+from res2net_dense.engine.inference import evaluate
+from res2net_dense.engine.metric_log import MetricLog, write_results
+from res2net_dense.engine.optim import Ema, build_optimizer, build_schedule, scale_lr
+from res2net_dense.engine.trainer import seed_everything, train
+from res2net_dense.errors import CheckpointError, ConfigError
+from res2net_dense.tasks import get_task
+from res2net_dense.weight_files import load_weights_into, read_config
+
+# What a resumed run may change without being another run.
+_FREE_ON_RESUME = (
+    *("runtime.output_dir", "runtime.device", "runtime.threads", "eval.", "data.val.", "data.workers"),
+    *(
+        "train.iterations",
+        "train.log_every",
+        "train.eval_every",
+        "train.save_every",
+        "train.keep_checkpoints",
+    ),
+    "train.compile",
+)
+
+
+def set_up_device(config: Config) -> torch.device:
+    """Join torchrun's processes, if any, set threads and determinism, and return the device of this process.
+
+    Raises:
+        ConfigError: the device does not exist or cannot do what the config asks for.
+    """
+    device = distributed.init_distributed(None if config.runtime.device == "auto" else config.runtime.device)
+    if config.train.precision == "fp16" and device.type != "cuda":
+        raise ConfigError("train.precision is fp16, which needs CUDA; use bf16 or fp32 on a CPU")
+    if config.runtime.threads:
+        torch.set_num_threads(config.runtime.threads)
+    if config.runtime.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS refuses
+        torch.use_deterministic_algorithms(True)
+    return device
+
+
+def train_and_evaluate(
+    config: Config, device: torch.device, folder: Path, *, resume: bool = False, dry_run: bool = False
+) -> dict[str, float]:
+    """Train into `folder` and return the last evaluation, empty without `data.val`.
+
+    Args:
+        config: as `prepare` of its task returned it.
+        device: of this process.
+        folder: the run folder.
+        resume: whether to go on from the newest whole checkpoint in it, or begin if it has none.
+        dry_run: take two training and two evaluation steps only, and read the checkpoint back.
+
+    Raises:
+        Res2NetDenseError: whatever a user can mend.
+    """
+    task, options = get_task(config.task), config.train
+    seed_everything(config.runtime.seed)  # every process starts from the same random weights
+    settings = config_to_dict(config)
+    checkpointer = Checkpointer(folder, keep=options.keep_checkpoints, metadata={"config": settings})
+    found = checkpointer.load_latest() if resume else None
+    if found:
+        _check_same_run(found[1]["metadata"].get("config", {}), settings)
+    plain = task.build_model(config, load_weights=found is None).to(device)
+    if options.channels_last:
+        plain.to(memory_format=torch.channels_last)
+    if options.compile:
+        getattr(plain, "backbone", plain).compile()  # in place: the state dict keeps its names
+    model = distributed.wrap(plain)
+    lr = scale_lr(options.optimizer.lr, options.batch_size, options.reference_batch)
+    optimizer = build_optimizer(plain, **{**options.optimizer.model_dump(), "lr": lr})
+    schedule = build_schedule(iterations=options.iterations, **options.schedule.model_dump())
+    ema = Ema(plain, decay=options.ema_decay) if options.ema_decay else None
+    scaler = torch.amp.GradScaler(device.type) if options.precision == "fp16" else None
+    start, best = 0, None
+    if found:
+        start = checkpointer.restore(found[1], model=model, optimizer=optimizer, ema=ema, scaler=scaler)
+        best = found[1]["best"]
+        say(f"resuming from {found[0]}, after {start} iterations")
+    elif resume:
+        say(f"{folder} has no checkpoint to resume from; starting at iteration 0")
+    if len(set(distributed.gather_objects(start))) > 1:
+        raise CheckpointError(
+            f"the processes see different checkpoints in {folder}; it must be a shared folder"
+        )
+    del found  # a second copy of model and optimizer
+    if distributed.is_main():
+        save_config(config, folder / "config.yaml")
+    say(
+        f"{config.model.arch} on {config.backbone.name}: {options.iterations} iterations of "
+        f"{options.batch_size} images, lr {lr:g} ({options.optimizer.lr:g} for {options.reference_batch} "
+        f"images), {options.precision} on {device}, in {folder}"
+    )
+
+    evaluator = task.build_evaluator(config) if config.data.val else None
+
+    def score(scored: nn.Module) -> dict[str, float]:
+        assert evaluator is not None  # only handed over where there is one
+        loader = task.build_eval_loader(config)
+        batches = list(islice(loader, 2)) if dry_run else loader
+        return evaluate(scored, batches, evaluator, device=device, precision=options.precision)
+
+    metrics = train(
+        model,
+        task.build_train_loader(config, start_iteration=start),
+        optimizer,
+        schedule,
+        iterations=2 if dry_run else options.iterations,
+        device=device,
+        start_iteration=start,
+        accumulate=options.accumulate,
+        clip_grad_norm=options.clip_grad_norm,
+        precision=options.precision,
+        ema=ema,
+        scaler=scaler,
+        seed=config.runtime.seed,
+        log=MetricLog(folder, iterations=options.iterations),
+        log_every=options.log_every,
+        checkpointer=checkpointer,
+        save_every=options.save_every,
+        evaluate=score if evaluator else None,
+        eval_every=options.eval_every,
+        best_metric=options.best_metric or task.best_metric(config),
+        best=best,
+    )
+    if dry_run:
+        distributed.barrier()  # only the main process writes
+        newest = checkpointer.load_latest()
+        if newest is None:
+            raise CheckpointError(f"the dry run left no checkpoint in {folder}")
+        checkpointer.restore(newest[1], model=model, optimizer=optimizer, ema=ema, scaler=scaler)
+    elif evaluator:
+        say(evaluator.table())
+    return metrics
+
+
+def evaluate_only(config: Config, device: torch.device, weights: Path) -> dict[str, float]:
+    """Score a weight file on `data.val`, write `results.json` into the run folder, print the table."""
+    task = get_task(config.task)
+    model = task.build_model(config, load_weights=False).to(device)
+    load_weights_into(model, weights)
+    evaluator = task.build_evaluator(config)
+    metrics = evaluate(
+        model,
+        task.build_eval_loader(config),
+        evaluator,
+        device=device,
+        precision=config.train.precision,
+        channels_last=config.train.channels_last,
+    )
+    if distributed.is_main():
+        write_results(config.runtime.output_dir, metrics)
+    say(evaluator.table())
+    return metrics
+
+
+def find_weights(config: Config, weights: str | None) -> Path:
+    """The file that a person named, or the newest whole checkpoint of the run folder.
+
+    Raises:
+        CheckpointError: there is neither.
+    """
+    folder = Path(config.runtime.output_dir)
+    path = Path(weights) if weights else Checkpointer(folder, tidy=False).latest()
+    if path is None:
+        raise CheckpointError(
+            f"no checkpoint under {folder / 'checkpoints'}; name the weights with --weights FILE"
+        )
+    return path
+
+
+def with_classes_of(config: Config, weights: Path) -> Config:
+    """Fill in the class names that a weight file of ours was trained on, where the config has none.
+
+    Raises:
+        ConfigError: the config names other classes than the weights know.
+        CheckpointError: the file cannot be read.
+    """
+    names = read_config(weights).get("data", {}).get("class_names")
+    given = config.data.class_names
+    if names and given and list(given) != list(names):
+        raise ConfigError(
+            f"{weights} was trained on the classes {', '.join(names[:5])}, but data.class_names has "
+            f"{', '.join(given[:5])}"
+        )
+    if names is None or given:
+        return config
+    return config.model_copy(
+        update={
+            "data": config.data.model_copy(update={"class_names": names}),
+            "model": config.model.model_copy(update={"num_classes": len(names)}),
+        }
+    )
+
+
+def check_expected(config: Config, metrics: Mapping[str, float]) -> bool:
+    """Compare with `eval.expected`, print each verdict, and return whether all are within their tolerance."""
+    good = True
+    for name, (value, tolerance) in config.eval.expected.items():
+        score = metrics.get(name, float("nan"))
+        within = abs(score - value) <= tolerance
+        good &= within
+        verdict = "good" if within else "OUT OF TOLERANCE"
+        say(f"{name} {score:.2f}, expected {value:g} +- {tolerance:g}: {verdict}")
+    return good
+
+
+def say(text: str) -> None:
+    """Print in the main process alone."""
+    if distributed.is_main():
+        print(text, flush=True)
+
+
+def _check_same_run(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    old, new = _flat(before), _flat(now)
+    changed = [
+        f"{key} was {old.get(key)!r} and is {new.get(key)!r}"
+        for key in sorted({*old, *new})
+        if old.get(key) != new.get(key) and not key.startswith(_FREE_ON_RESUME)
+    ]
+    if changed:
+        raise ConfigError(
+            f"--resume goes on with the same run, but {'; '.join(changed[:3] + ['...'] * (len(changed) > 3))}: "
+            "take the settings back, or start a new run with another --output-dir"
+        )
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        path = f"{prefix}{key}"
+        flat |= _flat(value, f"{path}.") if isinstance(value, Mapping) and value else {path: value}
+    return flat
