@@ -2,8 +2,8 @@
 
     YAML -> Config -> task -> (model, loaders, evaluator) -> trainer -> checkpoint -> predict / report
 
-* A trainable model is an `nn.Module`. `model(batch)` returns `Losses` in training mode and `list[Prediction]`,
-  one per image at the image's original size, in evaluation mode (detectron2's published model contract).
+* A trainable model is an `nn.Module`. In training mode `model(batch)` returns `Losses`, in evaluation mode
+  `list[Prediction]`, one per image at its original size (detectron2's published model contract).
 * The batch is opaque to the training loop: a task builds both the loader and the model, so only these two
   must agree. All batches of this project are a `list[Sample]`.
 * A task is a *module* with the functions of the `Task` protocol.

@@ -207,7 +207,7 @@ def _check_best_metric(config: Config, class_names: Sequence[str]) -> None:
 def _report_losses(dataset: CocoDataset, without_objects: int) -> None:
     if without_objects and distributed.is_main():
         _log.warning(
-            "%s: %d of %d images have no usable object and are not trained on (data.keep_empty=true takes them)",
+            "%s: %d of %d images have no usable object and are left out (data.keep_empty=true takes them)",
             dataset.annotation_file,
             without_objects,
             len(dataset),

@@ -234,7 +234,7 @@ def _check_same_run(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     ]
     if changed:
         raise ConfigError(
-            f"--resume goes on with the same run, but {'; '.join(changed[:3] + ['...'] * (len(changed) > 3))}: "
+            f"--resume continues the same run, but {'; '.join(changed[:3] + ['...'] * (len(changed) > 3))}: "
             "take the settings back, or start a new run with another --output-dir"
         )
 

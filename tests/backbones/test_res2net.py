@@ -7,6 +7,7 @@ from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 
 import res2net_dense
+from res2net_dense.backbones.layers import build_norm
 from res2net_dense.backbones.registry import ALIASES, ARCHITECTURES
 from res2net_dense.backbones.res2net import Bottle2neck
 from res2net_dense.errors import ConfigError
@@ -189,9 +190,20 @@ def test_norms(name, norm):
         "GN": nn.GroupNorm,
     }
     assert isinstance(network.bn1, kinds[norm])
-    if norm == "SyncBN":
-        network.eval()  # in training it wants a process group
     assert network(torch.randn(2, 3, 32, 32))["res2"].shape == (2, 256, 8, 8)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_frozen_norms_keep_the_precision_and_equal_batch_norm(dtype):
+    frozen = build_norm("FrozenBN", 8)
+    reference = like_trained(nn.BatchNorm2d(8)).eval()
+    frozen.load_state_dict(reference.state_dict())
+    x = torch.randn(2, 8, 5, 5, dtype=dtype)
+    y = frozen(x)
+    assert y.dtype == dtype
+    torch.testing.assert_close(
+        y.float(), reference(x.float()), rtol=2e-2 if dtype == torch.bfloat16 else 1e-5, atol=1e-2
+    )
 
 
 @pytest.mark.parametrize("freeze_at", range(6))
@@ -214,10 +226,9 @@ def test_freeze_at_counts_stages_as_detectron2_does(freeze_at):
 
 def test_checkpointed_activations_change_nothing_but_memory():
     torch.manual_seed(0)
-    plain = res2net_dense.create_backbone("res2net50_26w_4s", drop_path_rate=0.2)
-    saving = res2net_dense.create_backbone(
-        "res2net50_26w_4s", drop_path_rate=0.2, checkpoint_activations=True
-    )
+    options = {"drop_path_rate": 0.2, "zero_init_residual": False}
+    plain = res2net_dense.create_backbone("res2net50_26w_4s", **options)
+    saving = res2net_dense.create_backbone("res2net50_26w_4s", checkpoint_activations=True, **options)
     saving.load_state_dict(plain.state_dict())
     x = torch.randn(2, 3, 64, 64)
     for network in (plain, saving):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from detectron2.structures import BitMasks, PolygonMasks
+from detectron2.structures import BitMasks, Boxes, PolygonMasks
 
 import res2net_dense
 from res2net_dense.errors import ConfigError
@@ -90,6 +90,20 @@ def test_masks_reach_detectron2_in_the_form_they_came():
         for s in (polygons, bitmap)
     ]
     assert kinds == [PolygonMasks, BitMasks]
+
+
+def test_half_precision_does_not_move_boxes():
+    """Features of a ramp, pooled under autocast: a box rounded to half precision reads a different place."""
+    model = build_rcnn(backbone={"name": "res2net50_18w_4s"}, num_classes=2, **SMALL)
+    ramp = torch.arange(512.0).expand(1, 1, 512, 512)
+    box = Boxes(torch.tensor([[1061.0, 1061.0, 1064.0, 1064.0]]))  # bfloat16 knows 1056, 1064, ...
+    pooler = model.roi_heads.box_pooler
+    features = [ramp[:, :, :: 2**level, :: 2**level] for level in range(4)]
+    with torch.autocast("cpu", torch.bfloat16):
+        half = pooler([feature.bfloat16() for feature in features], [box])
+    full = pooler([feature.bfloat16().float() for feature in features], [box])
+    assert half.dtype == torch.float32
+    torch.testing.assert_close(half, full)
 
 
 def test_every_parameter_gets_a_gradient():

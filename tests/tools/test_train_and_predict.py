@@ -3,6 +3,8 @@ line.
 """
 
 import json
+import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -27,7 +29,8 @@ def tiny(toy, tmp_path_factory):
     config = {
         "_base_": str(QUICK),
         "backbone": {"name": "res2net50_18w_4s"},
-        "model": {"fpn_channels": 32, "box_head_dim": 64, "mask_head_convs": 1, "mask_head_dim": 32},
+        # every score counts: the numbers that are compared below must not all be 0
+        "model": {"score_threshold": 0.0, "fpn_channels": 32, "box_head_dim": 64, "mask_head_dim": 32},
         "data": {
             "train": {"images": f"{toy}/coco/train", "annotations": f"{toy}/coco/annotations/train.json"},
             "val": {"images": f"{toy}/coco/val", "annotations": f"{toy}/coco/annotations/val.json"},
@@ -95,6 +98,7 @@ def test_the_run_folder_is_complete(trained):
 
 def test_evaluating_later_repeats_the_numbers(trained, run_tool, tmp_path):
     before = (trained / "results.json").read_text()
+    assert json.loads(before)["bbox/AR100"] > 0
     (trained / "results.json").unlink()
     process = run_tool(TRAIN, "--config", trained / "config.yaml", "--output-dir", trained, "--eval-only")
     assert process.returncode == 0, process.stderr
@@ -130,9 +134,13 @@ def test_killed_and_resumed_equals_never_stopped(tiny, trained, run_tool, tmp_pa
     assert process.returncode == 0, process.stderr
     assert "after 10 iterations" in process.stdout
     states = [torch.load(run / "checkpoints/iter_0000020.pt", weights_only=True) for run in (folder, trained)]
-    for part in ("model",):
-        for key, value in states[1][part].items():
-            assert states[0][part][key].equal(value), key
+    for key, value in states[1]["model"].items():
+        assert states[0]["model"][key].equal(value), key
+    for number, moments in states[1]["optimizer"]["state"].items():
+        for key, value in moments.items():
+            assert torch.equal(
+                torch.as_tensor(states[0]["optimizer"]["state"][number][key]), torch.as_tensor(value)
+            )
     for key, value in load_file(trained / "model_best.safetensors").items():
         assert load_file(folder / "model_best.safetensors")[key].equal(value), key
     assert (folder / "metrics.jsonl").read_bytes() == (trained / "metrics.jsonl").read_bytes()
@@ -159,6 +167,99 @@ def test_a_folder_with_content_is_refused(tiny, trained, run_tool):
     )
 
 
+def test_resuming_another_run_is_refused(trained, run_tool):
+    config = trained / "config.yaml"
+    process = run_tool(
+        TRAIN, "--config", config, "--output-dir", trained, "--resume", "train.optimizer.lr=0.1"
+    )
+    one_line_error(process, "train.optimizer.lr was 0.0008 and is 0.1", "--output-dir")
+
+
+def test_checkpoints_that_are_all_damaged_are_not_overwritten(tiny, trained, run_tool, tmp_path):
+    shutil.copytree(trained, tmp_path / "copy")
+    for path in (tmp_path / "copy/checkpoints").glob("*.sha256"):
+        path.unlink()
+    lines = (tmp_path / "copy/metrics.jsonl").read_bytes()
+    process = run_tool(TRAIN, "--config", tiny, "--output-dir", tmp_path / "copy", "--resume")
+    one_line_error(process, "no checkpoint in", "is whole", "move them away")
+    assert (tmp_path / "copy/metrics.jsonl").read_bytes() == lines
+
+
+def test_a_failed_start_does_not_burn_the_folder(tiny, run_tool, tmp_path):
+    arguments = (TRAIN, "--config", tiny, "--output-dir", tmp_path / "20240601", "data.val=null")
+    one_line_error(run_tool(*arguments, "backbone.name=res2net"), "unknown backbone")
+    process = run_tool(*arguments, "train.iterations=2", "train.save_every=2")
+    assert process.returncode == 0, process.stderr
+
+
+def test_two_processes_under_torchrun(tiny, run_tool, tmp_path):
+    """Batch norm too: what is evaluated is what is saved."""
+    launch = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc_per_node=2",
+        "--master_port=29517",
+        TRAIN,
+    ]
+    launch += ["--config", str(tiny), "--output-dir", str(tmp_path / "run")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    dry = subprocess.run(
+        [*launch, "--dry-run"], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert dry.returncode == 0, dry.stderr
+    assert dry.stdout.count("all well") == 1
+    process = subprocess.run(
+        [*launch, "train.iterations=4"],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert process.returncode == 0, process.stderr
+    together = json.loads((tmp_path / "run/results.json").read_text())
+    run = tmp_path / "run"
+    alone = run_tool(TRAIN, "--config", run / "config.yaml", "--output-dir", run, "--eval-only")
+    assert alone.returncode == 0, alone.stderr
+    assert json.loads((tmp_path / "run/results.json").read_text()) == pytest.approx(together, nan_ok=True)
+
+
+def test_real_pictures_train_evaluate_and_predict(tiny, shared_data, run_tool, tmp_path):
+    data = shared_data / "coco_tiny"
+    names = f"{data}/annotations/instances"
+    splits = [
+        f"data.{part}={{images: {data}/{part}2017, annotations: {names}_{part}2017.json}}"
+        for part in ("train", "val")
+    ]
+    process = run_tool(TRAIN, "--config", tiny, "--output-dir", tmp_path / "run", *splits)
+    assert process.returncode == 0, process.stderr
+    assert len(yaml.safe_load((tmp_path / "run/config.yaml").read_text())["data"]["class_names"]) == 80
+    process = run_tool(
+        "tools/predict.py",
+        *("--config", tmp_path / "run/config.yaml", "--weights", tmp_path / "run/model_best.safetensors"),
+        *("--input", data / "val2017", "--output", tmp_path / "out"),
+    )
+    assert process.returncode == 0, process.stderr
+    assert len(list((tmp_path / "out").glob("*.png"))) == 80
+
+
+@pytest.mark.slow
+def test_toy_training_learns(run_tool, tmp_path):
+    """`make demo`: shapes that the network has not seen, about six minutes on two cores."""
+    run_tool("datasets/make_toy.py", "--output", tmp_path / "toy")
+    toy = tmp_path / "toy/coco"
+    splits = [
+        f"data.{part}={{images: {toy}/{part}, annotations: {toy}/annotations/{part}.json}}"
+        for part in ("train", "val")
+    ]
+    process = run_tool(TRAIN, "--config", QUICK, "--output-dir", tmp_path / "run", *splits, timeout=1500)
+    assert process.returncode == 0, process.stderr
+    results = json.loads((tmp_path / "run/results.json").read_text())
+    assert results["bbox/AP"] >= 50
+    assert results["segm/AP"] >= 50
+
+
 def test_expected_scores_decide_the_exit_code(trained, run_tool):
     arguments = (TRAIN, "--config", trained / "config.yaml", "--output-dir", trained, "--eval-only")
     score = json.loads((trained / "results.json").read_text())["bbox/AP"]
@@ -180,6 +281,10 @@ def test_expected_scores_decide_the_exit_code(trained, run_tool):
         (["--config", "{tiny}", "backbone.weights=/no/such/file.pth"], ["/no/such/file.pth"]),
         (["--config", "{tiny}", "model.num_classes=7"], ["model.num_classes is 7", "circle"]),
         (["--config", "{tiny}", "train.precision=fp16"], ["fp16", "CUDA"]),
+        (["--config", "{tiny}", "train.best_metric=segm/AP51"], ["segm/AP51", "segm/AP50"]),
+        (["--config", "{tiny}", "model.fpn_channels=100"], ["GN", "multiples of 32"]),
+        (["--config", "{tiny}", "runtime.device=cuda:9"], ["cuda"]),
+        (["--config", "{tiny}", "--weights", "{broken}"], ["--eval-only", "backbone.weights"]),
         (["--config", "{tiny}", "--eval-only"], ["no checkpoint", "--weights"]),
         (["--config", "{tiny}", "--eval-only", "--weights", "{broken}"], ["{broken}"]),
         (["--config", "{tiny}", "data.train.annotations={broken}"], ["{broken}"]),
