@@ -266,7 +266,10 @@ def test_run_folder(tmp_path: Path) -> None:
     environment = json.loads((folder / "env.json").read_text())
     assert environment["libraries"]["torch"] == torch.__version__.split("+")[0]
     release_run_folder(folder)
-    with pytest.raises(ConfigError, match=r"not empty \(env.json\).*--resume.*--output-dir"):
+    # What a failed start leaves is no content.
+    release_run_folder(open_run_folder(folder, resume=False))
+    (folder / "results.json").touch()
+    with pytest.raises(ConfigError, match=r"not empty \(results.json\).*--resume.*--output-dir"):
         open_run_folder(folder, resume=False)
     assert not (folder / "run.lock").exists()
     open_run_folder(folder, resume=True)
