@@ -256,6 +256,9 @@ class TrainConfig(Section):
     """Keep the channels of a pixel together in memory; often faster with mixed precision."""
     compile: bool = False
     """Compile the backbone with torch.compile."""
+    on_non_finite: Literal["raise", "skip"] = "raise"
+    """What happens at a NaN or infinite loss or gradient: end the run, or leave out that step (at most three in
+    a row). Neither touches the weights."""
     log_every: PositiveInt = 20
     """Iterations between two lines of the log."""
     eval_every: NonNegativeInt = 0

@@ -220,17 +220,6 @@ class CocoDataset:
                 missing.append(image.file_name)
         return missing
 
-    def ground_truth(self) -> dict[str, Any]:
-        """The json, read again for an evaluator; only a missing or null `iscrowd` becomes 0.
-
-        Raises:
-            DatasetError: the file is gone or broken by now.
-        """
-        content = read_json(self.annotation_file)
-        for annotation in content["annotations"]:
-            annotation["iscrowd"] = int(annotation.get("iscrowd") or 0)
-        return content
-
     def _check_inside(self, image: CocoImage) -> None:
         try:
             inside = image.path.resolve().is_relative_to(self._root)

@@ -51,7 +51,6 @@ def train(
     accumulate: int = 1,
     clip_grad_norm: float | None = None,
     precision: str = "fp32",
-    channels_last: bool = False,
     ema: Ema | None = None,
     scaler: GradScaler | None = None,
     seed: int = 0,
@@ -84,7 +83,6 @@ def train(
         accumulate: Micro-batches in a step; their gradients are averaged.
         clip_grad_norm: Largest 2-norm of the gradient of all parameters; None does not clip.
         precision: `fp32`, `bf16` or `fp16`; the last needs `scaler`.
-        channels_last: Whether to lay the weights out as (N, H, W, C). Under DDP convert before wrapping.
         ema: Moving average, updated after each step, and evaluated and published instead of the weights.
         scaler: Loss scaler for `fp16`. Steps it leaves out for an infinite gradient are normal.
         seed: Of all random numbers inside the model.
@@ -115,8 +113,6 @@ def train(
     """
     device = torch.device(device)
     _check_arguments(accumulate, precision, scaler, on_non_finite)
-    if channels_last:
-        model.to(memory_format=torch.channels_last)
     for group in optimizer.param_groups:
         group.setdefault("initial_lr", group["lr"])
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]

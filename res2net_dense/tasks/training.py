@@ -128,6 +128,7 @@ def train_and_evaluate(
         ema=ema,
         scaler=scaler,
         seed=config.runtime.seed,
+        on_non_finite=options.on_non_finite,
         log=MetricLog(folder, iterations=options.iterations),
         log_every=options.log_every,
         checkpointer=checkpointer,

@@ -399,11 +399,3 @@ def test_real_crowds_as_bitmaps_equal_pycocotools(shared_data, tmp_path):
     for index, image in enumerate(dataset.images):
         expected = [reference.annToMask(entry) for entry in reference.imgToAnns[image.image_id]]
         np.testing.assert_array_equal(dataset.sample(index)["masks"], np.array(expected, dtype=bool))
-
-
-def test_ground_truth_is_the_json_with_crowd_flags(load):
-    data = content(annotation(1, iscrowd=None), annotation(2, iscrowd=1))
-    truth = load(data).ground_truth()
-    assert [entry["iscrowd"] for entry in truth["annotations"]] == [0, 1]
-    assert truth["images"] == data["images"]
-    assert truth["categories"] == data["categories"]
