@@ -257,8 +257,8 @@ class TrainConfig(Section):
     compile: bool = False
     """Compile the backbone with torch.compile."""
     on_non_finite: Literal["raise", "skip"] = "raise"
-    """What happens at a NaN or infinite loss or gradient: end the run, or leave out that step (at most three in
-    a row). Neither touches the weights."""
+    """What happens at a NaN or infinite loss or gradient: end the run, or leave that step out (at most three
+    in a row). Neither touches the weights."""
     log_every: PositiveInt = 20
     """Iterations between two lines of the log."""
     eval_every: NonNegativeInt = 0
