@@ -376,3 +376,13 @@ def test_doctor_finds_this_environment_sound(run_tool):
     process = run_tool("tools/doctor.py")
     assert process.returncode == 0, process.stdout
     assert "The main job can run." in process.stdout
+
+
+def test_doctor_names_what_is_broken_and_the_remedy(run_tool, tmp_path):
+    (tmp_path / "pycocotools").mkdir()
+    (tmp_path / "pycocotools/__init__.py").write_text("raise ImportError('built for another numpy')")
+    process = run_tool("tools/doctor.py", env={**os.environ, "PYTHONPATH": str(tmp_path)})
+    assert process.returncode == 1
+    assert "built for another numpy" in process.stdout
+    assert 'pip install -e ".[detection]"' in process.stdout
+    assert "The main job cannot run." in process.stdout
