@@ -1,16 +1,17 @@
-"""The small parts the networks share: normalisation by name, squeeze-and-excitation, an average pool that
-keeps the size.
+"""The small parts the networks share: normalisation by name, squeeze-and-excitation, deformable convolution,
+pools that keep the size; and the steps that every network ends its construction with.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.ops import FrozenBatchNorm2d
+from torchvision.ops import DeformConv2d, FrozenBatchNorm2d, deform_conv2d
 
 from res2net_dense.errors import ConfigError
 
@@ -114,3 +115,125 @@ class AvgPool2dSame(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """`(N, C, H, W)` -> `(N, C, H, W)`."""
         return F.avg_pool2d(F.pad(x, (0, 1, 0, 1)), 2, stride=1)
+
+
+class MaxPool2dSame(nn.Module):
+    """2x2 maximum at stride 1, of positions `dilation` apart, padded right and below so that the size stays.
+
+    At every second (or fourth) position the value that the strided pool of an undilated network has there.
+    The padding is 0, which no map behind a ReLU is below.
+    """
+
+    def __init__(self, dilation: int) -> None:
+        super().__init__()
+        self.dilation = dilation
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(N, C, H, W)`, not negative -> `(N, C, H, W)`."""
+        return F.max_pool2d(F.pad(x, (0, self.dilation, 0, self.dilation)), 2, 1, dilation=self.dilation)
+
+
+class DeformableConv2d(DeformConv2d):  # type: ignore[misc]  # torchvision is untyped
+    """3x3 convolution that learns where to look: DCNv2 (Zhu et al., arXiv 1811.11168).
+
+    `conv_offset` predicts two offsets and a weight for each of the nine taps, in mmcv's order: `(N, 27, H,
+    W)`, first 18 offsets (y, x by tap), then nine weights before the sigmoid. It starts at zero, so that
+    every tap sits on its place with weight one half. Runs in full precision under autocast: torchvision has
+    no kernel in bfloat16, and a rounded offset would move the tap.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        stride: int = 1,
+        padding: int = 0,
+        dilation: int = 1,
+        groups: int = 1,
+        bias: bool = False,
+    ) -> None:
+        super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias)
+        taps = kernel_size * kernel_size
+        self.conv_offset = nn.Conv2d(in_channels, 3 * taps, kernel_size, stride, padding, dilation)
+        self.reset_offsets()
+
+    def reset_offsets(self) -> None:
+        """Put every tap back on its place."""
+        nn.init.zeros_(self.conv_offset.weight)
+        if self.conv_offset.bias is not None:
+            nn.init.zeros_(self.conv_offset.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(N, in_channels, H, W)` -> `(N, out_channels, H / stride, W / stride)`."""
+        with torch.autocast(x.device.type, enabled=False):
+            full = x.to(self.weight.dtype)
+            vertical, horizontal, weights = self.conv_offset(full).chunk(3, dim=1)
+            out = deform_conv2d(
+                full,
+                torch.cat((vertical, horizontal), dim=1),
+                self.weight,
+                self.bias,
+                self.stride,
+                self.padding,
+                self.dilation,
+                weights.sigmoid(),
+            )
+        return out.to(x.dtype)
+
+
+def init_weights(network: nn.Module) -> None:
+    """He initialisation of the convolutions (fan out), as in the paper; norms start as the identity."""
+    for module in network.modules():
+        if isinstance(module, (nn.Conv2d, DeformConv2d)):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    for module in network.modules():
+        if isinstance(module, DeformableConv2d):
+            module.reset_offsets()
+
+
+def set_norm_eps(network: nn.Module, eps: float) -> None:
+    """Set the epsilon of every batch norm, frozen or not, in place."""
+    for module in network.modules():
+        if isinstance(module, (nn.modules.batchnorm._BatchNorm, FrozenBatchNorm2d)):
+            module.eps = eps
+
+
+def freeze_parts(network: nn.Module, parts: Sequence[Sequence[str]]) -> None:
+    """Freeze the children of `network` named in `parts`, in place; a child may not be built."""
+    for name in (name for part in parts for name in part if hasattr(network, name)):
+        setattr(network, name, freeze(getattr(network, name)))
+
+
+def check(name: str, value: object, allowed: Sequence[object]) -> None:
+    """Raise a `ConfigError` that lists what is allowed, unless `value` is."""
+    if value not in allowed:
+        raise ConfigError(f"{name} is {value!r}; allowed: {', '.join(map(str, allowed))}")
+
+
+def check_common(
+    features: Sequence[str],
+    in_channels: int,
+    output_stride: int,
+    out_features: Sequence[str] | None,
+    freeze_at: int,
+    drop_path_rate: float,
+) -> tuple[str, ...]:
+    """Check what all networks take; return the wanted features in the order of depth.
+
+    Raises:
+        ConfigError: an argument has no meaning for a network with these `features`.
+    """
+    check("output_stride", output_stride, (8, 16, 32))
+    check("freeze_at", freeze_at, range(len(features) + 1))
+    if out_features is not None and not out_features:
+        raise ConfigError(f"out_features is empty; choose from {', '.join(features)}")
+    for feature in out_features or ():
+        check("out_features", feature, features)
+    if in_channels < 1:
+        raise ConfigError(f"in_channels is {in_channels}; a picture has at least one channel")
+    if not 0 <= drop_path_rate < 1:
+        raise ConfigError(f"drop_path_rate is {drop_path_rate}; it is a probability below 1")
+    return tuple(feature for feature in features if feature in (out_features or features[1:]))

@@ -5,38 +5,96 @@ from __future__ import annotations
 import difflib
 import inspect
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
-from torch import nn
-
+from res2net_dense.backbones.dla import DLA, DLAClassifier
 from res2net_dense.backbones.res2net import Res2Net, Res2NetClassifier
 from res2net_dense.errors import ConfigError
 
-_50, _101, _152, _200 = (3, 4, 6, 3), (3, 4, 23, 3), (3, 8, 36, 3), (3, 12, 48, 3)
+Backbone = Res2Net | DLA
+Classifier = Res2NetClassifier | DLAClassifier
 
-ARCHITECTURES: dict[str, dict[str, Any]] = {
-    "res2net50_26w_4s": {"depths": _50, "base_width": 26, "scale": 4},
-    "res2net50_48w_2s": {"depths": _50, "base_width": 48, "scale": 2},
-    "res2net50_14w_8s": {"depths": _50, "base_width": 14, "scale": 8},
-    "res2net50_26w_6s": {"depths": _50, "base_width": 26, "scale": 6},
-    "res2net50_26w_8s": {"depths": _50, "base_width": 26, "scale": 8},
-    "res2net50_18w_4s": {"depths": _50, "base_width": 18, "scale": 4},
-    "res2net50_18w_6s": {"depths": _50, "base_width": 18, "scale": 6},
-    "res2net101_26w_4s": {"depths": _101, "base_width": 26, "scale": 4},
-    "res2next50": {"depths": _50, "base_width": 4, "scale": 4, "cardinality": 8},
-    "res2net50_v1b_26w_4s": {"depths": _50, "base_width": 26, "scale": 4, "deep_stem": True},
-    "res2net101_v1b_26w_4s": {"depths": _101, "base_width": 26, "scale": 4, "deep_stem": True},
-    "res2net152_v1b_26w_4s": {"depths": _152, "base_width": 26, "scale": 4, "deep_stem": True},
-    "res2net200_v1b_26w_4s": {"depths": _200, "base_width": 26, "scale": 4, "deep_stem": True},
-    "se_res2net50_26w_4s": {"depths": _50, "base_width": 26, "scale": 4, "se": True},
-    "resnet50": {"depths": _50, "base_width": 64, "scale": 1},
-    "resnet101": {"depths": _101, "base_width": 64, "scale": 1},
+
+class Architecture(NamedTuple):
+    """What a name stands for."""
+
+    network: type[Backbone]
+    classifier: type[Classifier]
+    options: dict[str, Any]
+    """Arguments of both."""
+    parameters: float | None
+    """Published millions of parameters with 1000 classes (10 in the CIFAR networks)."""
+    gmacs: float | None
+    """Published billions of multiply-adds at 224x224."""
+
+
+def _res2net(
+    depths: tuple[int, ...],
+    base_width: int,
+    scale: int,
+    parameters: float | None,
+    gmacs: float | None = None,
+    **options: Any,
+) -> Architecture:
+    shape = {"depths": depths, "base_width": base_width, "scale": scale}
+    return Architecture(Res2Net, Res2NetClassifier, {**shape, **options}, parameters, gmacs)
+
+
+def _dla(
+    base_width: int, scale: int, cardinality: int, parameters: float, gmacs: float | None = None
+) -> Architecture:
+    shape = {"depths": (1, 2, 3, 1), "base_width": base_width, "scale": scale, "cardinality": cardinality}
+    return Architecture(DLA, DLAClassifier, shape, parameters, gmacs)
+
+
+_50, _101, _152, _200 = (3, 4, 6, 3), (3, 4, 23, 3), (3, 8, 36, 3), (3, 12, 48, 3)
+_CIFAR: dict[str, Any] = {"depths": (3, 3, 3), "stem": "3x3", "stage_conv": "grouped"}
+
+ARCHITECTURES: dict[str, Architecture] = {
+    "res2net50_26w_4s": _res2net(_50, 26, 4, 25.70, 4.26),
+    "res2net50_48w_2s": _res2net(_50, 48, 2, 25.29, 4.16),
+    "res2net50_14w_8s": _res2net(_50, 14, 8, 25.06, 4.18),
+    "res2net50_26w_6s": _res2net(_50, 26, 6, 37.05, 6.30),
+    "res2net50_26w_8s": _res2net(_50, 26, 8, 48.40, 8.34),
+    "res2net50_18w_4s": _res2net(_50, 18, 4, 18.10, 2.90),
+    "res2net50_18w_6s": _res2net(_50, 18, 6, 25.16, 4.18),
+    "res2net101_26w_4s": _res2net(_101, 26, 4, 45.21, 8.07),
+    "res2next50": _res2net(_50, 4, 4, 24.67, 4.17, cardinality=8),
+    "res2net50_v1b_26w_4s": _res2net(_50, 26, 4, 25.72, 4.50, stem="deep"),
+    "res2net101_v1b_26w_4s": _res2net(_101, 26, 4, 45.23, 8.31, stem="deep"),
+    "res2net152_v1b_26w_4s": _res2net(_152, 26, 4, 61.29, 12.12, stem="deep"),
+    "res2net200_v1b_26w_4s": _res2net(_200, 26, 4, 76.21, 15.7, stem="deep"),
+    "se_res2net50_26w_4s": _res2net(_50, 26, 4, 28.23, se=True),
+    "se_res2net101_26w_4s": _res2net(_101, 26, 4, None, se=True),
+    "resnet50": _res2net(_50, 64, 1, 25.56, 4.11),
+    "resnet101": _res2net(_101, 64, 1, 44.55, 7.83),
+    "se_resnet50": _res2net(_50, 64, 1, 28.09, se=True),
+    "res2net_dla60": _dla(28, 4, 1, 20.85, 4.15),
+    "res2next_dla60": _dla(4, 4, 8, 17.03, 3.49),
+    "dla60": _dla(64, 1, 1, 22.04),
+    "dla60x": _dla(4, 1, 32, 17.35),
+    "res2next29_6c_24w_4s": _res2net(base_width=24, scale=4, cardinality=6, parameters=24.269, **_CIFAR),
+    "res2next29_8c_25w_4s": _res2net(base_width=25, scale=4, cardinality=8, parameters=33.813, **_CIFAR),
+    "res2next29_6c_24w_6s": _res2net(base_width=24, scale=6, cardinality=6, parameters=36.709, **_CIFAR),
+    "se_res2next29_6c_24w_4s": _res2net(
+        base_width=24, scale=4, cardinality=6, parameters=None, se=True, **_CIFAR
+    ),
+    "se_res2next29_8c_25w_4s": _res2net(
+        base_width=25, scale=4, cardinality=8, parameters=None, se=True, **_CIFAR
+    ),
+    "se_res2next29_6c_24w_6s": _res2net(
+        base_width=24, scale=6, cardinality=6, parameters=None, se=True, **_CIFAR
+    ),
 }
-"""The arguments of `Res2Net` that a name stands for."""
+"""Every network by its published name. The CIFAR ones (`res2next29`) are in the paper's form, the only one
+with its parameter counts; `stage_conv="splits"` is the form of the public re-implementations.
+"""
 
 ALIASES = {
     "res2net50d": "res2net50_v1b_26w_4s",  # timm
     "res2net101d": "res2net101_v1b_26w_4s",
+    "dla60_res2net": "res2net_dla60",
+    "dla60_res2next": "res2next_dla60",
     "res2net200_vd_26w_4s": "res2net200_v1b_26w_4s",  # Paddle
 }
 
@@ -65,19 +123,19 @@ def create_backbone(
     *,
     in_channels: int = 3,
     output_stride: int = 32,
-    out_features: Sequence[str] = ("res2", "res3", "res4", "res5"),
+    out_features: Sequence[str] | None = None,
     norm: str = "BN",
     freeze_at: int = 0,
     drop_path_rate: float = 0.0,
     **options: Any,
-) -> Res2Net:
+) -> Backbone:
     """Build the backbone `name` with random weights.
 
     Args:
         name: one of `list_backbones()` or an alias.
         in_channels, output_stride, out_features, norm, freeze_at, drop_path_rate: see `Res2Net`.
-        **options: any other argument of `Res2Net`; `base_width`, `scale` and `cardinality` give a network
-            that has no name of its own.
+        **options: any other argument of `Res2Net` or `DLA`; `depths`, `base_width`, `scale` and `cardinality`
+            give a network that has no name of its own.
 
     Returns:
         A module; `forward((N, in_channels, H, W))` gives `dict[str, Tensor]`; `out_channels` and
@@ -86,8 +144,9 @@ def create_backbone(
     Raises:
         ConfigError: unknown name, unknown option, or a value without meaning.
     """
-    return Res2Net(
-        **_arguments(name, options),
+    network, arguments = _find(name, options)
+    return network.network(
+        **arguments,
         in_channels=in_channels,
         output_stride=output_stride,
         out_features=out_features,
@@ -97,19 +156,23 @@ def create_backbone(
     )
 
 
-def create_classifier(name: str, num_classes: int = 1000, in_channels: int = 3, **options: Any) -> nn.Module:
+def create_classifier(name: str, num_classes: int = 1000, in_channels: int = 3, **options: Any) -> Classifier:
     """Build the plain network `name`; `forward((N, in_channels, H, W))` gives `(N, num_classes)` logits.
 
-    Its state-dict keys are those of the published checkpoints. Options and errors as in `create_backbone`.
+    Its state-dict keys are those of the published checkpoints, `extract_features` gives the maps of all
+    stages. Options and errors as in `create_backbone`.
     """
-    return Res2NetClassifier(**_arguments(name, options), num_classes=num_classes, in_channels=in_channels)
+    network, arguments = _find(name, options)
+    return network.classifier(**arguments, num_classes=num_classes, in_channels=in_channels)
 
 
-def _arguments(name: str, options: dict[str, Any]) -> dict[str, Any]:
-    known = set(inspect.signature(Res2Net).parameters) - {"depths"}
+def _find(name: str, options: dict[str, Any]) -> tuple[Architecture, dict[str, Any]]:
+    """The row of `name`, and its arguments with `options` in them."""
+    architecture = ARCHITECTURES[canonical_name(name)]
+    known = inspect.signature(architecture.network).parameters
     for option in options:
         if option not in known:
             near = difflib.get_close_matches(option, known, n=1)
             hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(sorted(known))}"
             raise ConfigError(f"backbone {name} has no option {option!r}; {hint}")
-    return {**ARCHITECTURES[canonical_name(name)], **options}
+    return architecture, {**architecture.options, **options}

@@ -17,7 +17,7 @@ every stage):
 The splits come from a 1x1 convolution (`conv1`) and go concatenated into another (`conv3`), then shortcut and
 ReLU. The module's names (`conv1 bn1 layer1 .. layer4 fc`, in a block `conv1 bn1 convs bns conv3 bn3
 downsample`) are those of the published checkpoints. `scale=1` is the plain ResNet bottleneck, with ResNet's
-`conv2 bn2`.
+`conv2 bn2`. docs/res2net_block.md has the drawing, and which checkpoint needs which semantics.
 """
 
 from __future__ import annotations
@@ -34,15 +34,21 @@ from torchvision.ops import StochasticDepth
 
 from res2net_dense.backbones.layers import (
     AvgPool2dSame,
+    DeformableConv2d,
     SqueezeExcitation,
     batch_norm_statistics_kept,
     build_norm,
-    freeze,
+    check,
+    check_common,
+    freeze_parts,
+    init_weights,
+    set_norm_eps,
 )
 from res2net_dense.errors import ConfigError
 
 EXPANSION = 4
 FEATURES = ("stem", "res2", "res3", "res4", "res5")
+STEMS = ("7x7", "deep", "3x3")
 
 
 class Bottle2neck(nn.Module):
@@ -50,69 +56,101 @@ class Bottle2neck(nn.Module):
 
     Args:
         in_channels: channels of the input.
-        planes: 64, 128, 256, 512 in the four stages; the output has `4 * planes` channels.
+        width: channels of a split; the 1x1 convolutions have `width * scale` between them.
+        out_channels: channels of the output.
         stride: of the 3x3 convolutions (of `conv1` with `stride_in_1x1`).
         downsample: the shortcut's projection, or None.
         stage_block: True in the first block of a stage: independent splits and a pooled last one.
-        base_width, scale, cardinality: a split has `floor(planes * base_width / 64) * cardinality` channels.
+        scale: splits; 1 is ResNet's bottleneck.
+        cardinality: groups of the 3x3 convolutions; divides `width`.
         dilation: of the 3x3 convolutions.
+        stage_conv: "splits", or "grouped": the stage block has one grouped 3x3 convolution over all channels
+            instead (ResNet's `conv2 bn2`), the only form with the paper's parameter counts on CIFAR.
         stage_pool: "always" pools the last split of every stage block (official, timm, mmpretrain); "strided"
-            only where the block strides (mmdetection, the detectron2 fork). Same state-dict keys, different
-            networks.
+            only where the block strides (mmdetection, the detectron2 fork, Paddle, DLA).
+        stage_split: "always" makes the splits of every stage block independent; "strided" only where it
+            strides (Paddle, DLA). Like `stage_pool`: the same state-dict keys, another network.
         stride_in_1x1: the detectron2 and maskrcnn-benchmark forks stride in `conv1`.
+        deformable: the 3x3 convolutions are deformable (DCNv2).
         se: squeeze-and-excitation before the shortcut is added.
-        drop_path: probability of dropping the residual branch of an image in training.
         norm: see `layers.build_norm`.
+
+    Attributes:
+        drop_path: set by `finish_blocks`; drops the residual branch of an image in training.
+        checkpointed: set by `finish_blocks`; keep only the input for the backward pass.
     """
 
     def __init__(
         self,
         in_channels: int,
-        planes: int,
+        width: int,
+        out_channels: int,
         *,
         stride: int = 1,
         downsample: nn.Module | None = None,
         stage_block: bool = False,
-        base_width: int = 26,
         scale: int = 4,
         cardinality: int = 1,
         dilation: int = 1,
+        stage_conv: str = "splits",
         stage_pool: str = "always",
+        stage_split: str = "always",
         stride_in_1x1: bool = False,
+        deformable: bool = False,
         se: bool = False,
-        drop_path: float = 0.0,
         norm: str = "BN",
     ) -> None:
         super().__init__()
-        width = int(planes * base_width / 64) * cardinality
-        out_channels = planes * EXPANSION
+        channels = width * scale
         split_stride = 1 if stride_in_1x1 else stride
+        one_conv = scale == 1 or (stage_block and stage_conv == "grouped")
         self.width = width
-        self.scale = scale
-        self.independent = stage_block
+        self.scale = 1 if one_conv else scale
+        self.independent = stage_block and (stage_split == "always" or stride > 1)
 
-        self.conv1 = nn.Conv2d(in_channels, width * scale, 1, stride if stride_in_1x1 else 1, bias=False)
-        self.bn1 = build_norm(norm, width * scale)
+        self.conv1 = nn.Conv2d(in_channels, channels, 1, stride if stride_in_1x1 else 1, bias=False)
+        self.bn1 = build_norm(norm, channels)
         spatial = partial(
-            nn.Conv2d, width, width, 3, split_stride, dilation, dilation, groups=cardinality, bias=False
+            DeformableConv2d if deformable else nn.Conv2d,
+            kernel_size=3,
+            stride=split_stride,
+            padding=dilation,
+            dilation=dilation,
+            bias=False,
         )
-        if scale == 1:  # ResNet's block, by ResNet's names
-            self.conv2, self.bn2 = spatial(), build_norm(norm, width)
+        if one_conv:  # ResNet's block, by ResNet's names
+            self.conv2 = spatial(channels, channels, groups=cardinality * scale)
+            self.bn2 = build_norm(norm, channels)
         else:
-            self.convs = nn.ModuleList(spatial() for _ in range(scale - 1))
+            self.convs = nn.ModuleList(spatial(width, width, groups=cardinality) for _ in range(scale - 1))
             self.bns = nn.ModuleList(build_norm(norm, width) for _ in self.convs)
         # The pool keeps kernel 3 and padding 1 where a dilated stage has taken its stride away.
-        pools = scale > 1 and stage_block and (stage_pool == "always" or stride > 1)
+        pools = self.scale > 1 and stage_block and (stage_pool == "always" or stride > 1)
         self.pool = nn.AvgPool2d(3, split_stride, padding=1) if pools else None
-        self.conv3 = nn.Conv2d(width * scale, out_channels, 1, bias=False)
+        self.conv3 = nn.Conv2d(channels, out_channels, 1, bias=False)
         self.bn3 = build_norm(norm, out_channels)
         self.se = SqueezeExcitation(out_channels) if se else None
         self.downsample = downsample
-        self.drop_path = StochasticDepth(drop_path, "row") if drop_path > 0 else None
+        self.drop_path: nn.Module | None = None
+        self.checkpointed = False
         self.relu = nn.ReLU(inplace=True)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """`(N, in_channels, H, W)` -> `(N, 4 * planes, H / stride, W / stride)`."""
+    def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
+        """Compute the block.
+
+        Args:
+            x: `(N, in_channels, H, W)`.
+            shortcut: what is added before the last ReLU; None for `downsample(x)`, or `x` without one.
+
+        Returns:
+            `(N, out_channels, H / stride, W / stride)`.
+        """
+        if not (self.checkpointed and self.training and torch.is_grad_enabled()):
+            return self._forward(x, shortcut)
+        recompute = lambda: (nullcontext(), batch_norm_statistics_kept(self))  # noqa: E731  # a name says why
+        return checkpoint(self._forward, x, shortcut, use_reentrant=False, context_fn=recompute)
+
+    def _forward(self, x: Tensor, shortcut: Tensor | None) -> Tensor:
         out = self.relu(self.bn1(self.conv1(x)))
         out = self.relu(self.bn2(self.conv2(out))) if self.scale == 1 else self._multi_scale(out)
         out = self.bn3(self.conv3(out))
@@ -120,7 +158,9 @@ class Bottle2neck(nn.Module):
             out = self.se(out)
         if self.drop_path is not None:
             out = self.drop_path(out)
-        out += x if self.downsample is None else self.downsample(x)
+        if shortcut is None:
+            shortcut = x if self.downsample is None else self.downsample(x)
+        out += shortcut
         return self.relu(out)
 
     def _multi_scale(self, x: Tensor) -> Tensor:
@@ -136,23 +176,46 @@ class Bottle2neck(nn.Module):
         return torch.cat(outputs, 1)
 
 
+def finish_blocks(
+    network: nn.Module, *, drop_path_rate: float, checkpoint_activations: bool, zero_init_residual: bool
+) -> None:
+    """Initialise a network of blocks, and set what depends on a block's place in it."""
+    init_weights(network)
+    blocks = [module for module in network.modules() if isinstance(module, Bottle2neck)]
+    for index, block in enumerate(blocks):
+        block.checkpointed = checkpoint_activations
+        rate = drop_path_rate * index / max(1, len(blocks) - 1)
+        block.drop_path = StochasticDepth(rate, "row") if rate > 0 else None
+        scale = block.bn3.weight
+        if zero_init_residual and isinstance(scale, nn.Parameter):  # a FrozenBN would never leave 0
+            nn.init.zeros_(scale)
+
+
 class Res2Net(nn.Module):
     """A network of `Bottle2neck` blocks that returns named feature maps.
 
+    Its children stand in the order they run, so that torchvision's `IntermediateLayerGetter` and
+    `BackboneWithFPN` can take it apart.
+
     Args:
-        depths: blocks in the four stages, such as (3, 4, 6, 3).
-        base_width, scale, cardinality, se: see `Bottle2neck`.
-        deep_stem: three 3x3 convolutions instead of the 7x7, and a shortcut that averages before it projects
-            (v1b; "d" in timm, "v1d" in mmdetection, "vd" in Paddle).
+        depths: blocks in the stages, such as (3, 4, 6, 3); at most four.
+        base_width, scale, cardinality: a split has `floor(planes * base_width / 64) * cardinality` channels,
+            planes 64, 128, 256, 512 in the four stages; a stage has `4 * planes` channels.
+        se: see `Bottle2neck`.
+        stem: "7x7"; "deep": three 3x3 convolutions, and shortcuts that average before they project (v1b; "d"
+            in timm, "v1d" in mmdetection, "vd" in Paddle); "3x3": no stride, no pool, for small pictures.
         in_channels: channels of the picture.
-        output_stride: 32, 16 or 8; the last one or two stages dilate instead of striding.
-        out_features: what `forward` returns, from `FEATURES`; stages past the last one are not built.
+        output_stride: 32, 16 or 8, the largest stride of a feature; the last stages dilate instead.
+        out_features: what `forward` returns, from `FEATURES`; stages past the last one are not built. None
+            for all stages.
         norm: "BN", "FrozenBN", "SyncBN" or "GN".
         freeze_at: 0 trains everything, 1 freezes the stem, 2 the stem and res2, ... 5 everything.
         drop_path_rate: of the last block; the rate grows linearly with depth.
         checkpoint_activations: keep only the blocks' inputs for the backward pass and compute the rest again:
             less memory, about a third more time, the same result.
-        stage_pool, stride_in_1x1: see `Bottle2neck`.
+        dcn_stages: features whose stages have deformable 3x3 convolutions, such as ("res3", "res4", "res5").
+        stage_conv, stage_pool, stage_split, stride_in_1x1: see `Bottle2neck`.
+        norm_eps: epsilon of batch norm; maskrcnn-benchmark's frozen one has none.
         dilate_first: dilation of the first block of a dilated stage: "previous" is the rate of the stage
             before (timm, torchvision), "full" the stage's own (mmsegmentation, detectron2).
         avg_down_dilated: the averaging of a v1b shortcut in a dilated stage: "identity" (mm*) or "same2"
@@ -164,6 +227,7 @@ class Res2Net(nn.Module):
     Attributes:
         out_channels: channels of each returned feature.
         out_strides: stride of each returned feature.
+        semantics: the options under which equal weights are another network, as built.
 
     Raises:
         ConfigError: an argument has no meaning.
@@ -177,39 +241,42 @@ class Res2Net(nn.Module):
         scale: int = 4,
         cardinality: int = 1,
         se: bool = False,
-        deep_stem: bool = False,
+        stem: str = "7x7",
         in_channels: int = 3,
         output_stride: int = 32,
-        out_features: Sequence[str] = ("res2", "res3", "res4", "res5"),
+        out_features: Sequence[str] | None = None,
         norm: str = "BN",
         freeze_at: int = 0,
         drop_path_rate: float = 0.0,
         checkpoint_activations: bool = False,
+        dcn_stages: Sequence[str] = (),
+        stage_conv: str = "splits",
         stage_pool: str = "always",
+        stage_split: str = "always",
         stride_in_1x1: bool = False,
+        norm_eps: float = 1e-5,
         dilate_first: str = "previous",
         avg_down_dilated: str = "identity",
         zero_init_residual: bool = True,
     ) -> None:
         super().__init__()
-        _check("output_stride", output_stride, (8, 16, 32))
-        _check("freeze_at", freeze_at, range(len(FEATURES) + 1))
-        _check("stage_pool", stage_pool, ("always", "strided"))
-        _check("dilate_first", dilate_first, ("previous", "full"))
-        _check("avg_down_dilated", avg_down_dilated, ("identity", "same2"))
-        if not out_features:
-            raise ConfigError(f"out_features is empty; choose from {', '.join(FEATURES)}")
-        for feature in out_features:
-            _check("out_features", feature, FEATURES)
-        if in_channels < 1:
-            raise ConfigError(f"in_channels is {in_channels}; a picture has at least one channel")
-        if not 0 <= drop_path_rate < 1:
-            raise ConfigError(f"drop_path_rate is {drop_path_rate}; it is a probability below 1")
+        if not 1 <= len(depths) <= 4:
+            raise ConfigError(f"depths is {depths!r}; a network has one to four stages")
+        features = FEATURES[: len(depths) + 1]
+        wanted = check_common(features, in_channels, output_stride, out_features, freeze_at, drop_path_rate)
+        check("stem", stem, STEMS)
+        check("stage_conv", stage_conv, ("splits", "grouped"))
+        check("stage_pool", stage_pool, ("always", "strided"))
+        check("stage_split", stage_split, ("always", "strided"))
+        check("dilate_first", dilate_first, ("previous", "full"))
+        check("avg_down_dilated", avg_down_dilated, ("identity", "same2"))
+        for feature in dcn_stages:
+            check("dcn_stages", feature, features[1:])
 
-        self.checkpoint_activations = checkpoint_activations
-        self.relu = nn.ReLU(inplace=True)
-        self.maxpool = nn.MaxPool2d(3, 2, padding=1)
-        if deep_stem:
+        self.semantics: dict[str, object] = {"stride_in_1x1": stride_in_1x1, "norm_eps": norm_eps}
+        if scale > 1 and stage_conv == "splits":
+            self.semantics |= {"stage_pool": stage_pool, "stage_split": stage_split}
+        if stem == "deep":
             self.conv1: nn.Module = nn.Sequential(
                 nn.Conv2d(in_channels, 32, 3, 2, padding=1, bias=False),
                 build_norm(norm, 32),
@@ -219,76 +286,70 @@ class Res2Net(nn.Module):
                 nn.ReLU(inplace=True),
                 nn.Conv2d(32, 64, 3, padding=1, bias=False),
             )
-        else:
+        elif stem == "7x7":
             self.conv1 = nn.Conv2d(in_channels, 64, 7, 2, padding=3, bias=False)
+        else:
+            self.conv1 = nn.Conv2d(in_channels, 64, 3, padding=1, bias=False)
         self.bn1 = build_norm(norm, 64)
+        self.relu = nn.ReLU(inplace=True)
+        self.maxpool = nn.Identity() if stem == "3x3" else nn.MaxPool2d(3, 2, padding=1)
 
-        channels = {"stem": 64}
-        strides = {"stem": 4}
-        self.stages: list[str] = []  # names of the stages built, such as "layer1"
-        wanted = max(FEATURES.index(feature) for feature in out_features)
-        stride, dilation, blocks_before = 4, 1, 0
-        for stage in range(wanted):
+        stride, dilation = 1 if stem == "3x3" else 4, 1
+        channels, strides = {"stem": 64}, {"stem": stride}
+        self.stages = [f"layer{stage + 1}" for stage in range(features.index(wanted[-1]))]
+        for stage, layer in enumerate(self.stages):
+            feature = features[stage + 1]
             stage_stride = 1 if stage == 0 else 2
             previous_dilation = dilation
             if stride * stage_stride > output_stride:
                 dilation, stage_stride = dilation * stage_stride, 1
             stride *= stage_stride
             planes = 64 * 2**stage
-            blocks = []
-            for index in range(depths[stage]):
-                first = index == 0
-                downsample = None
-                if first:
-                    downsample = _shortcut(
-                        channels[FEATURES[stage]],
-                        planes * EXPANSION,
-                        stride=stage_stride,
-                        average=deep_stem,
-                        same2=dilation > 1 and avg_down_dilated == "same2",
-                        norm=norm,
-                    )
-                blocks.append(
-                    Bottle2neck(
-                        channels[FEATURES[stage]] if first else planes * EXPANSION,
-                        planes,
-                        stride=stage_stride if first else 1,
-                        downsample=downsample,
-                        stage_block=first,
-                        base_width=base_width,
-                        scale=scale,
-                        cardinality=cardinality,
-                        dilation=previous_dilation if first and dilate_first == "previous" else dilation,
-                        stage_pool=stage_pool,
-                        stride_in_1x1=stride_in_1x1,
-                        se=se,
-                        drop_path=drop_path_rate * (blocks_before + index) / max(1, sum(depths) - 1),
-                        norm=norm,
-                    )
-                )
-            blocks_before += depths[stage]
-            self.stages.append(f"layer{stage + 1}")
-            self.add_module(self.stages[-1], nn.Sequential(*blocks))
-            channels[FEATURES[stage + 1]] = planes * EXPANSION
-            strides[FEATURES[stage + 1]] = stride
+            out_channels = planes * EXPANSION
+            block = partial(
+                Bottle2neck,
+                width=int(planes * base_width / 64) * cardinality,
+                out_channels=out_channels,
+                scale=scale,
+                cardinality=cardinality,
+                stage_conv=stage_conv,
+                stage_pool=stage_pool,
+                stage_split=stage_split,
+                stride_in_1x1=stride_in_1x1,
+                deformable=feature in dcn_stages,
+                se=se,
+                norm=norm,
+            )
+            shortcut = _shortcut(
+                channels[features[stage]],
+                out_channels,
+                stride=stage_stride,
+                average=stem == "deep",
+                same2=dilation > 1 and avg_down_dilated == "same2",
+                norm=norm,
+            )
+            first = block(
+                channels[features[stage]],
+                stride=stage_stride,
+                downsample=shortcut,
+                stage_block=True,
+                dilation=previous_dilation if dilate_first == "previous" else dilation,
+            )
+            rest = [block(out_channels, dilation=dilation) for _ in range(depths[stage] - 1)]
+            self.add_module(layer, nn.Sequential(first, *rest))
+            channels[feature], strides[feature] = out_channels, stride
 
-        self.out_features = tuple(feature for feature in FEATURES if feature in out_features)
-        self.out_channels = {feature: channels[feature] for feature in self.out_features}
-        self.out_strides = {feature: strides[feature] for feature in self.out_features}
-        self._init_weights(zero_init_residual)
-        self._freeze(freeze_at)
-
-    def _init_weights(self, zero_init_residual: bool) -> None:
-        """He initialisation of the convolutions (fan out), as in the paper; norms start as the identity."""
-        for module in self.modules():
-            if zero_init_residual and isinstance(module, Bottle2neck):
-                scale = module.bn3.weight
-                if isinstance(scale, nn.Parameter):  # a FrozenBN would never leave 0
-                    nn.init.zeros_(scale)
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        self.out_features = wanted
+        self.out_channels = {feature: channels[feature] for feature in wanted}
+        self.out_strides = {feature: strides[feature] for feature in wanted}
+        finish_blocks(
+            self,
+            drop_path_rate=drop_path_rate,
+            checkpoint_activations=checkpoint_activations,
+            zero_init_residual=zero_init_residual,
+        )
+        set_norm_eps(self, norm_eps)
+        freeze_parts(self, [("conv1", "bn1"), *((layer,) for layer in self.stages)][:freeze_at])
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Compute the features.
@@ -302,23 +363,9 @@ class Res2Net(nn.Module):
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
         features = {"stem": x}
         for feature, stage in zip(FEATURES[1:], self.stages, strict=False):
-            for block in getattr(self, stage):
-                x = self._run(block, x)
+            x = getattr(self, stage)(x)
             features[feature] = x
         return {feature: features[feature] for feature in self.out_features}
-
-    def _run(self, block: nn.Module, x: Tensor) -> Tensor:
-        if not (self.checkpoint_activations and self.training and torch.is_grad_enabled()):
-            return block(x)
-        recompute = lambda: (nullcontext(), batch_norm_statistics_kept(block))  # noqa: E731  # a name says why
-        return checkpoint(block, x, use_reentrant=False, context_fn=recompute)
-
-    def _freeze(self, freeze_at: int) -> None:
-        if freeze_at >= 1:
-            self.conv1 = freeze(self.conv1)
-            self.bn1 = freeze(self.bn1)
-        for stage in self.stages[: max(0, freeze_at - 1)]:
-            freeze(getattr(self, stage))
 
 
 class Res2NetClassifier(Res2Net):
@@ -329,13 +376,19 @@ class Res2NetClassifier(Res2Net):
     def __init__(
         self, depths: Sequence[int] = (3, 4, 6, 3), *, num_classes: int = 1000, **options: Any
     ) -> None:
-        super().__init__(depths, out_features=("res5",), **options)
-        self.avgpool = nn.AdaptiveAvgPool2d(1)
-        self.fc = nn.Linear(self.out_channels["res5"], num_classes)
+        super().__init__(depths, **options)
+        self.num_classes = num_classes
+        self.avgpool: nn.Module = nn.AdaptiveAvgPool2d(1)
+        self.fc: nn.Module = nn.Linear(self.out_channels[self.out_features[-1]], num_classes)
+
+    def extract_features(self, x: Tensor) -> dict[str, Tensor]:
+        """`(N, in_channels, H, W)` float, normalised -> the maps of all stages, as `Res2Net.forward`."""
+        return super().forward(x)
 
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]  # logits, not features
         """`(N, in_channels, H, W)` float, normalised -> `(N, num_classes)` logits."""
-        return self.fc(self.avgpool(super().forward(x)["res5"]).flatten(1))
+        last = self.extract_features(x)[self.out_features[-1]]
+        return self.fc(self.avgpool(last).flatten(1))
 
 
 def _shortcut(
@@ -356,8 +409,3 @@ def _shortcut(
     return nn.Sequential(
         pool, nn.Conv2d(in_channels, out_channels, 1, bias=False), build_norm(norm, out_channels)
     )
-
-
-def _check(name: str, value: object, allowed: Sequence[object]) -> None:
-    if value not in allowed:
-        raise ConfigError(f"{name} is {value!r}; allowed: {', '.join(map(str, allowed))}")
