@@ -5,7 +5,7 @@ PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 DEMO_DIR ?= output/demo
 
-.PHONY: demo test check bench lock clean
+.PHONY: demo test check bench zoo lock clean
 
 demo: $(STAMP)
 	$(PY) datasets/make_toy.py --output datasets/toy
@@ -27,6 +27,9 @@ check: $(STAMP)
 
 bench: $(STAMP)
 	$(PY) benchmarks/backbone.py
+
+zoo: $(STAMP)
+	$(PY) docs/make_model_zoo.py
 
 $(STAMP): requirements/lock.txt requirements/detectron2.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 10) else "Python 3.10 or newer is needed, \

@@ -29,3 +29,7 @@ class MissingDependencyError(Res2NetDenseError):
 
 class ExportError(Res2NetDenseError):
     """An export could not be made or does not agree with the model."""
+
+
+class DownloadError(Res2NetDenseError):
+    """A file could not be downloaded, or what came is not the file; the message has the way by hand."""

@@ -1,117 +1,362 @@
-"""Published ImageNet weights: where they are, how they are checked, and how they enter a backbone.
+"""Published weights as data: one row a file, with what it needs to be used right; and the way into the cache.
 
-A file is downloaded once into `RES2NET_DENSE_CACHE` (default `~/.cache/res2net_dense`), and only under its
-final name when its SHA-256 is right. The files are the authors' and not part of this package; their licence
-is CC BY-NC-SA 4.0 or unknown.
+A file is downloaded once into `RES2NET_DENSE_CACHE` (default `~/.cache/res2net_dense`) and verified at every
+use. The files are their authors' and no part of this package; `licence` says what is known. Where nobody
+published a hash (`sha256=None`) a file cannot be verified: it is listed here, but never downloaded by itself.
+
+Figures are from the tables beside the files: the paper's authors, mmpretrain, mmdetection, PaddleClas,
+Holocron, torchvision; `timm_*` are timm's own measurements of the same weights.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
-import urllib.error
-import urllib.request
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
-from torch import nn
-from tqdm import tqdm
-
-from res2net_dense.backbones.registry import canonical_name
-from res2net_dense.errors import CheckpointError
-from res2net_dense.weight_files import load_strictly, load_weights
-
-OFFICIAL = "https://shanghuagao.oss-cn-beijing.aliyuncs.com/res2net/"
-
-IMAGENET: dict[str, str] = {
-    "res2net50_26w_4s": OFFICIAL + "res2net50_26w_4s-06e79181.pth",
-    "res2net50_48w_2s": OFFICIAL + "res2net50_48w_2s-afed724a.pth",
-    "res2net50_14w_8s": OFFICIAL + "res2net50_14w_8s-6527dddc.pth",
-    "res2net50_26w_6s": OFFICIAL + "res2net50_26w_6s-19041792.pth",
-    "res2net50_26w_8s": OFFICIAL + "res2net50_26w_8s-2c7c9f12.pth",
-    "res2net101_26w_4s": OFFICIAL + "res2net101_26w_4s-02a759a1.pth",
-    "res2next50": OFFICIAL + "res2next50_4s-6ef7e7bf.pth",
-    "res2net50_v1b_26w_4s": OFFICIAL + "res2net50_v1b_26w_4s-3cf99910.pth",
-    "res2net101_v1b_26w_4s": OFFICIAL + "res2net101_v1b_26w_4s-0812c246.pth",
-}
-"""The official file of each backbone; the eight digits in its name are the first of its SHA-256."""
+from res2net_dense.backbones.registry import ALIASES, canonical_name
+from res2net_dense.download import download
+from res2net_dense.errors import CheckpointError, DownloadError
 
 
-def load_backbone_weights(module: nn.Module, name: str, weights: str | Path) -> None:
-    """Load `weights` into `module`, a network built under `name`, in place.
+@dataclass(frozen=True, kw_only=True)
+class Weights:
+    """A published checkpoint."""
+
+    name: str
+    """The network, from `list_backbones()`."""
+    tag: str
+    urls: tuple[str, ...]
+    """The official place first; the same bytes at the others."""
+    sha256: str | None
+    """Of the file, or as many of its first digits as are known."""
+    size: int | None = None
+    """Bytes."""
+    num_classes: int = 1000
+    top1: float | None = None
+    """Accuracy in percent on the validation set at `crop_size`, as published with the file."""
+    top5: float | None = None
+    timm_top1: float | None = None
+    """The same, as timm measured it."""
+    timm_top5: float | None = None
+    mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
+    """Of the channels R, G, B, for pixels from 0 to 255."""
+    std: tuple[float, float, float] = (58.395, 57.12, 57.375)
+    crop_size: int = 224
+    """Pixels of the centre crop, after the shorter side became `resize_size`."""
+    resize_size: int = 256
+    interpolation: str = "bilinear"
+    semantics: Mapping[str, Any] = field(default_factory=dict)
+    """Options the network must be built with, where they are not the defaults."""
+    dialect: str = "official"
+    """Whose names the tensors have, one of `convert.list_dialects()`."""
+    recipe: str = "unknown"
+    licence: str = "unknown"
+    note: str = ""
+    needs_trust: bool = False
+    """Whether reading the file may run code that is in it (a pickle of more than tensors)."""
+    hub_id: str | None = None
+    """The same weights in other bytes on huggingface.co."""
+
+    @property
+    def key(self) -> str:
+        """Name and tag: `res2net50_26w_4s.in1k`."""
+        return f"{self.name}.{self.tag}"
+
+    @property
+    def file_name(self) -> str:
+        """The name of the file, here and at its official place."""
+        return self.urls[0].rsplit("/", 1)[1]
+
+
+def find_weights(name: str, weights: str) -> Weights:
+    """Return the row of the network `name` that `weights` means.
 
     Args:
-        module: a `Res2Net` or `Res2NetClassifier`.
-        name: the backbone's name, for the lookup of a tag.
-        weights: "imagenet" for the published file, or the path of a .pth, .pt or .safetensors file with the
-            published keys.
+        name: a network, or an alias of one.
+        weights: "imagenet" for the first row of the name, a tag ("in1k"), or both
+            ("res2net50_26w_4s.in1k").
 
     Raises:
-        CheckpointError: no such file or tag, or the file's tensors are not exactly those of the network. Left
-            out without a complaint are only the classifier head, and stages that the backbone does not build.
-    """
-    path = fetch(name) if weights == "imagenet" else Path(weights)
-    own = module.state_dict()
-    built = {key.split(".")[0] for key in own}
-    left_out = {"fc", "layer1", "layer2", "layer3", "layer4"} - built
-    # Some files leave the counters of batches out, and a FrozenBN has none.
-    counters = {key: value for key, value in own.items() if key.endswith("num_batches_tracked")}
-    state = {
-        key: value
-        for key, value in load_weights(path).items()
-        if key.split(".")[0] not in left_out and (key in own or not key.endswith("num_batches_tracked"))
-    }
-    load_strictly(module, {**counters, **state}, source=f"{path}, given as weights of {name},")
-
-
-def fetch(name: str) -> Path:
-    """Return the local path of the published weights of `name`, downloading them if they are not in the
-    cache.
-
-    Raises:
-        CheckpointError: nothing is published under the name, or the download failed; the message has the way
-            by hand.
+        CheckpointError: no such row; the message has those there are.
+        ConfigError: no such network.
     """
     name = canonical_name(name)
-    if name not in IMAGENET:
-        raise CheckpointError(
-            f"no ImageNet weights of {name} are published; train from scratch (weights: null) "
-            f"or choose one of {', '.join(IMAGENET)}"
-        )
-    url = IMAGENET[name]
-    file_name = url.rsplit("/", 1)[1]
-    cache = Path(os.environ.get("RES2NET_DENSE_CACHE", "~/.cache/res2net_dense")).expanduser()
-    path = cache / file_name
-    digits = Path(file_name).stem.rsplit("-", 1)[1]
-    if not path.exists():
-        download(url, path, sha256_prefix=digits)
-    return path
+    rows = {row.tag: row for row in WEIGHTS.values() if row.name == name}
+    otherwise = "or give the path of a file, or null to train from scratch"
+    if not rows:
+        raise CheckpointError(f"no weights of {name} are published; choose another network, {otherwise}")
+    if weights == "imagenet":
+        return next(iter(rows.values()))
+    owner, _, tag = weights.rpartition(".")
+    owner = ALIASES.get(owner, owner)
+    if owner in ("", name) and tag in rows:
+        return rows[tag]
+    reason = f"they are of {owner}" if f"{owner}.{tag}" in WEIGHTS else "no such file and no such tag"
+    raise CheckpointError(
+        f"{weights!r} are no weights of {name}: {reason}; published are {', '.join(rows)}; {otherwise}"
+    )
 
 
-def download(url: str, path: Path, *, sha256_prefix: str, timeout: float = 30.0) -> None:
-    """Download `url` to `path`; the file appears there only whole and with the right hash.
+def fetch(row: Weights) -> Path:
+    """Return the local path of `row`, downloading it if it is not in the cache; verified either way.
 
     Raises:
-        CheckpointError: the server cannot be reached, or what came is not the file.
+        CheckpointError: the file could not be downloaded, or has no published hash; the message is one line
+            with the way by hand.
     """
-    by_hand = f"download it elsewhere and put it at {path}"
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    digest = hashlib.sha256()
+    if row.sha256 is None:
+        trust = " and trust_pickle=True" if row.needs_trust else ""
+        raise CheckpointError(
+            f"{row.key} has no published SHA-256 and is not downloaded by itself: if you trust it, "
+            f"`curl -fLO {row.urls[0]}` and give the path of the file as weights{trust}"
+        )
+    path = cache_folder() / row.file_name
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with urllib.request.urlopen(url, timeout=timeout) as answer, part.open("wb") as file:
-            length = int(answer.headers.get("Content-Length") or 0)
-            with tqdm(total=length or None, unit="B", unit_scale=True, desc=path.name, disable=None) as bar:
-                while chunk := answer.read(1 << 20):
-                    file.write(chunk)
-                    digest.update(chunk)
-                    bar.update(len(chunk))
-        if not digest.hexdigest().startswith(sha256_prefix):
-            raise CheckpointError(
-                f"{url} sent {part.stat().st_size:,} bytes whose SHA-256 begins with "
-                f"{digest.hexdigest()[:8]} instead of {sha256_prefix}; nothing was kept, {by_hand}"
-            )
-        os.replace(part, path)
-    except (OSError, urllib.error.URLError) as error:
-        raise CheckpointError(f"cannot download {url} ({error}); {by_hand}") from error
-    finally:
-        part.unlink(missing_ok=True)
+        return download(row.urls, path, sha256=row.sha256)
+    except DownloadError as error:
+        hub = f"https://huggingface.co/{row.hub_id}"
+        other = f"; or give the path of model.safetensors from {hub} as weights" if row.hub_id else ""
+        raise CheckpointError(f"{error}{other}") from None
+
+
+def cache_folder() -> Path:
+    """Where downloads are kept."""
+    return Path(os.environ.get("RES2NET_DENSE_CACHE") or "~/.cache/res2net_dense").expanduser()
+
+
+_MIRROR = "https://github.com/huggingface/pytorch-image-models/releases/download/v0.1-res2net/"
+_TIMM_DLA = "https://github.com/huggingface/pytorch-image-models/releases/download/v0.1-weights/"
+
+_SGD = "SGD lr 0.1, divided by 10 every 30 of 100 epochs, batch 256, weight decay 1e-4"
+
+
+def _digits(file: str) -> str:
+    """The first digits of a file's SHA-256, which the custom of torch.hub puts into its name."""
+    return file.removesuffix(".pth").rsplit("-", 1)[1]
+
+
+def _official(
+    name: str,
+    file: str,
+    error: tuple[float, float],
+    timm: tuple[str, float, float],
+    size: int | None = None,
+    recipe: str = _SGD,
+    dialect: str = "official",
+    mirrored: bool = True,
+) -> Weights:
+    """A file of the paper's authors."""
+    official = "https://shanghuagao.oss-cn-beijing.aliyuncs.com/res2net/" + file
+    return Weights(
+        name=name,
+        tag="in1k",
+        urls=(official, _MIRROR + file) if mirrored else (official,),
+        sha256=_digits(file),
+        size=size,
+        top1=round(100 - error[0], 2),
+        top5=round(100 - error[1], 2),
+        timm_top1=timm[1],
+        timm_top5=timm[2],
+        dialect=dialect,
+        recipe=recipe,
+        licence="not stated for the weights; the authors' code is CC BY-NC-SA 4.0 (non-commercial)",
+        hub_id=f"timm/{timm[0]}.in1k",
+    )
+
+
+def _mmpretrain(name: str, file: str, top1: float, top5: float) -> Weights:
+    return Weights(
+        name=name,
+        tag="mm_in1k",
+        urls=("https://download.openmmlab.com/mmclassification/v0/res2net/" + file,),
+        sha256=_digits(file),
+        top1=top1,
+        top5=top5,
+        dialect="mmpretrain",
+        recipe=_SGD,
+        licence="not stated for the weights; mmpretrain is Apache-2.0",
+        note="The authors' weights under mmpretrain's names.",
+    )
+
+
+def _paddle(name: str, paddle_name: str, top1: float, top5: float) -> Weights:
+    distilled = paddle_name.endswith("_ssld")
+    recipe = "200 epochs, SGD lr 0.1 with cosine, mixup 0.2, label smoothing 0.1, weight decay 1e-4"
+    return Weights(
+        name=name,
+        tag="paddle_ssld_in1k" if distilled else "paddle_in1k",
+        urls=(
+            f"https://paddle-imagenet-models-name.bj.bcebos.com/dygraph/{paddle_name}_pretrained.pdparams",
+        ),
+        sha256=None,
+        top1=top1,
+        top5=top5,
+        semantics={"stage_pool": "strided", "stage_split": "strided", "pool_padding": "ignored"},
+        dialect="paddle",
+        recipe="SSLD distillation (PaddleClas)" if distilled else recipe,
+        licence="not stated for the weights; PaddleClas is Apache-2.0",
+        needs_trust=True,
+    )
+
+
+def _torchvision(name: str, file: str, tag: str, top1: float, top5: float) -> Weights:
+    new = tag.startswith("tv2")
+    return Weights(
+        name=name,
+        tag=tag,
+        urls=("https://download.pytorch.org/models/" + file,),
+        sha256=_digits(file),
+        top1=top1,
+        top5=top5,
+        resize_size=232 if new else 256,
+        dialect="torchvision",
+        recipe="torchvision's new recipe (github.com/pytorch/vision/issues/3995)"
+        if new
+        else "SGD lr 0.1, divided by 10 every 30 of 90 epochs, batch 256, weight decay 1e-4",
+        licence="BSD-3-Clause",
+        note=f"torchvision's {name.replace('resn', 'ResN')}_Weights.IMAGENET1K_V{2 if new else 1}.",
+        hub_id=f"timm/{name}.{tag}",
+    )
+
+
+def _timm_dla(name: str, file: str, top1: float, top5: float) -> Weights:
+    return Weights(
+        name=name,
+        tag="timm_in1k",
+        urls=(_TIMM_DLA + file,),
+        sha256=_digits(file),
+        timm_top1=top1,
+        timm_top5=top5,
+        recipe="SGD lr 0.1, 120 epochs, batch 256, weight decay 1e-4",
+        licence="BSD-3-Clause",
+        dialect="timm",
+        note="The DLA authors' weights, saved again by timm; the default because the authors' own server has "
+        "been silent for long times.",
+        hub_id=f"timm/{name}.in1k",
+    )
+
+
+def _official_dla(name: str, file: str, size: int, copy: Weights) -> Weights:
+    return replace(
+        copy,
+        tag="in1k",
+        urls=("http://dl.yf.io/dla/models/imagenet/" + file,),
+        sha256=_digits(file),
+        size=size,
+        dialect="dla",
+        note="From the DLA authors' server, which has been silent for long times, by plain http.",
+    )
+
+
+_V1B = "300 epochs with CutMix"
+_DLA60 = _timm_dla("dla60", "dla60-9e91bd4d.pth", 77.04, 93.32)
+_DLA60X = _timm_dla("dla60x", "dla60x-6818f6bb.pth", 78.25, 94.02)
+
+_ROWS = (
+    _official(
+        "res2net50_26w_4s", "res2net50_26w_4s-06e79181.pth",
+        (22.01, 6.15), ("res2net50_26w_4s", 77.99, 93.86), 103_110_087,
+    ),
+    Weights(
+        name="res2net50_26w_4s",
+        tag="holocron_imagenette",
+        urls=("https://github.com/frgfm/Holocron/releases/download/v0.2.1/res2net50_26w_4s_224-345170e8.pth",),
+        sha256="345170e8ff75d10330af55674090b0d9aa751e14b6f3b4a95bb8ea6cdd65be4b",
+        size=95_020_747,
+        num_classes=10,
+        top1=93.94,
+        top5=99.41,
+        resize_size=232,
+        dialect="holocron",
+        recipe="100 epochs at 176 pixels, AdamW lr 1e-3, weight decay 5e-2, mixup 0.2, label smoothing 0.1, "
+        "random erasing 0.1",
+        licence="not stated for the weights; Holocron is Apache-2.0",
+        note="Imagenette, ten classes of ImageNet.",
+    ),
+    _paddle("res2net50_26w_4s", "Res2Net50_26w_4s", 79.33, 94.57),
+    _official(
+        "res2net50_48w_2s", "res2net50_48w_2s-afed724a.pth",
+        (22.68, 6.47), ("res2net50_48w_2s", 77.53, 93.56), 101_421_406,
+    ),
+    _official(
+        "res2net50_14w_8s", "res2net50_14w_8s-6527dddc.pth",
+        (21.86, 6.14), ("res2net50_14w_8s", 78.14, 93.85), 100_638_543,
+    ),
+    _mmpretrain(
+        "res2net50_14w_8s", "res2net50-w14-s8_3rdparty_8xb32_in1k_20210927-bc967bf1.pth", 78.14, 93.85
+    ),
+    _paddle("res2net50_14w_8s", "Res2Net50_14w_8s", 79.46, 94.70),
+    _official(
+        "res2net50_26w_6s", "res2net50_26w_6s-19041792.pth",
+        (21.42, 5.87), ("res2net50_26w_6s", 78.59, 94.12), 148_603_239,
+    ),
+    _official(
+        "res2net50_26w_8s", "res2net50_26w_8s-2c7c9f12.pth",
+        (20.80, 5.63), ("res2net50_26w_8s", 78.95, 94.28), 194_085_165,
+    ),
+    _mmpretrain(
+        "res2net50_26w_8s", "res2net50-w26-s8_3rdparty_8xb32_in1k_20210927-f547a94b.pth", 79.20, 94.36
+    ),
+    _official(
+        "res2net101_26w_4s", "res2net101_26w_4s-02a759a1.pth",
+        (20.81, 5.57), ("res2net101_26w_4s", 79.19, 94.47), 181_456_059,
+    ),
+    _mmpretrain(
+        "res2net101_26w_4s", "res2net101-w26-s4_3rdparty_8xb32_in1k_20210927-870b6c36.pth", 79.19, 94.44
+    ),
+    _official(
+        "res2next50", "res2next50_4s-6ef7e7bf.pth", (21.76, 6.09), ("res2next50", 78.24, 93.90), 99_019_592
+    ),
+    _official(
+        "res2net50_v1b_26w_4s", "res2net50_v1b_26w_4s-3cf99910.pth",
+        (19.73, 4.96), ("res2net50d", 80.28, 95.03), recipe=_V1B, mirrored=False,
+    ),
+    _paddle("res2net50_v1b_26w_4s", "Res2Net50_vd_26w_4s", 79.75, 94.91),
+    _paddle("res2net50_v1b_26w_4s", "Res2Net50_vd_26w_4s_ssld", 83.1, 96.6),
+    _official(
+        "res2net101_v1b_26w_4s", "res2net101_v1b_26w_4s-0812c246.pth",
+        (18.77, 4.64), ("res2net101d", 81.24, 95.35), recipe=_V1B, mirrored=False,
+    ),
+    Weights(
+        name="res2net101_v1b_26w_4s",
+        tag="mmdet_in1k",
+        urls=(
+            "https://download.openmmlab.com/pretrain/third_party/"
+            "res2net101_v1d_26w_4s_mmdetv2-f0a600f9.pth",
+        ),
+        sha256="f0a600f9",
+        top1=81.23,
+        top5=95.36,
+        dialect="mmdetection",
+        recipe=_V1B,
+        licence="not stated for the weights; mmdetection is Apache-2.0",
+        note="The authors' weights under mmdetection's names, trained with the authors' blocks; mmdetection "
+        "runs them with stage_pool='strided', and detectors trained there need that.",
+    ),
+    _paddle("res2net101_v1b_26w_4s", "Res2Net101_vd_26w_4s", 80.64, 95.22),
+    _paddle("res2net101_v1b_26w_4s", "Res2Net101_vd_26w_4s_ssld", 83.9, 97.1),
+    _paddle("res2net200_v1b_26w_4s", "Res2Net200_vd_26w_4s", 81.21, 95.71),
+    _paddle("res2net200_v1b_26w_4s", "Res2Net200_vd_26w_4s_ssld", 85.13, 97.42),
+    _official(
+        "res2net_dla60", "res2net_dla60_4s-d88db7f9.pth",
+        (21.53, 5.80), ("dla60_res2net", 78.48, 94.20), 84_886_593, "unknown", "dla",
+    ),
+    _official(
+        "res2next_dla60", "res2next_dla60_4s-d327927b.pth",
+        (21.55, 5.86), ("dla60_res2next", 78.49, 94.14), 69_639_245, "unknown", "dla",
+    ),
+    _DLA60,
+    _official_dla("dla60", "dla60-24839fc4.pth", 89_560_235, _DLA60),
+    _DLA60X,
+    _official_dla("dla60x", "dla60x-d15cacda.pth", 70_883_139, _DLA60X),
+    _torchvision("resnet50", "resnet50-0676ba61.pth", "tv_in1k", 76.13, 92.862),
+    _torchvision("resnet50", "resnet50-11ad3fa6.pth", "tv2_in1k", 80.858, 95.434),
+    _torchvision("resnet101", "resnet101-63fe2227.pth", "tv_in1k", 77.374, 93.546),
+    _torchvision("resnet101", "resnet101-cd907fc2.pth", "tv2_in1k", 81.886, 95.78),
+)  # fmt: skip
+
+WEIGHTS: dict[str, Weights] = {row.key: row for row in _ROWS}
+"""Every published file by `name.tag`; the first row of a name is its default."""
