@@ -67,9 +67,12 @@ class Bottle2neck(nn.Module):
         stage_conv: "splits", or "grouped": the stage block has one grouped 3x3 convolution over all channels
             instead (ResNet's `conv2 bn2`), the only form with the paper's parameter counts on CIFAR.
         stage_pool: "always" pools the last split of every stage block (official, timm, mmpretrain); "strided"
-            only where the block strides (mmdetection, the detectron2 fork, Paddle, DLA).
-        stage_split: "always" makes the splits of every stage block independent; "strided" only where it
-            strides (Paddle, DLA). Like `stage_pool`: the same state-dict keys, another network.
+            only where its 3x3 convolutions stride (mmdetection, Paddle, and the detectron2 fork, which with
+            `stride_in_1x1` pools nowhere).
+        stage_split: "always" makes the splits of every stage block independent; "strided" only where its 3x3
+            convolutions stride (Paddle). Like `stage_pool`: the same state-dict keys, another network.
+        pool_padding: at the border the mean of a pooled split has the zeros outside "counted", or "ignored"
+            (Paddle).
         stride_in_1x1: the detectron2 and maskrcnn-benchmark forks stride in `conv1`.
         deformable: the 3x3 convolutions are deformable (DCNv2).
         se: squeeze-and-excitation before the shortcut is added.
@@ -95,6 +98,7 @@ class Bottle2neck(nn.Module):
         stage_conv: str = "splits",
         stage_pool: str = "always",
         stage_split: str = "always",
+        pool_padding: str = "counted",
         stride_in_1x1: bool = False,
         deformable: bool = False,
         se: bool = False,
@@ -106,7 +110,7 @@ class Bottle2neck(nn.Module):
         one_conv = scale == 1 or (stage_block and stage_conv == "grouped")
         self.width = width
         self.scale = 1 if one_conv else scale
-        self.independent = stage_block and (stage_split == "always" or stride > 1)
+        self.independent = stage_block and (stage_split == "always" or split_stride > 1)
 
         self.conv1 = nn.Conv2d(in_channels, channels, 1, stride if stride_in_1x1 else 1, bias=False)
         self.bn1 = build_norm(norm, channels)
@@ -125,8 +129,9 @@ class Bottle2neck(nn.Module):
             self.convs = nn.ModuleList(spatial(width, width, groups=cardinality) for _ in range(scale - 1))
             self.bns = nn.ModuleList(build_norm(norm, width) for _ in self.convs)
         # The pool keeps kernel 3 and padding 1 where a dilated stage has taken its stride away.
-        pools = self.scale > 1 and stage_block and (stage_pool == "always" or stride > 1)
-        self.pool = nn.AvgPool2d(3, split_stride, padding=1) if pools else None
+        pools = self.scale > 1 and stage_block and (stage_pool == "always" or split_stride > 1)
+        pool = nn.AvgPool2d(3, split_stride, padding=1, count_include_pad=pool_padding == "counted")
+        self.pool = pool if pools else None
         self.conv3 = nn.Conv2d(channels, out_channels, 1, bias=False)
         self.bn3 = build_norm(norm, out_channels)
         self.se = SqueezeExcitation(out_channels) if se else None
@@ -214,7 +219,7 @@ class Res2Net(nn.Module):
         checkpoint_activations: keep only the blocks' inputs for the backward pass and compute the rest again:
             less memory, about a third more time, the same result.
         dcn_stages: features whose stages have deformable 3x3 convolutions, such as ("res3", "res4", "res5").
-        stage_conv, stage_pool, stage_split, stride_in_1x1: see `Bottle2neck`.
+        stage_conv, stage_pool, stage_split, pool_padding, stride_in_1x1: see `Bottle2neck`.
         norm_eps: epsilon of batch norm; maskrcnn-benchmark's frozen one has none.
         dilate_first: dilation of the first block of a dilated stage: "previous" is the rate of the stage
             before (timm, torchvision), "full" the stage's own (mmsegmentation, detectron2).
@@ -253,6 +258,7 @@ class Res2Net(nn.Module):
         stage_conv: str = "splits",
         stage_pool: str = "always",
         stage_split: str = "always",
+        pool_padding: str = "counted",
         stride_in_1x1: bool = False,
         norm_eps: float = 1e-5,
         dilate_first: str = "previous",
@@ -268,6 +274,7 @@ class Res2Net(nn.Module):
         check("stage_conv", stage_conv, ("splits", "grouped"))
         check("stage_pool", stage_pool, ("always", "strided"))
         check("stage_split", stage_split, ("always", "strided"))
+        check("pool_padding", pool_padding, ("counted", "ignored"))
         check("dilate_first", dilate_first, ("previous", "full"))
         check("avg_down_dilated", avg_down_dilated, ("identity", "same2"))
         for feature in dcn_stages:
@@ -275,7 +282,11 @@ class Res2Net(nn.Module):
 
         self.semantics: dict[str, object] = {"stride_in_1x1": stride_in_1x1, "norm_eps": norm_eps}
         if scale > 1 and stage_conv == "splits":
-            self.semantics |= {"stage_pool": stage_pool, "stage_split": stage_split}
+            self.semantics |= {
+                "stage_pool": stage_pool,
+                "stage_split": stage_split,
+                "pool_padding": pool_padding,
+            }
         if stem == "deep":
             self.conv1: nn.Module = nn.Sequential(
                 nn.Conv2d(in_channels, 32, 3, 2, padding=1, bias=False),
@@ -315,6 +326,7 @@ class Res2Net(nn.Module):
                 stage_conv=stage_conv,
                 stage_pool=stage_pool,
                 stage_split=stage_split,
+                pool_padding=pool_padding,
                 stride_in_1x1=stride_in_1x1,
                 deformable=feature in dcn_stages,
                 se=se,

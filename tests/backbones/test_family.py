@@ -230,23 +230,21 @@ def test_torchvisions_mask_rcnn_learns_on_it():
 
 
 def paddle_block(block, x):
-    """Splits are independent, and the last is averaged, only where the block strides."""
+    """Splits are independent, and the last is averaged (over what is there), only where the block strides."""
     out = block.bn1(block.conv1(x)).relu()
     splits, outputs = out.chunk(block.scale, 1), []
     for index, (conv, bn) in enumerate(zip(block.convs, block.bns, strict=True)):
         feed = splits[index] if index == 0 or conv.stride == (2, 2) else splits[index] + outputs[-1]
         outputs.append(bn(conv(feed)).relu())
-    outputs.append(splits[-1] if conv.stride == (1, 1) else F.avg_pool2d(splits[-1], 3, 2, 1))
+    mean = F.avg_pool2d(splits[-1], 3, 2, 1, count_include_pad=False)
+    outputs.append(splits[-1] if conv.stride == (1, 1) else mean)
     shortcut = x if block.downsample is None else block.downsample(x)
     return (block.bn3(block.conv3(torch.cat(outputs, 1))) + shortcut).relu()
 
 
-def test_stage_split_strided_is_paddles_block():
-    network = like_trained(
-        res2net_dense.create_backbone(
-            "res2net50_v1b_26w_4s", depths=(2, 2), stage_pool="strided", stage_split="strided"
-        )
-    )
+def test_paddles_block():
+    options = {"stage_pool": "strided", "stage_split": "strided", "pool_padding": "ignored"}
+    network = like_trained(res2net_dense.create_backbone("res2net50_v1b_26w_4s", depths=(2, 2), **options))
     x = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         expected = network.maxpool(network.relu(network.bn1(network.conv1(x))))
@@ -262,7 +260,7 @@ def test_stage_split_strided_is_paddles_block():
 def test_semantics_are_said():
     options = {"stage_pool": "strided", "stride_in_1x1": True, "norm_eps": 0.0}
     network = res2net_dense.create_backbone("res2net50_26w_4s", norm="FrozenBN", **options)
-    assert network.semantics == {**options, "stage_split": "always"}
+    assert network.semantics == {**options, "stage_split": "always", "pool_padding": "counted"}
     assert network.layer3[1].bns[0].eps == 0.0
     assert res2net_dense.create_backbone("resnet50").semantics == {"stride_in_1x1": False, "norm_eps": 1e-5}
 
