@@ -1,12 +1,14 @@
 """Say what is installed, what is missing or does not fit together, and the command that mends it.
 
-Exit code 1 if the main job (training Mask R-CNN) cannot run here.
+Exit code 1 if the main job (training Mask R-CNN) cannot run here. With --models it instead measures every
+network and sets the result beside the published figures; exit code 1 if one differs.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib
+import json
 import platform
 import shutil
 import sys
@@ -15,10 +17,11 @@ from importlib import metadata
 from pathlib import Path
 
 MAKE = "make test  (in the project's folder: makes .venv with everything pinned)"
+SITE = "$(python -c 'import site; print(site.getsitepackages()[0])')"
 DETECTRON2 = (
     "pip install --no-deps --only-binary=:all: --python-version 3.10 --require-hashes "
-    "-r requirements/detectron2.txt --target "
-    "\"$(python -c 'import site; print(site.getsitepackages()[0])')\""
+    f'-r requirements/detectron2.txt --target "{SITE}"\n'
+    f'    rm -rf "{SITE}/tools"  # a stray folder of that wheel'
 )
 DETECTION, SEGMENTATION = (f'pip install -e ".[{extra}]"' for extra in ("detection", "segmentation"))
 # (module, distribution, lowest version, needed by the main job, remedy)
@@ -44,6 +47,7 @@ LIBRARIES = [
 
 
 def main() -> int:
+    """Check the installation; return the exit code."""
     problems: list[tuple[bool, str, str]] = []
     print(f"Python {platform.python_version()} at {sys.executable}, {platform.platform()}")
     if tuple(sys.version_info) < (3, 10):
@@ -71,6 +75,34 @@ def main() -> int:
     broken = any(needed for needed, _, _ in problems)
     print("The main job cannot run." if broken else "The main job can run.")
     return int(broken)
+
+
+def check_models(json_file: str | None) -> int:
+    """Print the table of networks; return 1 if one differs from what was published."""
+    _, trouble = probe("res2net_dense", "res2net_dense")
+    if trouble:
+        print(f"res2net_dense: {trouble}; python tools/doctor.py says what to mend", file=sys.stderr)
+        return 1
+    from _model_table import ARCHITECTURES, format_table, measure
+
+    from res2net_dense.files import write_atomically
+
+    rows = [measure(name) for name in ARCHITECTURES]
+    print(format_table(rows))
+    differing = [row["name"] for row in rows if not row["agrees"]]
+    print(
+        f"{len(rows)} networks; MACs by torch's counter (convolutions and matrix products), one picture of "
+        "224x224 and 1000 classes (res2next29: 32x32, 10 classes)"
+    )
+    if json_file:
+        try:
+            write_atomically(Path(json_file), lambda file: file.write(json.dumps(rows, indent=1).encode()))
+        except OSError as error:
+            print(f"error: {json_file}: {error.strerror}", file=sys.stderr)
+            return 1
+    if differing:
+        print(f"PROBLEM: by more than 0.01 M or 1 % differ: {', '.join(differing)}")
+    return int(bool(differing))
 
 
 def probe(module: str, distribution: str) -> tuple[str, str]:
@@ -105,5 +137,12 @@ def describe_device() -> None:
 
 
 if __name__ == "__main__":
-    argparse.ArgumentParser(description=__doc__).parse_args()
-    sys.exit(main())
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--models", action="store_true", help="measure every network instead")
+    parser.add_argument("--json", metavar="FILE", help="with --models: write the table there too")
+    args = parser.parse_args()
+    if args.json and not args.models:
+        parser.error("--json goes with --models")
+    sys.exit(check_models(args.json) if args.models else main())

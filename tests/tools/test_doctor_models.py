@@ -1,0 +1,93 @@
+"""The table of `doctor.py --models`: measured sizes are the true ones, and a difference is not overlooked."""
+
+import json
+import runpy
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+from res2net_dense.backbones import create_classifier, list_backbones
+
+ROOT = Path(__file__).resolve().parents[2]
+TABLE = runpy.run_path(str(ROOT / "tools/_model_table.py"))
+measure, agrees, format_table = TABLE["measure"], TABLE["agrees"], TABLE["format_table"]
+
+
+def multiply_adds_by_hand(network, image):
+    """What the convolutions and linear layers of a real run multiply, counted from shapes."""
+    total = 0
+
+    def count(module, _, output):
+        nonlocal total
+        total += output.numel() * module.weight[0].numel()
+
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            module.register_forward_hook(count)
+    with torch.no_grad():
+        network(image)
+    return total
+
+
+@pytest.mark.parametrize("name", ["res2next50", "se_res2net50_26w_4s", "res2net_dla60"])
+def test_the_meta_run_counts_what_a_real_run_does(name):
+    network = create_classifier(name).eval()
+    by_hand = multiply_adds_by_hand(network, torch.zeros(1, 3, 224, 224))
+    row = measure(name)
+    assert row["gmacs"] == pytest.approx(by_hand / 1e9, rel=1e-9)
+    assert row["parameters"] == sum(parameter.numel() for parameter in network.parameters())
+
+
+@pytest.mark.parametrize("name", ["resnet50", "resnet101"])
+def test_equals_what_torchvision_publishes(name):
+    """Figures nobody here counted, to the last parameter."""
+    meta = getattr(torchvision.models, f"ResNet{name[6:]}_Weights").IMAGENET1K_V1.meta
+    row = measure(name)
+    assert row["parameters"] == meta["num_params"]
+    assert row["gmacs"] == pytest.approx(meta["_ops"], abs=1e-3)
+
+
+def test_the_whole_table_through_the_tool(run_tool, tmp_path):
+    process = run_tool("tools/doctor.py", "--models", "--json", tmp_path / "table.json")
+    assert process.returncode == 0, process.stdout + process.stderr
+    rows = json.loads((tmp_path / "table.json").read_text())
+    assert sorted(row["name"] for row in rows) == list_backbones()
+    assert all(row["agrees"] for row in rows)
+    for row in rows:  # a missing figure is explained
+        assert row["note"] or None not in (row["parameters_published"], row["gmacs_published"])
+    lines = {line.split()[0]: line for line in process.stdout.splitlines() if line.strip()}
+    assert "25.6991     25.70 -0.0009     4.255      4.26 -0.11%" in lines["res2net50_26w_4s"]
+    assert "297,472" in lines["res2net_dla60"]
+    assert "26.0 M could not be matched" in lines["se_res2next29_6c_24w_4s"]
+
+
+@pytest.mark.parametrize(("changed", "verdict"), [
+    ({}, True),
+    ({"parameters_published": 25.715}, False),
+    ({"parameters_published": 25.705}, True),
+    ({"gmacs_published": 4.31}, False),
+    ({"parameters_published": None, "gmacs_published": None}, True),
+])  # fmt: skip
+def test_a_difference_is_seen(changed, verdict):
+    row = {"parameters": 25_699_100, "parameters_published": 25.7, "gmacs": 4.255, "gmacs_published": 4.26}
+    row = {"name": "net", "note": "", **row, **changed}
+    row["agrees"] = agrees(row)
+    assert row["agrees"] is verdict
+    assert ("DIFFERS" in format_table([row])) is not verdict
+
+
+def test_json_without_models_is_refused(run_tool, tmp_path):
+    process = run_tool("tools/doctor.py", "--json", tmp_path / "table.json")
+    assert process.returncode == 2
+    assert "--models" in process.stderr
+    assert not (tmp_path / "table.json").exists()
+
+
+def test_json_that_cannot_be_written_is_one_line(run_tool, tmp_path):
+    process = run_tool("tools/doctor.py", "--models", "--json", tmp_path / "no_such_folder/table.json")
+    assert process.returncode == 1
+    assert "no_such_folder" in process.stderr
+    assert "Traceback" not in process.stderr
