@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,12 @@ from torch import Tensor, nn
 
 from res2net_dense.errors import CheckpointError
 from res2net_dense.files import write_atomically
+
+_OLD_TORCH = bytes.fromhex("80028a0a6cfc9c46f9206aa85019")
+"""How files begin that torch wrote before version 1.6."""
+
+_PICKLE = re.compile(rb"\x80|\([dlt]p|[}\]]q|c[\w.]+\n[\w.]+\n")
+"""How Python's pickles begin, in every protocol."""
 
 
 def save_weights(path: str | Path, state_dict: Mapping[str, Tensor], metadata: dict[str, str]) -> Path:
@@ -76,7 +83,7 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
         CheckpointError: As `load_weights`.
     """
     path = Path(path)
-    if _check_head(path) == "safetensors":
+    if kind_of(path) == "safetensors":
         try:
             with safetensors.safe_open(path, framework="pt") as file:
                 return dict(file.metadata() or {})
@@ -96,8 +103,12 @@ def read_config(path: str | Path) -> dict[str, Any]:
     """
     metadata = read_metadata(path).get("metadata") or {}
     if isinstance(metadata, str):  # safetensors holds strings only
-        metadata = json.loads(metadata)
-    return dict(metadata.get("config") or {})
+        try:
+            metadata = json.loads(metadata)
+        except ValueError:  # a file of somebody else
+            return {}
+    config = metadata.get("config") if isinstance(metadata, dict) else None
+    return dict(config) if isinstance(config, dict) else {}
 
 
 def load_weights_into(model: nn.Module, path: str | Path) -> None:
@@ -133,30 +144,28 @@ def load_strictly(model: nn.Module, weights: Mapping[str, Tensor], *, source: st
     model.load_state_dict(dict(weights))
 
 
-def read_torch_or_safetensors(path: Path) -> dict[str, Any]:
-    """The content of a weight file as a dict, without running anything in it.
+def read_torch_or_safetensors(path: Path, *, trust_pickle: bool = False) -> dict[str, Any]:
+    """The content of a weight file as a dict.
+
+    Args:
+        path: The file.
+        trust_pickle: Read Python pickles too, and torch files with more than tensors and plain data in them.
+            Such a file can run any code when it is read: only for files whose maker you trust. False runs
+            nothing.
 
     Raises:
-        CheckpointError: As `load_weights`.
+        CheckpointError: As `load_weights`; where a file is refused for the code in it, the message names the
+            flag.
     """
-    if _check_head(path) == "safetensors":
+    kind = kind_of(path)
+    if kind == "safetensors":
         try:
             return dict(safetensors.torch.load_file(path))
         except (safetensors.SafetensorError, OSError, ValueError) as error:
             raise _damaged(path, error) from None
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        # The same error stands for rubbish; torch names the function only where there is one to run.
-        if "GLOBAL" in str(error) or "Unsupported" in str(error):
-            raise CheckpointError(
-                f"{path} would run code while loading, refused: if you trust whoever made it, save its "
-                "tensors alone "
-                "in a new file first"
-            ) from None
-        raise _damaged(path, error) from None
-    except Exception as error:  # a damaged pickle can raise anything at all
-        raise _damaged(path, error) from None
+    content = _unpickle_trusted(path, kind) if trust_pickle else _load_without_code(path, kind)
+    if isinstance(content, nn.Module):
+        content = content.state_dict()
     if not isinstance(content, dict):
         raise CheckpointError(
             f"{path} is not a weight file: it holds a {type(content).__name__} instead of a dict"
@@ -164,8 +173,12 @@ def read_torch_or_safetensors(path: Path) -> dict[str, Any]:
     return content
 
 
-def _check_head(path: Path) -> str:
-    """The kind of file, `safetensors` or `torch`, refusing what is surely neither."""
+def kind_of(path: Path) -> str:
+    """The kind of a weight file by its first bytes, "safetensors", "torch" or "pickle"; nothing is read.
+
+    Raises:
+        CheckpointError: It is surely none: missing, a folder, empty, a web page.
+    """
     if not path.is_file():
         raise CheckpointError(
             f"{path} does not exist" if not path.exists() else f"{path} is a folder, not a weight file"
@@ -181,7 +194,49 @@ def _check_head(path: Path) -> str:
         raise CheckpointError(
             f"{path} is a web page, not weights: the download led to a login or error page, get it again"
         )
-    return "safetensors" if path.suffix == ".safetensors" else "torch"
+    if path.suffix == ".safetensors":
+        return "safetensors"
+    if head.startswith((b"PK", _OLD_TORCH)):
+        return "torch"
+    return "pickle" if _PICKLE.match(head) or path.suffix in (".pkl", ".pdparams") else "torch"
+
+
+def _load_without_code(path: Path, kind: str) -> Any:
+    if kind == "pickle":
+        raise _refused(path)
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        # The same error stands for rubbish; torch names the function only where there is one to run.
+        if any(word in str(error) for word in ("GLOBAL", "Unsupported class", "unrecognized")):
+            raise _refused(path) from None
+        raise _damaged(path, error) from None
+    except Exception as error:  # a damaged pickle can raise anything at all
+        raise _damaged(path, error) from None
+
+
+def _unpickle_trusted(path: Path, kind: str) -> Any:
+    """The only place that reads what can run code; called with `trust_pickle` alone."""
+    try:
+        if kind == "pickle":
+            with open(path, "rb") as file:
+                return pickle.load(file, encoding="latin1")  # noqa: S301  # the caller was asked for trust
+        return torch.load(path, map_location="cpu", weights_only=False, encoding="latin1")
+    except ImportError as error:
+        raise CheckpointError(
+            f"{path} holds objects of a library that is not installed ({error}): install it, or save the "
+            "tensors alone where it is"
+        ) from None
+    except Exception as error:  # a damaged pickle can raise anything at all
+        raise _damaged(path, error) from None
+
+
+def _refused(path: Path) -> CheckpointError:
+    return CheckpointError(
+        f"{path} would run code while loading (a Python pickle), refused: if you trust whoever made it, give "
+        "trust_pickle=True, or make a safe copy once with `python tools/convert_checkpoint.py "
+        f"{path.name} {path.stem}.safetensors --trust-pickle`"
+    )
 
 
 def _damaged(path: Path, error: Exception) -> CheckpointError:

@@ -17,8 +17,8 @@ from typing import Any
 from torch import Tensor
 
 from res2net_dense.backbones import create_backbone
-from res2net_dense.backbones.res2net import Res2Net
-from res2net_dense.backbones.weights import load_backbone_weights
+from res2net_dense.backbones.registry import Backbone as Network
+from res2net_dense.convert import load_backbone_weights
 from res2net_dense.errors import ConfigError, MissingDependencyError
 
 # detectron2 calls what newer torch versions deprecate. Its users can do nothing about these three, so they
@@ -38,12 +38,23 @@ except ImportError as error:
     ) from error
 
 
+# Options that not every network has, and are handed over only where they differ from the usual.
+_OPTIONS = {
+    "STAGE_POOL": "always",
+    "STAGE_SPLIT": "always",
+    "POOL_PADDING": "counted",
+    "STRIDE_IN_1X1": False,
+    "NORM_EPS": 1e-5,
+    "DCN_STAGES": [],
+}
+
+
 class Res2NetBackbone(Backbone):  # type: ignore[misc]  # detectron2 is untyped
     """A backbone of ours behind detectron2's `Backbone` interface."""
 
-    def __init__(self, net: Res2Net) -> None:
+    def __init__(self, net: Network) -> None:
         super().__init__()
-        self.net: Res2Net = net
+        self.net: Network = net
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """`(N, C, H, W)` normalised images -> features by name."""
@@ -67,8 +78,7 @@ def add_res2net_config(cfg: CfgNode) -> None:
             "OUT_FEATURES": ["res2", "res3", "res4", "res5"],
             "DROP_PATH_RATE": 0.0,
             "CHECKPOINT_ACTIVATIONS": False,
-            "STAGE_POOL": "always",
-            "STRIDE_IN_1X1": False,
+            **_OPTIONS,
         }
     )
 
@@ -93,8 +103,7 @@ def build_res2net_backbone_dense(cfg: CfgNode, input_shape: ShapeSpec) -> Res2Ne
         freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
         drop_path_rate=node.DROP_PATH_RATE,
         checkpoint_activations=node.CHECKPOINT_ACTIVATIONS,
-        stage_pool=node.STAGE_POOL,
-        stride_in_1x1=node.STRIDE_IN_1X1,
+        **{key.lower(): node[key] for key, default in _OPTIONS.items() if node[key] != default},
     )
     if node.WEIGHTS:
         load_backbone_weights(net, node.NAME, node.WEIGHTS)

@@ -106,7 +106,8 @@ def build_rcnn(
 
     Args:
         backbone: `name`, and optionally `weights, norm, freeze_at, drop_path_rate, checkpoint_activations,
-            stage_pool, stride_in_1x1` as in `create_backbone` and `load_backbone_weights`.
+            stage_pool, stage_split, pool_padding, stride_in_1x1, norm_eps, dcn_stages` as in `create_backbone`
+            and `load_backbone_weights`.
         num_classes: classes without background.
         norm: normalisation in FPN and heads: "", "BN", "GN" or "SyncBN". From scratch on small batches: "GN".
         anchor_sizes: square root of the anchors' area in pixels of the resized image, one for each of p2 ..
@@ -134,7 +135,11 @@ def build_rcnn(
     net.DROP_PATH_RATE = float(backbone.get("drop_path_rate", 0.0))
     net.CHECKPOINT_ACTIVATIONS = backbone.get("checkpoint_activations", False)
     net.STAGE_POOL = backbone.get("stage_pool", "always")
+    net.STAGE_SPLIT = backbone.get("stage_split", "always")
+    net.POOL_PADDING = backbone.get("pool_padding", "counted")
     net.STRIDE_IN_1X1 = backbone.get("stride_in_1x1", False)
+    net.NORM_EPS = float(backbone.get("norm_eps", 1e-5))
+    net.DCN_STAGES = list(backbone.get("dcn_stages", ()))
     net.OUT_FEATURES = FEATURES
     model.BACKBONE.NAME = "build_res2net_fpn_backbone_dense"
     model.BACKBONE.FREEZE_AT = backbone.get("freeze_at", 0)

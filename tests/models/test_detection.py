@@ -76,6 +76,10 @@ def test_no_detection_is_a_prediction_too():
 
 @pytest.mark.parametrize("name", res2net_dense.list_backbones())
 def test_every_backbone_feeds_it(name):
+    if "next29" in name:  # three stages, for small pictures
+        with pytest.raises(ConfigError, match="res5.*allowed: stem, res2, res3, res4"):
+            build_rcnn(backbone={"name": name}, num_classes=2, **SMALL)
+        return
     with torch.device("meta"):
         model = build_rcnn(backbone={"name": name}, num_classes=2, **SMALL)
     assert model.backbone.size_divisibility == 32
@@ -136,3 +140,22 @@ def test_detectron2_keys_pass_through_or_are_refused():
     ):
         with pytest.raises(ConfigError, match=r"model\.detectron2"):
             build_rcnn(backbone={"name": "res2net50_18w_4s"}, num_classes=2, detectron2=settings, **SMALL)
+
+
+@pytest.mark.parametrize(
+    "backbone",
+    [
+        {"name": "res2net_dla60"},
+        {"name": "se_res2net50_26w_4s", "dcn_stages": ["res4", "res5"]},
+        {"name": "res2net50_18w_4s", "stage_split": "strided", "pool_padding": "ignored", "norm_eps": 1e-3},
+    ],
+    ids=lambda backbone: backbone["name"],
+)
+def test_every_kind_of_backbone_learns_masks(backbone):
+    model = build_rcnn(backbone=backbone, num_classes=2, **SMALL)
+    sum(model([sample(), sample(2)]).values()).backward()
+    network = model.backbone.bottom_up.net
+    assert [key for key, p in network.named_parameters() if p.grad is None] == []
+    assert any("conv_offset" in key for key in network.state_dict()) == ("dcn_stages" in backbone)
+    built = {key: value for key, value in backbone.items() if key in network.semantics}
+    assert built.items() <= network.semantics.items()

@@ -1,0 +1,23 @@
+"""Checkpoints of every library that has this family: read into our words, explained, and written in theirs.
+
+checkpoint = read_checkpoint("mask_rcnn_r2_101.pth")
+print(checkpoint.report.text())
+backbone = create_backbone(checkpoint.name, **checkpoint.options)
+"""
+
+from res2net_dense.convert.dialects import list_dialects
+from res2net_dense.convert.load import load_backbone_weights, locate
+from res2net_dense.convert.read import Checkpoint, read_checkpoint
+from res2net_dense.convert.report import Report
+from res2net_dense.convert.write import to_dialect, write_checkpoint
+
+__all__ = [
+    "Checkpoint",
+    "Report",
+    "list_dialects",
+    "load_backbone_weights",
+    "locate",
+    "read_checkpoint",
+    "to_dialect",
+    "write_checkpoint",
+]

@@ -1,0 +1,273 @@
+"""Which network a state dict with canonical names belongs to, read from its names and shapes alone."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from res2net_dense.backbones.dla import CHANNELS, DLA
+from res2net_dense.backbones.registry import ARCHITECTURES, Architecture, create_classifier
+from res2net_dense.backbones.res2net import FEATURES, Res2Net
+from res2net_dense.errors import CheckpointError
+
+COUNTER = "num_batches_tracked"
+STAGES = 4
+ROOTS = ("conv1", "bn1", "layer1", "layer2", "layer3", "layer4", "fc")
+DLA_ROOTS = ("base_layer", "level0", "level1", "level2", "level3", "level4", "level5", "fc")
+FIRST_TENSORS = {
+    "7x7": "conv1.weight",
+    "3x3": "conv1.weight",
+    "deep": "conv1.0.weight",
+    "dla": "base_layer.0.weight",
+}
+FIRST_BLOCK = {"dla": "level2.tree1.conv1.weight"}
+
+EXTRAS = ("squeeze-and-excitation", "deformable convolutions", "grouped stage blocks", "group norm")
+"""What a network may have besides the blocks of the published checkpoints."""
+
+SEMANTICS: dict[str, Any] = {
+    name: inspect.signature(Res2Net).parameters[name].default
+    for name in ("stage_pool", "stage_split", "pool_padding", "stride_in_1x1", "norm_eps")
+}
+"""Options under which equal tensors are another network, with the values of the official one."""
+
+
+@dataclass(frozen=True)
+class Structure:
+    """What shapes say of a network."""
+
+    stem: str
+    """"7x7", "deep", "3x3", or "dla" for the DLA family."""
+    depths: tuple[int, ...]
+    base_width: int
+    scale: int
+    cardinality: int
+    se: bool
+    stage_conv: str
+    dcn_stages: tuple[str, ...]
+    norm: str
+    """"BN", or "GN" where there are no running statistics."""
+    in_channels: int
+    num_classes: int | None
+    """Outputs of the head; None without one."""
+    complete: bool
+    """Whether no stage is missing at the end, as far as one can tell."""
+
+    @property
+    def extras(self) -> tuple[str, ...]:
+        """Those of `EXTRAS` it has."""
+        has = (self.se, bool(self.dcn_stages), self.stage_conv == "grouped", self.norm == "GN")
+        return tuple(extra for extra, there in zip(EXTRAS, has, strict=True) if there)
+
+    @property
+    def semantics(self) -> tuple[str, ...]:
+        """The options of `SEMANTICS` that make a difference here."""
+        if self.stem == "dla":
+            return ("norm_eps",)
+        if self.scale == 1 or self.stage_conv == "grouped":
+            return ("stride_in_1x1", "norm_eps")
+        return tuple(SEMANTICS)
+
+    def shape(self) -> dict[str, Any]:
+        """The options that decide about names and shapes, as `create_backbone` takes them."""
+        options: dict[str, Any] = {
+            "depths": self.depths,
+            "base_width": self.base_width,
+            "scale": self.scale,
+            "cardinality": self.cardinality,
+        }
+        if self.stem != "dla":
+            options |= {"se": self.se, "stem": self.stem, "stage_conv": self.stage_conv}
+        return options
+
+    def describe(self) -> str:
+        """One line for people: `7x7 stem, 3-4-6-3 blocks, 26w x 4s`."""
+        width = f"{self.base_width}w x {self.scale}s"
+        parts = [
+            f"{self.stem} stem" if self.stem != "dla" else "DLA",
+            f"{'-'.join(map(str, self.depths))} blocks",
+            f"{self.cardinality}c x {width}" if self.cardinality > 1 else width,
+        ]
+        parts += ["SE"] if self.se else []
+        parts += [f"{self.stage_conv} stage blocks"] if self.stage_conv != "splits" else []
+        parts += [f"DCN in {' '.join(self.dcn_stages)}"] if self.dcn_stages else []
+        parts += [self.norm] if self.norm != "BN" else []
+        parts += [f"{self.in_channels} input channels"] if self.in_channels != 3 else []
+        return ", ".join(parts)
+
+
+def structure_of(state: Mapping[str, Tensor]) -> Structure:
+    """Read the structure from canonical names and shapes.
+
+    What it says is a guess until `expected_shapes` of it agrees with the state dict.
+
+    Raises:
+        CheckpointError: these are not the tensors of a network of ours; the message is the reason alone.
+    """
+    try:
+        return _dla(state) if "base_layer.0.weight" in state else _res2net(state)
+    except KeyError as error:
+        raise CheckpointError(f"it has no tensor {error}") from None
+    except (IndexError, ZeroDivisionError, ValueError):
+        raise CheckpointError("its tensors have shapes that no network of this family has") from None
+
+
+def find_name(structure: Structure) -> tuple[str, dict[str, Any]]:
+    """Return the published name, or the nearest one, and the options that differ from it.
+
+    A stage missing at the end of a published network is no difference.
+    """
+    wanted = structure.shape()
+    found: dict[str, dict[str, Any]] = {}
+    for name, architecture in ARCHITECTURES.items():
+        if (architecture.network is DLA) != (structure.stem == "dla"):
+            continue
+        theirs = _all_options(architecture)
+        if not structure.complete and theirs["depths"][: len(structure.depths)] == structure.depths:
+            theirs["depths"] = structure.depths
+        found[name] = {key: value for key, value in wanted.items() if theirs[key] != value}
+    name = min(found, key=lambda name: (len(found[name]), "scale" in found[name]))
+    options = found[name]
+    for key, usual in (("dcn_stages", ()), ("norm", "BN"), ("in_channels", 3)):
+        if getattr(structure, key) != usual:
+            options[key] = getattr(structure, key)
+    return name, options
+
+
+def expected_shapes(
+    name: str, options: Mapping[str, Any], num_classes: int | None
+) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the network's tensors, its head included if `num_classes` is given.
+
+    Raises:
+        ConfigError: there is no such network.
+    """
+    with torch.device("meta"):
+        network = create_classifier(name, num_classes or 1, **options)
+    return {
+        key: tuple(value.shape)
+        for key, value in network.state_dict().items()
+        if num_classes is not None or not key.startswith("fc.")
+    }
+
+
+def is_of_the_network(key: str, stem: str) -> bool:
+    """Whether a canonical name lies in a part of the network, rather than beside it."""
+    return key.split(".")[0] in (DLA_ROOTS if stem == "dla" else ROOTS)
+
+
+def dead_projects(names: Iterable[str]) -> list[str]:
+    """The projections of official DLA files that are never used: those of trees without a root."""
+    names = list(names)
+    rooted = {name.removesuffix(".root.conv.weight") for name in names if name.endswith(".root.conv.weight")}
+    return [
+        name
+        for name in names
+        if (match := re.match(r"(level\d[.\w]*?)\.project\.[01]\.", name)) and match[1] not in rooted
+    ]
+
+
+def _res2net(state: Mapping[str, Tensor]) -> Structure:
+    stem = "deep" if "conv1.0.weight" in state else "7x7"
+    first = state[FIRST_TENSORS[stem]]
+    if stem == "7x7" and first.shape[2] == 3:
+        stem = "3x3"
+    depths = []
+    for stage in range(1, STAGES + 1):
+        depth = 0
+        while f"layer{stage}.{depth}.conv1.weight" in state:
+            depth += 1
+        if not depth:
+            break
+        depths.append(depth)
+    if "layer1.0.conv3.weight" not in state:
+        raise CheckpointError("its blocks are ResNet-18's and 34's, without a third convolution")
+    width, scale, cardinality = _block(state, "layer1.1" if depths[0] > 1 else "layer1.0")
+    base_width = width // cardinality  # planes are 64 in the first stage
+    grouped = scale > 1 and "layer1.0.conv2.weight" in state
+    dcn = tuple(
+        FEATURES[stage]
+        for stage in range(1, len(depths) + 1)
+        if any(key.startswith(f"layer{stage}.") and ".conv_offset." in key for key in state)
+    )
+    head = state.get("fc.weight")
+    return Structure(
+        stem=stem,
+        depths=tuple(depths),
+        base_width=base_width,
+        scale=scale,
+        cardinality=cardinality,
+        se=any(".se.fc1." in key for key in state),
+        stage_conv="grouped" if grouped else "splits",
+        dcn_stages=dcn,
+        norm="BN" if "bn1.running_mean" in state else "GN",
+        in_channels=first.shape[1],
+        num_classes=None if head is None else head.shape[0],
+        complete=len(depths) == STAGES
+        or (stem == "3x3" and len(depths) == STAGES - 1)
+        or (head is not None and head.shape[1] == state[f"layer{len(depths)}.0.conv3.weight"].shape[0]),
+    )
+
+
+def _dla(state: Mapping[str, Tensor]) -> Structure:
+    depths = []
+    for level in range(2, STAGES + 2):
+        tree, depth = f"level{level}", 0
+        while f"{tree}.conv1.weight" not in state and depth < 9:
+            tree, depth = f"{tree}.tree1", depth + 1
+        if f"{tree}.conv1.weight" not in state:
+            break
+        depths.append(depth)
+    if "level2.tree1.conv3.weight" not in state:
+        raise CheckpointError("its blocks are DLA-34's, without a third convolution")
+    if len(depths) == STAGES and tuple(depths) != (1, 2, 3, 1):
+        raise CheckpointError(
+            f"its trees have {'-'.join(map(str, depths))} levels: only DLA-60's 1-2-3-1 are built here "
+            "(larger ones also add a shortcut at every root)"
+        )
+    width, scale, cardinality = _block(state, "level2.tree1")
+    fitting = [
+        base_width
+        for base_width in range(1, 1024)
+        if int(CHANNELS[2] * base_width / 64) * cardinality // 2 == width
+    ]
+    head = state.get("fc.weight")
+    return Structure(
+        stem="dla",
+        depths=tuple(depths),
+        base_width=fitting[0],
+        scale=scale,
+        cardinality=cardinality,
+        se=False,
+        stage_conv="splits",
+        dcn_stages=(),
+        norm="BN" if "base_layer.1.running_mean" in state else "GN",
+        in_channels=state["base_layer.0.weight"].shape[1],
+        num_classes=None if head is None else head.shape[0],
+        complete=len(depths) == STAGES,
+    )
+
+
+def _block(state: Mapping[str, Tensor], block: str) -> tuple[int, int, int]:
+    """Width of a split, scale and cardinality of a block that is, if possible, no stage block."""
+    total = state[f"{block}.conv1.weight"].shape[0]
+    plain = f"{block}.conv2.weight" in state
+    conv = state[f"{block}.conv2.weight" if plain else f"{block}.convs.0.weight"]
+    width = conv.shape[0]
+    if total < width:
+        raise ValueError
+    return width, total // width, width // conv.shape[1]
+
+
+def _all_options(architecture: Architecture) -> dict[str, Any]:
+    defaults = {
+        name: parameter.default
+        for name, parameter in inspect.signature(architecture.network).parameters.items()
+    }
+    return {**defaults, **architecture.options}

@@ -1,0 +1,144 @@
+"""From canonical names to those of another library."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from res2net_dense.convert.dialects import DIALECTS, Dialect, dialect_named
+from res2net_dense.convert.read import Checkpoint
+from res2net_dense.convert.structure import COUNTER, SEMANTICS, structure_of
+from res2net_dense.errors import CheckpointError
+from res2net_dense.files import write_atomically
+from res2net_dense.weight_files import save_weights
+
+_log = logging.getLogger(__name__)
+
+
+def to_dialect(state_dict: Mapping[str, Tensor], dialect: str) -> dict[str, Tensor]:
+    """Rename canonical tensors.
+
+    Args:
+        state_dict: of a network of ours, with or without head.
+        dialect: a name of `list_dialects()`.
+
+    Returns:
+        What the other library's network loads strictly. Left out is what it has no place for: the head in
+        detectors and segmenters, the counters of batches of a FrozenBN.
+
+    Raises:
+        CheckpointError: the library has no such network, or these are no canonical tensors.
+        ConfigError: nobody knows the dialect.
+    """
+    to = dialect_named(dialect)
+    try:
+        structure = structure_of(state_dict)
+    except CheckpointError as error:
+        raise CheckpointError(f"cannot be written in a dialect: {error}") from None
+    if reason := to.why_not(structure):
+        able = [row.name for row in DIALECTS.values() if not row.why_not(structure)]
+        raise CheckpointError(
+            f"{to.name} ({to.about}) has no names for {reason}; this network can be written as "
+            f"{', '.join(able)}"
+        )
+    state = dict(state_dict)
+    if to.name == "dla":
+        state |= _dead_projects(state)
+    if to.name == "centernet2":
+        _drop_offset_biases(state)
+    if to.paddle and "fc.weight" in state:
+        state["fc.weight"] = state["fc.weight"].T.contiguous()
+    written = {}
+    for key, value in state.items():
+        if (key.startswith("fc.") and not to.has_head) or (key.endswith(COUNTER) and not to.has_counters):
+            continue
+        name = to.from_canonical(key, structure.stem, structure.depths)
+        if name is None:
+            raise CheckpointError(f"{to.name} ({to.about}) has no name for {key}")
+        written[name] = value
+    return written
+
+
+def write_checkpoint(
+    checkpoint: Checkpoint | Mapping[str, Tensor], path: str | Path, dialect: str = "res2net_dense"
+) -> Path:
+    """Write a file of `dialect`: safetensors, or a torch file with the bare state dict; atomically.
+
+    In our own dialect the file also says what the network needs besides its tensors. The others have no place
+    for that: where their network computes something else with these tensors a warning says so.
+
+    Raises:
+        CheckpointError: see `to_dialect`; or another suffix than .safetensors, .pth and .pt; or the disk is
+            full.
+    """
+    path = Path(path)
+    if path.suffix not in (".safetensors", ".pth", ".pt"):
+        raise CheckpointError(f"{path}: weights are written as .safetensors or .pth")
+    state = checkpoint.state_dict if isinstance(checkpoint, Checkpoint) else checkpoint
+    written = to_dialect(state, dialect)
+    to = DIALECTS[dialect]
+    metadata: dict[str, Any] = {}
+    if isinstance(checkpoint, Checkpoint):
+        if to.name == "res2net_dense":
+            metadata = _config(checkpoint)
+        else:
+            _warn_of_semantics(path, checkpoint, to)
+    if path.suffix == ".safetensors":
+        return save_weights(path, written, {"metadata": json.dumps(metadata)} if metadata else {})
+    content = {"model": written, "metadata": metadata} if metadata else written
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, lambda file: torch.save(content, file))
+    except (OSError, RuntimeError) as error:  # torch turns a full disk into the latter
+        raise CheckpointError(f"cannot write {path}: {str(error).splitlines()[0]}") from None
+    return path
+
+
+def _config(checkpoint: Checkpoint) -> dict[str, Any]:
+    config: dict[str, Any] = {"backbone": {"name": checkpoint.name, **checkpoint.options}}
+    if checkpoint.class_names:
+        config["data"] = {"class_names": checkpoint.class_names}
+    return {"config": config}
+
+
+def _warn_of_semantics(path: Path, checkpoint: Checkpoint, to: Dialect) -> None:
+    theirs = {**SEMANTICS, **to.semantics}
+    needed = checkpoint.report.semantics
+    if wrong := [key for key in needed if needed[key] != theirs[key]]:
+        _log.warning(
+            "%s: these weights were trained with %s, and %s runs them with %s: its outputs will differ until "
+            "they are trained further",
+            path,
+            ", ".join(f"{key}={needed[key]}" for key in wrong),
+            to.name,
+            ", ".join(f"{key}={theirs[key]}" for key in wrong),
+        )
+
+
+def _dead_projects(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The projections that the official DLA computes and never uses: of trees whose subtrees are trees."""
+    projects: dict[str, Tensor] = {}
+    for key, conv in state.items():
+        tree = key.removesuffix(".root.conv.weight")
+        while tree != key and "." in tree:
+            tree = tree.rsplit(".", 1)[0]
+            firsts = (f"{tree}{'.tree1' * height}.conv1.weight" for height in range(1, 5))
+            inputs = next((state[first].shape[1] for first in firsts if first in state), None)
+            outputs = conv.shape[0]
+            if inputs is not None and inputs != outputs:
+                norm = nn.BatchNorm2d(outputs, dtype=conv.dtype).state_dict()
+                projects[f"{tree}.project.0.weight"] = conv.new_zeros(outputs, inputs, 1, 1)
+                projects |= {f"{tree}.project.1.{name}": value for name, value in norm.items()}
+    return projects
+
+
+def _drop_offset_biases(state: dict[str, Tensor]) -> None:
+    for key in [key for key in state if key.endswith(".conv_offset.bias")]:
+        if state.pop(key).any():
+            raise CheckpointError(f"centernet2's deformable convolutions have no bias, and {key} is not 0")

@@ -1,0 +1,363 @@
+"""What is no weight file, runs code, or is another network is refused in a line; wrappers, reports, tool."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import pickle
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from safetensors.torch import save_file
+
+from res2net_dense.backbones import create_classifier, weights
+from res2net_dense.convert import Report, read_checkpoint, to_dialect, write_checkpoint
+from res2net_dense.errors import CheckpointError
+from res2net_dense.weight_files import read_torch_or_safetensors, save_weights
+
+SMALL = {"depths": (1, 1, 1, 1), "base_width": 4}
+
+
+@pytest.fixture(scope="module")
+def state():
+    return create_classifier("res2net50_26w_4s", 5, **SMALL).state_dict()
+
+
+@pytest.fixture(scope="module")
+def deep_state():
+    return create_classifier("res2net50_v1b_26w_4s", 5, **SMALL).state_dict()
+
+
+class Hostile:
+    def __init__(self, ran: Path):
+        self.ran = ran
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.ran}",)
+
+
+def refused(path, words, **arguments):
+    with pytest.raises(CheckpointError, match=words) as caught:
+        read_checkpoint(path, **arguments)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".pth", ".pkl", ".ckpt", ".pdparams"])
+@pytest.mark.parametrize("how", ["torch", "old torch", "pickle", "text pickle"])
+def test_a_hostile_file_never_runs_and_the_flag_is_named(tmp_path, suffix, how):
+    ran, path = tmp_path / "ran", tmp_path / f"hostile{suffix}"
+    content = {"state_dict": {"conv1.weight": torch.ones(1)}, "meta": Hostile(ran)}
+    if how.endswith("torch"):
+        torch.save(content, path, _use_new_zipfile_serialization=how == "torch")
+    else:
+        path.write_bytes(pickle.dumps(content, protocol=0 if how == "text pickle" else 4))
+    message = refused(path, "would run code")
+    assert "--trust-pickle" in message
+    assert "trust_pickle=True" in message
+    assert not ran.exists()
+
+
+def test_what_is_no_weight_file(tmp_path, state):
+    files = {
+        "empty.pth": (b"", "is empty"),
+        "page.pth": (b"<!DOCTYPE html>", "is a web page"),
+        "noise.pth": (bytes(range(7, 207)) * 9, "is damaged or no weight file"),
+        "text.safetensors": (b"hello, this is no safetensors file at all", "is damaged or no weight file"),
+    }
+    for name, (content, words) in files.items():
+        (tmp_path / name).write_bytes(content)
+        refused(tmp_path / name, words)
+    for suffix in (".pth", ".safetensors"):
+        whole = write_checkpoint(state, tmp_path / f"whole{suffix}").read_bytes()
+        (tmp_path / f"cut{suffix}").write_bytes(whole[: len(whole) // 2])
+        refused(tmp_path / f"cut{suffix}", "is damaged")
+    (tmp_path / "cut.pkl").write_bytes(pickle.dumps({"a": np.ones(100)})[:-50])
+    refused(tmp_path / "cut.pkl", "is damaged", trust_pickle=True)
+    refused(tmp_path / "absent.pth", "does not exist")
+    refused(tmp_path, "is a folder")
+    for content, words in (({}, "nothing at all"), ({"epoch": 1}, "no tensors, only epoch"), ([1], "a list")):
+        torch.save(content, tmp_path / "x.pth")
+        refused(tmp_path / "x.pth", words)
+
+
+def changed(state, **more):
+    return {**state, **more}
+
+
+def renamed(state, old, new):
+    return {key.replace(old, new): value for key, value in state.items()}
+
+
+OTHER_NETWORKS = {
+    "VGG": (lambda _: {"features.0.weight": torch.ones(64, 3, 3, 3), "classifier.0.bias": torch.ones(4096)},
+            "names like features.0.weight, classifier.0.bias, none of a known dialect"),
+    "ResNet-18": (lambda _: torchvision.models.resnet18().state_dict(), "without a third convolution"),
+    "noise": (lambda _: {"a": torch.ones(2), "b": torch.ones(3)}, "names like a, b, none of a known dialect"),
+    "renamed": (lambda s: renamed(s, "layer1", "stage1"), "none of a known dialect"),
+    "renamed inside": (lambda s: renamed(s, "bns.1", "bns.9"), r"missing: layer1\.0\.bns\.1.*left over"),
+    "two stems": (lambda s: changed(s, **{"conv1.0.weight": torch.ones(32, 3, 3, 3)}),
+                  "left over: conv1.weight"),
+    "another stem": (lambda s: changed(s, **{"conv1.weight": torch.ones(64, 3, 5, 5)}),
+                     r"conv1.weight is \(64, 3, 5, 5\), not \(64, 3, 7, 7\)"),
+    "mixed scales": (lambda s: changed(s, **{"layer3.0.convs.0.weight": torch.ones(8, 8, 3, 3)}),
+                     r"1 of another shape: layer3\.0\.convs\.0\.weight"),
+    "flat": (lambda s: changed(s, **{"conv1.weight": torch.ones(64)}), "shapes that no network"),
+    "no convolution": (lambda s: changed(s, **{"layer1.0.convs.0.weight": torch.ones(0, 4, 3, 3)}), "shapes"),
+    "another attention": (lambda s: changed(s, **{"layer1.0.eca.weight": torch.ones(3)}),
+                          "left over: layer1.0.eca"),
+    "a stage short": (lambda s: {k: v for k, v in s.items() if not k.startswith(("layer4", "fc"))},
+                      "missing: layer4"),
+    "a tensor short": (lambda s: {k: v for k, v in s.items() if k != "layer2.0.bn3.running_var"},
+                       "1 missing: layer2.0.bn3.running_var"),
+    "two backbones": (lambda s: {f"{p}.{k}": v for k, v in s.items() for p in "ab"},
+                      "2 backbones, under 'a.', 'b.'"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", OTHER_NETWORKS)
+def test_another_network_is_refused_with_the_reason(tmp_path, state, what):
+    make, words = OTHER_NETWORKS[what]
+    torch.save(make(dict(state)), tmp_path / "w.pth")
+    refused(tmp_path / "w.pth", words)
+
+
+def test_any_mutation_is_read_or_refused_in_a_line(tmp_path, state, deep_state):
+    """Tensors lost, renamed, doubled, of other shapes and no tensors at all, four at a time."""
+    rng = random.Random(0)
+    files = [to_dialect(deep_state, name) for name in ("paddle", "detectron2", "mmdetection", "timm")]
+    files += [to_dialect(state, name) for name in ("holocron", "maskrcnn_benchmark", "mmpretrain")]
+    messages = []
+    for _ in range(30):
+        tensors = dict(rng.choice(files))
+        for key in rng.sample(list(tensors)[:60], 4):
+            value = tensors.pop(key)
+            changes = [{}, {key + "x": value}, {key: value, "z." + key: value}, {key: "text"}]
+            changes += [{key: torch.ones(shape)} for shape in ((), (0, 3), (5,), (27, 1, 1, 1))]
+            tensors |= rng.choice(changes)
+        torch.save(tensors, tmp_path / "w.pth")
+        for partial in (False, True):
+            try:
+                read_checkpoint(tmp_path / "w.pth", partial=partial)
+            except CheckpointError as error:
+                messages.append(str(error))
+    assert 30 <= len(messages) < 60  # some are read with `partial`
+    assert not any("\n" in message for message in messages)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("dla102", "levels: only DLA-60's"), ("dla34", "without a third"), ("resnet26t", "another shape")],
+)
+def test_relatives_that_are_not_built_here_are_refused(tmp_path, name, words):
+    timm = pytest.importorskip("timm")
+    torch.save(timm.create_model(name).state_dict(), tmp_path / "w.pth")
+    refused(tmp_path / "w.pth", words)
+
+
+def test_dcn_of_version_1_is_refused(tmp_path):
+    name, options = "res2net50_v1b_26w_4s", {**SMALL, "dcn_stages": ("res5",)}
+    tensors = to_dialect(create_classifier(name, **options).state_dict(), "mmdetection")
+    for key in [key for key in tensors if "conv_offset" in key]:
+        tensors[key] = tensors[key][:18]
+    torch.save(tensors, tmp_path / "w.pth")
+    refused(tmp_path / "w.pth", "predict 18 numbers a position, not 27")
+
+
+def test_partial_takes_what_matches(tmp_path, state):
+    broken = {k: v for k, v in state.items() if k != "bn1.weight"} | {
+        "layer1.0.extra": torch.ones(1), "layer4.0.conv3.weight": torch.ones(1, 1, 1, 1)
+    }  # fmt: skip
+    torch.save(broken, tmp_path / "w.pth")
+    refused(tmp_path / "w.pth", "partial=True")
+    read = read_checkpoint(tmp_path / "w.pth", partial=True)
+    assert set(state) - set(read.state_dict) == {"bn1.weight", "layer4.0.conv3.weight"}
+    assert read.report.missing == ["bn1.weight"]
+    assert read.report.total - read.report.matched == 2
+    assert {item.group for item in read.report.dropped} == {"layer1.0.extra", "layer4.0.conv3.weight"}
+
+
+@pytest.mark.parametrize(
+    ("wrap", "wrapper"),
+    [
+        (lambda s: s, ""),
+        (lambda s: {"state_dict": s, "epoch": 3, "optimizer": {"lr": 0.1}}, "state_dict"),
+        (lambda s: {"model": {f"module.{k}": v for k, v in s.items()}}, "model"),
+        (lambda s: {"state_dict": {f"module.module.{k}": v for k, v in s.items()}}, "state_dict"),
+        (lambda s: {f"_orig_mod.{k}": v for k, v in s.items()}, ""),
+        (lambda s: {f"module._orig_mod.{k}": v for k, v in s.items()}, ""),
+        (lambda s: {"model": {k: v + 1 for k, v in s.items()}, "model_ema": s}, "model_ema"),
+        (lambda s: {"state_dict": {k: v + 1 for k, v in s.items()}, "state_dict_ema": s}, "state_dict_ema"),
+        (lambda s: {"model": {k: v + 1 for k, v in s.items()}, "ema": {"model": s, "n": 4}}, "ema.model"),
+        (lambda s: {"model": s, "ema": None}, "model"),
+    ],
+)  # fmt: skip
+def test_wrappers_come_off(tmp_path, state, wrap, wrapper):
+    torch.save(wrap(dict(state)), tmp_path / "w.pth")
+    read = read_checkpoint(tmp_path / "w.pth")
+    assert read.report.wrapper == wrapper
+    assert read.report.prefix == ""
+    assert all(value.equal(state[key]) for key, value in read.state_dict.items())
+
+
+def test_an_unknown_prefix_is_read_and_said(tmp_path, state):
+    around = {f"net.encoder2.{key}": value for key, value in state.items()}
+    torch.save({**around, "decoder.weight": torch.ones(1), "decoder.bias": torch.ones(1)}, tmp_path / "w.pth")
+    report = read_checkpoint(tmp_path / "w.pth").report
+    assert report.prefix == "net.encoder2."
+    assert report.semantics_from.startswith("assumed")
+    assert [(item.group, item.count) for item in report.dropped] == [("decoder", 2)]
+
+
+def test_detectron2_pickles_need_trust(tmp_path, deep_state):
+    """Its model zoo's form: numpy arrays under `model`, beside strings."""
+    arrays = {key: value.numpy() for key, value in to_dialect(deep_state, "detectron2").items()}
+    path = tmp_path / "r2.pkl"
+    path.write_bytes(pickle.dumps({"model": arrays, "__author__": "them", "matching_heuristics": True}))
+    refused(path, "--trust-pickle")
+    read = read_checkpoint(path, trust_pickle=True)
+    assert read.report.dialect == "detectron2"
+    assert read.report.kind == "pickle"
+    assert read.report.matched == read.report.total
+    assert read.state_dict["layer4.0.conv3.weight"].equal(deep_state["layer4.0.conv3.weight"])
+
+
+def test_paddle_parameters_need_trust(tmp_path, deep_state):
+    arrays = {key: value.numpy() for key, value in to_dialect(deep_state, "paddle").items()}
+    names = {key: key.replace(".", "_") for key in arrays}
+    arrays["out.bias"] = ("fc_offset", arrays["out.bias"])  # how newer versions write a tensor
+    path = tmp_path / "r2.pdparams"
+    path.write_bytes(pickle.dumps({**arrays, "StructuredToParameterName@@": names}, protocol=2))
+    refused(path, "--trust-pickle")
+    read = read_checkpoint(path, trust_pickle=True)
+    assert [item.group for item in read.report.dropped] == ["StructuredToParameterName@@"]
+    assert read.state_dict["fc.weight"].equal(deep_state["fc.weight"])
+    assert read.state_dict["fc.bias"].equal(deep_state["fc.bias"])
+
+
+def test_a_pickled_network_and_a_missing_library(tmp_path):
+    network = create_classifier("res2net50_26w_4s", 5, **SMALL)
+    torch.save(network, tmp_path / "whole.pth")
+    refused(tmp_path / "whole.pth", "would run code")
+    assert read_checkpoint(tmp_path / "whole.pth", trust_pickle=True).report.num_classes == 5
+    (tmp_path / "theirs.pkl").write_bytes(b"cno_such_library\nThing\n.")
+    refused(tmp_path / "theirs.pkl", "not installed .*no_such_library", trust_pickle=True)
+
+
+def test_half_precision_is_kept_and_said(tmp_path, state):
+    half = {key: value.half() if value.is_floating_point() else value for key, value in state.items()}
+    save_file(half, tmp_path / "w.safetensors")
+    read = read_checkpoint(tmp_path / "w.safetensors")
+    assert read.report.dtype == "float16"
+    assert read.state_dict["fc.weight"].dtype == torch.float16
+
+
+def test_openmmlab_class_names(tmp_path, deep_state):
+    tensors = to_dialect(deep_state, "mmpretrain")
+    names = ["a", "b", "c", "d", "e"]
+    for meta in ({"CLASSES": names}, {"dataset_meta": {"classes": tuple(names)}}):
+        torch.save({"meta": meta, "state_dict": tensors}, tmp_path / "w.pth")
+        assert read_checkpoint(tmp_path / "w.pth").class_names == names
+    torch.save({"meta": {"CLASSES": [1]}, "state_dict": tensors}, tmp_path / "w.pth")
+    assert read_checkpoint(tmp_path / "w.pth").class_names is None
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_our_own_file_remembers_what_names_cannot_tell(tmp_path, deep_state, suffix):
+    torch.save(to_dialect(deep_state, "detectron2"), tmp_path / "fork.pth")
+    fork = read_checkpoint(tmp_path / "fork.pth")
+    again = read_checkpoint(write_checkpoint(fork, tmp_path / f"ours{suffix}"))
+    assert again.options == fork.options
+    assert again.options["stride_in_1x1"] is True
+    assert again.report.dialect == "res2net_dense"
+    assert again.report.semantics_from == "config in the file"
+    assert again.report.config["stage_pool"] == "strided"
+
+
+def test_writing_for_a_library_that_computes_something_else_warns(tmp_path, state, caplog):
+    torch.save(state, tmp_path / "official.pth")
+    official = read_checkpoint(tmp_path / "official.pth")
+    write_checkpoint(official, tmp_path / "same.pth", "mmpretrain")
+    assert caplog.messages == []
+    write_checkpoint(official, tmp_path / "other.pth", "maskrcnn_benchmark")
+    assert "stride_in_1x1=False, norm_eps=1e-05, and maskrcnn_benchmark runs them with" in caplog.text
+    with pytest.raises(CheckpointError, match="written as .safetensors or .pth"):
+        write_checkpoint(official, tmp_path / "x.onnx")
+
+
+def test_a_published_file_is_known_by_its_hash(tmp_path, deep_state, monkeypatch):
+    """ImageNet weights that mmdetection only hosts were trained with official blocks."""
+    tensors = to_dialect(deep_state, "mmdetection")
+    torch.save({**tensors, "bbox_head.weight": torch.ones(1)}, tmp_path / "detector.pth")
+    assert not any("ImageNet" in note for note in read_checkpoint(tmp_path / "detector.pth").report.notes)
+    torch.save(tensors, tmp_path / "w.pth")
+    by_name = read_checkpoint(tmp_path / "w.pth")
+    assert by_name.options["stage_pool"] == "strided"
+    assert any("ImageNet weights that only bear these names" in note for note in by_name.report.notes)
+    row = weights.WEIGHTS["res2net101_v1b_26w_4s.mmdet_in1k"]
+    digits = hashlib.sha256((tmp_path / "w.pth").read_bytes()).hexdigest()[:8]
+    monkeypatch.setitem(weights.WEIGHTS, row.key, dataclasses.replace(row, sha256=digits))
+    read = read_checkpoint(tmp_path / "w.pth")
+    assert "stage_pool" not in read.options
+    assert read.report.semantics_from == f"the weights table, {row.key}"
+
+
+def test_the_report_for_people_and_programs(tmp_path, state):
+    around = {f"base.resnet.{key}": value for key, value in state.items()}
+    torch.save({"state_dict": {**around, "score.weight": torch.ones(1)}, "epoch": 3}, tmp_path / "w.pth")
+    report = read_checkpoint(tmp_path / "w.pth").report
+    text = report.text()
+    for words in (
+        str(tmp_path / "w.pth"), report.sha256, "torch, under state_dict", "poolnet, prefix 'base.resnet.'",
+        "7x7 stem, 1-1-1-1 blocks, 4w x 4s", "5 classes", "3 channels, float32", "stage_pool=always",
+        f"{report.total} of {report.total} matched", "1 in score: not part of the backbone",
+        "create_backbone('res2net50_26w_4s', depths=(1, 1, 1, 1), base_width=4)", "output_stride=16",
+    ):  # fmt: skip
+        assert words in text
+    data = json.loads(json.dumps(report.to_dict()))
+    assert data["size"] == (tmp_path / "w.pth").stat().st_size
+    assert data["dropped"] == [{"group": "score", "count": 1, "reason": "not part of the backbone"}]
+    assert data["dialect"] == "poolnet"
+
+
+def test_a_fresh_report_has_a_text():
+    assert "0 of 0 matched" in Report("f", 0, "0", "torch").text()
+
+
+def test_metadata_of_somebody_else_is_no_config(tmp_path, state):
+    for metadata in ({"metadata": "no json"}, {"metadata": '"text"'}, {"metadata": '{"config": [1]}'}, {}):
+        save_weights(tmp_path / "w.safetensors", state, metadata)
+        assert read_checkpoint(tmp_path / "w.safetensors").report.config == {}
+    assert "conv1.weight" in read_torch_or_safetensors(tmp_path / "w.safetensors")
+
+
+def test_the_tool_explains_converts_and_overwrites_nothing(tmp_path, state, run_tool):
+    source, target, report = (
+        tmp_path / "w.pth",
+        tmp_path / "out" / "new.safetensors",
+        tmp_path / "report.json",
+    )
+    torch.save(state, source)
+    before = source.read_bytes()
+    done = run_tool("tools/convert_checkpoint.py", source, target, "--to", "holocron", "--report", report)
+    assert done.returncode == 0, done.stderr
+    assert "127 of 127 matched" in done.stdout
+    assert json.loads(report.read_text())["matched"] == 127
+    assert "features.0.weight" in read_torch_or_safetensors(target)
+    done = run_tool("tools/convert_checkpoint.py", source, source)
+    assert (done.returncode, done.stderr) == (1, f"error: {source} exists; --force overwrites it\n")
+    assert source.read_bytes() == before
+
+
+def test_the_tool_names_the_flag(tmp_path, run_tool):
+    (tmp_path / "h.pkl").write_bytes(pickle.dumps(Hostile(tmp_path / "ran")))
+    done = run_tool("tools/convert_checkpoint.py", tmp_path / "h.pkl")
+    assert done.returncode == 1
+    assert "--trust-pickle" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "ran").exists()

@@ -1,0 +1,228 @@
+"""The outputs of the libraries themselves, through our converter, both ways; and their names written down
+where one is not installed.
+"""
+
+import pytest
+import torch
+
+from res2net_dense.backbones import create_backbone, create_classifier
+from res2net_dense.convert import read_checkpoint, to_dialect
+
+PICTURE = torch.randn(1, 3, 64, 96, generator=torch.Generator().manual_seed(1))
+
+
+def trained(network, seed=0):
+    """A network in evaluation whose norms and statistics are no longer the identity."""
+    generator = torch.Generator().manual_seed(seed)
+    for key, value in network.state_dict().items():
+        if key.endswith("running_var") or (value.dim() == 1 and key.endswith("weight")):
+            value.copy_(torch.rand(value.shape, generator=generator) / 2 + 0.75)
+        elif key.endswith("running_mean") or value.dim() == 1:
+            value.copy_(torch.randn(value.shape, generator=generator) / 10)
+    return network.eval()
+
+
+def close(ours, theirs):
+    assert theirs.abs().max() > 0
+    assert (ours - theirs).abs().max() <= 1e-5 * theirs.abs().max()
+
+
+def same_both_ways(theirs, name, tmp_path, dialect, outputs=None):
+    """Their file in our network gives their outputs, and ours loads into theirs strictly and bit-equal."""
+    before = {key: value.clone() for key, value in theirs.state_dict().items()}
+    torch.save(before, tmp_path / "theirs.pth")
+    read = read_checkpoint(tmp_path / "theirs.pth")
+    assert (read.name, read.options) == (name, {})
+    assert read.report.matched == read.report.total
+    ours = create_classifier(read.name, read.report.num_classes, **read.options).eval()
+    ours.load_state_dict(read.state_dict)
+    with torch.no_grad():
+        close(ours(PICTURE), theirs(PICTURE) if outputs is None else outputs(PICTURE))
+    theirs.load_state_dict(to_dialect(ours.state_dict(), dialect))
+    assert all(value.equal(before[key]) for key, value in theirs.state_dict().items())
+
+
+FAST = {"res2next50": "res2next50", "res2net50d": "res2net50_v1b_26w_4s", "dla60_res2net": "res2net_dla60"}
+SLOW = {
+    "res2net50_26w_4s": "res2net50_26w_4s",
+    "res2net50_48w_2s": "res2net50_48w_2s",
+    "res2net50_14w_8s": "res2net50_14w_8s",
+    "res2net50_26w_6s": "res2net50_26w_6s",
+    "res2net50_26w_8s": "res2net50_26w_8s",
+    "res2net101_26w_4s": "res2net101_26w_4s",
+    "res2net101d": "res2net101_v1b_26w_4s",
+    "dla60_res2next": "res2next_dla60",
+    "dla60": "dla60",
+    "dla60x": "dla60x",
+    "resnet50": "resnet50",
+    "resnet101": "resnet101",
+    "seresnet50": "se_resnet50",
+}
+
+
+@pytest.mark.parametrize("name", [*FAST, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
+def test_timm(tmp_path, name):
+    timm = pytest.importorskip("timm")
+    same_both_ways(trained(timm.create_model(name)), {**FAST, **SLOW}[name], tmp_path, "timm")
+
+
+def test_every_res2net_of_timm_is_in_the_list():
+    timm = pytest.importorskip("timm")
+    theirs = {*timm.list_models(module="res2net"), *timm.list_models("dla60*", module="dla")}
+    theirs.remove("dla60x_c")  # of other channels
+    assert theirs == {name for name in {**FAST, **SLOW} if "res2" in name or name.startswith("dla60")}
+
+
+def test_timms_dla_takes_the_official_names_without_the_three_projections(tmp_path):
+    """timm's own code for those files leaves out exactly what we do."""
+    timm = pytest.importorskip("timm")
+    theirs = trained(timm.create_model("dla60_res2next"))
+    official = to_dialect(theirs.state_dict(), "dla")
+    missing, unexpected = timm.create_model("dla60_res2next").load_state_dict(official, strict=False)
+    assert missing == []
+    torch.save(official, tmp_path / "official.pth")
+    read = read_checkpoint(tmp_path / "official.pth")
+    assert read.report.dialect == "dla"
+    (dropped,) = read.report.dropped
+    assert dropped.count == len(unexpected) == 18
+    assert dropped.group == "level3.project, level4.project, level4.tree1.project"
+    ours = create_classifier(read.name).eval()
+    ours.load_state_dict(read.state_dict)
+    with torch.no_grad():
+        close(ours(PICTURE), theirs(PICTURE))
+
+
+@pytest.mark.parametrize(("encoder", "name"), [("tu-res2net50d", "res2net50_v1b_26w_4s")])
+def test_segmentation_models_pytorch(tmp_path, encoder, name):
+    smp = pytest.importorskip("segmentation_models_pytorch")
+    theirs = trained(smp.Unet(encoder, encoder_weights=None, decoder_channels=(32, 16, 16, 8, 8)))
+    torch.save({"state_dict": theirs.state_dict()}, tmp_path / "unet.pth")
+    read = read_checkpoint(tmp_path / "unet.pth")
+    assert (read.name, read.report.dialect, read.report.prefix) == (name, "smp", "encoder.model.")
+    assert {item.group for item in read.report.dropped} == {"decoder", "segmentation_head"}
+    ours = create_backbone(read.name, **read.options).eval()
+    ours.load_state_dict(read.state_dict)
+    with torch.no_grad():
+        for a, b in zip(ours(PICTURE).values(), theirs.encoder(PICTURE)[2:], strict=True):
+            close(a, b)
+    back = to_dialect(ours.state_dict(), "smp")
+    assert set(back) == {key for key in theirs.state_dict() if key.startswith("encoder.")}
+
+
+def test_torchvision(tmp_path):
+    torchvision = pytest.importorskip("torchvision")
+    same_both_ways(trained(torchvision.models.resnet50()), "resnet50", tmp_path, "torchvision")
+
+
+@pytest.mark.parametrize(
+    ("depth", "width", "scale", "deep", "name"),
+    [
+        (50, 26, 4, False, "res2net50_26w_4s"),
+        (50, 26, 4, True, "res2net50_v1b_26w_4s"),
+        pytest.param(50, 14, 8, False, "res2net50_14w_8s", marks=pytest.mark.slow),
+        pytest.param(101, 26, 4, False, "res2net101_26w_4s", marks=pytest.mark.slow),
+        pytest.param(101, 26, 4, True, "res2net101_v1b_26w_4s", marks=pytest.mark.slow),
+    ],
+)
+def test_mmpretrain(tmp_path, depth, width, scale, deep, name):
+    models = pytest.importorskip("mmpretrain.models")
+    backbone = {
+        "type": "Res2Net", "depth": depth, "base_width": width, "scales": scale,
+        "deep_stem": deep, "avg_down": deep,
+    }  # fmt: skip
+    head = {"type": "LinearClsHead", "num_classes": 10, "in_channels": 2048}
+    neck = {"type": "GlobalAveragePooling"}
+    theirs = models.build_classifier(
+        {"type": "ImageClassifier", "backbone": backbone, "neck": neck, "head": head}
+    )
+    trained(theirs)
+    same_both_ways(theirs, name, tmp_path, "mmpretrain", lambda x: theirs.head(theirs.extract_feat(x)))
+
+
+def test_holocron(tmp_path):
+    classification = pytest.importorskip("holocron.models.classification")
+    theirs = trained(classification.res2net50_26w_4s(num_classes=10))
+    same_both_ways(theirs, "res2net50_26w_4s", tmp_path, "holocron")
+
+
+def norm(name, channels):
+    leaves = ("weight", "bias", "running_mean", "running_var")
+    return {f"{name}.{leaf}": (channels,) for leaf in leaves} | {f"{name}.num_batches_tracked": ()}
+
+
+def blocks(depths, width, scale, deep, named):
+    """Names and shapes of all blocks; `named` are the library's words for the parts of one."""
+    shapes, inputs = {}, 64
+    for stage, depth in enumerate(depths):
+        planes, outputs = 64 * 2**stage, 256 * 2**stage
+        split = planes * width // 64
+        for index in range(depth):
+            part = {key: value.format(k=stage + 1, f=stage + 4, j=index) for key, value in named.items()}
+            shapes[part["conv1"] + ".weight"] = (split * scale, inputs, 1, 1)
+            shapes |= norm(part["bn1"], split * scale)
+            for i in range(scale - 1):
+                shapes[part["convs"].replace("I", str(i)) + ".weight"] = (split, split, 3, 3)
+                shapes |= norm(part["bns"].replace("I", str(i)), split)
+            shapes[part["conv3"] + ".weight"] = (outputs, split * scale, 1, 1)
+            shapes |= norm(part["bn3"], outputs)
+            if index == 0:
+                shapes[f"{part['downsample']}.{int(deep)}.weight"] = (outputs, inputs, 1, 1)
+                shapes |= norm(f"{part['downsample']}.{int(deep) + 1}", outputs)
+            inputs = outputs
+    return shapes
+
+
+MM_NAMES = {
+    "conv1": "backbone.layer{k}.{j}.conv1", "bn1": "backbone.layer{k}.{j}.bn1",
+    "convs": "backbone.layer{k}.{j}.convs.I", "bns": "backbone.layer{k}.{j}.bns.I",
+    "conv3": "backbone.layer{k}.{j}.conv3", "bn3": "backbone.layer{k}.{j}.bn3",
+    "downsample": "backbone.layer{k}.{j}.downsample",
+}  # fmt: skip
+HOLOCRON_NAMES = {
+    "conv1": "features.{f}.{j}.conv.0", "bn1": "features.{f}.{j}.conv.1",
+    "convs": "features.{f}.{j}.conv.3.conv.I.0", "bns": "features.{f}.{j}.conv.3.conv.I.1",
+    "conv3": "features.{f}.{j}.conv.4", "bn3": "features.{f}.{j}.conv.5",
+    "downsample": "features.{f}.{j}.downsample",
+}  # fmt: skip
+_50, _101 = (3, 4, 6, 3), (3, 4, 23, 3)
+
+
+def mmpretrain_shapes(depths, width, scale, deep):
+    stem = {"backbone.conv1.weight": (64, 3, 7, 7)} | norm("backbone.bn1", 64)
+    if deep:
+        stem = {}
+        for index, (inputs, outputs) in enumerate([(3, 32), (32, 32), (32, 64)]):
+            stem[f"backbone.stem.{index}.conv.weight"] = (outputs, inputs, 3, 3)
+            stem |= norm(f"backbone.stem.{index}.bn", outputs)
+    head = {"head.fc.weight": (1000, 2048), "head.fc.bias": (1000,)}
+    return stem | blocks(depths, width, scale, deep, MM_NAMES) | head
+
+
+def holocron_shapes(depths, width, scale, deep):
+    stem = {"features.0.weight": (64, 3, 7, 7)} | norm("features.1", 64)
+    head = {"head.weight": (10, 2048), "head.bias": (10,)}
+    return stem | blocks(depths, width, scale, deep, HOLOCRON_NAMES) | head
+
+
+@pytest.mark.parametrize(
+    ("dialect", "shapes", "name"),
+    [
+        ("mmpretrain", mmpretrain_shapes(_50, 14, 8, False), "res2net50_14w_8s"),
+        ("mmpretrain", mmpretrain_shapes(_101, 26, 4, False), "res2net101_26w_4s"),
+        ("mmpretrain", mmpretrain_shapes(_50, 26, 4, True), "res2net50_v1b_26w_4s"),
+        ("holocron", holocron_shapes(_50, 26, 4, False), "res2net50_26w_4s"),
+    ],
+)
+def test_names_and_shapes_written_down(tmp_path, dialect, shapes, name):
+    tensors = {
+        key: torch.zeros(shape, dtype=torch.int64 if key.endswith("tracked") else torch.float16)
+        for key, shape in shapes.items()
+    }
+    torch.save({"state_dict": tensors}, tmp_path / "w.pth")
+    read = read_checkpoint(tmp_path / "w.pth")
+    assert (read.name, read.options, read.report.dialect) == (name, {}, dialect)
+    assert read.report.dropped == []
+    back = to_dialect(read.state_dict, dialect)
+    assert {key: tuple(value.shape) for key, value in back.items()} == shapes
+    if dialect == "holocron":  # its own count
+        assert sum(v.numel() for k, v in back.items() if k.endswith(("weight", "bias"))) == 23_670_610

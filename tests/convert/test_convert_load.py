@@ -1,0 +1,234 @@
+"""Weights of any origin into a network: taken whole, or refused in a line with nothing changed."""
+
+import dataclasses
+import hashlib
+import json
+import logging
+
+import pytest
+import torch
+
+from res2net_dense.backbones import create_backbone, create_classifier, weights
+from res2net_dense.convert import load_backbone_weights, locate, to_dialect
+from res2net_dense.errors import CheckpointError
+from res2net_dense.weight_files import save_weights
+
+NAME = "res2net50_26w_4s"
+SMALL = {"depths": (1, 1, 1, 1), "base_width": 4}
+
+
+def saved(path, name=NAME, dialect="official", classes=5, **options):
+    """A classifier's file, and its canonical state."""
+    state = create_classifier(name, classes, **{**SMALL, **options}).state_dict()
+    torch.save(to_dialect(state, dialect), path)
+    return path, state
+
+
+def refused(module, path, words, name=NAME):
+    before = {key: value.clone() for key, value in module.state_dict().items()}
+    with pytest.raises(CheckpointError, match=words) as caught:
+        load_backbone_weights(module, name, path)
+    assert "\n" not in str(caught.value)
+    assert all(value.equal(before[key]) for key, value in module.state_dict().items())
+    return str(caught.value)
+
+
+def test_what_is_neither_file_nor_tag(tmp_path):
+    module = create_backbone(NAME, **SMALL)
+    refused(module, tmp_path / "absent.pth", "does not exist")
+    refused(module, "somewhere/absent.pth", "does not exist")
+    refused(module, "absent.safetensors", "does not exist")
+    refused(module, "in21k", "no such file and no such tag; .*in1k")
+
+
+@pytest.mark.parametrize("norm", ["BN", "FrozenBN"])
+@pytest.mark.parametrize("dialect", ["official", "mmpretrain", "holocron", "smp", "poolnet"])
+def test_a_backbone_takes_the_stages_it_builds(tmp_path, caplog, norm, dialect):
+    path, state = saved(tmp_path / "w.pth", dialect=dialect)
+    module = create_backbone(NAME, out_features=("res2", "res4"), norm=norm, freeze_at=2, **SMALL)
+    with caplog.at_level(logging.INFO, "res2net_dense"):
+        report = load_backbone_weights(module, NAME, path)
+    for key, value in module.state_dict().items():
+        assert value.equal(state[key]), key
+    assert report.matched == report.total
+    left_out = {item.group for item in report.dropped}
+    assert left_out == ({"layer4"} if dialect == "smp" else {"layer4", "fc"})
+    assert f"took {report.total} tensors of {NAME} ({dialect}" in caplog.text
+
+
+def test_a_file_without_its_last_stage_fits_a_backbone_without_it(tmp_path):
+    path, state = saved(tmp_path / "w.pth")
+    short = {key: value for key, value in state.items() if not key.startswith(("layer4", "fc"))}
+    torch.save({f"backbone.{key}": value for key, value in short.items()}, path)
+    module = create_backbone(NAME, out_features=("res4",), **SMALL)
+    assert load_backbone_weights(module, NAME, path).prefix == "backbone."
+    assert module.layer3[0].conv3.weight.equal(state["layer3.0.conv3.weight"])
+    refused(create_backbone(NAME, **SMALL), path, "1-1-1 blocks")
+    stem = create_backbone(NAME, out_features=("stem",), **SMALL)
+    load_backbone_weights(stem, NAME, path)
+    assert stem.conv1.weight.equal(state["conv1.weight"])
+
+
+@pytest.mark.parametrize(
+    ("other", "options"),
+    [
+        ("res2net50_v1b_26w_4s", {}),  # another stem
+        ("res2net50_14w_8s", {}),  # another scale
+        (NAME, {"base_width": 5}),
+        (NAME, {"depths": (1, 1, 2, 1)}),
+        (NAME, {"se": True}),
+        ("resnet50", {}),
+        ("res2next50", {}),
+        ("res2net_dla60", {"depths": (1, 2, 3, 1)}),
+    ],
+)
+def test_the_wrong_network_is_refused_with_both_described(tmp_path, other, options):
+    path, _ = saved(tmp_path / "w.pth")
+    message = refused(
+        create_backbone(other, **{**SMALL, **options}), path, "the backbone was built as", other
+    )
+    assert "7x7 stem, 1-1-1-1 blocks, 4w x 4s" in message
+    assert f"built as {other} (" in message
+
+
+def test_a_tensor_missing_inside_is_refused(tmp_path):
+    path, state = saved(tmp_path / "w.pth")
+    del state["layer2.0.bns.1.running_mean"]
+    torch.save(state, path)
+    refused(create_backbone(NAME, **SMALL), path, "1 missing: layer2.0.bns.1.running_mean")
+
+
+def test_other_channels_and_norms_are_refused_with_the_reason(tmp_path):
+    path, _ = saved(tmp_path / "w.pth")
+    refused(
+        create_backbone(NAME, in_channels=1, **SMALL), path, "of 3 channels, the backbone was built for 1"
+    )
+    refused(create_backbone(NAME, norm="GN", **SMALL), path, "has batch norm, .* with group norm")
+    path, state = saved(tmp_path / "gn.pth", dialect="res2net_dense", norm="GN")
+    refused(create_backbone(NAME, **SMALL), path, "has group norm .* build it with norm=GN")
+    module = create_backbone(NAME, norm="GN", **SMALL)
+    load_backbone_weights(module, NAME, path)
+    assert module.bn1.weight.equal(state["bn1.weight"])
+
+
+def test_half_precision_becomes_the_networks(tmp_path):
+    path, state = saved(tmp_path / "w.pth")
+    half = {key: value.half() if value.is_floating_point() else value for key, value in state.items()}
+    torch.save(half, path)
+    module = create_backbone(NAME, **SMALL)
+    assert load_backbone_weights(module, NAME, path).dtype == "float16"
+    assert module.conv1.weight.dtype == torch.float32
+    assert module.conv1.weight.equal(half["conv1.weight"].float())
+
+
+@pytest.mark.parametrize(
+    ("dialect", "name", "settings", "config"),
+    [
+        ("detectron2", "res2net50_v1b_26w_4s", {"stage_pool": "strided", "stride_in_1x1": True},
+         "backbone.stage_pool=strided backbone.stride_in_1x1=true"),
+        ("mmdetection", "res2net50_v1b_26w_4s", {"stage_pool": "strided"}, "backbone.stage_pool=strided"),
+        ("maskrcnn_benchmark", NAME, {"stride_in_1x1": True, "norm_eps": 0.0},
+         "backbone.stride_in_1x1=true backbone.norm_eps=0.0"),
+    ],
+)  # fmt: skip
+def test_another_network_of_the_same_names_is_refused_with_the_settings(
+    tmp_path, dialect, name, settings, config
+):
+    path, state = saved(tmp_path / "w.pth", name, dialect)
+    message = refused(
+        create_backbone(name, **SMALL), path, "which is another network with the same names", name
+    )
+    python = ", ".join(f"{key}={value!r}" for key, value in settings.items())
+    assert f"give {python} in Python, {config} in a config" in message
+    module = create_backbone(name, **SMALL, **settings)
+    assert load_backbone_weights(module, name, path).dialect == dialect
+    assert module.layer2[0].conv1.weight.equal(state["layer2.0.conv1.weight"])
+
+
+def test_official_weights_do_not_go_into_a_fork_s_network(tmp_path):
+    path, _ = saved(tmp_path / "w.pth")
+    module = create_backbone(NAME, stage_pool="strided", **SMALL)
+    refused(module, path, "needs stage_pool='always' .* was built with stage_pool='strided'")
+
+
+def test_what_names_cannot_tell_is_up_to_the_settings(tmp_path, caplog):
+    path, state = saved(tmp_path / "w.pth")
+    torch.save({f"my.net.{key}": value for key, value in state.items()}, path)
+    module = create_backbone(NAME, stage_pool="strided", **SMALL)
+    assert load_backbone_weights(module, NAME, path).semantics_from.startswith("assumed")
+    assert "built with stage_pool='strided'; names alone cannot tell" in caplog.text
+    assert module.conv1.weight.equal(state["conv1.weight"])
+
+
+def test_a_classifier_keeps_its_own_head_where_the_files_does_not_fit(tmp_path, caplog):
+    path, state = saved(tmp_path / "w.pth", classes=5)
+    same = create_classifier(NAME, 5, **SMALL)
+    load_backbone_weights(same, NAME, path)
+    assert same.fc.weight.equal(state["fc.weight"])
+    assert caplog.messages == []
+
+    other = create_classifier(NAME, 3, **SMALL)
+    before = other.fc.weight.clone()
+    report = load_backbone_weights(other, NAME, path)
+    assert other.fc.weight.equal(before)
+    assert other.conv1.weight.equal(state["conv1.weight"])
+    assert "a head of 5 classes: the network's own, of 3 classes, starts anew" in caplog.text
+    assert [(item.group, item.reason) for item in report.dropped] == [("fc", "the network has 3 classes")]
+
+    path, _ = saved(tmp_path / "w.pth", dialect="smp")
+    load_backbone_weights(other, NAME, path)
+    assert "has no head" in caplog.text
+
+
+def test_plain_weights_start_deformable_stages_and_not_the_other_way_round(tmp_path):
+    path, state = saved(tmp_path / "w.pth")
+    module = create_backbone(NAME, dcn_stages=("res4", "res5"), **SMALL)
+    report = load_backbone_weights(module, NAME, path)
+    assert "12 tensors of deformable convolutions are new and start at 0" in report.notes
+    assert module.layer4[0].convs[0].weight.equal(state["layer4.0.convs.0.weight"])
+    path, _ = saved(tmp_path / "dcn.pth", dialect="res2net_dense", dcn_stages=("res5",))
+    refused(create_backbone(NAME, **SMALL), path, "DCN in res5.*with .*dcn_stages=")
+
+
+def test_a_tag_is_found_in_the_cache(tmp_path, monkeypatch):
+    path, state = saved(tmp_path / "w.pth")
+    digits = hashlib.sha256(path.read_bytes()).hexdigest()[:8]
+    row = weights.WEIGHTS[f"{NAME}.in1k"]
+    monkeypatch.setitem(weights.WEIGHTS, row.key, dataclasses.replace(row, sha256=digits))
+    monkeypatch.setenv("RES2NET_DENSE_CACHE", str(tmp_path))
+    path.rename(tmp_path / row.file_name)
+    for tag in ("imagenet", "in1k", f"{NAME}.in1k"):
+        assert locate(NAME, tag)[1].key == row.key
+        module = create_backbone(NAME, **SMALL)
+        report = load_backbone_weights(module, NAME, tag)
+        assert report.semantics_from == f"the weights table, {row.key}"
+        assert module.conv1.weight.equal(state["conv1.weight"])
+
+
+@pytest.mark.parametrize("settings", [{}, {"stage_pool": "strided"}])
+def test_our_detector_s_backbone_goes_into_any_network(tmp_path, caplog, settings):
+    pytest.importorskip("detectron2")
+    from res2net_dense.models.detection import build_rcnn
+
+    small = {"fpn_channels": 32, "norm": "GN", "box_head_dim": 32, "mask_head_convs": 1, "mask_head_dim": 32}
+    backbone = {"name": "res2net50_18w_4s", "norm": "FrozenBN", "freeze_at": 2, **settings}
+    detector = build_rcnn(backbone=backbone, num_classes=2, **small).state_dict()
+    config = {"task": "detection", "backbone": backbone, "data": {"class_names": ["nut", "bolt"]}}
+    safe = save_weights(tmp_path / "best.safetensors", detector, {"metadata": json.dumps({"config": config})})
+    torch.save({"model": detector, "metadata": {"config": config}, "iteration": 3}, tmp_path / "iter_3.pt")
+    for path in (safe, tmp_path / "iter_3.pt"):
+        caplog.clear()
+        module = create_backbone("res2net50_18w_4s", out_features=("res3",), **settings)
+        with caplog.at_level(logging.INFO, "res2net_dense"):
+            report = load_backbone_weights(module, "res2net50_18w_4s", path)
+        for key, value in module.state_dict().items():
+            assert key.endswith("num_batches_tracked") or value.equal(
+                detector[f"backbone.bottom_up.net.{key}"]
+            )
+        assert (report.dialect, report.prefix) == ("res2net_dense", "backbone.bottom_up.net.")
+        assert report.semantics_from == "config in the file"
+        assert {"roi_heads", "proposal_generator", "layer3"} <= {item.group for item in report.dropped}
+        assert "res2net_dense under backbone.bottom_up.net." in caplog.text
+        assert "roi_heads" in caplog.text
+    if settings:
+        refused(create_backbone("res2net50_18w_4s"), safe, r"stage_pool='strided' \(config in the file\)")
