@@ -1,0 +1,264 @@
+"""Classifiers by name, with published weights or your own, and what they say of a picture.
+
+model = get_model("res2net50_26w_4s.in1k")
+predict_image(model, "bird.jpg")       # [{"label": "jay", "score": 0.93, "index": 17}, ...]
+model.extract_features(images)         # {"res2": ..., "res3": ..., "res4": ..., "res5": ...}
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, TypedDict
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import nn
+
+from res2net_dense.backbones.registry import (
+    ARCHITECTURES,
+    Classifier,
+    canonical_name,
+    create_classifier,
+    list_backbones,
+)
+from res2net_dense.backbones.weights import WEIGHTS, Weights
+from res2net_dense.convert import Checkpoint, load_backbone_weights, locate, read_checkpoint
+from res2net_dense.data.images import read_image
+from res2net_dense.data.transforms import ClassificationEvalTransform
+from res2net_dense.errors import CheckpointError, ConfigError, DatasetError
+from res2net_dense.types import Sample
+from res2net_dense.weight_files import read_config
+
+IMAGENETTE = (
+    "n01440764", "n02102040", "n02979186", "n03000684", "n03028079",
+    "n03394916", "n03417042", "n03425413", "n03445777", "n03888257",
+)  # fmt: skip
+"""The ten ImageNet classes of Imagenette, in the order of their labels."""
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How a picture enters a network: its shorter edge is resized, the middle square cut out, each channel
+    normalised.
+    """
+
+    mean: tuple[float, ...] = (123.675, 116.28, 103.53)
+    """Of the channels R, G, B, for pixels from 0 to 255."""
+    std: tuple[float, ...] = (58.395, 57.12, 57.375)
+    resize_size: int = 256
+    """The shorter edge in pixels."""
+    crop_size: int = 224
+    """Side of the square in pixels."""
+    interpolation: str = "bilinear"
+    """With antialiasing, as Pillow does it."""
+
+
+class Guess(TypedDict):
+    """One of the classes that a network names for a picture."""
+
+    label: str
+    score: float
+    """Softmax, between 0 and 1."""
+    index: int
+
+
+def list_models(pattern: str | None = None, *, pretrained: bool = False) -> list[str]:
+    """List what `get_model` can build.
+
+    Args:
+        pattern: keep the names that contain it; `*`, `?` and `[...]` are wildcards.
+        pretrained: list the published weights, such as `res2net50_26w_4s.in1k`, instead of the networks.
+
+    Returns:
+        The names, sorted.
+    """
+    names = sorted(WEIGHTS) if pretrained else list_backbones()
+    return [name for name in names if pattern is None or fnmatchcase(name, f"*{pattern}*")]
+
+
+def get_model(
+    name: str,
+    weights: str | Path | None = None,
+    *,
+    num_classes: int | None = None,
+    trust_pickle: bool = False,
+    **options: Any,
+) -> Classifier:
+    """Build a classifier, in evaluation mode.
+
+    What the file needs is set from the file: number of classes and channels, and the form of the block (see
+    docs/res2net_block.md).
+
+    Args:
+        name: one of `list_models()`, an alias, or one of `list_models(pretrained=True)`, which names the
+            weights too.
+        weights: a tag such as "in1k", "imagenet" for the first published file of the network, the path of a
+            file in any of the dialects `read_checkpoint` knows, or None for random weights.
+        num_classes: size of the head; by default that of the weights, 1000 without any. Where it differs from
+            the weights', the head starts at random.
+        trust_pickle: read files that may run code while they are read (.pkl, .pdparams).
+        **options: any other option of `create_classifier`.
+
+    Returns:
+        The network, with two attributes more: `class_names` (a list, or None where nobody knows them) and
+        `preprocessing`.
+
+    Raises:
+        ConfigError: unknown name or option, or weights named twice.
+        CheckpointError: the weights cannot be had or read, are another network's, or have no head where
+            `num_classes` is not given.
+    """
+    name, _, tag = name.partition(".")
+    if tag and weights is not None:
+        raise ConfigError(f"weights are named twice, {tag!r} and {str(weights)!r}: leave one of them out")
+    if num_classes is not None and num_classes < 1:
+        raise ConfigError(f"num_classes is {num_classes}; a classifier has at least one")
+    name, weights = canonical_name(name), tag or weights
+    if weights is None:
+        model = create_classifier(name, 1000 if num_classes is None else num_classes, **options)
+        vars(model).update(class_names=None, preprocessing=_usual_preprocessing(name))
+        return model.eval()
+
+    path, _ = locate(name, weights)
+    checkpoint = read_checkpoint(path, trust_pickle=trust_pickle)
+    if checkpoint.name != name:
+        raise CheckpointError(
+            f"{path} is {checkpoint.name} ({checkpoint.report.structure}), not {name}: "
+            f"get_model({checkpoint.name!r}, ...) builds it"
+        )
+    published = checkpoint.report.num_classes
+    classes = published if num_classes is None else num_classes
+    if classes is None:
+        raise CheckpointError(f"{path} has no classifier head: give num_classes, and train what is built")
+    model = create_classifier(name, classes, **{**checkpoint.options, **options})
+    load_backbone_weights(model, name, path, trust_pickle=trust_pickle)
+    row = _row_of(checkpoint)
+    names = _class_names(checkpoint, row) if classes == published else None
+    vars(model).update(class_names=names, preprocessing=_preprocessing(name, path, checkpoint, row))
+    return model.eval()
+
+
+def predict_image(
+    model: nn.Module, image: str | Path | Image.Image | np.ndarray, *, top: int = 5
+) -> list[Guess]:
+    """Say what is on a picture, on the model's device and in its precision.
+
+    Args:
+        model: of `get_model`, or any network with its `preprocessing` and `class_names`; without them
+            ImageNet's preprocessing is used, and a label is "class 17".
+        image: the path of a picture, a PIL image of 8 bits a channel, or (H, W, 3) uint8 RGB.
+        top: how many classes to return at most.
+
+    Returns:
+        The likeliest classes, best first.
+
+    Raises:
+        DatasetError: the picture cannot be read, or is none.
+        ConfigError: `top` is below 1, or the network does not take RGB.
+    """
+    if top < 1:
+        raise ConfigError(f"top is {top}; at least one class can be returned")
+    first = next(model.parameters())
+    if first.ndim == 4 and first.shape[1] != 3:
+        raise ConfigError(f"the network takes {first.shape[1]} channels and a picture has 3: RGB")
+    how: Preprocessing = getattr(model, "preprocessing", Preprocessing())
+    pixels = torch.from_numpy(_to_pixels(image)).permute(2, 0, 1)
+    square = ClassificationEvalTransform(how.resize_size, how.crop_size)(Sample(image=pixels))["image"]
+    mean, std = (torch.tensor(values).reshape(3, 1, 1) for values in (how.mean, how.std))
+    batch = ((square - mean) / std)[None].to(first.device, first.dtype)
+    with torch.inference_mode(), _evaluating(model):
+        scores = model(batch)[0].float().softmax(0)
+    best = scores.topk(min(top, len(scores)))
+    names = getattr(model, "class_names", None)
+    return [
+        Guess(label=names[index] if names else f"class {index}", score=score, index=index)
+        for score, index in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+    ]
+
+
+@cache
+def imagenet_classes() -> dict[str, str]:
+    """The 1000 classes of ImageNet: names by WordNet id, in the order of their labels."""
+    text = files("res2net_dense").joinpath("imagenet_classes.tsv").read_text(encoding="utf-8")
+    lines = (line.partition("\t") for line in text.splitlines() if not line.startswith("#"))
+    return {wordnet_id: name for wordnet_id, _, name in lines}
+
+
+def _row_of(checkpoint: Checkpoint) -> Weights | None:
+    """The row of the published file that this is, wherever it lay."""
+    sha256 = checkpoint.report.sha256
+    return next((row for row in WEIGHTS.values() if row.sha256 and sha256.startswith(row.sha256)), None)
+
+
+def _class_names(checkpoint: Checkpoint, row: Weights | None) -> list[str] | None:
+    """What the outputs of the file's head mean; everybody's 1000 classes are ImageNet's."""
+    num_classes = checkpoint.report.num_classes
+    if row is not None and row.tag.endswith("imagenette"):
+        return [imagenet_classes()[wordnet_id] for wordnet_id in IMAGENETTE]
+    if checkpoint.class_names is not None and len(checkpoint.class_names) == num_classes:
+        # ImageNet's folders have the ids for names.
+        return [imagenet_classes().get(name, name) for name in checkpoint.class_names]
+    return list(imagenet_classes().values()) if num_classes == 1000 else None
+
+
+def _preprocessing(name: str, path: Path, checkpoint: Checkpoint, row: Weights | None) -> Preprocessing:
+    if row is not None:
+        return Preprocessing(row.mean, row.std, row.resize_size, row.crop_size, row.interpolation)
+    config = read_config(path) if checkpoint.report.config else {}
+    if config.get("task") != "classification":
+        return _usual_preprocessing(name)
+    try:
+        model, data = config["model"], config["data"]
+        return Preprocessing(
+            tuple(map(float, model["pixel_mean"])),
+            tuple(map(float, model["pixel_std"])),
+            int(data["resize_size"]),
+            int(data["crop_size"]),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{path} carries a damaged configuration (pixel_mean, pixel_std, resize_size or crop_size: "
+            f"{error}); use another checkpoint of the run"
+        ) from None
+
+
+def _usual_preprocessing(name: str) -> Preprocessing:
+    small = ARCHITECTURES[name].options.get("stem") == "3x3"  # made for the 32x32 pictures of CIFAR
+    return Preprocessing(resize_size=32, crop_size=32) if small else Preprocessing()
+
+
+def _to_pixels(image: str | Path | Image.Image | np.ndarray) -> np.ndarray:
+    """(H, W, 3) uint8 RGB, writable."""
+    if isinstance(image, (str, Path)):
+        return read_image(image)
+    if isinstance(image, Image.Image):
+        if image.mode == "F" or image.mode.startswith("I"):  # PIL's conversion would saturate it
+            raise DatasetError(f"a PIL image of mode {image.mode} has more than 8 bits: hand over its path")
+        return np.array(ImageOps.exif_transpose(image).convert("RGB"))
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
+        raise DatasetError(
+            f"an array {image.shape} of {image.dtype} is no picture: it takes (H, W, 3) uint8, RGB"
+        )
+    return np.array(image)
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode; every module gets its own mode back, frozen ones included."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training

@@ -1,0 +1,112 @@
+"""`tools/classify.py` as a person runs it."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from res2net_dense import create_classifier, get_model, predict_image
+from res2net_dense.models.classification import ClassificationModel
+from res2net_dense.weight_files import save_weights
+
+TOOL = "tools/classify.py"
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pictures")
+    rng = np.random.default_rng(0)
+    for name in ("b.png", "a.jpg", "deep/c.png"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (50, 60, 3), dtype=np.uint8)).save(folder / name)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """What a classification run leaves, of a network so small that it has no name."""
+    torch.manual_seed(0)
+    network = create_classifier("res2net50_26w_4s", 3, depths=(1, 1, 1, 1))
+    config = {
+        "task": "classification",
+        "backbone": {"name": "res2net50_26w_4s"},
+        "model": {"pixel_mean": [120, 120, 120], "pixel_std": [60, 60, 60]},
+        "data": {"class_names": ["cat", "dog", "fox"], "resize_size": 48, "crop_size": 40},
+    }
+    path = tmp_path_factory.mktemp("run") / "model_best.safetensors"
+    metadata = {"metadata": json.dumps({"config": config})}
+    return save_weights(path, ClassificationModel(network).state_dict(), metadata)
+
+
+def one_line_error(process, *words):
+    assert process.returncode == 1, process.stderr
+    errors = [line for line in process.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1, process.stderr
+    assert "Traceback" not in process.stderr
+    for word in words:
+        assert word in errors[0]
+
+
+def test_a_table_for_each_picture_and_the_same_as_json(pictures, weights, run_tool, tmp_path):
+    (pictures / "deep/broken.jpg").write_bytes(b"\xff\xd8\xff")
+    out = tmp_path / "new/classes.json"
+    process = run_tool(
+        TOOL,
+        pictures / "b.png",
+        pictures / "deep",
+        "no/such.jpg",
+        "--weights",
+        weights,
+        "--json",
+        out,
+        "--top",
+        2,
+    )
+    assert process.returncode == 0, process.stderr
+    model = get_model("res2net50_26w_4s", weights)
+    document = json.loads(out.read_text())
+    files = [str(pictures / "b.png"), str(pictures / "deep/c.png")]
+    assert [row["file"] for row in document["pictures"]] == files
+    lines = process.stdout.splitlines()
+    assert len(lines) == 6
+    for row, start in zip(document["pictures"], (0, 3), strict=True):
+        expected = predict_image(model, row["file"], top=2)
+        assert [found["label"] for found in row["classes"]] == [found["label"] for found in expected]
+        assert row["classes"][0]["score"] == pytest.approx(expected[0]["score"], rel=1e-4)
+        assert lines[start] == row["file"]
+        assert lines[start + 1].split() == [f"{100 * expected[0]['score']:.2f}", "%", expected[0]["label"]]
+    for name in ("broken.jpg", "no/such.jpg"):
+        assert sum(name in message for message in document["skipped"]) == 1
+        assert sum(name in line for line in process.stderr.splitlines()) == 1
+
+
+def test_nothing_readable(pictures, weights, run_tool, tmp_path):
+    (tmp_path / "x.png").write_bytes(b"")
+    process = run_tool(TOOL, tmp_path, "--weights", weights)
+    assert process.returncode == 1
+    assert process.stdout == ""
+    assert "skipped:" in process.stderr
+    assert "Traceback" not in process.stderr
+
+
+@pytest.mark.parametrize(("arguments", "words"), [
+    ([], ["--model", "--weights"]),
+    (["--model", "res2net51_26w_4s"], ["did you mean"]),
+    (["--model", "res2net50_26w_4s.nothing"], ["published are in1k"]),
+    (["--weights", "missing.pth"], ["missing.pth does not exist"]),
+    (["--model", "resnet50", "--json", "a.jpg"], ["must end in .json"]),
+])  # fmt: skip
+def test_wrong_turns(pictures, run_tool, arguments, words):
+    one_line_error(run_tool(TOOL, pictures, *arguments), *words)
+
+
+def test_no_pictures_at_all(weights, run_tool, tmp_path):
+    one_line_error(run_tool(TOOL, tmp_path, "x.png", "--weights", weights), str(tmp_path), "x.png")
+
+
+def test_weights_of_another_network(pictures, weights, run_tool):
+    one_line_error(
+        run_tool(TOOL, pictures, "--model", "resnet50", "--weights", weights), "not resnet50", str(weights)
+    )

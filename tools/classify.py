@@ -1,0 +1,70 @@
+"""Say what is on pictures, with a published network or a classifier of your own.
+
+python tools/classify.py bird.jpg --model res2net50_26w_4s
+python tools/classify.py holiday 'more/*.png' --weights output/run/model_best.safetensors --json classes.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import torch
+from _cli import run
+from tqdm import tqdm
+
+from res2net_dense import get_model, predict_image
+from res2net_dense.convert import read_checkpoint
+from res2net_dense.data.images import list_images
+from res2net_dense.errors import ConfigError, DatasetError
+from res2net_dense.files import write_atomically
+
+
+def main(args: argparse.Namespace) -> int:
+    if not args.model and not args.weights:
+        raise ConfigError("say --model NAME (res2net_dense.list_models() has them) or --weights FILE")
+    if args.json and Path(args.json).suffix != ".json":
+        raise ConfigError(f"--json {args.json} must end in .json: nothing else is overwritten")
+    files, results, skipped = [], [], []
+    for pattern in args.pictures:
+        try:
+            files += list_images(pattern)
+        except DatasetError as error:
+            skipped.append(str(error))
+    if not files:
+        raise DatasetError("; ".join(skipped))
+    name = args.model or read_checkpoint(args.weights, trust_pickle=args.trust_pickle).name
+    weights = args.weights or (None if "." in name else "imagenet")
+    model = get_model(name, weights, trust_pickle=args.trust_pickle)
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    for file in (bar := tqdm(files, desc="classify", unit="img", disable=None if len(files) > 10 else True)):
+        try:
+            classes = predict_image(model, file, top=args.top)
+        except DatasetError as error:
+            skipped.append(str(error))
+            continue
+        results.append({"file": str(file), "classes": classes})
+        table = [f"{100 * found['score']:7.2f} %  {found['label']}" for found in classes]
+        bar.write("\n".join([str(file), *table]))
+    for message in skipped:
+        print(f"skipped: {message}", file=sys.stderr)
+    if args.json:
+        Path(args.json).parent.mkdir(parents=True, exist_ok=True)
+        document = json.dumps({"pictures": results, "skipped": skipped}, indent=1)
+        write_atomically(Path(args.json), lambda file: file.write(document.encode()))
+    return 0 if results else 1
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("pictures", nargs="+", metavar="PICTURE", help="picture, folder or quoted glob")
+    parser.add_argument("--model", metavar="NAME", help="network, with a tag or without: NAME.in1k")
+    parser.add_argument("--weights", metavar="TAG|FILE", help="default: the network's first published file")
+    parser.add_argument("--top", type=int, default=5, metavar="K", help="classes a picture (5)")
+    parser.add_argument("--json", metavar="FILE", help="write all of it there too")
+    parser.add_argument("--trust-pickle", action="store_true", help="read a file that can run code")
+    run(main, parser)
