@@ -6,6 +6,11 @@ writes `datasets/toy/coco/{train,val}/*.png` and `datasets/toy/coco/annotations/
 arguments give the same bytes. Later shapes hide earlier ones, and annotations cover what is visible. Each
 class leans to a hue of its own, as things do, but a fifth of the shapes have any colour. Some training
 images are empty, and the category ids have gaps, as in real files.
+
+    python datasets/make_toy.py --layout imagenet --output datasets/toy
+
+writes `datasets/toy/imagenet/{train,val}/<class>/*.png` for classification: ten classes, one shape a picture
+on a cluttered ground, of any size, turn and colour, so that colour tells nothing of the class.
 """
 
 from __future__ import annotations
@@ -26,6 +31,10 @@ VERSION = 1
 CATEGORY_IDS = {"circle": 1, "rectangle": 3, "triangle": 7, "star": 12}
 HUES = {"circle": 15, "rectangle": 105, "triangle": 195, "star": 285}  # degrees
 SPLITS = ("train", "val")
+CLASSES = (
+    *("arrow", "checkerboard", "circle", "crescent", "cross"),
+    *("ring", "square", "star", "stripes", "triangle"),
+)
 
 DETAIL = 4  # shapes are drawn so many times finer than the image, for smooth edges and exact outlines
 EMPTY_EVERY = 25  # so often a training image has no objects
@@ -69,7 +78,7 @@ def make_scene(rng: np.random.Generator, size: int, *, empty: bool = False) -> S
         below = [mask & ~fine for mask in visible]
         if not all(map(_is_visible, below, whole)):
             continue
-        _paint(rng, name, image, fine)
+        _paint(rng, image, fine, _colours(rng, name))
         names.append(name)
         whole.append(int(fine.sum()))
         visible = [*below, fine]
@@ -133,12 +142,11 @@ def _is_visible(fine: np.ndarray, whole: int) -> bool:
     return bool((hierarchy[0, :, 3] < 0).all())
 
 
-def _paint(rng: np.random.Generator, name: str, image: np.ndarray, fine: np.ndarray) -> None:
-    """Fill the shape in place with a colour that stands out from what is around it."""
+def _paint(rng: np.random.Generator, image: np.ndarray, fine: np.ndarray, colours: np.ndarray) -> None:
+    """Fill the shape in place with the first of the colours that stands out from what is around it."""
     alpha = _coarse(fine)[..., None]
     around = cv2.dilate(alpha[..., 0], np.ones((9, 9), np.uint8)) > 0
     nearby = image[around]
-    colours = _colours(rng, name)
     gaps = np.linalg.norm(colours[:, None] - nearby[None, :: max(1, len(nearby) // 200)], axis=2).min(axis=1)
     clear = np.flatnonzero(gaps > MIN_CONTRAST)
     colour = colours[clear[0] if len(clear) else gaps.argmax()]
@@ -175,6 +183,86 @@ def scenes(seed: int, split: str, count: int, size: int) -> Iterator[Scene]:
         yield make_scene(rng, size, empty=split == "train" and index % EMPTY_EVERY == EMPTY_EVERY - 1)
 
 
+def make_picture(rng: np.random.Generator, name: str, size: int) -> np.ndarray:
+    """(size, size, 3) uint8 RGB: one shape of class `name` over a ground with lines and specks."""
+    image = 0.5 * _ground(rng, size)  # shapes are the lighter part, which halves the time to learn them
+    for _ in range(int(rng.integers(2, 7))):
+        start, angle = rng.uniform(0, size, 2), rng.uniform(0, 2 * math.pi)
+        along = rng.uniform(0.02, 0.4) * size * np.array([math.cos(angle), math.sin(angle)])
+        across = rng.uniform(0.008, 0.025) * size * np.array([-math.sin(angle), math.cos(angle)])
+        clutter = _draw(
+            np.array([start - across, start + across, start + along + across, start + along]), size
+        )
+        image += 0.7 * _coarse(clutter)[..., None] * (rng.uniform(5, 150, 3) - image)
+    fine = np.zeros((DETAIL * size, DETAIL * size), bool)
+    radius, turn = size * rng.uniform(0.26, 0.48), rng.uniform(0, 2 * math.pi)
+    rotation = np.array([[math.cos(turn), math.sin(turn)], [-math.sin(turn), math.cos(turn)]])
+    place = rng.uniform(0.9 * radius, size - 0.9 * radius, 2)
+    for piece in _pieces(rng, name):
+        fine |= _draw(piece @ rotation * radius + place, size)
+    _paint(rng, image, fine, rng.uniform(90, 250, (40, 3)))
+    return np.clip(image + rng.normal(0, 4, image.shape), 0, 255).astype(np.uint8)
+
+
+def _pieces(rng: np.random.Generator, name: str) -> list[np.ndarray]:
+    """The outlines of a shape's pieces, each (K, 2), in the unit circle."""
+    if name == "arrow":
+        shaft, head = rng.uniform(0.15, 0.25), rng.uniform(0.55, 0.75)
+        half = [(-0.95, shaft), (0.15, shaft), (0.15, head), (1.0, 0.0)]
+        return [np.array([*half, *((x, -y) for x, y in half[-2::-1])])]
+    if name == "checkerboard":
+        count = int(rng.integers(3, 5))
+        side = 1.4 / count
+        cells = [(i, j) for i in range(count) for j in range(count) if (i + j) % 2 == 0]
+        return [_box(side, side) + (np.array(cell) - (count - 1) / 2) * side for cell in cells]
+    if name == "crescent":
+        tip, middle = rng.uniform(1.7, 2.1), rng.uniform(0.1, 0.45)
+        y = np.linspace(math.sin(tip), -math.sin(tip), 48)
+        x = middle + (math.cos(tip) - middle) * (y / y[0]) ** 2
+        return [np.concatenate([_arc(1, tip), np.stack([x, y], axis=1)])]
+    if name == "cross":
+        arm = rng.uniform(0.35, 0.6)
+        return [_box(1.9, arm), _box(arm, 1.9)]
+    if name == "ring":
+        return [np.concatenate([_arc(1, math.pi), _arc(rng.uniform(0.5, 0.7), math.pi)[::-1]])]
+    if name == "stripes":
+        count = int(rng.integers(3, 5))
+        step = 1.5 / (count - 0.5)
+        return [_box(1.5, step / 2) + [0, (i - (count - 1) / 2) * step] for i in range(count)]
+    if name == "square":
+        return [_box(1.4, 1.4)]
+    corners = {"triangle": 3, "star": 10, "circle": 64}[name]
+    radii = np.tile([1.0, 0.42], 5) if name == "star" else np.ones(corners)
+    return [radii[:, None] * _arc(1, math.pi * (1 - 1 / corners), corners)]
+
+
+def _box(width: float, height: float) -> np.ndarray:
+    """The corners of a box around the origin, (4, 2)."""
+    return np.array([(-1, -1), (1, -1), (1, 1), (-1, 1)]) * [width / 2, height / 2]
+
+
+def _arc(radius: float, half: float, count: int = 48) -> np.ndarray:
+    """Points of a circle around the origin from the angle -half to half, (count, 2)."""
+    angles = np.linspace(-half, half, count)
+    return radius * np.stack([np.cos(angles), np.sin(angles)], axis=1)
+
+
+def write_imagenet(root: Path, arguments: dict[str, int]) -> None:
+    """Write both splits in ImageNet's layout, the classes in turn."""
+    for split in SPLITS:
+        for name in CLASSES:
+            (root / split / name).mkdir(parents=True)
+        for index in range(arguments[split]):
+            name = CLASSES[index % len(CLASSES)]
+            rng = np.random.default_rng([arguments["seed"], SPLITS.index(split), index])
+            _write_png(root / split / name / f"{index:06d}.png", make_picture(rng, name, arguments["size"]))
+
+
+def _write_png(path: Path, image: np.ndarray) -> None:
+    if not cv2.imwrite(str(path), image[..., ::-1]):
+        raise OSError(f"{path}: cannot be written")
+
+
 def write_coco(root: Path, arguments: dict[str, int]) -> None:
     """Write both splits in COCO's layout."""
     (root / "annotations").mkdir(parents=True)
@@ -184,8 +272,7 @@ def write_coco(root: Path, arguments: dict[str, int]) -> None:
         annotations: list[dict[str, object]] = []
         for index, scene in enumerate(scenes(arguments["seed"], split, arguments[split], arguments["size"])):
             file_name = f"{index:06d}.png"
-            if not cv2.imwrite(str(root / split / file_name), scene.image[..., ::-1]):
-                raise OSError(f"{root / split / file_name}: cannot be written")
+            _write_png(root / split / file_name, scene.image)
             height, width = scene.image.shape[:2]
             image_id = index + 1
             images.append(
@@ -221,7 +308,17 @@ def write_coco(root: Path, arguments: dict[str, int]) -> None:
         (root / "annotations" / f"{split}.json").write_text(json.dumps(content))
 
 
-LAYOUTS: dict[str, Callable[[Path, dict[str, int]], None]] = {"coco": write_coco}
+@dataclass(frozen=True)
+class Layout:
+    """How to write a set, and its usual numbers."""
+
+    write: Callable[[Path, dict[str, int]], None]
+    train: int
+    val: int
+    size: int
+
+
+LAYOUTS = {"coco": Layout(write_coco, 400, 40, 160), "imagenet": Layout(write_imagenet, 4000, 500, 64)}
 
 
 def make(output: Path, layout: str, arguments: dict[str, int]) -> str:
@@ -240,7 +337,7 @@ def make(output: Path, layout: str, arguments: dict[str, int]) -> str:
     # under another name until complete, so that an interrupted run leaves nothing that looks finished
     partial = output / f".{layout}.partial"
     shutil.rmtree(partial, ignore_errors=True)
-    LAYOUTS[layout](partial, arguments)
+    LAYOUTS[layout].write(partial, arguments)
     (partial / manifest.name).write_text(wanted)
     partial.replace(root)
     return f"{root}: {arguments['train']} training and {arguments['val']} validation images written"
@@ -253,10 +350,17 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, required=True, help="folder to write to, such as datasets/toy")
     parser.add_argument("--layout", choices=list(LAYOUTS), default="coco")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--train", type=int, default=400, help="number of training images (400)")
-    parser.add_argument("--val", type=int, default=40, help="number of validation images (40)")
-    parser.add_argument("--size", type=int, default=160, help="side of the square images in pixels (160)")
+    for name, what in (
+        ("train", "number of training images"),
+        ("val", "number of validation images"),
+        ("size", "side of the square images in pixels"),
+    ):
+        usual = ", ".join(f"{getattr(layout, name)} for {key}" for key, layout in LAYOUTS.items())
+        parser.add_argument(f"--{name}", type=int, help=f"{what} ({usual})")
     options = parser.parse_args(argv)
+    for name in (*SPLITS, "size"):
+        if getattr(options, name) is None:
+            setattr(options, name, getattr(LAYOUTS[options.layout], name))
     arguments = {key: getattr(options, key) for key in ("seed", *SPLITS, "size")}
     if min(options.seed, options.train, options.val) < 0 or not 64 <= options.size <= 2048:
         parser.error("--seed, --train and --val must not be negative, --size must be 64 to 2048")

@@ -52,6 +52,8 @@ class Sample(TypedDict, total=False):
     """(N, 4) float32 xyxy."""
     labels: Tensor
     """(N,) int64."""
+    label: int
+    """The class of the whole image."""
     masks: Tensor | Polygons
     """(N, H, W) bool, or polygons where every object of the image has them: those stay exact under any
     transform.

@@ -1,4 +1,6 @@
-"""Run a trained model on pictures: overlays as PNG, and all detections in one COCO-format JSON.
+"""Run a trained model on pictures: overlays as PNG, and all predictions in one JSON, in COCO's format.
+
+A detector gives boxes and masks, a classifier the five likeliest classes of each picture.
 
 python tools/predict.py --config output/run/config.yaml --weights output/run/model_best.safetensors \\
     --input FILE|FOLDER|'GLOB' --output FOLDER [key=value ...]
@@ -13,6 +15,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 from _cli import add_config_arguments, run
 from PIL import Image
 from tqdm import tqdm
@@ -22,9 +25,11 @@ from res2net_dense.data.images import list_images, read_image
 from res2net_dense.engine.inference import predict
 from res2net_dense.errors import ConfigError
 from res2net_dense.files import write_atomically
+from res2net_dense.report.caption import draw_classes
 from res2net_dense.report.draw import draw_prediction
 from res2net_dense.tasks import get_task
 from res2net_dense.tasks.training import set_up_device, with_classes_of
+from res2net_dense.types import Prediction
 from res2net_dense.weight_files import load_weights_into
 
 
@@ -66,7 +71,7 @@ def main(args: argparse.Namespace) -> int:
             size = {"height": sample["original_height"], "width": sample["original_width"]}
             images.append({"id": index + 1, "file_name": str(file), **size})
             annotations += task.to_records(prediction, index + 1)
-            overlay = draw_prediction(read_image(file), prediction, names, score_threshold=args.score)
+            overlay = draw(read_image(file), prediction, names, args.score)
             pictures[index].parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(overlay).save(pictures[index])
             bar.update()
@@ -79,9 +84,17 @@ def main(args: argparse.Namespace) -> int:
     document = {"images": images, "categories": categories, "annotations": annotations, "skipped": bad}
     write_atomically(output / "predictions.json", lambda f: f.write(json.dumps(document).encode()))
     shown = sum(annotation["score"] >= args.score for annotation in annotations)
-    counts = f"{shown} objects with score >= {args.score:g}, {len(bad)} files skipped"
+    what = "classes" if config.task == "classification" else "objects"
+    counts = f"{shown} {what} with score >= {args.score:g}, {len(bad)} files skipped"
     print(f"{len(images)} pictures, {counts}: {output}")
     return 0 if images else 1
+
+
+def draw(image: np.ndarray, prediction: Prediction, names: list[str], score: float) -> np.ndarray:
+    """Draw what the prediction has."""
+    if "logits" in prediction:
+        return draw_classes(image, prediction, names)
+    return draw_prediction(image, prediction, names, score_threshold=score)
 
 
 def picture_names(files: list[Path], output: Path) -> list[Path]:
@@ -108,6 +121,6 @@ if __name__ == "__main__":
         "--output", required=True, metavar="FOLDER", help="where overlays and predictions.json go"
     )
     parser.add_argument(
-        "--score", type=float, default=0.5, help="lowest score that is drawn; the JSON has all"
+        "--score", type=float, default=0.5, help="lowest score of a drawn object; the JSON has all"
     )
     run(main, parser)

@@ -34,7 +34,9 @@ def main(args: argparse.Namespace) -> int:
         task = get_task(config.task)
         if args.eval_only:
             weights = training.find_weights(config, args.weights)
-            config = task.prepare(training.with_classes_of(config, weights), training=False)
+            if weights is not None:
+                config = training.with_classes_of(config, weights)
+            config = task.prepare(config, training=False)
             metrics = training.evaluate_only(config, device, weights)
         elif args.dry_run:
             with tempfile.TemporaryDirectory() as folder:
@@ -60,7 +62,11 @@ if __name__ == "__main__":
     )
     add_config_arguments(parser)
     parser.add_argument("--output-dir", metavar="DIR", help="run folder (runtime.output_dir)")
-    parser.add_argument("--weights", metavar="FILE", help="for --eval-only; default: the newest checkpoint")
+    parser.add_argument(
+        "--weights",
+        metavar="FILE",
+        help="for --eval-only; default: the newest checkpoint; without one, a classifier's backbone.weights",
+    )
     modes = parser.add_mutually_exclusive_group()
     modes.add_argument("--resume", action="store_true", help="go on from the newest whole checkpoint")
     modes.add_argument("--eval-only", action="store_true", help="evaluate, do not train")

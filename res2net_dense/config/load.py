@@ -17,10 +17,18 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
+from res2net_dense.config.classification import ClassificationConfig
+from res2net_dense.config.detection import DetectionConfig
 from res2net_dense.config.schema import Config
 from res2net_dense.config.yaml_text import KeyPath, Places, dump_yaml, format_path, one_line, parse_yaml
 from res2net_dense.errors import ConfigError
 from res2net_dense.files import write_atomically
+
+CONFIGS: dict[str, type[Config]] = {
+    "detection": DetectionConfig,
+    "classification": ClassificationConfig,
+}
+"""The configuration of each task."""
 
 MAX_BYTES = 1_000_000
 _BASE = "_base_"
@@ -160,17 +168,41 @@ def _parse_override(text: str) -> tuple[dict[str, Any], str, list[KeyPath]]:
 
 
 def _validate(data: dict[str, Any], places: Places) -> Config:
+    schema = _find_schema(data, places)
     try:
-        return Config.model_validate(data)
+        return schema.model_validate(data)
     except ValidationError as error:
         # A misspelt key is also a missing one; the spelling is the cause.
         details = sorted(
             error.errors(include_url=False), key=lambda detail: detail["type"] != "extra_forbidden"
         )
-    path, message = _explain(details[0], data)
-    others = list(dict.fromkeys(_explain(detail, data)[0] for detail in details[1:]))
-    more = f" (and {len(details) - 1} more: {', '.join(map(format_path, others[:5]))})" if others else ""
-    raise ConfigError(one_line(f"{_find_place(path, places)}: {message}{more}"))
+    path, message = _explain(details[0], data, schema)
+    others = [_explain(detail, data, schema)[0] for detail in details[1:]]
+    raise _error(path, message, places, others)
+
+
+def _find_schema(data: dict[str, Any], places: Places) -> type[Config]:
+    """The class of the task that `data` names."""
+    task = data.get("task")
+    if isinstance(task, str) and task in CONFIGS:
+        return CONFIGS[task]
+    known = ", ".join(map(repr, CONFIGS))
+    if "task" in data:
+        raise _error(("task",), f"task = {_show(task)}: expected one of {known}", places)
+    missing = [
+        (name,) for name, field in Config.model_fields.items() if field.is_required() and name not in data
+    ]
+    for key in data:
+        if key not in Config.model_fields:
+            raise _error((key,), _explain_unknown((key,), data, Config), places, missing)
+    raise _error(("task",), f"task is missing; expected one of {known}", places, missing[1:])
+
+
+def _error(path: KeyPath, message: str, places: Places, others: Sequence[KeyPath] = ()) -> ConfigError:
+    """Name the place of the first mistake and the keys of the others."""
+    names = ", ".join(map(format_path, list(dict.fromkeys(others))[:5]))
+    more = f" (and {len(others)} more: {names})" if others else ""
+    return ConfigError(one_line(f"{_find_place(path, places)}: {message}{more}"))
 
 
 def _find_place(path: KeyPath, places: Places) -> str:
@@ -178,21 +210,21 @@ def _find_place(path: KeyPath, places: Places) -> str:
     return next(places[path[:end]] for end in range(len(path), -1, -1) if path[:end] in places)
 
 
-def _explain(detail: ErrorDetails, data: dict[str, Any]) -> tuple[KeyPath, str]:
+def _explain(detail: ErrorDetails, data: dict[str, Any], schema: type[Config]) -> tuple[KeyPath, str]:
     """Turn pydantic's report into a key path and a message."""
-    path, context, kind = _key_path(detail["loc"]), detail.get("ctx", {}), detail["type"]
+    path, context, kind = _key_path(detail["loc"], schema), detail.get("ctx", {}), detail["type"]
     if kind == "extra_forbidden":
-        return path, _explain_unknown(path, data)
+        return path, _explain_unknown(path, data, schema)
     if kind == "conflict":
         path = (*path, *context["key"].split("."))
         return path, f"{format_path(path)} = {_show(context['value'])}: {context['reason']}"
     if kind.startswith("union_tag"):
         path = (*path, context["discriminator"].strip("'"))
-        allowed = context.get("expected_tags") or ", ".join(_tags(path[:-1]))
+        allowed = context.get("expected_tags") or ", ".join(_tags(path[:-1], schema))
         if kind == "union_tag_not_found":
             return path, f"{format_path(path)} is missing; expected one of {allowed}"
         return path, f"{format_path(path)} = {_show(context['tag'])}: expected one of {allowed}"
-    field = _fields(path[:-1], data).get(str(path[-1])) if path else None
+    field = _fields(path[:-1], data, schema).get(str(path[-1])) if path else None
     if kind == "missing":
         about = f": {field.description}" if field and field.description else ""
         return path, f"{format_path(path)} is missing{about}"
@@ -201,20 +233,21 @@ def _explain(detail: ErrorDetails, data: dict[str, Any]) -> tuple[KeyPath, str]:
     return path, f"{format_path(path)} = {_show(detail['input'])}: {message}{bounds}"
 
 
-def _explain_unknown(path: KeyPath, data: dict[str, Any]) -> str:
+def _explain_unknown(path: KeyPath, data: dict[str, Any], schema: type[Config]) -> str:
     *section, key = path
-    known = list(_fields(tuple(section), data))
+    known = list(_fields(tuple(section), data, schema))
     near = get_close_matches(str(key), known, n=1)
     guesses = [format_path((*section, near[0]))] if near else []
-    guesses = guesses or [name for name in _all_names(Config) if name.rpartition(".")[2] == key][:2]
+    guesses = guesses or [name for name in _all_names(schema) if name.rpartition(".")[2] == key][:2]
     hint = f"; did you mean {' or '.join(map(repr, guesses))}?" if guesses else "."
     where = f"of {format_path(tuple(section))!r}" if section else "at the top"
     return f"unknown key {format_path(path)!r}{hint} Known keys {where}: {', '.join(known)}"
 
 
-def _key_path(location: tuple[int | str, ...]) -> KeyPath:
+def _key_path(location: tuple[int | str, ...], schema: type[Config]) -> KeyPath:
     """Drop the tag that pydantic puts behind the name of a union."""
-    return (location[0], *location[2:]) if location[:1] == ("model",) and len(location) > 1 else location
+    field = schema.model_fields.get(str(location[0])) if len(location) > 1 else None
+    return (location[0], *location[2:]) if field and field.discriminator else location
 
 
 def _value_at(path: KeyPath, data: Any) -> Any:
@@ -235,15 +268,15 @@ def _models(annotation: Any) -> Iterator[type[BaseModel]]:
         yield from _models(argument)
 
 
-def _tags(path: KeyPath) -> list[str]:
+def _tags(path: KeyPath, schema: type[Config]) -> list[str]:
     """Return the values of `arch` that the union at a key path allows."""
-    models = _models(Config.model_fields[str(path[0])].annotation)
+    models = _models(schema.model_fields[str(path[0])].annotation)
     return [repr(tag) for model in models for tag in get_args(model.model_fields["arch"].annotation)]
 
 
-def _fields(path: KeyPath, data: Any) -> dict[str, FieldInfo]:
+def _fields(path: KeyPath, data: Any, schema: type[Config]) -> dict[str, FieldInfo]:
     """Return the fields of the section at a key path; empty where there is none."""
-    model: type[BaseModel] = Config
+    model: type[BaseModel] = schema
     for key in path:
         field = model.model_fields.get(str(key))
         models = list(_models(field.annotation)) if field else []

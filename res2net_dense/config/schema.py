@@ -1,5 +1,8 @@
 """The schema of a configuration: one class a section, and the docstring under a field is its description.
 
+What the tasks share is here; a task adds its own sections in a file beside this one and joins them in a
+subclass of `Config`, which `load.CONFIGS` names.
+
 Only what a file alone can tell is checked here. Names of backbones, files on disk and the abilities of the
 machine are checked by the code that uses them.
 """
@@ -7,7 +10,7 @@ machine are checked by the code that uses them.
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import (
     BaseModel,
@@ -31,7 +34,7 @@ Betas = Annotated[
 Channels = Annotated[list[float], Field(min_length=3, max_length=3)]
 
 
-def _conflict(key: str, value: object, reason: str) -> PydanticCustomError:
+def conflict(key: str, value: object, reason: str) -> PydanticCustomError:
     """Build the error of a field that does not fit another one; `key` is its path inside the section."""
     return PydanticCustomError("conflict", "{reason}", {"key": key, "value": value, "reason": reason})
 
@@ -46,7 +49,7 @@ class Section(BaseModel):
 
 
 class BackboneConfig(Section):
-    """The Res2Net that computes the features."""
+    """The network that computes the features."""
 
     name: Text
     """Published name, such as `res2net50_26w_4s`."""
@@ -62,124 +65,53 @@ class BackboneConfig(Section):
     """Recompute activations in the backward pass: less memory, more time."""
     stage_pool: Literal["always", "strided"] = "always"
     """Average-pool the last channel group in the first block of each stage, or only where it has a stride."""
+    stage_split: Literal["always", "strided"] = "always"
+    """Keep the channel groups in the first block of each stage apart, or only where it has a stride."""
+    pool_padding: Literal["counted", "ignored"] = "counted"
+    """Count the zeros around the map in that average pool, or not."""
     stride_in_1x1: bool = False
     """Put the stride of a stage into its first 1x1 convolution instead of the 3x3 ones."""
+    norm_eps: NonNegativeFloat = 1e-5
+    """Added to the variance in normalization layers; some published weights were made with 0."""
+    dcn_stages: list[Literal["res2", "res3", "res4", "res5"]] = []
+    """Stages whose 3x3 convolutions are deformable (DCNv2)."""
 
 
-class RCNNConfig(Section):
-    """What Faster and Mask R-CNN share."""
+class ModelConfig(Section):
+    """What is built on the backbone; each task adds its own."""
 
+    arch: str
+    """The architecture."""
     num_classes: PositiveInt | None = None
-    """Number of classes without the background; null counts them in the annotation file."""
-    fpn_channels: PositiveInt = 256
-    """Channels of each level of the feature pyramid."""
-    norm: Literal["", "BN", "GN", "SyncBN"] = ""
-    """Normalization in the pyramid and the heads; empty for none."""
-    anchor_sizes: Annotated[list[PositiveFloat], Field(min_length=5, max_length=5)] = [32, 64, 128, 256, 512]
-    """Anchor sizes in pixels, one for each of p2, p3, p4, p5, p6."""
-    anchor_ratios: Annotated[list[PositiveFloat], Field(min_length=1)] = [0.5, 1.0, 2.0]
-    """Height to width ratios of the anchors."""
-    box_head_dim: PositiveInt = 1024
-    """Width of the fully connected layers of the box head."""
-    box_head_convs: NonNegativeInt = 0
-    """3x3 convolutions of the box head before its fully connected layers."""
-    rpn_batch: PositiveInt = 256
-    """Anchors sampled an image for the proposal losses."""
-    roi_batch: PositiveInt = 512
-    """Proposals sampled an image for the losses of the heads."""
-    rpn_pre_nms_train: PositiveInt = 2000
-    """Best proposals of a level that enter non-maximum suppression in training."""
-    rpn_post_nms_train: PositiveInt = 1000
-    """Best proposals of an image that are kept after it in training."""
-    rpn_pre_nms_test: PositiveInt = 1000
-    """Best proposals of a level that enter non-maximum suppression in evaluation."""
-    rpn_post_nms_test: PositiveInt = 1000
-    """Best proposals of an image that are kept after it in evaluation."""
-    score_threshold: Fraction = 0.05
-    """Detections below this score are dropped."""
-    nms_threshold: Fraction = 0.5
-    """Of two detections of a class that overlap more than this IoU the weaker is dropped."""
-    detections_per_image: PositiveInt = 100
-    """The most detections kept of one image."""
+    """Number of classes without the background; null counts them in the data set."""
     pixel_mean: Channels = [123.675, 116.28, 103.53]
     """Mean of the pixels, RGB, 0 to 255."""
     pixel_std: Annotated[list[PositiveFloat], Field(min_length=3, max_length=3)] = [58.395, 57.12, 57.375]
     """Standard deviation of the pixels, RGB, 0 to 255."""
-    detectron2: dict[str, Any] = {}
-    """detectron2's own keys, passed through, such as `MODEL.ROI_BOX_HEAD.SMOOTH_L1_BETA: 0.5`."""
-
-
-class FasterRCNNConfig(RCNNConfig):
-    """Faster R-CNN with a feature pyramid: boxes."""
-
-    arch: Literal["faster_rcnn"]
-    """The architecture."""
-
-
-class MaskRCNNConfig(RCNNConfig):
-    """Mask R-CNN with a feature pyramid: boxes and masks."""
-
-    arch: Literal["mask_rcnn"]
-    """The architecture."""
-    mask_head_convs: NonNegativeInt = 4
-    """3x3 convolutions of the mask head."""
-    mask_head_dim: PositiveInt = 256
-    """Channels of the mask head."""
-
-
-class SplitConfig(Section):
-    """One part of a data set. Relative paths are relative to the current working directory."""
-
-    images: Text
-    """Folder of the images."""
-    annotations: Text
-    """Annotation file in COCO's format."""
 
 
 class DataConfig(Section):
-    """The images, and how they are prepared."""
+    """The images, and how they are prepared; each task adds its own."""
 
-    train: SplitConfig | None = None
+    train: object | None = None
     """The part to learn from; null where nothing is trained."""
-    val: SplitConfig | None = None
+    val: object | None = None
     """The part to evaluate on; null for none."""
     class_names: Annotated[list[Text], Field(min_length=1)] | None = None
-    """Names of the classes in the order of their labels; null takes them from the annotation file."""
-    min_size_train: Annotated[list[PositiveInt], Field(min_length=1)] = [800]
-    """Lengths of the shorter edge in training; one is drawn for each image."""
-    max_size_train: PositiveInt = 1333
-    """The longer edge never exceeds this in training."""
-    min_size_test: PositiveInt = 800
-    """Length of the shorter edge in evaluation."""
-    max_size_test: PositiveInt = 1333
-    """The longer edge never exceeds this in evaluation."""
+    """Names of the classes in the order of their labels; null takes them from the data set."""
     flip: Fraction = 0.5
     """Probability of a horizontal flip in training."""
     photometric: Literal["none", "light", "strong"] = "none"
     """Changes of colour, brightness, sharpness and noise in training."""
-    aspect_ratio_grouping: bool = True
-    """Batch wide images with wide ones and tall with tall: less padding."""
-    keep_empty: bool = False
-    """Train on images without objects too; they teach what is not an object."""
     on_error: Literal["raise", "skip"] = "raise"
     """What happens at an unreadable image."""
     workers: NonNegativeInt = 2
     """Processes that load images, for each training process; 0 loads in the training process."""
 
     @model_validator(mode="after")
-    def _check(self) -> DataConfig:
-        if max(self.min_size_train) > self.max_size_train:
-            raise _conflict(
-                "min_size_train",
-                self.min_size_train,
-                f"must not exceed max_size_train = {self.max_size_train}",
-            )
-        if self.min_size_test > self.max_size_test:
-            raise _conflict(
-                "min_size_test", self.min_size_test, f"must not exceed max_size_test = {self.max_size_test}"
-            )
+    def _check_names(self) -> DataConfig:
         if self.class_names and len(set(self.class_names)) < len(self.class_names):
-            raise _conflict("class_names", self.class_names, "must not repeat a name")
+            raise conflict("class_names", self.class_names, "must not repeat a name")
         return self
 
 
@@ -227,7 +159,7 @@ class ScheduleConfig(Section):
     @model_validator(mode="after")
     def _check(self) -> ScheduleConfig:
         if any(left >= right for left, right in pairwise(self.milestones)):
-            raise _conflict("milestones", self.milestones, "must increase")
+            raise conflict("milestones", self.milestones, "must increase")
         return self
 
 
@@ -273,9 +205,9 @@ class TrainConfig(Section):
     @model_validator(mode="after")
     def _check(self) -> TrainConfig:
         if self.batch_size % self.accumulate:
-            raise _conflict("accumulate", self.accumulate, f"must divide batch_size = {self.batch_size}")
+            raise conflict("accumulate", self.accumulate, f"must divide batch_size = {self.batch_size}")
         if self.schedule.milestones and self.schedule.milestones[-1] >= self.iterations:
-            raise _conflict(
+            raise conflict(
                 "schedule.milestones",
                 self.schedule.milestones,
                 f"must be below train.iterations = {self.iterations}",
@@ -288,8 +220,6 @@ class EvalConfig(Section):
 
     batch_size: PositiveInt = 1
     """Images at a time, in each process."""
-    backend: Literal["auto", "pycocotools", "faster_coco_eval"] = "auto"
-    """The library that scores; auto takes the faster one where it is installed."""
     expected: dict[str, Pair] = {}
     """Metrics the model must reach, each with its tolerance: `segm/AP: [35.6, 0.2]`."""
 
@@ -310,13 +240,15 @@ class RuntimeConfig(Section):
 
 
 class Config(Section):
-    """A whole configuration."""
+    """A whole configuration; each task has a class of its own, which narrows `task`, `model`, `data` and
+    `eval`.
+    """
 
-    task: Literal["detection"]
+    task: str
     """What is learned."""
     backbone: BackboneConfig
-    """The Res2Net that computes the features."""
-    model: Annotated[MaskRCNNConfig | FasterRCNNConfig, Field(discriminator="arch")]
+    """The network that computes the features."""
+    model: ModelConfig
     """What is built on the backbone."""
     data: DataConfig = DataConfig()
     """The images, and how they are prepared."""
@@ -328,12 +260,10 @@ class Config(Section):
     """Where and how the run happens."""
 
     @model_validator(mode="after")
-    def _check(self) -> Config:
+    def _check_classes(self) -> Config:
         names, count = self.data.class_names, self.model.num_classes
         if names is not None and count is not None and len(names) != count:
-            raise _conflict(
-                "model.num_classes",
-                self.model.num_classes,
-                f"must equal the number of data.class_names, {len(names)}",
+            raise conflict(
+                "model.num_classes", count, f"must equal the number of data.class_names, {len(names)}"
             )
         return self

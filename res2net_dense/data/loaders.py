@@ -12,11 +12,12 @@ import logging
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, cast
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from res2net_dense.data.images import read_sample
 from res2net_dense.errors import ConfigError, DatasetError
@@ -199,7 +200,7 @@ class BatchLoader:
     warning and counted in `skipped`.
     """
 
-    def __init__(self, loader: DataLoader[Item]) -> None:
+    def __init__(self, loader: DataLoader[Any]) -> None:
         self.loader = loader
         self.skipped = 0
 
@@ -208,8 +209,8 @@ class BatchLoader:
         return len(self.loader)
 
     def __iter__(self) -> Iterator[list[Sample]]:
-        for items in self.loader:
-            yield [self._sample(*item) for item in items]
+        for batch in self.loader:
+            yield [self._sample(*item) for item in _unpack(batch)]
 
     def _sample(self, sample: Sample | None, errors: list[DatasetError]) -> Sample:
         if sample is None:
@@ -260,7 +261,8 @@ def predict_loader(
     Either list may be empty; every file is in exactly one of them.
     """
     dataset = FileSet(files, transform)
-    for items in _data_loader(dataset, _chunks(range(len(dataset)), batch_size), workers):
+    for batch in _data_loader(dataset, _chunks(range(len(dataset)), batch_size), workers):
+        items = _unpack(batch)
         samples = [sample for sample, _ in items if sample is not None]
         yield samples, [error for _, errors in items for error in errors]
 
@@ -283,19 +285,42 @@ def _chunks(indices: range, size: int) -> list[list[int]]:
     return [list(indices[first : first + size]) for first in range(0, len(indices), size)]
 
 
-def _data_loader(dataset: Dataset[Item], batches: Iterable[list[Any]], workers: int) -> DataLoader[Item]:
+def _data_loader(dataset: Dataset[Item], batches: Iterable[list[Any]], workers: int) -> DataLoader[Any]:
     return DataLoader(
         dataset,
         batch_sampler=batches,
         num_workers=workers,
-        collate_fn=_identity,
+        collate_fn=_pack,
         worker_init_fn=_init_worker,
         # Starting draws a number: not from the global generator, which a resumed run restores.
         generator=torch.Generator(),
     )
 
 
-def _identity(items: list[Item]) -> list[Item]:
+def _pack(items: list[Item]) -> tuple[list[Item], Tensor | None]:
+    """Join pictures of one size for the way from a worker to the main process.
+
+    Each tensor on that way holds an open file, and Linux allows a process 1024 of them: four workers with two
+    batches of 256 pictures on their way would need 2048.
+    """
+    images = [sample["image"] for sample, _ in items if sample is not None]
+    if get_worker_info() is None or len({image.shape for image in images}) != 1:
+        return items, None
+    bare = [
+        (None if sample is None else cast(Sample, {k: v for k, v in sample.items() if k != "image"}), errors)
+        for sample, errors in items
+    ]
+    return bare, torch.stack(images)
+
+
+def _unpack(batch: tuple[list[Item], Tensor | None]) -> list[Item]:
+    """Undo `_pack`."""
+    items, packed = batch
+    if packed is not None:
+        images = iter(packed)
+        for sample, _ in items:
+            if sample is not None:
+                sample["image"] = next(images)
     return items
 
 

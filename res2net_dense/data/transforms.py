@@ -15,7 +15,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from res2net_dense.errors import ConfigError, MissingDependencyError
 from res2net_dense.types import Polygons, Sample
@@ -83,6 +83,44 @@ def horizontal_flip(sample: Sample) -> Sample:
     return _mapped(sample, sample["image"].flip(-1), flip_boxes, flip_polygon, lambda grid: grid.flip(-1))
 
 
+def random_crop_box(
+    height: int, width: int, scale: tuple[float, float], ratio: tuple[float, float], rng: np.random.Generator
+) -> tuple[int, int, int, int]:
+    """Draw the part of a picture that is cut out to train a classifier ("Inception crop").
+
+    The first of ten boxes that fits, its share of the area drawn from `scale`, the logarithm of width /
+    height from `ratio`; else the largest box in the middle whose width / height is allowed (Szegedy et al.,
+    arXiv 1409.4842, section 6, as torchvision's RandomResizedCrop has it).
+
+    Returns:
+        (top, left, height, width) in pixels, inside the picture.
+    """
+    areas = rng.uniform(*scale, 10) * height * width
+    ratios = np.exp(rng.uniform(np.log(ratio[0]), np.log(ratio[1]), 10))
+    places = rng.random((10, 2))
+    sizes = np.stack([np.sqrt(areas / ratios), np.sqrt(areas * ratios)], axis=1).round().astype(int)
+    for (h, w), (down, right) in zip(sizes.tolist(), places.tolist(), strict=True):
+        if 0 < h <= height and 0 < w <= width:
+            return int(down * (height - h + 1)), int(right * (width - w + 1)), h, w
+    h = min(height, max(1, round(width / ratio[0])))
+    w = min(width, max(1, round(height * ratio[1])))
+    return (height - h) // 2, (width - w) // 2, h, w
+
+
+def crop(sample: Sample, top: int, left: int, height: int, width: int) -> Sample:
+    """Cut a rectangle out of a sample that has a picture alone; what lies outside of it is black."""
+    image = sample["image"]
+    down, right = image.shape[1] - top - height, image.shape[2] - left - width
+    return cast(Sample, {**sample, "image": nn.functional.pad(image, (-left, -right, -top, -down))})
+
+
+def center_crop(sample: Sample, size: int) -> Sample:
+    """Cut the middle size x size pixels out of a sample that has a picture alone."""
+    height, width = sample["image"].shape[1:]
+    # torchvision's rounding, half to even: the published networks were evaluated on these pixels
+    return crop(sample, round((height - size) / 2), round((width - size) / 2), size, size)
+
+
 def drop_empty_objects(sample: Sample) -> Sample:
     """Remove objects whose box is thinner than `MIN_BOX_SIZE` or whose bitmap has no pixel left."""
     if "boxes" not in sample:
@@ -125,14 +163,10 @@ class TrainTransform:
             raise ConfigError(
                 f"min_sizes {list(min_sizes)} and max_size {max_size} must be positive; e.g. [800] and 1333"
             )
-        if not 0 <= flip <= 1:
-            raise ConfigError(f"flip is a probability, not {flip}; use a value from 0 to 1")
-        if photometric not in PHOTOMETRIC:
-            raise ConfigError(f"photometric {photometric!r} is unknown; use one of {', '.join(PHOTOMETRIC)}")
         self.min_sizes = tuple(min_sizes)
         self.max_size = max_size
-        self.flip = flip
-        self.colour = None if photometric == "none" else _colour_pipeline(photometric)
+        self.flip = _probability("flip", flip)
+        self.colour = _colour_pipeline(photometric)
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
         """Transform one sample; `image` comes out (3, H, W) uint8, contiguous."""
@@ -141,10 +175,7 @@ class TrainTransform:
         flipped = rng.random() < self.flip
         colour_seed = int(rng.integers(2**31))
         sample = resize_shortest_edge(sample, short, self.max_size)
-        if self.colour is not None:
-            # `set_random_seed` would give every step the same numbers: all or none would apply, in lockstep.
-            self.colour.set_random_state(np.random.default_rng(colour_seed), random.Random(colour_seed))
-            sample["image"] = _tensor(self.colour(image=_pixels(sample["image"]))["image"])
+        sample = _coloured(sample, self.colour, colour_seed)
         if flipped:
             sample = horizontal_flip(sample)
         return _finished(sample)
@@ -164,6 +195,110 @@ class EvalTransform:
     def __call__(self, sample: Sample) -> Sample:
         """Transform one sample; `image` comes out (3, H, W) uint8, contiguous."""
         return _finished(resize_shortest_edge(sample, self.min_size, self.max_size))
+
+
+class ClassificationTrainTransform:
+    """Random crop, colour and flip of a picture; the outcome depends on the generator alone.
+
+    Args:
+        size: side of the square that comes out, in pixels.
+        crop: "resized" cuts a random part and resizes it (ImageNet), "padded" adds a black border, where the
+            shorter edge is not `size` resizes it first, and cuts a random square out (CIFAR).
+        scale: share of the picture's area that a "resized" crop takes, lowest and highest.
+        ratio: width / height of it, lowest and highest.
+        padding: width of the border for "padded", in pixels.
+        flip: probability of a horizontal flip.
+        photometric: as in `TrainTransform`.
+
+    Raises:
+        ConfigError: an argument is out of range.
+        MissingDependencyError: albumentations is needed and not installed.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        *,
+        crop: str = "resized",
+        scale: tuple[float, float] = (0.08, 1.0),
+        ratio: tuple[float, float] = (3 / 4, 4 / 3),
+        padding: int = 4,
+        flip: float = 0.5,
+        photometric: str = "none",
+    ) -> None:
+        if size < 1 or padding < 0:
+            raise ConfigError(f"size {size} must be positive and padding {padding} not negative")
+        if crop not in ("resized", "padded"):
+            raise ConfigError(f"crop {crop!r} is unknown; use resized or padded")
+        if not (0 < scale[0] <= scale[1] <= 1 and 0 < ratio[0] <= ratio[1]):
+            raise ConfigError(f"scale {scale} must ascend above 0 and up to 1, ratio {ratio} above 0")
+        self.size = size
+        self.crop = crop
+        self.scale = scale
+        self.ratio = ratio
+        self.padding = padding
+        self.flip = _probability("flip", flip)
+        self.colour = _colour_pipeline(photometric)
+
+    def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
+        """Transform one sample; `image` comes out (3, size, size) uint8, contiguous."""
+        # In this order, and all drawn, so that neither flip nor colour depends on the crop.
+        flipped = rng.random() < self.flip
+        colour_seed = int(rng.integers(2**31))
+        if self.crop == "padded":
+            sample = _resize_edge_to(sample, self.size)
+            height, width = (n + 2 * self.padding - self.size + 1 for n in sample["image"].shape[1:])
+            top, left = rng.integers([height, width]) - self.padding
+            sample = crop(sample, int(top), int(left), self.size, self.size)
+        else:
+            height, width = sample["image"].shape[1:]
+            box = random_crop_box(height, width, self.scale, self.ratio, rng)
+            sample = resize_to(crop(sample, *box), self.size, self.size)
+        sample = _coloured(sample, self.colour, colour_seed)
+        return _finished(horizontal_flip(sample) if flipped else sample)
+
+
+class ClassificationEvalTransform:
+    """Resize the shorter edge to `resize_size`, then cut the middle `size` x `size` pixels out.
+
+    This is how the published networks were evaluated, with size / resize_size = 0.875 (224 of 256): the same
+    pixels as torchvision's Resize and CenterCrop give, and timm's with `crop_pct=0.875`.
+
+    Raises:
+        ConfigError: an argument is out of range.
+    """
+
+    def __init__(self, resize_size: int, size: int) -> None:
+        if not 1 <= size <= resize_size:
+            raise ConfigError(f"crop size {size} must be positive and not above resize size {resize_size}")
+        self.resize_size = resize_size
+        self.size = size
+
+    def __call__(self, sample: Sample) -> Sample:
+        """Transform one sample; `image` comes out (3, size, size) uint8, contiguous."""
+        return _finished(center_crop(_resize_edge_to(sample, self.resize_size), self.size))
+
+
+def _resize_edge_to(sample: Sample, short: int) -> Sample:
+    """Resize the shorter edge to `short`; the longer one is cut down to whole pixels, as torchvision does."""
+    height, width = sample["image"].shape[1:]
+    longer = int(short * max(height, width) / min(height, width))
+    return resize_to(sample, *((short, longer) if height < width else (longer, short)))
+
+
+def _probability(name: str, value: float) -> float:
+    if not 0 <= value <= 1:
+        raise ConfigError(f"{name} is a probability, not {value}; use a value from 0 to 1")
+    return value
+
+
+def _coloured(sample: Sample, colour: Any, seed: int) -> Sample:
+    """Apply a pipeline of `_colour_pipeline` to the picture."""
+    if colour is None:
+        return sample
+    # `set_random_seed` would give every step the same numbers: all or none would apply, in lockstep.
+    colour.set_random_state(np.random.default_rng(seed), random.Random(seed))
+    return cast(Sample, {**sample, "image": _tensor(colour(image=_pixels(sample["image"]))["image"])})
 
 
 def _mapped(
@@ -208,6 +343,10 @@ def _tensor(pixels: np.ndarray) -> Tensor:
 
 
 def _colour_pipeline(strength: str) -> Any:
+    if strength not in PHOTOMETRIC:
+        raise ConfigError(f"photometric {strength!r} is unknown; use one of {', '.join(PHOTOMETRIC)}")
+    if strength == "none":
+        return None
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it would ask the network for its newest version
     try:
         import albumentations as A

@@ -8,7 +8,10 @@ from typing import cast
 from res2net_dense.errors import ConfigError
 from res2net_dense.types import Task
 
-TASKS = {"detection": "res2net_dense.tasks.detection"}
+TASKS = {
+    "detection": "res2net_dense.tasks.detection",
+    "classification": "res2net_dense.tasks.classification",
+}
 
 
 def get_task(name: str) -> Task:

@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from res2net_dense.config import Config
-from res2net_dense.config.schema import SplitConfig
+from res2net_dense.config.detection import DetectionConfig, SplitConfig
 from res2net_dense.data.coco import CocoDataset
 from res2net_dense.data.loaders import (
     EvalSet,
@@ -35,12 +34,12 @@ from res2net_dense.types import Prediction, Sample
 _log = logging.getLogger(__name__)
 
 
-def best_metric(config: Config) -> str:
+def best_metric(config: DetectionConfig) -> str:
     """The metric that chooses the best checkpoint unless the config names one."""
     return "segm/AP" if config.model.arch == "mask_rcnn" else "bbox/AP"
 
 
-def prepare(config: Config, *, training: bool = True) -> Config:
+def prepare(config: DetectionConfig, *, training: bool = True) -> DetectionConfig:
     """Look at the data sets and fill in what hangs on them: `data.class_names` and `model.num_classes`.
 
     Args:
@@ -82,7 +81,7 @@ def prepare(config: Config, *, training: bool = True) -> Config:
     )
 
 
-def build_model(config: Config, *, load_weights: bool = True) -> nn.Module:
+def build_model(config: DetectionConfig, *, load_weights: bool = True) -> nn.Module:
     """Build the network; without `load_weights` its backbone's published weights are not looked for."""
     settings = config.model.model_dump(exclude={"arch"})
     if settings["num_classes"] is None:
@@ -93,7 +92,7 @@ def build_model(config: Config, *, load_weights: bool = True) -> nn.Module:
     return build_rcnn(backbone=backbone, mask=config.model.arch == "mask_rcnn", **settings)
 
 
-def build_train_loader(config: Config, *, start_iteration: int = 0) -> Iterable[list[Sample]]:
+def build_train_loader(config: DetectionConfig, *, start_iteration: int = 0) -> Iterable[list[Sample]]:
     """Return endless batches of this process, from `start_iteration` on."""
     data, train = config.data, config.train
     dataset = _load(_train(config), data.class_names, masks=config.model.arch == "mask_rcnn")
@@ -121,7 +120,7 @@ def build_train_loader(config: Config, *, start_iteration: int = 0) -> Iterable[
     return train_loader(train_set, batches, workers=data.workers)
 
 
-def build_eval_loader(config: Config) -> Iterable[list[Sample]]:
+def build_eval_loader(config: DetectionConfig) -> Iterable[list[Sample]]:
     """Return this process's part of the validation images, each once."""
     data = config.data
     dataset = _load(_val(config), data.class_names, masks=False)  # the evaluator reads the truth itself
@@ -134,7 +133,7 @@ def build_eval_loader(config: Config) -> Iterable[list[Sample]]:
     )
 
 
-def build_evaluator(config: Config) -> CocoEvaluator:
+def build_evaluator(config: DetectionConfig) -> CocoEvaluator:
     """Return the COCO evaluator of the validation set."""
     return CocoEvaluator(
         _val(config).annotations,
@@ -146,7 +145,7 @@ def build_evaluator(config: Config) -> CocoEvaluator:
 
 
 def build_predict_loader(
-    config: Config, files: Sequence[Path]
+    config: DetectionConfig, files: Sequence[Path]
 ) -> Iterable[tuple[list[Sample], list[DatasetError]]]:
     """Return the pictures in batches, and with each batch the errors of those that cannot be read."""
     transform = EvalTransform(config.data.min_size_test, config.data.max_size_test)
@@ -180,23 +179,23 @@ def _load(split: SplitConfig, class_names: Sequence[str] | None, *, masks: bool)
     return _load_once(split.annotations, split.images, tuple(class_names), masks)
 
 
-def _train(config: Config) -> SplitConfig:
+def _train(config: DetectionConfig) -> SplitConfig:
     if config.data.train is None:
         raise ConfigError("data.train is not set; give data.train.images and data.train.annotations")
     return config.data.train
 
 
-def _val(config: Config) -> SplitConfig:
+def _val(config: DetectionConfig) -> SplitConfig:
     if config.data.val is None:
         raise ConfigError("data.val is not set; give data.val.images and data.val.annotations")
     return config.data.val
 
 
-def _iou_types(config: Config) -> tuple[str, ...]:
+def _iou_types(config: DetectionConfig) -> tuple[str, ...]:
     return ("bbox", "segm") if config.model.arch == "mask_rcnn" else ("bbox",)
 
 
-def _check_best_metric(config: Config, class_names: Sequence[str]) -> None:
+def _check_best_metric(config: DetectionConfig, class_names: Sequence[str]) -> None:
     name = config.train.best_metric
     kinds = [*METRICS, *(f"AP/{class_name}" for class_name in class_names)]
     allowed = [f"{iou_type}/{kind}" for iou_type in _iou_types(config) for kind in kinds]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from res2net_dense.config import Config, config_to_dict, save_config
+from res2net_dense.config import Config, config_to_dict, parse_config, save_config
 from res2net_dense.engine import distributed
 from res2net_dense.engine.checkpointer import Checkpointer
 from res2net_dense.engine.inference import evaluate
@@ -24,7 +25,7 @@ from res2net_dense.weight_files import load_weights_into, read_config
 
 # What a resumed run may change without being another run.
 _FREE_ON_RESUME = (
-    *("runtime.output_dir", "runtime.device", "runtime.threads", "eval.", "data.val.", "data.workers"),
+    *("runtime.output_dir", "runtime.device", "runtime.threads", "eval.", "data.val", "data.workers"),
     *(
         "train.iterations",
         "train.log_every",
@@ -149,11 +150,18 @@ def train_and_evaluate(
     return metrics
 
 
-def evaluate_only(config: Config, device: torch.device, weights: Path) -> dict[str, float]:
-    """Score a weight file on `data.val`, write `results.json` into the run folder, print the table."""
+def evaluate_only(config: Config, device: torch.device, weights: Path | None) -> dict[str, float]:
+    """Score a weight file on `data.val`, write `results.json` into the run folder, print the table.
+
+    Args:
+        config: as `prepare` of its task returned it.
+        device: of this process.
+        weights: of the whole model; None for what `backbone.weights` gives.
+    """
     task = get_task(config.task)
-    model = task.build_model(config, load_weights=False).to(device)
-    load_weights_into(model, weights)
+    model = task.build_model(config, load_weights=weights is None).to(device)
+    if weights is not None:
+        load_weights_into(model, weights)
     evaluator = task.build_evaluator(config)
     metrics = evaluate(
         model,
@@ -169,15 +177,18 @@ def evaluate_only(config: Config, device: torch.device, weights: Path) -> dict[s
     return metrics
 
 
-def find_weights(config: Config, weights: str | None) -> Path:
+def find_weights(config: Config, weights: str | None) -> Path | None:
     """The file that a person named, or the newest whole checkpoint of the run folder.
+
+    Returns:
+        Its path; None where there is neither, but `backbone.weights` holds the whole network: a classifier.
 
     Raises:
         CheckpointError: there is neither.
     """
     folder = Path(config.runtime.output_dir)
     path = Path(weights) if weights else Checkpointer(folder, tidy=False).latest()
-    if path is None:
+    if path is None and not (config.task == "classification" and config.backbone.weights):
         raise CheckpointError(
             f"no checkpoint under {folder / 'checkpoints'}; name the weights with --weights FILE"
         )
@@ -227,6 +238,8 @@ def say(text: str) -> None:
 
 
 def _check_same_run(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    with suppress(ConfigError):  # an older version did not know all settings; they had their defaults
+        before = config_to_dict(parse_config(before))
     old, new = _flat(before), _flat(now)
     changed = [
         f"{key} was {old.get(key)!r} and is {new.get(key)!r}"

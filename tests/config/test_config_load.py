@@ -53,7 +53,7 @@ def test_shipped_configs_load_and_come_back_equal(path: Path, tmp_path: Path) ->
 
 
 def test_shipped_configs_exist() -> None:
-    assert len(SHIPPED) >= 6
+    assert len(SHIPPED) >= 10
 
 
 def test_the_published_recipe() -> None:
@@ -69,6 +69,25 @@ def test_the_published_recipe() -> None:
     assert config.train.optimizer.lr == 0.02
     assert config.train.optimizer.weight_decay == 1e-4
     assert config.data.min_size_train == list(range(640, 801, 32))
+
+
+@pytest.mark.parametrize(
+    ("name", "images", "batch", "epochs", "milestones"),
+    [
+        ("classification_res2net50_imagenet", 1_281_167, 256, 100, [30, 60, 90]),
+        ("classification_res2net50_v1b_imagenet", 1_281_167, 256, 300, [75, 150, 225]),
+        ("classification_res2next29_cifar100", 50_000, 128, 300, [150, 225]),
+    ],
+)
+def test_published_recipes_in_epochs(
+    name: str, images: int, batch: int, epochs: int, milestones: list[int]
+) -> None:
+    train = load_config(CONFIGS / f"{name}.yaml").train
+    assert train.batch_size == train.reference_batch == batch
+    assert train.optimizer.lr == 0.1
+    assert train.iterations * batch / images == pytest.approx(epochs, abs=3e-3)
+    done = [step * batch / images for step in train.schedule.milestones]
+    assert done == pytest.approx(milestones, abs=3e-3)
 
 
 @pytest.mark.parametrize("value", ["1e-4", "1E-4", "0.0001", ".0001", "+1.e-4", "100e-6"])

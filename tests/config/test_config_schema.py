@@ -8,7 +8,10 @@ from typing import Any, get_args
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from res2net_dense.config import Config, config_to_dict, parse_config
+from res2net_dense.backbones import create_backbone
+from res2net_dense.config import config_to_dict, parse_config
+from res2net_dense.config.load import CONFIGS
+from res2net_dense.config.schema import BackboneConfig
 from res2net_dense.errors import ConfigError
 
 
@@ -20,6 +23,11 @@ def minimal(**sections: Any) -> dict[str, Any]:
         "train": {"iterations": 10, "batch_size": 4, "optimizer": {"lr": 0.1}},
         **sections,
     }
+
+
+def classification(**sections: Any) -> dict[str, Any]:
+    shared = {key: value for key, value in minimal().items() if key != "model"}
+    return {**shared, "task": "classification", **sections}
 
 
 def train(**changes: Any) -> dict[str, Any]:
@@ -35,11 +43,15 @@ def sections(annotation: Any) -> Iterator[type[BaseModel]]:
         yield from sections(argument)
 
 
-ALL_SECTIONS = sorted(set(sections(Config)), key=lambda section: section.__name__)
+ALL_SECTIONS = sorted(
+    {section for config in CONFIGS.values() for section in sections(config)}, key=lambda s: s.__name__
+)
 
 
 def test_every_section_is_found() -> None:
-    assert len(ALL_SECTIONS) == 11
+    names = {section.__name__ for section in ALL_SECTIONS}
+    assert {"DetectionConfig", "ClassificationConfig", "BackboneConfig", "SplitConfig"} <= names
+    assert len(names) == 15
 
 
 @pytest.mark.parametrize("section", ALL_SECTIONS)
@@ -53,6 +65,21 @@ def test_every_field_is_described(section: type[BaseModel]) -> None:
 def test_every_default_is_allowed() -> None:
     data = config_to_dict(parse_config(minimal()))
     assert config_to_dict(parse_config(data)) == data
+
+
+def test_defaults_of_the_classifier() -> None:
+    config = parse_config(classification())
+    assert (config.model.arch, config.model.num_classes) == ("classifier", None)
+    assert (config.data.crop_size, config.data.resize_size) == (224, 256)
+    assert parse_config(config_to_dict(config)) == config
+
+
+def test_the_backbone_has_a_field_for_each_semantics_of_the_networks() -> None:
+    """A checkpoint that needs one could not be loaded otherwise."""
+    fields = BackboneConfig.model_fields
+    for name in ("res2net50_26w_4s", "resnet50", "dla60"):
+        for option, default in create_backbone(name, out_features=["res2"]).semantics.items():
+            assert fields[option].default == default, option
 
 
 def test_defaults_of_the_detector() -> None:
@@ -115,6 +142,50 @@ def test_wrong_values_are_named(section: str, value: Any, said: str) -> None:
     assert str(error.value).startswith("here: ")
     assert said in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("section", "value", "said"),
+    [
+        ("model", {"arch": "mask_rcnn"}, "model.arch = 'mask_rcnn': should be 'classifier'"),
+        ("model", {"label_smooth": 0.1}, "did you mean 'model.label_smoothing'?"),
+        ("model", {"label_smoothing": 1.0}, "model.label_smoothing = 1.0"),
+        ("model", {"num_classes": "ten"}, "model.num_classes = 'ten': should be a valid integer > 0"),
+        ("data", {"format": "zip"}, "'folder', 'cifar10' or 'cifar100'"),
+        ("data", {"train": {"images": "x"}}, "data.train"),
+        ("data", {"crop_size": 300}, "data.resize_size = 256: must not be below crop_size = 300"),
+        ("data", {"crop_scale": [0.5, 0.1]}, "data.crop_scale = [0.5, 0.1]"),
+        ("data", {"crop_scale": [0.0, 1.0]}, "data.crop_scale"),
+        ("data", {"crop_ratio": [2.0, 1.0]}, "data.crop_ratio"),
+        ("data", {"crop_ratio": [1.0]}, "data.crop_ratio"),
+        ("data", {"min_size_train": [5]}, "unknown key 'data.min_size_train'"),
+        ("eval", {"backend": "auto"}, "unknown key 'eval.backend'"),
+        ("backbone", {"name": "x", "dcn_stages": ["layer3"]}, "backbone.dcn_stages[0] = 'layer3'"),
+        ("backbone", {"name": "x", "stage_split": "never"}, "backbone.stage_split"),
+        (
+            "train",
+            train(optimizer={"lr": 1.0, "backbone_lr_factor": 0.1}),
+            "train.optimizer.backbone_lr_factor",
+        ),
+        ("task", "classifcation", "task = 'classifcation': expected one of 'detection', 'classification'"),
+        ("task", ["classification"], "task = ['classification']: expected one of"),
+    ],
+)
+def test_wrong_values_of_a_classifier_are_named(section: str, value: Any, said: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        parse_config(classification(**{section: value}), source="here")
+    assert str(error.value).startswith("here: ")
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_misspelt_task_key_is_named_first() -> None:
+    data = minimal(taks="detection")
+    del data["task"], data["train"]
+    with pytest.raises(ConfigError) as error:
+        parse_config(data)
+    assert "unknown key 'taks'; did you mean 'task'?" in str(error.value)
+    assert str(error.value).endswith("(and 2 more: task, train)")
 
 
 def test_class_names_and_num_classes_agree() -> None:

@@ -2,6 +2,8 @@
 
 import itertools
 import logging
+import os
+import resource
 import time
 from collections import Counter
 
@@ -219,3 +221,16 @@ def test_prediction_gives_samples_and_errors(tmp_path):
         assert [len(errors) for _, errors in batches] == [1, 2, 0]
         assert str(folder.files[0]) in str(batches[0][1][0])
     assert list(predict_loader([], EvalTransform(16, 64), batch_size=2, workers=0)) == []
+
+
+def test_a_large_batch_needs_few_open_files(tmp_path):
+    """Four batches of 64 pictures on their way from two workers, where a process may open 64 files more."""
+    files = Folder(tmp_path, 1).files * 256
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 64, hard))
+    try:
+        batches = predict_loader(files, EvalTransform(16, 64), batch_size=64, workers=2)
+        seen = [sample["image_id"] for samples, _ in batches for sample in samples]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert seen == list(range(256))

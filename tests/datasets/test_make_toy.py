@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 import subprocess
@@ -142,6 +143,81 @@ def test_interrupted_run_is_made_anew(toy, tmp_path, monkeypatch):
     monkeypatch.undo()
     assert toy.main(arguments) == 0
     assert sorted(p.name for p in tmp_path.iterdir()) == ["coco"]
+
+
+@pytest.fixture(scope="module")
+def folders(toy, tmp_path_factory):
+    output = tmp_path_factory.mktemp("toy")
+    sizes = ("--train", "25", "--val", "20", "--size", "64")
+    assert toy.main(["--output", str(output), "--layout", "imagenet", *sizes]) == 0
+    return output / "imagenet"
+
+
+def test_class_folders(toy, folders):
+    assert sorted(p.name for p in folders.iterdir()) == ["toy.json", "train", "val"]
+    for split, count in (("train", 25), ("val", 20)):
+        assert sorted(p.name for p in (folders / split).iterdir()) == list(toy.CLASSES)
+        numbers = [len(list((folders / split / name).iterdir())) for name in toy.CLASSES]
+        assert sum(numbers) == count
+        assert max(numbers) - min(numbers) <= 1
+    shapes = {cv2.imread(str(path)).shape for path in folders.rglob("*.png")}
+    assert shapes == {(64, 64, 3)}
+    assert len({path.read_bytes() for path in folders.rglob("*.png")}) == 45  # none comes twice, train or val
+
+
+def test_class_folders_same_seed_same_bytes(toy, folders, tmp_path):
+    def make(seed, place):
+        arguments = ["--output", str(place), "--layout", "imagenet", "--train", "25", "--val", "20"]
+        assert toy.main([*arguments, "--seed", seed]) == 0
+        return tree(place / "imagenet")
+
+    assert make("0", tmp_path / "same") == tree(folders)
+    other = make("1", tmp_path / "other")
+    assert other.keys() == tree(folders).keys()
+    assert not set(other.values()) & set(tree(folders).values())
+
+
+def test_pieces_of_classes_fit_and_differ(toy):
+    for name in toy.CLASSES:
+        areas = []
+        for seed in range(50):
+            pieces = toy._pieces(np.random.default_rng(seed), name)
+            assert all(np.linalg.norm(piece, axis=1).max() < 1.08 for piece in pieces)
+            areas.append(sum(toy._draw((piece + 1.1) * 32, 71).sum() for piece in pieces))
+        assert min(areas) > 0.15 * np.pi * (32 * toy.DETAIL) ** 2, name
+
+
+def test_colour_tells_nothing_of_the_class(toy):
+    """The nearest mean colour of a class, of the brightest part of each picture, is a guess."""
+
+    def colours(first, count):
+        found = []
+        for index in range(first, first + count):
+            name = toy.CLASSES[index % 10]
+            image = toy.make_picture(np.random.default_rng([9, index]), name, 32).reshape(-1, 3).astype(float)
+            bright = image[np.argsort(image.sum(axis=1))[-60:]].mean(axis=0)
+            found.append(bright / bright.sum())
+        return np.array(found), np.arange(first, first + count) % 10
+
+    known, labels = colours(0, 300)
+    means = np.array([known[labels == label].mean(axis=0) for label in range(10)])
+    asked, truth = colours(300, 300)
+    guesses = np.linalg.norm(asked[:, None] - means, axis=2).argmin(axis=1)
+    assert (guesses == truth).mean() < 0.2
+
+
+def test_each_layout_has_its_usual_numbers(toy, tmp_path, monkeypatch):
+    seen = {}
+    for name, layout in toy.LAYOUTS.items():
+
+        def write(root, arguments, name=name):
+            seen[name] = arguments
+            root.mkdir(parents=True)
+
+        monkeypatch.setitem(toy.LAYOUTS, name, dataclasses.replace(layout, write=write))
+        assert toy.main(["--output", str(tmp_path), "--layout", name]) == 0
+    assert seen["coco"] == {"seed": 0, "train": 400, "val": 40, "size": 160}
+    assert seen["imagenet"] == {"seed": 0, "train": 4000, "val": 500, "size": 64}
 
 
 @pytest.mark.parametrize("option", [("--train", "-1"), ("--size", "10"), ("--seed", "-1"), ("--layout", "x")])

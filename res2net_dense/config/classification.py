@@ -1,0 +1,84 @@
+"""The sections of classification."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
+
+from res2net_dense.config.schema import Config, DataConfig, ModelConfig, Pair, Text, conflict
+
+
+class ClassifierConfig(ModelConfig):
+    """The published network: the backbone, a mean over the last map, and one linear layer."""
+
+    arch: Literal["classifier"] = "classifier"
+    """The architecture."""
+    keep_head: bool = True
+    """Start from the last layer of `backbone.weights` too, where it has as many classes."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the target that is spread over all classes (Szegedy et al., arXiv 1512.00567)."""
+    mixup_alpha: NonNegativeFloat = 0.0
+    """Blend the images of a batch, with weights drawn from Beta(alpha, alpha) (arXiv 1710.09412); 0 for not.
+    With CutMix too, each batch takes one of the two."""
+    cutmix_alpha: NonNegativeFloat = 0.0
+    """Paste a rectangle from image to image, its area drawn from Beta(alpha, alpha) (arXiv 1905.04899); 0 for
+    not."""
+
+
+class ClassificationData(DataConfig):
+    """The images, and how they are prepared."""
+
+    format: Literal["folder", "cifar10", "cifar100"] = "folder"
+    """How the images are stored: a folder for each class, as ImageNet, or the files of CIFAR."""
+    train: Text | None = None
+    """The folder to learn from; null where nothing is trained. Of CIFAR it gives the training part."""
+    val: Text | None = None
+    """The folder to evaluate on; null for none. Of CIFAR it gives the test part."""
+    crop_size: PositiveInt = 224
+    """Side of the square images that enter the network."""
+    resize_size: PositiveInt = 256
+    """Length of the shorter edge in evaluation, before the square is cut from the middle. Published networks
+    have crop_size / resize_size = 0.875."""
+    train_crop: Literal["resized", "padded"] = "resized"
+    """In training, cut out a random part and resize it (ImageNet), or shift the image by up to `padding`
+    pixels (CIFAR)."""
+    crop_scale: Pair = (0.08, 1.0)
+    """Smallest and largest share of the image's area that a `resized` crop takes."""
+    crop_ratio: Pair = (3 / 4, 4 / 3)
+    """Smallest and largest width / height of it."""
+    padding: NonNegativeInt = 4
+    """Black pixels added on each side before a `padded` crop."""
+
+    @model_validator(mode="after")
+    def _check_crops(self) -> ClassificationData:
+        if self.resize_size < self.crop_size:
+            raise conflict("resize_size", self.resize_size, f"must not be below crop_size = {self.crop_size}")
+        low, high = self.crop_scale
+        if not 0 < low <= high <= 1:
+            raise conflict("crop_scale", [low, high], "must be two ascending numbers above 0 and up to 1")
+        low, high = self.crop_ratio
+        if not 0 < low <= high:
+            raise conflict("crop_ratio", [low, high], "must be two ascending numbers above 0")
+        return self
+
+
+class ClassificationConfig(Config):
+    """A configuration of classification."""
+
+    task: Literal["classification"]
+    """What is learned."""
+    model: ClassifierConfig = ClassifierConfig()
+    """What is built on the backbone."""
+    data: ClassificationData = ClassificationData()
+    """The images, and how they are prepared."""
+
+    @model_validator(mode="after")
+    def _check_one_rate(self) -> ClassificationConfig:
+        if self.train.optimizer.backbone_lr_factor != 1:
+            raise conflict(
+                "train.optimizer.backbone_lr_factor",
+                self.train.optimizer.backbone_lr_factor,
+                "must be 1: the head is a part of the network here (backbone.freeze_at can spare stages)",
+            )
+        return self

@@ -1,0 +1,137 @@
+"""The sections of detection and instance segmentation."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+from res2net_dense.config.schema import (
+    Config,
+    DataConfig,
+    EvalConfig,
+    Fraction,
+    ModelConfig,
+    Section,
+    Text,
+    conflict,
+)
+
+
+class RCNNConfig(ModelConfig):
+    """What Faster and Mask R-CNN share."""
+
+    fpn_channels: PositiveInt = 256
+    """Channels of each level of the feature pyramid."""
+    norm: Literal["", "BN", "GN", "SyncBN"] = ""
+    """Normalization in the pyramid and the heads; empty for none."""
+    anchor_sizes: Annotated[list[PositiveFloat], Field(min_length=5, max_length=5)] = [32, 64, 128, 256, 512]
+    """Anchor sizes in pixels, one for each of p2, p3, p4, p5, p6."""
+    anchor_ratios: Annotated[list[PositiveFloat], Field(min_length=1)] = [0.5, 1.0, 2.0]
+    """Height to width ratios of the anchors."""
+    box_head_dim: PositiveInt = 1024
+    """Width of the fully connected layers of the box head."""
+    box_head_convs: NonNegativeInt = 0
+    """3x3 convolutions of the box head before its fully connected layers."""
+    rpn_batch: PositiveInt = 256
+    """Anchors sampled an image for the proposal losses."""
+    roi_batch: PositiveInt = 512
+    """Proposals sampled an image for the losses of the heads."""
+    rpn_pre_nms_train: PositiveInt = 2000
+    """Best proposals of a level that enter non-maximum suppression in training."""
+    rpn_post_nms_train: PositiveInt = 1000
+    """Best proposals of an image that are kept after it in training."""
+    rpn_pre_nms_test: PositiveInt = 1000
+    """Best proposals of a level that enter non-maximum suppression in evaluation."""
+    rpn_post_nms_test: PositiveInt = 1000
+    """Best proposals of an image that are kept after it in evaluation."""
+    score_threshold: Fraction = 0.05
+    """Detections below this score are dropped."""
+    nms_threshold: Fraction = 0.5
+    """Of two detections of a class that overlap more than this IoU the weaker is dropped."""
+    detections_per_image: PositiveInt = 100
+    """The most detections kept of one image."""
+    detectron2: dict[str, Any] = {}
+    """detectron2's own keys, passed through, such as `MODEL.ROI_BOX_HEAD.SMOOTH_L1_BETA: 0.5`."""
+
+
+class FasterRCNNConfig(RCNNConfig):
+    """Faster R-CNN with a feature pyramid: boxes."""
+
+    arch: Literal["faster_rcnn"]
+    """The architecture."""
+
+
+class MaskRCNNConfig(RCNNConfig):
+    """Mask R-CNN with a feature pyramid: boxes and masks."""
+
+    arch: Literal["mask_rcnn"]
+    """The architecture."""
+    mask_head_convs: NonNegativeInt = 4
+    """3x3 convolutions of the mask head."""
+    mask_head_dim: PositiveInt = 256
+    """Channels of the mask head."""
+
+
+class SplitConfig(Section):
+    """One part of a data set. Relative paths are relative to the current working directory."""
+
+    images: Text
+    """Folder of the images."""
+    annotations: Text
+    """Annotation file in COCO's format."""
+
+
+class DetectionData(DataConfig):
+    """The images, and how they are prepared."""
+
+    train: SplitConfig | None = None
+    """The part to learn from; null where nothing is trained."""
+    val: SplitConfig | None = None
+    """The part to evaluate on; null for none."""
+    min_size_train: Annotated[list[PositiveInt], Field(min_length=1)] = [800]
+    """Lengths of the shorter edge in training; one is drawn for each image."""
+    max_size_train: PositiveInt = 1333
+    """The longer edge never exceeds this in training."""
+    min_size_test: PositiveInt = 800
+    """Length of the shorter edge in evaluation."""
+    max_size_test: PositiveInt = 1333
+    """The longer edge never exceeds this in evaluation."""
+    aspect_ratio_grouping: bool = True
+    """Batch wide images with wide ones and tall with tall: less padding."""
+    keep_empty: bool = False
+    """Train on images without objects too; they teach what is not an object."""
+
+    @model_validator(mode="after")
+    def _check_sizes(self) -> DetectionData:
+        if max(self.min_size_train) > self.max_size_train:
+            raise conflict(
+                "min_size_train",
+                self.min_size_train,
+                f"must not exceed max_size_train = {self.max_size_train}",
+            )
+        if self.min_size_test > self.max_size_test:
+            raise conflict(
+                "min_size_test", self.min_size_test, f"must not exceed max_size_test = {self.max_size_test}"
+            )
+        return self
+
+
+class DetectionEval(EvalConfig):
+    """The evaluation."""
+
+    backend: Literal["auto", "pycocotools", "faster_coco_eval"] = "auto"
+    """The library that scores; auto takes the faster one where it is installed."""
+
+
+class DetectionConfig(Config):
+    """A configuration of detection or instance segmentation."""
+
+    task: Literal["detection"]
+    """What is learned."""
+    model: Annotated[MaskRCNNConfig | FasterRCNNConfig, Field(discriminator="arch")]
+    """What is built on the backbone."""
+    data: DetectionData = DetectionData()
+    """The images, and how they are prepared."""
+    eval: DetectionEval = DetectionEval()
+    """The evaluation."""

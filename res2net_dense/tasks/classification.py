@@ -1,0 +1,199 @@
+"""Classification of whole images: joins config, classifier, ImageNet folders or CIFAR, and accuracy."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from res2net_dense.config.classification import ClassificationConfig
+from res2net_dense.data.cifar import Cifar
+from res2net_dense.data.imagenet import ImageFolder
+from res2net_dense.data.loaders import (
+    EvalSet,
+    TrainBatches,
+    TrainSet,
+    eval_loader,
+    predict_loader,
+    train_loader,
+)
+from res2net_dense.data.transforms import ClassificationEvalTransform, ClassificationTrainTransform
+from res2net_dense.engine import distributed
+from res2net_dense.errors import ConfigError, DatasetError
+from res2net_dense.evaluation.classification import METRICS, ClassificationEvaluator
+from res2net_dense.models.classification import build_classifier_model
+from res2net_dense.types import Prediction, Sample
+
+_log = logging.getLogger(__name__)
+
+TOP = 5
+"""How many classes of an image `to_records` gives."""
+
+
+def best_metric(config: ClassificationConfig) -> str:
+    """The metric that chooses the best checkpoint unless the config names one."""
+    return "top1"
+
+
+def prepare(config: ClassificationConfig, *, training: bool = True) -> ClassificationConfig:
+    """Look at the data sets and fill in what hangs on them: `data.class_names` and `model.num_classes`.
+
+    Args:
+        config: as it was loaded.
+        training: False leaves the training set alone; without class names in the config the validation set's
+            are taken.
+
+    Raises:
+        ConfigError: the config does not fit the data, or names none.
+        DatasetError: the data is missing or broken.
+    """
+    dataset = _load(config, train=training)
+    names = dataset.class_names
+    classes = config.model.num_classes
+    if classes is not None and classes != len(names):
+        raise ConfigError(
+            f"model.num_classes is {classes}, but {dataset.root} has {len(names)} classes; set "
+            "model.num_classes=null to count them there"
+        )
+    if len(names) < 2:
+        raise ConfigError(f"{dataset.root} has the class {names[0]} alone; a classifier needs two or more")
+    config = config.model_copy(
+        update={
+            "data": config.data.model_copy(update={"class_names": list(names)}),
+            "model": config.model.model_copy(update={"num_classes": len(names)}),
+        }
+    )
+    if config.data.val is not None:  # better now than after a day of training
+        _report_empty(_load(config, train=False))
+    allowed = [*METRICS, *(f"top1/{name}" for name in names)]
+    if config.train.best_metric not in (None, *allowed):
+        raise ConfigError(
+            f"train.best_metric is {config.train.best_metric!r}; classification gives "
+            f"{', '.join(allowed[:6])}{', ...' if len(allowed) > 6 else ''}"
+        )
+    return config
+
+
+def build_model(config: ClassificationConfig, *, load_weights: bool = True) -> nn.Module:
+    """Build the network; without `load_weights` its backbone's published weights are not looked for."""
+    settings = config.model.model_dump(exclude={"arch"})
+    if settings["num_classes"] is None:
+        raise ConfigError("model.num_classes is not known; set it, or data.train, whose classes are counted")
+    # Not every network has each option: only those are handed over that were set.
+    backbone = config.backbone.model_dump(exclude_defaults=True)
+    if not load_weights:
+        backbone["weights"] = None
+    return build_classifier_model(backbone=backbone, **settings)
+
+
+def build_train_loader(config: ClassificationConfig, *, start_iteration: int = 0) -> Iterable[list[Sample]]:
+    """Return endless batches of this process, from `start_iteration` on."""
+    data, train = config.data, config.train
+    dataset = _load(config, train=True)
+    transform = ClassificationTrainTransform(
+        data.crop_size,
+        crop=data.train_crop,
+        scale=data.crop_scale,
+        ratio=data.crop_ratio,
+        padding=data.padding,
+        flip=data.flip,
+        photometric=data.photometric,
+    )
+    batches = TrainBatches(
+        len(dataset),
+        train.batch_size,
+        seed=config.runtime.seed,
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
+        accumulate=train.accumulate,
+        start_iteration=start_iteration,
+    )
+    train_set = TrainSet(
+        dataset, np.arange(len(dataset)), transform, seed=config.runtime.seed, on_error=data.on_error
+    )
+    return train_loader(train_set, batches, workers=data.workers)
+
+
+def build_eval_loader(config: ClassificationConfig) -> Iterable[list[Sample]]:
+    """Return this process's part of the validation images, each once."""
+    return eval_loader(
+        EvalSet(_load(config, train=False), _eval_transform(config)),
+        batch_size=config.eval.batch_size,
+        workers=config.data.workers,
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
+    )
+
+
+def build_evaluator(config: ClassificationConfig) -> ClassificationEvaluator:
+    """Return the evaluator of the validation set."""
+    dataset = _load(config, train=False)
+    return ClassificationEvaluator(
+        dataset.labels, class_names=dataset.class_names, gather=distributed.gather_objects
+    )
+
+
+def build_predict_loader(
+    config: ClassificationConfig, files: Sequence[Path]
+) -> Iterable[tuple[list[Sample], list[DatasetError]]]:
+    """Return the pictures in batches, and with each batch the errors of those that cannot be read."""
+    return predict_loader(
+        files, _eval_transform(config), batch_size=config.eval.batch_size, workers=config.data.workers
+    )
+
+
+def to_records(prediction: Prediction, image_id: int | str) -> list[dict[str, Any]]:
+    """Return the likeliest `TOP` classes, best first; `category_id` is label + 1, as in COCO's files."""
+    scores = prediction["logits"].softmax(0)
+    best = scores.topk(min(TOP, len(scores)))
+    return [
+        {"image_id": image_id, "category_id": label + 1, "score": score}
+        for score, label in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+    ]
+
+
+def _eval_transform(config: ClassificationConfig) -> ClassificationEvalTransform:
+    return ClassificationEvalTransform(config.data.resize_size, config.data.crop_size)
+
+
+def _load(config: ClassificationConfig, *, train: bool) -> ImageFolder | Cifar:
+    data = config.data
+    root = data.train if train else data.val
+    if root is None:
+        raise ConfigError(f"data.{'train' if train else 'val'} is not set; give the folder of the images")
+    if not Path(root).exists():
+        raise DatasetError(
+            f"no data set at {root} (looked in {Path.cwd()}); datasets/README.md says how to get ImageNet "
+            "and CIFAR and how to lay out your own, and `python datasets/make_toy.py --layout imagenet "
+            "--output datasets/toy` makes the toy set for configs/quick/classification_res2net50.yaml"
+        )
+    names = None if data.class_names is None else tuple(data.class_names)
+    return _load_once(data.format, root, names, train)
+
+
+@functools.lru_cache(maxsize=4)
+def _load_once(format: str, root: str, names: tuple[str, ...] | None, train: bool) -> ImageFolder | Cifar:
+    if format == "folder":
+        return ImageFolder.load(root, class_names=names, allow_empty=not train)
+    dataset = Cifar.load(root, format, train=train)
+    if names is not None and list(names) != dataset.class_names:
+        raise ConfigError(f"data.class_names differs from the classes of {root}; leave it out for CIFAR")
+    return dataset
+
+
+def _report_empty(dataset: ImageFolder | Cifar) -> None:
+    counts = np.bincount(dataset.labels, minlength=len(dataset.class_names))
+    empty = [name for name, count in zip(dataset.class_names, counts, strict=True) if not count]
+    if empty and distributed.is_main():
+        _log.warning(
+            "%s: %d of %d classes have no picture, such as %s; their accuracy is n/a",
+            dataset.root,
+            len(empty),
+            len(dataset.class_names),
+            empty[0],
+        )

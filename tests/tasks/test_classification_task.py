@@ -1,0 +1,237 @@
+"""The classification task from a config: what is wrong first, then networks, weights, CIFAR, DCN."""
+
+import hashlib
+import json
+import logging
+import pickle
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from res2net_dense.backbones import create_classifier
+from res2net_dense.config import load_config
+from res2net_dense.config.load import CONFIGS
+from res2net_dense.data import cifar
+from res2net_dense.engine.run_folder import open_run_folder
+from res2net_dense.errors import CheckpointError, ConfigError, Res2NetDenseError
+from res2net_dense.tasks import TASKS, get_task, training
+
+ROOT = Path(__file__).resolve().parents[2]
+CPU = torch.device("cpu")
+TINY = [
+    "backbone.name=res2net50_18w_4s",
+    "data.crop_size=32",
+    "data.resize_size=36",
+    "data.workers=0",
+    "train.iterations=2",
+    "train.batch_size=4",
+    "runtime.device=cpu",
+]
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """20 toy pictures to train, 20 to validate."""
+    folder = tmp_path_factory.mktemp("toy")
+    command = [sys.executable, ROOT / "datasets/make_toy.py", "--layout", "imagenet", "--output", folder]
+    subprocess.run([*command, "--train", "20", "--val", "20"], check=True, capture_output=True)
+    return folder / "imagenet"
+
+
+@pytest.fixture
+def load(pictures, tmp_path):
+    """Load the quick config, tiny."""
+
+    def load(*overrides, config="quick/classification_res2net50.yaml"):
+        places = [f"data.train={pictures}/train", f"data.val={pictures}/val"]
+        folder = f"runtime.output_dir={tmp_path / 'run'}"
+        return load_config(ROOT / "configs" / config, [*places, *TINY, folder, *overrides])
+
+    return load
+
+
+def test_every_task_has_a_configuration():
+    assert set(CONFIGS) == set(TASKS)
+
+
+def train(config, folder):
+    config = get_task(config.task).prepare(config)
+    return training.train_and_evaluate(config, CPU, open_run_folder(folder, resume=False))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["data.train=nowhere"], ["nowhere", "looked in", "make_toy.py --layout imagenet"]),
+        (["data.train=null"], ["data.train is not set"]),
+        (["data.train={pictures}"], ["not classes", "train"]),
+        (["data.train={pictures}/val/star"], ["no class folders"]),
+        (["data.val={one}"], ["2 folders are no class", "zebra"]),
+        (["data.train={one}", "data.val=null"], ["zebra", "no picture"]),
+        (["data.train={one}/lonely", "data.val=null"], ["class lion alone", "two or more"]),
+        (["data.format=cifar10"], ["no files of cifar10"]),
+        (["model.num_classes=7"], ["model.num_classes is 7", "10 classes"]),
+        (["train.best_metric=top3"], ["top3", "top1"]),
+        (["train.accumulate=3"], ["accumulate"]),
+        (["backbone.name=dla60", "backbone.stage_pool=strided"], ["has no option"]),
+        (["backbone.name=res2net50"], ["did you mean"]),
+        (["backbone.weights=/no/such.pth"], ["/no/such.pth"]),
+        (["data.min_size_train=[5]"], ["unknown key 'data.min_size_train'"]),
+        (["train.optimizer.backbone_lr_factor=0.1"], ["backbone_lr_factor", "freeze_at"]),
+    ],
+)  # fmt: skip
+def test_wrong_turns(arguments, words, load, pictures, tmp_path):
+    one = tmp_path / "one"
+    for place in ("zebra", "lion", "lonely/lion"):
+        (one / place).mkdir(parents=True)
+    for place in ("lion", "lonely/lion"):
+        Image.new("RGB", (8, 8)).save(one / place / "0.png")
+    if "lonely" not in arguments[0]:
+        shutil.rmtree(one / "lonely")
+    with pytest.raises(Res2NetDenseError) as error:
+        train(
+            load(*(argument.format(pictures=pictures, one=one) for argument in arguments)), tmp_path / "run"
+        )
+    assert "\n" not in str(error.value)
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_a_class_without_validation_pictures_is_not_scored(load, pictures, tmp_path, caplog):
+    shutil.copytree(pictures / "val", tmp_path / "val")
+    shutil.rmtree(tmp_path / "val/star")
+    with caplog.at_level(logging.WARNING):
+        metrics = train(load(f"data.val={tmp_path / 'val'}"), tmp_path / "run")
+    assert "1 of 10 classes have no picture, such as star" in caplog.text
+    assert json.loads((tmp_path / "run/results.json").read_text())["top1/star"] is None
+    assert np.isnan(metrics["top1/star"])
+
+
+@pytest.mark.parametrize("name", ["resnet50", "res2net_dla60", "se_res2net50_26w_4s", "res2next29_6c_24w_4s"])
+def test_every_kind_of_network_trains_by_the_same_config(name, load, tmp_path, capsys):
+    metrics = train(
+        load(f"backbone.name={name}", "data.crop_size=16", "train.precision=fp32"), tmp_path / "run"
+    )
+    assert 0 <= metrics["top1"] <= metrics["top5"] <= 100
+    assert f"classifier on {name}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_deformable_stages_train_save_load_and_evaluate(load, tmp_path, precision):
+    options = [
+        "backbone.dcn_stages=[res4, res5]",
+        f"train.precision={precision}",
+        "train.channels_last=false",
+    ]
+    metrics = train(load(*options), tmp_path / "run")
+    weights = load_file(tmp_path / "run/model_best.safetensors")
+    offsets = [key for key in weights if key.endswith("conv_offset.weight")]
+    assert any("layer3" in key for key in offsets)
+    assert any(weights[key].any() for key in offsets)  # they start at 0 and have learnt
+    config = get_task("classification").prepare(load(*options), training=False)
+    newest = training.find_weights(config, None)
+    assert training.evaluate_only(config, CPU, newest) == pytest.approx(metrics, nan_ok=True)
+    plain = get_task("classification").prepare(load(), training=False)
+    with pytest.raises(CheckpointError, match="does not fit"):
+        training.evaluate_only(plain, CPU, newest)
+
+
+def test_published_weights_are_evaluated_with_their_head(load, tmp_path, caplog):
+    with pytest.raises(CheckpointError, match="no checkpoint under"):
+        training.find_weights(load(), None)
+    torch.manual_seed(0)
+    net, path = create_classifier("res2net50_18w_4s", 10), tmp_path / "plain.pth"
+    torch.save(net.state_dict(), path)
+    config = load(f"backbone.weights={path}", "train.precision=fp32")
+    assert training.find_weights(config, None) is None
+    task = get_task("classification")
+    config = task.prepare(config, training=False)
+    metrics = training.evaluate_only(config, CPU, None)
+    assert "starts anew" not in caplog.text
+
+    torch.save({f"backbone.{key}": value for key, value in net.state_dict().items()}, path)
+    assert training.evaluate_only(load("train.precision=fp32", "model.num_classes=10"), CPU, path) == metrics
+
+    torch.save(create_classifier("res2net50_18w_4s", 1000).state_dict(), path)
+    with caplog.at_level(logging.WARNING):
+        training.evaluate_only(config, CPU, None)
+    assert "1000 classes" in caplog.text
+
+
+def test_cifar_in_both_forms(load, tmp_path, monkeypatch):
+    monkeypatch.setattr(cifar, "TRAIN_SIZE", 20)
+    monkeypatch.setattr(cifar, "TEST_SIZE", 20)
+    rng = np.random.default_rng(0)
+    labels, pixels = rng.integers(0, 100, 20), rng.integers(0, 256, (20, 3072), dtype=np.uint8)
+    names = [f"thing_{n}" for n in range(100)]
+    binary, python = tmp_path / "cifar-100-binary", tmp_path / "cifar-100-python"
+    binary.mkdir(), python.mkdir()
+    records = np.concatenate([labels[:, None], labels[:, None], pixels], axis=1).astype(np.uint8)
+    for part in ("train", "test"):
+        (binary / f"{part}.bin").write_bytes(records.tobytes())
+        content = {b"data": pixels, b"fine_labels": labels.tolist(), b"coarse_labels": labels.tolist()}
+        (python / part).write_bytes(pickle.dumps(content, 4))
+    (binary / "fine_label_names.txt").write_text("\n".join(names))
+    (python / "meta").write_bytes(pickle.dumps({b"fine_label_names": names}, 4))
+    results = []
+    for folder in (binary, python):
+        short = [
+            f"data.train={folder}",
+            f"data.val={folder}",
+            "train.schedule.milestones=[]",
+            "data.resize_size=32",
+        ]
+        config = load(*short, config="classification_res2next29_cifar100.yaml")
+        results.append(train(config, tmp_path / folder.suffix / folder.name / "run"))
+    assert results[0] == pytest.approx(results[1], nan_ok=True)
+    assert "top1/thing_99" in results[0]
+
+
+def test_a_run_of_an_older_version_is_resumed(load, tmp_path):
+    """Its configuration lacks what came later; another setting is still another run."""
+    config = get_task("classification").prepare(load())
+    train(config, tmp_path / "run")
+    newest = tmp_path / "run/checkpoints/iter_0000002.pt"
+    state = torch.load(newest)
+    for section, key in (("backbone", "stage_split"), ("model", "keep_head"), ("data", "padding")):
+        del state["metadata"]["config"][section][key]
+    torch.save(state, newest)
+    newest.with_suffix(".pt.sha256").write_text(f"{hashlib.sha256(newest.read_bytes()).hexdigest()}  x\n")
+    training.train_and_evaluate(config, CPU, tmp_path / "run", resume=True)
+    other = get_task("classification").prepare(load("data.padding=3"))
+    with pytest.raises(ConfigError, match="data.padding was 4 and is 3"):
+        training.train_and_evaluate(other, CPU, tmp_path / "run", resume=True)
+
+
+def test_another_validation_set_may_be_given_on_resuming(load, tmp_path):
+    train(load("data.val=null"), tmp_path / "run")
+    config = get_task("classification").prepare(load())
+    assert "top1" in training.train_and_evaluate(config, CPU, tmp_path / "run", resume=True)
+
+
+def test_a_dry_run_takes_two_steps(load, tmp_path):
+    config = get_task("classification").prepare(load("train.iterations=500", "train.save_every=1"))
+    training.train_and_evaluate(config, CPU, tmp_path, dry_run=True)
+    assert sorted(p.name for p in (tmp_path / "checkpoints").glob("*.pt")) == [
+        "iter_0000001.pt",
+        "iter_0000002.pt",
+    ]
+
+
+def test_records_are_the_likeliest_classes():
+    task = get_task("classification")
+    logits = torch.tensor([0.0, 3.0, 1.0, 2.0, -1.0, -2.0, -3.0])
+    records = task.to_records({"logits": logits}, 9)
+    assert [record["category_id"] for record in records] == [2, 4, 3, 1, 5]
+    assert [record["score"] for record in records] == pytest.approx(
+        logits.softmax(0)[[1, 3, 2, 0, 4]].tolist()
+    )
+    assert {record["image_id"] for record in records} == {9}
+    assert len(task.to_records({"logits": logits[:2]}, 9)) == 2
