@@ -102,13 +102,14 @@ def test_the_tables_of_this_file_cover_the_registry():
     assert set(PUBLISHED_PARAMETERS) | UNPUBLISHED == set(res2net_dense.list_backbones())
     for name, architecture in ARCHITECTURES.items():
         assert architecture.parameters == PUBLISHED_PARAMETERS.get(name)
-    published = set(timm.list_models(["res2net*", "res2next*", "dla60_res2*"]))
+    tags = timm.list_models(["res2net*", "res2next*", "dla60_res2*"], pretrained=True)
+    published = {tag.split(".")[0] for tag in tags}
     assert len(published) == 11
     assert published <= set(TIMM.values()), "timm has a network that is not compared here"
 
 
 @pytest.mark.parametrize(
-    ("size", "training"), [((224, 224), False), ((199, 231), True)], ids=["224-eval", "odd-train"]
+    ("size", "training"), [((128, 96), False), ((71, 103), True)], ids=["eval", "odd-train"]
 )
 @pytest.mark.parametrize("name", TIMM)
 def test_outputs_equal_timm(name, size, training):
@@ -133,7 +134,7 @@ def test_dilated_features_equal_timm(name, output_stride):
         name, output_stride=output_stride, dilate_first="previous", avg_down_dilated="same2"
     ).eval()
     ours.load_state_dict(theirs.state_dict())
-    x = torch.randn(1, 3, 199, 231, generator=torch.Generator().manual_seed(1))
+    x = torch.randn(1, 3, 135, 103, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         for mine, reference in zip(ours(x).values(), theirs(x)[1:], strict=True):
             assert difference(mine, reference) <= 1e-5
