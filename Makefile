@@ -4,8 +4,10 @@ VENV ?= .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 DEMO_DIR ?= output/demo
+# Two processes of one thread each: most tests start programs or small networks, which more threads do not speed up.
+TESTS = OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile
 
-.PHONY: demo test check bench zoo lock clean
+.PHONY: demo test check parity bench zoo lock clean
 
 demo: $(STAMP)
 	$(PY) datasets/make_toy.py --output datasets/toy
@@ -17,13 +19,19 @@ demo: $(STAMP)
 	@echo "Run folder: $(DEMO_DIR) (results.json, metrics.jsonl); pictures: $(DEMO_DIR)/predictions"
 
 test: $(STAMP)
-	$(PY) -m pytest
+	$(TESTS)
 
 check: $(STAMP)
 	$(PY) -m ruff format --check .
 	$(PY) -m ruff check .
 	$(PY) -m mypy
-	$(PY) -m pytest
+	$(TESTS)
+
+# Against every implementation that can be had: timm's whole family, and the libraries of requirements/parity.txt.
+parity: $(STAMP)
+	$(PY) -m pip install --disable-pip-version-check --progress-bar off --no-deps --upgrade --target build/parity \
+	  -r requirements/parity.txt
+	PYTHONPATH=build/parity $(PY) -m pytest -m "slow or not slow" tests/backbones tests/convert
 
 bench: $(STAMP)
 	$(PY) benchmarks/backbone.py

@@ -24,7 +24,7 @@ ALLOWED = {
     "engine": set(),
     "report": set(),
     "config": set(),
-    "tasks": {"models", "data", "evaluation", "config", "engine"},
+    "tasks": {"models", "data", "evaluation", "config", "engine", "convert"},
 }
 
 OPTIONAL_LIBRARIES = {

@@ -28,7 +28,7 @@ from res2net_dense.files import write_atomically
 from res2net_dense.report.caption import draw_classes
 from res2net_dense.report.draw import draw_prediction
 from res2net_dense.tasks import get_task
-from res2net_dense.tasks.training import set_up_device, with_classes_of
+from res2net_dense.tasks.training import adapted_to, set_up_device
 from res2net_dense.types import Prediction
 from res2net_dense.weight_files import load_weights_into
 
@@ -44,7 +44,7 @@ def main(args: argparse.Namespace) -> int:
             "nothing of yours is overwritten"
         )
     device = set_up_device(config)
-    config = with_classes_of(config, Path(args.weights))
+    config = adapted_to(config, Path(args.weights))
     if config.model.num_classes is None:
         config = task.prepare(config, training=False)
     model = task.build_model(config, load_weights=False).to(device)

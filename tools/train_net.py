@@ -34,9 +34,7 @@ def main(args: argparse.Namespace) -> int:
         task = get_task(config.task)
         if args.eval_only:
             weights = training.find_weights(config, args.weights)
-            if weights is not None:
-                config = training.with_classes_of(config, weights)
-            config = task.prepare(config, training=False)
+            config = task.prepare(training.adapted_to(config, weights), training=False)
             metrics = training.evaluate_only(config, device, weights)
         elif args.dry_run:
             with tempfile.TemporaryDirectory() as folder:

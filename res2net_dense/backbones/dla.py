@@ -27,6 +27,7 @@ from res2net_dense.backbones.layers import (
     MaxPool2dSame,
     build_norm,
     check_common,
+    check_sizes,
     freeze_parts,
     set_norm_eps,
 )
@@ -150,7 +151,7 @@ class DLA(nn.Module):
             zero_init_residual: see `Res2Net`.
 
     Attributes:
-        out_channels, out_strides, semantics: see `Res2Net`.
+        out_channels, out_strides, semantics, dilation_rules: see `Res2Net`.
 
     Raises:
         ConfigError: an argument has no meaning.
@@ -174,10 +175,14 @@ class DLA(nn.Module):
         zero_init_residual: bool = True,
     ) -> None:
         super().__init__()
+        check_sizes(depths=depths, base_width=base_width, scale=scale, cardinality=cardinality)
         if len(depths) != 4:
             raise ConfigError(f"depths is {depths!r}; a DLA has four levels of trees")
-        wanted = check_common(FEATURES, in_channels, output_stride, out_features, freeze_at, drop_path_rate)
+        wanted = check_common(
+            FEATURES, in_channels, output_stride, out_features, freeze_at, drop_path_rate, norm_eps
+        )
         self.semantics: dict[str, object] = {"norm_eps": norm_eps}
+        self.dilation_rules: dict[str, object] = {}
 
         self.base_layer = _conv(in_channels, CHANNELS[0], 7, norm=norm)
         self.level0 = _conv(CHANNELS[0], CHANNELS[0], 3, norm=norm)
@@ -250,6 +255,7 @@ class DLAClassifier(DLA):
         self, depths: Sequence[int] = (1, 2, 3, 1), *, num_classes: int = 1000, **options: Any
     ) -> None:
         super().__init__(depths, **options)
+        check_sizes(num_classes=num_classes)
         self.num_classes = num_classes
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Conv2d(self.out_channels[self.out_features[-1]], num_classes, 1)

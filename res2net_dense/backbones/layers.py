@@ -213,6 +213,14 @@ def check(name: str, value: object, allowed: Sequence[object]) -> None:
         raise ConfigError(f"{name} is {value!r}; allowed: {', '.join(map(str, allowed))}")
 
 
+def check_sizes(**sizes: int | Sequence[int]) -> None:
+    """Raise a `ConfigError` unless all are whole numbers above 0, or sequences of such."""
+    for name, size in sizes.items():
+        numbers = [size] if isinstance(size, int) else size
+        if not isinstance(numbers, (list, tuple)) or not all(type(n) is int and n > 0 for n in numbers):
+            raise ConfigError(f"{name} is {size!r}; it takes whole numbers above 0")
+
+
 def check_common(
     features: Sequence[str],
     in_channels: int,
@@ -220,6 +228,7 @@ def check_common(
     out_features: Sequence[str] | None,
     freeze_at: int,
     drop_path_rate: float,
+    norm_eps: float,
 ) -> tuple[str, ...]:
     """Check what all networks take; return the wanted features in the order of depth.
 
@@ -236,4 +245,6 @@ def check_common(
         raise ConfigError(f"in_channels is {in_channels}; a picture has at least one channel")
     if not 0 <= drop_path_rate < 1:
         raise ConfigError(f"drop_path_rate is {drop_path_rate}; it is a probability below 1")
+    if not isinstance(norm_eps, (int, float)) or not 0 <= norm_eps < 1:
+        raise ConfigError(f"norm_eps is {norm_eps!r}; it is a number from 0 to below 1, usually 1e-5")
     return tuple(feature for feature in features if feature in (out_features or features[1:]))

@@ -93,6 +93,7 @@ with its parameter counts; `stage_conv="splits"` is the form of the public re-im
 ALIASES = {
     "res2net50d": "res2net50_v1b_26w_4s",  # timm
     "res2net101d": "res2net101_v1b_26w_4s",
+    "seresnet50": "se_resnet50",
     "dla60_res2net": "res2net_dla60",
     "dla60_res2next": "res2next_dla60",
     "res2net200_vd_26w_4s": "res2net200_v1b_26w_4s",  # Paddle

@@ -40,6 +40,7 @@ from res2net_dense.backbones.layers import (
     build_norm,
     check,
     check_common,
+    check_sizes,
     freeze_parts,
     init_weights,
     set_norm_eps,
@@ -233,6 +234,7 @@ class Res2Net(nn.Module):
         out_channels: channels of each returned feature.
         out_strides: stride of each returned feature.
         semantics: the options under which equal weights are another network, as built.
+        dilation_rules: the same of those that act in dilated stages only; empty without one.
 
     Raises:
         ConfigError: an argument has no meaning.
@@ -266,10 +268,14 @@ class Res2Net(nn.Module):
         zero_init_residual: bool = True,
     ) -> None:
         super().__init__()
+        check_sizes(depths=depths, base_width=base_width, scale=scale, cardinality=cardinality)
         if not 1 <= len(depths) <= 4:
             raise ConfigError(f"depths is {depths!r}; a network has one to four stages")
+        check("stride_in_1x1", stride_in_1x1, (False, True))
         features = FEATURES[: len(depths) + 1]
-        wanted = check_common(features, in_channels, output_stride, out_features, freeze_at, drop_path_rate)
+        wanted = check_common(
+            features, in_channels, output_stride, out_features, freeze_at, drop_path_rate, norm_eps
+        )
         check("stem", stem, STEMS)
         check("stage_conv", stage_conv, ("splits", "grouped"))
         check("stage_pool", stage_pool, ("always", "strided"))
@@ -281,6 +287,7 @@ class Res2Net(nn.Module):
             check("dcn_stages", feature, features[1:])
 
         self.semantics: dict[str, object] = {"stride_in_1x1": stride_in_1x1, "norm_eps": norm_eps}
+        self.dilation_rules: dict[str, object] = {}
         if scale > 1 and stage_conv == "splits":
             self.semantics |= {
                 "stage_pool": stage_pool,
@@ -351,6 +358,10 @@ class Res2Net(nn.Module):
             self.add_module(layer, nn.Sequential(first, *rest))
             channels[feature], strides[feature] = out_channels, stride
 
+        if dilation > 1:
+            self.dilation_rules["dilate_first"] = dilate_first
+            if stem == "deep":
+                self.dilation_rules["avg_down_dilated"] = avg_down_dilated
         self.out_features = wanted
         self.out_channels = {feature: channels[feature] for feature in wanted}
         self.out_strides = {feature: strides[feature] for feature in wanted}
@@ -389,6 +400,7 @@ class Res2NetClassifier(Res2Net):
         self, depths: Sequence[int] = (3, 4, 6, 3), *, num_classes: int = 1000, **options: Any
     ) -> None:
         super().__init__(depths, **options)
+        check_sizes(num_classes=num_classes)
         self.num_classes = num_classes
         self.avgpool: nn.Module = nn.AdaptiveAvgPool2d(1)
         self.fc: nn.Module = nn.Linear(self.out_channels[self.out_features[-1]], num_classes)

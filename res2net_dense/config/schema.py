@@ -56,7 +56,8 @@ class BackboneConfig(Section):
     weights: Text | None = None
     """Weights to start from: `imagenet` (the published ones), the path of a file, or null (random)."""
     freeze_at: Annotated[int, Field(ge=0, le=5)] = 0
-    """Leading parts that keep their weights: 0 none, 1 the stem, 2 the stem and res2, ... 5 everything."""
+    """Leading parts of the backbone that keep their weights: 0 none, 1 the stem, 2 the stem and res2, ... 5
+    all (4 where it has three stages). What is built on it, a classifier's last layer too, still learns."""
     norm: Literal["BN", "FrozenBN", "SyncBN", "GN"] = "BN"
     """Normalization layers; FrozenBN keeps the statistics and scales of the weights it starts from."""
     drop_path_rate: Annotated[float, Field(ge=0, lt=1)] = 0.0
@@ -104,7 +105,8 @@ class DataConfig(Section):
     photometric: Literal["none", "light", "strong"] = "none"
     """Changes of colour, brightness, sharpness and noise in training."""
     on_error: Literal["raise", "skip"] = "raise"
-    """What happens at an unreadable image."""
+    """What happens at an unreadable image in training: the run ends, or the next readable one replaces it.
+    Evaluation always ends with the error, since a score without some images would be another score."""
     workers: NonNegativeInt = 2
     """Processes that load images, for each training process; 0 loads in the training process."""
 

@@ -12,7 +12,8 @@ from res2net_dense.data.images import IMAGE_SUFFIXES, read_sample
 from res2net_dense.errors import DatasetError
 from res2net_dense.types import Sample
 
-_SPLITS = {"train", "training", "val", "validation", "valid", "test"}
+_TRAIN = {"train", "training"}
+_HELD_OUT = {"val", "validation", "valid", "test"}
 
 
 class ImageFolder:
@@ -22,14 +23,22 @@ class ImageFolder:
         root: the folder.
         class_names: by label.
         labels: (len,) int64, the class of each picture; they are ordered by class, then by path.
+        left_out: in words, which files of the class folders have no picture's suffix; empty for none.
     """
 
     def __init__(
-        self, root: Path, class_names: Sequence[str], files: Sequence[str], labels: Sequence[int]
+        self,
+        root: Path,
+        class_names: Sequence[str],
+        files: Sequence[str],
+        labels: Sequence[int],
+        *,
+        left_out: str = "",
     ) -> None:
         self.root = root
         self.class_names = list(class_names)
         self.labels = np.asarray(labels, dtype=np.int64)
+        self.left_out = left_out
         # One block of bytes: reading Python strings writes their reference counts, and each worker would end
         # up with a copy of a million of them.
         self._files = np.array([os.fsencode(file) for file in files], dtype=bytes)
@@ -49,7 +58,8 @@ class ImageFolder:
             allow_empty: whether a class may have no picture or, with `class_names`, no folder.
 
         Raises:
-            DatasetError: there are no class folders, one is empty, or they are not those of `class_names`.
+            DatasetError: there are no class folders, one is empty, they are not those of `class_names`, or
+                they are the parts of a data set.
         """
         root = Path(root)
         if not root.is_dir():
@@ -65,10 +75,13 @@ class ImageFolder:
                 "away, or train with them"
             )
         files: list[str] = []
+        others: list[str] = []
         labels: list[int] = []
         empty = []
         for label, name in enumerate(names):
-            found = sorted(_pictures(root, name)) if name in set(folders) else []
+            found: list[str] = []
+            for file in sorted(_files(root, name)) if name in set(folders) else ():
+                (found if os.path.splitext(file)[1].lower() in IMAGE_SUFFIXES else others).append(file)
             files += found
             labels += [label] * len(found)
             if not found:
@@ -78,7 +91,8 @@ class ImageFolder:
                 f"{root}: {len(empty)} of {len(names)} classes have no picture: {_some(empty)}; fill or "
                 f"remove their folders (pictures end in {' '.join(sorted(IMAGE_SUFFIXES))})"
             )
-        return cls(root, names, files, labels)
+        left_out = f"{len(others)} files do not end as pictures do: {_some(others)}" if others else ""
+        return cls(root, names, files, labels, left_out=left_out)
 
     def __len__(self) -> int:
         return len(self._files)
@@ -101,15 +115,17 @@ def _check_folders(root: Path, folders: Sequence[str]) -> None:
             "after its class (ImageNet's validation pictures come flat: datasets/README.md has the command "
             "that sorts them)"
         )
-    if set(map(str.lower, folders)) <= _SPLITS:
+    names = set(map(str.lower, folders))
+    if names <= _TRAIN | _HELD_OUT or (names & _TRAIN and names & _HELD_OUT):
+        parts = [folder for folder in folders if folder.lower() in _TRAIN | _HELD_OUT]
         raise DatasetError(
-            f"{root}: the folders {_some(folders)} are parts of a data set, not classes; name one of them, "
-            f"such as {root / folders[0]}"
+            f"{root}: the folders {_some(parts)} are parts of a data set, not classes; name one of them, "
+            f"such as {root / parts[0]}"
         )
 
 
-def _pictures(root: Path, name: str) -> Iterator[str]:
-    """Yield the paths of the pictures below `root/name`, relative to `root`."""
+def _files(root: Path, name: str) -> Iterator[str]:
+    """Yield the paths of the files below `root/name`, relative to `root`."""
 
     def fail(error: OSError) -> None:
         raise DatasetError(f"{error.filename}: cannot be read: {error.strerror}") from error
@@ -118,7 +134,7 @@ def _pictures(root: Path, name: str) -> Iterator[str]:
         subfolders[:] = [subfolder for subfolder in subfolders if not subfolder.startswith(".")]
         place = os.path.relpath(folder, root)
         for file in files:
-            if os.path.splitext(file)[1].lower() in IMAGE_SUFFIXES and not file.startswith("."):
+            if not file.startswith("."):
                 yield os.path.join(place, file)
 
 

@@ -13,7 +13,10 @@ from res2net_dense.errors import DatasetError
 from res2net_dense.types import Sample
 
 IMAGE_SUFFIXES = frozenset(
-    (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm", ".pnm", ".jp2")
+    (
+        *(".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".tif", ".tiff"),
+        *(".webp", ".pgm", ".ppm", ".pnm", ".jp2"),
+    )
 )
 MAX_PIXELS = 178_000_000
 """Larger pictures are refused before decoding: a few kilobytes of file can otherwise fill the memory."""

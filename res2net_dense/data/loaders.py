@@ -79,7 +79,7 @@ class TrainBatches:
     ) -> None:
         if size < 1:
             raise DatasetError(
-                "the training set is empty: no picture has an object to learn from; check the annotations"
+                "the training set is empty: there is no picture to learn from; check what data.train names"
             )
         chunks = world_size * accumulate
         if batch_size < 1 or batch_size % chunks:

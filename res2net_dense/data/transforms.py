@@ -23,6 +23,9 @@ from res2net_dense.types import Polygons, Sample
 PHOTOMETRIC = ("none", "light", "strong")
 MIN_BOX_SIZE = 1e-3
 """Pixels. A transformed box that is thinner is dropped."""
+MAX_ASPECT_RATIO = 100
+"""Classification takes the middle of a picture whose edges differ more: a file of 87 bytes can hold a strip
+of 1 x 2500 pixels, and 256 x 640,000 would be made of it."""
 
 
 def shortest_edge_size(height: int, width: int, short: int, max_size: int) -> tuple[int, int]:
@@ -203,7 +206,8 @@ class ClassificationTrainTransform:
     Args:
         size: side of the square that comes out, in pixels.
         crop: "resized" cuts a random part and resizes it (ImageNet), "padded" adds a black border, where the
-            shorter edge is not `size` resizes it first, and cuts a random square out (CIFAR).
+            shorter edge is not `size` resizes it first, and cuts a random square out (CIFAR). The ends of a
+            picture beyond `MAX_ASPECT_RATIO` are not reached.
         scale: share of the picture's area that a "resized" crop takes, lowest and highest.
         ratio: width / height of it, lowest and highest.
         padding: width of the border for "padded", in pixels.
@@ -262,7 +266,8 @@ class ClassificationEvalTransform:
     """Resize the shorter edge to `resize_size`, then cut the middle `size` x `size` pixels out.
 
     This is how the published networks were evaluated, with size / resize_size = 0.875 (224 of 256): the same
-    pixels as torchvision's Resize and CenterCrop give, and timm's with `crop_pct=0.875`.
+    pixels as torchvision's Resize and CenterCrop give, and timm's with `crop_pct=0.875`. Of a picture beyond
+    `MAX_ASPECT_RATIO` only the middle is resized, which can move the square by one pixel.
 
     Raises:
         ConfigError: an argument is out of range.
@@ -280,10 +285,24 @@ class ClassificationEvalTransform:
 
 
 def _resize_edge_to(sample: Sample, short: int) -> Sample:
-    """Resize the shorter edge to `short`; the longer one is cut down to whole pixels, as torchvision does."""
+    """Resize the shorter edge to `short`; the longer one is cut down to whole pixels, as torchvision does.
+
+    What is beyond `MAX_ASPECT_RATIO` is cut off first.
+    """
+    sample = _without_far_ends(sample)
     height, width = sample["image"].shape[1:]
     longer = int(short * max(height, width) / min(height, width))
     return resize_to(sample, *((short, longer) if height < width else (longer, short)))
+
+
+def _without_far_ends(sample: Sample) -> Sample:
+    height, width = sample["image"].shape[1:]
+    longest = MAX_ASPECT_RATIO * min(height, width)
+    if max(height, width) <= longest:
+        return sample
+    # An even number of pixels goes, so that the middle stays the middle.
+    h, w = (min(n, longest + (n - longest) % 2) for n in (height, width))
+    return crop(sample, (height - h) // 2, (width - w) // 2, h, w)
 
 
 def _probability(name: str, value: float) -> float:

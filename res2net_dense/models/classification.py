@@ -65,7 +65,11 @@ class ClassificationModel(nn.Module):
         self.register_buffer("pixel_std", torch.tensor(pixel_std).reshape(3, 1, 1), persistent=False)
 
     def forward(self, batch: Sequence[Sample]) -> Losses | list[Prediction]:
-        """See `res2net_dense.types`. All pictures of a batch have one size."""
+        """See `res2net_dense.types`. All pictures of a batch have one size.
+
+        Raises:
+            ConfigError: batch norm has a single value to learn from.
+        """
         images = self._normalise(torch.stack([sample["image"] for sample in batch]))
         if not self.training:
             return [{"logits": logits.float()} for logits in self.backbone(images)]
@@ -73,7 +77,15 @@ class ClassificationModel(nn.Module):
         if self.mixes:
             mix = self.mixes[int(torch.randint(len(self.mixes), ()))]
             images, targets = mix(images, targets)
-        logits = self.backbone(images).float()
+        try:
+            logits = self.backbone(images).float()
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise ConfigError(
+                "batch norm cannot learn from one picture whose last map is a single pixel: raise "
+                "train.batch_size, lower train.accumulate, or use backbone.norm=GN"
+            ) from None
         loss = functional.cross_entropy(logits, targets, label_smoothing=self.label_smoothing)
         return {"loss_cls": loss}
 

@@ -106,8 +106,8 @@ def build_rcnn(
 
     Args:
         backbone: `name`, and optionally `weights, norm, freeze_at, drop_path_rate, checkpoint_activations,
-            stage_pool, stage_split, pool_padding, stride_in_1x1, norm_eps, dcn_stages` as in `create_backbone`
-            and `load_backbone_weights`.
+            stage_pool, stage_split, pool_padding, stride_in_1x1, norm_eps, dcn_stages` as in
+            `create_backbone` and `load_backbone_weights`.
         num_classes: classes without background.
         norm: normalisation in FPN and heads: "", "BN", "GN" or "SyncBN". From scratch on small batches: "GN".
         anchor_sizes: square root of the anchors' area in pixels of the resized image, one for each of p2 ..

@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 from res2net_dense.types import Prediction
 
 _MIN_SIDE = 480  # smaller pictures are enlarged: text needs pixels
+_MAX_SIDE = 4096  # but not beyond this: a strip one pixel wide would fill the memory
 
 
 def draw_classes(
@@ -24,8 +25,8 @@ def draw_classes(
         top: how many.
 
     Returns:
-        (S * H + lines, S * W, 3) uint8, RGB; S is the least whole number that makes the shorter side at least
-        480.
+        (S * H + lines, max(S * W, 480), 3) uint8, RGB; S is the least whole number that makes the shorter
+        side at least 480, or the largest that keeps the longer one within 4096 if that is less, but never 0.
     """
     scores = prediction["logits"].float().softmax(0)
     best = scores.topk(min(top, len(scores)))
@@ -39,13 +40,13 @@ def draw_classes(
 def draw_caption(image: np.ndarray, lines: Sequence[str]) -> np.ndarray:
     """Write lines of text below a picture, which is enlarged as in `draw_classes`; long ones are cut."""
     height, width = image.shape[:2]
-    scale = -(-_MIN_SIDE // min(height, width))
+    scale = max(1, min(-(-_MIN_SIDE // min(height, width)), _MAX_SIDE // max(height, width)))
     picture = Image.fromarray(np.ascontiguousarray(image))
     if scale > 1:
         picture = picture.resize((width * scale, height * scale), Image.Resampling.BICUBIC)
     size = max(14, round(min(picture.size) / 24))
     step = round(1.4 * size)
-    canvas = Image.new("RGB", (picture.width, picture.height + step * len(lines)), "white")
+    canvas = Image.new("RGB", (max(picture.width, _MIN_SIDE), picture.height + step * len(lines)), "white")
     canvas.paste(picture)
     draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(size)
     for number, line in enumerate(lines):

@@ -27,6 +27,7 @@ from res2net_dense.engine import distributed
 from res2net_dense.errors import ConfigError, DatasetError
 from res2net_dense.evaluation.classification import METRICS, ClassificationEvaluator
 from res2net_dense.models.classification import build_classifier_model
+from res2net_dense.tasks.training import say
 from res2net_dense.types import Prediction, Sample
 
 _log = logging.getLogger(__name__)
@@ -68,12 +69,22 @@ def prepare(config: ClassificationConfig, *, training: bool = True) -> Classific
             "model": config.model.model_copy(update={"num_classes": len(names)}),
         }
     )
+    if training:
+        _report_left_out(dataset)
     if config.data.val is not None:  # better now than after a day of training
-        _report_empty(_load(config, train=False))
-    allowed = [*METRICS, *(f"top1/{name}" for name in names)]
+        val = _load(config, train=False)
+        _report_left_out(val)
+        if not len(val):
+            raise DatasetError(
+                f"{val.root}: no picture in any class folder; check data.val, or set data.val=null to train "
+                "without evaluation"
+            )
+        _report_empty(val)
+    overall = [name for name in METRICS if name != "top5" or len(names) >= 5]
+    allowed = [*overall, *(f"top1/{name}" for name in names)]
     if config.train.best_metric not in (None, *allowed):
         raise ConfigError(
-            f"train.best_metric is {config.train.best_metric!r}; classification gives "
+            f"train.best_metric is {config.train.best_metric!r}; {len(names)} classes give "
             f"{', '.join(allowed[:6])}{', ...' if len(allowed) > 6 else ''}"
         )
     return config
@@ -92,9 +103,11 @@ def build_model(config: ClassificationConfig, *, load_weights: bool = True) -> n
 
 
 def build_train_loader(config: ClassificationConfig, *, start_iteration: int = 0) -> Iterable[list[Sample]]:
-    """Return endless batches of this process, from `start_iteration` on."""
+    """Return endless batches of this process, from `start_iteration` on, and say what they are made of."""
     data, train = config.data, config.train
     dataset = _load(config, train=True)
+    names = ", ".join(dataset.class_names[:5]) + (", ..." if len(dataset.class_names) > 5 else "")
+    say(f"data.train: {len(dataset)} pictures of {len(dataset.class_names)} classes: {names}")
     transform = ClassificationTrainTransform(
         data.crop_size,
         crop=data.train_crop,
@@ -184,6 +197,11 @@ def _load_once(format: str, root: str, names: tuple[str, ...] | None, train: boo
     if names is not None and list(names) != dataset.class_names:
         raise ConfigError(f"data.class_names differs from the classes of {root}; leave it out for CIFAR")
     return dataset
+
+
+def _report_left_out(dataset: ImageFolder | Cifar) -> None:
+    if isinstance(dataset, ImageFolder) and dataset.left_out and distributed.is_main():
+        _log.warning("%s: left out: %s", dataset.root, dataset.left_out)
 
 
 def _report_empty(dataset: ImageFolder | Cifar) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping
 from contextlib import suppress
@@ -13,6 +14,7 @@ import torch
 from torch import nn
 
 from res2net_dense.config import Config, config_to_dict, parse_config, save_config
+from res2net_dense.convert import load_backbone_weights, locate
 from res2net_dense.engine import distributed
 from res2net_dense.engine.checkpointer import Checkpointer
 from res2net_dense.engine.inference import evaluate
@@ -25,7 +27,15 @@ from res2net_dense.weight_files import load_weights_into, read_config
 
 # What a resumed run may change without being another run.
 _FREE_ON_RESUME = (
-    *("runtime.output_dir", "runtime.device", "runtime.threads", "eval.", "data.val", "data.workers"),
+    *(
+        "runtime.output_dir",
+        "runtime.device",
+        "runtime.threads",
+        "eval.",
+        "data.val",
+        "data.workers",
+        "data.on_error",
+    ),
     *(
         "train.iterations",
         "train.log_every",
@@ -35,6 +45,17 @@ _FREE_ON_RESUME = (
     ),
     "train.compile",
 )
+
+# Settings that leave the tensors' names and shapes as they are, and make another network of them.
+_NETWORK = (
+    *(
+        f"backbone.{key}"
+        for key in ("stage_pool", "stage_split", "pool_padding", "stride_in_1x1", "norm_eps")
+    ),
+    *("backbone.dcn_stages", "model.pixel_mean", "model.pixel_std"),
+)
+
+_log = logging.getLogger(__name__)
 
 
 def set_up_device(config: Config) -> torch.device:
@@ -156,15 +177,21 @@ def evaluate_only(config: Config, device: torch.device, weights: Path | None) ->
     Args:
         config: as `prepare` of its task returned it.
         device: of this process.
-        weights: of the whole model; None for what `backbone.weights` gives.
+        weights: of the whole model; None for a classifier's `backbone.weights`.
+
+    Raises:
+        CheckpointError: the weights do not fit the model, or have no head for these classes.
     """
     task = get_task(config.task)
-    model = task.build_model(config, load_weights=weights is None).to(device)
-    if weights is not None:
+    model = task.build_model(config, load_weights=False)
+    if weights is None:
+        _load_published(config, model)
+    else:
+        say(f"evaluating {weights}")
         load_weights_into(model, weights)
     evaluator = task.build_evaluator(config)
     metrics = evaluate(
-        model,
+        model.to(device),
         task.build_eval_loader(config),
         evaluator,
         device=device,
@@ -177,6 +204,20 @@ def evaluate_only(config: Config, device: torch.device, weights: Path | None) ->
     return metrics
 
 
+def _load_published(config: Config, model: nn.Module) -> None:
+    """Load `backbone.weights` into a classifier, head included."""
+    name, weights = config.backbone.name, config.backbone.weights or ""
+    network = model.get_submodule("backbone")
+    say(f"evaluating {weights} of {name}")
+    report = load_backbone_weights(network, name, weights)
+    if report.num_classes != config.model.num_classes:
+        found = f"a head of {report.num_classes} classes" if report.num_classes else "no head"
+        raise CheckpointError(
+            f"{report.file} has {found}, data.val has {config.model.num_classes} classes: there is nothing "
+            "to score; train a head first, or list the classes of the weights in data.class_names"
+        )
+
+
 def find_weights(config: Config, weights: str | None) -> Path | None:
     """The file that a person named, or the newest whole checkpoint of the run folder.
 
@@ -184,25 +225,46 @@ def find_weights(config: Config, weights: str | None) -> Path | None:
         Its path; None where there is neither, but `backbone.weights` holds the whole network: a classifier.
 
     Raises:
-        CheckpointError: there is neither.
+        CheckpointError: there is neither, or it cannot be told which of two is meant.
     """
     folder = Path(config.runtime.output_dir)
     path = Path(weights) if weights else Checkpointer(folder, tidy=False).latest()
-    if path is None and not (config.task == "classification" and config.backbone.weights):
+    published = config.backbone.weights if config.task == "classification" else None
+    if path is None and not published:
         raise CheckpointError(
             f"no checkpoint under {folder / 'checkpoints'}; name the weights with --weights FILE"
         )
+    if path is not None and not weights and published:
+        started_from = read_config(path).get("backbone", {}).get("weights")
+        if started_from != published:
+            raise CheckpointError(
+                f"{folder} has a checkpoint that did not start from {published}: give --weights {path} to "
+                f"score it, or another --output-dir to score {published}"
+            )
     return path
 
 
-def with_classes_of(config: Config, weights: Path) -> Config:
+def adapted_to(config: Config, weights: Path | None) -> Config:
     """Fill in the class names that a weight file of ours was trained on, where the config has none.
 
+    Settings with which the same tensors would be another network must be those of the file; a warning names
+    other picture sizes.
+
+    Args:
+        config: as it was loaded.
+        weights: of the whole model; None for a classifier's `backbone.weights`.
+
     Raises:
-        ConfigError: the config names other classes than the weights know.
+        ConfigError: the config is for another task, network or classes than the weights.
         CheckpointError: the file cannot be read.
     """
-    names = read_config(weights).get("data", {}).get("class_names")
+    if weights is None:
+        weights, _ = locate(config.backbone.name, config.backbone.weights or "")
+        carried = read_config(weights)  # loading will compare the network
+    else:
+        carried = read_config(weights)
+        _check_same_network(weights, _flat(carried), _flat(config_to_dict(config)))
+    names = carried.get("data", {}).get("class_names")
     given = config.data.class_names
     if names and given and list(given) != list(names):
         raise ConfigError(
@@ -211,12 +273,30 @@ def with_classes_of(config: Config, weights: Path) -> Config:
         )
     if names is None or given:
         return config
+    if config.model.num_classes not in (None, len(names)):
+        raise ConfigError(
+            f"{weights} was trained on {len(names)} classes, but model.num_classes is "
+            f"{config.model.num_classes}: use the config.yaml of its run"
+        )
     return config.model_copy(
         update={
             "data": config.data.model_copy(update={"class_names": names}),
             "model": config.model.model_copy(update={"num_classes": len(names)}),
         }
     )
+
+
+def _check_same_network(weights: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    changed = [key for key in old if key in new and old[key] != new[key]]
+    for key in ("task", "model.arch", "backbone.name", *_NETWORK):
+        if key in changed:
+            raise ConfigError(
+                f"{weights} was trained with {key}={old[key]}, the config has {new[key]}: use the "
+                "config.yaml of its run"
+            )
+    for key in changed:
+        if key.startswith("data.") and key.endswith(("_size", "_size_test")):
+            _log.warning("%s was trained with %s=%s, now it is %s", weights, key, old[key], new[key])
 
 
 def check_expected(config: Config, metrics: Mapping[str, float]) -> bool:

@@ -279,3 +279,31 @@ def test_classifiers_give_features_too():
         assert list(features) == list(expected)
         assert all(features[key].equal(expected[key]) for key in features)
         assert classifier.num_classes == 5
+
+
+def test_dilation_rules_are_said_where_they_act():
+    options = {"dilate_first": "full", "avg_down_dilated": "same2"}
+    assert res2net_dense.create_backbone("res2net50d", **options).dilation_rules == {}
+    assert res2net_dense.create_backbone("res2net50d", output_stride=16, **options).dilation_rules == options
+    assert res2net_dense.create_backbone("resnet50", output_stride=8).dilation_rules == {
+        "dilate_first": "previous"
+    }
+    assert res2net_dense.create_backbone("res2net_dla60", output_stride=8).dilation_rules == {}
+
+
+@pytest.mark.parametrize("name", ["res2net50_26w_4s", "res2net_dla60"])
+@pytest.mark.parametrize(
+    "wrong",
+    [{"scale": 0}, {"scale": -1}, {"scale": 4.0}, {"base_width": 0}, {"cardinality": 0},
+     {"depths": (0, 1, 1, 1)}, {"depths": "3463"}, {"depths": None},
+     {"norm_eps": "1e-5"}, {"norm_eps": -1}, {"norm_eps": float("nan")}],
+    ids=str,
+)  # fmt: skip
+def test_sizes_without_meaning_are_named(name, wrong):
+    with pytest.raises(ConfigError, match=f"{next(iter(wrong))} is"):
+        res2net_dense.create_backbone(name, **wrong)
+
+
+def test_no_classes_are_no_classifier():
+    with pytest.raises(ConfigError, match="num_classes is 0"):
+        res2net_dense.create_classifier("res2net50_26w_4s", num_classes=0)

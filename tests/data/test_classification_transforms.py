@@ -7,6 +7,7 @@ from PIL import Image
 from torchvision.transforms import CenterCrop, Compose, PILToTensor, RandomResizedCrop, Resize
 from torchvision.transforms.functional import InterpolationMode, resized_crop
 
+from res2net_dense.data import transforms
 from res2net_dense.data.images import read_sample
 from res2net_dense.data.transforms import (
     ClassificationEvalTransform,
@@ -45,6 +46,41 @@ def test_evaluation_equals_torchvision(height, width, resize, size):
     done = ClassificationEvalTransform(resize, size)(sample)
     assert torch.equal(done["image"], expected)
     assert {**done, "image": 0} == {**sample, "image": 0}
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "largest"),
+    [(1, 1301, 0), (1300, 1, 0), (3, 1001, 12), (1000, 3, 12), (7, 701, 0), (7, 700, 0)],
+)
+def test_the_middle_of_a_strip_is_where_torchvision_has_it(height, width, largest):
+    """Cutting the ends first may move it by a pixel, a twentieth of one that the third and fourth have."""
+    sample = make(height, width)
+    expected = Compose([Resize(64), CenterCrop(56), PILToTensor()])(picture(sample))
+    done = ClassificationEvalTransform(64, 56)(sample)["image"]
+    assert (done.int() - expected.int()).abs().max() <= largest
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [
+        ClassificationEvalTransform(256, 224),
+        ClassificationTrainTransform(256, crop="padded"),
+        ClassificationTrainTransform(256),
+    ],
+)
+@pytest.mark.parametrize(("height", "width"), [(1, 4_000_000), (4_000_000, 1), (1, 2500), (5, 20_000)])
+def test_strips_stay_small(transform, height, width, monkeypatch):
+    def bounded(sample, height, width):
+        assert height * width <= 101 * 256**2
+        return resize_to(sample, height, width)
+
+    monkeypatch.setattr(transforms, "resize_to", bounded)
+    image = torch.full((3, 1, 1), 7, dtype=torch.uint8).expand(3, height, width)
+    sample = {**make(1, 1), "image": image}
+    rng = () if isinstance(transform, ClassificationEvalTransform) else (np.random.default_rng(0),)
+    done = transform(sample, *rng)["image"]
+    assert done.shape[1:] == (transform.size, transform.size)
+    assert done.unique().tolist() in ([7], [0, 7])
 
 
 def test_evaluation_equals_timm_on_photos(shared_data):

@@ -52,6 +52,35 @@ def test_the_folder_above(tmp_path):
     assert str(tmp_path / "train") in text
 
 
+@pytest.mark.parametrize("held_out", ["val", "valid", "Validation", "test"])
+@pytest.mark.parametrize("train", ["train", "Training"])
+def test_the_folder_above_with_others_beside(tmp_path, train, held_out):
+    plant(tmp_path, [f"{train}/a/0.png", f"{held_out}/a/0.png", "devkit/0.png", "Annotations/0.png"])
+    text = said(tmp_path)
+    assert "not classes" in text
+    assert "devkit" not in text
+    assert str(tmp_path / train) in text or str(tmp_path / held_out) in text
+
+
+def test_a_class_named_train(tmp_path):
+    plant(tmp_path, ["bus/0.png", "train/1.png"])
+    assert ImageFolder.load(tmp_path).class_names == ["bus", "train"]
+
+
+def test_files_that_are_no_pictures_are_counted_and_named(tmp_path):
+    plant(tmp_path, ["a/0.png", "a/1.JFIF", "b/0.jpg", "outside.txt", "b/.hidden.txt"])
+    dataset = ImageFolder.load(tmp_path)
+    assert (len(dataset), dataset.left_out) == (3, "")
+    assert dataset.sample(1)["file_name"].endswith("1.JFIF")
+    plant(tmp_path, [f"b/deep/{n}.txt" for n in range(7)])
+    dataset = ImageFolder.load(tmp_path)
+    assert len(dataset) == 3
+    assert dataset.left_out.startswith("7 files do not end as pictures do: b/deep/0.txt, ")
+    assert dataset.left_out.endswith(", b/deep/4.txt, ...")
+    dataset = ImageFolder.load(tmp_path, class_names=["c", "b", "a"], allow_empty=True)
+    assert dataset.labels.tolist() == [1, 2, 2]
+
+
 def test_empty_classes_are_named(tmp_path):
     plant(tmp_path, ["a/0.png", "b/notes.txt", "c/.hidden.png"])
     text = said(tmp_path)

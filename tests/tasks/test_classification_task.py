@@ -79,6 +79,7 @@ def train(config, folder):
         (["data.format=cifar10"], ["no files of cifar10"]),
         (["model.num_classes=7"], ["model.num_classes is 7", "10 classes"]),
         (["train.best_metric=top3"], ["top3", "top1"]),
+        (["data.val={one}/none"], ["none", "no picture in any class folder", "data.val"]),
         (["train.accumulate=3"], ["accumulate"]),
         (["backbone.name=dla60", "backbone.stage_pool=strided"], ["has no option"]),
         (["backbone.name=res2net50"], ["did you mean"]),
@@ -89,7 +90,7 @@ def train(config, folder):
 )  # fmt: skip
 def test_wrong_turns(arguments, words, load, pictures, tmp_path):
     one = tmp_path / "one"
-    for place in ("zebra", "lion", "lonely/lion"):
+    for place in ("zebra", "lion", "lonely/lion", *(["none/star"] if "none" in arguments[0] else [])):
         (one / place).mkdir(parents=True)
     for place in ("lion", "lonely/lion"):
         Image.new("RGB", (8, 8)).save(one / place / "0.png")
@@ -102,6 +103,28 @@ def test_wrong_turns(arguments, words, load, pictures, tmp_path):
     assert "\n" not in str(error.value)
     for word in words:
         assert word in str(error.value)
+
+
+def test_the_top_five_of_four_classes_choose_no_checkpoint(load, pictures, tmp_path):
+    for place in sorted((pictures / "train").iterdir())[:5]:
+        shutil.copytree(place, tmp_path / "some" / place.name)
+    prepare = get_task("classification").prepare
+    config = load(f"data.train={tmp_path}/some", "data.val=null", "train.best_metric=top5")
+    prepare(config)
+    shutil.rmtree(tmp_path / "some" / place.name)
+    config = load(f"data.train={tmp_path}/./some", "data.val=null", "train.best_metric=top5")
+    with pytest.raises(ConfigError, match="'top5'; 4 classes give top1, mean_class_accuracy"):
+        prepare(config)
+
+
+def test_training_says_what_it_learns_from(load, pictures, tmp_path, capsys, caplog):
+    shutil.copytree(pictures / "train", tmp_path / "train")
+    (tmp_path / "train/star/list.txt").write_text("x")
+    train(load(f"data.train={tmp_path}/train"), tmp_path / "run")
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("data.train: ")]
+    names = sorted(path.name for path in (pictures / "train").iterdir())
+    assert said == [f"data.train: 20 pictures of 10 classes: {', '.join(names[:5])}, ..."]
+    assert caplog.text.count("left out: 1 files do not end as pictures do: star/list.txt") == 1
 
 
 def test_a_class_without_validation_pictures_is_not_scored(load, pictures, tmp_path, caplog):
@@ -160,9 +183,8 @@ def test_published_weights_are_evaluated_with_their_head(load, tmp_path, caplog)
     assert training.evaluate_only(load("train.precision=fp32", "model.num_classes=10"), CPU, path) == metrics
 
     torch.save(create_classifier("res2net50_18w_4s", 1000).state_dict(), path)
-    with caplog.at_level(logging.WARNING):
+    with pytest.raises(CheckpointError, match="a head of 1000 classes, data.val has 10"):
         training.evaluate_only(config, CPU, None)
-    assert "1000 classes" in caplog.text
 
 
 def test_cifar_in_both_forms(load, tmp_path, monkeypatch):

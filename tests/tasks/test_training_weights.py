@@ -1,0 +1,117 @@
+"""Weights that are scored: those of this network, with its classes, or a reason why not."""
+
+import json
+import logging
+
+import pytest
+import torch
+
+from res2net_dense.backbones import create_classifier
+from res2net_dense.config import config_to_dict, parse_config
+from res2net_dense.errors import CheckpointError, ConfigError
+from res2net_dense.tasks import get_task, training
+from res2net_dense.weight_files import save_weights
+
+CLASSES = ["circle", "square", "star"]
+
+
+def config_of(**changes):
+    """A classifier's configuration; `backbone__norm_eps=...` changes one setting."""
+    data = {
+        "task": "classification",
+        "backbone": {"name": "res2net50_18w_4s"},
+        "model": {"arch": "classifier"},
+        "data": {"val": "val", "crop_size": 32, "resize_size": 36},
+        "train": {"iterations": 1, "batch_size": 2, "optimizer": {"lr": 0.1}},
+    }
+    for key, value in changes.items():
+        section, _, name = key.partition("__")
+        data[section][name] = value
+    return parse_config(data)
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """A file of a run, with its configuration."""
+    config = config_of(data__class_names=CLASSES, model__num_classes=3)
+    metadata = {"metadata": json.dumps({"config": config_to_dict(config)})}
+    return save_weights(tmp_path_factory.mktemp("run") / "model.safetensors", {"a": torch.zeros(1)}, metadata)
+
+
+def test_classes_come_from_the_weights(weights):
+    config = training.adapted_to(config_of(), weights)
+    assert config.data.class_names == CLASSES
+    assert config.model.num_classes == 3
+    with pytest.raises(ConfigError, match="trained on the classes circle, square, star, but"):
+        training.adapted_to(config_of(data__class_names=CLASSES[::-1]), weights)
+    with pytest.raises(ConfigError, match="trained on 3 classes, but model.num_classes is 1000"):
+        training.adapted_to(config_of(model__num_classes=1000), weights)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"backbone__stride_in_1x1": True},
+        {"backbone__norm_eps": 0.1},
+        {"backbone__stage_pool": "strided"},
+        {"backbone__name": "res2net50_26w_4s"},
+        {"model__pixel_mean": [0.0, 0.0, 0.0]},
+    ],
+    ids=str,
+)
+def test_another_network_of_the_same_tensors_is_refused(weights, change):
+    key = next(iter(change)).replace("__", ".")
+    with pytest.raises(ConfigError, match=f"trained with {key}=.*use the config.yaml of its run"):
+        training.adapted_to(config_of(**change), weights)
+
+
+def test_another_task_is_refused(weights):
+    detector = parse_config(
+        {
+            "task": "detection",
+            "backbone": {"name": "res2net50_18w_4s"},
+            "model": {"arch": "faster_rcnn"},
+            "train": {"iterations": 1, "batch_size": 2, "optimizer": {"lr": 0.1}},
+        }
+    )
+    with pytest.raises(ConfigError, match="trained with task=classification, the config has detection"):
+        training.adapted_to(detector, weights)
+
+
+def test_another_picture_size_is_said(weights, caplog):
+    with caplog.at_level(logging.WARNING):
+        training.adapted_to(config_of(data__crop_size=24), weights)
+    assert "was trained with data.crop_size=32, now it is 24" in caplog.text
+
+
+def test_published_weights_are_scored_with_their_own_head_alone(tmp_path):
+    path = tmp_path / "published.pth"
+    torch.save(create_classifier("res2net50_18w_4s", num_classes=1000).state_dict(), path)
+    config = config_of(backbone__weights=str(path), data__class_names=CLASSES, model__num_classes=3)
+    assert training.find_weights(config.model_copy(), None) is None
+    with pytest.raises(
+        CheckpointError, match="a head of 1000 classes, data.val has 3 classes: there is nothing"
+    ):
+        training.evaluate_only(config, torch.device("cpu"), None)
+
+
+def test_a_run_folder_and_published_weights_are_not_confused(tmp_path, monkeypatch):
+    config = config_of(data__class_names=CLASSES, model__num_classes=3)
+    model = get_task("classification").build_model(config)
+    checkpoint = tmp_path / "iter_1.pt"
+    torch.save({"model": model.state_dict(), "metadata": {"config": config_to_dict(config)}}, checkpoint)
+    monkeypatch.setattr(training.Checkpointer, "latest", lambda self: checkpoint)
+    assert training.find_weights(config, None) == checkpoint
+    other = config_of(backbone__weights="imagenet")
+    with pytest.raises(CheckpointError, match="did not start from imagenet: give --weights"):
+        training.find_weights(other, None)
+    assert training.find_weights(other, "given.pt").name == "given.pt"
+
+
+def test_one_picture_and_batch_norm():
+    config = config_of(data__class_names=CLASSES, model__num_classes=3)
+    model = get_task("classification").build_model(config).train()
+    sample = {"image": torch.zeros(3, 32, 32, dtype=torch.uint8), "label": 1}
+    with pytest.raises(ConfigError, match="raise train.batch_size"):
+        model([sample])
+    assert model([sample, sample])["loss_cls"].isfinite()
