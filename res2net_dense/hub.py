@@ -8,6 +8,7 @@ model.extract_features(images)         # {"res2": ..., "res3": ..., "res4": ...,
 from __future__ import annotations
 
 import logging
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,27 +30,22 @@ from res2net_dense.backbones.registry import (
     create_classifier,
     list_backbones,
 )
-from res2net_dense.backbones.weights import WEIGHTS, Weights
+from res2net_dense.backbones.weights import IMAGENETTE, WEIGHTS, Weights
 from res2net_dense.convert import Checkpoint, load_backbone_weights, locate, read_checkpoint
+from res2net_dense.convert.structure import structure_of
 from res2net_dense.data.images import read_image
 from res2net_dense.data.transforms import ClassificationEvalTransform
 from res2net_dense.errors import CheckpointError, ConfigError, DatasetError
 from res2net_dense.types import Sample
-from res2net_dense.weight_files import read_config
-
-IMAGENETTE = (
-    "n01440764", "n02102040", "n02979186", "n03000684", "n03028079",
-    "n03394916", "n03417042", "n03425413", "n03445777", "n03888257",
-)  # fmt: skip
-"""The ten ImageNet classes of Imagenette, in the order of their labels."""
+from res2net_dense.weight_files import is_path, read_config
 
 _logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How a picture enters a network: its shorter edge is resized, the middle square cut out, each channel
-    normalised.
+    """How a picture enters a network: its shorter edge is resized (bilinear, with antialiasing), the middle
+    square cut out, each channel normalised.
     """
 
     mean: tuple[float, ...] = (123.675, 116.28, 103.53)
@@ -59,8 +55,6 @@ class Preprocessing:
     """The shorter edge in pixels."""
     crop_size: int = 224
     """Side of the square in pixels."""
-    interpolation: str = "bilinear"
-    """With antialiasing, as Pillow does it."""
 
 
 class Guess(TypedDict):
@@ -97,7 +91,8 @@ def get_model(
     """Build a classifier, in evaluation mode.
 
     What the file needs is set from the file: number of classes and channels, and the form of the block (see
-    docs/res2net_block.md).
+    docs/res2net_block.md). What makes another network (depth, width, scale, ...) is not: `name` and the
+    options say it.
 
     Args:
         name: one of `list_models()`, an alias, or one of `list_models(pretrained=True)`, which names the
@@ -114,10 +109,15 @@ def get_model(
         `preprocessing`.
 
     Raises:
-        ConfigError: unknown name or option, or weights named twice.
+        ConfigError: unknown name or option, a file in the place of the name, or weights named twice.
         CheckpointError: the weights cannot be had or read, are another network's, or have no head where
             `num_classes` is not given.
     """
+    if is_path(name) and name not in ARCHITECTURES:
+        raise ConfigError(
+            f"{name} is a file, and get_model takes the name of a network first: get_model(NAME, "
+            f"{str(name)!r}); `python tools/convert_checkpoint.py {shlex.quote(str(name))}` says which it is"
+        )
     name, _, tag = name.partition(".")
     if tag and weights is not None:
         raise ConfigError(f"weights are named twice, {tag!r} and {str(weights)!r}: leave one of them out")
@@ -131,16 +131,12 @@ def get_model(
 
     path, _ = locate(name, weights)
     checkpoint = read_checkpoint(path, trust_pickle=trust_pickle)
-    if checkpoint.name != name:
-        raise CheckpointError(
-            f"{path} is {checkpoint.name} ({checkpoint.report.structure}), not {name}: "
-            f"get_model({checkpoint.name!r}, ...) builds it"
-        )
+    needs = _check_network(name, path, checkpoint, options)
     published = checkpoint.report.num_classes
     classes = published if num_classes is None else num_classes
     if classes is None:
         raise CheckpointError(f"{path} has no classifier head: give num_classes, and train what is built")
-    model = create_classifier(name, classes, **{**checkpoint.options, **options})
+    model = create_classifier(name, classes, **{**needs, **options})
     load_backbone_weights(model, name, path, trust_pickle=trust_pickle)
     row = _row_of(checkpoint)
     names = _class_names(checkpoint, row) if classes == published else None
@@ -194,6 +190,26 @@ def imagenet_classes() -> dict[str, str]:
     return {wordnet_id: name for wordnet_id, _, name in lines}
 
 
+def _check_network(name: str, path: Path, checkpoint: Checkpoint, options: dict[str, Any]) -> dict[str, Any]:
+    """The options that the file needs where it is of the network `name`, built with `options`.
+
+    Raises:
+        CheckpointError: it is another network's.
+    """
+    with torch.device("meta"):
+        wanted = structure_of(create_classifier(name, 1, **options).state_dict())
+    found = structure_of(checkpoint.state_dict)
+    form = found.shape()
+    if wanted.shape() != form:
+        extra = [f"{key}={value!r}" for key, value in checkpoint.options.items() if key in form]
+        what = found.describe() if extra else f"{checkpoint.name} ({found.describe()})"
+        call = ", ".join([repr(checkpoint.name), repr(str(path)), *extra])
+        raise CheckpointError(
+            f"{path} is {what}, not {name} ({wanted.describe()}): get_model({call}) builds it"
+        )
+    return {key: value for key, value in checkpoint.options.items() if key not in form}
+
+
 def _row_of(checkpoint: Checkpoint) -> Weights | None:
     """The row of the published file that this is, wherever it lay."""
     sha256 = checkpoint.report.sha256
@@ -213,7 +229,7 @@ def _class_names(checkpoint: Checkpoint, row: Weights | None) -> list[str] | Non
 
 def _preprocessing(name: str, path: Path, checkpoint: Checkpoint, row: Weights | None) -> Preprocessing:
     if row is not None:
-        return Preprocessing(row.mean, row.std, row.resize_size, row.crop_size, row.interpolation)
+        return Preprocessing(row.mean, row.std, row.resize_size, row.crop_size)
     config = read_config(path) if checkpoint.report.config else {}
     if config.get("task") != "classification":
         return _usual_preprocessing(name)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import codecs
 import json
+import os
 import pickle
 import re
+import shlex
+import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,11 +21,47 @@ from torch import Tensor, nn
 from res2net_dense.errors import CheckpointError
 from res2net_dense.files import write_atomically
 
+SUFFIXES = (".pth", ".pt", ".ckpt", ".bin", ".tar", ".safetensors", ".pkl", ".pdparams")
+"""What weight files are called; what they are is read from their content."""
+
 _OLD_TORCH = bytes.fromhex("80028a0a6cfc9c46f9206aa85019")
 """How files begin that torch wrote before version 1.6."""
 
 _PICKLE = re.compile(rb"\x80|\([dlt]p|[}\]]q|c[\w.]+\n[\w.]+\n")
 """How Python's pickles begin, in every protocol."""
+
+_LONGEST_HEADER = 100_000_000
+"""Bytes of JSON that safetensors reads at most."""
+
+_UNPACK = "unpack it and give the weight file in it"
+_FOREIGN = (
+    (
+        re.compile(rb"version https://git-lfs"),
+        "a git-lfs pointer, the stand-in for a file not fetched yet: run `git lfs pull` in its repository",
+    ),
+    (
+        re.compile(rb"\s*<"),
+        "a web page, not weights: the download led to a login or error page, get it again",
+    ),
+    (
+        re.compile(rb"\x1f\x8b|\xfd7zXZ\0|BZh[1-9]|\x28\xb5\x2f\xfd|7z\xbc\xaf|Rar!"),
+        f"compressed (gzip, xz, bzip2, zstd, 7z or rar): {_UNPACK}",
+    ),
+    (re.compile(rb".{257}ustar", re.DOTALL), f"a tar archive: {_UNPACK}"),
+    (
+        re.compile(rb"\x89PNG|\xff\xd8\xff|GIF8|RIFF.{4}WEBP", re.DOTALL),
+        "a picture, not weights: give the weight file, and pictures where the command takes them",
+    ),
+    (
+        re.compile(rb"\x89HDF\r\n"),
+        "an HDF5 file, as Keras and MATLAB write them: use a file of a PyTorch or Paddle implementation",
+    ),
+    (
+        re.compile(rb"\x08[\x01-\x1f]\x12"),
+        "an ONNX program, not weights: use the checkpoint that it was exported from",
+    ),
+)
+"""How files begin that are not weights, and what to say of them."""
 
 
 def save_weights(path: str | Path, state_dict: Mapping[str, Tensor], metadata: dict[str, str]) -> Path:
@@ -88,7 +128,7 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
             with safetensors.safe_open(path, framework="pt") as file:
                 return dict(file.metadata() or {})
         except (safetensors.SafetensorError, OSError) as error:
-            raise _damaged(path, error) from None
+            raise _damaged_safetensors(path, error) from None
     content = read_torch_or_safetensors(path)
     return {
         key: content[key] for key in ("version", "iteration", "metadata", "best", "metrics") if key in content
@@ -162,7 +202,7 @@ def read_torch_or_safetensors(path: Path, *, trust_pickle: bool = False) -> dict
         try:
             return dict(safetensors.torch.load_file(path))
         except (safetensors.SafetensorError, OSError, ValueError) as error:
-            raise _damaged(path, error) from None
+            raise _damaged_safetensors(path, error) from None
     content = _unpickle_trusted(path, kind) if trust_pickle else _load_without_code(path, kind)
     if isinstance(content, nn.Module):
         content = content.state_dict()
@@ -173,11 +213,21 @@ def read_torch_or_safetensors(path: Path, *, trust_pickle: bool = False) -> dict
     return content
 
 
+def is_path(weights: str | Path) -> bool:
+    """Whether `weights` means a file, there or not, rather than a name or tag."""
+    if isinstance(weights, Path) or os.sep in weights or "/" in weights:
+        return True
+    return weights.endswith(SUFFIXES) or Path(weights).is_file()
+
+
 def kind_of(path: Path) -> str:
-    """The kind of a weight file by its first bytes, "safetensors", "torch" or "pickle"; nothing is read.
+    """The kind of a weight file by its content, whatever it is called: "safetensors", "torch" or "pickle".
+
+    Only how it begins is read, and the table of contents of a zip archive, which torch's files are.
 
     Raises:
-        CheckpointError: It is surely none: missing, a folder, empty, a web page.
+        CheckpointError: It is surely none: missing, a folder, empty, cut off, or something else; the message
+            says what.
     """
     if not path.is_file():
         raise CheckpointError(
@@ -185,27 +235,68 @@ def kind_of(path: Path) -> str:
         )
     try:
         with open(path, "rb") as file:
-            head = file.read(64)
+            head = file.read(512)
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror}") from None
     if not head:
         raise CheckpointError(f"{path} is empty: the copy or download was cut off, get it again")
-    if head.lstrip().startswith(b"<"):
-        raise CheckpointError(
-            f"{path} is a web page, not weights: the download led to a login or error page, get it again"
-        )
+    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= _LONGEST_HEADER:
+        return "safetensors"
+    if head.startswith(b"PK"):
+        _check_zip(path)
+        return "torch"
+    if head.startswith(_OLD_TORCH):
+        return "torch"
+    if _PICKLE.match(head):
+        return "pickle"
+    for beginning, what in _FOREIGN:
+        if beginning.match(head):
+            raise CheckpointError(f"{path} is {what}")
+    if text := _as_text(head):
+        raise _no_weights(path, f"text that begins {text[:50]!r}")
     if path.suffix == ".safetensors":
         return "safetensors"
-    if head.startswith((b"PK", _OLD_TORCH)):
-        return "torch"
-    return "pickle" if _PICKLE.match(head) or path.suffix in (".pkl", ".pdparams") else "torch"
+    if path.suffix in (".pkl", ".pdparams"):
+        return "pickle"
+    raise _no_weights(path, f"of no known kind, it begins with the bytes {head[:8].hex(' ')}")
+
+
+def _check_zip(path: Path) -> None:
+    """Raise `CheckpointError` unless the archive can be a file of torch."""
+    if not zipfile.is_zipfile(path):  # the table of contents stands at the end
+        raise _cut_off(path)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
+        raise _damaged(path, error) from None
+    inner = {name.partition("/")[2] for name in names}
+    if "constants.pkl" in inner:
+        raise CheckpointError(
+            f"{path} is a TorchScript program, not weights: if you trust whoever made it, export its "
+            f"state_dict once with torch.save(torch.jit.load({str(path)!r}).state_dict(), 'weights.pth')"
+        )
+    if "data.pkl" not in inner:
+        found = f"with {', '.join(names[:3])}" if names else "with nothing"
+        raise CheckpointError(f"{path} is a zip archive {found} in it, not a file of torch: {_UNPACK}")
+
+
+def _as_text(head: bytes) -> str:
+    """The beginning of a text file on one line; empty if it is none."""
+    try:
+        text = codecs.getincrementaldecoder("utf-8")().decode(head)  # the last character may be cut
+    except UnicodeDecodeError:
+        return ""
+    words = " ".join(text.split())
+    return words if words.isprintable() else ""
 
 
 def _load_without_code(path: Path, kind: str) -> Any:
     if kind == "pickle":
         raise _refused(path)
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with open(path, "rb") as file:  # given a path, torch goes by the suffix
+            return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         # The same error stands for rubbish; torch names the function only where there is one to run.
         if any(word in str(error) for word in ("GLOBAL", "Unsupported class", "unrecognized")):
@@ -218,10 +309,10 @@ def _load_without_code(path: Path, kind: str) -> Any:
 def _unpickle_trusted(path: Path, kind: str) -> Any:
     """The only place that reads what can run code; called with `trust_pickle` alone."""
     try:
-        if kind == "pickle":
-            with open(path, "rb") as file:
+        with open(path, "rb") as file:
+            if kind == "pickle":
                 return pickle.load(file, encoding="latin1")  # noqa: S301  # the caller was asked for trust
-        return torch.load(path, map_location="cpu", weights_only=False, encoding="latin1")
+            return torch.load(file, map_location="cpu", weights_only=False, encoding="latin1")
     except ImportError as error:
         raise CheckpointError(
             f"{path} holds objects of a library that is not installed ({error}): install it, or save the "
@@ -235,13 +326,43 @@ def _refused(path: Path) -> CheckpointError:
     return CheckpointError(
         f"{path} would run code while loading (a Python pickle), refused: if you trust whoever made it, give "
         "trust_pickle=True, or make a safe copy once with `python tools/convert_checkpoint.py "
-        f"{path.name} {path.stem}.safetensors --trust-pickle`"
+        f"{shlex.quote(str(path))} {shlex.quote(f'{path}.safetensors')} --trust-pickle`"
     )
 
 
 def _damaged(path: Path, error: Exception) -> CheckpointError:
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0][:150]
+    text = str(error).strip() or type(error).__name__
+    if isinstance(error, EOFError) or any(word in text for word in ("EOF", "truncated", "Ran out of input")):
+        return _cut_off(path)
+    # torch puts a page of advice before its reason.
+    reason = text.rpartition("WeightsUnpickler error: ")[2].splitlines()[0][:150]
+    return _no_weights(path, reason)
+
+
+def _no_weights(path: Path, reason: str) -> CheckpointError:
     return CheckpointError(f"{path} is damaged or no weight file ({reason}): get it again or use another")
+
+
+def _damaged_safetensors(path: Path, error: Exception) -> CheckpointError:
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        try:
+            header = json.loads(file.read(min(length, _LONGEST_HEADER)))
+            ends = [row["data_offsets"][1] for name, row in header.items() if name != "__metadata__"]
+            needed = 8 + length + max(ends, default=0)
+        except (ValueError, LookupError, TypeError, AttributeError):
+            needed = 8 + length if length <= _LONGEST_HEADER else 8
+    size = path.stat().st_size
+    if size < needed:
+        return _cut_off(path, f"{size:,} of {needed:,} bytes")
+    return _no_weights(path, str(error).splitlines()[0][:150])
+
+
+def _cut_off(path: Path, how_much: str = "") -> CheckpointError:
+    found = f" ({how_much})" if how_much else ""
+    return CheckpointError(
+        f"{path} is damaged, cut off{found}: the copy or download was not finished, get it again"
+    )
 
 
 def _describe(content: Mapping[str, Any]) -> str:

@@ -211,7 +211,7 @@ class TestPublishedWeights:
         real = WEIGHTS[f"{NAME}.holocron_imagenette"]
         digest = hashlib.sha256((tmp_path / "ten.pth").read_bytes()).hexdigest()
         monkeypatch.setitem(WEIGHTS, real.key, replace(real, sha256=digest, dialect="official"))
-        model = get_model(NAME, tmp_path / "ten.pth")
+        model = get_model(NAME, tmp_path / "ten.pth", **TINY)
         assert model.class_names[0] == "tench"
         assert model.class_names[-1] == "parachute"
 
@@ -231,7 +231,7 @@ class TestFiles:
         return path
 
     def test_round_trip_of_a_network_without_a_name(self, tmp_path, tiny):
-        model = get_model(NAME, str(self.save(tmp_path / "w.safetensors", tiny)))
+        model = get_model(NAME, str(self.save(tmp_path / "w.safetensors", tiny)), **TINY)
         x = torch.randn(1, 3, 64, 64)
         assert model(x).equal(tiny(x))
         assert model.num_classes == 3
@@ -245,17 +245,17 @@ class TestFiles:
             tmp_path / "w.safetensors", strided, ["a", "b", "c"], backbone={"stage_pool": "strided"}
         )
         x = torch.randn(1, 3, 64, 64)
-        assert get_model(NAME, path)(x).equal(strided(x))
+        assert get_model(NAME, path, **TINY)(x).equal(strided(x))
         usual = create_classifier(NAME, 3, **TINY).eval()
         usual.load_state_dict(strided.state_dict())
         assert not usual(x).allclose(strided(x), rtol=1e-3)
         with pytest.raises(CheckpointError, match="needs stage_pool='strided'") as error:
-            get_model(NAME, path, stage_pool="always")
+            get_model(NAME, path, stage_pool="always", **TINY)
         assert one_line(error)
 
     def test_another_head_is_said_and_starts_anew(self, tmp_path, tiny, caplog):
         path = run_file(tmp_path / "w.safetensors", tiny, ["a", "b", "c"])
-        model = get_model(NAME, path, num_classes=5)
+        model = get_model(NAME, path, num_classes=5, **TINY)
         assert "starts anew" in caplog.text
         assert model.fc.weight.shape == (5, 2048)
         assert model.class_names is None
@@ -263,7 +263,7 @@ class TestFiles:
 
     def test_the_same_head_is_kept(self, tmp_path, tiny, caplog):
         path = run_file(tmp_path / "w.safetensors", tiny, ["a", "b", "c"])
-        model = get_model(NAME, path, num_classes=3)
+        model = get_model(NAME, path, num_classes=3, **TINY)
         assert model.fc.weight.equal(tiny.fc.weight)
         assert model.class_names == ["a", "b", "c"]
         assert "starts anew" not in caplog.text
@@ -272,20 +272,72 @@ class TestFiles:
         state = {key: value for key, value in tiny.state_dict().items() if not key.startswith("fc.")}
         save_file(state, tmp_path / "w.safetensors")
         with pytest.raises(CheckpointError, match="no classifier head: give num_classes") as error:
-            get_model(NAME, tmp_path / "w.safetensors")
+            get_model(NAME, tmp_path / "w.safetensors", **TINY)
         assert one_line(error)
-        assert get_model(NAME, tmp_path / "w.safetensors", num_classes=2).fc.out_features == 2
+        assert get_model(NAME, tmp_path / "w.safetensors", num_classes=2, **TINY).fc.out_features == 2
 
     def test_a_thousand_classes_are_imagenets(self, tmp_path, tiny):
         tiny.fc = torch.nn.Linear(2048, 1000)
-        model = get_model(NAME, self.save(tmp_path / "w.safetensors", tiny))
+        model = get_model(NAME, self.save(tmp_path / "w.safetensors", tiny), **TINY)
         assert model.class_names == _IMAGENET_CATEGORIES
 
-    def test_another_network(self, tmp_path, tiny):
-        path = self.save(tmp_path / "w.safetensors", tiny)
-        with pytest.raises(CheckpointError, match=f"is {NAME} .*, not resnet50: get_model") as error:
-            get_model("resnet50", path)
+    def call_in(self, error):
+        """The arguments of the call that a message names, as Python reads them."""
         assert one_line(error)
+        call = str(error.value).split(": get_model")[1].removesuffix(" builds it")
+        return eval(f"(lambda *names, **options: (names, options)){call}", {})  # noqa: S307  # our own text
+
+    def test_another_network(self, tmp_path, tiny):
+        path = self.save(tmp_path / "it's.safetensors", tiny)
+        with pytest.raises(CheckpointError, match="1-1-1-1 blocks, 26w x 4s, not resnet50 ") as error:
+            get_model("resnet50", path)
+        names, options = self.call_in(error)
+        assert names == (NAME, str(path))
+        assert options == TINY
+        assert get_model(*names, **options).fc.weight.equal(tiny.fc.weight)
+
+    @pytest.mark.parametrize("theirs", [
+        {"depths": (1, 1, 1, 1)},
+        {"depths": (1, 1, 1, 1), "base_width": 10},
+        {"depths": (1, 1, 1, 1), "scale": 2},
+        {"depths": (1, 1, 1, 1), "cardinality": 2},
+        {"depths": (1, 1, 1, 1), "se": True},
+    ])  # fmt: skip
+    def test_a_network_without_a_name_is_asked_for_in_full(self, tmp_path, theirs):
+        network = create_classifier(NAME, 2, **theirs)
+        path = self.save(tmp_path / "w.safetensors", network)
+        with pytest.raises(CheckpointError, match=rf"not {NAME} \(7x7 stem, 3-4-6-3 blocks") as error:
+            get_model(NAME, path)
+        names, options = self.call_in(error)
+        assert get_model(*names, **options).fc.weight.equal(network.fc.weight)
+        # The same in the words of the caller.
+        assert get_model(NAME, path, **theirs).fc.weight.equal(network.fc.weight)
+        with pytest.raises(CheckpointError, match=r"not res2net50_26w_4s \(7x7 stem, 1-1-2-1") as error:
+            get_model(NAME, path, **{**theirs, "depths": (1, 1, 2, 1)})
+        assert one_line(error)
+
+    def test_a_network_of_the_other_family(self, tmp_path, tiny):
+        path = self.save(tmp_path / "w.safetensors", tiny)
+        with pytest.raises(CheckpointError, match=r"not dla60 \(DLA, ") as error:
+            get_model("dla60", path)
+        assert self.call_in(error) == ((NAME, str(path)), TINY)
+
+    def test_channels_are_set_from_the_file(self, tmp_path):
+        network = create_classifier(NAME, 2, in_channels=4, **TINY)
+        path = self.save(tmp_path / "w.safetensors", network)
+        assert get_model(NAME, path, **TINY).conv1.weight.equal(network.conv1.weight)
+
+    def test_a_file_instead_of_a_name(self, tmp_path):
+        for path in ("my.pth", tmp_path / "net", "runs/it's.safetensors"):
+            with pytest.raises(ConfigError, match=r"name of a network first: get_model\(NAME, ") as error:
+                get_model(path)
+            assert one_line(error)
+            assert str(path) in str(error.value)
+
+    def test_a_file_with_the_name_of_a_network_does_not_matter(self, tmp_path, monkeypatch):
+        (tmp_path / NAME).touch()
+        monkeypatch.chdir(tmp_path)
+        assert get_model(NAME, num_classes=2, **TINY).num_classes == 2
 
     @pytest.mark.parametrize("content", [b"", b"<html>", b"rubbish" * 99])
     def test_no_weight_file(self, tmp_path, content):
@@ -311,13 +363,13 @@ class TestFiles:
 
 class TestRunsOfOurs:
     def test_names_and_preprocessing_come_from_the_config(self, tmp_path, tiny):
-        model = get_model(NAME, run_file(tmp_path / "w.safetensors", tiny, ["cat", "dog", "fox"]))
+        model = get_model(NAME, run_file(tmp_path / "w.safetensors", tiny, ["cat", "dog", "fox"]), **TINY)
         assert model.class_names == ["cat", "dog", "fox"]
         assert model.preprocessing == Preprocessing((100, 110, 120), (50, 60, 70), 48, 40)
 
     def test_wordnet_ids_become_words(self, tmp_path, tiny):
         model = get_model(
-            NAME, run_file(tmp_path / "w.safetensors", tiny, ["n01440764", "n01443537", "mine"])
+            NAME, run_file(tmp_path / "w.safetensors", tiny, ["n01440764", "n01443537", "mine"]), **TINY
         )
         assert model.class_names == ["tench", "goldfish", "mine"]
 
@@ -329,7 +381,7 @@ class TestRunsOfOurs:
     def test_a_damaged_config_is_one_line(self, tmp_path, tiny, changes):
         path = run_file(tmp_path / "w.safetensors", tiny, ["a", "b", "c"], **changes)
         with pytest.raises(CheckpointError, match="damaged configuration") as error:
-            get_model(NAME, path)
+            get_model(NAME, path, **TINY)
         assert one_line(error)
 
     def test_predicts_as_the_run_evaluates(self, tmp_path, tiny, picture):
@@ -337,7 +389,7 @@ class TestRunsOfOurs:
         from res2net_dense.data.images import read_sample
         from res2net_dense.data.transforms import ClassificationEvalTransform
 
-        model = get_model(NAME, run_file(tmp_path / "w.safetensors", tiny, ["a", "b", "c"]))
+        model = get_model(NAME, run_file(tmp_path / "w.safetensors", tiny, ["a", "b", "c"]), **TINY)
         trained = ClassificationModel(tiny, pixel_mean=(100, 110, 120), pixel_std=(50, 60, 70)).eval()
         with torch.inference_mode():
             logits = trained([ClassificationEvalTransform(48, 40)(read_sample(picture, 0))])[0]["logits"]

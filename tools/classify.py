@@ -1,6 +1,7 @@
 """Say what is on pictures, with a published network or a classifier of your own.
 
 python tools/classify.py bird.jpg --model res2net50_26w_4s
+python tools/classify.py bird.jpg --weights res2net50_26w_4s.in1k
 python tools/classify.py holiday 'more/*.png' --weights output/run/model_best.safetensors --json classes.json
 """
 
@@ -16,15 +17,22 @@ from _cli import run
 from tqdm import tqdm
 
 from res2net_dense import get_model, predict_image
+from res2net_dense.backbones.registry import Classifier
 from res2net_dense.convert import read_checkpoint
 from res2net_dense.data.images import list_images
 from res2net_dense.errors import ConfigError, DatasetError
 from res2net_dense.files import write_atomically
+from res2net_dense.weight_files import is_path
 
 
 def main(args: argparse.Namespace) -> int:
     if not args.model and not args.weights:
         raise ConfigError("say --model NAME (res2net_dense.list_models() has them) or --weights FILE")
+    if not args.model and not is_path(args.weights) and "." not in args.weights:
+        raise ConfigError(
+            f"--weights {args.weights} is no file; if it is a tag, say --model NAME too, or --weights "
+            f"NAME.{args.weights}"
+        )
     if args.json and Path(args.json).suffix != ".json":
         raise ConfigError(f"--json {args.json} must end in .json: nothing else is overwritten")
     files, results, skipped = [], [], []
@@ -35,9 +43,7 @@ def main(args: argparse.Namespace) -> int:
             skipped.append(str(error))
     if not files:
         raise DatasetError("; ".join(skipped))
-    name = args.model or read_checkpoint(args.weights, trust_pickle=args.trust_pickle).name
-    weights = args.weights or (None if "." in name else "imagenet")
-    model = get_model(name, weights, trust_pickle=args.trust_pickle)
+    model = _model(args)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     for file in (bar := tqdm(files, desc="classify", unit="img", disable=None if len(files) > 10 else True)):
         try:
@@ -57,13 +63,28 @@ def main(args: argparse.Namespace) -> int:
     return 0 if results else 1
 
 
+def _model(args: argparse.Namespace) -> Classifier:
+    """The network of --model and --weights; a file or a full tag says its own."""
+    trust = args.trust_pickle
+    if args.model:
+        weights = args.weights or (None if "." in args.model else "imagenet")
+        return get_model(args.model, weights, trust_pickle=trust)
+    if not is_path(args.weights):
+        return get_model(args.weights, trust_pickle=trust)
+    checkpoint = read_checkpoint(args.weights, trust_pickle=trust)
+    return get_model(checkpoint.name, args.weights, trust_pickle=trust, **checkpoint.options)
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("pictures", nargs="+", metavar="PICTURE", help="picture, folder or quoted glob")
     parser.add_argument("--model", metavar="NAME", help="network, with a tag or without: NAME.in1k")
-    parser.add_argument("--weights", metavar="TAG|FILE", help="default: the network's first published file")
+    parser.add_argument(
+        "--weights", metavar="TAG|FILE",
+        help="tag of --model, or on its own NAME.TAG or a file; default: the network's first published file",
+    )  # fmt: skip
     parser.add_argument("--top", type=int, default=5, metavar="K", help="classes a picture (5)")
     parser.add_argument("--json", metavar="FILE", help="write all of it there too")
     parser.add_argument("--trust-pickle", action="store_true", help="read a file that can run code")

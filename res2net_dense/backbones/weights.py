@@ -20,6 +20,12 @@ from res2net_dense.backbones.registry import ALIASES, canonical_name
 from res2net_dense.download import download
 from res2net_dense.errors import CheckpointError, DownloadError
 
+IMAGENETTE = (
+    "n01440764", "n02102040", "n02979186", "n03000684", "n03028079",
+    "n03394916", "n03417042", "n03425413", "n03445777", "n03888257",
+)  # fmt: skip
+"""The ten ImageNet classes of Imagenette, in the order of their labels."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Weights:

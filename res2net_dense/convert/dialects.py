@@ -7,6 +7,8 @@ library does; the facts are read from the libraries' public sources.
 from __future__ import annotations
 
 import difflib
+import re
+import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -45,6 +47,21 @@ class Dialect:
     semantics: Mapping[str, Any] = field(default_factory=dict)
     """Options that differ from the official ones."""
     notes: tuple[str, ...] = ()
+    dilated: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """Options of dilated stages by stem."""
+    dilates_with: tuple[str, ...] = ()
+    """Parts beside the backbone that show a network with dilated stages; empty where there is no other."""
+    doubtful_without_prefix: bool = False
+    """Whether official ImageNet weights go round under these names, by themselves and without `prefix`."""
+
+    def dilation(self, stem: str) -> dict[str, str]:
+        """The options of dilated stages of a network with this stem."""
+        return dict(self.dilated.get(stem, {}))
+
+    def claims(self, key: str, stem: str) -> bool:
+        """Whether `key` (without prefix) begins like the name of a part of the network."""
+        theirs = (re.match(r"[^.#]*\.?", rule) for _, rule in self.tables[stem])
+        return any(match and match[0] and key.startswith(match[0]) for match in theirs)
 
     def to_canonical(self, key: str, stem: str) -> str | None:
         """Our name of `key` (without prefix) in a network with this stem; None if it is not the network's."""
@@ -99,13 +116,21 @@ _RESNETS = {"7x7": IDENTITY, "deep": IDENTITY}
 _STRIDED = {"stage_pool": "strided"}
 _STRIDED_1X1 = {"stage_pool": "strided", "stride_in_1x1": True}
 _PADDLE = {"stage_pool": "strided", "stage_split": "strided", "pool_padding": "ignored"}
-_FULL_RATE = "for dilated use it takes dilate_first='full'"
+_FULL_RATE = {stem: {"dilate_first": "full"} for stem in ("7x7", "deep")}
+_TIMM_RATE = {
+    "7x7": {"dilate_first": "previous"},
+    "deep": {"dilate_first": "previous", "avg_down_dilated": "same2"},
+}
+_SEGMENTERS = ("decode_head",)
+_NEVER = ("",)
+"""No part has this name: none of its networks dilates by default."""
 
 _ROWS = (
     Dialect(
         name="res2net_dense",
         about="this package",
         tables=_ANY,
+        scales=range(1, sys.maxsize),
         extras=EXTRAS,
     ),
     Dialect(
@@ -145,7 +170,9 @@ _ROWS = (
         scales=_RES2NETS,
         extras=("deformable convolutions",),
         semantics=_STRIDED_1X1,
-        notes=(_FULL_RATE,),
+        dilated=_FULL_RATE,
+        dilates_with=_NEVER,
+        doubtful_without_prefix=True,
     ),
     Dialect(
         name="detectron2",
@@ -155,7 +182,9 @@ _ROWS = (
         has_counters=False,
         scales=_RES2NETS,
         semantics=_STRIDED_1X1,
-        notes=(_FULL_RATE,),
+        dilated=_FULL_RATE,
+        dilates_with=_NEVER,
+        doubtful_without_prefix=True,
     ),
     Dialect(
         name="mmdetection",
@@ -166,7 +195,9 @@ _ROWS = (
         scales=_RES2NETS,
         extras=("deformable convolutions",),
         semantics=_STRIDED,
-        notes=(_FULL_RATE,),
+        dilated=_FULL_RATE,
+        dilates_with=_SEGMENTERS,
+        doubtful_without_prefix=True,
     ),
     Dialect(
         name="mmpretrain",
@@ -174,7 +205,8 @@ _ROWS = (
         tables={"7x7": IDENTITY, "deep": keymaps.MMPRETRAIN_DEEP},
         prefix="backbone.",
         head="head.fc.",
-        notes=(_FULL_RATE,),
+        dilated=_FULL_RATE,
+        dilates_with=_SEGMENTERS,
     ),
     Dialect(
         name="maskrcnn_benchmark",
@@ -185,6 +217,7 @@ _ROWS = (
         has_counters=False,
         scales=_RES2NETS,
         semantics={"stride_in_1x1": True, "norm_eps": 0.0},
+        doubtful_without_prefix=True,
     ),
     Dialect(
         name="poolnet",
@@ -196,6 +229,7 @@ _ROWS = (
             "PoolNet builds it with output_stride=16, dilate_first='full', and a first max pool that rounds "
             "sizes up",
         ),
+        dilated=_FULL_RATE,
     ),
     Dialect(
         name="smp",
@@ -203,7 +237,8 @@ _ROWS = (
         tables={**_RESNETS, "dla": IDENTITY},
         prefix="encoder.model.",
         has_head=False,
-        notes=(_FULL_RATE,),
+        dilated=_TIMM_RATE,
+        dilates_with=("decoder",),
     ),
     Dialect(
         name="smp_old",
@@ -211,7 +246,8 @@ _ROWS = (
         tables=_RESNETS,
         prefix="encoder.",
         has_head=False,
-        notes=(_FULL_RATE,),
+        dilated={"7x7": _FULL_RATE["7x7"]},
+        dilates_with=_NEVER,
     ),
     Dialect(
         name="dla",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +15,9 @@ from res2net_dense.convert.read import inspect_file, match
 from res2net_dense.convert.report import Dropped, Report
 from res2net_dense.convert.structure import Structure, structure_of
 from res2net_dense.errors import CheckpointError
-from res2net_dense.weight_files import load_strictly
+from res2net_dense.weight_files import is_path, load_strictly
 
 _log = logging.getLogger(__name__)
-
-_SUFFIXES = (".pth", ".pt", ".ckpt", ".bin", ".tar", ".safetensors", ".pkl", ".pdparams")
 
 
 def load_backbone_weights(
@@ -50,7 +47,11 @@ def load_backbone_weights(
     report = found.report
     if parts & {"layer1", "level2"}:  # without a block there is nothing to tell it by
         _check_structure(path, name, structure_of(own), found.structure, report)
-    _check_semantics(path, getattr(module, "semantics", {}), report)
+    _check_semantics(path, getattr(module, "semantics", {}), report.semantics, report.semantics_from)
+    dilation: dict[str, Any] = getattr(module, "dilation_rules", {})
+    _check_semantics(
+        path, dilation, report.dilation, "the parts or the config in the file, for dilated stages"
+    )
     checkpoint = match(found, parts=parts)
     state = {key: value for key, value in checkpoint.state_dict.items() if key in own}
     _fit_head(path, own, state, report)
@@ -79,16 +80,10 @@ def locate(name: str, weights: str | Path) -> tuple[Path, Weights | None]:
         CheckpointError: no such tag, or it cannot be downloaded.
         ConfigError: no such network.
     """
-    if _is_path(weights):
+    if is_path(weights):
         return Path(weights).expanduser(), None
     row = find_weights(name, str(weights))
     return fetch(row), row
-
-
-def _is_path(weights: str | Path) -> bool:
-    if isinstance(weights, Path) or os.sep in weights or "/" in weights:
-        return True
-    return weights.endswith(_SUFFIXES) or Path(weights).is_file()
 
 
 def _check_structure(path: Path, name: str, ours: Structure, theirs: Structure, report: Report) -> None:
@@ -121,12 +116,12 @@ def _check_structure(path: Path, name: str, ours: Structure, theirs: Structure, 
 _NORMS = {"BN": "batch norm", "GN": "group norm (no running statistics)"}
 
 
-def _check_semantics(path: Path, built: dict[str, Any], report: Report) -> None:
-    wrong = {key: value for key, value in report.semantics.items() if key in built and built[key] != value}
+def _check_semantics(path: Path, built: dict[str, Any], needed: dict[str, Any], source: str) -> None:
+    wrong = {key: value for key, value in needed.items() if key in built and built[key] != value}
     if not wrong:
         return
     is_now = ", ".join(f"{key}={built[key]!r}" for key in wrong)
-    if report.semantics_from.startswith("assumed"):
+    if source.startswith("assumed"):
         _log.warning(
             "%s: the backbone was built with %s; names alone cannot tell whether these weights want that",
             path, is_now,
@@ -138,7 +133,7 @@ def _check_semantics(path: Path, built: dict[str, Any], report: Report) -> None:
         for key, value in wrong.items()
     )
     raise CheckpointError(
-        f"{path} needs {python} ({report.semantics_from}) and the backbone was built with {is_now}, which is "
+        f"{path} needs {python} ({source}) and the backbone was built with {is_now}, which is "
         f"another network with the same names: give {python} in Python, {config} in a config"
     )
 

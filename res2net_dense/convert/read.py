@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import math
 from collections import Counter
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from res2net_dense.backbones.weights import WEIGHTS
-from res2net_dense.convert.dialects import DIALECTS, Dialect, dialect_named, list_dialects
-from res2net_dense.convert.report import Dropped, Report, shorten
+from res2net_dense.backbones.weights import IMAGENETTE, WEIGHTS, Weights
+from res2net_dense.convert.detect import CANONICAL, Place, detect, dilation_of, refine
+from res2net_dense.convert.dialects import DIALECTS, Dialect, dialect_named
+from res2net_dense.convert.report import Dropped, Report, first_three, printable, shorten
 from res2net_dense.convert.structure import (
-    COUNTER,
+    DILATION,
     SEMANTICS,
     Structure,
     dead_projects,
@@ -25,17 +28,14 @@ from res2net_dense.convert.structure import (
     is_of_the_network,
     structure_of,
 )
-from res2net_dense.convert.unwrap import unwrap
+from res2net_dense.convert.unwrap import COUNTER, unwrap
 from res2net_dense.errors import CheckpointError, ConfigError
 from res2net_dense.weight_files import kind_of, read_config, read_torch_or_safetensors
 
-CANONICAL = ("official", "torchvision", "dla", "timm", "res2net_dense")
-"""The dialects with exactly the canonical names, in the order in which they claim a file."""
-
-OWN_PREFIX = "backbone.bottom_up.net."
-"""Where the backbone is in our detectors."""
-
 BESIDE = "not part of the backbone"
+DEAD = "computed and never used by the official network"
+
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 OFFSET_CHANNELS = 27
 """Two offsets and a weight for each of nine taps (DCNv2)."""
@@ -48,22 +48,35 @@ class Checkpoint:
     name: str
     """A name of `list_backbones()`."""
     options: dict[str, Any]
-    """What `create_backbone` needs besides the name: semantics, `in_channels`, a width without a name."""
+    """What `create_backbone` needs besides the name: semantics, `in_channels`, a width without a name, the
+    form of dilated stages.
+    """
     state_dict: dict[str, Tensor]
     """Canonical names, the head `fc.*` included where the file has one."""
     report: Report
     class_names: list[str] | None = None
     """Of the data the file was trained on, where it says so."""
+    config: dict[str, Any] = field(default_factory=dict)
+    """The configuration that a file of ours carries, or what is known of a published file in its words; else
+    empty.
+    """
 
 
 def read_checkpoint(
-    path: str | Path, *, dialect: str | None = None, trust_pickle: bool = False, partial: bool = False
+    path: str | Path,
+    *,
+    dialect: str | None = None,
+    prefix: str | None = None,
+    trust_pickle: bool = False,
+    partial: bool = False,
 ) -> Checkpoint:
     """Read a weight file of any dialect of `list_dialects()`, on the CPU.
 
     Args:
         path: a .pth, .pt, .ckpt, .safetensors, .pkl or .pdparams file.
         dialect: a name of `list_dialects()`; None finds it.
+        prefix: what stands before the names of the backbone that is meant, such as `student`, where the file
+            holds several; None for the only one.
         trust_pickle: read what can run code (every .pkl and .pdparams): only for files whose maker you
             trust.
         partial: accept a network with tensors missing or left over; the report has them.
@@ -74,7 +87,8 @@ def read_checkpoint(
         ConfigError: nobody knows the dialect.
     """
     wanted = None if dialect is None else dialect_named(dialect)
-    return match(inspect_file(Path(path), wanted=wanted, trust_pickle=trust_pickle), partial=partial)
+    found = inspect_file(Path(path), wanted=wanted, prefix=prefix, trust_pickle=trust_pickle)
+    return match(found, partial=partial)
 
 
 @dataclass(frozen=True)
@@ -88,9 +102,14 @@ class Found:
     options: dict[str, Any]
     report: Report
     class_names: list[str] | None
+    config: dict[str, Any]
+    left_over: list[str]
+    """The file's names of what is inside the backbone and has no canonical name."""
 
 
-def inspect_file(path: Path, *, wanted: Dialect | None = None, trust_pickle: bool = False) -> Found:
+def inspect_file(
+    path: Path, *, wanted: Dialect | None = None, prefix: str | None = None, trust_pickle: bool = False
+) -> Found:
     """Read a file and find out what it is; arguments and errors as in `read_checkpoint`."""
     kind = kind_of(path)
     content = read_torch_or_safetensors(path, trust_pickle=trust_pickle)
@@ -104,24 +123,44 @@ def inspect_file(path: Path, *, wanted: Dialect | None = None, trust_pickle: boo
         report.wrapper = ".".join(wrappers)
         if others:
             report.dropped.append(Dropped(shorten(others), len(others), "no tensors"))
-        canonical, structure = _translate(state, wanted, report, own=bool(config))
+        place = detect(state, wanted, prefix, own=bool(config))
+        canonical, left_over = _translate(state, place, report)
+        structure = structure_of(canonical)
+        report.config = config.get("backbone", {})
+        if structure.norm == "GN" and report.config.get("norm") != "GN":
+            raise CheckpointError(
+                "no running statistics: batch norms saved without their buffers (save the whole "
+                "state_dict()), or group norms, which a file of this package says in its config"
+            )
     except CheckpointError as error:
         raise _unreadable(path, error) from None
+    if wanted is None:
+        dead = any(item.reason == DEAD for item in report.dropped)
+        report.dialect = refine(place.dialect, structure, dead=dead).name
     name, options = find_name(structure)
-    report.config = config.get("backbone", {})
-    _set_semantics(report, structure)
+    row = _published(report.sha256)
+    _set_semantics(report, structure, row)
     options |= {key: value for key, value in report.semantics.items() if value != SEMANTICS[key]}
+    report.dilation = _dilation(report.config, structure) or dilation_of(
+        place, (item.group for item in report.dropped if item.reason == BESIDE)
+    )
+    options |= {key: value for key, value in report.dilation.items() if value != DILATION[key]}
+    if not report.dilation and (rules := place.dialect.dilation(place.stem)):
+        settings = ", ".join(f"{key}={value!r}" for key, value in rules.items())
+        report.notes.append(f"for dilated use it takes {settings}")
     report.name, report.options, report.structure = name, options, structure.describe()
-    for field in ("stem", "depths", "base_width", "scale", "cardinality", "se", "dcn_stages"):
-        setattr(report, field, getattr(structure, field))
+    for key in ("stem", "depths", "base_width", "scale", "cardinality", "se", "dcn_stages"):
+        setattr(report, key, getattr(structure, key))
     report.num_classes, report.in_channels = structure.num_classes, structure.in_channels
     dtypes = {
         str(value.dtype).removeprefix("torch.") for key, value in canonical.items() if COUNTER not in key
     }
     report.dtype = ", ".join(sorted(dtypes))
-    if structure.norm == "GN":
-        report.notes.append("no running statistics: taken for group norm; a batch norm would lack them")
-    return Found(canonical, structure, name, options, report, _class_names(content, config))
+    names = _class_names(content, config)
+    if row is not None:
+        names = names or _row_class_names(row)
+        config = config or _config_of(row)
+    return Found(canonical, structure, name, options, report, names, config, left_over)
 
 
 def match(found: Found, *, partial: bool = False, parts: Collection[str] | None = None) -> Checkpoint:
@@ -152,12 +191,15 @@ def match(found: Found, *, partial: bool = False, parts: Collection[str] | None 
     if not structure.complete and not missing and parts is None:
         missing.append(f"layer{len(structure.depths) + 1}")
     reshaped = [key for key in needed if key in state and key not in matched]
-    unexpected = [key for key in state if key not in expected and not key.endswith(COUNTER)]
+    unexpected = [key for key in [*state, *found.left_over] if key not in expected]
+    unexpected = [key for key in unexpected if not key.endswith(COUNTER)]
     report.matched, report.total, report.missing = len(matched), len(needed), missing
     if (missing or reshaped or unexpected) and not partial:
         shapes = [f"{key} is {tuple(state[key].shape)}, not {expected[key]}" for key in reshaped]
-        lists = {"missing": missing, "left over": unexpected, "of another shape": shapes}
-        details = "; ".join(f"{len(keys)} {what}: {shorten(keys)}" for what, keys in lists.items() if keys)
+        lists = {"missing": missing, "left over": [*map(printable, unexpected)], "of another shape": shapes}
+        details = "; ".join(
+            f"{len(keys)} {what}: {first_three(keys)}" for what, keys in lists.items() if keys
+        )
         raise _unreadable(
             report.file,
             f"{len(matched)} of {len(needed)} tensors match {name} ({report.structure}), the nearest "
@@ -167,12 +209,19 @@ def match(found: Found, *, partial: bool = False, parts: Collection[str] | None 
         report.dropped.append(Dropped(shorten(unexpected), len(unexpected), f"not in {name}"))
     if reshaped:
         report.dropped.append(Dropped(shorten(reshaped), len(reshaped), f"of another shape than in {name}"))
+    if len(head := {"fc.weight", "fc.bias"} & matched) == 1:  # of no use without the other
+        matched -= head
+        report.matched = len(matched)
+        report.dropped.append(Dropped(shorten([*head]), 1, "half a head"))
+    for key in sorted(matched):
+        if reason := _unusable(key, state[key]):
+            raise _unreadable(report.file, f"{key} {reason}")
     if counters and not counters & set(state):
         report.notes.append(f"without {COUNTER}, set to 0")
     # Some files leave the counters out, and a FrozenBN has none.
     state = {key: torch.zeros((), dtype=torch.int64) for key in counters if not missing} | state
     taken = {key: state[key] for key in expected if key in matched or (key in counters and key in state)}
-    return Checkpoint(name, found.options, taken, report, found.class_names)
+    return Checkpoint(name, found.options, taken, report, found.class_names, found.config)
 
 
 def _unreadable(path: str | Path, reason: object) -> CheckpointError:
@@ -183,13 +232,30 @@ def _part(key: str) -> str:
     return key.split(".")[0]
 
 
+def _unusable(key: str, value: Tensor) -> str:
+    """Why a network cannot compute with a tensor; empty if it can."""
+    if value.is_meta:
+        return "is on the meta device, without numbers: save the weights where they were loaded"
+    if value.dtype not in FLOATS:
+        kind = str(value.dtype).removeprefix("torch.")
+        return f"holds {kind}, and weights are floats of 16, 32 or 64 bits: save them so, not quantised"
+    if not math.isfinite(value.sum(dtype=torch.float64)):
+        return "holds numbers that are not finite: the training diverged, or the file is damaged"
+    if key.endswith(".running_var") and bool((value < 0).any()):
+        return "holds negative variances: the file is damaged"
+    return ""
+
+
 def _translate(
-    state: dict[str, Tensor], wanted: Dialect | None, report: Report, *, own: bool
-) -> tuple[dict[str, Tensor], Structure]:
-    """Canonical names, what is not of the network noted as dropped; and the structure they show."""
-    dialect, prefix, stem = _detect(state, wanted, own=own)
+    state: Mapping[str, Tensor], place: Place, report: Report
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Tensors by canonical names, what is not of the backbone noted as dropped; and the names of those inside
+    it that have none.
+    """
+    dialect, prefix, stem = place.dialect, place.prefix, place.stem
     head = None if dialect.head is None else dialect.outside(prefix) + dialect.head
     canonical: dict[str, Tensor] = {}
+    left_over: list[str] = []
     beside: Counter[str] = Counter()
     for key, value in state.items():
         ours: str | None = None
@@ -198,56 +264,23 @@ def _translate(
         elif key.startswith(prefix):
             ours = dialect.to_canonical(key.removeprefix(prefix), stem)
         if ours is None or not is_of_the_network(ours, stem):
-            beside[_part(key)] += 1
+            if place.holds(key):
+                left_over.append(key)
+            else:
+                beside[place.group(key)] += 1
         elif ours in canonical:
-            raise CheckpointError(f"it has two tensors for {ours}")
+            raise CheckpointError(f"it has two tensors for {printable(ours)}")
         else:
             canonical[ours] = value
     dead = dead_projects(canonical)
     canonical = {key: value for key, value in canonical.items() if key not in set(dead)}
     if dead:
         group = ", ".join(sorted({name.split(".project.")[0] + ".project" for name in dead}))
-        report.dropped.append(Dropped(group, len(dead), "computed and never used by the official network"))
+        report.dropped.append(Dropped(group, len(dead), DEAD))
     report.dropped += [Dropped(group, count, BESIDE) for group, count in sorted(beside.items())]
-    canonical = _normal_form(canonical, dialect)
-    structure = structure_of(canonical)
-    if wanted is None:
-        dialect = _refine(dialect, structure, dead=bool(dead))
     report.dialect, report.prefix = dialect.name, prefix
     report.notes += dialect.notes
-    return canonical, structure
-
-
-def _detect(state: Mapping[str, Tensor], wanted: Dialect | None, *, own: bool) -> tuple[Dialect, str, str]:
-    """The dialect, its prefix in the file, and the stem whose names it uses."""
-    for dialect in [wanted] if wanted else DIALECTS.values():
-        for stem in dialect.tables:
-            prefixes = dialect.find(state, stem)
-            if len(prefixes) > 1:
-                raise CheckpointError(
-                    f"it holds {len(prefixes)} backbones, under {', '.join(map(repr, prefixes))}: save one "
-                    "of them in a file of its own"
-                )
-            for prefix in prefixes:
-                if wanted or _is_of(dialect, prefix, state, stem, own=own):
-                    return dialect, prefix, stem
-    names = sorted(state, key=lambda name: name.endswith(COUNTER))
-    known = wanted.name if wanted else f"a known dialect ({', '.join(list_dialects())})"
-    raise CheckpointError(f"its {len(state)} tensors have names like {shorten(names)}, none of {known}")
-
-
-def _is_of(dialect: Dialect, prefix: str, state: Mapping[str, Tensor], stem: str, *, own: bool) -> bool:
-    if dialect.name == "res2net_dense":
-        return own or prefix.endswith(OWN_PREFIX)
-    return dialect.name in CANONICAL or dialect.is_known_by(prefix, state, stem)
-
-
-def _refine(dialect: Dialect, structure: Structure, *, dead: bool) -> Dialect:
-    """Of the dialects with exactly the canonical names, the first that has such networks."""
-    if dialect.name not in CANONICAL or dialect.name == "res2net_dense":
-        return dialect
-    able = [name for name in CANONICAL if not DIALECTS[name].why_not(structure) and (name != "dla" or dead)]
-    return DIALECTS[able[0]]
+    return _normal_form(canonical, dialect), left_over
 
 
 def _normal_form(state: dict[str, Tensor], dialect: Dialect) -> dict[str, Tensor]:
@@ -276,27 +309,57 @@ def _normal_form(state: dict[str, Tensor], dialect: Dialect) -> dict[str, Tensor
     return state
 
 
-def _set_semantics(report: Report, structure: Structure) -> None:
-    """Settle what the names leave open."""
+def _published(sha256: str) -> Weights | None:
+    """The row of the published file that this is, wherever it lay."""
+    return next((row for row in WEIGHTS.values() if row.sha256 and sha256.startswith(row.sha256)), None)
+
+
+def _row_class_names(row: Weights) -> list[str] | None:
+    """WordNet ids of the classes of a published file, where they are not all of ImageNet's."""
+    return list(IMAGENETTE) if row.tag.endswith("imagenette") else None
+
+
+def _config_of(row: Weights) -> dict[str, Any]:
+    """How pictures enter the network of a published file, as the config of a classifier has it."""
+    return {
+        "task": "classification",
+        "model": {"pixel_mean": list(row.mean), "pixel_std": list(row.std)},
+        "data": {"resize_size": row.resize_size, "crop_size": row.crop_size},
+    }
+
+
+def _set_semantics(report: Report, structure: Structure, row: Weights | None) -> None:
+    """Settle what the names leave open; `row` is that of a published file."""
     dialect = DIALECTS[report.dialect]
-    published = [
-        row for row in WEIGHTS.values() if row.sha256 is not None and report.sha256.startswith(row.sha256)
-    ]
     given: Mapping[str, Any]
-    if published:  # these very bytes: what is known of them goes before what their names suggest
-        given, source = published[0].semantics, f"the weights table, {published[0].key}"
+    if row is not None:  # these very bytes: what is known of them goes before what their names suggest
+        given, source = row.semantics, f"the weights table, {row.key}"
     elif report.config:
         given, source = report.config, "config in the file"
     else:
         given, source = dialect.semantics, f"the dialect {dialect.name}"
-        if dialect.name == "res2net_dense" or (dialect.name in CANONICAL and report.prefix):
+        alone = not any(item.reason == BESIDE for item in report.dropped)
+        plain = structure.scale == 1 and structure.stem != "dla"
+        if dialect.name == "res2net_dense" or (dialect.name in CANONICAL and (report.prefix or plain)):
             source = "assumed, names alone cannot tell"
-        if given and not dialect.paddle and not any(item.reason == BESIDE for item in report.dropped):
+        elif dialect.doubtful_without_prefix and alone:
+            if not report.prefix.endswith(dialect.prefix):
+                source = f"assumed: {dialect.name}'s names without {dialect.prefix}, and no other parts"
             report.notes.append(
                 "nothing but a backbone: ImageNet weights that only bear these names want official options"
             )
     report.semantics = {key: given.get(key, SEMANTICS[key]) for key in structure.semantics}
     report.semantics_from = source
+
+
+def _dilation(config: Mapping[str, Any], structure: Structure) -> dict[str, Any]:
+    """What our config says of dilated stages; empty where there are none."""
+    said = any(key in config for key in DILATION)
+    stride = config.get("output_stride", 8 if said else 32)
+    if structure.stem == "dla" or stride not in (8, 16):
+        return {}
+    keys = DILATION if structure.stem == "deep" else ["dilate_first"]
+    return {key: config.get(key, DILATION[key]) for key in keys}
 
 
 def _class_names(content: Mapping[str, Any], config: Mapping[str, Any]) -> list[str] | None:
@@ -320,8 +383,12 @@ def _get(place: Any, key: str) -> Any:
 def _config(path: Path, kind: str, content: Mapping[str, Any]) -> dict[str, Any]:
     """The configuration that a file of this package carries; empty for others."""
     found = read_config(path) if kind == "safetensors" else _get(content.get("metadata"), "config")
-    ours = isinstance(_get(found, "backbone"), Mapping)
-    return dict(found) if ours and found is not None else {}
+    if not isinstance(_get(found, "backbone"), Mapping):
+        return {}
+    try:  # what is plain data can be written again
+        return dict(json.loads(json.dumps(found)))
+    except (TypeError, ValueError, RecursionError):
+        return {}
 
 
 def _sha256(path: Path) -> str:

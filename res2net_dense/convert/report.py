@@ -50,8 +50,10 @@ class Report:
     """The options under which equal tensors are another network."""
     semantics_from: str = ""
     """Why they are what they are: the dialect, the config in the file, the weights table (for a published
-    file), or "assumed, names alone cannot tell".
+    file), or "assumed", with the reason.
     """
+    dilation: dict[str, Any] = field(default_factory=dict)
+    """The options of dilated stages, where the file is of a network that may have such; else empty."""
     matched: int = 0
     """Tensors that found their place, of `total` that the network has (counters of batches not counted)."""
     total: int = 0
@@ -91,6 +93,20 @@ class Report:
         return "\n".join(f"{key:12}{value}" for key, value in rows)
 
 
+LONGEST_NAME = 60
+
+
+def printable(name: str) -> str:
+    """A name from a file, fit for one line: control characters escaped, and not too long."""
+    name = repr(name[: LONGEST_NAME + 1])[1:-1]
+    return name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 3] + "..."
+
+
+def first_three(texts: list[str]) -> str:
+    """The first three of many."""
+    return ", ".join(texts[:3]) + (", ..." if len(texts) > 3 else "")
+
+
 def shorten(names: list[str]) -> str:
-    """The first three."""
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+    """The first three names of a file's."""
+    return first_three([printable(name) for name in names[:4]])

@@ -16,7 +16,6 @@ from res2net_dense.backbones.registry import ARCHITECTURES, Architecture, create
 from res2net_dense.backbones.res2net import FEATURES, Res2Net
 from res2net_dense.errors import CheckpointError
 
-COUNTER = "num_batches_tracked"
 STAGES = 4
 ROOTS = ("conv1", "bn1", "layer1", "layer2", "layer3", "layer4", "fc")
 DLA_ROOTS = ("base_layer", "level0", "level1", "level2", "level3", "level4", "level5", "fc")
@@ -36,6 +35,11 @@ SEMANTICS: dict[str, Any] = {
     for name in ("stage_pool", "stage_split", "pool_padding", "stride_in_1x1", "norm_eps")
 }
 """Options under which equal tensors are another network, with the values of the official one."""
+
+DILATION: dict[str, Any] = {
+    name: inspect.signature(Res2Net).parameters[name].default for name in ("dilate_first", "avg_down_dilated")
+}
+"""The same of options that act in dilated stages alone."""
 
 
 @dataclass(frozen=True)
@@ -179,10 +183,11 @@ def _res2net(state: Mapping[str, Tensor]) -> Structure:
     if stem == "7x7" and first.shape[2] == 3:
         stem = "3x3"
     depths = []
+    blocks = {match[0] for key in state if (match := re.match(r"layer\d\.\d{1,6}\.", key))}
     for stage in range(1, STAGES + 1):
-        depth = 0
-        while f"layer{stage}.{depth}.conv1.weight" in state:
-            depth += 1
+        # The last block decides: one missing before it is a missing tensor, not a shorter network.
+        numbers = [int(block.split(".")[1]) for block in blocks if block.startswith(f"layer{stage}.")]
+        depth = 1 + max((number for number in numbers if number < len(state)), default=-1)
         if not depth:
             break
         depths.append(depth)
@@ -206,7 +211,7 @@ def _res2net(state: Mapping[str, Tensor]) -> Structure:
         se=any(".se.fc1." in key for key in state),
         stage_conv="grouped" if grouped else "splits",
         dcn_stages=dcn,
-        norm="BN" if "bn1.running_mean" in state else "GN",
+        norm=_norm(state),
         in_channels=first.shape[1],
         num_classes=None if head is None else head.shape[0],
         complete=len(depths) == STAGES
@@ -247,7 +252,7 @@ def _dla(state: Mapping[str, Tensor]) -> Structure:
         se=False,
         stage_conv="splits",
         dcn_stages=(),
-        norm="BN" if "base_layer.1.running_mean" in state else "GN",
+        norm=_norm(state),
         in_channels=state["base_layer.0.weight"].shape[1],
         num_classes=None if head is None else head.shape[0],
         complete=len(depths) == STAGES,
@@ -260,9 +265,13 @@ def _block(state: Mapping[str, Tensor], block: str) -> tuple[int, int, int]:
     plain = f"{block}.conv2.weight" in state
     conv = state[f"{block}.conv2.weight" if plain else f"{block}.convs.0.weight"]
     width = conv.shape[0]
-    if total < width:
+    if not width <= total <= width * len(state):  # each split but one has tensors
         raise ValueError
     return width, total // width, width // conv.shape[1]
+
+
+def _norm(state: Mapping[str, Tensor]) -> str:
+    return "BN" if any(key.endswith(".running_mean") for key in state) else "GN"
 
 
 def _all_options(architecture: Architecture) -> dict[str, Any]:

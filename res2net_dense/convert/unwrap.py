@@ -10,6 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from res2net_dense.errors import CheckpointError
+
+COUNTER = "num_batches_tracked"
+DEPTH = 8
+"""How deep a file's dicts may lie in each other; tensors further down are not looked for."""
+
 # Averaged weights first: they are what a checkpoint is used for.
 WRAPPERS = (
     "state_dict_ema",
@@ -37,13 +43,19 @@ def unwrap(content: Mapping[str, Any]) -> tuple[dict[str, Tensor], list[str], li
     Returns:
         The tensors, by names without the `module.` of parallel and the `_orig_mod.` of compiled models; the
         keys that led to them; the names of entries beside them that are no tensors.
+
+    Raises:
+        CheckpointError: dicts without an end, or numbers that torch does not have; the reason alone.
     """
     wrappers: list[str] = []
-    while name := next((name for name in WRAPPERS if _holds_tensors(content.get(name))), None):
+    while name := next((name for name in WRAPPERS if _holds_tensors(content.get(name), {})), None):
+        if len(wrappers) == DEPTH:
+            raise CheckpointError(f"its dicts lie in each other more than {DEPTH} deep, or in themselves")
         wrappers.append(name)
         content = content[name]
-    if not any(_to_tensor(value) is not None for value in content.values()):
-        parts = {name: value for name, value in content.items() if _holds_tensors(value)}
+    if not any(map(_is_tensor, content.values())):
+        known: dict[int, bool] = {}
+        parts = {name: value for name, value in content.items() if _holds_tensors(value, known)}
         content = {f"{name}.{key}": value for name, part in parts.items() for key, value in part.items()}
     tensors, others = {}, []
     for key, value in content.items():
@@ -51,7 +63,8 @@ def unwrap(content: Mapping[str, Any]) -> tuple[dict[str, Tensor], list[str], li
         if tensor is None:
             others.append(str(key))
         else:
-            tensors[str(key)] = tensor
+            lone = str(key).endswith(COUNTER) and tensor.shape == (1,)  # numpy and Paddle know no scalars
+            tensors[str(key)] = tensor.reshape(()) if lone else tensor
     plain = {_strip(key): value for key, value in tensors.items()}
     return (plain if len(plain) == len(tensors) else tensors), wrappers, others
 
@@ -62,17 +75,41 @@ def _strip(key: str) -> str:
     return key
 
 
-def _holds_tensors(value: Any) -> bool:
-    if not isinstance(value, Mapping):
+def _holds_tensors(value: Any, known: dict[int, bool], depth: int = 1) -> bool:
+    """Whether there are tensors in a dict; `known` are the answers so far, by `id`."""
+    if not isinstance(value, Mapping) or depth > DEPTH:
         return False
-    return any(_to_tensor(item) is not None or _holds_tensors(item) for item in value.values())
+    if id(value) not in known:
+        known[id(value)] = False  # a dict in itself adds nothing
+        known[id(value)] = any(
+            _is_tensor(item) or _holds_tensors(item, known, depth + 1) for item in value.values()
+        )
+    return known[id(value)]
+
+
+def _plain(value: Any) -> Any:
+    """The array of Paddle's `(name, array)`, and anything else as it is."""
+    paddle = isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], str)
+    return value[1] if paddle else value
+
+
+def _is_tensor(value: Any) -> bool:
+    value = _plain(value)
+    if isinstance(value, np.ndarray):
+        return value.dtype.kind in "fiub"
+    return isinstance(value, Tensor) and value.layout == torch.strided
 
 
 def _to_tensor(value: Any) -> Tensor | None:
-    if isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], str):
-        value = value[1]  # Paddle's (name, array)
-    if isinstance(value, np.ndarray) and value.dtype.kind in "fiub":
-        return torch.from_numpy(np.ascontiguousarray(value))
-    if isinstance(value, Tensor) and value.layout == torch.strided:
+    if not _is_tensor(value):
+        return None
+    value = _plain(value)
+    if isinstance(value, Tensor):
         return value.detach()
-    return None
+    native = np.asarray(value, dtype=value.dtype.newbyteorder("="), order="C")
+    try:
+        return torch.from_numpy(native)
+    except TypeError:
+        raise CheckpointError(
+            f"it holds an array of {native.dtype}, which torch does not have: save it as float32"
+        ) from None

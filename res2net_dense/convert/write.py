@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from res2net_dense.convert.dialects import DIALECTS, Dialect, dialect_named
 from res2net_dense.convert.read import Checkpoint
-from res2net_dense.convert.structure import COUNTER, SEMANTICS, structure_of
+from res2net_dense.convert.structure import SEMANTICS, structure_of
+from res2net_dense.convert.unwrap import COUNTER
 from res2net_dense.errors import CheckpointError
 from res2net_dense.files import write_atomically
 from res2net_dense.weight_files import save_weights
@@ -101,9 +102,13 @@ def write_checkpoint(
 
 
 def _config(checkpoint: Checkpoint) -> dict[str, Any]:
-    config: dict[str, Any] = {"backbone": {"name": checkpoint.name, **checkpoint.options}}
+    """The network, and of what the file carried the parts that using it in the same way takes."""
+    carried = checkpoint.config
+    config: dict[str, Any] = {key: carried[key] for key in ("task", "model", "data") if key in carried}
+    config["backbone"] = {"name": checkpoint.name, **checkpoint.options, **checkpoint.report.dilation}
     if checkpoint.class_names:
-        config["data"] = {"class_names": checkpoint.class_names}
+        data = config.get("data")
+        config["data"] = (data if isinstance(data, dict) else {}) | {"class_names": checkpoint.class_names}
     return {"config": config}
 
 

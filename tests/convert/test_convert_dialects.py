@@ -60,7 +60,10 @@ def state_of(network):
 
 
 def write(state, path, dialect):
-    torch.save(to_dialect(state, dialect), path)
+    tensors = to_dialect(state, dialect)
+    if "bn1.running_mean" not in state and "base_layer.1.running_mean" not in state:  # only a config can say
+        tensors = {"model": tensors, "metadata": {"config": {"backbone": {"norm": "GN"}}}}
+    torch.save(tensors, path)
     return path
 
 

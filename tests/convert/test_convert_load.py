@@ -105,6 +105,8 @@ def test_other_channels_and_norms_are_refused_with_the_reason(tmp_path):
     )
     refused(create_backbone(NAME, norm="GN", **SMALL), path, "has batch norm, .* with group norm")
     path, state = saved(tmp_path / "gn.pth", dialect="res2net_dense", norm="GN")
+    refused(create_backbone(NAME, norm="GN", **SMALL), path, "no running statistics")
+    torch.save({"model": state, "metadata": {"config": {"backbone": {"norm": "GN"}}}}, path)
     refused(create_backbone(NAME, **SMALL), path, "has group norm .* build it with norm=GN")
     module = create_backbone(NAME, norm="GN", **SMALL)
     load_backbone_weights(module, NAME, path)

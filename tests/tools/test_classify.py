@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from res2net_dense import create_classifier, get_model, predict_image
+from res2net_dense.backbones.weights import WEIGHTS
 from res2net_dense.models.classification import ClassificationModel
 from res2net_dense.weight_files import save_weights
 
@@ -65,7 +66,7 @@ def test_a_table_for_each_picture_and_the_same_as_json(pictures, weights, run_to
         2,
     )
     assert process.returncode == 0, process.stderr
-    model = get_model("res2net50_26w_4s", weights)
+    model = get_model("res2net50_26w_4s", weights, depths=(1, 1, 1, 1))
     document = json.loads(out.read_text())
     files = [str(pictures / "b.png"), str(pictures / "deep/c.png")]
     assert [row["file"] for row in document["pictures"]] == files
@@ -96,10 +97,21 @@ def test_nothing_readable(pictures, weights, run_tool, tmp_path):
     (["--model", "res2net51_26w_4s"], ["did you mean"]),
     (["--model", "res2net50_26w_4s.nothing"], ["published are in1k"]),
     (["--weights", "missing.pth"], ["missing.pth does not exist"]),
+    (["--weights", "in1k"], ["say --model NAME too, or --weights NAME.in1k"]),
+    (["--weights", "res2net50_26w_4s.nothing"], ["published are in1k"]),
+    (["--model", "res2net50_26w_4s", "--weights", "resnet50.tv_in1k"], ["resnet50"]),
+    (["--model", "my.pth"], ["my.pth is a file"]),
     (["--model", "resnet50", "--json", "a.jpg"], ["must end in .json"]),
 ])  # fmt: skip
 def test_wrong_turns(pictures, run_tool, arguments, words):
     one_line_error(run_tool(TOOL, pictures, *arguments), *words)
+
+
+def test_a_full_tag_alone_names_network_and_weights(pictures, run_tool):
+    """Looked up as --model NAME.TAG is; of a row that is never downloaded by itself."""
+    row = next(row for row in WEIGHTS.values() if row.sha256 is None)
+    for option in ("--weights", "--model"):
+        one_line_error(run_tool(TOOL, pictures, option, row.key), row.key, "no published SHA-256")
 
 
 def test_no_pictures_at_all(weights, run_tool, tmp_path):
