@@ -23,15 +23,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from res2net_dense.backbones.layers import (
-    MaxPool2dSame,
-    build_norm,
-    check_common,
-    check_sizes,
-    freeze_parts,
-    set_norm_eps,
-)
-from res2net_dense.backbones.res2net import FEATURES, Bottle2neck, finish_blocks
+from res2net_dense.backbones.bottle2neck import Bottle2neck, finish_network
+from res2net_dense.backbones.layers import MaxPool2dSame, build_norm, check_common, check_sizes
+from res2net_dense.backbones.res2net import FEATURES
 from res2net_dense.errors import ConfigError
 
 CHANNELS = (16, 32, 128, 256, 512, 1024)
@@ -221,15 +215,15 @@ class DLA(nn.Module):
         self.out_features = wanted
         self.out_channels = {feature: channels[feature] for feature in wanted}
         self.out_strides = {feature: strides[feature] for feature in wanted}
-        finish_blocks(
+        finish_network(
             self,
+            [("base_layer", "level0", "level1"), *((level,) for level in self.stages)],
+            norm_eps=norm_eps,
+            freeze_at=freeze_at,
             drop_path_rate=drop_path_rate,
             checkpoint_activations=checkpoint_activations,
             zero_init_residual=zero_init_residual,
         )
-        set_norm_eps(self, norm_eps)
-        stem = ("base_layer", "level0", "level1")
-        freeze_parts(self, [stem, *((level,) for level in self.stages)][:freeze_at])
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Compute the features.

@@ -1,200 +1,24 @@
 """Res2Net (Gao et al., TPAMI 2021, https://arxiv.org/abs/1904.01169): the whole ResNet-shaped family in one
-file.
+file; its block is in `bottle2neck.py`.
 
-A bottleneck whose 3x3 convolution is cut into `scale` groups of `width` channels that feed each other, so
-that one block sees many receptive fields. `s = 4`, a normal block and a *stage block* (the first block of
-every stage):
-
-    normal block                              stage block
-    x1 ----------- 3x3 ---------------- y1    x1 ------ 3x3 / stride ------ y1
-                            |                 x2 ------ 3x3 / stride ------ y2
-    x2 ----------- (+) --- 3x3 -------- y2    x3 ------ 3x3 / stride ------ y3
-                            |                 x4 -- 3x3 mean / stride ----- y4
-    x3 ----------- (+) --- 3x3 -------- y3
-    x4 -------------------------------- y4    its splits do not feed each other: a sum of maps of
-                                              different size would be impossible where it strides
-
-The splits come from a 1x1 convolution (`conv1`) and go concatenated into another (`conv3`), then shortcut and
-ReLU. The module's names (`conv1 bn1 layer1 .. layer4 fc`, in a block `conv1 bn1 convs bns conv3 bn3
-downsample`) are those of the published checkpoints. `scale=1` is the plain ResNet bottleneck, with ResNet's
-`conv2 bn2`. docs/res2net_block.md has the drawing, and which checkpoint needs which semantics.
+The module's names (`conv1 bn1 layer1 .. layer4 fc`) are those of the published checkpoints.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
-from torchvision.ops import StochasticDepth
 
-from res2net_dense.backbones.layers import (
-    AvgPool2dSame,
-    DeformableConv2d,
-    SqueezeExcitation,
-    batch_norm_statistics_kept,
-    build_norm,
-    check,
-    check_common,
-    check_sizes,
-    freeze_parts,
-    init_weights,
-    set_norm_eps,
-)
+from res2net_dense.backbones.bottle2neck import Bottle2neck, finish_network
+from res2net_dense.backbones.layers import AvgPool2dSame, build_norm, check, check_common, check_sizes
 from res2net_dense.errors import ConfigError
 
 EXPANSION = 4
 FEATURES = ("stem", "res2", "res3", "res4", "res5")
 STEMS = ("7x7", "deep", "3x3")
-
-
-class Bottle2neck(nn.Module):
-    """The Res2Net block.
-
-    Args:
-        in_channels: channels of the input.
-        width: channels of a split; the 1x1 convolutions have `width * scale` between them.
-        out_channels: channels of the output.
-        stride: of the 3x3 convolutions (of `conv1` with `stride_in_1x1`).
-        downsample: the shortcut's projection, or None.
-        stage_block: True in the first block of a stage: independent splits and a pooled last one.
-        scale: splits; 1 is ResNet's bottleneck.
-        cardinality: groups of the 3x3 convolutions; divides `width`.
-        dilation: of the 3x3 convolutions.
-        stage_conv: "splits", or "grouped": the stage block has one grouped 3x3 convolution over all channels
-            instead (ResNet's `conv2 bn2`), the only form with the paper's parameter counts on CIFAR.
-        stage_pool: "always" pools the last split of every stage block (official, timm, mmpretrain); "strided"
-            only where its 3x3 convolutions stride (mmdetection, Paddle, and the detectron2 fork, which with
-            `stride_in_1x1` pools nowhere).
-        stage_split: "always" makes the splits of every stage block independent; "strided" only where its 3x3
-            convolutions stride (Paddle). Like `stage_pool`: the same state-dict keys, another network.
-        pool_padding: at the border the mean of a pooled split has the zeros outside "counted", or "ignored"
-            (Paddle).
-        stride_in_1x1: the detectron2 and maskrcnn-benchmark forks stride in `conv1`.
-        deformable: the 3x3 convolutions are deformable (DCNv2).
-        se: squeeze-and-excitation before the shortcut is added.
-        norm: see `layers.build_norm`.
-
-    Attributes:
-        drop_path: set by `finish_blocks`; drops the residual branch of an image in training.
-        checkpointed: set by `finish_blocks`; keep only the input for the backward pass.
-    """
-
-    def __init__(
-        self,
-        in_channels: int,
-        width: int,
-        out_channels: int,
-        *,
-        stride: int = 1,
-        downsample: nn.Module | None = None,
-        stage_block: bool = False,
-        scale: int = 4,
-        cardinality: int = 1,
-        dilation: int = 1,
-        stage_conv: str = "splits",
-        stage_pool: str = "always",
-        stage_split: str = "always",
-        pool_padding: str = "counted",
-        stride_in_1x1: bool = False,
-        deformable: bool = False,
-        se: bool = False,
-        norm: str = "BN",
-    ) -> None:
-        super().__init__()
-        channels = width * scale
-        split_stride = 1 if stride_in_1x1 else stride
-        one_conv = scale == 1 or (stage_block and stage_conv == "grouped")
-        self.width = width
-        self.scale = 1 if one_conv else scale
-        self.independent = stage_block and (stage_split == "always" or split_stride > 1)
-
-        self.conv1 = nn.Conv2d(in_channels, channels, 1, stride if stride_in_1x1 else 1, bias=False)
-        self.bn1 = build_norm(norm, channels)
-        spatial = partial(
-            DeformableConv2d if deformable else nn.Conv2d,
-            kernel_size=3,
-            stride=split_stride,
-            padding=dilation,
-            dilation=dilation,
-            bias=False,
-        )
-        if one_conv:  # ResNet's block, by ResNet's names
-            self.conv2 = spatial(channels, channels, groups=cardinality * scale)
-            self.bn2 = build_norm(norm, channels)
-        else:
-            self.convs = nn.ModuleList(spatial(width, width, groups=cardinality) for _ in range(scale - 1))
-            self.bns = nn.ModuleList(build_norm(norm, width) for _ in self.convs)
-        # The pool keeps kernel 3 and padding 1 where a dilated stage has taken its stride away.
-        pools = self.scale > 1 and stage_block and (stage_pool == "always" or split_stride > 1)
-        pool = nn.AvgPool2d(3, split_stride, padding=1, count_include_pad=pool_padding == "counted")
-        self.pool = pool if pools else None
-        self.conv3 = nn.Conv2d(channels, out_channels, 1, bias=False)
-        self.bn3 = build_norm(norm, out_channels)
-        self.se = SqueezeExcitation(out_channels) if se else None
-        self.downsample = downsample
-        self.drop_path: nn.Module | None = None
-        self.checkpointed = False
-        self.relu = nn.ReLU(inplace=True)
-
-    def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
-        """Compute the block.
-
-        Args:
-            x: `(N, in_channels, H, W)`.
-            shortcut: what is added before the last ReLU; None for `downsample(x)`, or `x` without one.
-
-        Returns:
-            `(N, out_channels, H / stride, W / stride)`.
-        """
-        if not (self.checkpointed and self.training and torch.is_grad_enabled()):
-            return self._forward(x, shortcut)
-        recompute = lambda: (nullcontext(), batch_norm_statistics_kept(self))  # noqa: E731  # a name says why
-        return checkpoint(self._forward, x, shortcut, use_reentrant=False, context_fn=recompute)
-
-    def _forward(self, x: Tensor, shortcut: Tensor | None) -> Tensor:
-        out = self.relu(self.bn1(self.conv1(x)))
-        out = self.relu(self.bn2(self.conv2(out))) if self.scale == 1 else self._multi_scale(out)
-        out = self.bn3(self.conv3(out))
-        if self.se is not None:
-            out = self.se(out)
-        if self.drop_path is not None:
-            out = self.drop_path(out)
-        if shortcut is None:
-            shortcut = x if self.downsample is None else self.downsample(x)
-        out += shortcut
-        return self.relu(out)
-
-    def _multi_scale(self, x: Tensor) -> Tensor:
-        splits = torch.split(x, self.width, 1)
-        outputs: list[Tensor] = []
-        for split, conv, bn in zip(
-            splits, self.convs, self.bns, strict=False
-        ):  # the last split has no convolution
-            if outputs and not self.independent:
-                split = split + outputs[-1]
-            outputs.append(self.relu(bn(conv(split))))
-        outputs.append(splits[-1] if self.pool is None else self.pool(splits[-1]))
-        return torch.cat(outputs, 1)
-
-
-def finish_blocks(
-    network: nn.Module, *, drop_path_rate: float, checkpoint_activations: bool, zero_init_residual: bool
-) -> None:
-    """Initialise a network of blocks, and set what depends on a block's place in it."""
-    init_weights(network)
-    blocks = [module for module in network.modules() if isinstance(module, Bottle2neck)]
-    for index, block in enumerate(blocks):
-        block.checkpointed = checkpoint_activations
-        rate = drop_path_rate * index / max(1, len(blocks) - 1)
-        block.drop_path = StochasticDepth(rate, "row") if rate > 0 else None
-        scale = block.bn3.weight
-        if zero_init_residual and isinstance(scale, nn.Parameter):  # a FrozenBN would never leave 0
-            nn.init.zeros_(scale)
 
 
 class Res2Net(nn.Module):
@@ -365,14 +189,15 @@ class Res2Net(nn.Module):
         self.out_features = wanted
         self.out_channels = {feature: channels[feature] for feature in wanted}
         self.out_strides = {feature: strides[feature] for feature in wanted}
-        finish_blocks(
+        finish_network(
             self,
+            [("conv1", "bn1"), *((layer,) for layer in self.stages)],
+            norm_eps=norm_eps,
+            freeze_at=freeze_at,
             drop_path_rate=drop_path_rate,
             checkpoint_activations=checkpoint_activations,
             zero_init_residual=zero_init_residual,
         )
-        set_norm_eps(self, norm_eps)
-        freeze_parts(self, [("conv1", "bn1"), *((layer,) for layer in self.stages)][:freeze_at])
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Compute the features.

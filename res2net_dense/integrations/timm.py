@@ -14,8 +14,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from res2net_dense.backbones.bottle2neck import Bottle2neck
 from res2net_dense.backbones.registry import ALIASES, ARCHITECTURES
-from res2net_dense.backbones.res2net import Bottle2neck, Res2NetClassifier
+from res2net_dense.backbones.res2net import Res2NetClassifier
 from res2net_dense.errors import ConfigError, MissingDependencyError
 
 try:

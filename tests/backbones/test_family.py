@@ -11,9 +11,9 @@ from torchvision.models.detection import MaskRCNN
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
 
 import res2net_dense
+from res2net_dense.backbones.bottle2neck import Bottle2neck
 from res2net_dense.backbones.layers import DeformableConv2d
 from res2net_dense.backbones.registry import ARCHITECTURES
-from res2net_dense.backbones.res2net import Bottle2neck
 from res2net_dense.errors import ConfigError
 
 IMAGENET = [name for name in res2net_dense.list_backbones() if "next29" not in name]

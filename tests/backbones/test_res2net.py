@@ -7,9 +7,9 @@ from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 
 import res2net_dense
+from res2net_dense.backbones.bottle2neck import Bottle2neck
 from res2net_dense.backbones.layers import build_norm
 from res2net_dense.backbones.registry import ALIASES, ARCHITECTURES
-from res2net_dense.backbones.res2net import Bottle2neck
 from res2net_dense.errors import ConfigError
 
 TIMM = {
