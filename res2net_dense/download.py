@@ -8,7 +8,6 @@ part file is locked: of several processes one downloads and the others find the 
 from __future__ import annotations
 
 import errno
-import hashlib
 import http.client
 import io
 import logging
@@ -30,6 +29,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from res2net_dense.errors import DownloadError
+from res2net_dense.files import sha256_of
 from res2net_dense.version import __version__
 
 try:
@@ -124,7 +124,7 @@ def _fill(
             reasons[url] = _describe(error)
             waiting.append(url)
             continue
-        digest = _hash(part)
+        digest = sha256_of(part)
         if digest.startswith(sha256):
             return
         size = part.stat().st_size
@@ -331,19 +331,11 @@ def _disk_full(part: Path, needed: str, free: int) -> DownloadError:
 def _is_whole(path: Path, sha256: str) -> bool:
     """Whether `path` is there with the right hash."""
     try:
-        return _hash(path).startswith(sha256)
+        return sha256_of(path).startswith(sha256)
     except (FileNotFoundError, NotADirectoryError):
         return False
     except OSError as error:
         raise DownloadError(f"cannot read {path}: {error.strerror}; remove it to download it anew") from None
-
-
-def _hash(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _set_aside(path: Path) -> None:

@@ -1,7 +1,8 @@
-"""Writing files so that a crash or a full disk at any moment leaves either the old file or the new one."""
+"""Writing files so that a crash or a full disk leaves either the old or the new one; and hashing them."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from collections.abc import Callable
@@ -50,6 +51,19 @@ def remove_leftovers(folder: Path) -> None:
         # too.
         if match and (int(match[1]) == os.getpid() or not process_is_alive(int(match[1]))):
             path.unlink(missing_ok=True)
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file's content in hex.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def process_is_alive(pid: int) -> bool:

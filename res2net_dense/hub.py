@@ -30,14 +30,15 @@ from res2net_dense.backbones.registry import (
     create_classifier,
     list_backbones,
 )
-from res2net_dense.backbones.weights import IMAGENETTE, WEIGHTS, Weights
-from res2net_dense.convert import Checkpoint, load_backbone_weights, locate, read_checkpoint
+from res2net_dense.backbones.weights import WEIGHTS
+from res2net_dense.convert.load import load_found, locate
+from res2net_dense.convert.read import Found, inspect_file
 from res2net_dense.convert.structure import structure_of
 from res2net_dense.data.images import read_image
 from res2net_dense.data.transforms import ClassificationEvalTransform
 from res2net_dense.errors import CheckpointError, ConfigError, DatasetError
 from res2net_dense.types import Sample
-from res2net_dense.weight_files import is_path, read_config
+from res2net_dense.weight_files import is_path
 
 _logger = logging.getLogger(__name__)
 
@@ -130,17 +131,16 @@ def get_model(
         return model.eval()
 
     path, _ = locate(name, weights)
-    checkpoint = read_checkpoint(path, trust_pickle=trust_pickle)
-    needs = _check_network(name, path, checkpoint, options)
-    published = checkpoint.report.num_classes
+    found = inspect_file(path, trust_pickle=trust_pickle)
+    needs = _check_network(name, path, found, options)
+    published = found.structure.num_classes
     classes = published if num_classes is None else num_classes
     if classes is None:
         raise CheckpointError(f"{path} has no classifier head: give num_classes, and train what is built")
     model = create_classifier(name, classes, **{**needs, **options})
-    load_backbone_weights(model, name, path, trust_pickle=trust_pickle)
-    row = _row_of(checkpoint)
-    names = _class_names(checkpoint, row) if classes == published else None
-    vars(model).update(class_names=names, preprocessing=_preprocessing(name, path, checkpoint, row))
+    load_found(model, name, found)
+    names = _class_names(found) if classes == published else None
+    vars(model).update(class_names=names, preprocessing=_preprocessing(name, path, found.config))
     return model.eval()
 
 
@@ -190,7 +190,7 @@ def imagenet_classes() -> dict[str, str]:
     return {wordnet_id: name for wordnet_id, _, name in lines}
 
 
-def _check_network(name: str, path: Path, checkpoint: Checkpoint, options: dict[str, Any]) -> dict[str, Any]:
+def _check_network(name: str, path: Path, found: Found, options: dict[str, Any]) -> dict[str, Any]:
     """The options that the file needs where it is of the network `name`, built with `options`.
 
     Raises:
@@ -198,39 +198,28 @@ def _check_network(name: str, path: Path, checkpoint: Checkpoint, options: dict[
     """
     with torch.device("meta"):
         wanted = structure_of(create_classifier(name, 1, **options).state_dict())
-    found = structure_of(checkpoint.state_dict)
-    form = found.shape()
+    form = found.structure.shape()
     if wanted.shape() != form:
-        extra = [f"{key}={value!r}" for key, value in checkpoint.options.items() if key in form]
-        what = found.describe() if extra else f"{checkpoint.name} ({found.describe()})"
-        call = ", ".join([repr(checkpoint.name), repr(str(path)), *extra])
+        extra = [f"{key}={value!r}" for key, value in found.options.items() if key in form]
+        described = found.structure.describe()
+        what = described if extra else f"{found.name} ({described})"
+        call = ", ".join([repr(found.name), repr(str(path)), *extra])
         raise CheckpointError(
             f"{path} is {what}, not {name} ({wanted.describe()}): get_model({call}) builds it"
         )
-    return {key: value for key, value in checkpoint.options.items() if key not in form}
+    return {key: value for key, value in found.options.items() if key not in form}
 
 
-def _row_of(checkpoint: Checkpoint) -> Weights | None:
-    """The row of the published file that this is, wherever it lay."""
-    sha256 = checkpoint.report.sha256
-    return next((row for row in WEIGHTS.values() if row.sha256 and sha256.startswith(row.sha256)), None)
-
-
-def _class_names(checkpoint: Checkpoint, row: Weights | None) -> list[str] | None:
+def _class_names(found: Found) -> list[str] | None:
     """What the outputs of the file's head mean; everybody's 1000 classes are ImageNet's."""
-    num_classes = checkpoint.report.num_classes
-    if row is not None and row.tag.endswith("imagenette"):
-        return [imagenet_classes()[wordnet_id] for wordnet_id in IMAGENETTE]
-    if checkpoint.class_names is not None and len(checkpoint.class_names) == num_classes:
-        # ImageNet's folders have the ids for names.
-        return [imagenet_classes().get(name, name) for name in checkpoint.class_names]
-    return list(imagenet_classes().values()) if num_classes == 1000 else None
+    classes = found.structure.num_classes
+    if found.class_names is not None and len(found.class_names) == classes:
+        # ImageNet's folders, and Imagenette's row, have the ids for names.
+        return [imagenet_classes().get(name, name) for name in found.class_names]
+    return list(imagenet_classes().values()) if classes == 1000 else None
 
 
-def _preprocessing(name: str, path: Path, checkpoint: Checkpoint, row: Weights | None) -> Preprocessing:
-    if row is not None:
-        return Preprocessing(row.mean, row.std, row.resize_size, row.crop_size)
-    config = read_config(path) if checkpoint.report.config else {}
+def _preprocessing(name: str, path: Path, config: dict[str, Any]) -> Preprocessing:
     if config.get("task") != "classification":
         return _usual_preprocessing(name)
     try:

@@ -17,9 +17,9 @@ from torchvision.models._meta import _IMAGENET_CATEGORIES
 
 import res2net_dense
 from res2net_dense import create_classifier, get_model, list_models, predict_image
-from res2net_dense.backbones.weights import WEIGHTS, Weights
+from res2net_dense.backbones.weights import IMAGENETTE, WEIGHTS, Weights
 from res2net_dense.errors import CheckpointError, ConfigError, DatasetError
-from res2net_dense.hub import IMAGENETTE, Preprocessing, imagenet_classes
+from res2net_dense.hub import Preprocessing, imagenet_classes
 from res2net_dense.models.classification import ClassificationModel
 from res2net_dense.weight_files import save_weights
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from res2net_dense.backbones.res2net import FEATURES
 from res2net_dense.backbones.weights import Weights, fetch, find_weights
-from res2net_dense.convert.read import inspect_file, match
+from res2net_dense.convert.read import Found, inspect_file, match
 from res2net_dense.convert.report import Dropped, Report
 from res2net_dense.convert.structure import Structure, structure_of
 from res2net_dense.errors import CheckpointError
@@ -41,10 +41,15 @@ def load_backbone_weights(
             else with the same tensors; one line with what to do, and nothing is loaded.
     """
     path, _ = locate(name, weights)
+    return load_found(module, name, inspect_file(path, trust_pickle=trust_pickle))
+
+
+def load_found(module: nn.Module, name: str, found: Found) -> Report:
+    """`load_backbone_weights` of a file that `inspect_file` has read."""
+    report = found.report
+    path = Path(report.file)
     own = module.state_dict()
     parts = {key.split(".")[0] for key in own}
-    found = inspect_file(path, trust_pickle=trust_pickle)
-    report = found.report
     if parts & {"layer1", "level2"}:  # without a block there is nothing to tell it by
         _check_structure(path, name, structure_of(own), found.structure, report)
     _check_semantics(path, getattr(module, "semantics", {}), report.semantics, report.semantics_from)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections import Counter
@@ -30,6 +29,7 @@ from res2net_dense.convert.structure import (
 )
 from res2net_dense.convert.unwrap import COUNTER, unwrap
 from res2net_dense.errors import CheckpointError, ConfigError
+from res2net_dense.files import sha256_of
 from res2net_dense.weight_files import kind_of, read_config, read_torch_or_safetensors
 
 BESIDE = "not part of the backbone"
@@ -114,7 +114,7 @@ def inspect_file(
     kind = kind_of(path)
     content = read_torch_or_safetensors(path, trust_pickle=trust_pickle)
     config = _config(path, kind, content)
-    report = Report(file=str(path), size=path.stat().st_size, sha256=_sha256(path), kind=kind)
+    report = Report(file=str(path), size=path.stat().st_size, sha256=sha256_of(path), kind=kind)
     try:
         state, wrappers, others = unwrap(content)
         if not state:
@@ -389,11 +389,3 @@ def _config(path: Path, kind: str, content: Mapping[str, Any]) -> dict[str, Any]
         return dict(json.loads(json.dumps(found)))
     except (TypeError, ValueError, RecursionError):
         return {}
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

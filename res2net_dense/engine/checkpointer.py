@@ -24,7 +24,7 @@ from torch.optim import Optimizer
 from res2net_dense.engine.distributed import is_main, unwrap
 from res2net_dense.engine.optim import Ema
 from res2net_dense.errors import CheckpointError
-from res2net_dense.files import remove_leftovers, write_atomically
+from res2net_dense.files import remove_leftovers, sha256_of, write_atomically
 from res2net_dense.version import __version__
 from res2net_dense.weight_files import load_strictly, read_torch_or_safetensors, save_weights
 
@@ -180,7 +180,7 @@ class Checkpointer:
             expected = [
                 line.split()[0] for line in sidecar.read_text(errors="replace").splitlines() if line.split()
             ]
-            if _sha256(path) not in expected:
+            if sha256_of(path) not in expected:
                 raise CheckpointError(
                     f"{path} is damaged (its sha256 is not the one in {sidecar.name}): use another"
                 )
@@ -299,14 +299,6 @@ def _publish(path: Path, state: dict[str, Any]) -> None:
 
 def _sidecar(path: Path) -> Path:
     return path.with_name(path.name + ".sha256")
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _cannot_write(path: Path, state: dict[str, Any], error: OSError) -> str:
