@@ -53,8 +53,10 @@ FIGURES = """\
 Accuracy in percent on ImageNet's validation set (Imagenette's for `holocron_imagenette`), as published with
 the file, and as timm measured the same weights. Pictures are RGB, the shorter side resized (bilinear) to the
 first number of pixels, the centre of the second cut out, mean 123.675 116.28 103.53, standard deviation
-58.395 57.12 57.375 on values from 0 to 255. The first file of a network is what `imagenet` means. Of most
-files only the first eight digits of the SHA-256 are known, from their names.
+58.395 57.12 57.375 on values from 0 to 255. The first file of a network is what `imagenet` means. Parameters
+are those of the network with a head for the classes; the authors' files of DLA networks (`in1k`) hold 297,472
+more, in three projections that nothing uses. Of most files only the first eight digits of the SHA-256 are
+known, from their names.
 """
 
 USE = """\
@@ -79,7 +81,10 @@ def model_zoo() -> str:
             _table(("name", "also known as", "parameters M", "GMACs", "files"), map(_network, ARCHITECTURES)),
             FIGURES,
             _table(
-                ("weights", "top-1", "top-5", "timm's", "pixels", "classes", "bytes", "SHA-256"),
+                (
+                    *("weights", "top-1", "top-5", "timm's", "pixels"),
+                    *("classes", "parameters M", "bytes", "SHA-256"),
+                ),
                 map(_figures, WEIGHTS.values()),
             ),
             USE,
@@ -111,6 +116,7 @@ def _figures(row: Weights) -> Sequence[object]:
         timm,
         f"{row.resize_size}, {row.crop_size}",
         row.num_classes,
+        f"{row.parameters / 1e6:.2f}",
         size,
         f"`{row.sha256}`" if row.sha256 else "none published",
     )

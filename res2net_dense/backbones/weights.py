@@ -13,10 +13,13 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from res2net_dense.backbones.registry import ALIASES, canonical_name
+import torch
+
+from res2net_dense.backbones.registry import ALIASES, canonical_name, create_classifier
 from res2net_dense.download import download
 from res2net_dense.errors import CheckpointError, DownloadError
 
@@ -75,6 +78,16 @@ class Weights:
     def file_name(self) -> str:
         """The name of the file, here and at its official place."""
         return self.urls[0].rsplit("/", 1)[1]
+
+    @cached_property
+    def parameters(self) -> int:
+        """Parameters of the network with its head of `num_classes`.
+
+        The authors' files of DLA networks (`in1k`) hold 297,472 more, in three projections that nothing uses.
+        """
+        with torch.device("meta"):
+            network = create_classifier(self.name, self.num_classes, **self.semantics)
+        return sum(parameter.numel() for parameter in network.parameters())
 
 
 def find_weights(name: str, weights: str) -> Weights:

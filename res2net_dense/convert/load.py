@@ -52,11 +52,11 @@ def load_found(module: nn.Module, name: str, found: Found) -> Report:
     parts = {key.split(".")[0] for key in own}
     if parts & {"layer1", "level2"}:  # without a block there is nothing to tell it by
         _check_structure(path, name, structure_of(own), found.structure, report)
-    _check_semantics(path, getattr(module, "semantics", {}), report.semantics, report.semantics_from)
-    dilation: dict[str, Any] = getattr(module, "dilation_rules", {})
-    _check_semantics(
-        path, dilation, report.dilation, "the parts or the config in the file, for dilated stages"
-    )
+    built = getattr(module, "semantics", {})
+    _check_semantics(path, built, report.semantics, report.semantics_from, known=report.semantics_known)
+    built = getattr(module, "dilation_rules", {})
+    source = "the parts or the config in the file, for dilated stages"
+    _check_semantics(path, built, report.dilation, source, known=True)
     checkpoint = match(found, parts=parts)
     state = {key: value for key, value in checkpoint.state_dict.items() if key in own}
     _fit_head(path, own, state, report)
@@ -121,12 +121,14 @@ def _check_structure(path: Path, name: str, ours: Structure, theirs: Structure, 
 _NORMS = {"BN": "batch norm", "GN": "group norm (no running statistics)"}
 
 
-def _check_semantics(path: Path, built: dict[str, Any], needed: dict[str, Any], source: str) -> None:
+def _check_semantics(
+    path: Path, built: dict[str, Any], needed: dict[str, Any], source: str, *, known: bool
+) -> None:
     wrong = {key: value for key, value in needed.items() if key in built and built[key] != value}
     if not wrong:
         return
     is_now = ", ".join(f"{key}={built[key]!r}" for key in wrong)
-    if source.startswith("assumed"):
+    if not known:
         _log.warning(
             "%s: the backbone was built with %s; names alone cannot tell whether these weights want that",
             path, is_now,

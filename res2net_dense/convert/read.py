@@ -332,6 +332,7 @@ def _set_semantics(report: Report, structure: Structure, row: Weights | None) ->
     """Settle what the names leave open; `row` is that of a published file."""
     dialect = DIALECTS[report.dialect]
     given: Mapping[str, Any]
+    known = True
     if row is not None:  # these very bytes: what is known of them goes before what their names suggest
         given, source = row.semantics, f"the weights table, {row.key}"
     elif report.config:
@@ -341,15 +342,16 @@ def _set_semantics(report: Report, structure: Structure, row: Weights | None) ->
         alone = not any(item.reason == BESIDE for item in report.dropped)
         plain = structure.scale == 1 and structure.stem != "dla"
         if dialect.name == "res2net_dense" or (dialect.name in CANONICAL and (report.prefix or plain)):
-            source = "assumed, names alone cannot tell"
+            source, known = "assumed, names alone cannot tell", False
         elif dialect.doubtful_without_prefix and alone:
             if not report.prefix.endswith(dialect.prefix):
                 source = f"assumed: {dialect.name}'s names without {dialect.prefix}, and no other parts"
+                known = False
             report.notes.append(
                 "nothing but a backbone: ImageNet weights that only bear these names want official options"
             )
     report.semantics = {key: given.get(key, SEMANTICS[key]) for key in structure.semantics}
-    report.semantics_from = source
+    report.semantics_from, report.semantics_known = source, known
 
 
 def _dilation(config: Mapping[str, Any], structure: Structure) -> dict[str, Any]:

@@ -49,9 +49,11 @@ class Report:
     semantics: dict[str, Any] = field(default_factory=dict)
     """The options under which equal tensors are another network."""
     semantics_from: str = ""
-    """Why they are what they are: the dialect, the config in the file, the weights table (for a published
-    file), or "assumed", with the reason.
+    """Why they are what they are, in words: the dialect, the config in the file, the weights table (for a
+    published file), or "assumed", with the reason.
     """
+    semantics_known: bool = False
+    """Whether something says so, and they are not assumed."""
     dilation: dict[str, Any] = field(default_factory=dict)
     """The options of dilated stages, where the file is of a network that may have such; else empty."""
     matched: int = 0

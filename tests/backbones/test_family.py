@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from comparison import difference, like_trained
 from timm.layers import SEModule
 from timm.models.res2net import Bottle2neck as TimmBottle2neck
 from timm.models.resnet import Bottleneck
@@ -20,31 +21,13 @@ IMAGENET = [name for name in res2net_dense.list_backbones() if "next29" not in n
 DLA = [name for name in IMAGENET if "dla" in name]
 
 
-def like_trained(network, seed=0):
-    """Random weights that excite every channel: norm statistics and scales away from 0 and 1."""
-    generator = torch.Generator().manual_seed(seed)
-    state = network.state_dict()
-    for key, value in state.items():
-        if key.endswith("running_var"):
-            state[key] = torch.rand(value.shape, generator=generator) + 0.5
-        elif value.ndim == 1:
-            state[key] = torch.rand(value.shape, generator=generator) * 0.8 + 0.2
-    network.load_state_dict(state)
-    return network.eval()
-
-
-def difference(ours, theirs):
-    """The largest difference as a part of the largest activation."""
-    return ((ours - theirs).abs().max() / theirs.abs().max()).item()
-
-
 def dilated(name, output_stride):
     """The features of one network at stride 32 and at `output_stride`."""
     # timm's shortcut of v1b is the one that keeps the meaning of the averaged one
     options = {"avg_down_dilated": "same2"} if ARCHITECTURES[name].options.get("stem") == "deep" else {}
     if not any(part in name for part in ("dla", "50", "next")):
         options["depths"] = (2, 2, 3, 2)  # the deep ones repeat one block
-    plain = like_trained(res2net_dense.create_backbone(name, **options))
+    plain = like_trained(res2net_dense.create_backbone(name, **options)).eval()
     network = res2net_dense.create_backbone(name, output_stride=output_stride, **options).eval()
     network.load_state_dict(plain.state_dict())
     x = torch.randn(1, 3, 64, 96, generator=torch.Generator().manual_seed(1))
@@ -131,7 +114,7 @@ class TimmCifar(nn.Module):
 def test_networks_for_small_pictures_equal_timms_blocks(name, form):
     options = ARCHITECTURES[name].options
     shape = [options[key] for key in ("base_width", "scale", "cardinality")]
-    theirs = like_trained(TimmCifar(*shape, grouped=form == "grouped", se=name.startswith("se_")))
+    theirs = like_trained(TimmCifar(*shape, grouped=form == "grouped", se=name.startswith("se_"))).eval()
     ours = res2net_dense.create_classifier(name, num_classes=10, stage_conv=form).eval()
     ours.load_state_dict(theirs.state_dict())
     x = torch.randn(2, 3, 24, 20, generator=torch.Generator().manual_seed(1))
@@ -197,7 +180,7 @@ def test_deformable_stages_must_exist():
 
 @pytest.mark.parametrize("name", ["res2net50_26w_4s", "res2net50_v1b_26w_4s", "res2net_dla60", "resnet50"])
 def test_torchvision_takes_it_apart_in_the_right_order(name):
-    network = like_trained(res2net_dense.create_backbone(name))
+    network = like_trained(res2net_dense.create_backbone(name)).eval()
     fpn = BackboneWithFPN(
         network,
         return_layers={stage: str(index) for index, stage in enumerate(network.stages)},
@@ -244,7 +227,9 @@ def paddle_block(block, x):
 
 def test_paddles_block():
     options = {"stage_pool": "strided", "stage_split": "strided", "pool_padding": "ignored"}
-    network = like_trained(res2net_dense.create_backbone("res2net50_v1b_26w_4s", depths=(2, 2), **options))
+    network = like_trained(
+        res2net_dense.create_backbone("res2net50_v1b_26w_4s", depths=(2, 2), **options)
+    ).eval()
     x = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         expected = network.maxpool(network.relu(network.bn1(network.conv1(x))))

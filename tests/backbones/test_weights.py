@@ -163,12 +163,23 @@ def test_a_row_is_consistent(key):
     assert row.semantics.items() <= network.semantics.items()
 
 
+def test_parameters_are_counted_with_the_head():
+    assert WEIGHTS["res2net50_26w_4s.holocron_imagenette"].parameters == 23_670_610  # Holocron's own count
+    for name in ("resnet50", "resnet101"):
+        theirs = torchvision.models.get_model_weights(name).IMAGENET1K_V1.meta["num_params"]
+        assert WEIGHTS[f"{name}.tv_in1k"].parameters == theirs
+    for row in ROWS:
+        if row.num_classes == 1000:
+            assert row.parameters / 1e6 == pytest.approx(ARCHITECTURES[row.name].parameters, abs=0.0056), (
+                row.key
+            )
+
+
 @pytest.mark.parametrize("row", [row for row in ROWS if row.size], ids=lambda row: row.key)
 def test_sizes_fit_the_parameters(row):
-    """Four bytes a parameter, and little else; the DLA files carry 0.3 M that nobody uses."""
-    parameters = ARCHITECTURES[row.name].parameters - (row.num_classes == 10) * 990 * 2049e-6
-    parameters += 0.297472 * ("dla" in row.name)
-    assert 4e6 * parameters * 0.999 < row.size < 4e6 * parameters * 1.01
+    """Four bytes a parameter, and little else; the DLA files carry some that nobody uses."""
+    parameters = row.parameters + 297_472 * ("dla" in row.name)
+    assert 4 * parameters < row.size < 4 * parameters * 1.01
 
 
 def test_the_default_of_every_network_is_imagenet():

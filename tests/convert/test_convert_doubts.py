@@ -163,6 +163,7 @@ def test_a_fork_s_names_alone_are_a_guess(tmp_path, state, deep_state, caplog, d
     torch.save({key.removeprefix(prefix): value for key, value in theirs.items()}, tmp_path / "w.pth")
     report = read_checkpoint(tmp_path / "w.pth").report
     assert report.semantics_from.startswith(f"assumed: {dialect}'s names without {prefix}")
+    assert not report.semantics_known
     assert {"stage_pool", "stride_in_1x1"} & set(report.options)
     load_backbone_weights(create_backbone(name, **SMALL), name, tmp_path / "w.pth")
     assert "names alone cannot tell" in caplog.text
@@ -174,6 +175,7 @@ def test_a_fork_s_names_alone_are_a_guess(tmp_path, state, deep_state, caplog, d
 def test_a_plain_resnet_s_names_are_a_guess(read):
     report = read(create_classifier("resnet50", 5, **SMALL).state_dict()).report
     assert report.semantics_from.startswith("assumed")
+    assert not report.semantics_known
 
 
 NO_NUMBERS = {

@@ -276,6 +276,7 @@ def test_our_own_file_remembers_what_names_cannot_tell(tmp_path, deep_state, suf
     assert again.options["stride_in_1x1"] is True
     assert again.report.dialect == "res2net_dense"
     assert again.report.semantics_from == "config in the file"
+    assert again.report.semantics_known
     assert again.report.config["stage_pool"] == "strided"
 
 
@@ -305,6 +306,7 @@ def test_a_published_file_is_known_by_its_hash(tmp_path, deep_state, monkeypatch
     read = read_checkpoint(tmp_path / "w.pth")
     assert "stage_pool" not in read.options
     assert read.report.semantics_from == f"the weights table, {row.key}"
+    assert read.report.semantics_known
 
 
 def test_the_report_for_people_and_programs(tmp_path, state):

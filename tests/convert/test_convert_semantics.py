@@ -190,6 +190,7 @@ def test_a_fork_s_file_computes_what_the_fork_does(tmp_path, dialect):
     read = read_checkpoint(tmp_path / "fork.pth")
     assert read.options == {"depths": DEPTHS, "base_width": 12, **semantics}
     assert read.report.semantics_from == f"the dialect {dialect}"
+    assert read.report.semantics_known
     state = {key: value for key, value in read.state_dict.items() if not key.startswith("fc.")}
     outputs = []
     for options in (read.options, {"depths": DEPTHS, "base_width": 12}):
