@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Sequence
+import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +14,8 @@ from pycocotools import mask as mask_utils
 
 from res2net_dense.data.coco_json import Parser, Segmentation, decode_runs, read_classes, read_json
 from res2net_dense.data.images import read_sample
+from res2net_dense.data.packed import PackedRecords
+from res2net_dense.data.paths import check_inside
 from res2net_dense.errors import DatasetError
 from res2net_dense.types import Polygons, Sample
 
@@ -40,46 +42,12 @@ class CocoImage:
     annotations: list[CocoAnnotation]
 
 
-class PackedImages(Sequence[CocoImage]):
-    """The pictures of a data set in one block of bytes.
-
-    Reading a Python object writes its reference count, so each worker would end up with a copy of a whole
-    list.
-    """
-
-    def __init__(self, root: Path, records: Iterable[Any]) -> None:
-        self._root = root
-        block, ends = bytearray(), [0]
-        for record in records:
-            block += json.dumps(record, separators=(",", ":")).encode()
-            ends.append(len(block))
-        self._block = np.frombuffer(bytes(block), dtype=np.uint8)
-        self._ends = np.array(ends)
-
-    def __len__(self) -> int:
-        return len(self._ends) - 1
-
-    @overload
-    def __getitem__(self, index: int) -> CocoImage: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[CocoImage]: ...
-
-    def __getitem__(self, index: int | slice) -> CocoImage | list[CocoImage]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        index = range(len(self))[index]
-        record = json.loads(self._block[self._ends[index] : self._ends[index + 1]].tobytes())
-        image_id, file_name, height, width, annotations = record
-        objects = [CocoAnnotation(*annotation) for annotation in annotations]
-        return CocoImage(image_id, file_name, self._root / file_name, height, width, objects)
-
-
 class CocoDataset:
     """A checked COCO data set; make one with `CocoDataset.load`.
 
     Attributes:
         annotation_file: the json.
+        source: what a message calls the set: the path of the json.
         class_names: by label.
         category_ids: the json's category id by label; -1 for a class that the json does not have.
         images: a lazy sequence of `CocoImage`.
@@ -92,7 +60,7 @@ class CocoDataset:
         self,
         annotation_file: Path,
         image_folder: Path,
-        images: PackedImages,
+        images: PackedRecords[CocoImage],
         *,
         class_names: Sequence[str],
         category_ids: Sequence[int],
@@ -102,6 +70,7 @@ class CocoDataset:
         object_counts: np.ndarray,
     ) -> None:
         self.annotation_file = annotation_file
+        self.source = str(annotation_file)
         self.class_names = list(class_names)
         self.category_ids = list(category_ids)
         self.images = images
@@ -149,7 +118,7 @@ class CocoDataset:
         return cls(
             file,
             folder,
-            PackedImages(folder, records),
+            PackedRecords(records, functools.partial(_image, folder)),
             class_names=names,
             category_ids=category_ids,
             has_masks=has_masks,
@@ -172,7 +141,7 @@ class CocoDataset:
                 the json says.
         """
         image = self.images[index]
-        self._check_inside(image)
+        check_inside(image.path, self._root, "image folder")
         sample = read_sample(image.path, image.image_id, image.file_name)
         height, width = sample["original_height"], sample["original_width"]
         if (height, width) != (image.height, image.width):
@@ -215,20 +184,16 @@ class CocoDataset:
         """
         missing = []
         for image in self.images:
-            self._check_inside(image)
+            check_inside(image.path, self._root, "image folder")
             if not image.path.is_file():
                 missing.append(image.file_name)
         return missing
 
-    def _check_inside(self, image: CocoImage) -> None:
-        try:
-            inside = image.path.resolve().is_relative_to(self._root)
-        except (OSError, RuntimeError, ValueError):  # a loop of links, a name the file system cannot hold
-            inside = False
-        if not inside:
-            raise DatasetError(
-                f"{image.path}: leads out of the image folder {self._root}; put the file itself there"
-            )
+
+def _image(folder: Path, record: list[Any]) -> CocoImage:
+    image_id, file_name, height, width, annotations = record
+    objects = [CocoAnnotation(*annotation) for annotation in annotations]
+    return CocoImage(image_id, file_name, folder / file_name, height, width, objects)
 
 
 def _all_polygons(segmentations: list[Segmentation]) -> Polygons | None:

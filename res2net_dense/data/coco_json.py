@@ -7,10 +7,10 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
 
 import numpy as np
 
+from res2net_dense.data.paths import is_inside
 from res2net_dense.errors import DatasetError
 
 Segmentation = list[list[float]] | dict[str, Any]
@@ -233,21 +233,9 @@ def _image_problem(entry: Any) -> str | None:
         return "its id is neither a whole number nor a text"
     if any(type(entry[key]) is not int or not 0 < entry[key] < 2**31 for key in ("height", "width")):
         return f"its size {entry['width']!r:.40} x {entry['height']!r:.40} is not two positive whole numbers"
-    if not _is_inside(entry["file_name"]):
+    if not (isinstance(entry["file_name"], str) and is_inside(entry["file_name"])):
         return f"its file_name {entry['file_name']!r:.200} is not a path inside the image folder"
     return None
-
-
-def _is_inside(file_name: Any) -> bool:
-    """Whether the text itself stays inside; links are looked at when the file is read."""
-    if not isinstance(file_name, str) or not file_name or "\\" in file_name or "\0" in file_name:
-        return False
-    if not file_name.isascii() and file_name != file_name.encode(errors="ignore").decode():
-        return False
-    # Nothing here decodes %2e%2e%2f, but whatever the name is handed to might.
-    return not any(
-        Path(name).is_absolute() or ".." in Path(name).parts for name in (file_name, unquote(file_name))
-    )
 
 
 def _numbers(values: Any) -> np.ndarray | None:

@@ -1,0 +1,49 @@
+"""A list of records that worker processes share."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Generic, TypeVar, overload
+
+import numpy as np
+
+T = TypeVar("T")
+
+
+class PackedRecords(Sequence[T], Generic[T]):
+    """Records in one block of bytes, decoded one at a time.
+
+    Reading a Python object writes its reference count, so each worker would end up with a copy of a whole
+    list.
+    """
+
+    def __init__(self, records: Iterable[Any], decode: Callable[[Any], T]) -> None:
+        """Pack the records.
+
+        Args:
+            records: what json can hold.
+            decode: makes an item of a record; workers that are not forked need it picklable.
+        """
+        self._decode = decode
+        block, ends = bytearray(), [0]
+        for record in records:
+            block += json.dumps(record, separators=(",", ":")).encode()
+            ends.append(len(block))
+        self._block = np.frombuffer(bytes(block), dtype=np.uint8)
+        self._ends = np.array(ends)
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    @overload
+    def __getitem__(self, index: int) -> T: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[T]: ...
+
+    def __getitem__(self, index: int | slice) -> T | list[T]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        index = range(len(self))[index]
+        return self._decode(json.loads(self._block[self._ends[index] : self._ends[index + 1]].tobytes()))

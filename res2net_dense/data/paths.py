@@ -1,0 +1,39 @@
+"""Names that a data set gives for its files, none of which may lead out of its folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from urllib.parse import unquote
+
+from res2net_dense.errors import DatasetError
+
+
+def is_inside(name: str) -> bool:
+    """Whether the text itself is a path that stays in the folder it is relative to; links are another
+    matter.
+    """
+    if not name or "\\" in name or "\0" in name:
+        return False
+    if not name.isascii() and name != name.encode(errors="ignore").decode():
+        return False
+    # Nothing here decodes %2e%2e%2f, but whatever the name is handed to might.
+    return not any(Path(text).is_absolute() or ".." in Path(text).parts for text in (name, unquote(name)))
+
+
+def check_inside(path: Path, folder: Path, what: str) -> None:
+    """Check that no link on the way leads out of the folder.
+
+    Args:
+        path: the file, which need not be there.
+        folder: a resolved path.
+        what: what a message calls the folder, such as "image folder".
+
+    Raises:
+        DatasetError: the path ends elsewhere, or links run in a circle.
+    """
+    try:
+        inside = path.resolve().is_relative_to(folder)
+    except (OSError, RuntimeError, ValueError):  # a loop of links, a name the file system cannot hold
+        inside = False
+    if not inside:
+        raise DatasetError(f"{path}: leads out of the {what} {folder}; put the file itself there")
