@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from res2net_dense.errors import ConfigError, DatasetError
+from res2net_dense.evaluation.tables import align, show
 from res2net_dense.types import Prediction, Sample
 
 _log = logging.getLogger(__name__)
@@ -137,11 +138,9 @@ class ClassificationEvaluator:
             ]
             title = f"the {len(rows)} worst classes"
         overall = [(name, "", self._results[name]) for name in METRICS]
-        cells = [("", "", ""), *((a, b, _show(c)) for a, b, c in overall)]
-        cells += [("", "", ""), (title, "images", "top1"), *((a, b, _show(c)) for a, b, c in rows)]
-        first, second, third = (max(map(len, column)) for column in zip(*cells, strict=True))
-        lines = [f"{a:<{first}}  {b:>{second}}  {c:>{third}}".rstrip() for a, b, c in cells]
-        return "\n".join(lines[1:])
+        cells = [(a, b, show(c, 2)) for a, b, c in overall]
+        cells += [("", "", ""), (title, "images", "top1"), *((a, b, show(c, 2)) for a, b, c in rows)]
+        return align(cells)
 
 
 def _rank(logits: torch.Tensor, label: int) -> int:
@@ -154,7 +153,3 @@ def _rank(logits: torch.Tensor, label: int) -> int:
 
 def _percent(values: np.ndarray) -> float:
     return float(values.mean()) * 100 if values.size else float("nan")
-
-
-def _show(value: float) -> str:
-    return "n/a" if np.isnan(value) else f"{value:.2f}"

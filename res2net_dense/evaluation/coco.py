@@ -19,6 +19,7 @@ import torch
 
 from res2net_dense.errors import ConfigError, DatasetError, MissingDependencyError
 from res2net_dense.evaluation.coco_truth import GroundTruth, Record, read_ground_truth
+from res2net_dense.evaluation.tables import align, show
 from res2net_dense.types import Prediction, Sample
 
 try:
@@ -288,12 +289,12 @@ class CocoEvaluator:
             if key.startswith(f"{self.iou_types[0]}/") and "/AP/" not in key
         ]
         overall = [["", *self.iou_types]]
-        overall += [[name, *(_show(self._results[f"{t}/{name}"]) for t in self.iou_types)] for name in names]
+        overall += [[name, *(show(self._results[f"{t}/{name}"]) for t in self.iou_types)] for name in names]
         classes = [["class", "objects", *(f"{t}/AP" for t in self.iou_types)]]
         for name, category_id in self._reported.items():
-            scores = (_show(self._results[f"{t}/AP/{name}"]) for t in self.iou_types)
+            scores = (show(self._results[f"{t}/AP/{name}"]) for t in self.iou_types)
             classes.append([name, str(self._truth.object_counts[category_id]), *scores])
-        return f"{_align(overall)}\n\n{_align(classes)}"
+        return f"{align(overall)}\n\n{align(classes)}"
 
 
 def _resolve_backend(backend: Backend) -> Literal["pycocotools", "faster_coco_eval"]:
@@ -350,19 +351,3 @@ def _percent(values: np.ndarray) -> float:
     """Mean of what exists (the scorers mark the rest with -1) in percent, NaN where nothing does."""
     existing = values[values > -1]
     return float(existing.mean()) * 100 if existing.size else float("nan")
-
-
-def _show(value: float) -> str:
-    return "n/a" if np.isnan(value) else f"{value:.1f}"
-
-
-def _align(rows: Sequence[Sequence[str]]) -> str:
-    """Columns of equal width; the first flush left, numbers flush right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(w) if i == 0 else cell.rjust(w)
-            for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
-    )

@@ -1,0 +1,360 @@
+"""Scores of label maps: the empty and the missing first, then plain bincounts and OpenCV's erosion."""
+
+import logging
+import math
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from res2net_dense.errors import ConfigError, DatasetError
+from res2net_dense.evaluation.semantic import SemanticEvaluator, boundary_bands, confusion_matrix
+
+NAMES = [f"class {n}" for n in range(5)]
+OVERALL = ("mIoU", "boundary_mIoU", "pixel_accuracy", "mean_accuracy", "fwIoU")
+
+
+def areas(height, width, classes, rng, cell=12):
+    """A label map of areas, not of noise."""
+    coarse = torch.from_numpy(rng.normal(size=(1, classes, height // cell + 1, width // cell + 1)))
+    return torch.nn.functional.interpolate(coarse, (height, width), mode="bicubic")[0].argmax(0).numpy()
+
+
+def made(number=6, classes=5, seed=0):
+    """Masks with ignored pixels, and predictions that are right in most places; no two of one size."""
+    rng = np.random.default_rng(seed)
+    masks, predictions = [], []
+    for n in range(number):
+        size = 30 + 7 * n, 60 - 5 * n
+        mask, other = areas(*size, classes, rng), areas(*size, classes, rng)
+        predictions.append(np.where(rng.random(size) < 0.7, mask, other))
+        mask[rng.random(size) < 0.1] = 255
+        mask[: n + 1] = 255
+        masks.append(mask.astype(np.uint8))
+    return masks, predictions
+
+
+def evaluator(masks, names=NAMES, **options):
+    return SemanticEvaluator(masks.__getitem__, len(masks), class_names=names, **options)
+
+
+def feed(ours, predictions, ids=None):
+    ids = range(len(predictions)) if ids is None else ids
+    ours.process([{"image_id": i} for i in ids], [{"sem_seg": torch.as_tensor(predictions[i])} for i in ids])
+
+
+def scores(masks, predictions, **options):
+    ours = evaluator(masks, **options)
+    feed(ours, predictions)
+    return ours.evaluate()
+
+
+def without_ignored(mask):
+    """The mask as a prediction: what is ignored may be any class."""
+    return np.where(mask == 255, 3, mask).astype(np.int64)
+
+
+# the empty and the missing
+
+
+def test_an_empty_set_has_no_scores():
+    empty = evaluator([])
+    empty.process([], [])
+    assert empty.table() == ""
+    results = empty.evaluate()
+    assert set(results) == {*OVERALL, *(f"{s}/{n}" for s in ("IoU", "boundary_IoU") for n in NAMES)}
+    assert all(np.isnan(value) for value in results.values())
+    assert "n/a" in empty.table()
+
+
+def test_an_image_that_is_all_ignored_counts_nothing():
+    masks, predictions = made()
+    expected = scores(masks, predictions)
+    masks.append(np.full((20, 30), 255, np.uint8))
+    predictions.append(np.ones((20, 30), np.int64))
+    assert scores(masks, predictions) == expected
+    assert all(np.isnan(value) for value in scores(masks[-1:], predictions[-1:]).values())
+
+
+def test_nothing_seen_is_nothing_right(caplog):
+    masks, _ = made()
+    with caplog.at_level(logging.WARNING):
+        results = evaluator(masks).evaluate()
+    assert set(results.values()) == {0.0}
+    assert len(caplog.records) == 1
+    assert "only 0 of 6 images" in caplog.text
+
+
+def test_an_image_not_seen_counts_as_missed(caplog):
+    """As if all its pixels were given to a class that nothing is of."""
+    masks, predictions = made()
+    ours = evaluator(masks)
+    feed(ours, predictions, range(4))
+    with caplog.at_level(logging.WARNING):
+        results = ours.evaluate()
+    assert "only 4 of 6" in caplog.text
+    blank = predictions[:4] + [np.full_like(p, 5) for p in predictions[4:]]
+    expected = scores(masks, blank, names=[*NAMES, "nothing"])
+    for name, value in results.items():
+        assert value == expected[name], name
+
+
+def test_a_class_without_truth_has_no_score_but_its_pixels_are_misses():
+    masks, predictions = made()
+    masks = [np.where(mask == 4, 1, mask).astype(np.uint8) for mask in masks]
+    results = scores(masks, predictions)
+    assert np.isnan(results["IoU/class 4"])
+    assert np.isnan(results["boundary_IoU/class 4"])
+    for score in ("IoU", "boundary_IoU"):
+        four = [results[f"{score}/class {n}"] for n in range(4)]
+        assert results["mIoU" if score == "IoU" else "boundary_mIoU"] == pytest.approx(np.mean(four))
+    counted = np.concatenate([(m != 255).ravel() for m in masks])
+    right = np.concatenate([(m == p).ravel() for m, p in zip(masks, predictions, strict=True)])
+    assert results["pixel_accuracy"] == pytest.approx(100 * right.sum() / counted.sum())
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 300), (300, 1), (2, 2)])
+def test_tiny_pictures(size):
+    mask = np.zeros(size, np.uint8)
+    assert scores([mask], [mask.astype(np.int64)])["boundary_mIoU"] == 100
+    results = scores([mask], [mask.astype(np.int64) + 1])
+    assert {results[name] for name in OVERALL} == {0.0}
+
+
+# references
+
+
+@pytest.mark.parametrize("classes", [1, 2, 21, 255])
+def test_the_matrix_equals_a_plain_bincount(classes):
+    rng = np.random.default_rng(classes)
+    truth = rng.integers(0, classes, (97, 131))
+    truth[rng.random(truth.shape) < 0.2] = 255
+    prediction = rng.integers(0, classes, truth.shape)
+    kept = truth != 255
+    expected = np.bincount(classes * truth[kept] + prediction[kept], minlength=classes**2)
+    for kind in (np.uint8, np.int32, np.int64):
+        ours = confusion_matrix(truth.astype(kind), prediction, classes)
+        assert ours.dtype == np.int64
+        np.testing.assert_array_equal(ours, expected.reshape(classes, classes))
+
+
+def test_scores_equal_a_plain_count_of_sets():
+    """Each score from its definition, class by class, over all pixels of the set in one row."""
+    masks, predictions = made()
+    results = scores(masks, predictions)
+    truth, guess = (
+        np.concatenate([m.ravel() for m in masks]),
+        np.concatenate([p.ravel() for p in predictions]),
+    )
+    truth, guess = truth[truth != 255], guess[truth != 255]
+    iou = [100 * ((truth == c) & (guess == c)).sum() / ((truth == c) | (guess == c)).sum() for c in range(5)]
+    frequency = [(truth == c).mean() for c in range(5)]
+    expected = {
+        "mIoU": np.mean(iou),
+        "pixel_accuracy": 100 * (truth == guess).mean(),
+        "mean_accuracy": np.mean([100 * (guess[truth == c] == c).mean() for c in range(5)]),
+        "fwIoU": np.dot(frequency, iou),
+        **{f"IoU/{name}": value for name, value in zip(NAMES, iou, strict=True)},
+    }
+    for name, value in expected.items():
+        assert results[name] == pytest.approx(value, abs=1e-10), name
+
+
+def test_scores_equal_sklearns():
+    sklearn = pytest.importorskip("sklearn.metrics")
+    masks, predictions = made()
+    kept = [(torch.as_tensor(m[m != 255]).long(), torch.as_tensor(p[m != 255]))
+            for m, p in zip(masks, predictions, strict=True)]  # fmt: skip
+    truth, guess = (torch.cat(part) for part in zip(*kept, strict=True))
+    results = scores(masks, predictions)
+    assert results["mIoU"] == pytest.approx(100 * sklearn.jaccard_score(truth, guess, average="macro"))
+    assert results["mean_accuracy"] == pytest.approx(100 * sklearn.balanced_accuracy_score(truth, guess))
+
+
+def published_band(mask, ratio=0.02):
+    """Boundary IoU's definition: one class's mask less its erosion, d times by 3 x 3, with zeros around."""
+    cv2 = pytest.importorskip("cv2")
+    d = max(1, round(ratio * math.hypot(*mask.shape)))
+    padded = np.pad(mask.astype(np.uint8), 1)
+    eroded = cv2.erode(padded, np.ones((3, 3), np.uint8), iterations=d)
+    return mask & ~eroded[1:-1, 1:-1].astype(bool)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 400), (3, 3), (4, 5), (33, 70), (120, 90), (300, 290)])
+def test_bands_equal_an_erosion_of_each_class(size):
+    rng = np.random.default_rng(size[0])
+    for labels in (areas(*size, 4, rng, cell=40), areas(*size, 4, rng), np.zeros(size, np.int64)):
+        expected = sum(published_band(labels == c).astype(int) for c in range(4))
+        np.testing.assert_array_equal(boundary_bands(labels), expected == 1)
+
+
+def test_boundary_scores_equal_an_erosion_of_each_class():
+    masks, predictions = made()
+    results = scores(masks, predictions)
+    for c, name in enumerate(NAMES):
+        intersection = union = 0
+        for mask, prediction in zip(masks, predictions, strict=True):
+            truth = published_band(mask == c)
+            guess = published_band((prediction == c) & (mask != 255))
+            intersection += (truth & guess).sum()
+            union += (truth | guess).sum()
+        assert results[f"boundary_IoU/{name}"] == pytest.approx(100 * intersection / union, abs=1e-10)
+
+
+def test_real_masks_fed_back_score_100(shared_data):
+    files = sorted((shared_data / "voc2012_seg" / "SegmentationClassAug").glob("*.png"))
+    masks = [np.array(Image.open(file)) for file in files]
+    names = [f"class {n}" for n in range(21)]
+    results = scores(masks, [without_ignored(mask) for mask in masks], names=names)
+    present = set(np.unique(np.concatenate([mask.ravel() for mask in masks]))) - {255}
+    for name, value in results.items():
+        of_class = int(name.split()[-1]) if " " in name else None
+        assert value == 100 if of_class is None or of_class in present else np.isnan(value), name
+
+
+def test_the_truth_scores_exactly_100_in_any_order():
+    masks, _ = made()
+    for order in (range(6), reversed(range(6)), [3, 1, 5, 0, 2, 4]):
+        ours = evaluator(masks)
+        for index in order:
+            feed(ours, {index: without_ignored(masks[index])}, [index])
+        assert set(ours.evaluate().values()) == {100.0}
+
+
+def test_the_order_of_images_does_not_matter():
+    masks, predictions = made()
+    backwards = evaluator(masks)
+    feed(backwards, predictions, [5, 2, 0, 1, 4, 3])
+    assert backwards.evaluate() == scores(masks, predictions)
+
+
+def test_thin_errors_cost_the_boundary_more():
+    """What Boundary IoU is for: an area one pixel too large all round."""
+    mask = np.zeros((400, 400), np.uint8)
+    mask[100:300, 100:300] = 1
+    guess = np.zeros((400, 400), np.int64)
+    guess[99:301, 99:301] = 1
+    results = scores([mask], [guess], names=["background", "square"])
+    assert results["IoU/square"] > 97
+    assert results["boundary_IoU/square"] < 85
+
+
+# processes
+
+
+def test_two_processes_add_up_to_one():
+    masks, predictions = made()
+    parts = []
+    for share in ([0, 2, 4], [1, 3, 5]):
+        one = evaluator(masks, gather=lambda part: [parts.append(part) or part])
+        feed(one, predictions, share)
+        one.evaluate()
+    together = evaluator(masks, gather=lambda _: parts)
+    assert together.evaluate() == scores(masks, predictions)
+    assert together.evaluate() == together.evaluate()
+
+
+def test_an_image_in_two_processes_is_an_error():
+    masks, predictions = made()
+    parts = []
+    for share in ([0, 1, 2], [2, 3, 4, 5]):
+        one = evaluator(masks, gather=lambda part: [parts.append(part) or part])
+        feed(one, predictions, share)
+        one.evaluate()
+    with pytest.raises(DatasetError, match="1 images were evaluated by more than one process"):
+        evaluator(masks, gather=lambda _: parts).evaluate()
+
+
+def test_reset_forgets():
+    masks, predictions = made()
+    ours = evaluator(masks)
+    feed(ours, [np.zeros_like(p) for p in predictions])
+    ours.evaluate()
+    ours.reset()
+    assert ours.table() == ""
+    feed(ours, predictions)
+    assert ours.evaluate() == scores(masks, predictions)
+
+
+# words
+
+
+def test_the_table_has_every_class_or_the_worst():
+    masks, predictions = made()
+    ours = evaluator(masks)
+    feed(ours, predictions)
+    results = ours.evaluate()
+    table = ours.table()
+    for name in NAMES:
+        line = next(line for line in table.splitlines() if line.startswith(name))
+        assert line.split()[2:4] == [f"{results[f'{s}/{name}']:.2f}" for s in ("IoU", "boundary_IoU")]
+    for name in OVERALL:
+        assert f"{results[name]:.2f}" in table
+    assert "one confusion matrix" in table
+    assert "255 are ignored" in table
+
+    names = [f"n{n:03d}" for n in range(100)]
+    mask = np.repeat(np.arange(100, dtype=np.uint8), 4).reshape(20, 20)
+    many = evaluator([mask], names)
+    feed(many, [np.where(mask < 95, mask, 0).astype(np.int64)])
+    many.evaluate()
+    assert "the 30 worst classes" in many.table()
+    assert len(many.table().splitlines()) < 45
+    assert all(name in many.table() for name in ["n000", *names[95:]])
+
+
+def test_the_shares_of_the_table_are_those_of_the_truth():
+    mask = np.array([[0, 0, 0, 1], [255, 255, 255, 255]], np.uint8)
+    ours = evaluator([mask], ["background", "thing"])
+    feed(ours, [np.zeros((2, 4), np.int64)])
+    ours.evaluate()
+    shares = {line.split()[0]: line.split()[-1] for line in ours.table().splitlines() if line}
+    assert (shares["background"], shares["thing"]) == ("75.00", "25.00")
+
+
+def test_wrong_input_is_named():
+    masks, predictions = made()
+    with pytest.raises(ConfigError, match="must differ"):
+        evaluator(masks, ["a", "a"])
+    for names in ([], [str(n) for n in range(256)]):
+        with pytest.raises(ConfigError, match="1 to 255 classes"):
+            evaluator(masks, names)
+    ours = evaluator(masks)
+    for image_id in (6, -1, "a.png"):
+        with pytest.raises(DatasetError, match="not one of the 6"):
+            ours.process([{"image_id": image_id}], [{"sem_seg": torch.zeros(3, 3)}])
+    with pytest.raises(DatasetError, match="photo.jpg.*mask is 60x30 but its prediction 60x31"):
+        ours.process(
+            [{"image_id": 0, "file_name": "photo.jpg"}], [{"sem_seg": torch.zeros(31, 60, dtype=torch.int64)}]
+        )
+    for label in (5, 255, -1):
+        wrong = predictions[0].copy()
+        wrong[3, 3] = label
+        with pytest.raises(ConfigError, match=f"{label}.*only 5 class names"):
+            feed(ours, [wrong])
+    feed(ours, predictions[:1])
+    with pytest.raises(DatasetError, match="image 0 was evaluated twice"):
+        feed(ours, predictions[:1])
+
+
+def test_wrong_truth_is_named():
+    prediction = np.zeros((4, 4), np.int64)
+    for label in (5, 254, 256, 70000):
+        with pytest.raises(DatasetError, match=f"label {label}, but there are only 5 classes"):
+            confusion_matrix(np.full((4, 4), label), prediction, 5)
+    with pytest.raises(DatasetError, match="label -1"):
+        confusion_matrix(np.full((4, 4), -1), prediction, 5)
+    with pytest.raises(DatasetError, match="truth is 3x2, the prediction 4x4"):
+        confusion_matrix(np.zeros((2, 3), int), prediction, 5)
+
+
+def test_what_read_mask_raises_comes_through():
+    def broken(image_id):
+        raise DatasetError(f"masks/{image_id}.png: cannot be read")
+
+    ours = SemanticEvaluator(broken, 2, class_names=NAMES)
+    with pytest.raises(DatasetError, match="masks/1.png"):
+        ours.process([{"image_id": 1}], [{"sem_seg": torch.zeros(2, 2, dtype=torch.int64)}])
+    with pytest.raises(DatasetError, match="masks/0.png"):
+        ours.evaluate()
