@@ -1,0 +1,182 @@
+"""Class probabilities of pictures of any size from a segmentation network: whole or by a sliding window, at
+several scales, mirrored; and labels at a picture's original size.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from res2net_dense.errors import ConfigError
+
+
+def check_views(
+    *,
+    scales: Sequence[float] = (1.0,),
+    flip: bool = False,
+    window: int | None = None,
+    window_stride: int | None = None,
+) -> None:
+    """Check arguments of `class_probabilities` before there is a picture.
+
+    Raises:
+        ConfigError: one has no meaning.
+    """
+    if not isinstance(flip, bool):
+        raise ConfigError(f"flip is {flip!r}; it is true or false")
+    if not scales or not all(math.isfinite(scale) and scale > 0 for scale in scales):
+        raise ConfigError(f"scales is {list(scales)}; it takes at least one number, all above 0")
+    if window is not None and window < 1:
+        raise ConfigError(f"window is {window}; it must be at least 1")
+    if window_stride is not None and (window is None or not 1 <= window_stride <= window):
+        raise ConfigError(
+            f"window_stride is {window_stride} and window {window}; it needs a window and is 1 to its side"
+        )
+
+
+@torch.no_grad()
+def class_probabilities(
+    network: Callable[[Tensor], Tensor],
+    images: Tensor,
+    *,
+    divisor: int = 1,
+    scales: Sequence[float] = (1.0,),
+    flip: bool = False,
+    window: int | None = None,
+    window_stride: int | None = None,
+) -> Tensor:
+    """The mean of the network's class probabilities (softmax of its logits) over all views of each picture.
+
+    At each scale the picture is resized (bilinear, corners not aligned, smoothed where it shrinks) and seen
+    as it is and mirrored, each of them whole or through windows. Of the windows that cover a pixel the mean
+    is taken first, then that of the mirrored picture and the scales, all with equal weight. What the network
+    is given is padded right and below with zeros, the mean pixel of normalised pictures.
+
+    In memory there are at a time the logits and probabilities of one window (of all pictures), the mean of
+    the present scale and that of the scales before.
+
+    Args:
+        network: (N, 3, h, w) -> (N, K, h, w) logits.
+        images: (N, 3, H, W), normalised.
+        divisor: the heights and widths the network is given are multiples of it.
+        scales: factors of the picture's size; the window keeps its own.
+        flip: whether the mirrored picture is seen too.
+        window: side of the square windows; None sees the whole picture at once. The last ones are moved back
+            into the picture, so that only pictures smaller than the window are padded to it.
+        window_stride: pixels from one window to the next; None for two thirds of `window`.
+
+    Returns:
+        (N, K, H, W) float32, which over K adds up to 1.
+
+    Raises:
+        ConfigError: an argument has no meaning.
+    """
+    check_views(scales=scales, flip=flip, window=window, window_stride=window_stride)
+    if divisor < 1:
+        raise ConfigError(f"divisor is {divisor}; it must be at least 1")
+    stride = window_stride or (max(1, window * 2 // 3) if window else None)
+    height, width = images.shape[-2:]
+
+    def mean_at(scale: float) -> Tensor:
+        resized = _resized(images, max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5)))
+        return _resized(_mean_over_windows(network, resized, divisor, flip, window, stride), height, width)
+
+    total = mean_at(scales[0])
+    for scale in scales[1:]:
+        total += mean_at(scale)
+    return total.div_(len(scales))
+
+
+@torch.no_grad()
+def resized_argmax(scores: Tensor, height: int, width: int) -> Tensor:
+    """The class of the highest score of each pixel after bilinear resizing, in memory for one class.
+
+    It is `interpolate(scores[None], (height, width), mode="bilinear", align_corners=False)[0].argmax(0)`, but
+    for one class after the other: the resized scores of 24 megapixels and 150 classes would fill 14 GB.
+
+    Args:
+        scores: (K, h, w) float, finite, K at least 1.
+        height, width: of the result.
+
+    Returns:
+        (height, width) int64; of equal scores the first class.
+    """
+    size = (height, width)
+    labels = torch.zeros(size, dtype=torch.int64, device=scores.device)
+    best = torch.full(size, -math.inf, device=scores.device)
+    for label, score in enumerate(scores):
+        score = score.float()
+        if score.shape != size:
+            score = F.interpolate(score[None, None], size, mode="bilinear", align_corners=False)[0, 0]
+        labels.masked_fill_(score > best, label)
+        torch.maximum(score, best, out=best)
+    return labels
+
+
+def _mean_over_windows(
+    network: Callable[[Tensor], Tensor],
+    images: Tensor,
+    divisor: int,
+    flip: bool,
+    window: int | None,
+    stride: int | None,
+) -> Tensor:
+    """(N, K, H, W) mean probabilities of pictures that keep their size."""
+    mean: Tensor | None = None
+    for mirrored in (False, True)[: 1 + flip]:
+        seen = images.flip(-1) if mirrored else images
+        for top, left, share in _shares(network, seen, divisor, window, stride):
+            height, width = share.shape[-2:]
+            if mirrored:
+                share, left = share.flip(-1), images.shape[-1] - left - width
+            if mean is None:
+                mean = share.new_zeros(*share.shape[:2], *images.shape[-2:])
+            mean[..., top : top + height, left : left + width].add_(share, alpha=1 / (1 + flip))
+    return cast(Tensor, mean)  # there is at least one window
+
+
+def _shares(
+    network: Callable[[Tensor], Tensor], images: Tensor, divisor: int, window: int | None, stride: int | None
+) -> Iterator[tuple[int, int, Tensor]]:
+    """Yield of each window its top, its left, and its share of the mean: (N, K, h, w) probabilities, divided
+    by the number of windows that cover the pixel.
+    """
+    height, width = images.shape[-2:]
+    tall, wide = window or height, window or width
+    rows, columns = _starts(height, tall, stride), _starts(width, wide, stride)
+    row_weights = _weights(rows, height, tall).to(images.device)[:, None]
+    column_weights = _weights(columns, width, wide).to(images.device)
+    for top in rows:
+        for left in columns:
+            crop = images[..., top : top + tall, left : left + wide]
+            h, w = crop.shape[-2:]
+            below, right = -(-tall // divisor) * divisor - h, -(-wide // divisor) * divisor - w
+            share = network(F.pad(crop, (0, right, 0, below)))[..., :h, :w].float().softmax(1)
+            yield top, left, share.mul_(row_weights[top : top + h]).mul_(column_weights[left : left + w])
+
+
+def _starts(length: int, window: int, stride: int | None) -> list[int]:
+    """Where windows begin along one side; the last one ends where the picture does."""
+    if length <= window or stride is None:
+        return [0]
+    return [*range(0, length - window, stride), length - window]
+
+
+def _weights(starts: Sequence[int], length: int, window: int) -> Tensor:
+    """(length,) one by the number of windows that cover each place."""
+    covers = torch.zeros(length)
+    for start in starts:
+        covers[start : start + window] += 1
+    return 1 / covers
+
+
+def _resized(maps: Tensor, height: int, width: int) -> Tensor:
+    if maps.shape[-2:] == (height, width):
+        return maps
+    shrinks = height < maps.shape[-2] or width < maps.shape[-1]
+    return F.interpolate(maps, (height, width), mode="bilinear", align_corners=False, antialias=shrinks)

@@ -1,0 +1,191 @@
+"""Label maps to store, as palette PNGs, and to look at, over their picture with a legend."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from res2net_dense.errors import ConfigError
+from res2net_dense.palette import voc_palette
+from res2net_dense.types import IGNORE_INDEX
+
+_MIN_SIDE = 480  # smaller pictures are enlarged: outlines and text need pixels
+_MAX_SIDE = 4096  # but not beyond this: a strip one pixel wide would fill the memory
+_MAX_LETTERS = 100
+_BACKGROUNDS = ("background", "_background_")
+_ALPHA = 0.6
+_LIGHT, _DARK = (255, 255, 255), (40, 40, 40)  # outlines
+_NEIGHBOURS = ((np.s_[1:], np.s_[:-1]), (np.s_[:, 1:], np.s_[:, :-1]))
+_STRIPES = ((245, 245, 245), (140, 140, 140))  # of what is ignored
+
+_Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+
+
+def palette_image(sem_seg: np.ndarray) -> Image.Image:
+    """A label map as a picture in VOC's colours whose pixel values are the labels, to be saved as PNG.
+
+    Args:
+        sem_seg: (H, W) integers, 0 to 255.
+
+    Returns:
+        A picture of mode P; `np.asarray` of it is the label map.
+
+    Raises:
+        ConfigError: a label is not in 0 to 255.
+    """
+    if sem_seg.size and not 0 <= sem_seg.min() <= sem_seg.max() <= 255:
+        raise ConfigError(
+            f"labels go from {sem_seg.min()} to {sem_seg.max()}, but a palette picture holds 0 to 255"
+        )
+    picture = Image.fromarray(np.ascontiguousarray(sem_seg, dtype=np.uint8))
+    picture.putpalette(voc_palette().tobytes())
+    return picture
+
+
+def draw_segmentation(image: np.ndarray, sem_seg: np.ndarray, class_names: Sequence[str]) -> np.ndarray:
+    """Tint each class's area in its colour of VOC's palette, outline it, and name the classes below.
+
+    Label 0 is left as it is where its name is `background` or `_background_`; label 255 is striped grey and
+    named `ignored`. The legend has the classes present by falling share of the picture's pixels.
+
+    Args:
+        image: (H, W, 3) uint8, RGB.
+        sem_seg: (H, W) integers, 0 to 255.
+        class_names: in label order; a label without a name is written as `class 7`.
+
+    Returns:
+        (S * H + legend, max(S * W, 480), 3) uint8, RGB; S is the least whole number that makes the shorter
+        side at least 480, or the largest that keeps the longer one within 4096 if that is less, but never 0.
+
+    Raises:
+        ConfigError: the map has another size than the picture, or labels outside 0 to 255.
+    """
+    if sem_seg.shape != image.shape[:2]:
+        raise ConfigError(f"the label map has shape {sem_seg.shape}, its picture {image.shape[:2]}")
+    labels = np.asarray(palette_image(sem_seg))
+    counts = np.bincount(labels.ravel(), minlength=256)
+    # the largest first; what is ignored is no class and comes last
+    order = sorted(np.flatnonzero(counts).tolist(), key=lambda label: (label == IGNORE_INDEX, -counts[label]))
+    untinted = {0} if class_names and class_names[0] in _BACKGROUNDS else set[int]()
+
+    height, width = labels.shape
+    scale = max(1, min(-(-_MIN_SIDE // min(height, width)), _MAX_SIDE // max(height, width)))
+    picture = Image.fromarray(np.ascontiguousarray(image))
+    if scale > 1:
+        picture = picture.resize((width * scale, height * scale), Image.Resampling.BICUBIC)
+        labels = _enlarged(labels, order, picture.size)
+    _tint(picture, labels, untinted)
+    _outline(picture, labels)
+
+    shares = 100 * counts / counts.sum()
+    entries = [
+        (label, _name(label, class_names), f"{shares[label]:.1f} %" if shares[label] >= 0.05 else "< 0.1 %")
+        for label in order
+    ]
+    return np.asarray(_with_legend(picture, entries, untinted))
+
+
+def _enlarged(labels: np.ndarray, present: Sequence[int], size: tuple[int, int]) -> np.ndarray:
+    """Enlarge a label map with smooth borders: each pixel gets the label with most of its surroundings."""
+    result = np.zeros(size[::-1], dtype=np.uint8)
+    most = np.zeros(size[::-1], dtype=np.uint8)
+    for label in present:
+        area = Image.fromarray(np.where(labels == label, np.uint8(255), np.uint8(0)))
+        share = np.asarray(area.resize(size, Image.Resampling.BILINEAR))
+        result[share > most] = label
+        np.maximum(share, most, out=most)
+    return result
+
+
+def _colours(labels: np.ndarray, stripe: int) -> Image.Image:
+    """The map in opaque colours; of what is ignored, stripes that many pixels wide."""
+    colours = palette_image(labels).convert("RGB")
+    ignored = labels == IGNORE_INDEX
+    if ignored.any():
+        rows, columns = (np.arange(side, dtype=np.int32) for side in labels.shape)
+        light = (rows[:, None] + columns) // stripe % 2 == 0
+        for stripes, colour in ((light, _STRIPES[0]), (~light, _STRIPES[1])):
+            colours.paste(colour, mask=Image.fromarray(ignored & stripes))
+    return colours
+
+
+def _tint(picture: Image.Image, labels: np.ndarray, untinted: set[int]) -> None:
+    """Blend the colours of the labels over the picture in place."""
+    alphas = np.full(256, round(255 * _ALPHA), dtype=np.uint8)
+    alphas[list(untinted)] = 0
+    picture.paste(_colours(labels, max(4, min(picture.size) // 100)), mask=Image.fromarray(alphas[labels]))
+
+
+def _outline(picture: Image.Image, labels: np.ndarray) -> None:
+    """Draw a light line with dark edges in place where two classes meet; stripes are outline enough."""
+    line = np.zeros(labels.shape, dtype=bool)
+    ignored = labels == IGNORE_INDEX
+    for one, other in _NEIGHBOURS:
+        meet = (labels[one] != labels[other]) & ~ignored[one] & ~ignored[other]
+        line[one] |= meet
+        line[other] |= meet
+    width = min(picture.size) // 1000
+    line = _grown(line, width)
+    picture.paste(_DARK, mask=Image.fromarray(_grown(line, max(1, width))))
+    picture.paste(_LIGHT, mask=Image.fromarray(line))
+
+
+def _grown(area: np.ndarray, by: int) -> np.ndarray:
+    """The pixels at most so many rows and columns from the area."""
+    for _ in range(by):
+        for one, other in _NEIGHBOURS:
+            wider = area.copy()
+            wider[one] |= area[other]
+            wider[other] |= area[one]
+            area = wider
+    return area
+
+
+def _with_legend(
+    picture: Image.Image, entries: Sequence[tuple[int, str, str]], untinted: set[int]
+) -> Image.Image:
+    """The picture with a table of swatches, names and shares below it, in columns as wide as the widest."""
+    canvas_width = max(picture.width, _MIN_SIDE)
+    size = max(14, round(min(picture.width, picture.height) / 36))
+    font = ImageFont.load_default(size)
+    gap, step = size, round(1.7 * size)
+    shares = max((font.getlength(share) for _, _, share in entries), default=0)
+    room = canvas_width - 6 * gap - shares  # for a name
+    names = [_cut(name, font, room) for _, name, _ in entries]
+    column = round(max(map(font.getlength, names)) + shares + 5 * gap)
+    columns = max(1, min(len(entries), (canvas_width - gap) // column))
+    rows = -(-len(entries) // columns)
+    canvas = Image.new("RGB", (canvas_width, picture.height + rows * step + gap), "white")
+    canvas.paste(picture)
+    draw = ImageDraw.Draw(canvas)
+    for number, ((label, _, share), name) in enumerate(zip(entries, names, strict=True)):
+        # down the columns, so that falling shares are read as a list
+        left, middle = (
+            gap + number // rows * column,
+            picture.height + (gap + step) // 2 + number % rows * step,
+        )
+        swatch = _colours(np.full((size, size), label), max(2, size // 4))
+        if label in untinted:
+            swatch.paste("white", (0, 0, size, size))
+        ImageDraw.Draw(swatch).rectangle((0, 0, size - 1, size - 1), outline=_DARK)
+        canvas.paste(swatch, (left, middle - size // 2))
+        draw.text((left + round(1.5 * size), middle), name, fill="black", font=font, anchor="lm")
+        draw.text((left + column - round(2.5 * gap), middle), share, fill=_DARK, font=font, anchor="rm")
+    return canvas
+
+
+def _cut(name: str, font: _Font, room: float) -> str:
+    """The name, or as much of it as there is room for and an ellipsis."""
+    short = name[:_MAX_LETTERS]  # measuring thousands takes seconds
+    while short and font.getlength(short + "…" * (short != name)) > room:
+        short = short[:-1]
+    return short + "…" * (short != name)
+
+
+def _name(label: int, class_names: Sequence[str]) -> str:
+    """In one line."""
+    if label == IGNORE_INDEX:
+        return "ignored"
+    return " ".join(class_names[label].split()) if label < len(class_names) else f"class {label}"

@@ -1,0 +1,259 @@
+"""Views of a picture: what the network is shown, and that the averages are those of a naive loop."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from res2net_dense.errors import ConfigError
+from res2net_dense.models import semantic_inference
+from res2net_dense.models.semantic_inference import check_views, class_probabilities, resized_argmax
+
+SIZES = [(1, 1), (1, 70), (50, 1), (7, 9), (32, 32), (33, 65), (61, 47)]
+
+
+def pictures(height, width):
+    """Two of noise, the same every time."""
+    return torch.randn(2, 3, height, width, generator=torch.Generator().manual_seed(height * 100 + width))
+
+
+class PerPixel(torch.nn.Module):
+    """Knows nothing of a pixel's surroundings or place."""
+
+    def __init__(self, classes=4):
+        super().__init__()
+        self.weight = torch.randn(classes, 3, 1, 1, generator=torch.Generator().manual_seed(1))
+        self.shown = []
+
+    def forward(self, images):
+        self.shown.append(tuple(images.shape))
+        return F.conv2d(images, self.weight)
+
+
+class Context(PerPixel):
+    """Sees surroundings, padding and left from right: each view of a pixel gives another answer."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.randn(4, 3, 5, 5, generator=torch.Generator().manual_seed(2))
+
+    def forward(self, images):
+        self.shown.append(tuple(images.shape))
+        return F.conv2d(images, self.weight, padding=2) + images.mean((1, 2, 3), keepdim=True)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(
+    "views",
+    [
+        {},
+        {"divisor": 32},
+        {"flip": True},
+        {"window": 16},
+        {"window": 16, "window_stride": 5, "divisor": 8},
+        {"window": 16, "window_stride": 16, "divisor": 32},
+        {"window": 15, "window_stride": 7, "divisor": 4, "flip": True},
+        {"window": 200, "flip": True},
+        {"scales": [1.0, 1.0]},
+    ],
+    ids=str,
+)
+def test_a_network_without_context_says_the_same_in_every_view(size, views):
+    images = pictures(*size)
+    network = PerPixel()
+    expected = network(images).softmax(1)
+    given = class_probabilities(network, images, **views)
+    assert given.shape == expected.shape
+    assert given.dtype == torch.float32
+    torch.testing.assert_close(given, expected, rtol=0, atol=1e-6)
+
+
+def test_a_plain_colour_stays_the_same_at_every_scale():
+    images = torch.randn(2, 3, 1, 1).expand(2, 3, 41, 57)
+    expected = PerPixel()(images).softmax(1)
+    for views in ({}, {"window": 20, "flip": True}):
+        given = class_probabilities(PerPixel(), images, scales=[0.5, 0.75, 1, 1.25, 1.75], **views)
+        torch.testing.assert_close(given, expected, rtol=0, atol=1e-6)
+
+
+def test_one_view_is_the_softmax_of_the_logits():
+    images = pictures(32, 64)
+    assert torch.equal(class_probabilities(Context(), images, divisor=32), Context()(images).softmax(1))
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("window", [None, 16, 20, 33])
+def test_the_network_is_shown_full_windows_in_multiples_of_the_divisor(size, window):
+    network = PerPixel()
+    class_probabilities(network, pictures(*size), divisor=16, window=window, scales=[0.5, 1, 1.5], flip=True)
+    assert all(height % 16 == width % 16 == 0 for _, _, height, width in network.shown)
+    if window:
+        side = -(-window // 16) * 16
+        assert set(network.shown) == {(2, 3, side, side)}
+    else:
+        assert len(network.shown) == 6
+
+
+def test_windows_that_reach_the_edge_move_back_into_the_pictures():
+    images = torch.arange(23.0).expand(1, 3, 10, 23)
+    shown = []
+
+    def network(window):
+        shown.append(window[0, 0, 0].tolist())
+        return window
+
+    class_probabilities(network, images, window=10, window_stride=6)
+    assert [(row[0], row[-1]) for row in shown] == [(0, 9), (6, 15), (12, 21), (13, 22)]
+    shown.clear()
+    class_probabilities(network, images, window=10)  # two thirds
+    assert [row[0] for row in shown] == [0, 6, 12, 13]
+    shown.clear()
+    class_probabilities(network, images[..., :22], window=10, window_stride=6)
+    assert [row[0] for row in shown] == [0, 6, 12]
+
+
+def test_padding_is_zeros_at_the_right_and_below():
+    shown = []
+
+    def network(window):
+        shown.append(window.clone())
+        return window
+
+    class_probabilities(network, torch.ones(1, 3, 5, 6), divisor=4, flip=True)
+    for window in shown:
+        assert window.shape == (1, 3, 8, 8)
+        assert window[..., :5, :6].all()
+        assert window.sum() == 3 * 5 * 6
+
+
+@pytest.mark.parametrize("window", [None, 16])
+@pytest.mark.parametrize("size", [(33, 65), (10, 40)])
+def test_the_mirrored_picture_gives_the_mirrored_answer(size, window):
+    """Padding and windows begin at the left in either."""
+    images = pictures(*size)
+    views = {"flip": True, "window": window, "divisor": 8, "scales": [1.0, 1.3]}
+    straight = class_probabilities(Context(), images, **views)
+    mirrored = class_probabilities(Context(), images.flip(-1), **views)
+    torch.testing.assert_close(mirrored.flip(-1), straight, rtol=0, atol=1e-5)
+    # which the network alone does not
+    assert not torch.allclose(Context()(images.flip(-1)).flip(-1), Context()(images), atol=0.1)
+
+
+def naive(network, image, *, scales, flip, window, stride, divisor):
+    """The definition, one picture, view and pixel count at a time."""
+    answers = []
+    height, width = image.shape[1:]
+    for scale in scales:
+        size = (int(height * scale + 0.5), int(width * scale + 0.5))
+        resized = F.interpolate(image[None], size, mode="bilinear", align_corners=False, antialias=scale < 1)
+        for mirrored in [False, True] if flip else [False]:
+            seen = torch.flip(resized, [3]) if mirrored else resized
+            total, count = torch.zeros(4, *size), torch.zeros(size)
+            for row in range(max(size[0] - window + stride - 1, 0) // stride + 1):
+                for column in range(max(size[1] - window + stride - 1, 0) // stride + 1):
+                    y1, x1 = min(row * stride + window, size[0]), min(column * stride + window, size[1])
+                    y0, x0 = max(y1 - window, 0), max(x1 - window, 0)
+                    side = (window + divisor - 1) // divisor * divisor
+                    crop = torch.zeros(1, 3, side, side)
+                    crop[:, :, : y1 - y0, : x1 - x0] = seen[:, :, y0:y1, x0:x1]
+                    logits = network(crop)[0, :, : y1 - y0, : x1 - x0]
+                    total[:, y0:y1, x0:x1] += torch.softmax(logits, 0)
+                    count[y0:y1, x0:x1] += 1
+            assert count.min() > 0
+            answer = total / count
+            answer = torch.flip(answer, [2]) if mirrored else answer
+            answers.append(
+                F.interpolate(
+                    answer[None], (height, width), mode="bilinear", align_corners=False, antialias=scale > 1
+                )[0]
+            )
+    return sum(answers) / len(answers)
+
+
+@pytest.mark.parametrize("size", [(40, 61), (12, 50), (9, 11)])
+@pytest.mark.parametrize(("window", "stride", "divisor"), [(16, 10, 8), (20, 20, 16), (24, 7, 1)])
+@pytest.mark.parametrize(("scales", "flip"), [([1.0], False), ([0.5, 1.0, 1.75], True)])
+def test_averages_are_those_of_a_naive_loop(size, window, stride, divisor, scales, flip):
+    images = pictures(*size)
+    views = {"scales": scales, "flip": flip, "window": window, "divisor": divisor}
+    given = class_probabilities(Context(), images, window_stride=stride, **views)
+    for image, answer in zip(images, given, strict=True):
+        expected = naive(Context(), image, stride=stride, **views)
+        torch.testing.assert_close(answer, expected, rtol=0, atol=2e-6)
+    torch.testing.assert_close(given.sum(1), torch.ones(2, *size), rtol=0, atol=1e-5)
+
+
+def test_half_precision_logits_and_no_gradients():
+    images = pictures(20, 30).requires_grad_()
+    given = class_probabilities(lambda x: PerPixel()(x).bfloat16(), images, window=16)
+    assert given.dtype == torch.float32
+    assert not given.requires_grad
+    torch.testing.assert_close(given.sum(1), torch.ones(2, 20, 30))
+
+
+def test_pictures_given_are_not_changed():
+    images = pictures(20, 30)
+    before = images.clone()
+    # not even by a network that works in place on what it is shown
+    class_probabilities(lambda x: x.mul_(2), images, flip=True, window=8, scales=[1, 0.5])
+    assert torch.equal(images, before)
+
+
+@pytest.mark.parametrize(
+    ("views", "words"),
+    [
+        ({"window": 0}, "window is 0"),
+        ({"window": 8, "window_stride": 9}, "window_stride is 9"),
+        ({"window": 8, "window_stride": 0}, "window_stride is 0"),
+        ({"window_stride": 4}, "needs a window"),
+        ({"scales": []}, "at least one"),
+        ({"scales": [1.0, 0.0]}, "above 0"),
+        ({"scales": [-0.5]}, "above 0"),
+        ({"scales": [float("nan")]}, "above 0"),
+        ({"scales": [float("inf")]}, "above 0"),
+        ({"flip": 2}, "flip is 2"),
+    ],
+)
+def test_views_without_meaning_are_refused(views, words):
+    with pytest.raises(ConfigError, match=words):
+        check_views(**views)
+    with pytest.raises(ConfigError, match=words):
+        class_probabilities(PerPixel(), pictures(9, 9), **views)
+
+
+def test_a_divisor_without_meaning_is_refused():
+    with pytest.raises(ConfigError, match="divisor is 0"):
+        class_probabilities(PerPixel(), pictures(9, 9), divisor=0)
+
+
+@pytest.mark.parametrize("classes", [1, 2, 21])
+@pytest.mark.parametrize(
+    ("size", "to"), [((1, 1), (7, 5)), ((13, 17), (13, 17)), ((13, 17), (100, 91)), ((90, 70), (31, 44))]
+)
+def test_resized_argmax_is_the_direct_computation(classes, size, to):
+    scores = torch.randn(classes, *size, generator=torch.Generator().manual_seed(classes))
+    direct = F.interpolate(scores[None], to, mode="bilinear", align_corners=False)[0].argmax(0)
+    given = resized_argmax(scores, *to)
+    assert given.dtype == torch.int64
+    assert torch.equal(given, direct)
+
+
+def test_resized_argmax_takes_the_first_of_equal_scores():
+    scores = torch.tensor([0.0, 1.0, 1.0, 0.5]).reshape(4, 1, 1).expand(4, 3, 3)
+    assert (resized_argmax(scores, 9, 8) == 1).all()
+    assert (resized_argmax(scores.bfloat16(), 3, 3) == 1).all()
+    assert (resized_argmax(torch.full((3, 2, 2), -1e30), 4, 4) == 0).all()
+
+
+def test_resized_argmax_resizes_one_class_at_a_time(monkeypatch):
+    """150 classes of a large picture would fill the memory."""
+    shapes = []
+
+    class Watched:
+        @staticmethod
+        def interpolate(scores, *arguments, **keywords):
+            shapes.append(scores.shape)
+            return F.interpolate(scores, *arguments, **keywords)
+
+    monkeypatch.setattr(semantic_inference, "F", Watched)
+    resized_argmax(torch.randn(150, 4, 4), 30, 20)
+    assert shapes == [(1, 1, 4, 4)] * 150
