@@ -168,7 +168,7 @@ class TrainTransform:
             )
         self.min_sizes = tuple(min_sizes)
         self.max_size = max_size
-        self.flip = _probability("flip", flip)
+        self.flip = checked_probability("flip", flip)
         self.colour = _colour_pipeline(photometric)
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
@@ -241,7 +241,7 @@ class ClassificationTrainTransform:
         self.scale = scale
         self.ratio = ratio
         self.padding = padding
-        self.flip = _probability("flip", flip)
+        self.flip = checked_probability("flip", flip)
         self.colour = _colour_pipeline(photometric)
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
@@ -305,7 +305,8 @@ def _without_far_ends(sample: Sample) -> Sample:
     return crop(sample, (height - h) // 2, (width - w) // 2, h, w)
 
 
-def _probability(name: str, value: float) -> float:
+def checked_probability(name: str, value: float) -> float:
+    """`value` if it is from 0 to 1, else a `ConfigError` that names it."""
     if not 0 <= value <= 1:
         raise ConfigError(f"{name} is a probability, not {value}; use a value from 0 to 1")
     return value
@@ -315,9 +316,14 @@ def _coloured(sample: Sample, colour: Any, seed: int) -> Sample:
     """Apply a pipeline of `_colour_pipeline` to the picture."""
     if colour is None:
         return sample
-    # `set_random_seed` would give every step the same numbers: all or none would apply, in lockstep.
-    colour.set_random_state(np.random.default_rng(seed), random.Random(seed))
+    reseed(colour, seed)
     return cast(Sample, {**sample, "image": _tensor(colour(image=_pixels(sample["image"]))["image"])})
+
+
+def reseed(pipeline: Any, seed: int) -> None:
+    """Let an albumentations pipeline draw from `seed`, whatever it drew before."""
+    # `set_random_seed` would give every step the same numbers: all or none would apply, in lockstep.
+    pipeline.set_random_state(np.random.default_rng(seed), random.Random(seed))
 
 
 def _mapped(
@@ -362,30 +368,49 @@ def _tensor(pixels: np.ndarray) -> Tensor:
 
 
 def _colour_pipeline(strength: str) -> Any:
+    steps = colour_steps(strength)
+    return import_albumentations(f"photometric: {strength}", "detection").Compose(steps) if steps else None
+
+
+def colour_steps(strength: str) -> list[Any]:
+    """The albumentations steps of a strength of `PHOTOMETRIC`; none for "none".
+
+    Raises:
+        ConfigError: the strength is another.
+        MissingDependencyError: albumentations is needed and not installed.
+    """
     if strength not in PHOTOMETRIC:
         raise ConfigError(f"photometric {strength!r} is unknown; use one of {', '.join(PHOTOMETRIC)}")
     if strength == "none":
-        return None
+        return []
+    A = import_albumentations(f"photometric: {strength}", "detection")
+    if strength == "light":
+        return [
+            A.RandomBrightnessContrast(brightness_limit=0.2, contrast_limit=0.2, p=0.5),
+            A.HueSaturationValue(hue_shift_limit=10, sat_shift_limit=20, val_shift_limit=10, p=0.5),
+        ]
+    return [
+        A.RandomBrightnessContrast(brightness_limit=0.3, contrast_limit=0.3, p=0.7),
+        A.HueSaturationValue(hue_shift_limit=18, sat_shift_limit=35, val_shift_limit=20, p=0.7),
+        A.RandomGamma(gamma_limit=(70, 140), p=0.3),
+        A.GaussianBlur(blur_limit=(3, 5), p=0.15),
+        A.GaussNoise(std_range=(0.01, 0.05), p=0.15),
+    ]
+
+
+def import_albumentations(user: str, extra: str) -> Any:
+    """Import albumentations without its question to the network.
+
+    Args:
+        user: what needs it, for the message.
+        extra: of this project, that brings it.
+
+    Raises:
+        MissingDependencyError: it is not installed.
+    """
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it would ask the network for its newest version
     try:
-        import albumentations as A
+        import albumentations
     except ImportError as error:
-        raise MissingDependencyError(
-            f"photometric: {strength} needs albumentations; pip install -e '.[detection]'"
-        ) from error
-    if strength == "light":
-        return A.Compose(
-            [
-                A.RandomBrightnessContrast(brightness_limit=0.2, contrast_limit=0.2, p=0.5),
-                A.HueSaturationValue(hue_shift_limit=10, sat_shift_limit=20, val_shift_limit=10, p=0.5),
-            ]
-        )
-    return A.Compose(
-        [
-            A.RandomBrightnessContrast(brightness_limit=0.3, contrast_limit=0.3, p=0.7),
-            A.HueSaturationValue(hue_shift_limit=18, sat_shift_limit=35, val_shift_limit=20, p=0.7),
-            A.RandomGamma(gamma_limit=(70, 140), p=0.3),
-            A.GaussianBlur(blur_limit=(3, 5), p=0.15),
-            A.GaussNoise(std_range=(0.01, 0.05), p=0.15),
-        ]
-    )
+        raise MissingDependencyError(f"{user} needs albumentations; pip install -e '.[{extra}]'") from error
+    return albumentations

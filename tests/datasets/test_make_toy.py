@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
+import importlib
 import json
 import subprocess
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from PIL import Image
 
 cv2 = pytest.importorskip("cv2")
 mask_utils = pytest.importorskip("pycocotools.mask")
@@ -20,12 +22,16 @@ SCRIPT = Path(__file__).parents[2] / "datasets" / "make_toy.py"
 
 @pytest.fixture(scope="module")
 def toy():
-    spec = importlib.util.spec_from_file_location("make_toy", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[spec.name]
+    """The script as a module, found beside `toy_shapes` as when it is run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(SCRIPT.parent)
+        yield importlib.import_module("make_toy")
+        del sys.modules["make_toy"], sys.modules["toy_shapes"]
+
+
+@pytest.fixture(scope="module")
+def shapes(toy):
+    return sys.modules["toy_shapes"]
 
 
 @pytest.fixture(scope="module")
@@ -177,14 +183,14 @@ def test_class_folders_same_seed_same_bytes(toy, folders, tmp_path):
     assert not set(other.values()) & set(tree(folders).values())
 
 
-def test_pieces_of_classes_fit_and_differ(toy):
+def test_pieces_of_classes_fit_and_differ(toy, shapes):
     for name in toy.CLASSES:
         areas = []
         for seed in range(50):
-            pieces = toy._pieces(np.random.default_rng(seed), name)
+            pieces = shapes._pieces(np.random.default_rng(seed), name)
             assert all(np.linalg.norm(piece, axis=1).max() < 1.08 for piece in pieces)
-            areas.append(sum(toy._draw((piece + 1.1) * 32, 71).sum() for piece in pieces))
-        assert min(areas) > 0.15 * np.pi * (32 * toy.DETAIL) ** 2, name
+            areas.append(sum(shapes._draw((piece + 1.1) * 32, 71).sum() for piece in pieces))
+        assert min(areas) > 0.15 * np.pi * (32 * shapes.DETAIL) ** 2, name
 
 
 def test_colour_tells_nothing_of_the_class(toy):
@@ -218,6 +224,126 @@ def test_each_layout_has_its_usual_numbers(toy, tmp_path, monkeypatch):
         assert toy.main(["--output", str(tmp_path), "--layout", name]) == 0
     assert seen["coco"] == {"seed": 0, "train": 400, "val": 40, "size": 160}
     assert seen["imagenet"] == {"seed": 0, "train": 4000, "val": 500, "size": 64}
+    assert seen["voc"] == {"seed": 0, "train": 400, "val": 100, "size": 160}
+
+
+@pytest.fixture(scope="module")
+def voc(toy, tmp_path_factory):
+    output = tmp_path_factory.mktemp("toy")
+    assert toy.main(["--output", str(output), "--layout", "voc", "--train", "30", "--val", "6"]) == 0
+    return output / "voc"
+
+
+def voc_scenes(toy):
+    return [*toy.scenes(0, "train", 30, 160), *toy.scenes(0, "val", 6, 160)]
+
+
+def test_voc_files(toy, voc):
+    names = [f"{index:06d}" for index in range(36)]
+    for folder, suffix in (("JPEGImages", "jpg"), ("Annotations", "xml"), ("SegmentationClass", "png")):
+        assert sorted(p.name for p in (voc / folder).iterdir()) == [f"{name}.{suffix}" for name in names]
+    for task in ("Main", "Segmentation"):
+        lists = voc / "ImageSets" / task
+        assert (lists / "train.txt").read_text().split() == names[:30]
+        assert (lists / "val.txt").read_text().split() == names[30:]
+        assert (lists / "trainval.txt").read_text().split() == names
+    classes = (voc / "class_names.txt").read_text().splitlines()
+    assert classes == ["background", "circle", "rectangle", "triangle", "star"]
+    assert sorted(p.name for p in voc.iterdir()) == [
+        *("Annotations", "ImageSets", "JPEGImages", "SegmentationClass", "class_names.txt", "toy.json")
+    ]
+
+
+def test_voc_has_the_scenes_of_coco(toy, voc, root):
+    for index, scene in enumerate(voc_scenes(toy)):
+        split, number = ("train", index) if index < 30 else ("val", index - 30)
+        same = cv2.imread(str(root / split / f"{number:06d}.png"))
+        assert (same[..., ::-1] == scene.image).all()
+        _, coded = cv2.imencode(".jpg", same, [cv2.IMWRITE_JPEG_QUALITY, 95])
+        assert (voc / "JPEGImages" / f"{index:06d}.jpg").read_bytes() == coded.tobytes()
+
+
+def test_voc_boxes_hold_what_is_visible(toy, voc, root):
+    flags = set()
+    contents = [json.loads((root / "annotations" / f"{split}.json").read_text()) for split in toy.SPLITS]
+    boxes = [
+        [a["bbox"] for a in content["annotations"] if a["image_id"] == image["id"]]
+        for content in contents
+        for image in content["images"]
+    ]
+    for index, (scene, wanted) in enumerate(zip(voc_scenes(toy), boxes, strict=True)):
+        root_element = ElementTree.parse(voc / "Annotations" / f"{index:06d}.xml").getroot()
+        assert root_element.findtext("filename") == f"{index:06d}.jpg"
+        assert [root_element.findtext(f"size/{k}") for k in ("width", "height", "depth")] == [
+            *("160", "160", "3")
+        ]
+        objects = root_element.findall("object")
+        assert [o.findtext("name") for o in objects] == [shape.name for shape in scene.shapes]
+        for item, shape, (x, y, w, h) in zip(objects, scene.shapes, wanted, strict=True):
+            x1, y1, x2, y2 = (int(item.findtext(f"bndbox/{k}")) for k in ("xmin", "ymin", "xmax", "ymax"))
+            assert 1 <= x1 <= x2 <= 160
+            assert 1 <= y1 <= y2 <= 160
+            # the smallest box of whole pixels around the outline
+            assert x1 - 1 <= x < x1
+            assert y1 - 1 <= y < y1
+            assert x2 - 1 < x + w <= x2
+            assert y2 - 1 < y + h <= y2
+            rows, columns = np.nonzero(shape.mask)
+            assert rows.min() >= y1 - 1
+            assert columns.min() >= x1 - 1
+            assert rows.max() <= y2 - 1
+            assert columns.max() <= x2 - 1
+            flags.add(
+                (
+                    item.findtext("truncated"),
+                    item.findtext("difficult"),
+                    shape.visible == 1,
+                    shape.visible < 0.6,
+                )
+            )
+    assert flags == {("0", "0", True, False), ("1", "0", False, False), ("1", "1", False, True)}
+
+
+def test_visible_share_is_what_later_shapes_leave(toy):
+    for scene in toy.scenes(5, "val", 30, 160):
+        if len(scene.shapes) == 1:
+            assert scene.shapes[0].visible == 1
+        for shape in scene.shapes:
+            assert 0.4 <= shape.visible <= 1
+        if scene.shapes:
+            assert scene.shapes[-1].visible == 1  # nothing is drawn over the last
+
+
+def test_voc_masks(toy, voc):
+    names = ["background", "circle", "rectangle", "triangle", "star"]
+    for index, scene in enumerate(voc_scenes(toy)):
+        with Image.open(voc / "SegmentationClass" / f"{index:06d}.png") as picture:
+            assert picture.mode == "P"
+            colours = np.array(picture.getpalette()).reshape(-1, 3)[[0, 1, 2, 3, 4, 255]].tolist()
+            mask = np.asarray(picture)
+        # the colours that VOC's documentation gives
+        assert colours == [[0, 0, 0], [128, 0, 0], [0, 128, 0], [128, 128, 0], [0, 0, 128], [224, 224, 192]]
+        border = mask == 255
+        expected = np.zeros((160, 160), np.uint8)
+        for shape in scene.shapes:
+            expected[shape.mask] = names.index(shape.name)
+        np.testing.assert_array_equal(mask[~border], expected[~border])
+        outlines = np.zeros((160, 160), bool)
+        for shape in scene.shapes:
+            own = shape.mask.astype(np.uint8)
+            outlines |= cv2.morphologyEx(own, cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8)) > 0
+            assert (mask[shape.mask] == names.index(shape.name)).any()  # some of each is left to learn
+        # two shapes may claim a pixel that is cut in halves
+        assert (border != outlines).sum() <= 20
+        if not scene.shapes:
+            assert not mask.any()
+
+
+def test_voc_same_seed_same_bytes(toy, voc, tmp_path):
+    arguments = ["--output", tmp_path, "--layout", "voc", "--train", "30", "--val", "6"]
+    done = subprocess.run([sys.executable, SCRIPT, *arguments], check=True, cwd=tmp_path, capture_output=True)
+    assert tree(tmp_path / "voc") == tree(voc)
+    assert done.stderr == b""
 
 
 @pytest.mark.parametrize("option", [("--train", "-1"), ("--size", "10"), ("--seed", "-1"), ("--layout", "x")])

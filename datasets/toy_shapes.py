@@ -1,0 +1,241 @@
+"""The pictures of `make_toy.py`: scenes of shapes that hide each other, and pictures of one shape."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+HUES = {"circle": 15, "rectangle": 105, "triangle": 195, "star": 285}  # degrees
+SPLITS = ("train", "val")
+CLASSES = (
+    *("arrow", "checkerboard", "circle", "crescent", "cross"),
+    *("ring", "square", "star", "stripes", "triangle"),
+)
+
+DETAIL = 4  # shapes are drawn so many times finer than the image, for smooth edges and exact outlines
+EMPTY_EVERY = 25  # so often a training image has no objects
+MIN_VISIBLE, MIN_PIXELS = 0.4, 40  # of an object, as share and in pixels, however much is drawn over it
+MIN_CONTRAST = 70.0  # distance in RGB between a shape and what is around it
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One object of a scene."""
+
+    name: str
+    mask: np.ndarray
+    """(H, W) bool, what is visible of it."""
+    polygons: list[np.ndarray]
+    """Outlines of the visible pieces, each (K, 2) float64 xy in pixels."""
+    visible: float
+    """The share of it that nothing hides, in (0, 1]."""
+
+    @property
+    def box(self) -> tuple[np.ndarray, np.ndarray]:
+        """The top left and the bottom right corner around what is visible, xy in pixels."""
+        points = np.concatenate(self.polygons)
+        return points.min(axis=0), points.max(axis=0)
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A picture and all that is in it; the writers below turn scenes into files."""
+
+    image: np.ndarray
+    """(H, W, 3) uint8, RGB."""
+    shapes: list[Shape]
+
+
+def make_scene(rng: np.random.Generator, size: int, *, empty: bool = False) -> Scene:
+    """Draw a size x size picture with one to five shapes, or none."""
+    image = _ground(rng, size)
+    names: list[str] = []
+    whole: list[int] = []
+    visible: list[np.ndarray] = []
+    wanted = 0 if empty else int(rng.integers(1, 6))
+    # a shape that would hide another too much is drawn anew elsewhere; the first always fits
+    for _ in range(20 * wanted):
+        if len(names) == wanted:
+            break
+        name = str(rng.choice(list(HUES)))
+        fine = _draw(_outline(rng, name, size), size)
+        below = [mask & ~fine for mask in visible]
+        if not all(map(_is_visible, below, whole)):
+            continue
+        _paint(rng, image, fine, _colours(rng, name))
+        names.append(name)
+        whole.append(int(fine.sum()))
+        visible = [*below, fine]
+    image = np.clip(image + rng.normal(0, 4, image.shape), 0, 255).astype(np.uint8)
+    return Scene(
+        image,
+        [
+            Shape(n, _coarse(v) >= 0.5, _trace(v), float(v.sum() / w))
+            for n, v, w in zip(names, visible, whole, strict=True)
+        ],
+    )
+
+
+def _ground(rng: np.random.Generator, size: int) -> np.ndarray:
+    """(size, size, 3) float RGB: a gradient, low-contrast stripes and blotches."""
+    y, x = np.mgrid[:size, :size] / size
+    first, second = rng.uniform(30, 225, (2, 3))
+    second = first + 0.5 * (second - first)
+    angle, stripes = rng.uniform(0, 2 * math.pi, 2)
+    along = (np.cos(angle) * (x - 0.5) + np.sin(angle) * (y - 0.5) + 0.7) / 1.4
+    image = first + along[..., None] * (second - first)
+    waves = np.sin(2 * math.pi * rng.uniform(4, 16) * (np.cos(stripes) * x + np.sin(stripes) * y))
+    image += waves[..., None] * rng.uniform(0, 14)
+    blotches = rng.normal(0, 1, (12, 12, 3)).astype(np.float32)
+    image += cv2.resize(blotches, (size, size), interpolation=cv2.INTER_CUBIC) * rng.uniform(0, 12)
+    return np.asarray(image)
+
+
+def _outline(rng: np.random.Generator, name: str, size: int) -> np.ndarray:
+    """(K, 2) corners in pixels of a shape that lies wholly in the picture."""
+    diameter = size * (12 + 78 * rng.random() ** 1.5) / 160
+    turn = math.radians(rng.uniform(-20, 20))
+    if name == "circle":
+        angles, radii = np.linspace(0, 2 * math.pi, 64, endpoint=False), np.ones(64)
+    elif name == "rectangle":
+        half = math.atan(rng.uniform(0.6, 1.0))
+        angles, radii = np.array([half, math.pi - half, math.pi + half, -half]), np.ones(4)
+        turn += rng.choice([0, math.pi / 2])
+    elif name == "triangle":
+        angles, radii = np.arange(3) * 2 * math.pi / 3 - math.pi / 2, np.ones(3)
+    else:
+        angles, radii = np.arange(10) * math.pi / 5 - math.pi / 2, np.tile([1.0, 0.45], 5)
+    points = radii[:, None] * np.stack([np.cos(angles + turn), np.sin(angles + turn)], axis=1)
+    points *= diameter / np.ptp(points, axis=0).max()
+    low, high = 1 - points.min(axis=0), size - 1 - points.max(axis=0)
+    return np.asarray(points + rng.uniform(low, high))
+
+
+def _draw(outline: np.ndarray, size: int) -> np.ndarray:
+    """The filled outline as a fine mask, (DETAIL * size, DETAIL * size) bool."""
+    canvas = np.zeros((DETAIL * size, DETAIL * size), np.uint8)
+    cv2.fillPoly(canvas, [np.round(outline * DETAIL - 0.5).astype(np.int32)], 1)
+    return canvas.astype(bool)
+
+
+def _coarse(fine: np.ndarray) -> np.ndarray:
+    """How much of each pixel a fine mask covers, (size, size) float in [0, 1]."""
+    size = len(fine) // DETAIL
+    return np.asarray(fine.reshape(size, DETAIL, size, DETAIL).mean(axis=(1, 3)))
+
+
+def _is_visible(fine: np.ndarray, whole: int) -> bool:
+    """Whether enough is left of a shape of so many fine pixels, and no hole, which polygons cannot tell."""
+    if fine.sum() < whole and fine.sum() < max(MIN_VISIBLE * whole, MIN_PIXELS * DETAIL**2):
+        return False
+    _, hierarchy = cv2.findContours(fine.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
+    return bool((hierarchy[0, :, 3] < 0).all())
+
+
+def _paint(rng: np.random.Generator, image: np.ndarray, fine: np.ndarray, colours: np.ndarray) -> None:
+    """Fill the shape in place with the first of the colours that stands out from what is around it."""
+    alpha = _coarse(fine)[..., None]
+    around = cv2.dilate(alpha[..., 0], np.ones((9, 9), np.uint8)) > 0
+    nearby = image[around]
+    gaps = np.linalg.norm(colours[:, None] - nearby[None, :: max(1, len(nearby) // 200)], axis=2).min(axis=1)
+    clear = np.flatnonzero(gaps > MIN_CONTRAST)
+    colour = colours[clear[0] if len(clear) else gaps.argmax()]
+    shade = np.linspace(-1, 1, len(image))[:, None, None] * rng.uniform(-20, 20)
+    image += alpha * (colour + shade - image)
+
+
+def _colours(rng: np.random.Generator, name: str, count: int = 40) -> np.ndarray:
+    """Colours for a shape to choose from, (count, 3) float RGB."""
+    if rng.random() < 0.2:
+        return rng.uniform(10, 245, (count, 3))
+    hue = (HUES[name] + rng.uniform(-25, 25, count)) % 360
+    hsv = np.stack([hue, rng.uniform(0.5, 1, count), rng.uniform(0.4, 1, count)], axis=1)
+    return np.asarray(cv2.cvtColor(hsv[None].astype(np.float32), cv2.COLOR_HSV2RGB)[0] * 255)
+
+
+def _trace(fine: np.ndarray) -> list[np.ndarray]:
+    """Outlines of a fine mask's pieces in pixels of the image, crumbs below four pixels left out."""
+    contours, _ = cv2.findContours(fine.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    smooth = [cv2.approxPolyDP(c, 1.0, closed=True)[:, 0] for c in contours]
+    polygons = [(c + 0.5) / DETAIL for c in smooth if len(c) >= 3]
+    return [p for p in polygons if area(p) >= 4]
+
+
+def area(polygon: np.ndarray) -> float:
+    x, y = polygon.T
+    return float(abs(np.dot(x, np.roll(y, 1)) - np.dot(y, np.roll(x, 1))) / 2)
+
+
+def scenes(seed: int, split: str, count: int, size: int) -> Iterator[Scene]:
+    """The scenes of a split; one does not depend on how many there are."""
+    for index in range(count):
+        rng = np.random.default_rng([seed, SPLITS.index(split), index])
+        yield make_scene(rng, size, empty=split == "train" and index % EMPTY_EVERY == EMPTY_EVERY - 1)
+
+
+def make_picture(rng: np.random.Generator, name: str, size: int) -> np.ndarray:
+    """(size, size, 3) uint8 RGB: one shape of class `name` over a ground with lines and specks."""
+    image = 0.5 * _ground(rng, size)  # shapes are the lighter part, which halves the time to learn them
+    for _ in range(int(rng.integers(2, 7))):
+        start, angle = rng.uniform(0, size, 2), rng.uniform(0, 2 * math.pi)
+        along = rng.uniform(0.02, 0.4) * size * np.array([math.cos(angle), math.sin(angle)])
+        across = rng.uniform(0.008, 0.025) * size * np.array([-math.sin(angle), math.cos(angle)])
+        clutter = _draw(
+            np.array([start - across, start + across, start + along + across, start + along]), size
+        )
+        image += 0.7 * _coarse(clutter)[..., None] * (rng.uniform(5, 150, 3) - image)
+    fine = np.zeros((DETAIL * size, DETAIL * size), bool)
+    radius, turn = size * rng.uniform(0.26, 0.48), rng.uniform(0, 2 * math.pi)
+    rotation = np.array([[math.cos(turn), math.sin(turn)], [-math.sin(turn), math.cos(turn)]])
+    place = rng.uniform(0.9 * radius, size - 0.9 * radius, 2)
+    for piece in _pieces(rng, name):
+        fine |= _draw(piece @ rotation * radius + place, size)
+    _paint(rng, image, fine, rng.uniform(90, 250, (40, 3)))
+    return np.clip(image + rng.normal(0, 4, image.shape), 0, 255).astype(np.uint8)
+
+
+def _pieces(rng: np.random.Generator, name: str) -> list[np.ndarray]:
+    """The outlines of a shape's pieces, each (K, 2), in the unit circle."""
+    if name == "arrow":
+        shaft, head = rng.uniform(0.15, 0.25), rng.uniform(0.55, 0.75)
+        half = [(-0.95, shaft), (0.15, shaft), (0.15, head), (1.0, 0.0)]
+        return [np.array([*half, *((x, -y) for x, y in half[-2::-1])])]
+    if name == "checkerboard":
+        count = int(rng.integers(3, 5))
+        side = 1.4 / count
+        cells = [(i, j) for i in range(count) for j in range(count) if (i + j) % 2 == 0]
+        return [_box(side, side) + (np.array(cell) - (count - 1) / 2) * side for cell in cells]
+    if name == "crescent":
+        tip, middle = rng.uniform(1.7, 2.1), rng.uniform(0.1, 0.45)
+        y = np.linspace(math.sin(tip), -math.sin(tip), 48)
+        x = middle + (math.cos(tip) - middle) * (y / y[0]) ** 2
+        return [np.concatenate([_arc(1, tip), np.stack([x, y], axis=1)])]
+    if name == "cross":
+        arm = rng.uniform(0.35, 0.6)
+        return [_box(1.9, arm), _box(arm, 1.9)]
+    if name == "ring":
+        return [np.concatenate([_arc(1, math.pi), _arc(rng.uniform(0.5, 0.7), math.pi)[::-1]])]
+    if name == "stripes":
+        count = int(rng.integers(3, 5))
+        step = 1.5 / (count - 0.5)
+        return [_box(1.5, step / 2) + [0, (i - (count - 1) / 2) * step] for i in range(count)]
+    if name == "square":
+        return [_box(1.4, 1.4)]
+    corners = {"triangle": 3, "star": 10, "circle": 64}[name]
+    radii = np.tile([1.0, 0.42], 5) if name == "star" else np.ones(corners)
+    return [radii[:, None] * _arc(1, math.pi * (1 - 1 / corners), corners)]
+
+
+def _box(width: float, height: float) -> np.ndarray:
+    """The corners of a box around the origin, (4, 2)."""
+    return np.array([(-1, -1), (1, -1), (1, 1), (-1, 1)]) * [width / 2, height / 2]
+
+
+def _arc(radius: float, half: float, count: int = 48) -> np.ndarray:
+    """Points of a circle around the origin from the angle -half to half, (count, 2)."""
+    angles = np.linspace(-half, half, count)
+    return radius * np.stack([np.cos(angles), np.sin(angles)], axis=1)
