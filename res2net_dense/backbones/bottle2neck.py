@@ -27,6 +27,7 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.jit import is_scripting  # type: ignore[attr-defined]  # torch's manual has it under this name
 from torch.utils.checkpoint import checkpoint
 from torchvision.ops import StochasticDepth
 
@@ -112,6 +113,7 @@ class Bottle2neck(nn.Module):
             dilation=dilation,
             bias=False,
         )
+        self.conv2: nn.Module | None = None
         if one_conv:  # ResNet's block, by ResNet's names
             self.conv2 = spatial(channels, channels, groups=cardinality * scale)
             self.bn2 = build_norm(norm, channels)
@@ -140,14 +142,18 @@ class Bottle2neck(nn.Module):
         Returns:
             `(N, out_channels, H / stride, W / stride)`.
         """
-        if not (self.checkpointed and self.training and torch.is_grad_enabled()):
-            return self._forward(x, shortcut)
+        if self.checkpointed and self.training and torch.is_grad_enabled() and not is_scripting():
+            return self._checkpointed(x, shortcut)
+        return self._forward(x, shortcut)
+
+    @torch.jit.unused
+    def _checkpointed(self, x: Tensor, shortcut: Tensor | None) -> Tensor:
         recompute = lambda: (nullcontext(), batch_norm_statistics_kept(self))  # noqa: E731  # a name says why
         return checkpoint(self._forward, x, shortcut, use_reentrant=False, context_fn=recompute)
 
     def _forward(self, x: Tensor, shortcut: Tensor | None) -> Tensor:
         out = self.relu(self.bn1(self.conv1(x)))
-        out = self.relu(self.bn2(self.conv2(out))) if self.scale == 1 else self._multi_scale(out)
+        out = self._multi_scale(out) if self.conv2 is None else self.relu(self.bn2(self.conv2(out)))
         out = self.bn3(self.conv3(out))
         if self.se is not None:
             out = self.se(out)
@@ -161,10 +167,10 @@ class Bottle2neck(nn.Module):
     def _multi_scale(self, x: Tensor) -> Tensor:
         splits = torch.split(x, self.width, 1)
         outputs: list[Tensor] = []
-        for split, conv, bn in zip(
-            splits, self.convs, self.bns, strict=False
-        ):  # the last split has no convolution
-            if outputs and not self.independent:
+        # The last split has no convolution. TorchScript knows zip of modules only, and without `strict`.
+        for index, (conv, bn) in enumerate(zip(self.convs, self.bns)):  # noqa: B905
+            split = splits[index]
+            if index > 0 and not self.independent:
                 split = split + outputs[-1]
             outputs.append(self.relu(bn(conv(split))))
         outputs.append(splits[-1] if self.pool is None else self.pool(splits[-1]))

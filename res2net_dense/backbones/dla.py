@@ -41,7 +41,7 @@ class Root(nn.Module):
         self.bn = build_norm(norm, out_channels)
         self.relu = nn.ReLU(inplace=True)
 
-    def forward(self, *maps: Tensor) -> Tensor:
+    def forward(self, maps: list[Tensor]) -> Tensor:
         """Maps `(N, C_i, H, W)` -> `(N, out_channels, H, W)`."""
         return self.relu(self.bn(self.conv(torch.cat(maps, 1))))
 
@@ -117,19 +117,20 @@ class Tree(nn.Module):
                 joined=joined + out_channels,
             )
 
-    def forward(self, x: Tensor, joined: Sequence[Tensor] = ()) -> Tensor:
+    def forward(self, x: Tensor, joined: list[Tensor] | None = None) -> Tensor:
         """`(N, in_channels, H, W)`, and maps for the last root -> `(N, out_channels, H / stride, ...)`."""
+        others: list[Tensor] = [] if joined is None else joined
         if self.root is None:
             if self.level_root:
-                joined = (*joined, self.downsample(x))
+                others = others + [self.downsample(x)]
             first = self.tree1(x)
-            return self.tree2(first, (*joined, first))
+            return self.tree2(first, others + [first])
         pooled = self.downsample(x)
         if self.level_root:
-            joined = (*joined, pooled)
+            others = others + [pooled]
         first = self.tree1(x, pooled if self.project is None else self.project(pooled))
         second = self.tree2(first)
-        return self.root(second, first, *joined)
+        return self.root([second, first] + others)
 
 
 class DLA(nn.Module):

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.jit import is_scripting  # type: ignore[attr-defined]  # torch's manual has it under this name
 from torchvision.ops import DeformConv2d, FrozenBatchNorm2d, deform_conv2d
 
 from res2net_dense.errors import ConfigError
@@ -166,19 +167,24 @@ class DeformableConv2d(DeformConv2d):  # type: ignore[misc]  # torchvision is un
 
     def forward(self, x: Tensor) -> Tensor:
         """`(N, in_channels, H, W)` -> `(N, out_channels, H / stride, W / stride)`."""
-        with torch.autocast(x.device.type, enabled=False):
-            full = x.to(self.weight.dtype)
-            vertical, horizontal, weights = self.conv_offset(full).chunk(3, dim=1)
-            out = deform_conv2d(
-                full,
-                torch.cat((vertical, horizontal), dim=1),
-                self.weight,
-                self.bias,
-                self.stride,
-                self.padding,
-                self.dilation,
-                weights.sigmoid(),
-            )
+        if not is_scripting():  # TorchScript's autocast takes a constant device only
+            with torch.autocast(x.device.type, enabled=False):
+                return self._sample(x)
+        return self._sample(x)
+
+    def _sample(self, x: Tensor) -> Tensor:
+        full = x.to(self.weight.dtype)
+        vertical, horizontal, weights = self.conv_offset(full).chunk(3, dim=1)
+        out = deform_conv2d(
+            full,
+            torch.cat((vertical, horizontal), dim=1),
+            self.weight,
+            self.bias,
+            self.stride,
+            self.padding,
+            self.dilation,
+            weights.sigmoid(),
+        )
         return out.to(x.dtype)
 
 

@@ -1,0 +1,253 @@
+"""Our networks as encoders of segmentation_models_pytorch, for all its decoders.
+
+    import res2net_dense.integrations.smp
+    model = smp.DeepLabV3Plus("r2d-res2net50_26w_4s", encoder_weights="imagenet", encoder_output_stride=16)
+
+`r2d-<name>` is every network of `list_backbones()` but those for small pictures (`res2next29`), whose largest
+stride is 4: an encoder halves at least three times. `encoder_weights` is "imagenet", a tag of
+`backbones.weights.WEIGHTS` or the path of a file of any dialect. Weights that need a network of other options
+(`stage_pool="strided"`) are refused: smp hands none over, `build_encoder` takes them all, and what it builds
+can replace `model.encoder`.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from res2net_dense.backbones import create_backbone
+from res2net_dense.backbones.dla import DLA
+from res2net_dense.backbones.registry import ARCHITECTURES, canonical_name
+from res2net_dense.backbones.res2net import FEATURES
+from res2net_dense.backbones.weights import WEIGHTS, find_weights
+from res2net_dense.convert import load_backbone_weights
+from res2net_dense.errors import ConfigError, MissingDependencyError
+
+try:
+    from segmentation_models_pytorch import encoders as smp_encoders
+    from segmentation_models_pytorch.encoders._base import EncoderMixin
+except ImportError as error:
+    raise MissingDependencyError(
+        f"segmentation needs segmentation_models_pytorch ({error}); install it with "
+        '`pip install -e ".[segmentation]"`'
+    ) from error
+
+PREFIX = "r2d-"
+
+
+class EncoderError(ConfigError, ValueError):
+    """An argument has no meaning for an encoder; smp's callers expect a ValueError."""
+
+
+class Encoder(nn.Module, EncoderMixin):  # type: ignore[misc]  # smp is untyped
+    """A network of ours as smp's decoders want it.
+
+    Its children, and so the names of its tensors, are those of the network, in the order they run.
+
+    Args:
+        name: of the network, see `create_backbone`.
+        depth: features besides the picture, 1 to 5; stages past the last one are not built.
+        output_stride: 32, 16 or 8; the last stages dilate instead, by our rules.
+        in_channels: channels of the picture.
+        **options: of `create_backbone`.
+
+    Attributes:
+        semantics, dilation_rules: see `Res2Net`.
+
+    Raises:
+        ConfigError: an argument has no meaning.
+    """
+
+    def __init__(
+        self, name: str, *, depth: int = 5, output_stride: int = 32, in_channels: int = 3, **options: Any
+    ) -> None:
+        super().__init__()
+        if depth not in range(1, 6):
+            raise EncoderError(f"depth is {depth!r}; an encoder has 1 to 5 features besides the picture")
+        if output_stride not in (8, 16, 32):
+            raise EncoderError(f"output_stride is {output_stride!r}; allowed: 8, 16, 32")
+        self._name = canonical_name(name)
+        if {**ARCHITECTURES[self._name].options, **options}.get("stem") == "3x3":
+            raise EncoderError(
+                f"{name} with a 3x3 stem is for small pictures and never shrinks them as an encoder of smp "
+                "must; choose a network with another stem"
+            )
+        network = create_backbone(
+            name,
+            in_channels=in_channels,
+            output_stride=output_stride,
+            out_features=FEATURES[:depth],
+            **options,
+        )
+        # The feature of stride 2 is the map before the max pool.
+        stem = "level1" if isinstance(network, DLA) else "relu"
+        self._ends = [stem, *network.stages]
+        for key, child in network.named_children():
+            self.add_module(key, child)
+            if key == self._ends[-1]:
+                break
+        self.semantics = network.semantics
+        self.dilation_rules = network.dilation_rules
+        self._depth = depth
+        self._in_channels = in_channels
+        self._out_channels = [in_channels, *network.out_channels.values()]
+        self._output_stride = output_stride
+        self._is_torch_scriptable = options.get("norm") != "SyncBN"  # torch's own is not
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Compute the features.
+
+        Args:
+            x: `(N, in_channels, H, W)` float, normalised.
+
+        Returns:
+            `x`, and `depth` maps of strides 2, 4, ... up to `output_stride`; sizes round up.
+        """
+        features = [x]
+        for name, child in self.named_children():  # TorchScript unrolls it
+            x = child(x)
+            if name in self._ends:
+                features.append(x)
+        return features
+
+    def get_stages(self) -> dict[int, list[nn.Module]]:
+        """The children by the stride that they lead to in an undilated network."""
+        stages: dict[int, list[nn.Module]] = {2: []}
+        for name, child in self.named_children():
+            stages[max(stages)].append(child)
+            if name in self._ends[:-1]:
+                stages[2 * max(stages)] = []
+        return stages
+
+    def make_dilated(self, output_stride: int) -> None:
+        """Do nothing: the network was built with its output stride.
+
+        Raises:
+            EncoderError: it was built with another.
+        """
+        if output_stride not in (8, 16):
+            raise EncoderError(f"Output stride should be 16 or 8, got {output_stride}.")
+        if output_stride != self._output_stride:
+            raise EncoderError(
+                f"the encoder was built with output_stride={self._output_stride}, which stays; build it with "
+                f"{output_stride}"
+            )
+
+    def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
+        """As `nn.Module`'s; also takes what smp was given for the weights of this encoder.
+
+        Raises:
+            CheckpointError: see `load_backbone_weights`.
+        """
+        if isinstance(state_dict, _Reference):
+            return load_backbone_weights(self, self._name, state_dict.weights)
+        return super().load_state_dict(state_dict, strict, assign)
+
+
+def build_encoder(
+    name: str, *, depth: int = 5, output_stride: int = 32, in_channels: int = 3, **options: Any
+) -> Encoder:
+    """Build the encoder of the network `name` with random weights, for `model.encoder` of an smp model.
+
+    Args:
+        name: one of `list_backbones()` or an alias, with or without `r2d-`.
+        depth, output_stride, in_channels: see `Encoder`; they must be those that the model was built with.
+        **options: of `create_backbone`, such as `norm`, `freeze_at`, `drop_path_rate`,
+            `checkpoint_activations`, `stage_pool` and `dcn_stages`.
+
+    Raises:
+        ConfigError: an argument has no meaning.
+    """
+    return Encoder(
+        name.removeprefix(PREFIX),
+        depth=depth,
+        output_stride=output_stride,
+        in_channels=in_channels,
+        **options,
+    )
+
+
+@dataclass(frozen=True)
+class _Reference:
+    """What smp passes on in place of a repository's name, a file's path and a state dict."""
+
+    name: str
+    weights: str | Path
+
+
+class _Settings(dict[Any, Any]):
+    """Where smp looks the weights of one encoder up: the published tags by name, and anything else, so that
+    `load_backbone_weights` says what is wrong with it.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        tags = [row.tag for row in WEIGHTS.values() if row.name == name]
+        super().__init__({tag: self[tag] for tag in (["imagenet"] if tags else []) + tags})
+
+    def __contains__(self, weights: object) -> bool:
+        return True
+
+    def __missing__(self, weights: Any) -> dict[str, Any]:
+        weights = weights if isinstance(weights, Path) else str(weights)
+        return {"repo_id": _Reference(self.name, weights), "revision": None}
+
+
+class _PreprocessingFile:
+    """The path of a file that is written when it is opened, and goes with this object."""
+
+    def __init__(self, reference: _Reference) -> None:
+        self.reference = reference
+
+    def __fspath__(self) -> str:
+        row = find_weights(self.reference.name, str(self.reference.weights))
+        settings = {
+            "input_space": "RGB",
+            "input_range": [0, 1],
+            "mean": [value / 255 for value in row.mean],
+            "std": [value / 255 for value in row.std],
+        }
+        self.file = tempfile.NamedTemporaryFile("w", suffix=".json")  # noqa: SIM115  # smp opens it by name
+        json.dump(settings, self.file)
+        self.file.flush()
+        return self.file.name
+
+
+def _hook(name: str, ours: Callable[..., Any]) -> None:
+    """Let smp's `name` hand a `_Reference` to `ours`, and everything else to what it was."""
+    theirs = getattr(smp_encoders, name)
+    theirs = getattr(theirs, "without_r2d", theirs)  # this module may be loaded again
+
+    @functools.wraps(theirs)
+    def hooked(first: Any, *arguments: Any, **keywords: Any) -> Any:
+        function = ours if isinstance(first, _Reference) else theirs
+        return function(first, *arguments, **keywords)
+
+    hooked.without_r2d = theirs  # type: ignore[attr-defined]
+    setattr(smp_encoders, name, hooked)
+
+
+def _download(reference: _Reference, *, filename: str, **_: Any) -> _Reference | _PreprocessingFile:
+    return _PreprocessingFile(reference) if filename == "config.json" else reference
+
+
+def _read(reference: _Reference, **_: Any) -> _Reference:
+    return reference
+
+
+_hook("hf_hub_download", _download)
+_hook("load_file", _read)
+for _name, _architecture in ARCHITECTURES.items():
+    if _architecture.options.get("stem") != "3x3":
+        smp_encoders.encoders[PREFIX + _name] = {
+            "encoder": Encoder,
+            "pretrained_settings": _Settings(_name),
+            "params": {"name": _name},
+        }
