@@ -1,6 +1,7 @@
 """Run a trained model on pictures: overlays as PNG, and all predictions in one JSON, in COCO's format.
 
-A detector gives boxes and masks, a classifier the five likeliest classes of each picture.
+A detector gives boxes and masks, a classifier the five likeliest classes of each picture. Of semantic
+segmentation FOLDER/overlays has the overlays, and FOLDER/masks PNGs in VOC's palette: pixels are labels.
 
 python tools/predict.py --config output/run/config.yaml --weights output/run/model_best.safetensors \\
     --input FILE|FOLDER|'GLOB' --output FOLDER [key=value ...]
@@ -27,6 +28,7 @@ from res2net_dense.errors import ConfigError
 from res2net_dense.files import write_atomically
 from res2net_dense.report.caption import draw_classes
 from res2net_dense.report.draw import draw_prediction
+from res2net_dense.report.segments import draw_segmentation, palette_image
 from res2net_dense.tasks import get_task
 from res2net_dense.tasks.training import adapted_to, set_up_device
 from res2net_dense.types import Prediction
@@ -51,7 +53,9 @@ def main(args: argparse.Namespace) -> int:
     load_weights_into(model, args.weights)
 
     names = config.data.class_names or [f"class {label}" for label in range(config.model.num_classes)]
-    pictures = picture_names(files, output)
+    segments = config.task == "semantic_segmentation"
+    pictures = picture_names(files, output / "overlays" if segments else output)
+    masks = picture_names(files, output / "masks") if segments else []
     images, annotations, bad = [], [], []
     bar = tqdm(total=len(files), desc="predict", unit="img", disable=None)
 
@@ -71,22 +75,27 @@ def main(args: argparse.Namespace) -> int:
             size = {"height": sample["original_height"], "width": sample["original_width"]}
             images.append({"id": index + 1, "file_name": str(file), **size})
             annotations += task.to_records(prediction, index + 1)
-            overlay = draw(read_image(file), prediction, names, args.score)
-            pictures[index].parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(overlay).save(pictures[index])
+            save(Image.fromarray(draw(read_image(file), prediction, names, args.score)), pictures[index])
+            if masks:
+                save(palette_image(prediction["sem_seg"].numpy()), masks[index])
             bar.update()
     bar.close()
 
     output.mkdir(parents=True, exist_ok=True)
-    categories = [{"id": label + 1, "name": name} for label, name in enumerate(names)]
+    # The ids of segmentation are the pixels of its masks, where COCO's begin with 1.
+    categories = [{"id": label, "name": name} for label, name in enumerate(names, 0 if segments else 1)]
     for number, annotation in enumerate(annotations, 1):
         annotation["id"] = number
     document = {"images": images, "categories": categories, "annotations": annotations, "skipped": bad}
     write_atomically(output / "predictions.json", lambda f: f.write(json.dumps(document).encode()))
-    shown = sum(annotation["score"] >= args.score for annotation in annotations)
-    what = "classes" if config.task == "classification" else "objects"
-    counts = f"{shown} {what} with score >= {args.score:g}, {len(bad)} files skipped"
-    print(f"{len(images)} pictures, {counts}: {output}")
+    if segments:
+        labels = {annotation["category_id"] for annotation in annotations}
+        found = f"{len(labels)} of {len(names)} classes found"
+    else:
+        shown = sum(annotation["score"] >= args.score for annotation in annotations)
+        what = "classes" if config.task == "classification" else "objects"
+        found = f"{shown} {what} with score >= {args.score:g}"
+    print(f"{len(images)} pictures, {found}, {len(bad)} files skipped: {output}")
     return 0 if images else 1
 
 
@@ -94,12 +103,20 @@ def draw(image: np.ndarray, prediction: Prediction, names: list[str], score: flo
     """Draw what the prediction has."""
     if "logits" in prediction:
         return draw_classes(image, prediction, names)
+    if "sem_seg" in prediction:
+        return draw_segmentation(image, prediction["sem_seg"].numpy(), names)
     return draw_prediction(image, prediction, names, score_threshold=score)
 
 
+def save(picture: Image.Image, path: Path) -> None:
+    """Write a picture, and the folders on the way to it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture.save(path)
+
+
 def picture_names(files: list[Path], output: Path) -> list[Path]:
-    """Where each overlay goes: below `output` as the pictures lie below their common folder, never two in one
-    place.
+    """Where what is made of each picture goes: below `output` as the pictures lie below their common folder,
+    never two in one place.
     """
     root = Path(os.path.commonpath([file.resolve().parent for file in files]))
     places = [output / file.resolve().relative_to(root).with_suffix(".png") for file in files]

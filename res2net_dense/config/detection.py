@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    BeforeValidator,
+    Discriminator,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Tag,
+    model_validator,
+)
 
 from res2net_dense.config.schema import (
     Config,
@@ -74,7 +83,7 @@ class MaskRCNNConfig(RCNNConfig):
 
 
 class SplitConfig(Section):
-    """One part of a data set. Relative paths are relative to the current working directory."""
+    """One part of a data set in COCO's layout. Relative paths start at the current working directory."""
 
     images: Text
     """Folder of the images."""
@@ -82,13 +91,44 @@ class SplitConfig(Section):
     """Annotation file in COCO's format."""
 
 
+class VocSplitConfig(Section):
+    """One part of a data set in VOC's layout. A relative root starts at the current working directory."""
+
+    root: Text
+    """Folder of the data set, such as `datasets/VOCdevkit/VOC2007`."""
+    split: Text | None = None
+    """Name of the list `ImageSets/Main/<split>.txt`; null takes every annotation file."""
+    images: Text = "JPEGImages"
+    """Folder of the pictures in `root`."""
+    annotations: Text = "Annotations"
+    """Folder of the xml files in `root`."""
+
+
+def _layout(value: object) -> str:
+    """The tag of a split; in brackets, by which `load` knows it from a key."""
+    return "<voc>" if isinstance(value, list) or (isinstance(value, dict) and "root" in value) else "<coco>"
+
+
+def _as_list(value: object) -> object:
+    return [value] if isinstance(value, dict) else value
+
+
+VocSplits = Annotated[list[VocSplitConfig], BeforeValidator(_as_list), Field(min_length=1)]
+Split = Annotated[
+    Annotated[SplitConfig, Tag("<coco>")] | Annotated[VocSplits, Tag("<voc>")], Discriminator(_layout)
+]
+
+
 class DetectionData(DataConfig):
     """The images, and how they are prepared."""
 
-    train: SplitConfig | None = None
-    """The part to learn from; null where nothing is trained."""
-    val: SplitConfig | None = None
-    """The part to evaluate on; null for none."""
+    train: Split | None = None
+    """The part to learn from: `{images, annotations}` in COCO's layout, `{root, split}` or a list of such,
+    which are joined, in VOC's; null where nothing is trained."""
+    val: Split | None = None
+    """The part to evaluate on, in either layout; null for none."""
+    difficult: bool = True
+    """Learn objects that VOC's files mark as difficult too; in evaluation they never count."""
     min_size_train: Annotated[list[PositiveInt], Field(min_length=1)] = [800]
     """Lengths of the shorter edge in training; one is drawn for each image."""
     max_size_train: PositiveInt = 1333
@@ -121,7 +161,10 @@ class DetectionEval(EvalConfig):
     """The evaluation."""
 
     backend: Literal["auto", "pycocotools", "faster_coco_eval"] = "auto"
-    """The library that scores; auto takes the faster one where it is installed."""
+    """The library that scores on COCO's layout; auto takes the faster one where it is installed."""
+    method: Literal["area", "11point"] = "area"
+    """How the average precision is computed on VOC's layout: the area under the curve, as since 2010, or the
+    mean over 11 recalls, as in 2007."""
 
 
 class DetectionConfig(Config):

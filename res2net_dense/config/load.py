@@ -20,6 +20,7 @@ from pydantic_core import ErrorDetails
 from res2net_dense.config.classification import ClassificationConfig
 from res2net_dense.config.detection import DetectionConfig
 from res2net_dense.config.schema import Config
+from res2net_dense.config.semantic_segmentation import SegmentationConfig
 from res2net_dense.config.yaml_text import KeyPath, Places, dump_yaml, format_path, one_line, parse_yaml
 from res2net_dense.errors import ConfigError
 from res2net_dense.files import write_atomically
@@ -27,6 +28,7 @@ from res2net_dense.files import write_atomically
 CONFIGS: dict[str, type[Config]] = {
     "detection": DetectionConfig,
     "classification": ClassificationConfig,
+    "semantic_segmentation": SegmentationConfig,
 }
 """The configuration of each task."""
 
@@ -245,9 +247,10 @@ def _explain_unknown(path: KeyPath, data: dict[str, Any], schema: type[Config]) 
 
 
 def _key_path(location: tuple[int | str, ...], schema: type[Config]) -> KeyPath:
-    """Drop the tag that pydantic puts behind the name of a union."""
+    """Drop the tags that pydantic puts behind the name of a union: `arch`, or one in brackets."""
     field = schema.model_fields.get(str(location[0])) if len(location) > 1 else None
-    return (location[0], *location[2:]) if field and field.discriminator else location
+    path = (location[0], *location[2:]) if field and field.discriminator else location
+    return tuple(key for key in path if not str(key).startswith("<"))
 
 
 def _value_at(path: KeyPath, data: Any) -> Any:
@@ -276,20 +279,33 @@ def _tags(path: KeyPath, schema: type[Config]) -> list[str]:
 
 def _fields(path: KeyPath, data: Any, schema: type[Config]) -> dict[str, FieldInfo]:
     """Return the fields of the section at a key path; empty where there is none."""
-    model: type[BaseModel] = schema
+    models: list[type[BaseModel]] = [schema]
     for key in path:
-        field = model.model_fields.get(str(key))
+        if isinstance(key, int):  # a place in a list of sections
+            data = data[key] if isinstance(data, list) else data
+            continue
+        field = _likeliest(models, data).model_fields.get(key)
         models = list(_models(field.annotation)) if field else []
         data = _value_at((key,), data)
         if not models:
             return {}
-        arch = _value_at(("arch",), data)
-        model = next((m for m in models if "arch" in m.model_fields and _allows(m, arch)), models[0])
-    return model.model_fields
+    return _likeliest(models, data).model_fields
+
+
+def _likeliest(models: Sequence[type[BaseModel]], data: Any) -> type[BaseModel]:
+    """Of the sections that may stand somewhere the one that is meant: of this `arch`, or with these keys."""
+    section = data if isinstance(data, dict) else {}
+    return max(
+        models,
+        key=lambda model: (
+            _allows(model, section.get("arch")),
+            len(section.keys() & model.model_fields.keys()),
+        ),
+    )
 
 
 def _allows(model: type[BaseModel], arch: Any) -> bool:
-    return arch in get_args(model.model_fields["arch"].annotation)
+    return "arch" in model.model_fields and arch in get_args(model.model_fields["arch"].annotation)
 
 
 def _all_names(model: type[BaseModel], prefix: str = "") -> Iterator[str]:

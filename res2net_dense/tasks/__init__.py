@@ -11,6 +11,7 @@ from res2net_dense.types import Task
 TASKS = {
     "detection": "res2net_dense.tasks.detection",
     "classification": "res2net_dense.tasks.classification",
+    "semantic_segmentation": "res2net_dense.tasks.semantic_segmentation",
 }
 
 

@@ -55,6 +55,9 @@ _NETWORK = (
     *("backbone.dcn_stages", "model.pixel_mean", "model.pixel_std"),
 )
 
+# Settings of the network that may well differ later: DeepLab is trained at stride 16 and scored at 8.
+_SEEN_AGAIN = ("model.output_stride", "model.atrous_rates")
+
 _log = logging.getLogger(__name__)
 
 
@@ -248,7 +251,7 @@ def adapted_to(config: Config, weights: Path | None) -> Config:
     """Fill in the class names that a weight file of ours was trained on, where the config has none.
 
     Settings with which the same tensors would be another network must be those of the file; a warning names
-    other picture sizes.
+    other picture sizes and output strides.
 
     Args:
         config: as it was loaded.
@@ -295,7 +298,7 @@ def _check_same_network(weights: Path, old: Mapping[str, Any], new: Mapping[str,
                 "config.yaml of its run"
             )
     for key in changed:
-        if key.startswith("data.") and key.endswith(("_size", "_size_test")):
+        if (key.startswith("data.") and key.endswith(("_size", "_size_test"))) or key in _SEEN_AGAIN:
             _log.warning("%s was trained with %s=%s, now it is %s", weights, key, old[key], new[key])
 
 

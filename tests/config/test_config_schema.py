@@ -50,8 +50,8 @@ ALL_SECTIONS = sorted(
 
 def test_every_section_is_found() -> None:
     names = {section.__name__ for section in ALL_SECTIONS}
-    assert {"DetectionConfig", "ClassificationConfig", "BackboneConfig", "SplitConfig"} <= names
-    assert len(names) == 15
+    assert {"SegmentationConfig", "BackboneConfig", "SplitConfig", "VocSplitConfig"} <= names
+    assert len(names) == 21
 
 
 @pytest.mark.parametrize("section", ALL_SECTIONS)

@@ -2,23 +2,21 @@
 
 import json
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 from PIL import Image
+from running import TRAIN, assert_same_run, kill_half_way, start
 
 from res2net_dense.config import load_config
 from res2net_dense.tasks import training
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICK = ROOT / "configs/quick/classification_res2net50.yaml"
-TRAIN = "tools/train_net.py"
 
 
 @pytest.fixture(scope="module")
@@ -62,13 +60,6 @@ def trained(tiny, tmp_path_factory):
     return folder
 
 
-def start(*arguments):
-    return subprocess.Popen(
-        [sys.executable, TRAIN, *map(str, arguments)],
-        cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
-
-
 def test_the_run_folder_is_complete(trained):
     results = json.loads((trained / "results.json").read_text())
     assert {"top1", "top5", "mean_class_accuracy", "top1/star"} <= set(results)
@@ -92,23 +83,11 @@ def test_evaluating_later_repeats_the_numbers(trained, run_tool, tmp_path):
 def test_killed_and_resumed_equals_never_stopped(tiny, trained, run_tool, tmp_path):
     """With mixing, drop path, colours, averages, bf16, accumulation, and another number of workers."""
     folder = tmp_path / "killed"
-    process = start("--config", tiny, "--output-dir", folder)
-    deadline = time.monotonic() + 240
-    while not (folder / "checkpoints/iter_0000004.pt").exists() and process.poll() is None:
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert not (folder / "checkpoints/iter_0000008.pt").exists(), "it was too fast to be killed half way"
-
+    kill_half_way(tiny, folder, at=4, end=8)
     process = run_tool(TRAIN, "--config", tiny, "--output-dir", folder, "--resume", "data.workers=0")
     assert process.returncode == 0, process.stderr
     assert "after 4 iterations" in process.stdout
-    resumed, straight = (torch.load(run / "checkpoints/iter_0000008.pt") for run in (folder, trained))
-    for part in ("model", "ema"):
-        ours, theirs = (state[part].get("model", state[part]) for state in (resumed, straight))
-        assert all(torch.equal(ours[key], value) for key, value in theirs.items())
-    assert (folder / "metrics.jsonl").read_bytes() == (trained / "metrics.jsonl").read_bytes()
+    assert_same_run(folder, trained, 8)
 
 
 def test_two_processes_under_torchrun(tiny, run_tool, tmp_path):

@@ -5,21 +5,19 @@ line.
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 from PIL import Image
+from running import TRAIN, assert_same_run, kill_half_way, start
 from safetensors.torch import load_file
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICK = ROOT / "configs/quick/mask_rcnn_res2net50.yaml"
-TRAIN = "tools/train_net.py"
 
 
 @pytest.fixture(scope="module")
@@ -42,16 +40,6 @@ def tiny(toy, tmp_path_factory):
     }  # fmt: skip
     path.write_text(yaml.safe_dump(config))
     return path
-
-
-def start(*arguments):
-    return subprocess.Popen(
-        [sys.executable, TRAIN, *map(str, arguments)],
-        cwd=ROOT,
-        stderr=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
 
 
 @pytest.fixture(scope="module")
@@ -121,29 +109,13 @@ def test_evaluating_later_repeats_the_numbers(trained, run_tool, tmp_path):
 
 def test_killed_and_resumed_equals_never_stopped(tiny, trained, run_tool, tmp_path):
     folder = tmp_path / "killed"
-    process = start("--config", tiny, "--output-dir", folder)
-    deadline = time.monotonic() + 240
-    while not (folder / "checkpoints/iter_0000010.pt").exists() and process.poll() is None:
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert not (folder / "checkpoints/iter_0000020.pt").exists(), "it was too fast to be killed half way"
-
+    kill_half_way(tiny, folder, at=10, end=20)
     process = run_tool(TRAIN, "--config", tiny, "--output-dir", folder, "--resume")
     assert process.returncode == 0, process.stderr
     assert "after 10 iterations" in process.stdout
-    states = [torch.load(run / "checkpoints/iter_0000020.pt", weights_only=True) for run in (folder, trained)]
-    for key, value in states[1]["model"].items():
-        assert states[0]["model"][key].equal(value), key
-    for number, moments in states[1]["optimizer"]["state"].items():
-        for key, value in moments.items():
-            assert torch.equal(
-                torch.as_tensor(states[0]["optimizer"]["state"][number][key]), torch.as_tensor(value)
-            )
+    assert_same_run(folder, trained, 20)
     for key, value in load_file(trained / "model_best.safetensors").items():
         assert load_file(folder / "model_best.safetensors")[key].equal(value), key
-    assert (folder / "metrics.jsonl").read_bytes() == (trained / "metrics.jsonl").read_bytes()
 
 
 def test_the_number_of_workers_changes_nothing(tiny, trained, run_tool, tmp_path):

@@ -1,0 +1,143 @@
+"""The sections of semantic segmentation."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+
+from res2net_dense.config.schema import (
+    Config,
+    DataConfig,
+    EvalConfig,
+    ModelConfig,
+    Pair,
+    Section,
+    Text,
+    conflict,
+)
+
+
+class SegmenterConfig(ModelConfig):
+    """A network of segmentation_models_pytorch on a backbone of ours."""
+
+    arch: Literal[
+        "deeplabv3plus",
+        "deeplabv3",
+        "fpn",
+        "linknet",
+        "manet",
+        "pan",
+        "pspnet",
+        "segformer",
+        "unet",
+        "unetplusplus",
+        "upernet",
+    ]
+    """The architecture."""
+    num_classes: PositiveInt | None = None
+    """Number of classes, the background counted as one; null takes those of the data set."""
+    output_stride: Literal[8, 16, 32] | None = None
+    """Stride of the backbone's last map; null for the architecture's usual one: 16 for the DeepLabs and PAN,
+    32 for the others, which have no choice."""
+    atrous_rates: Annotated[list[PositiveInt], Field(min_length=3, max_length=3)] | None = None
+    """Dilation rates of the DeepLabs' pyramid; null for (6, 12, 18) at output stride 16 and (12, 24, 36) at
+    8."""
+    norm: Literal["BN", "SyncBN", "GN"] = "BN"
+    """Normalization in what is built on the backbone. Batches of one or two pictures want GN."""
+    aux_weight: NonNegativeFloat = 0.0
+    """Weight of the loss of a second, simple head on the last map but one, used in training alone; 0 for
+    none. PSPNet's authors have 0.4."""
+    class_weights: Annotated[list[NonNegativeFloat], Field(min_length=1)] | None = None
+    """Weight of each class in the loss, for rare classes; null for equal ones."""
+    smp: dict[str, Any] = {}
+    """Further arguments of the class in segmentation_models_pytorch, such as `decoder_channels: 128`."""
+
+    @model_validator(mode="after")
+    def _check(self) -> SegmenterConfig:
+        weights, count = self.class_weights, self.num_classes
+        if weights is not None and count is not None and len(weights) != count:
+            raise conflict("class_weights", weights, f"must be one for each of {count} classes")
+        if weights is not None and not any(weights):
+            raise conflict("class_weights", weights, "at least one must be above 0")
+        return self
+
+
+class MaskSplitConfig(Section):
+    """One part of a data set in VOC's layout. A relative root starts at the current working directory."""
+
+    root: Text
+    """Folder of the data set, such as `datasets/VOCdevkit/VOC2012`."""
+    split: Text | None = None
+    """Name of the list `ImageSets/Segmentation/<split>.txt`; null takes every picture."""
+    images: Text = "JPEGImages"
+    """Folder of the pictures in `root`."""
+    masks: Text = "SegmentationClass"
+    """Folder of the masks in `root`: PNGs whose pixels are labels, 255 is ignored."""
+
+
+class SegmentationData(DataConfig):
+    """The images, and how they are prepared."""
+
+    train: MaskSplitConfig | None = None
+    """The part to learn from; null where nothing is trained."""
+    val: MaskSplitConfig | None = None
+    """The part to evaluate on; null for none."""
+    class_names: Annotated[list[Text], Field(min_length=1)] | None = None
+    """Names of the classes in the order of their labels, the background included; null takes them from
+    `class_names.txt` or `labelmap.txt` in the data set's folder."""
+    crop_size: PositiveInt = 513
+    """Side of the square that is cut out of a picture in training."""
+    base_size: PositiveInt | None = None
+    """Length of the shorter edge to which a picture is brought before it is scaled at random; null takes
+    pictures as they are."""
+    scale: Pair = (0.5, 2.0)
+    """Smallest and largest factor by which a picture is scaled at random before the crop."""
+    min_size_test: PositiveInt | None = None
+    """Length of the shorter edge in evaluation; null takes pictures as they are. The result has the picture's
+    own size in any case."""
+    max_size_test: PositiveInt = 2048
+    """The longer edge never exceeds this in evaluation."""
+
+    @model_validator(mode="after")
+    def _check_sizes(self) -> SegmentationData:
+        low, high = self.scale
+        if not 0 < low <= high:
+            raise conflict("scale", [low, high], "must be two ascending numbers above 0")
+        if self.min_size_test is not None and self.min_size_test > self.max_size_test:
+            raise conflict(
+                "min_size_test", self.min_size_test, f"must not exceed max_size_test = {self.max_size_test}"
+            )
+        return self
+
+
+class SegmentationEval(EvalConfig):
+    """The evaluation."""
+
+    scales: Annotated[list[PositiveFloat], Field(min_length=1)] = [1.0]
+    """Sizes, as factors, at which each picture is looked at; their results are averaged."""
+    flip: bool = False
+    """Look at the mirrored picture too."""
+    window: PositiveInt | None = None
+    """Side of the window that slides over the picture; null looks at the whole picture at once."""
+    window_stride: PositiveInt | None = None
+    """Pixels from one window to the next; null for two thirds of `window`."""
+
+    @model_validator(mode="after")
+    def _check_window(self) -> SegmentationEval:
+        if self.window_stride is not None and (self.window is None or self.window_stride > self.window):
+            raise conflict("window_stride", self.window_stride, "must not exceed eval.window, which it needs")
+        return self
+
+
+class SegmentationConfig(Config):
+    """A configuration of semantic segmentation."""
+
+    task: Literal["semantic_segmentation"]
+    """What is learned."""
+    model: SegmenterConfig
+    """What is built on the backbone."""
+    data: SegmentationData = SegmentationData()
+    """The images, and how they are prepared."""
+    eval: SegmentationEval = SegmentationEval()
+    """The evaluation."""

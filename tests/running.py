@@ -1,0 +1,54 @@
+"""What tests share that run `tools/train_net.py` as a person does: `from running import ...`."""
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+TRAIN = "tools/train_net.py"
+
+
+def start(*arguments):
+    """Start a training; its output is text."""
+    return subprocess.Popen(
+        [sys.executable, TRAIN, *map(str, arguments)],
+        cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def kill_half_way(config, folder, *, at, end):
+    """Train until there is the checkpoint of iteration `at`, then kill the process without a warning."""
+    process = start("--config", config, "--output-dir", folder)
+    deadline = time.monotonic() + 240
+    while not (folder / f"checkpoints/iter_{at:07d}.pt").exists() and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not (folder / f"checkpoints/iter_{end:07d}.pt").exists(), "it was too fast to be killed half way"
+
+
+def assert_same_run(one, other, iteration):
+    """The last checkpoints and the logs of two run folders are equal to the bit."""
+    states = [torch.load(run / f"checkpoints/iter_{iteration:07d}.pt") for run in (one, other)]
+    for part in ("model", "ema", "optimizer"):
+        _assert_equal(states[0].get(part), states[1].get(part), part)
+    assert (one / "metrics.jsonl").read_bytes() == (other / "metrics.jsonl").read_bytes()
+
+
+def _assert_equal(one, other, path):
+    assert type(one) is type(other), path
+    if isinstance(one, dict):
+        assert one.keys() == other.keys(), path
+        for key in one:
+            _assert_equal(one[key], other[key], f"{path}.{key}")
+    elif isinstance(one, (list, tuple)):
+        assert len(one) == len(other), path
+        for number, pair in enumerate(zip(one, other, strict=True)):
+            _assert_equal(*pair, f"{path}[{number}]")
+    else:
+        assert torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other, path

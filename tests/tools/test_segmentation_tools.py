@@ -1,0 +1,145 @@
+"""Semantic segmentation as a person runs it: train, resume, evaluate, predict."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from running import TRAIN, assert_same_run, kill_half_way, start
+
+from res2net_dense.config import load_config
+from res2net_dense.palette import voc_palette
+from res2net_dense.tasks import training
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def voc(tmp_path_factory):
+    """A toy set in VOC's layout: 16 pictures to train, 5 to validate."""
+    folder = tmp_path_factory.mktemp("toy")
+    command = [sys.executable, ROOT / "datasets/make_toy.py", "--layout", "voc", "--output", folder]
+    subprocess.run([*command, "--train", "16", "--val", "5", "--size", "96"], check=True, capture_output=True)
+    return folder / "voc"
+
+
+@pytest.fixture(scope="module")
+def tiny(voc, tmp_path_factory):
+    """A recipe with everything that is random switched on, a fraction of a second an iteration."""
+    path = tmp_path_factory.mktemp("config") / "tiny.yaml"
+    config = {
+        "_base_": str(ROOT / "configs/quick/deeplabv3plus_res2net50.yaml"),
+        "backbone": {"name": "res2net50_18w_4s", "drop_path_rate": 0.1},
+        "model": {"aux_weight": 0.4, "smp": {"decoder_channels": 32}},
+        "data": {
+            "train": {"root": str(voc), "split": "train"}, "val": {"root": str(voc), "split": "val"},
+            "crop_size": 64, "photometric": "strong", "workers": 2,
+        },
+        "train": {
+            "iterations": 8, "batch_size": 4, "reference_batch": 4, "accumulate": 2, "ema_decay": 0.9,
+            "save_every": 4, "log_every": 2,
+        },
+        "eval": {"scales": [0.75, 1.0], "flip": True, "window": 64, "window_stride": 48},
+        "runtime": {"device": "cpu", "threads": 1},
+    }  # fmt: skip
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+@pytest.fixture(scope="module")
+def trained(tiny, tmp_path_factory):
+    """A run folder of 8 iterations, never interrupted."""
+    folder = tmp_path_factory.mktemp("run") / "straight"
+    out, err = start("--config", tiny, "--output-dir", folder).communicate(timeout=300)
+    assert (folder / "results.json").exists(), err
+    assert "boundary_mIoU" in out
+    return folder
+
+
+def test_the_run_folder_is_complete(trained):
+    results = json.loads((trained / "results.json").read_text())
+    assert {"mIoU", "boundary_mIoU", "pixel_accuracy", "fwIoU", "IoU/background", "IoU/star"} <= set(results)
+    config = yaml.safe_load((trained / "config.yaml").read_text())
+    assert config["data"]["class_names"] == ["background", "circle", "rectangle", "triangle", "star"]
+    assert config["model"]["num_classes"] == 5
+    lines = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
+    assert any({"loss_sem_seg", "loss_aux"} == set(line.get("losses", ())) for line in lines)
+
+
+def test_evaluating_later_repeats_the_numbers(trained, run_tool, tmp_path):
+    before = (trained / "results.json").read_text()
+    process = run_tool(
+        TRAIN, "--config", trained / "config.yaml", "--output-dir", tmp_path / "new", "--eval-only",
+        "--weights", trained / "model_best.safetensors", "data.train=null", "data.workers=0",
+    )  # fmt: skip
+    assert process.returncode == 0, process.stderr
+    assert (tmp_path / "new/results.json").read_text() == before
+
+
+def test_killed_and_resumed_equals_never_stopped(tiny, trained, run_tool, tmp_path):
+    """With drop path, dropout, colours, averages, bf16, accumulation, and another number of workers."""
+    folder = tmp_path / "killed"
+    kill_half_way(tiny, folder, at=4, end=8)
+    process = run_tool(TRAIN, "--config", tiny, "--output-dir", folder, "--resume", "data.workers=0")
+    assert process.returncode == 0, process.stderr
+    assert "after 4 iterations" in process.stdout
+    assert_same_run(folder, trained, 8)
+
+
+def test_another_output_stride_is_said(trained, run_tool, tmp_path):
+    process = run_tool(
+        TRAIN, "--config", trained / "config.yaml", "--output-dir", tmp_path / "new", "--eval-only",
+        "--weights", trained / "model_best.safetensors", "model.output_stride=8",
+    )  # fmt: skip
+    assert process.returncode == 0, process.stderr
+    assert "model.output_stride=None, now it is 8" in process.stderr
+
+
+def test_two_processes_score_as_one(tiny, tmp_path):
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29547"]
+    launch += [TRAIN, "--config", str(tiny), "--output-dir", str(tmp_path / "run")]
+    process = subprocess.run(
+        [*launch, "data.workers=0", "train.iterations=2"],
+        cwd=ROOT, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert process.returncode == 0, process.stderr
+    together = json.loads((tmp_path / "run/results.json").read_text())
+    config = load_config(tmp_path / "run/config.yaml", [f"runtime.output_dir={tmp_path / 'again'}"])
+    newest = tmp_path / "run/checkpoints/iter_0000002.pt"
+    alone = training.evaluate_only(config, torch.device("cpu"), newest)
+    assert {name: None if np.isnan(value) else value for name, value in alone.items()} == together
+
+
+def test_masks_and_overlays_are_written(trained, voc, run_tool, tmp_path):
+    (tmp_path / "in/masks").mkdir(parents=True)
+    shutil.copy(voc / "JPEGImages/000017.jpg", tmp_path / "in/shapes.jpg")
+    Image.new("L", (90, 40), 128).save(tmp_path / "in/masks/grey.png")
+    (tmp_path / "in/broken.png").write_bytes(b"no")
+    process = run_tool(
+        "tools/predict.py", "--config", trained / "config.yaml", "--input", tmp_path / "in",
+        "--weights", trained / "model_best.safetensors", "--output", tmp_path / "out",
+    )  # fmt: skip
+    assert process.returncode == 0, process.stderr
+    assert "2 pictures" in process.stdout
+    assert "of 5 classes found" in process.stdout
+    assert "1 files skipped" in process.stdout
+    document = json.loads((tmp_path / "out/predictions.json").read_text())
+    assert [(c["id"], c["name"]) for c in document["categories"]][:2] == [(0, "background"), (1, "circle")]
+    for image in document["images"]:
+        name = Path(image["file_name"]).relative_to(tmp_path / "in").with_suffix(".png")
+        mask = Image.open(tmp_path / "out/masks" / name)
+        assert mask.mode == "P"
+        assert mask.size == (image["width"], image["height"])
+        assert mask.getpalette()[:15] == voc_palette(5).ravel().tolist()
+        areas = {a["category_id"]: a["area"] for a in document["annotations"] if a["image_id"] == image["id"]}
+        labels, counts = np.unique(np.array(mask), return_counts=True)
+        assert areas == dict(zip(labels.tolist(), counts.tolist(), strict=True))
+        overlay = Image.open(tmp_path / "out/overlays" / name)
+        assert overlay.mode == "RGB"
+        assert min(overlay.size) >= 40
