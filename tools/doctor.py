@@ -37,6 +37,7 @@ LIBRARIES = [
     ("pycocotools", "pycocotools", (2, 0), True, DETECTION),
     ("cv2", "opencv-python-headless", (4,), True, DETECTION),
     ("albumentations", "albumentations", (2, 0), True, DETECTION),
+    ("defusedxml", "defusedxml", (0, 7), True, DETECTION),
     ("fvcore", "fvcore", (0,), True, DETECTION),
     ("detectron2", "detectron2", (0,), True, DETECTRON2),
     ("faster_coco_eval", "faster-coco-eval", (1,), False, DETECTION),

@@ -71,6 +71,23 @@ def test_the_published_recipe() -> None:
     assert config.data.min_size_train == list(range(640, 801, 32))
 
 
+@pytest.mark.parametrize("depth", [50, 101])
+def test_the_published_segmentation_recipe(depth: int) -> None:
+    config = load_config(CONFIGS / f"deeplabv3plus_res2net{depth}_voc.yaml")
+    assert config.backbone.name == f"res2net{depth}_26w_4s"
+    assert (config.model.arch, config.model.num_classes, config.model.output_stride) == (
+        "deeplabv3plus",
+        21,
+        16,
+    )
+    assert (config.data.train.split, config.data.val.split) == ("trainaug", "val")
+    assert config.data.class_names[0] == "background"
+    assert (config.data.crop_size, config.data.scale, config.data.flip) == (513, (0.5, 2.0), 0.5)
+    assert (config.train.iterations, config.train.batch_size) == (30_000, 16)
+    assert (config.train.schedule.name, config.train.schedule.power) == ("poly", 0.9)
+    assert (config.eval.scales, config.eval.flip, config.eval.window) == ([1.0], False, None)
+
+
 @pytest.mark.parametrize(
     ("name", "images", "batch", "epochs", "milestones"),
     [
@@ -352,6 +369,36 @@ def test_wrong_overrides(override: str, said: str, tmp_path: Path) -> None:
     text = message(write(tmp_path, TEXT), [override])
     assert text.startswith("override ")
     assert said in text
+
+
+def test_splits_of_both_layouts(tmp_path: Path) -> None:
+    path = write(tmp_path, TEXT)
+    data = load_config(path, ["data.train={images: a, annotations: b}", "data.val={root: c, split: d}"]).data
+    assert (data.train.images, data.train.annotations) == ("a", "b")
+    assert [(part.root, part.split, part.images) for part in data.val] == [("c", "d", "JPEGImages")]
+    joined = load_config(path, ["data.train=[{root: a, split: x}, {root: b, images: y}]"])
+    assert [(part.root, part.split, part.images) for part in joined.data.train] == [
+        ("a", "x", "JPEGImages"),
+        ("b", None, "y"),
+    ]
+    assert parse_config(config_to_dict(joined)) == joined
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("data.train=[]", "data.train = []"),
+        ("data.train=[{split: x}]", "data.train[0].root is missing"),
+        ("data.train=[{root: a, splitt: x}]", "did you mean 'data.train[0].split'?"),
+        ("data.train={root: a, split: 3}", "data.train[0].split = 3"),
+        ("data.train={images: a}", "data.train.annotations is missing"),
+        ("data.train={images: a, annotation: b}", "did you mean 'data.train.annotations'?"),
+    ],
+)
+def test_wrong_splits(override: str, said: str, tmp_path: Path) -> None:
+    text = message(write(tmp_path, TEXT), [override])
+    assert said in text
+    assert "<" not in text  # the tag of the layout is no word of ours
 
 
 PIECES = st.sampled_from(

@@ -67,6 +67,37 @@ def test_every_default_is_allowed() -> None:
     assert config_to_dict(parse_config(data)) == data
 
 
+def segmentation(**sections: Any) -> dict[str, Any]:
+    return {**minimal(), "task": "semantic_segmentation", "model": {"arch": "unet"}, **sections}
+
+
+def test_defaults_of_segmentation() -> None:
+    config = parse_config(segmentation())
+    assert (config.data.crop_size, config.data.scale, config.data.base_size) == (513, (0.5, 2.0), None)
+    assert (config.eval.scales, config.eval.window) == ([1.0], None)
+    assert parse_config(config_to_dict(config)) == config
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"model": {"arch": "dpt"}}, "model.arch = 'dpt'"),
+        ({"model": {"arch": "unet", "output_stride": 4}}, "model.output_stride = 4"),
+        ({"model": {"arch": "unet", "num_classes": 2, "class_weights": [1.0]}}, "one for each of 2 classes"),
+        ({"model": {"arch": "unet", "class_weights": [0.0, 0.0]}}, "at least one must be above 0"),
+        ({"data": {"scale": [2.0, 0.5]}}, "data.scale"),
+        ({"data": {"min_size_test": 4000}}, "data.min_size_test = 4000"),
+        ({"eval": {"scales": []}}, "eval.scales"),
+        ({"eval": {"window_stride": 3}}, "eval.window_stride = 3"),
+        ({"eval": {"window": 3, "window_stride": 4}}, "must not exceed eval.window"),
+    ],
+)
+def test_segmentation_that_has_no_meaning(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        parse_config(segmentation(**changes))
+    assert said in str(error.value)
+
+
 def test_defaults_of_the_classifier() -> None:
     config = parse_config(classification())
     assert (config.model.arch, config.model.num_classes) == ("classifier", None)
