@@ -96,17 +96,22 @@ class VocSplitConfig(Section):
 
     root: Text
     """Folder of the data set, such as `datasets/VOCdevkit/VOC2007`."""
-    split: Text | None = None
+    split: Text | None
     """Name of the list `ImageSets/Main/<split>.txt`; null takes every annotation file."""
     images: Text = "JPEGImages"
-    """Folder of the pictures in `root`."""
+    """Folder of the pictures in `root`, of the same name in all parts that are joined."""
     annotations: Text = "Annotations"
-    """Folder of the xml files in `root`."""
+    """Folder of the xml files in `root`, of the same name in all parts that are joined."""
+
+
+LAYOUTS = COCO, VOC = "<coco>", "<voc>"
+"""Tags of the two kinds of splits; pydantic names places in the file with them."""
 
 
 def _layout(value: object) -> str:
-    """The tag of a split; in brackets, by which `load` knows it from a key."""
-    return "<voc>" if isinstance(value, list) or (isinstance(value, dict) and "root" in value) else "<coco>"
+    """The tag of a split."""
+    voc = isinstance(value, list) or (isinstance(value, dict) and value.keys() & {"root", "split"})
+    return VOC if voc else COCO
 
 
 def _as_list(value: object) -> object:
@@ -114,9 +119,7 @@ def _as_list(value: object) -> object:
 
 
 VocSplits = Annotated[list[VocSplitConfig], BeforeValidator(_as_list), Field(min_length=1)]
-Split = Annotated[
-    Annotated[SplitConfig, Tag("<coco>")] | Annotated[VocSplits, Tag("<voc>")], Discriminator(_layout)
-]
+Split = Annotated[Annotated[SplitConfig, Tag(COCO)] | Annotated[VocSplits, Tag(VOC)], Discriminator(_layout)]
 
 
 class DetectionData(DataConfig):

@@ -18,7 +18,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from res2net_dense.config.classification import ClassificationConfig
-from res2net_dense.config.detection import DetectionConfig
+from res2net_dense.config.detection import LAYOUTS, DetectionConfig
 from res2net_dense.config.schema import Config
 from res2net_dense.config.semantic_segmentation import SegmentationConfig
 from res2net_dense.config.yaml_text import KeyPath, Places, dump_yaml, format_path, one_line, parse_yaml
@@ -52,6 +52,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         change, label, keys = _parse_override(text)
         # A section that the override only adds to stays where it is.
         places |= {key: label for key in keys if not (_is_section(key, data) and _is_section(key, change))}
+        _check_no_list(text, label, data)
         data = _merge(data, change)
     return _validate(data, places)
 
@@ -147,8 +148,26 @@ def _merge(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]
     merged = dict(base)
     for key, value in change.items():
         old = merged.get(key)
-        merged[key] = _merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+        if isinstance(old, dict) and isinstance(value, dict) and not _are_two_layouts(old, value):
+            merged[key] = _merge(old, value)
+        else:
+            merged[key] = value
     return merged
+
+
+def _are_two_layouts(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    """Whether one is a split in COCO's layout and one in VOC's: half of each would name nobody's folders."""
+    coco = [{"images", "annotations"} <= split.keys() and "root" not in split for split in (old, new)]
+    return (coco[0] and "root" in new) or (coco[1] and "root" in old)
+
+
+def _check_no_list(text: str, label: str, data: Mapping[str, Any]) -> None:
+    """Refuse an override of a key inside a list, which would take the place of the whole list."""
+    keys = text.partition("=")[0].strip().split(".")
+    for end in range(1, len(keys)):
+        if isinstance(_value_at(tuple(keys[:end]), data), list):
+            name = ".".join(keys[:end])
+            raise ConfigError(f"{label}: {name} is a list; give it whole: '{name}=[...]'")
 
 
 def _parse_override(text: str) -> tuple[dict[str, Any], str, list[KeyPath]]:
@@ -250,7 +269,7 @@ def _key_path(location: tuple[int | str, ...], schema: type[Config]) -> KeyPath:
     """Drop the tags that pydantic puts behind the name of a union: `arch`, or one in brackets."""
     field = schema.model_fields.get(str(location[0])) if len(location) > 1 else None
     path = (location[0], *location[2:]) if field and field.discriminator else location
-    return tuple(key for key in path if not str(key).startswith("<"))
+    return tuple(key for key in path if key not in LAYOUTS)
 
 
 def _value_at(path: KeyPath, data: Any) -> Any:

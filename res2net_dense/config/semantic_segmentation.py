@@ -68,7 +68,7 @@ class MaskSplitConfig(Section):
 
     root: Text
     """Folder of the data set, such as `datasets/VOCdevkit/VOC2012`."""
-    split: Text | None = None
+    split: Text | None
     """Name of the list `ImageSets/Segmentation/<split>.txt`; null takes every picture."""
     images: Text = "JPEGImages"
     """Folder of the pictures in `root`."""

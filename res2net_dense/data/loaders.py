@@ -30,6 +30,7 @@ Item = tuple[Sample | None, list[DatasetError]]
 """The sample, or None where it could not be had, and the errors met on the way."""
 
 _MAX_REPLACEMENTS = 10
+_MAPS = {"image", "sem_seg", "saliency"}
 _logger = logging.getLogger(__name__)
 
 
@@ -297,30 +298,35 @@ def _data_loader(dataset: Dataset[Item], batches: Iterable[list[Any]], workers: 
     )
 
 
-def _pack(items: list[Item]) -> tuple[list[Item], Tensor | None]:
-    """Join pictures of one size for the way from a worker to the main process.
+def _pack(items: list[Item]) -> tuple[list[Item], dict[str, Tensor]]:
+    """Join the maps of a batch that have one size for the way from a worker to the main process.
 
     Each tensor on that way holds an open file, and Linux allows a process 1024 of them: four workers with two
     batches of 256 pictures on their way would need 2048.
     """
-    images = [sample["image"] for sample, _ in items if sample is not None]
-    if get_worker_info() is None or len({image.shape for image in images}) != 1:
-        return items, None
+    packed: dict[str, Tensor] = {}
+    samples = [cast(dict[str, Any], sample) for sample, _ in items if sample is not None]
+    if get_worker_info() is not None and samples:
+        for key in _MAPS & samples[0].keys():
+            if len({sample[key].shape for sample in samples}) == 1:
+                packed[key] = torch.stack([sample[key] for sample in samples])
     bare = [
-        (None if sample is None else cast(Sample, {k: v for k, v in sample.items() if k != "image"}), errors)
+        (
+            None if sample is None else cast(Sample, {k: v for k, v in sample.items() if k not in packed}),
+            errors,
+        )
         for sample, errors in items
     ]
-    return bare, torch.stack(images)
+    return bare, packed
 
 
-def _unpack(batch: tuple[list[Item], Tensor | None]) -> list[Item]:
+def _unpack(batch: tuple[list[Item], dict[str, Tensor]]) -> list[Item]:
     """Undo `_pack`."""
     items, packed = batch
-    if packed is not None:
-        images = iter(packed)
-        for sample, _ in items:
-            if sample is not None:
-                sample["image"] = next(images)
+    samples = [cast(dict[str, Any], sample) for sample, _ in items if sample is not None]
+    for key, maps in packed.items():
+        for sample, one in zip(samples, maps, strict=True):
+            sample[key] = one
     return items
 
 

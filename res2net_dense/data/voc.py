@@ -316,13 +316,15 @@ class VocSegmentation:
             present = {files[0] for files in self._files if files[place]}
             check_present(names, present, what, folder, self._source)
         used = np.zeros(256, dtype=bool)
-        for index in range(min(len(self), _CHECKED_MASKS)):
+        for index in range(len(self)):
+            if index >= _CHECKED_MASKS and (used[1:IGNORE_INDEX].any() or not used[IGNORE_INDEX]):
+                break
             picture, mask = self._picture(index), self.mask(index)
             self._check_size(index, picture, image_size(picture), mask)
             used[np.unique(mask)] = True
         if used[IGNORE_INDEX] and not used[1:IGNORE_INDEX].any():
             raise DatasetError(
-                f"{self._mask_folder}: the first masks have only the values 0 and 255, and 255 is ignored; "
+                f"{self._mask_folder}: the masks have only the values 0 and 255, and 255 is ignored; "
                 "for one class before a background write 1, not 255"
             )
 

@@ -13,11 +13,11 @@ from res2net_dense.errors import DatasetError
 def read_names(file: Path, known: Collection[str] = ()) -> list[str]:
     """Read a list of `ImageSets`, one name of a picture (without suffix) a line.
 
-    The lists of one class have a number behind the name: those with -1 do not show it and are left out.
+    The lists of one class have a number behind each name: those with -1 do not show it and are left out.
 
     Args:
         file: the list; Windows' line ends and blank lines are no harm.
-        known: names that there are files for, by which a name with a blank is known from a name and a number.
+        known: names that there are files for, by which names with a blank are known from names and numbers.
 
     Raises:
         DatasetError: it is missing, empty, no text, or a line is no name, leads elsewhere or comes twice.
@@ -32,18 +32,17 @@ def read_names(file: Path, known: Collection[str] = ()) -> list[str]:
         raise DatasetError(f"{file}: the list cannot be read ({error.strerror}); check the path") from error
     except UnicodeDecodeError as error:
         raise DatasetError(f"{file}: no text in UTF-8 ({error.reason}); write the list anew") from error
+    entries = {number: line.strip() for number, line in enumerate(lines, start=1) if line.strip()}
+    if any(line not in known for line in entries.values()):
+        pairs = {number: line.rsplit(maxsplit=1) for number, line in entries.items()}
+        if all(len(pair) == 2 and pair[1] in ("1", "0", "-1") for pair in pairs.values()):
+            entries = {
+                number: line if line in known else pairs[number][0]
+                for number, line in entries.items()
+                if line in known or pairs[number][1] != "-1"
+            }
     names: dict[str, None] = {}
-    for number, line in enumerate(map(str.strip, lines), start=1):
-        name, kept = line, True
-        if line not in known and len(parts := line.rsplit(maxsplit=1)) == 2:
-            if parts[1] not in ("1", "0", "-1"):
-                raise DatasetError(
-                    f"{file}: line {number} is {line!r:.120}, neither the name of a picture without suffix "
-                    "nor a name and 1, 0 or -1; write one name a line"
-                )
-            name, kept = parts[0], parts[1] != "-1"
-        if not name or not kept:
-            continue
+    for number, name in entries.items():
         if not is_inside(name):
             raise DatasetError(
                 f"{file}: line {number}: {name!r:.120} is no name inside the data set; write names without "

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
 
 from res2net_dense.data.images import image_size
 from res2net_dense.data.voc_lists import some
@@ -14,8 +15,8 @@ from res2net_dense.errors import DatasetError
 from res2net_dense.palette import voc_palette
 from res2net_dense.types import IGNORE_INDEX
 
-# Lossy formats would mix the labels along every border.
-_FORMATS = ("PNG", "BMP", "GIF", "TIFF", "PPM")
+# Lossy formats would mix the labels along every border, and PNM is read with its values stretched to 0..255.
+_FORMATS = ("PNG", "BMP", "GIF", "TIFF")
 _REMEDY = "save masks as palette or grey PNG whose pixels are the labels: Image.fromarray(labels).save(...)"
 
 
@@ -38,20 +39,20 @@ def read_mask(path: Path, classes: int, shared_palette: Callable[[], np.ndarray 
         DatasetError: it cannot be read, is no label map, or has other labels.
     """
     image_size(path)  # refuses what is missing, no picture or too large
-    if bits := _bits_of_grey_png(path):
-        raise DatasetError(
-            f"{path}: a grey PNG of {bits} bits, whose values programs stretch to 0..255; {_REMEDY}"
-        )
     try:
         with Image.open(path, formats=_FORMATS) as image:
-            mode = image.mode
+            mode, bits = image.mode, _bits(image, path)
             values = np.array(image)
             palette = _palette(image)
     except UnidentifiedImageError:
-        raise DatasetError(f"{path}: a format that changes labels, such as JPEG; {_REMEDY}") from None
+        raise DatasetError(f"{path}: a format that changes labels, as JPEG and PNM do; {_REMEDY}") from None
     except Exception as error:  # decoders raise nearly every type on damaged bytes
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DatasetError(f"{path}: the mask cannot be read ({reason}); replace the file") from error
+    if mode == "L" and bits < 8:
+        raise DatasetError(
+            f"{path}: a grey picture of {bits} bits, whose values programs stretch to 0..255; {_REMEDY}"
+        )
     if mode not in ("1", "P", "L") and not mode.startswith("I"):
         raise DatasetError(
             f"{path}: the mask is no label map but a picture of mode {mode}; VOC's masks are palette PNGs "
@@ -79,12 +80,13 @@ def read_mask(path: Path, classes: int, shared_palette: Callable[[], np.ndarray 
     return mask
 
 
-def _bits_of_grey_png(path: Path) -> int:
-    """2 or 4 for a grey PNG that packs several pixels into a byte, else 0."""
-    with open(path, "rb") as file:
-        header = file.read(26)  # signature, length and type of the first chunk, width, height, bits, colour
-    packed = header.startswith(b"\x89PNG") and header[25:] == b"\0" and header[24] in (2, 4)
-    return header[24] if packed else 0
+def _bits(image: Image.Image, path: Path) -> int:
+    """Bits of a grey pixel in the file, of which Pillow says nothing for a PNG."""
+    if image.format == "PNG":
+        with open(path, "rb") as file:
+            return file.read(25)[24]  # behind signature, length and type of the first chunk, width, height
+    bits = image.tag_v2.get(258, 8) if isinstance(image, TiffImageFile) else 8
+    return int(bits[0] if isinstance(bits, tuple) else bits)
 
 
 def read_palette(path: Path) -> np.ndarray | None:
@@ -116,7 +118,7 @@ def _palette_problem(
         if labels.get(colour, index) != index:
             return (
                 f"index {index} of the palette has the colour {colour} of label {labels[colour]} instead of "
-                f"{tuple(voc[index].tolist())}, so the indices are not the labels"
+                f"{tuple(voc[index].tolist())}, so the indices may not be the labels"
             )
     shared = shared_palette()
     expected, where = (voc, "VOC's palette") if shared is None else (shared, "the set's first mask")

@@ -85,6 +85,8 @@ def prepare(config: DetectionConfig, *, training: bool = True) -> DetectionConfi
             raise DatasetError(
                 f"{len(missing)} of {len(val)} pictures of {val.source} are missing: {_some(missing)}"
             )
+        if isinstance(val, VocDetection):  # COCO's evaluator counts them
+            _report_dropped(val)
     _check_best_metric(config, dataset.class_names)
     return config
 
@@ -145,7 +147,8 @@ def build_evaluator(config: DetectionConfig) -> coco.CocoEvaluator | voc.VocEval
     """Return the evaluator of the validation set: COCO's or VOC's, as its layout is."""
     split = _val(config)
     if isinstance(split, list):
-        dataset = _load_voc_once(tuple(split), tuple(config.data.class_names or ()) or None, True)
+        names = None if config.data.class_names is None else tuple(config.data.class_names)
+        dataset = _load_voc_once(tuple(split), names, True)
         return voc.VocEvaluator(
             dataset.ground_truth(),
             class_names=dataset.class_names,
@@ -186,7 +189,7 @@ def _load(config: DetectionConfig, split: Split, *, masks: bool) -> CocoDataset 
                 "datasets/toy` makes the toy set for configs/quick/mask_rcnn_res2net50.yaml"
             )
     if isinstance(split, list):
-        return _load_voc_once(tuple(split), names, config.data.difficult)
+        return _load_voc_once(tuple(split), names, config.data.difficult or split is config.data.val)
     dataset = _load_coco_once(split, None, masks)
     return dataset if names in (None, tuple(dataset.class_names)) else _load_coco_once(split, names, masks)
 
@@ -251,6 +254,10 @@ def _report_losses(dataset: CocoDataset | VocDetection, without_objects: int) ->
             without_objects,
             len(dataset),
         )
+    _report_dropped(dataset)
+
+
+def _report_dropped(dataset: CocoDataset | VocDetection) -> None:
     for reason, count in dataset.dropped.items():
         if count and distributed.is_main():
             _log.warning("%s: %d objects left out: %s", dataset.source, count, reason)

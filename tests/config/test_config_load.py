@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from res2net_dense.config import config_to_dict, load_config, parse_config, save_config
+from res2net_dense.data.voc import VOC_CLASSES
 from res2net_dense.errors import ConfigError
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -81,7 +82,7 @@ def test_the_published_segmentation_recipe(depth: int) -> None:
         16,
     )
     assert (config.data.train.split, config.data.val.split) == ("trainaug", "val")
-    assert config.data.class_names[0] == "background"
+    assert tuple(config.data.class_names) == ("background", *VOC_CLASSES)
     assert (config.data.crop_size, config.data.scale, config.data.flip) == (513, (0.5, 2.0), 0.5)
     assert (config.train.iterations, config.train.batch_size) == (30_000, 16)
     assert (config.train.schedule.name, config.train.schedule.power) == ("poly", 0.9)
@@ -362,6 +363,7 @@ def test_overrides(tmp_path: Path) -> None:
         ("train=3", "train = 3"),
         ("_base_=x.yaml", "unknown key '_base_'"),
         ("a\nb=3", "unknown key"),
+        ("<a=3", "unknown key '<a'"),
         ("a=\udcff", "not allowed"),
     ],
 )
@@ -376,7 +378,7 @@ def test_splits_of_both_layouts(tmp_path: Path) -> None:
     data = load_config(path, ["data.train={images: a, annotations: b}", "data.val={root: c, split: d}"]).data
     assert (data.train.images, data.train.annotations) == ("a", "b")
     assert [(part.root, part.split, part.images) for part in data.val] == [("c", "d", "JPEGImages")]
-    joined = load_config(path, ["data.train=[{root: a, split: x}, {root: b, images: y}]"])
+    joined = load_config(path, ["data.train=[{root: a, split: x}, {root: b, split: null, images: y}]"])
     assert [(part.root, part.split, part.images) for part in joined.data.train] == [
         ("a", "x", "JPEGImages"),
         ("b", None, "y"),
@@ -389,6 +391,8 @@ def test_splits_of_both_layouts(tmp_path: Path) -> None:
     [
         ("data.train=[]", "data.train = []"),
         ("data.train=[{split: x}]", "data.train[0].root is missing"),
+        ("data.train={root: a}", "data.train[0].split is missing"),
+        ("data.train={split: a}", "data.train[0].root is missing"),
         ("data.train=[{root: a, splitt: x}]", "did you mean 'data.train[0].split'?"),
         ("data.train={root: a, split: 3}", "data.train[0].split = 3"),
         ("data.train={images: a}", "data.train.annotations is missing"),
@@ -398,7 +402,51 @@ def test_splits_of_both_layouts(tmp_path: Path) -> None:
 def test_wrong_splits(override: str, said: str, tmp_path: Path) -> None:
     text = message(write(tmp_path, TEXT), [override])
     assert said in text
-    assert "<" not in text  # the tag of the layout is no word of ours
+    assert "<coco>" not in text  # the tag of a layout is no word of ours
+    assert "<voc>" not in text
+
+
+COCO = "{images: a, annotations: b}"
+VOC = "{root: c, split: d}"
+
+
+@pytest.mark.parametrize(("below", "above"), [(COCO, VOC), (VOC, COCO)])
+def test_a_split_of_the_other_layout_takes_the_place_of_one(below: str, above: str, tmp_path: Path) -> None:
+    """Half of each would name folders that nobody wrote."""
+    write(tmp_path, TEXT + f"data: {{train: {below}}}\n", "base.yaml")
+    path = write(tmp_path, f"_base_: base.yaml\ndata: {{train: {above}}}\n")
+    expected = load_config(write(tmp_path, TEXT, "plain.yaml"), [f"data.train={above}"])
+    assert load_config(path) == expected
+    assert load_config(tmp_path / "base.yaml", [f"data.train={above}"]) == expected
+
+
+def test_keys_of_one_layout_merge(tmp_path: Path) -> None:
+    path = write(tmp_path, TEXT + f"data: {{train: {VOC}}}\n")
+    (part,) = load_config(path, ["data.train.split=x", "data.train.images=y"]).data.train
+    assert (part.root, part.split, part.images) == ("c", "x", "y")
+
+
+def test_a_key_in_a_list_is_refused(tmp_path: Path) -> None:
+    """It would take the place of the list, and a part of the data would be gone without a word."""
+    path = write(tmp_path, TEXT + f"data: {{train: [{VOC}, {VOC}]}}\n")
+    text = message(path, ["data.train.root=x"])
+    assert "data.train is a list; give it whole: 'data.train=[...]'" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "images", "steps", "milestones"),
+    [("voc07", 5_011, 5_400, [3_600, 4_800]), ("voc0712", 16_551, 18_000, [12_000, 16_000])],
+)
+def test_the_voc_recipes(name: str, images: int, steps: int, milestones: list[int]) -> None:
+    config = load_config(CONFIGS / f"faster_rcnn_res2net50_{name}.yaml")
+    assert config.eval.method == "11point"
+    assert tuple(config.data.class_names) == VOC_CLASSES
+    assert [(Path(part.root).name, part.split) for part in config.data.train] == (
+        [("VOC2007", "trainval"), ("VOC2012", "trainval")][: 1 + (name == "voc0712")]
+    )
+    assert [(Path(part.root).name, part.split) for part in config.data.val] == [("VOC2007", "test")]
+    assert (config.train.iterations, config.train.schedule.milestones) == (steps, milestones)
+    assert steps * config.train.batch_size / images == pytest.approx(17.3, abs=0.2)  # epochs
 
 
 PIECES = st.sampled_from(

@@ -131,15 +131,16 @@ def test_names_with_blanks_and_numbers(voc):
     ("text", "part"),
     [
         ("a\na\n", "line 2: 'a' is listed twice"),
-        ("a\nb 1\na 1\n", "line 3: 'a' is listed twice"),
+        ("a 1\nb 1\na 1\n", "line 3: 'a' is listed twice"),
         ("../a\n", "line 1: '../a' is no name inside"),
         ("b\n/etc/passwd\n", "line 2: '/etc/passwd' is no name inside"),
         ("x/../../a", "is no name inside"),
         ("..\\a", "is no name inside"),
         ("%2e%2e%2fa", "is no name inside"),
         ("a\0", "is no name inside"),
-        ("/JPEGImages/a.png /SegmentationClass/a.png", "neither the name of a picture"),
-        ("a 2", "neither the name of a picture"),
+        ("/JPEGImages/a.png /SegmentationClass/a.png", "is no name inside"),
+        ("a 2", "1 of 1 pictures are not in"),
+        ("a\nb 1", "1 of 2 pictures are not in"),  # no list of a class has lines without a number
         (b"\xff\xfea\0", "no text in UTF-8"),
         ("a\nnone\nx\n", "2 of 3 pictures are not in"),
         ("a.png\n", "write names without suffix"),
@@ -475,7 +476,7 @@ def test_files_are_indexed_without_what_is_hidden(tmp_path):
 
 
 def test_names_of_a_plain_list(tmp_path):
-    (tmp_path / "x.txt").write_text("b\na 1\nc -1\n")
+    (tmp_path / "x.txt").write_text("b 0\na 1\nc -1\n")
     assert read_names(tmp_path / "x.txt") == ["b", "a"]
 
 

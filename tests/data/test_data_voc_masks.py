@@ -89,6 +89,37 @@ def test_grey_pixels_that_share_a_byte_are_refused(voc, bits):
     fails(load(voc).check, "a.png", f"{bits} bits", "palette or grey PNG")
 
 
+def test_other_formats_that_stretch_values_are_refused(voc):
+    """Pillow gives 13 for label 1 of a PGM that ends at 20, and 17 of a grey TIFF of 4 bits."""
+    mask_file(voc).unlink()
+    pgm = voc / "SegmentationClass/a.pgm"
+    pgm.write_bytes(b"P5 60 40 20\n" + bytes([1]) * 2400)
+    fails(load(voc).check, "a.pgm", "changes labels", "PNM")
+    pgm.unlink()
+    tiff = voc / "SegmentationClass/a.tif"
+    tags = [(256, 60), (257, 40), (258, 4), (259, 1), (262, 1), (273, 200), (277, 1), (278, 40), (279, 1200)]
+    fields = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    header = struct.pack("<2sHI", b"II", 42, 8) + struct.pack("<H", len(tags)) + fields
+    tiff.write_bytes(header.ljust(200, b"\0") + bytes([0x11]) * 1200)
+    assert np.array(Image.open(tiff))[0, 0] == 17
+    fails(load(voc).check, "a.tif", "4 bits", "stretch")
+
+
+def test_a_set_of_ignored_borders_is_looked_through(voc):
+    """Masks without an object but with ignored pixels may come first; a label further on tells them apart."""
+    for number in range(60):
+        Image.new("RGB", (60, 40)).save(voc / "JPEGImages" / f"empty{number:02d}.png")
+        save_palette(
+            voc / "SegmentationClass" / f"empty{number:02d}.png",
+            np.where(LABELS == 255, 255, 0).astype(np.uint8),
+        )
+    names = [f"empty{number:02d}" for number in range(60)]
+    (voc / "ImageSets/Segmentation/train.txt").write_text("\n".join(names))
+    fails(load(voc).check, "0 and 255", "write 1")
+    (voc / "ImageSets/Segmentation/train.txt").write_text("\n".join([*names, "a"]))
+    load(voc).check()
+
+
 def test_empty_sets_and_missing_folders(voc, tmp_path):
     (voc / "ImageSets" / "Segmentation" / "none.txt").write_text("\n")
     fails(lambda: load(voc, "none"), "none.txt: the list has no names")

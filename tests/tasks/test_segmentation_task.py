@@ -208,12 +208,12 @@ RCNN = "quick/faster_rcnn_res2net50.yaml"
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["data.train={root: nowhere}"], ["nowhere", "looked in"]),
+        (["data.train={root: nowhere, split: x}"], ["nowhere", "looked in"]),
         (["data.train.split=other"], ["other.txt", "trainval"]),
         (["model.num_classes=3"], ["model.num_classes is 3", "4 classes"]),
         (["data.class_names=[circle, star]"], ["rectangle", "triangle"]),
         (["train.best_metric=bbox/APs"], ["bbox/APs", "bbox/AP50/star"]),
-        (["data.train={annotations: Labels}"], ["Labels", "annotation folder"]),
+        (["data.train.annotations=Labels"], ["Labels", "annotation folder"]),
     ],
 )
 def test_voc_detection_says_what_does_not_fit(load, arguments, words):
@@ -269,7 +269,23 @@ def test_faster_rcnn_learns_from_voc_and_is_scored_again_the_same(load, tmp_path
     assert "bbox/AP50/circle" in after
 
 
-def test_difficult_objects_can_be_left_out(load):
+def test_the_configuration_chooses_the_protocol(load):
+    for method in ("area", "11point"):
+        config = detection.prepare(load(f"eval.method={method}", config=RCNN))
+        assert detection.build_evaluator(config).method == method
+
+
+def test_boxes_left_out_of_the_truth_are_said(load, broken, caplog):
+    xml = broken / "Annotations/000012.xml"
+    text = xml.read_text()
+    left = text.split("<xmin>")[1].split("<")[0]
+    right = text.split("<xmax>")[1].split("<")[0]
+    xml.write_text(text.replace(f"<xmax>{right}<", f"<xmax>{left}<", 1))
+    detection.prepare(load(root=broken, config=RCNN), training=False)
+    assert "val.txt: 1 objects left out: empty box" in caplog.text
+
+
+def test_difficult_objects_can_be_left_out(load, caplog):
     with_all = detection.prepare(load(config=RCNN))
     without = detection.prepare(load("data.difficult=false", config=RCNN))
     counts = [

@@ -14,6 +14,7 @@ from PIL import Image
 from running import TRAIN, assert_same_run, kill_half_way, start
 
 from res2net_dense.config import load_config
+from res2net_dense.data.voc import VOC_CLASSES
 from res2net_dense.palette import voc_palette
 from res2net_dense.tasks import training
 
@@ -143,3 +144,34 @@ def test_masks_and_overlays_are_written(trained, voc, run_tool, tmp_path):
         overlay = Image.open(tmp_path / "out/overlays" / name)
         assert overlay.mode == "RGB"
         assert min(overlay.size) >= 40
+
+
+@pytest.mark.slow
+def test_toy_training_learns(run_tool, tmp_path):
+    """Shapes that the network has not seen, learnt from scratch in minutes."""
+    run_tool("datasets/make_toy.py", "--layout", "voc", "--output", tmp_path / "toy")
+    splits = [f"data.{part}={{root: {tmp_path}/toy/voc, split: {part}}}" for part in ("train", "val")]
+    config = "configs/quick/deeplabv3plus_res2net50.yaml"
+    process = run_tool(TRAIN, "--config", config, "--output-dir", tmp_path / "run", *splits, timeout=2400)
+    assert process.returncode == 0, process.stderr
+    assert json.loads((tmp_path / "run/results.json").read_text())["mIoU"] >= 80
+
+
+@pytest.mark.slow
+def test_eight_photos_are_learnt_by_heart(shared_data, run_tool, tmp_path):
+    """VOC's photos and masks, from scratch, scored on themselves."""
+    source, mine = shared_data / "voc2012_seg", tmp_path / "mine"
+    names = (source / "ImageSets/Segmentation/our_train.txt").read_text().split()[:8]
+    for folder, suffix in (("JPEGImages", "jpg"), ("SegmentationClassAug", "png")):
+        (mine / folder).mkdir(parents=True)
+        for name in names:
+            shutil.copy(source / folder / f"{name}.{suffix}", mine / folder)
+    classes = "[background, " + ", ".join(VOC_CLASSES) + "]"
+    split = f"{{root: {mine}, split: null, masks: SegmentationClassAug}}"
+    process = run_tool(
+        TRAIN, "--config", "configs/small/deeplabv3plus_res2net50.yaml", "--output-dir", tmp_path / "run",
+        f"data.train={split}", f"data.val={split}", f"data.class_names={classes}", "train.iterations=200",
+        "data.scale=[1.0, 1.0]", "data.photometric=none", timeout=2400,
+    )  # fmt: skip
+    assert process.returncode == 0, process.stderr
+    assert json.loads((tmp_path / "run/results.json").read_text())["mIoU"] >= 85

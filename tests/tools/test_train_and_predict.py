@@ -232,6 +232,20 @@ def test_toy_training_learns(run_tool, tmp_path):
     assert results["segm/AP"] >= 50
 
 
+@pytest.mark.slow
+def test_blood_cells_are_learnt(shared_data, run_tool, tmp_path):
+    """VOC's layout and score: 205 photos of a microscope, from scratch, scored on 72 others."""
+    splits = [
+        f"data.{part}=[{{root: {shared_data}/bccd/BCCD, split: {split}}}]"
+        for part, split in (("train", "train"), ("val", "test"))
+    ]
+    config = "configs/small/faster_rcnn_res2net50_voc.yaml"
+    process = run_tool(TRAIN, "--config", config, "--output-dir", tmp_path / "run", *splits, timeout=2400)
+    assert process.returncode == 0, process.stderr
+    assert "1 objects left out: empty box" in process.stderr
+    assert json.loads((tmp_path / "run/results.json").read_text())["bbox/AP50"] >= 88
+
+
 def test_expected_scores_decide_the_exit_code(trained, run_tool):
     arguments = (TRAIN, "--config", trained / "config.yaml", "--output-dir", trained, "--eval-only")
     score = json.loads((trained / "results.json").read_text())["bbox/AP"]
