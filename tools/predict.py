@@ -138,6 +138,9 @@ if __name__ == "__main__":
         "--output", required=True, metavar="FOLDER", help="where overlays and predictions.json go"
     )
     parser.add_argument(
-        "--score", type=float, default=0.5, help="lowest score of a drawn object; the JSON has all"
+        "--score",
+        type=float,
+        default=0.5,
+        help="lowest score of a drawn detection; the JSON has all",
     )
     run(main, parser)

@@ -50,10 +50,11 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     places[()] = str(path)
     for text in overrides:
         change, label, keys = _parse_override(text)
-        # A section that the override only adds to stays where it is.
-        places |= {key: label for key in keys if not (_is_section(key, data) and _is_section(key, change))}
         _check_no_list(text, label, data)
+        # A section that the override only adds to stays where it is.
+        new = {key: label for key in keys if not (_is_section(key, data) and _is_section(key, change))}
         data = _merge(data, change)
+        places = _overlaid(places, new, data)
     return _validate(data, places)
 
 
@@ -113,8 +114,9 @@ def _read(path: Path, parents: tuple[Path, ...]) -> tuple[dict[str, Any], Places
             raise ConfigError(f"{places[(_BASE,)]}: {_BASE}: {_missing_file(base)}")
         base_data, base_places = _read(base, (*parents, resolved))
         merged = _merge(merged, base_data)
-        merged_places |= base_places
-    return _merge(merged, data), merged_places | places
+        merged_places = _overlaid(merged_places, base_places, merged)
+    merged = _merge(merged, data)
+    return merged, _overlaid(merged_places, places, merged)
 
 
 def _read_text(path: Path) -> str:
@@ -276,6 +278,17 @@ def _value_at(path: KeyPath, data: Any) -> Any:
     for key in path:
         data = data.get(key) if isinstance(data, dict) else None
     return data
+
+
+def _overlaid(old: Places, new: Places, data: Any) -> Places:
+    """The places after a change to `data`: what was inside a value that was replaced stands nowhere."""
+    replaced = {path for path in new if not isinstance(_value_at(path, data), dict)}
+    kept = {
+        path: place
+        for path, place in old.items()
+        if not any(path[:end] in replaced for end in range(1, len(path)))
+    }
+    return kept | new
 
 
 def _is_section(path: KeyPath, data: Any) -> bool:

@@ -119,7 +119,8 @@ class SegmentationEval(EvalConfig):
     flip: bool = False
     """Look at the mirrored picture too."""
     window: PositiveInt | None = None
-    """Side of the window that slides over the picture; null looks at the whole picture at once."""
+    """Side of the window that slides over the picture, as `data.min_size_test` and `max_size_test` leave it;
+    null looks at the whole picture at once."""
     window_stride: PositiveInt | None = None
     """Pixels from one window to the next; null for two thirds of `window`."""
 

@@ -137,10 +137,18 @@ def wrap(model: nn.Module) -> nn.Module:
     """Share the gradients of `model`, which is on its device already; the model itself with one process.
 
     Convert to channels_last before: DDP fixes the layout of the gradients here.
+
+    Raises:
+        ConfigError: the model has layers that only GPUs can share statistics with.
     """
     if world_size() == 1:
         return model
     device = next(model.parameters()).device
+    if device.type != "cuda" and any(isinstance(module, nn.SyncBatchNorm) for module in model.modules()):
+        raise ConfigError(
+            f"SyncBN needs GPUs, and these {world_size()} processes are on {device.type}: use BN or GN "
+            "(backbone.norm, model.norm)"
+        )
     return DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None)
 
 

@@ -7,6 +7,7 @@ figures; any other architecture of smp is a name away.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import logging
 import math
@@ -15,7 +16,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from res2net_dense.backbones.registry import canonical_name
 from res2net_dense.convert import load_backbone_weights
@@ -29,8 +30,12 @@ import segmentation_models_pytorch as smp
 
 _log = logging.getLogger(__name__)
 
-OUTPUT_STRIDES = {"deeplabv3plus": (16, 8), "deeplabv3": (16, 8), "pan": (16, 32)}
-"""What the architectures that dilate their backbone can have, the usual first; the others have 32 alone."""
+OUTPUT_STRIDES = {arch: (32,) for arch in smp.MODEL_ARCHITECTURES_MAPPING if arch != "dpt"} | {
+    "deeplabv3plus": (16, 8),
+    "deeplabv3": (16, 8),
+    "pan": (16, 32),
+}
+"""By architecture, the usual first: the last three dilate their backbone. DPT is for transformers."""
 ATROUS_RATES = {16: (6, 12, 18), 8: (12, 24, 36)}
 """The DeepLabs' dilation rates by output stride."""
 AUX_CHANNELS = 256
@@ -165,6 +170,9 @@ class SegmentationModel(nn.Module):
             images = torch.stack([self._normalise(batch[number]["image"]) for number in numbers])
             scores = class_probabilities(self.logits, images, divisor=self.divisor, **self.views)
             for number, score in zip(numbers, scores, strict=True):
+                if not bool(torch.isfinite(score).all()):
+                    name = batch[number].get("file_name", "a picture")
+                    _log.warning("%s: the scores are not finite, so its labels mean nothing", name)
                 size = batch[number]["original_height"], batch[number]["original_width"]
                 predictions[number]["sem_seg"] = resized_argmax(score, *size)
         return predictions
@@ -174,28 +182,38 @@ class SegmentationModel(nn.Module):
         return (image.to(mean.device) - mean) / std
 
 
-class SparingBatchNorm2d(nn.BatchNorm2d):
+class _Sparing(nn.modules.batchnorm._BatchNorm):
     """Batch norm that spares itself where a channel has one value, as behind a pool over a single picture.
 
     There is no variance then: PyTorch's raises an error. This one uses its running statistics, as in
     evaluation, and leaves them as they are.
     """
 
-    warned = False
-
     def forward(self, x: Tensor) -> Tensor:
         """`(N, C, H, W)` -> `(N, C, H, W)`."""
-        if not self.training or x.numel() > x.shape[1]:
+        shared = isinstance(self, nn.SyncBatchNorm) and distributed.is_initialized()
+        if not self.training or shared or x.numel() > x.shape[1]:
             return super().forward(x)
-        if not SparingBatchNorm2d.warned:
-            SparingBatchNorm2d.warned = True
-            _log.warning(
-                "one picture at a time is too few for batch norm behind a pool: it learns no statistics "
-                "there; raise train.batch_size, lower train.accumulate, or use model.norm=GN"
-            )
+        _warn_once()
         return F.batch_norm(
             x, self.running_mean, self.running_var, self.weight, self.bias, training=False, eps=self.eps
         )
+
+
+class SparingBatchNorm2d(_Sparing, nn.BatchNorm2d):
+    """See `_Sparing`."""
+
+
+class SparingSyncBatchNorm(_Sparing, nn.SyncBatchNorm):
+    """See `_Sparing`; with several processes there is always more than one value."""
+
+
+@functools.cache
+def _warn_once() -> None:
+    _log.warning(
+        "one picture at a time is too few for batch norm behind a pool: it learns no statistics there; "
+        "raise train.batch_size, lower train.accumulate, or use model.norm=GN"
+    )
 
 
 def build_segmentation_model(
@@ -219,8 +237,7 @@ def build_segmentation_model(
         num_classes: the background counted as one.
         output_stride: see `OUTPUT_STRIDES`; None for the usual one.
         atrous_rates: of the DeepLabs; None for `ATROUS_RATES`.
-        norm: in decoder and head: "BN", "SyncBN" or "GN". In each BN that sees pooled maps see
-            `SparingBatchNorm2d`.
+        norm: in decoder and head: "BN", "SyncBN" or "GN". The batch norms are `_Sparing`.
         aux_weight: of the loss of a second head (3x3 convolution, norm, ReLU, dropout, 1x1 convolution) on
             the last map but one; 0 for none.
         class_weights: one for each class; None for equal ones.
@@ -231,7 +248,10 @@ def build_segmentation_model(
         ConfigError: a value has no meaning.
         CheckpointError: the weights cannot be loaded.
     """
-    strides = OUTPUT_STRIDES.get(arch, (32,))
+    if arch not in OUTPUT_STRIDES:
+        raise ConfigError(f"model.arch is {arch!r}; known: {', '.join(sorted(OUTPUT_STRIDES))}")
+    strides = OUTPUT_STRIDES[arch]
+    dilates = strides != (32,)
     output_stride = output_stride or strides[0]
     if output_stride not in strides:
         raise ConfigError(
@@ -246,7 +266,7 @@ def build_segmentation_model(
         )
     arguments = dict(smp or {})
     _check_arguments(arch, arguments)
-    if arch in OUTPUT_STRIDES:
+    if dilates:
         arguments["encoder_output_stride"] = output_stride
     if arch.startswith("deeplab"):
         arguments["decoder_atrous_rates"] = tuple(atrous_rates or ATROUS_RATES[output_stride])
@@ -260,7 +280,7 @@ def build_segmentation_model(
         output_stride=output_stride,
         **{key: value for key, value in backbone.items() if key not in ("name", "weights")},
     )
-    divisor = output_stride if arch in OUTPUT_STRIDES else 2**depth
+    divisor = output_stride if dilates else 2**depth
     if arch == "pan":  # it halves the last map three times more
         divisor *= 8
     if weights := backbone.get("weights"):
@@ -282,9 +302,6 @@ def build_segmentation_model(
 
 
 def _check_arguments(arch: str, arguments: Mapping[str, Any]) -> None:
-    if arch not in smp.MODEL_ARCHITECTURES_MAPPING or arch == "dpt":
-        known = ", ".join(sorted(set(smp.MODEL_ARCHITECTURES_MAPPING) - {"dpt"}))
-        raise ConfigError(f"model.arch is {arch!r}; known: {known}")
     names = inspect.signature(smp.MODEL_ARCHITECTURES_MAPPING[arch].__init__).parameters.keys()
     allowed = sorted(names - OWNED.keys() - {"self", "kwargs"})
     for name in arguments:
@@ -300,11 +317,17 @@ def _create(arch: str, name: str, num_classes: int, arguments: dict[str, Any]) -
             f"backbone.name is {name}, a network for small pictures whose last map has stride 4: choose "
             "another"
         )
-    try:
+
+    def create() -> Any:
         return smp.create_model(
             arch, PREFIX + name, encoder_weights=None, in_channels=3, classes=num_classes, **arguments
         )
-    except (KeyError, TypeError, ValueError, AssertionError, RuntimeError) as error:
+
+    try:
+        with torch.device("meta"):  # some values fail in the first forward pass only; this one costs nothing
+            create().eval()(torch.empty(1, 3, 256, 256))
+        return create()
+    except Exception as error:  # smp and PyTorch raise nearly every type
         raise ConfigError(
             f"segmentation_models_pytorch cannot build {arch} on {name} ({' '.join(str(error).split())}); "
             "check model.smp"
@@ -329,7 +352,7 @@ def _set_norm(module: nn.Module, norm: str) -> None:
             continue
         channels = child.num_features
         if norm == "SyncBN":
-            new: nn.Module = nn.SyncBatchNorm(channels, child.eps, child.momentum)
+            new: nn.Module = SparingSyncBatchNorm(channels, child.eps, child.momentum)
         elif norm == "GN" and channels >= MIN_GROUP:
             # 32 groups of 256 channels, as published
             new = nn.GroupNorm(math.gcd(32, channels, channels // MIN_GROUP), channels)

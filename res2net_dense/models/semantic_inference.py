@@ -66,8 +66,8 @@ def class_probabilities(
         divisor: the heights and widths the network is given are multiples of it.
         scales: factors of the picture's size; the window keeps its own.
         flip: whether the mirrored picture is seen too.
-        window: side of the square windows; None sees the whole picture at once. The last ones are moved back
-            into the picture, so that only pictures smaller than the window are padded to it.
+        window: side of the square windows, which are cut to the picture where it is smaller; None sees the
+            whole picture at once. The last ones are moved back into the picture.
         window_stride: pixels from one window to the next; None for two thirds of `window`.
 
     Returns:
@@ -147,7 +147,7 @@ def _shares(
     by the number of windows that cover the pixel.
     """
     height, width = images.shape[-2:]
-    tall, wide = window or height, window or width
+    tall, wide = min(window or height, height), min(window or width, width)
     rows, columns = _starts(height, tall, stride), _starts(width, wide, stride)
     row_weights = _weights(rows, height, tall).to(images.device)[:, None]
     column_weights = _weights(columns, width, wide).to(images.device)

@@ -14,19 +14,12 @@ from torch import nn
 from res2net_dense.config.classification import ClassificationConfig
 from res2net_dense.data.cifar import Cifar
 from res2net_dense.data.imagenet import ImageFolder
-from res2net_dense.data.loaders import (
-    EvalSet,
-    TrainBatches,
-    TrainSet,
-    eval_loader,
-    predict_loader,
-    train_loader,
-)
 from res2net_dense.data.transforms import ClassificationEvalTransform, ClassificationTrainTransform
 from res2net_dense.engine import distributed
 from res2net_dense.errors import ConfigError, DatasetError
 from res2net_dense.evaluation.classification import METRICS, ClassificationEvaluator
 from res2net_dense.models.classification import build_classifier_model
+from res2net_dense.tasks.loading import eval_batches, predict_batches, train_batches
 from res2net_dense.tasks.training import say
 from res2net_dense.types import Prediction, Sample
 
@@ -104,7 +97,7 @@ def build_model(config: ClassificationConfig, *, load_weights: bool = True) -> n
 
 def build_train_loader(config: ClassificationConfig, *, start_iteration: int = 0) -> Iterable[list[Sample]]:
     """Return endless batches of this process, from `start_iteration` on, and say what they are made of."""
-    data, train = config.data, config.train
+    data = config.data
     dataset = _load(config, train=True)
     names = ", ".join(dataset.class_names[:5]) + (", ..." if len(dataset.class_names) > 5 else "")
     say(f"data.train: {len(dataset)} pictures of {len(dataset.class_names)} classes: {names}")
@@ -117,30 +110,12 @@ def build_train_loader(config: ClassificationConfig, *, start_iteration: int = 0
         flip=data.flip,
         photometric=data.photometric,
     )
-    batches = TrainBatches(
-        len(dataset),
-        train.batch_size,
-        seed=config.runtime.seed,
-        rank=distributed.rank(),
-        world_size=distributed.world_size(),
-        accumulate=train.accumulate,
-        start_iteration=start_iteration,
-    )
-    train_set = TrainSet(
-        dataset, np.arange(len(dataset)), transform, seed=config.runtime.seed, on_error=data.on_error
-    )
-    return train_loader(train_set, batches, workers=data.workers)
+    return train_batches(config, dataset, transform, start_iteration=start_iteration)
 
 
 def build_eval_loader(config: ClassificationConfig) -> Iterable[list[Sample]]:
     """Return this process's part of the validation images, each once."""
-    return eval_loader(
-        EvalSet(_load(config, train=False), _eval_transform(config)),
-        batch_size=config.eval.batch_size,
-        workers=config.data.workers,
-        rank=distributed.rank(),
-        world_size=distributed.world_size(),
-    )
+    return eval_batches(config, _load(config, train=False), _eval_transform(config))
 
 
 def build_evaluator(config: ClassificationConfig) -> ClassificationEvaluator:
@@ -155,9 +130,7 @@ def build_predict_loader(
     config: ClassificationConfig, files: Sequence[Path]
 ) -> Iterable[tuple[list[Sample], list[DatasetError]]]:
     """Return the pictures in batches, and with each batch the errors of those that cannot be read."""
-    return predict_loader(
-        files, _eval_transform(config), batch_size=config.eval.batch_size, workers=config.data.workers
-    )
+    return predict_batches(config, files, _eval_transform(config))
 
 
 def to_records(prediction: Prediction, image_id: int | str) -> list[dict[str, Any]]:

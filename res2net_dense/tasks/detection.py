@@ -15,21 +15,14 @@ from torch import nn
 
 from res2net_dense.config.detection import DetectionConfig, SplitConfig, VocSplitConfig
 from res2net_dense.data.coco import CocoDataset
-from res2net_dense.data.loaders import (
-    EvalSet,
-    TrainBatches,
-    TrainSet,
-    aspect_ratio_groups,
-    eval_loader,
-    predict_loader,
-    train_loader,
-)
+from res2net_dense.data.loaders import aspect_ratio_groups
 from res2net_dense.data.transforms import EvalTransform, TrainTransform
 from res2net_dense.data.voc import VocDetection
 from res2net_dense.engine import distributed
 from res2net_dense.errors import ConfigError, DatasetError
 from res2net_dense.evaluation import coco, voc
 from res2net_dense.models.detection import build_rcnn
+from res2net_dense.tasks.loading import eval_batches, predict_batches, train_batches
 from res2net_dense.types import Prediction, Sample
 
 _log = logging.getLogger(__name__)
@@ -104,7 +97,7 @@ def build_model(config: DetectionConfig, *, load_weights: bool = True) -> nn.Mod
 
 def build_train_loader(config: DetectionConfig, *, start_iteration: int = 0) -> Iterable[list[Sample]]:
     """Return endless batches of this process, from `start_iteration` on."""
-    data, train = config.data, config.train
+    data = config.data
     dataset = _load(config, _train(config), masks=config.model.arch == "mask_rcnn")
     indices = dataset.indices_with_objects()
     if data.keep_empty:
@@ -116,31 +109,16 @@ def build_train_loader(config: DetectionConfig, *, start_iteration: int = 0) -> 
         flip=data.flip,
         photometric=data.photometric,
     )
-    batches = TrainBatches(
-        len(indices),
-        train.batch_size,
-        seed=config.runtime.seed,
-        groups=aspect_ratio_groups(dataset.aspect_ratios[indices]) if data.aspect_ratio_grouping else None,
-        rank=distributed.rank(),
-        world_size=distributed.world_size(),
-        accumulate=train.accumulate,
-        start_iteration=start_iteration,
+    groups = aspect_ratio_groups(dataset.aspect_ratios[indices]) if data.aspect_ratio_grouping else None
+    return train_batches(
+        config, dataset, transform, start_iteration=start_iteration, indices=indices, groups=groups
     )
-    train_set = TrainSet(dataset, indices, transform, seed=config.runtime.seed, on_error=data.on_error)
-    return train_loader(train_set, batches, workers=data.workers)
 
 
 def build_eval_loader(config: DetectionConfig) -> Iterable[list[Sample]]:
     """Return this process's part of the validation images, each once."""
-    data = config.data
     dataset = _load(config, _val(config), masks=False)  # the evaluator reads the truth itself
-    return eval_loader(
-        EvalSet(dataset, EvalTransform(data.min_size_test, data.max_size_test)),
-        batch_size=config.eval.batch_size,
-        workers=data.workers,
-        rank=distributed.rank(),
-        world_size=distributed.world_size(),
-    )
+    return eval_batches(config, dataset, _eval_transform(config))
 
 
 def build_evaluator(config: DetectionConfig) -> coco.CocoEvaluator | voc.VocEvaluator:
@@ -168,14 +146,17 @@ def build_predict_loader(
     config: DetectionConfig, files: Sequence[Path]
 ) -> Iterable[tuple[list[Sample], list[DatasetError]]]:
     """Return the pictures in batches, and with each batch the errors of those that cannot be read."""
-    transform = EvalTransform(config.data.min_size_test, config.data.max_size_test)
-    return predict_loader(files, transform, batch_size=config.eval.batch_size, workers=config.data.workers)
+    return predict_batches(config, files, _eval_transform(config))
 
 
 def to_records(prediction: Prediction, image_id: int | str) -> list[dict[str, Any]]:
     """Return a prediction as COCO result records whose category ids are label + 1."""
     classes = int(prediction["labels"].max()) + 1 if len(prediction["labels"]) else 0
     return coco.prediction_to_records(prediction, image_id, range(1, classes + 1))
+
+
+def _eval_transform(config: DetectionConfig) -> EvalTransform:
+    return EvalTransform(config.data.min_size_test, config.data.max_size_test)
 
 
 def _load(config: DetectionConfig, split: Split, *, masks: bool) -> CocoDataset | VocDetection:

@@ -13,14 +13,6 @@ import numpy as np
 from torch import nn
 
 from res2net_dense.config.semantic_segmentation import MaskSplitConfig, SegmentationConfig
-from res2net_dense.data.loaders import (
-    EvalSet,
-    TrainBatches,
-    TrainSet,
-    eval_loader,
-    predict_loader,
-    train_loader,
-)
 from res2net_dense.data.segmentation_transforms import (
     SegmentationEvalTransform,
     SegmentationTrainTransform,
@@ -29,7 +21,8 @@ from res2net_dense.data.voc import VocSegmentation
 from res2net_dense.engine import distributed
 from res2net_dense.errors import ConfigError, DatasetError
 from res2net_dense.evaluation.semantic import METRICS, SemanticEvaluator
-from res2net_dense.models.segmentation import build_segmentation_model
+from res2net_dense.models.segmentation import OUTPUT_STRIDES, build_segmentation_model
+from res2net_dense.tasks.loading import eval_batches, predict_batches, train_batches
 from res2net_dense.tasks.training import say
 from res2net_dense.types import Prediction, Sample
 
@@ -40,7 +33,8 @@ def best_metric(config: SegmentationConfig) -> str:
 
 
 def prepare(config: SegmentationConfig, *, training: bool = True) -> SegmentationConfig:
-    """Look at the data sets and fill in what hangs on them: `data.class_names` and `model.num_classes`.
+    """Look at the data sets and fill in what hangs on them: `data.class_names` and `model.num_classes`;
+    also the usual `model.output_stride`.
 
     Args:
         config: as it was loaded.
@@ -62,7 +56,12 @@ def prepare(config: SegmentationConfig, *, training: bool = True) -> Segmentatio
     config = config.model_copy(
         update={
             "data": config.data.model_copy(update={"class_names": list(names)}),
-            "model": config.model.model_copy(update={"num_classes": len(names)}),
+            "model": config.model.model_copy(
+                update={
+                    "num_classes": len(names),
+                    "output_stride": config.model.output_stride or OUTPUT_STRIDES[config.model.arch][0],
+                }
+            ),
         }
     )
     dataset.check()
@@ -89,7 +88,7 @@ def build_model(config: SegmentationConfig, *, load_weights: bool = True) -> nn.
 
 def build_train_loader(config: SegmentationConfig, *, start_iteration: int = 0) -> Iterable[list[Sample]]:
     """Return endless batches of this process, from `start_iteration` on, and say what they are made of."""
-    data, train = config.data, config.train
+    data = config.data
     dataset = _load(config, train=True)
     names = dataset.class_names
     say(f"data.train: {len(dataset)} pictures, {len(names)} classes: {_some(names)}")
@@ -101,30 +100,12 @@ def build_train_loader(config: SegmentationConfig, *, start_iteration: int = 0) 
         photometric=data.photometric,
         fill=[round(mean) for mean in config.model.pixel_mean],
     )
-    batches = TrainBatches(
-        len(dataset),
-        train.batch_size,
-        seed=config.runtime.seed,
-        rank=distributed.rank(),
-        world_size=distributed.world_size(),
-        accumulate=train.accumulate,
-        start_iteration=start_iteration,
-    )
-    train_set = TrainSet(
-        dataset, np.arange(len(dataset)), transform, seed=config.runtime.seed, on_error=data.on_error
-    )
-    return train_loader(train_set, batches, workers=data.workers)
+    return train_batches(config, dataset, transform, start_iteration=start_iteration)
 
 
 def build_eval_loader(config: SegmentationConfig) -> Iterable[list[Sample]]:
     """Return this process's part of the validation images, each once."""
-    return eval_loader(
-        EvalSet(_load(config, train=False), _eval_transform(config)),
-        batch_size=config.eval.batch_size,
-        workers=config.data.workers,
-        rank=distributed.rank(),
-        world_size=distributed.world_size(),
-    )
+    return eval_batches(config, _load(config, train=False), _eval_transform(config))
 
 
 def build_evaluator(config: SegmentationConfig) -> SemanticEvaluator:
@@ -139,9 +120,7 @@ def build_predict_loader(
     config: SegmentationConfig, files: Sequence[Path]
 ) -> Iterable[tuple[list[Sample], list[DatasetError]]]:
     """Return the pictures in batches, and with each batch the errors of those that cannot be read."""
-    return predict_loader(
-        files, _eval_transform(config), batch_size=config.eval.batch_size, workers=config.data.workers
-    )
+    return predict_batches(config, files, _eval_transform(config))
 
 
 def to_records(prediction: Prediction, image_id: int | str) -> list[dict[str, Any]]:

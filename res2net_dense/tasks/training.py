@@ -52,7 +52,7 @@ _NETWORK = (
         f"backbone.{key}"
         for key in ("stage_pool", "stage_split", "pool_padding", "stride_in_1x1", "norm_eps")
     ),
-    *("backbone.dcn_stages", "model.pixel_mean", "model.pixel_std"),
+    *("backbone.dcn_stages", "model.pixel_mean", "model.pixel_std", "model.smp"),
 )
 
 # Settings of the network that may well differ later: DeepLab is trained at stride 16 and scored at 8.
@@ -290,16 +290,21 @@ def adapted_to(config: Config, weights: Path | None) -> Config:
 
 
 def _check_same_network(weights: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
-    changed = [key for key in old if key in new and old[key] != new[key]]
-    for key in ("task", "model.arch", "backbone.name", *_NETWORK):
-        if key in changed:
-            raise ConfigError(
-                f"{weights} was trained with {key}={old[key]}, the config has {new[key]}: use the "
-                "config.yaml of its run"
-            )
-    for key in changed:
-        if (key.startswith("data.") and key.endswith(("_size", "_size_test"))) or key in _SEEN_AGAIN:
-            _log.warning("%s was trained with %s=%s, now it is %s", weights, key, old[key], new[key])
+    for section in ("task", "model.arch", "backbone.name", *_NETWORK):
+        before, now = _below(old, section), _below(new, section)
+        if not (before and now):  # an older version did not know it
+            continue
+        for key in {**before, **now}:
+            if before.get(key) != now.get(key):
+                raise ConfigError(
+                    f"{weights} was trained with {key}={before.get(key)}, the config has {now.get(key)}: use "
+                    "the config.yaml of its run"
+                )
+    for key in old:
+        if key in new and old[key] != new[key]:
+            size = key.startswith("data.") and key.endswith(("_size", "_size_test"))
+            if size or (key in _SEEN_AGAIN and new[key] is not None):
+                _log.warning("%s was trained with %s=%s, now it is %s", weights, key, old[key], new[key])
 
 
 def check_expected(config: Config, metrics: Mapping[str, float]) -> bool:
@@ -334,6 +339,11 @@ def _check_same_run(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
             f"--resume continues the same run, but {'; '.join(changed[:3] + ['...'] * (len(changed) > 3))}: "
             "take the settings back, or start a new run with another --output-dir"
         )
+
+
+def _below(flat: Mapping[str, Any], section: str) -> dict[str, Any]:
+    """The settings of a section, or the one of that name."""
+    return {key: value for key, value in flat.items() if f"{key}.".startswith(f"{section}.")}
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -364,6 +364,7 @@ def test_overrides(tmp_path: Path) -> None:
         ("_base_=x.yaml", "unknown key '_base_'"),
         ("a\nb=3", "unknown key"),
         ("<a=3", "unknown key '<a'"),
+        ("train.optimizer.betas=[0.5]", "train.optimizer.betas[1] is missing"),
         ("a=\udcff", "not allowed"),
     ],
 )

@@ -12,7 +12,12 @@ from res2net_dense.backbones import create_backbone
 from res2net_dense.config.semantic_segmentation import SegmenterConfig
 from res2net_dense.errors import CheckpointError, ConfigError
 from res2net_dense.models import segmentation
-from res2net_dense.models.segmentation import OWNED, SparingBatchNorm2d, build_segmentation_model
+from res2net_dense.models.segmentation import (
+    OWNED,
+    SparingBatchNorm2d,
+    SparingSyncBatchNorm,
+    build_segmentation_model,
+)
 
 NAME = "res2net50_26w_4s"
 ARCHITECTURES = SegmenterConfig.model_fields["arch"].annotation.__args__
@@ -126,11 +131,12 @@ def test_the_auxiliary_head_learns_and_is_not_asked_later():
     assert model([sample()])[0]["sem_seg"].shape == (64, 64)
 
 
-def test_one_picture_a_step_neither_crashes_nor_poisons(caplog):
-    SparingBatchNorm2d.warned = False
-    model = build().train()
+@pytest.mark.parametrize("norm", ["BN", "SyncBN"])
+def test_one_picture_a_step_neither_crashes_nor_poisons(norm, caplog):
+    segmentation._warn_once.cache_clear()
+    model = build(norm=norm, backbone={"norm": norm}).train()
     pooled = model.decoder.aspp[0].convs[4][2]
-    assert isinstance(pooled, SparingBatchNorm2d)
+    assert isinstance(pooled, {"BN": SparingBatchNorm2d, "SyncBN": SparingSyncBatchNorm}[norm])
     for seed in range(3):
         losses = model([sample(seed=seed)])
         losses["loss_sem_seg"].backward()
@@ -200,6 +206,7 @@ def test_further_arguments_reach_smp():
         ({"smp": {"decoder_chanels": 3}}, ["decoder_chanels", "decoder_channels"]),
         ({"smp": {"classes": 3}}, ["classes", "model.num_classes"]),
         ({"smp": {"decoder_channels": "many"}}, ["deeplabv3plus", "model.smp"]),
+        ({"arch": "unet", "smp": {"decoder_interpolation": "zzz"}}, ["unet", "zzz", "model.smp"]),
         ({"output_stride": 32}, ["output_stride", "16 or 8"]),
         ({"arch": "unet", "output_stride": 16}, ["output_stride", "32"]),
         ({"arch": "unet", "atrous_rates": [1, 2, 3]}, ["atrous_rates", "unet"]),
@@ -236,6 +243,13 @@ def test_options_and_weights_of_the_backbone(tmp_path):
     torch.save({"layer1.0.conv1.weight": torch.zeros(3)}, tmp_path / "other.pth")
     with pytest.raises(CheckpointError, match="other.pth"):
         build(backbone={"weights": str(tmp_path / "other.pth")})
+
+
+def test_scores_that_are_not_finite_are_said(caplog):
+    model = build().eval()
+    model.segmentation_head[0].bias.data.fill_(float("nan"))
+    model([sample(seed=3)])
+    assert "3.png: the scores are not finite" in caplog.text
 
 
 def test_views_are_averaged(monkeypatch):
