@@ -50,8 +50,12 @@ class Scene:
     shapes: list[Shape]
 
 
-def make_scene(rng: np.random.Generator, size: int, *, empty: bool = False) -> Scene:
-    """Draw a size x size picture with one to five shapes, or none."""
+def make_scene(
+    rng: np.random.Generator, size: int, *, empty: bool = False, any_colour: float = 0.2
+) -> Scene:
+    """Draw a size x size picture with one to five shapes, or none; the share `any_colour` of them has a colour
+    that says nothing of the class.
+    """
     image = _ground(rng, size)
     names: list[str] = []
     whole: list[int] = []
@@ -66,7 +70,7 @@ def make_scene(rng: np.random.Generator, size: int, *, empty: bool = False) -> S
         below = [mask & ~fine for mask in visible]
         if not all(map(_is_visible, below, whole)):
             continue
-        _paint(rng, image, fine, _colours(rng, name))
+        _paint(rng, image, fine, _colours(rng, name, any_colour))
         names.append(name)
         whole.append(int(fine.sum()))
         visible = [*below, fine]
@@ -148,9 +152,9 @@ def _paint(rng: np.random.Generator, image: np.ndarray, fine: np.ndarray, colour
     image += alpha * (colour + shade - image)
 
 
-def _colours(rng: np.random.Generator, name: str, count: int = 40) -> np.ndarray:
+def _colours(rng: np.random.Generator, name: str, any_colour: float, count: int = 40) -> np.ndarray:
     """Colours for a shape to choose from, (count, 3) float RGB."""
-    if rng.random() < 0.2:
+    if rng.random() < any_colour:
         return rng.uniform(10, 245, (count, 3))
     hue = (HUES[name] + rng.uniform(-25, 25, count)) % 360
     hsv = np.stack([hue, rng.uniform(0.5, 1, count), rng.uniform(0.4, 1, count)], axis=1)
@@ -170,11 +174,12 @@ def area(polygon: np.ndarray) -> float:
     return float(abs(np.dot(x, np.roll(y, 1)) - np.dot(y, np.roll(x, 1))) / 2)
 
 
-def scenes(seed: int, split: str, count: int, size: int) -> Iterator[Scene]:
-    """The scenes of a split; one does not depend on how many there are."""
+def scenes(seed: int, split: str, count: int, size: int, *, any_colour: float = 0.2) -> Iterator[Scene]:
+    """The scenes of a split; one does not depend on how many there are. See `make_scene`."""
     for index in range(count):
         rng = np.random.default_rng([seed, SPLITS.index(split), index])
-        yield make_scene(rng, size, empty=split == "train" and index % EMPTY_EVERY == EMPTY_EVERY - 1)
+        empty = split == "train" and index % EMPTY_EVERY == EMPTY_EVERY - 1
+        yield make_scene(rng, size, empty=empty, any_colour=any_colour)
 
 
 def make_picture(rng: np.random.Generator, name: str, size: int) -> np.ndarray:

@@ -188,7 +188,7 @@ def test_eight_photos_are_learnt_by_heart(shared_data, run_tool, tmp_path):
     split = f"{{root: {mine}, split: null, masks: SegmentationClassAug}}"
     process = run_tool(
         TRAIN, "--config", "configs/small/deeplabv3plus_res2net50.yaml", "--output-dir", tmp_path / "run",
-        f"data.train={split}", f"data.val={split}", f"data.class_names={classes}", "train.iterations=200",
+        f"data.train={split}", f"data.val={split}", f"data.class_names={classes}",
         "data.scale=[1.0, 1.0]", "data.photometric=none", timeout=2400,
     )  # fmt: skip
     assert process.returncode == 0, process.stderr
