@@ -15,11 +15,11 @@ on a cluttered ground, of any size, turn and colour, so that colour tells nothin
     python datasets/make_toy.py --layout voc --output datasets/toy
 
 writes the scenes of `coco` to `datasets/toy/voc` in VOC's layout, as JPEG, for detection and semantic
-segmentation; here only a twentieth of the shapes have any colour. There are `Annotations/*.xml`, `SegmentationClass/*.png` (0 background, 1 to 4 the classes of
-`class_names.txt`, 255 on a border of two pixels around what is seen of a shape) and
-`ImageSets/{Main,Segmentation}/{train,val,trainval}.txt`. The numbers of the validation pictures follow those
-of the training pictures. A shape is `truncated` if any of it is hidden, and `difficult` if less than 0.6 of
-it is visible.
+segmentation; here only a twentieth of the shapes have any colour. There are `Annotations/*.xml`,
+`SegmentationClass/*.png` (0 background, 1 to 4 the classes of `class_names.txt`, 255 on a border of two
+pixels around what is seen of a shape) and `ImageSets/{Main,Segmentation}/{train,val,trainval}.txt`. The
+numbers of the validation pictures follow those of the training pictures. A shape is `truncated` if any of it
+is hidden, and `difficult` if less than 0.6 of it is visible.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from toy_shapes import CLASSES, SPLITS, Scene, area, make_picture, scenes
 VERSION = 1
 CATEGORY_IDS = {"circle": 1, "rectangle": 3, "triangle": 7, "star": 12}
 DIFFICULT = 0.6  # VOC's evaluation leaves out a shape of which a smaller share is visible
-# From scratch a label map learns colours in minutes and shapes in hours, while a box head sees shapes at once.
+# From scratch a label map learns colours in minutes and shapes in hours; a box head sees shapes at once.
 VOC_ANY_COLOUR = 0.05
 
 

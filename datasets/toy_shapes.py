@@ -50,11 +50,10 @@ class Scene:
     shapes: list[Shape]
 
 
-def make_scene(
-    rng: np.random.Generator, size: int, *, empty: bool = False, any_colour: float = 0.2
-) -> Scene:
-    """Draw a size x size picture with one to five shapes, or none; the share `any_colour` of them has a colour
-    that says nothing of the class.
+def make_scene(rng: np.random.Generator, size: int, *, empty: bool = False, any_colour: float = 0.2) -> Scene:
+    """Draw a size x size picture with one to five shapes, or none.
+
+    The share `any_colour` of them has a colour that says nothing of the class.
     """
     image = _ground(rng, size)
     names: list[str] = []
