@@ -1,5 +1,6 @@
 """Semantic segmentation and VOC detection from a config: what is wrong first, then what the tasks build."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -9,8 +10,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
-from res2net_dense.config import load_config
+from res2net_dense.config import config_to_dict, load_config
+from res2net_dense.engine import distributed
 from res2net_dense.engine.inference import evaluate
 from res2net_dense.engine.run_folder import open_run_folder
 from res2net_dense.errors import ConfigError, Res2NetDenseError
@@ -198,6 +201,47 @@ def test_views_of_the_evaluation_reach_the_model(load):
         seen = model.eval()(batch)[0]["sem_seg"]
     assert model.views == {"scales": [0.5, 1.0], "flip": True, "window": 64, "window_stride": 32}
     assert seen.shape == (96, 96)
+
+
+@pytest.fixture
+def weights(load, tmp_path):
+    """A weight file of the quick config, as a run leaves it."""
+    config = semantic_segmentation.prepare(load())
+    metadata = {"metadata": json.dumps({"config": config_to_dict(config)})}
+    save_file(semantic_segmentation.build_model(config).state_dict(), tmp_path / "w.safetensors", metadata)
+    return tmp_path / "w.safetensors"
+
+
+def test_another_output_stride_is_said(load, weights, caplog):
+    """DeepLab is trained at 16 and scored at 8: allowed, but never by mistake."""
+    training.adapted_to(load(), weights)
+    assert caplog.text == ""
+    training.adapted_to(load("model.output_stride=8", "data.crop_size=32"), weights)
+    assert "model.output_stride=16, now it is 8" in caplog.text
+    assert "data.crop_size=64, now it is 32" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("model.smp.decoder_aspp_dropout=0.5", ["model.smp.decoder_aspp_dropout=0.1", "has 0.5"]),
+        ("model.smp.decoder_extra=1", ["model.smp.decoder_extra=None", "has 1"]),
+        ("model.arch=unet", ["model.arch=deeplabv3plus", "has unet"]),
+        ("backbone.norm_eps=0.1", ["backbone.norm_eps=1e-05", "has 0.1"]),
+    ],
+)
+def test_another_network_of_equal_tensors_is_refused(load, weights, change, words):
+    with pytest.raises(ConfigError) as error:
+        training.adapted_to(load(change), weights)
+    one_line(error, "w.safetensors", "config.yaml of its run", *words)
+
+
+def test_sync_batch_norm_without_gpus_is_refused(load, monkeypatch):
+    config = semantic_segmentation.prepare(load("model.norm=SyncBN"))
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    with pytest.raises(ConfigError) as error:
+        distributed.wrap(semantic_segmentation.build_model(config))
+    one_line(error, "SyncBN needs GPUs", "2 processes", "model.norm")
 
 
 # VOC detection
