@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 DEMO_DIR ?= output/demo
 # Two processes of one thread each: most tests start programs or small networks, which more threads do not speed up.
 # The longest files first, or one process would end with them while the other has nothing left.
-TESTS = OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile tests/tools tests
+TESTS = OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests/tools tests
 
 .PHONY: demo test check parity bench zoo lock clean
 
