@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import inspect
 import logging
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -22,6 +21,7 @@ from res2net_dense.backbones.registry import canonical_name
 from res2net_dense.convert import load_backbone_weights
 from res2net_dense.errors import ConfigError
 from res2net_dense.integrations.smp import PREFIX, build_encoder  # first: says clearly when smp is missing
+from res2net_dense.models.norms import MIN_GROUP, group_norm, single_values_explained
 from res2net_dense.models.semantic_inference import check_views, class_probabilities, resized_argmax
 from res2net_dense.types import IGNORE_INDEX, Losses, Prediction, Sample
 
@@ -39,9 +39,6 @@ OUTPUT_STRIDES = {arch: (32,) for arch in smp.MODEL_ARCHITECTURES_MAPPING if arc
 ATROUS_RATES = {16: (6, 12, 18), 8: (12, 24, 36)}
 """The DeepLabs' dilation rates by output stride."""
 AUX_CHANNELS = 256
-MIN_GROUP = 8
-"""Channels of a group of GN: normalisation leaves nothing of a single one behind a pool. Maps of fewer
-channels (PAN has some of one) keep batch norm."""
 
 # smp's arguments that have a name of ours, so that a setting has one place.
 OWNED = {
@@ -139,26 +136,21 @@ class SegmentationModel(nn.Module):
         images = torch.stack([_padded(self._normalise(s["image"]), height, width, 0.0) for s in batch])
         targets = torch.stack([_padded(s["sem_seg"], height, width, IGNORE_INDEX) for s in batch])
         targets = targets.to(images.device)
-        try:
+        with single_values_explained("data.crop_size"):
             features = self.backbone(images)
             losses = {"loss_sem_seg": self._loss(self._head(features, images), targets)}
             if self.aux_head is not None:
                 aux = _resized(self.aux_head(features[-2]), images)
                 losses["loss_aux"] = self.aux_weight * self._loss(aux, targets)
-        except ValueError as error:
-            if "more than 1 value per channel" not in str(error):
-                raise
-            raise ConfigError(
-                "batch norm cannot learn from one picture whose last map is a single pixel: raise "
-                "train.batch_size or data.crop_size, lower train.accumulate, or use backbone.norm=GN"
-            ) from None
         return losses
 
     def _loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Cross-entropy, the mean over all labelled pixels by the weights of their classes; 0 without any."""
         weights = self.class_weights if isinstance(self.class_weights, Tensor) else None
-        # In full precision: under autocast the mean over a quarter of a million pixels would be rounded.
-        total = F.cross_entropy(logits.float(), targets, weights, ignore_index=IGNORE_INDEX, reduction="sum")
+        # In full precision: under autocast the mean over a quarter of a million pixels would be rounded. As a
+        # list of pixels, because the loss of maps has no reproducible form on CUDA.
+        pixels, targets = logits.float().permute(0, 2, 3, 1).flatten(0, 2), targets.flatten()
+        total = F.cross_entropy(pixels, targets, weights, ignore_index=IGNORE_INDEX, reduction="sum")
         labelled = targets != IGNORE_INDEX
         share = labelled if weights is None else labelled * weights[targets * labelled]
         count = share.sum()  # stays on the device: nobody waits for it
@@ -353,9 +345,8 @@ def _set_norm(module: nn.Module, norm: str) -> None:
         channels = child.num_features
         if norm == "SyncBN":
             new: nn.Module = SparingSyncBatchNorm(channels, child.eps, child.momentum)
-        elif norm == "GN" and channels >= MIN_GROUP:
-            # 32 groups of 256 channels, as published
-            new = nn.GroupNorm(math.gcd(32, channels, channels // MIN_GROUP), channels)
+        elif norm == "GN" and channels >= MIN_GROUP:  # PAN has maps of one channel
+            new = group_norm(channels)
         elif norm in ("BN", "GN"):
             new = SparingBatchNorm2d(channels, child.eps, child.momentum)
         else:
