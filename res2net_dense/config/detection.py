@@ -23,6 +23,7 @@ from res2net_dense.config.schema import (
     ModelConfig,
     Section,
     Text,
+    as_list,
     conflict,
 )
 
@@ -114,11 +115,7 @@ def _layout(value: object) -> str:
     return VOC if voc else COCO
 
 
-def _as_list(value: object) -> object:
-    return [value] if isinstance(value, dict) else value
-
-
-VocSplits = Annotated[list[VocSplitConfig], BeforeValidator(_as_list), Field(min_length=1)]
+VocSplits = Annotated[list[VocSplitConfig], BeforeValidator(as_list), Field(min_length=1)]
 Split = Annotated[Annotated[SplitConfig, Tag(COCO)] | Annotated[VocSplits, Tag(VOC)], Discriminator(_layout)]
 
 

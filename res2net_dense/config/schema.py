@@ -39,6 +39,11 @@ def conflict(key: str, value: object, reason: str) -> PydanticCustomError:
     return PydanticCustomError("conflict", "{reason}", {"key": key, "value": value, "reason": reason})
 
 
+def as_list(value: object) -> object:
+    """Read a single section where a list of them may stand."""
+    return [value] if isinstance(value, dict) else value
+
+
 class Section(BaseModel):
     """Base of all sections: unknown keys, implicit conversions and later changes are refused."""
 
@@ -120,14 +125,14 @@ class DataConfig(Section):
 class OptimizerConfig(Section):
     """How the weights change."""
 
-    name: Literal["sgd", "adamw"] = "sgd"
-    """The method."""
+    name: Literal["sgd", "adam", "adamw"] = "sgd"
+    """The method; adam has its weight decay in the gradient, adamw apart from it."""
     lr: PositiveFloat
     """Peak learning rate at `train.reference_batch`; it is scaled linearly to `train.batch_size`."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     """Momentum of SGD."""
     betas: Betas = (0.9, 0.999)
-    """Decay rates of AdamW's two averages."""
+    """Decay rates of the two averages of Adam and AdamW."""
     weight_decay: NonNegativeFloat = 1e-4
     """Weight decay."""
     norm_weight_decay: NonNegativeFloat | None = 0.0

@@ -18,7 +18,7 @@ from res2net_dense.errors import CheckpointError, ConfigError
 
 _NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm)  # _NormBase: every batch, sync batch and instance norm
 
-OPTIMIZERS = ("sgd", "adamw")
+OPTIMIZERS = ("sgd", "adam", "adamw")
 SCHEDULES = ("multistep", "poly", "cosine", "onecycle", "constant")
 
 
@@ -39,10 +39,10 @@ def build_optimizer(
 
     Args:
         model: The model; parameters that occur twice are taken once, frozen ones not at all.
-        name: `sgd` or `adamw`.
+        name: `sgd`, `adam` (weight decay is part of the gradient) or `adamw`.
         lr: Learning rate of a parameter without a factor.
         momentum: For `sgd`.
-        betas: For `adamw`.
+        betas: For `adam` and `adamw`.
         weight_decay: For all parameters but those of norm layers.
         norm_weight_decay: For weights and biases of norm layers; None is the same as `weight_decay`.
         bias_lr_factor: Factor on the learning rate of every parameter named `bias`, those of norm layers too
@@ -75,6 +75,8 @@ def build_optimizer(
     ]
     if name == "sgd":
         return torch.optim.SGD(param_groups, lr=lr, momentum=momentum, weight_decay=weight_decay)
+    if name == "adam":
+        return torch.optim.Adam(param_groups, lr=lr, betas=betas, weight_decay=weight_decay)
     if name == "adamw":
         return torch.optim.AdamW(param_groups, lr=lr, betas=betas, weight_decay=weight_decay)
     raise ConfigError(f"unknown optimizer {name!r}: choose one of {', '.join(OPTIMIZERS)}")

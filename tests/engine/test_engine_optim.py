@@ -56,6 +56,24 @@ def test_groups() -> None:
     assert len(optimizer.param_groups) == len(set(expected.values()))
 
 
+@pytest.mark.parametrize(
+    ("name", "kind"), [("sgd", torch.optim.SGD), ("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW)]
+)
+def test_names_are_those_of_torch(name: str, kind: type) -> None:
+    """One step is that of torch's optimizer of this name; adam and adamw decay differently."""
+    ours, theirs = nn.Linear(3, 2), nn.Linear(3, 2)
+    theirs.load_state_dict(ours.state_dict())
+    steps = (
+        build_optimizer(ours, name=name, lr=0.1, weight_decay=0.5, momentum=0.0),
+        kind(theirs.parameters(), lr=0.1, weight_decay=0.5),
+    )
+    for model, optimizer in zip((ours, theirs), steps, strict=True):
+        model(torch.ones(1, 3)).sum().backward()
+        optimizer.step()
+    for one, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(one, other)
+
+
 def test_groups_equal_detectron2() -> None:
     solver = pytest.importorskip("detectron2.solver.build")
     model = Net()
@@ -78,7 +96,7 @@ def test_groups_equal_detectron2() -> None:
 def test_nothing_to_train() -> None:
     with pytest.raises(ConfigError, match="no trainable"):
         build_optimizer(nn.ReLU(), lr=0.1)
-    with pytest.raises(ConfigError, match="sgd, adamw"):
+    with pytest.raises(ConfigError, match="sgd, adam, adamw"):
         build_optimizer(nn.Linear(1, 1), name="sgdd", lr=0.1)
     assert scale_lr(0.02, 2, 16) == pytest.approx(0.0025)
     with pytest.raises(ConfigError):
