@@ -1,4 +1,4 @@
-"""What tests share that run `tools/train_net.py` as a person does: `from running import ...`."""
+"""What tests share that run programs of ours as a person does: `from running import ...`."""
 
 import signal
 import subprocess
@@ -10,6 +10,14 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 TRAIN = "tools/train_net.py"
+
+
+def make_toy(folder, layout, *, train, val, size=96):
+    """Draw a tiny toy set; returns its folder."""
+    command = [sys.executable, ROOT / "datasets/make_toy.py", "--layout", layout, "--output", folder]
+    numbers = [f"--train={train}", f"--val={val}", f"--size={size}"]
+    subprocess.run([*map(str, command), *numbers], check=True, capture_output=True)
+    return folder / layout
 
 
 def start(*arguments):

@@ -5,14 +5,13 @@ import json
 import logging
 import pickle
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from running import make_toy
 from safetensors.torch import load_file
 
 from res2net_dense.backbones import create_classifier
@@ -39,10 +38,7 @@ TINY = [
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
     """20 toy pictures to train, 20 to validate."""
-    folder = tmp_path_factory.mktemp("toy")
-    command = [sys.executable, ROOT / "datasets/make_toy.py", "--layout", "imagenet", "--output", folder]
-    subprocess.run([*command, "--train", "20", "--val", "20"], check=True, capture_output=True)
-    return folder / "imagenet"
+    return make_toy(tmp_path_factory.mktemp("toy"), "imagenet", train=20, val=20, size=64)
 
 
 @pytest.fixture

@@ -2,14 +2,13 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from running import make_toy
 from safetensors.torch import save_file
 
 from res2net_dense.config import config_to_dict, load_config
@@ -29,10 +28,7 @@ TINY = ["backbone.name=res2net50_18w_4s", "data.workers=0", "train.iterations=2"
 @pytest.fixture(scope="module")
 def voc(tmp_path_factory):
     """A toy set in VOC's layout: 12 pictures to train, 4 to validate."""
-    folder = tmp_path_factory.mktemp("toy")
-    command = [sys.executable, ROOT / "datasets/make_toy.py", "--layout", "voc", "--output", folder]
-    subprocess.run([*command, "--train", "12", "--val", "4", "--size", "96"], check=True, capture_output=True)
-    return folder / "voc"
+    return make_toy(tmp_path_factory.mktemp("toy"), "voc", train=12, val=4)
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from running import TRAIN, assert_same_run, kill_half_way, start
+from running import TRAIN, assert_same_run, kill_half_way, make_toy, start
 
 from res2net_dense.config import load_config
 from res2net_dense.tasks import training
@@ -22,10 +22,7 @@ QUICK = ROOT / "configs/quick/classification_res2net50.yaml"
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
     """40 toy pictures to train, 20 to validate."""
-    folder = tmp_path_factory.mktemp("toy")
-    command = [sys.executable, ROOT / "datasets/make_toy.py", "--layout", "imagenet", "--output", folder]
-    subprocess.run([*command, "--train", "40", "--val", "20"], check=True, capture_output=True)
-    return folder / "imagenet"
+    return make_toy(tmp_path_factory.mktemp("toy"), "imagenet", train=40, val=20, size=64)
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from running import TRAIN, assert_same_run, kill_half_way, start
+from running import TRAIN, assert_same_run, kill_half_way, make_toy, start
 
 from res2net_dense.config import load_config
 from res2net_dense.data.voc import VOC_CLASSES
@@ -24,10 +24,7 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.fixture(scope="module")
 def voc(tmp_path_factory):
     """A toy set in VOC's layout: 16 pictures to train, 5 to validate."""
-    folder = tmp_path_factory.mktemp("toy")
-    command = [sys.executable, ROOT / "datasets/make_toy.py", "--layout", "voc", "--output", folder]
-    subprocess.run([*command, "--train", "16", "--val", "5", "--size", "96"], check=True, capture_output=True)
-    return folder / "voc"
+    return make_toy(tmp_path_factory.mktemp("toy"), "voc", train=16, val=5)
 
 
 @pytest.fixture(scope="module")
