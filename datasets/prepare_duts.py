@@ -1,0 +1,333 @@
+"""Check DUTS, another saliency set or your own: counts, pairs, and every pixel of every file.
+
+    python datasets/prepare_duts.py --root datasets/DUTS/DUTS-TR --name DUTS-TR --output duts_tr.json
+
+All faults are listed, a line each, and the exit code is 1 if there are any. Without faults --output gets a
+manifest: the size and the SHA-256 of every file, counts, and the rule by which masks are read. Later
+
+    python datasets/prepare_duts.py --root datasets/DUTS/DUTS-TR --check duts_tr.json
+
+names what has changed since. --against FOLDER looks for pictures that are in that folder too (by SHA-256):
+what a network was trained on must not be tested on. The data itself is only read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+from tqdm import tqdm
+
+from res2net_dense.data.duts import (
+    KNOWN_SETS,
+    PartFiles,
+    SaliencyPart,
+    check_size,
+    count_warning,
+    find_files,
+    known_name,
+)
+from res2net_dense.data.images import list_images, read_image
+from res2net_dense.data.paths import check_inside
+from res2net_dense.data.saliency_masks import RULE, SALIENT_ABOVE, read_mask_values
+from res2net_dense.data.voc_lists import some
+from res2net_dense.errors import DatasetError, Res2NetDenseError
+from res2net_dense.files import sha256_of, write_atomically
+
+FORMAT = 1
+_SAY_EVERY = 2000
+_CHUNK = 16
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class Fault(NamedTuple):
+    kind: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Pair:
+    """What is in a picture and its mask; sizes and hashes are empty where a file cannot be read."""
+
+    name: str
+    image: str
+    mask: str
+    image_sha256: str = ""
+    mask_sha256: str = ""
+    height: int = 0
+    width: int = 0
+    anti_aliased: bool = False
+    salient: float = 0.0
+    """Share of the pixels, 0 to 1."""
+    fault: Fault | None = None
+
+
+def inspect(job: tuple[str, Path, str, Path, str]) -> Pair:
+    """Read a picture and its mask; the first thing wrong with them is the pair's fault.
+
+    Args:
+        job: name, resolved image folder, picture in it, resolved mask folder, mask in it.
+    """
+    name, image_folder, image, mask_folder, mask = job
+    picture_file, mask_file = image_folder / image, mask_folder / mask
+    pair = Pair(name, image, mask)
+
+    def broken(kind: str, error: Exception) -> Pair:
+        return Pair(name, image, mask, fault=Fault(kind, str(error)))
+
+    try:
+        check_inside(picture_file, image_folder, "image folder")
+        check_inside(mask_file, mask_folder, "mask folder")
+    except DatasetError as error:
+        return broken("outside the folder", error)
+    try:
+        picture = read_image(picture_file)
+    except DatasetError as error:
+        return broken("unreadable picture", error)
+    try:
+        values = read_mask_values(mask_file)
+    except DatasetError as error:
+        try:
+            read_image(mask_file)
+        except DatasetError:
+            return broken("unreadable mask", error)
+        return broken("mask values", error)
+    try:
+        check_size(mask_file, values.shape, picture_file, picture.shape[:2])
+    except DatasetError as error:
+        return broken("other size", error)
+    try:
+        hashes = sha256_of(picture_file), sha256_of(mask_file)
+    except OSError as error:
+        return broken("unreadable picture", error)
+    counts = np.bincount(values.ravel(), minlength=256)
+    return Pair(
+        *(pair.name, pair.image, pair.mask, *hashes, *values.shape),
+        anti_aliased=bool(counts[1:255].any()),
+        salient=float(counts[SALIENT_ABOVE + 1 :].sum() / values.size),
+    )
+
+
+def in_processes(function: Callable[[T], R], jobs: Sequence[T], workers: int, what: str) -> Iterator[R]:
+    """Yield the results in order, and show how far it is: a bar, or now and then a line."""
+    bar = tqdm(total=len(jobs), desc=what, unit="file", disable=None)
+    with bar, ProcessPoolExecutor(workers) as pool:
+        results = pool.map(function, jobs, chunksize=_CHUNK) if workers > 1 else map(function, jobs)
+        for number, result in enumerate(results, start=1):
+            yield result
+            bar.update()
+            if bar.disable and number % _SAY_EVERY == 0:
+                print(f"{number} of {len(jobs)} {what}", flush=True)
+
+
+def file_faults(files: PartFiles) -> list[Fault]:
+    """What is wrong with the names of the files."""
+    no_picture, no_mask, alone = files.missing()
+    named = (
+        ("missing picture", files.image_folder, no_picture),
+        ("missing mask", files.mask_folder, no_mask),
+        ("mask without picture", files.mask_folder, [files.masks.by_stem[name] for name in alone]),
+        ("two files of one name", files.image_folder, files.pictures.clashes),
+        ("two files of one name", files.mask_folder, files.masks.clashes),
+    )
+    return [Fault(kind, f"{folder / name}: {kind}") for kind, folder, names in named for name in names]
+
+
+def repeated(pairs: Sequence[Pair]) -> list[list[Pair]]:
+    """Pictures that are the same to the bit."""
+    groups: dict[str, list[Pair]] = {}
+    for pair in pairs:
+        groups.setdefault(pair.image_sha256, []).append(pair)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def leaks(pairs: Sequence[Pair], other: Path, workers: int) -> list[Fault]:
+    """Pictures that are in another folder too; raises `DatasetError` if that has none."""
+    files = list_images(other)
+    known: dict[str, Path] = {}
+    for file, digest in zip(files, in_processes(sha256_of, files, workers, "files against"), strict=True):
+        known.setdefault(digest, file)
+    return [
+        Fault("also in the other folder", f"{pair.image}: is the same picture as {known[pair.image_sha256]}")
+        for pair in pairs
+        if pair.image_sha256 in known
+    ]
+
+
+def make_manifest(name: str, pairs: Sequence[Pair]) -> dict[str, Any]:
+    """All that is to be known of a set without faults, as plain data."""
+    return {
+        "format": FORMAT,
+        "name": name,
+        "rule": RULE,
+        "count": len(pairs),
+        "anti_aliased_masks": sum(pair.anti_aliased for pair in pairs),
+        "empty_masks": sum(pair.salient == 0 for pair in pairs),
+        "pairs": [
+            {
+                "name": pair.name,
+                "image": pair.image,
+                "mask": pair.mask,
+                "height": pair.height,
+                "width": pair.width,
+                "salient": round(pair.salient, 6),
+                "image_sha256": pair.image_sha256,
+                "mask_sha256": pair.mask_sha256,
+            }
+            for pair in pairs
+        ],
+    }
+
+
+def changes(file: Path, pairs: Sequence[Pair]) -> list[Fault]:
+    """What differs from a manifest; raises `DatasetError` if it is none."""
+    try:
+        content = json.loads(file.read_bytes())
+        if content["format"] != FORMAT:
+            raise DatasetError(
+                f"{file}: a manifest of format {content['format']}, not {FORMAT}; make it anew"
+            )
+        known = {
+            str(entry["name"]): (entry["image_sha256"], entry["mask_sha256"]) for entry in content["pairs"]
+        }
+    except OSError as error:
+        raise DatasetError(
+            f"{file}: the manifest cannot be read ({error.strerror}); check the path"
+        ) from error
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
+        raise DatasetError(
+            f"{file}: no manifest of this tool ({type(error).__name__}); make it anew"
+        ) from error
+    here = {pair.name: (pair.image_sha256, pair.mask_sha256) for pair in pairs}
+    faults = [Fault("gone", f"{name}: in the manifest, not here") for name in known if name not in here]
+    faults += [Fault("new", f"{name}: here, not in the manifest") for name in here if name not in known]
+    for name in here.keys() & known.keys():
+        for what, now, then in zip(("picture", "mask"), here[name], known[name], strict=True):
+            if now and now != then:  # what cannot be read is a fault already
+                faults.append(Fault(f"changed {what}", f"{name}: the {what} is not the manifest's"))
+    return sorted(faults)
+
+
+def summary(name: str, pairs: Sequence[Pair], faults: Sequence[Fault]) -> str:
+    """The totals as text."""
+    good = [pair for pair in pairs if pair.fault is None]
+    rows = [("set", name), ("pairs", f"{len(pairs)}, {len(good)} of them without fault"), ("rule", RULE)]
+    if good:
+        heights, widths = (np.array([getattr(pair, side) for pair in good]) for side in ("height", "width"))
+        common = Counter(zip(widths.tolist(), heights.tolist(), strict=True)).most_common(3)
+        count = len(good)
+        graded, empty = sum(pair.anti_aliased for pair in good), sum(pair.salient == 0 for pair in good)
+        rows += [
+            ("width", f"{widths.min()} to {widths.max()}, median {np.median(widths):.0f}"),
+            ("height", f"{heights.min()} to {heights.max()}, median {np.median(heights):.0f}"),
+            ("commonest", ", ".join(f"{w} x {h} ({n})" for (w, h), n in common)),
+            ("anti-aliased masks", f"{graded} ({graded / count:.1%})"),
+            ("empty masks", f"{empty} ({empty / count:.1%})"),
+            ("salient pixels", f"{np.mean([pair.salient for pair in good]):.1%}"),
+        ]
+    rows += [(f"fault: {kind}", str(number)) for kind, number in Counter(f.kind for f in faults).items()]
+    rows += [("faults", str(len(faults)))]
+    return "\n".join(f"{label:<28}{value}" for label, value in rows)
+
+
+def prepare(options: argparse.Namespace) -> int:
+    """Check a set and print what was found; returns the exit code.
+
+    Raises:
+        DatasetError: a folder, list or manifest is missing or wrong, or the output is there already.
+        OSError: the output cannot be written.
+    """
+    if options.output is not None and options.output.exists():
+        raise DatasetError(
+            f"{options.output}: already there; give --check {options.output}, or another --output"
+        )
+    part = SaliencyPart(options.root, options.list, options.images, options.masks, options.name)
+    files = find_files(part)
+    if options.against is not None and options.against.resolve() == options.root.resolve():
+        raise DatasetError(f"{options.against}: is the root itself; give another folder to --against")
+    folders = files.image_folder.resolve(), files.mask_folder.resolve()
+    jobs = [
+        (name, folders[0], files.pictures.by_stem[name], folders[1], files.masks.by_stem[name])
+        for name in files.names
+        if name in files.pictures.by_stem and name in files.masks.by_stem
+    ]
+    print(f"{files.name}: {len(jobs)} pairs of {files.image_folder} and {files.mask_folder}", flush=True)
+    faults, warnings = file_faults(files), []
+    miscounted = count_warning(files.name, len(files.names))
+    if miscounted and options.name:
+        faults.append(Fault("count", miscounted))
+    elif miscounted:
+        warnings.append(miscounted)
+    pairs = list(in_processes(inspect, jobs, options.workers, "pairs"))
+    faults += [pair.fault for pair in pairs if pair.fault is not None]
+    readable = [pair for pair in pairs if pair.fault is None]
+    for group in repeated(readable):
+        masks = "one mask" if len({pair.mask_sha256 for pair in group}) == 1 else "different masks"
+        warnings.append(f"{some([pair.image for pair in group])}: the same picture, with {masks}")
+    if options.check is not None:
+        faults += changes(options.check, pairs)
+    if options.against is not None:
+        faults += leaks(readable, options.against, options.workers)
+    for warning in warnings:
+        print(f"warning: {warning}")
+    for fault in faults:
+        print(f"{fault.kind}: {fault.text}")
+    print(summary(files.name, pairs, faults))
+    known = KNOWN_SETS.get(known_name(files.name) or "")
+    if known is not None:
+        print(
+            f"{'source':<28}{known.url}" + (f"\n{'known faults':<28}{known.faults}" if known.faults else "")
+        )
+    if faults:
+        return 1
+    if options.output is not None:
+        text = json.dumps(make_manifest(files.name, pairs), indent=1) + "\n"
+        write_atomically(options.output, lambda stream: stream.write(text.encode()))
+        print(f"{options.output}: manifest of {len(pairs)} pairs written")
+    return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--root", type=Path, required=True, help="folder of the set")
+    parser.add_argument("--list", help="file of names, relative to the root (default: every picture)")
+    parser.add_argument("--images", help="folder of the pictures in the root (default: found by its name)")
+    parser.add_argument("--masks", help="folder of the masks in the root (default: found by its name)")
+    parser.add_argument("--name", help=f"what it is: {', '.join(KNOWN_SETS)} must have the published count")
+    parser.add_argument("--output", type=Path, help="where to write the manifest (default: nowhere)")
+    parser.add_argument("--check", type=Path, help="manifest to compare with")
+    parser.add_argument("--against", type=Path, help="folder whose pictures must not be among these")
+    parser.add_argument(
+        "--workers", type=int, default=os.cpu_count() or 1, help="processes (default: all cores)"
+    )
+    options = parser.parse_args(argv)
+    if options.workers < 1:
+        parser.error(f"--workers {options.workers} must be at least 1")
+    try:
+        return prepare(options)
+    except (Res2NetDenseError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+    except BrokenProcessPool:
+        print(
+            "error: a process was ended from outside, perhaps for want of memory; give fewer --workers",
+            file=sys.stderr,
+        )
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,94 @@
+"""Masks of salient objects: grey pictures, 255 where an object is and 0 elsewhere.
+
+Published masks are often anti-aliased, so there is one rule in reading, training and scoring: a pixel is
+salient where its value is > 128, which is PySODMetrics' rule too.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from res2net_dense.data.images import read_image
+from res2net_dense.errors import DatasetError
+
+SALIENT_ABOVE = 128
+RULE = f"a pixel is salient where the mask's value is > {SALIENT_ABOVE}"
+
+_MODES = ("1", "L", "LA", "P", "RGB", "RGBA")
+_REMEDY = "save masks as 8-bit grey pictures, 255 where an object is and 0 elsewhere"
+
+
+def read_saliency_mask(path: str | Path) -> np.ndarray:
+    """Read a mask as salient or not; see `read_mask_values` for what is accepted.
+
+    Returns:
+        (H, W) bool, writable.
+
+    Raises:
+        DatasetError: as `read_mask_values`.
+    """
+    return read_mask_values(path) > SALIENT_ABOVE
+
+
+def read_mask_values(path: str | Path) -> np.ndarray:
+    """Read the grey values of a mask, its EXIF orientation applied as a picture's is.
+
+    Accepted are grey pictures of at most 8 bits (1, 2 and 4 bits are stretched to 0..255, as all programs
+    do), and palettes and colour pictures whose pixels in use are grey and opaque. A mask that is black all
+    over says that there is no object.
+
+    Args:
+        path: a file in any format that pictures may have.
+
+    Returns:
+        (H, W) uint8.
+
+    Raises:
+        DatasetError: the file is missing, cannot be read, is too large, coloured, transparent or of more than
+            8 bits, or has no value above 128 though it is not black.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise DatasetError(f"{path}: mask not found (looked in {path.absolute()}); check the path")
+    pixels = read_image(path)
+    with Image.open(path) as image:
+        mode, transparency = image.mode, image.has_transparency_data
+        # Pillow opens colour of 16 bits in 8; what the file has stands in the raw modes alone.
+        deep = mode.startswith(("I", "F")) or ";16" in str(image.tile)
+        opaque = not transparency or not (np.asarray(image.convert("RGBA"))[..., 3] < 255).any()
+    if deep:
+        raise DatasetError(f"{path}: the mask has more than 8 bits a value; {_REMEDY}")
+    if mode not in _MODES:
+        raise DatasetError(f"{path}: the mask is a picture of mode {mode}; {_REMEDY}")
+    if not opaque:
+        raise DatasetError(
+            f"{path}: the mask has transparent pixels, so it may be a cut-out whose mask is the "
+            f"transparency; {_REMEDY}"
+        )
+    values = pixels[..., 0]
+    if mode not in ("1", "L", "LA"):
+        _check_grey(path, pixels, "palette in colour" if mode == "P" else "colour picture")
+    brightest = int(values.max())
+    if brightest == 1:
+        raise DatasetError(
+            f"{path}: the mask's values only go to 1, not to 255; multiply masks of 0 and 1 by 255"
+        )
+    if 0 < brightest <= SALIENT_ABOVE:
+        raise DatasetError(
+            f"{path}: the mask's brightest value is {brightest}, and only values above {SALIENT_ABOVE} are "
+            f"salient; {_REMEDY}"
+        )
+    return np.ascontiguousarray(values)
+
+
+def _check_grey(path: Path, pixels: np.ndarray, kind: str) -> None:
+    coloured = (pixels != pixels[..., :1]).any(axis=2)
+    if coloured.any():
+        y, x = np.argwhere(coloured)[0]
+        raise DatasetError(
+            f"{path}: the mask is a {kind}: {tuple(pixels[y, x].tolist())} at x={x}, y={y}; {_REMEDY}, and "
+            "see whether the folders of pictures and masks are mixed up"
+        )

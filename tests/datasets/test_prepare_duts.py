@@ -1,0 +1,217 @@
+"""The checker of saliency sets: every seeded fault under its own words, manifests, leaks."""
+
+import hashlib
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+SCRIPT = Path(__file__).parents[2] / "datasets" / "prepare_duts.py"
+NAMES = ("a", "b", "c", "d")
+MASK = np.zeros((20, 30), np.uint8)
+MASK[5:10, 5:15] = 255
+MASK[4, 5:15] = 100
+
+
+@pytest.fixture(scope="module")
+def script():
+    spec = importlib.util.spec_from_file_location("prepare_duts", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules[spec.name]
+
+
+@pytest.fixture
+def mine(tmp_path):
+    root = tmp_path / "mine"
+    (root / "images").mkdir(parents=True)
+    (root / "masks").mkdir()
+    for number, name in enumerate(NAMES):
+        Image.new("RGB", (30, 20), (number, 100, 200)).save(root / "images" / f"{name}.png")
+        Image.fromarray(MASK if name != "d" else MASK * 0).save(root / "masks" / f"{name}.png")
+    return root
+
+
+def run(script, root, *more, workers=1):
+    return script.main(["--root", str(root), "--workers", str(workers), *map(str, more)])
+
+
+def tree(root):
+    return {path: path.read_bytes() if path.is_file() else None for path in sorted(root.rglob("*"))}
+
+
+def faults(text):
+    """The kinds of the faults, in the table of totals."""
+    lines = [line.removeprefix("fault: ") for line in text.splitlines() if line.startswith("fault: ")]
+    return {line[:21].strip(): int(line[21:]) for line in lines}
+
+
+def total(text, label):
+    return next(line[len(label) :].strip() for line in text.splitlines() if line.startswith(label))
+
+
+def test_a_clean_set_and_its_manifest(script, mine, tmp_path, capsys):
+    before, output = tree(mine), tmp_path / "m.json"
+    assert run(script, mine, "--output", output) == 0
+    text = capsys.readouterr().out
+    assert total(text, "pairs ") == "4, 4 of them without fault"
+    assert total(text, "faults ") == "0"
+    assert total(text, "anti-aliased masks") == "3 (75.0%)"
+    assert total(text, "empty masks") == "1 (25.0%)"
+    assert total(text, "commonest") == "30 x 20 (4)"
+    assert "warning" not in text
+    assert tree(mine) == before
+    manifest = json.loads(output.read_text())
+    assert (manifest["name"], manifest["count"], manifest["anti_aliased_masks"]) == ("mine", 4, 3)
+    assert "> 128" in manifest["rule"]
+    for entry, name in zip(manifest["pairs"], NAMES, strict=True):
+        assert (entry["name"], entry["width"], entry["height"]) == (name, 30, 20)
+        for kind, folder in (("image", "images"), ("mask", "masks")):
+            content = (mine / folder / entry[kind]).read_bytes()
+            assert entry[f"{kind}_sha256"] == hashlib.sha256(content).hexdigest()
+    assert manifest["pairs"][0]["salient"] == pytest.approx(50 / 600, abs=1e-6)
+
+    # the same again, with processes, is the same file; and it agrees with itself
+    assert run(script, mine, "--output", tmp_path / "m2.json", workers=2) == 0
+    assert (tmp_path / "m2.json").read_bytes() == output.read_bytes()
+    assert run(script, mine, "--check", output) == 0
+    capsys.readouterr()
+    assert run(script, mine, "--output", output) == 1
+    assert "already there" in capsys.readouterr().err
+
+
+def test_every_fault_under_its_own_words(script, mine, tmp_path, capsys):
+    for name in "efghijklm":
+        Image.new("RGB", (30, 20), (9, ord(name), 0)).save(mine / "images" / f"{name}.png")
+        Image.fromarray(MASK).save(mine / "masks" / f"{name}.png")
+    (mine / "masks" / "e.png").unlink()
+    Image.new("L", (31, 20)).save(mine / "masks" / "f.png")
+    Image.fromarray(MASK // 255).save(mine / "masks" / "g.png")
+    Image.new("RGB", (30, 20), (255, 0, 0)).save(mine / "masks" / "h.png")
+    (mine / "images" / "i.png").write_bytes(b"")
+    (mine / "masks" / "j.png").write_text("no picture")
+    (mine / "images" / "k.png").unlink()
+    Image.new("RGB", (30, 20)).save(mine / "images" / "l.jpg")
+    (mine / "masks" / "m.png").rename(tmp_path / "m.png")
+    (mine / "masks" / "m.png").symlink_to(tmp_path / "m.png")
+    output = tmp_path / "m.json"
+    assert run(script, mine, "--output", output, workers=2) == 1
+    text = capsys.readouterr().out
+    assert faults(text) == {
+        "missing mask": 1, "other size": 1, "mask values": 2, "unreadable picture": 1, "unreadable mask": 1,
+        "mask without picture": 1, "two files of one name": 1, "outside the folder": 1,
+    }  # fmt: skip
+    lines = text.splitlines()
+    for start, part in (
+        ("missing mask: ", "masks/e"), ("other size: ", "f.png: the mask is 31 x 20"),
+        ("mask values: ", "g.png: the mask's values only go to 1"),
+        ("mask values: ", "h.png: the mask is a colour"),
+        ("unreadable picture: ", "i.png: empty"), ("unreadable mask: ", "j.png: "),
+        ("mask without picture: ", "masks/k.png"), ("two files of one name: ", "images/l.png"),
+        ("outside the folder: ", "m.png: leads out"),
+    ):  # fmt: skip
+        assert any(line.startswith(start) and part in line for line in lines), (start, text)
+    assert total(text, "faults ") == "9"
+    assert not output.exists()
+
+
+def test_lists(script, mine, capsys):
+    (mine / "train.txt").write_text("a\nb\nx\n")
+    assert run(script, mine, "--list", "train.txt") == 1
+    assert faults(capsys.readouterr().out) == {"missing picture": 1, "missing mask": 1}
+    (mine / "train.txt").write_text("a\nb\n")
+    (mine / "masks" / "c.png").unlink()
+    assert run(script, mine, "--list", "train.txt") == 0
+    assert total(capsys.readouterr().out, "pairs ") == "2, 2 of them without fault"
+
+
+def test_what_changed_since_the_manifest(script, mine, tmp_path, capsys):
+    manifest = tmp_path / "m.json"
+    assert run(script, mine, "--output", manifest) == 0
+    Image.fromarray(MASK[::-1]).save(mine / "masks" / "a.png")
+    Image.new("RGB", (30, 20), (77, 0, 0)).save(mine / "images" / "b.png")
+    for folder in ("images", "masks"):
+        (mine / folder / "c.png").rename(mine / folder / "new.png")
+    capsys.readouterr()
+    assert run(script, mine, "--check", manifest) == 1
+    text = capsys.readouterr().out
+    assert faults(text) == {"changed mask": 1, "changed picture": 1, "gone": 1, "new": 1}
+    assert "changed mask: a: " in text
+    assert "changed picture: b: " in text
+    assert "gone: c: " in text
+    assert "new: new: " in text
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", "3", '{"format": 1}', '{"format": 1, "pairs": [3]}',
+                                     '{"format": 2, "pairs": []}', "[" * 100_000, "\udcff"])  # fmt: skip
+def test_what_is_no_manifest(script, mine, tmp_path, capsys, content):
+    (tmp_path / "m.json").write_bytes(content.encode(errors="surrogateescape"))
+    assert run(script, mine, "--check", tmp_path / "m.json") == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert "manifest" in line
+
+
+def test_counts(script, mine, capsys):
+    assert run(script, mine, "--name", "ecssd") == 1
+    assert "count: ECSSD has 4 pairs here but 1000 as published" in capsys.readouterr().out
+    mine.rename(mine.with_name("ECSSD"))
+    assert run(script, mine.with_name("ECSSD")) == 0  # nobody said that it is all of it
+    text = capsys.readouterr().out
+    assert "warning: ECSSD has 4 pairs" in text
+    assert "https://www.cse.cuhk.edu.hk" in total(text, "source")
+
+
+def test_repeated_pictures_are_warned_of(script, mine, capsys):
+    (mine / "images" / "b.png").write_bytes((mine / "images" / "a.png").read_bytes())
+    assert run(script, mine) == 0
+    assert "warning: a.png, b.png: the same picture, with one mask" in capsys.readouterr().out
+    Image.fromarray(MASK[::-1]).save(mine / "masks" / "b.png")
+    assert run(script, mine) == 0
+    assert "a.png, b.png: the same picture, with different masks" in capsys.readouterr().out
+
+
+def test_pictures_of_the_other_folder(script, mine, tmp_path, capsys):
+    other = tmp_path / "other" / "deep"
+    other.mkdir(parents=True)
+    Image.new("RGB", (30, 20), (99, 1, 2)).save(other / "x.png")
+    assert run(script, mine, "--against", tmp_path / "other", workers=2) == 0
+    capsys.readouterr()
+    (other / "renamed.png").write_bytes((mine / "images" / "c.png").read_bytes())
+    assert run(script, mine, "--against", tmp_path / "other", workers=2) == 1
+    text = capsys.readouterr().out
+    assert f"also in the other folder: c.png: is the same picture as {other / 'renamed.png'}" in text
+    assert total(text, "faults ") == "1"
+    assert run(script, mine, "--against", mine) == 1
+    assert "is the root itself" in capsys.readouterr().err
+
+
+def test_errors_are_one_line(script, run_tool, tmp_path):
+    done = run_tool("datasets/prepare_duts.py", "--root", tmp_path / "no")
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert "data set not found" in line
+    with pytest.raises(SystemExit):
+        run(script, tmp_path, workers=0)
+
+
+def test_real_pairs(script, shared_data, capsys):
+    root = shared_data / "duts_tr"
+    assert run(script, root, "--list", "val.txt", workers=2) == 0
+    text = capsys.readouterr().out
+    assert total(text, "pairs ") == "100, 100 of them without fault"
+    assert total(text, "anti-aliased masks") != "0 (0.0%)"
+    assert total(text, "empty masks") == "0 (0.0%)"
+    # the halves of a split share no picture
+    assert run(script, root, "--name", "DUTS-TR", workers=2) == 1
+    text = capsys.readouterr().out
+    assert faults(text) == {"count": 1}
+    assert "600 pairs here but 10553" in text
+    assert "same picture" not in text
