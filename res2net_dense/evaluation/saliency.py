@@ -1,0 +1,231 @@
+"""Scores of saliency maps over a set of images: fourteen measures, each with its protocol's name."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from res2net_dense.errors import ConfigError, DatasetError
+from res2net_dense.evaluation.saliency_measures import ImageScores, f_measure, score_map
+from res2net_dense.evaluation.tables import align, show
+from res2net_dense.types import Prediction, Sample
+
+__all__ = ["METRICS", "PROTOCOLS", "ImageScores", "SaliencyEvaluator", "SaliencyScores", "score_map"]
+
+_log = logging.getLogger(__name__)
+
+PROTOCOLS = {
+    "MAE": "mean over images of the mean |map - mask|",
+    "max_F": "maximum over 256 thresholds of the set's mean F curve, beta^2 = 0.3",
+    "max_F_per_image": "mean over images of the maximum of each one's F curve, beta^2 = 0.3",
+    "max_F_of_mean_PR": "maximum over 256 thresholds of F of the set's mean P and R, beta^2 = 0.3",
+    "mean_F": "mean over 256 thresholds of the set's mean F curve, beta^2 = 0.3",
+    "adaptive_F": "mean over images of F at min(2 * the map's mean, 1), beta^2 = 0.3",
+    "weighted_F": "mean over images of the weighted F, beta^2 = 1",
+    "S": "mean over images of the structure measure, alpha = 0.5",
+    "max_E": "maximum over 256 thresholds of the set's mean E curve",
+    "mean_E": "mean over 256 thresholds of the set's mean E curve",
+    "adaptive_E": "mean over images of E at min(2 * the map's mean, 1)",
+    "max_IoU": "maximum over 256 thresholds of the set's mean IoU curve",
+    "mean_IoU": "mean over 256 thresholds of the set's mean IoU curve",
+    "adaptive_IoU": "mean over images of IoU at min(2 * the map's mean, 1)",
+}
+"""How each metric is made of the images of a set; scores of other protocols cannot be compared."""
+
+METRICS = tuple(PROTOCOLS)
+
+_SINGLE = ("mae", "adaptive_f", "weighted_f", "s", "adaptive_e", "adaptive_iou")
+_CURVES = ("precision", "recall", "f", "e", "iou")
+_THRESHOLDS = 256
+# Sums of whole numbers of this unit are the same in any order and any division among processes.
+_UNIT = 2.0**-40
+_COLUMNS = ("MAE", "max_F", "mean_F", "adaptive_F", "weighted_F", "S", "max_E", "mean_E", "adaptive_E")
+
+
+class SaliencyScores:
+    """Sums of the scores of images; neither their order nor how they are merged changes a bit."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._sums = np.zeros(len(_SINGLE) + 1 + len(_CURVES) * _THRESHOLDS, dtype=np.int64)
+
+    def add(self, scores: ImageScores) -> None:
+        """Take in one image."""
+        single = [*(getattr(scores, name) for name in _SINGLE), scores.f.max()]
+        all_scores = np.concatenate([single, *(getattr(scores, name) for name in _CURVES)])
+        self._sums += np.rint(all_scores / _UNIT).astype(np.int64)
+        self.count += 1
+
+    def merge(self, other: SaliencyScores) -> None:
+        """Take in the images of another, which stays as it is."""
+        self._sums += other._sums
+        self.count += other.count
+
+    def curves(self) -> dict[str, np.ndarray]:
+        """The mean curves of the set, NaN of no image.
+
+        Returns:
+            `precision`, `recall`, `f`, `e` and `iou`, each (256,) float64, of the pixels >= 0, 1, ... 255.
+        """
+        means = self._means()[-len(_CURVES) * _THRESHOLDS :]
+        return dict(zip(_CURVES, means.reshape(len(_CURVES), _THRESHOLDS), strict=True))
+
+    def metrics(self) -> dict[str, float]:
+        """The scores of the set by the names of `METRICS`; all are NaN of no image."""
+        mean = dict(zip((*_SINGLE, "max_f"), self._means().tolist(), strict=False))
+        curves = self.curves()
+        return {
+            "MAE": mean["mae"],
+            "max_F": float(curves["f"].max()),
+            "max_F_per_image": mean["max_f"],
+            "max_F_of_mean_PR": float(f_measure(curves["precision"], curves["recall"]).max()),
+            "mean_F": float(curves["f"].mean()),
+            "adaptive_F": mean["adaptive_f"],
+            "weighted_F": mean["weighted_f"],
+            "S": mean["s"],
+            "max_E": float(curves["e"].max()),
+            "mean_E": float(curves["e"].mean()),
+            "adaptive_E": mean["adaptive_e"],
+            "max_IoU": float(curves["iou"].max()),
+            "mean_IoU": float(curves["iou"].mean()),
+            "adaptive_IoU": mean["adaptive_iou"],
+        }
+
+    def _means(self) -> np.ndarray:
+        if not self.count:
+            return np.full(self._sums.shape, np.nan)
+        return self._sums * _UNIT / self.count
+
+
+class SaliencyEvaluator:
+    """Score saliency maps against masks, one set of images or several; all scores are in [0, 1].
+
+    `evaluate` returns the scores of `PROTOCOLS`, of several sets each as `ECSSD/max_F`. An image without a
+    prediction counts as a map of zeros, and a warning says how many there were.
+    """
+
+    def __init__(
+        self,
+        read_mask: Callable[[int], np.ndarray],
+        sets: Sequence[tuple[str, int]],
+        *,
+        rescale: bool = True,
+        gather: Callable[[Any], list[Any]] | None = None,
+    ) -> None:
+        """Take the ground truth, which is read when it is needed.
+
+        Args:
+            read_mask: gives of an image's id its mask, (H, W) bool.
+            sets: name and number of images of each; ids run on from set to set, from 0.
+            rescale: stretch each map to its own minimum and maximum first, as PySODMetrics does.
+            gather: collects an object of each process into a list, on each process; default: one process.
+
+        Raises:
+            ConfigError: there is no set, or two have one name.
+        """
+        self.sets = tuple(sets)
+        names = [name for name, _ in self.sets]
+        if not names or len(set(names)) < len(names):
+            raise ConfigError(
+                f"sets to be scored need names that differ, these do not: {', '.join(names) or 'none'}"
+            )
+        self.count = sum(count for _, count in self.sets)
+        self.rescale = rescale
+        self._read_mask = read_mask
+        self._gather = gather or (lambda obj: [obj])
+        self._ends = np.cumsum([count for _, count in self.sets])
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all predictions and results."""
+        self._seen: set[int] = set()
+        self._scores = [SaliencyScores() for _ in self.sets]
+        self._results: dict[str, dict[str, float]] = {}
+
+    def process(self, inputs: Sequence[Sample], outputs: Sequence[Prediction]) -> None:
+        """Take in one batch; only sums are kept.
+
+        Args:
+            inputs: the samples; only `image_id` is read, and `file_name` for messages.
+            outputs: their predictions, `saliency` (H, W) in [0, 1] at the original size.
+
+        Raises:
+            DatasetError: an image is not in a set, comes twice, or has a mask of another size or one that
+                cannot be read, or its map is not finite or not in [0, 1].
+        """
+        for sample, prediction in zip(inputs, outputs, strict=True):
+            image_id = sample["image_id"]
+            if not isinstance(image_id, int) or not 0 <= image_id < self.count:
+                raise DatasetError(f"image {image_id!r} is not one of the {self.count} to be scored")
+            if image_id in self._seen:
+                raise DatasetError(
+                    f"image {image_id} was evaluated twice; call reset() before another evaluation"
+                )
+            mask, saliency = self._read_mask(image_id), prediction["saliency"].detach().float().cpu().numpy()
+            try:
+                scores = score_map(saliency, mask, rescale=self.rescale)
+            except DatasetError as error:
+                name = sample.get("file_name", "without a name")
+                raise DatasetError(f"image {image_id} ({name}): {error}") from error
+            self._scores[self._set_of(image_id)].add(scores)
+            self._seen.add(image_id)
+
+    def evaluate(self) -> dict[str, float]:
+        """Gather over all processes and score; every process gets the same result.
+
+        Raises:
+            DatasetError: an image was evaluated by two processes, or the mask of one that was not evaluated
+                cannot be read.
+        """
+        parts = self._gather((self._seen, self._scores))
+        seen = set[int]().union(*(ids for ids, _ in parts))
+        if twice := sum(len(ids) for ids, _ in parts) - len(seen):
+            raise DatasetError(
+                f"{twice} images were evaluated by more than one process; give each process its own images"
+            )
+        totals = [SaliencyScores() for _ in self.sets]
+        for _, scores in parts:
+            for total, part in zip(totals, scores, strict=True):
+                total.merge(part)
+        if len(seen) < self.count:
+            _log.warning(
+                "only %d of %d images were evaluated; the others count as maps of zeros",
+                len(seen),
+                self.count,
+            )
+        for image_id in sorted(set(range(self.count)) - seen):
+            mask = self._read_mask(image_id)
+            nothing = np.zeros(mask.shape, dtype=np.uint8)
+            totals[self._set_of(image_id)].add(score_map(nothing, mask, rescale=self.rescale))
+        self._results = {name: total.metrics() for (name, _), total in zip(self.sets, totals, strict=True)}
+        if len(self.sets) == 1:
+            return dict(self._results[self.sets[0][0]])
+        return {
+            f"{name}/{metric}": value
+            for name, metrics in self._results.items()
+            for metric, value in metrics.items()
+        }
+
+    def table(self) -> str:
+        """The last results to read, a row a set, and their protocols; empty before `evaluate`."""
+        if not self._results:
+            return ""
+        rows = [["set", "images", *_COLUMNS]]
+        for name, count in self.sets:
+            scores = self._results[name]
+            rows.append([name, str(count), *(show(scores[metric], 4) for metric in _COLUMNS)])
+        width = max(map(len, _COLUMNS))
+        notes = [f"{metric:{width}}  {PROTOCOLS[metric]}" for metric in _COLUMNS]
+        notes.append(
+            "each map is stretched to its own minimum and maximum first"
+            if self.rescale
+            else "maps are taken as they are, not stretched to their own minimum and maximum"
+        )
+        return "\n".join([align(rows), "", *notes])
+
+    def _set_of(self, image_id: int) -> int:
+        """The number of the set an image is of."""
+        return int(np.searchsorted(self._ends, image_id, side="right"))
