@@ -34,6 +34,8 @@ OPTIONAL_LIBRARIES = {
     "albumentations": {"data/transforms.py"},
     "pycocotools": {"data/coco.py", "evaluation/coco.py", "evaluation/coco_truth.py"},
     "defusedxml": {"data/voc_xml.py"},
+    "cv2": {"evaluation/saliency_measures.py"},
+    "matplotlib": {"report/saliency_curves.py"},
     "faster_coco_eval": {"evaluation/coco.py"},
 }
 
