@@ -1,0 +1,196 @@
+"""The saliency network: padding changes nothing, on every backbone; everything learns; errors are clear."""
+
+import copy
+
+import pytest
+import torch
+from comparison import like_trained
+
+from res2net_dense.backbones import list_backbones
+from res2net_dense.errors import ConfigError
+from res2net_dense.models.saliency import build_saliency_model
+
+SIZES = ((70, 97), (97, 64), (33, 45), (96, 96))
+SMALL = [name for name in list_backbones() if not name.startswith(("res2next29", "se_res2next29"))]
+
+
+def build(name="res2net50_26w_4s", options=None, **keywords):
+    torch.manual_seed(0)
+    settings = {"channels": 16, "norm": "GN", "edge_weight": 1.0, **keywords}
+    model = build_saliency_model(backbone={"name": name, **(options or {})}, **settings)
+    return like_trained(model)
+
+
+def pictures(sizes=SIZES, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    for number, (height, width) in enumerate(sizes):
+        yield {
+            "image": torch.randint(0, 256, (3, height, width), dtype=torch.uint8, generator=generator),
+            "saliency": (torch.rand(height, width, generator=generator) > 0.6).float(),
+            "file_name": f"{number}.jpg",
+            "image_id": number,
+            "original_height": height + 13,
+            "original_width": width * 2,
+        }
+
+
+def assert_padding_changes_nothing(model, batch):
+    model.eval()
+    with torch.no_grad():
+        maps = [prediction["saliency"] for prediction in model(batch)]
+        losses = model.picture_losses(batch)
+        for number, sample in enumerate(batch):
+            (alone,) = model([sample])
+            torch.testing.assert_close(maps[number], alone["saliency"], atol=1e-5, rtol=0)
+            assert maps[number].shape == (sample["original_height"], sample["original_width"])
+            for name, loss in model.picture_losses([sample]).items():
+                torch.testing.assert_close(losses[name][number], loss[0], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_padding_changes_no_map_and_no_loss(name):
+    assert_padding_changes_nothing(build(name), list(pictures()))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"norm": "GN"},
+        {"norm": "FrozenBN"},
+        {"output_stride": 8},
+        {"pool_padding": "ignored"},
+        {"stride_in_1x1": True},
+        {"dcn_stages": ["res4", "res5"]},
+        {"out_features": ["res3", "res5"]},
+        {"checkpoint_activations": True},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("name", ["res2net50_26w_4s", "res2net50_v1b_26w_4s"])
+def test_padding_changes_nothing_with_any_option_of_the_backbone(name, options):
+    assert_padding_changes_nothing(build(name, options), list(pictures()))
+
+
+@pytest.mark.parametrize("norm", ["GN", "BN"])
+def test_padding_changes_nothing_with_any_loss_and_norm(norm):
+    losses = {"bce": 0.5, "iou": 0.5, "ssim": 1.0, "structure": 1.0}
+    assert_padding_changes_nothing(build(norm=norm, losses=losses), list(pictures()))
+
+
+def test_without_the_hooks_padding_would_matter():
+    """What the tests above would see if the padding leaked into the pictures."""
+    model, batch = build().eval(), list(pictures())
+    with torch.no_grad():
+        right = [prediction["saliency"] for prediction in model(batch)]
+        for module in model.modules():
+            module._forward_pre_hooks.clear()
+            module._forward_hooks.clear()
+        wrong = [prediction["saliency"] for prediction in model(batch)]
+    assert min((one - other).abs().max() for one, other in zip(right, wrong, strict=True)) > 0.05
+
+
+def test_a_copy_has_sizes_of_its_own():
+    """The moving average is a copy of the network, which sees other batches than the network does."""
+    model = build().eval()
+    averaged = copy.deepcopy(model)
+    with torch.no_grad():
+        list(model(list(pictures(((40, 90), (90, 40))))))
+        together = averaged(list(pictures()))
+        alone = [averaged([sample])[0] for sample in pictures()]
+    for one, other in zip(together, alone, strict=True):
+        torch.testing.assert_close(one["saliency"], other["saliency"], atol=1e-5, rtol=0)
+
+
+def test_gradients_of_a_padded_batch_are_those_of_its_pictures():
+    """The mean over single pictures, norms fixed; recomputed activations see the same padding."""
+    model, batch = build(options={"norm": "FrozenBN"}).train(), list(pictures())
+    sum(model(batch).values()).backward()
+    together = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    for sample in batch:
+        (sum(model([sample]).values()) / len(batch)).backward()
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None:
+            scale = parameter.grad.abs().max()
+            torch.testing.assert_close(together[name], parameter.grad, atol=1e-4 * float(scale), rtol=0)
+
+
+def test_recomputed_activations_see_the_same_padding():
+    grads = []
+    for recompute in (False, True):
+        model = build(options={"norm": "GN", "checkpoint_activations": recompute}).train()
+        sum(model(list(pictures())).values()).backward()
+        grads.append(model.backbone.conv1.weight.grad)
+    torch.testing.assert_close(*grads)
+
+
+@pytest.mark.parametrize("edge", [0.0, 0.5])
+@pytest.mark.parametrize("side", [0.0, 0.7])
+def test_every_parameter_learns(side, edge):
+    model = build("res2net50_18w_4s", side_weight=side, edge_weight=edge, norm="BN").train()
+    losses = model(list(pictures()))
+    wanted = {"loss_saliency": 1, "loss_side": side, "loss_edge": edge}
+    assert set(losses) == {name for name, weight in wanted.items() if weight}
+    sum(losses.values()).backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().any()] == []
+
+
+def test_weights_scale_the_losses():
+    batch = list(pictures())
+    with torch.no_grad():
+        one = build(losses={"bce": 1.0}, side_weight=1.0, edge_weight=1.0).eval().picture_losses(batch)
+        two = build(losses={"bce": 2.0}, side_weight=3.0, edge_weight=4.0).eval().picture_losses(batch)
+    for name, factor in (("loss_saliency", 2), ("loss_side", 6), ("loss_edge", 4)):
+        torch.testing.assert_close(two[name], factor * one[name])
+
+
+def test_maps_are_probabilities_of_the_original_size_and_those_of_the_logits():
+    model, (sample,) = build().eval(), pictures(((64, 96),))
+    sample |= {"original_height": 64, "original_width": 96}
+    with torch.no_grad():
+        (prediction,) = model([sample])
+        image = (sample["image"][None] - model.pixel_mean) / model.pixel_std
+        expected = model.logits(image).sigmoid()[0, 0]
+    torch.testing.assert_close(prediction["saliency"], expected)
+    assert prediction["saliency"].dtype == torch.float32
+    assert 0 <= prediction["saliency"].min() <= prediction["saliency"].max() <= 1
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 200), (31, 2), (513, 33)])
+def test_any_size_is_taken_alone_and_in_company(size):
+    model = build("res2net50_18w_4s").eval()
+    batch = list(pictures((size, (64, 64))))
+    assert_padding_changes_nothing(model, batch)
+
+
+def test_bfloat16_is_near_full_precision():
+    model, batch = build().eval(), list(pictures())
+    with torch.no_grad():
+        exact = model(batch)
+        with torch.autocast("cpu", torch.bfloat16):
+            rounded = model(batch)
+    for one, other in zip(exact, rounded, strict=True):
+        assert other["saliency"].dtype == torch.float32
+        assert (one["saliency"] - other["saliency"]).abs().max() < 0.02
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"name": "res2next29_6c_24w_4s"}, "stride 4"),
+        ({"name": "resnet49"}, "unknown backbone"),
+        ({"arch": "unet"}, "known: poolnet"),
+        ({"num_classes": 2}, "num_classes is 2"),
+        ({"channels": 0}, "channels is 0"),
+        ({"norm": "LN"}, "GN"),
+        ({"losses": {"bce": -1.0}}, "bce: -1"),
+        ({"losses": {"dice": 1.0}}, "bce, iou, ssim, structure"),
+        ({"losses": {"bce": 0.0}}, "nothing to learn"),
+        ({"side_weight": -1.0}, "side_weight -1"),
+    ],
+)
+def test_what_has_no_meaning_is_refused_in_one_line(arguments, words):
+    settings = {"name": "res2net50_18w_4s", **arguments}
+    with pytest.raises(ConfigError, match=words) as error:
+        build_saliency_model(backbone={"name": settings.pop("name")}, **settings)
+    assert "\n" not in str(error.value)
