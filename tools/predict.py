@@ -1,7 +1,8 @@
 """Run a trained model on pictures: overlays as PNG, and all predictions in one JSON, in COCO's format.
 
 A detector gives boxes and masks, a classifier the five likeliest classes of each picture. Of semantic
-segmentation FOLDER/overlays has the overlays, and FOLDER/masks PNGs in VOC's palette: pixels are labels.
+segmentation FOLDER/overlays has the overlays, and FOLDER/masks PNGs in VOC's palette: pixels are labels. Of
+saliency FOLDER/maps has grey PNGs of 8 bits, and there are FOLDER/overlays and FOLDER/cutouts (RGBA).
 
 python tools/predict.py --config output/run/config.yaml --weights output/run/model_best.safetensors \\
     --input FILE|FOLDER|'GLOB' --output FOLDER [key=value ...]
@@ -28,11 +29,15 @@ from res2net_dense.errors import ConfigError
 from res2net_dense.files import write_atomically
 from res2net_dense.report.caption import draw_classes
 from res2net_dense.report.draw import draw_prediction
+from res2net_dense.report.saliency import cut_out, draw_saliency, saliency_image
 from res2net_dense.report.segments import draw_segmentation, palette_image
 from res2net_dense.tasks import get_task
 from res2net_dense.tasks.training import adapted_to, set_up_device
 from res2net_dense.types import Prediction
 from res2net_dense.weight_files import load_weights_into
+
+FOLDERS = {"semantic_segmentation": ("overlays", "masks"), "saliency": ("maps", "overlays", "cutouts")}
+"""Of each task, below --output; the others have their overlays in it."""
 
 
 def main(args: argparse.Namespace) -> int:
@@ -53,9 +58,9 @@ def main(args: argparse.Namespace) -> int:
     load_weights_into(model, args.weights)
 
     names = config.data.class_names or [f"class {label}" for label in range(config.model.num_classes)]
-    segments = config.task == "semantic_segmentation"
-    pictures = picture_names(files, output / "overlays" if segments else output)
-    masks = picture_names(files, output / "masks") if segments else []
+    if config.task == "saliency":
+        names = ["salient object"]
+    places = picture_names(files)
     images, annotations, bad = [], [], []
     bar = tqdm(total=len(files), desc="predict", unit="img", disable=None)
 
@@ -68,20 +73,27 @@ def main(args: argparse.Namespace) -> int:
             if samples:
                 yield samples
 
-    precision = config.train.precision
-    for samples, outputs in predict(model, readable_batches(), device=device, precision=precision):
+    outcomes = predict(
+        model,
+        readable_batches(),
+        device=device,
+        precision=config.train.precision,
+        channels_last=config.train.channels_last,
+    )
+    for samples, outputs in outcomes:
         for sample, prediction in zip(samples, outputs, strict=True):
             index, file = sample["image_id"], files[sample["image_id"]]
             size = {"height": sample["original_height"], "width": sample["original_width"]}
             images.append({"id": index + 1, "file_name": str(file), **size})
             annotations += task.to_records(prediction, index + 1)
-            save(Image.fromarray(draw(read_image(file), prediction, names, args.score)), pictures[index])
-            if masks:
-                save(palette_image(prediction["sem_seg"].numpy()), masks[index])
+            drawn = draw(read_image(file), prediction, names, args.score)
+            for folder, picture in zip(FOLDERS.get(config.task, ("",)), drawn, strict=True):
+                save(picture, output / folder / places[index])
             bar.update()
     bar.close()
 
     output.mkdir(parents=True, exist_ok=True)
+    segments = config.task == "semantic_segmentation"
     # The ids of segmentation are the pixels of its masks, where COCO's begin with 1.
     categories = [{"id": label, "name": name} for label, name in enumerate(names, 0 if segments else 1)]
     for number, annotation in enumerate(annotations, 1):
@@ -91,6 +103,8 @@ def main(args: argparse.Namespace) -> int:
     if segments:
         labels = {annotation["category_id"] for annotation in annotations}
         found = f"{len(labels)} of {len(names)} classes found"
+    elif config.task == "saliency":
+        found = f"{len(annotations)} with a salient object"
     else:
         shown = sum(annotation["score"] >= args.score for annotation in annotations)
         what = "classes" if config.task == "classification" else "objects"
@@ -99,13 +113,18 @@ def main(args: argparse.Namespace) -> int:
     return 0 if images else 1
 
 
-def draw(image: np.ndarray, prediction: Prediction, names: list[str], score: float) -> np.ndarray:
-    """Draw what the prediction has."""
+def draw(image: np.ndarray, prediction: Prediction, names: list[str], score: float) -> list[Image.Image]:
+    """What is made of a prediction, for each of `FOLDERS`."""
     if "logits" in prediction:
-        return draw_classes(image, prediction, names)
+        return [Image.fromarray(draw_classes(image, prediction, names))]
     if "sem_seg" in prediction:
-        return draw_segmentation(image, prediction["sem_seg"].numpy(), names)
-    return draw_prediction(image, prediction, names, score_threshold=score)
+        labels = prediction["sem_seg"].numpy()
+        return [Image.fromarray(draw_segmentation(image, labels, names)), palette_image(labels)]
+    if "saliency" in prediction:
+        saliency = prediction["saliency"].numpy()
+        overlay = Image.fromarray(draw_saliency(image, saliency))
+        return [saliency_image(saliency), overlay, cut_out(image, saliency)]
+    return [Image.fromarray(draw_prediction(image, prediction, names, score_threshold=score))]
 
 
 def save(picture: Image.Image, path: Path) -> None:
@@ -114,12 +133,12 @@ def save(picture: Image.Image, path: Path) -> None:
     picture.save(path)
 
 
-def picture_names(files: list[Path], output: Path) -> list[Path]:
-    """Where what is made of each picture goes: below `output` as the pictures lie below their common folder,
-    never two in one place.
+def picture_names(files: list[Path]) -> list[Path]:
+    """The relative path of what is made of each picture: as the pictures lie below their common folder, never
+    two in one place.
     """
     root = Path(os.path.commonpath([file.resolve().parent for file in files]))
-    places = [output / file.resolve().relative_to(root).with_suffix(".png") for file in files]
+    places = [file.resolve().relative_to(root).with_suffix(".png") for file in files]
     count = Counter(places)
     return [
         place if count[place] == 1 else place.with_name(f"{place.stem}_{file.suffix[1:]}.png")

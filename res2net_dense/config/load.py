@@ -19,6 +19,7 @@ from pydantic_core import ErrorDetails
 
 from res2net_dense.config.classification import ClassificationConfig
 from res2net_dense.config.detection import LAYOUTS, DetectionConfig
+from res2net_dense.config.saliency import SaliencyConfig
 from res2net_dense.config.schema import Config
 from res2net_dense.config.semantic_segmentation import SegmentationConfig
 from res2net_dense.config.yaml_text import KeyPath, Places, dump_yaml, format_path, one_line, parse_yaml
@@ -29,6 +30,7 @@ CONFIGS: dict[str, type[Config]] = {
     "detection": DetectionConfig,
     "classification": ClassificationConfig,
     "semantic_segmentation": SegmentationConfig,
+    "saliency": SaliencyConfig,
 }
 """The configuration of each task."""
 

@@ -12,6 +12,7 @@ TASKS = {
     "detection": "res2net_dense.tasks.detection",
     "classification": "res2net_dense.tasks.classification",
     "semantic_segmentation": "res2net_dense.tasks.semantic_segmentation",
+    "saliency": "res2net_dense.tasks.saliency",
 }
 
 

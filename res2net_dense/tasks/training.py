@@ -56,7 +56,7 @@ _NETWORK = (
 )
 
 # Settings of the network that may well differ later: DeepLab is trained at stride 16 and scored at 8.
-_SEEN_AGAIN = ("model.output_stride", "model.atrous_rates")
+_SEEN_AGAIN = ("model.output_stride", "model.atrous_rates", "data.keep_aspect")
 
 _log = logging.getLogger(__name__)
 
@@ -302,7 +302,7 @@ def _check_same_network(weights: Path, old: Mapping[str, Any], new: Mapping[str,
                 )
     for key in old:
         if key in new and old[key] != new[key]:
-            size = key.startswith("data.") and key.endswith(("_size", "_size_test"))
+            size = key.startswith("data.") and key.endswith(("size", "_size_test"))
             if size or (key in _SEEN_AGAIN and new[key] is not None):
                 _log.warning("%s was trained with %s=%s, now it is %s", weights, key, old[key], new[key])
 

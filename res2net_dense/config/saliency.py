@@ -1,0 +1,127 @@
+"""The sections of salient object detection."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field, NonNegativeFloat, PositiveInt, model_validator
+
+from res2net_dense.config.schema import (
+    Config,
+    DataConfig,
+    EvalConfig,
+    ModelConfig,
+    Pair,
+    Section,
+    Text,
+    as_list,
+    conflict,
+)
+
+
+class SaliencyLosses(Section):
+    """Weight of each loss of a map; 0 for none."""
+
+    bce: NonNegativeFloat = 1.0
+    """Binary cross-entropy, the mean over the pixels."""
+    iou: NonNegativeFloat = 1.0
+    """1 - intersection / union of probability and mask."""
+    ssim: NonNegativeFloat = 0.0
+    """1 - structural similarity of probability and mask, as in BASNet."""
+    structure: NonNegativeFloat = 0.0
+    """Cross-entropy and IoU with more weight near the objects' borders, as in F3Net."""
+
+    @model_validator(mode="after")
+    def _check(self) -> SaliencyLosses:
+        if not (self.bce or self.iou or self.ssim or self.structure):
+            raise conflict("bce", self.bce, "one of the losses must be above 0")
+        return self
+
+
+class SaliencyModelConfig(ModelConfig):
+    """The network that is built on the backbone."""
+
+    arch: Literal["poolnet"] = "poolnet"
+    """The architecture: PoolNet's pyramid pooling, global guide and feature aggregation."""
+    num_classes: Literal[1] = 1
+    """A pixel is salient or not."""
+    channels: PositiveInt = 64
+    """Channels of the decoder."""
+    norm: Literal["BN", "SyncBN", "GN"] = "BN"
+    """Normalization in the decoder. Batches of a few pictures want GN."""
+    losses: SaliencyLosses = SaliencyLosses()
+    """What a map is judged by."""
+    side_weight: NonNegativeFloat = 1.0
+    """Weight of the losses of the decoder's deeper levels (deep supervision); 0 for none."""
+    edge_weight: NonNegativeFloat = 0.0
+    """Weight of the loss of a branch that learns the objects' borders; 0 for no such branch."""
+
+
+class SaliencySplit(Section):
+    """Pictures and their masks. A relative root starts at the current working directory."""
+
+    root: Text
+    """Folder of the data set, such as `datasets/DUTS/DUTS-TR`."""
+    list: Text | None = None
+    """Text file in `root` with one name a line; null takes every picture."""
+    images: Text | None = None
+    """Folder of the pictures in `root`; null finds the usual ones, such as `DUTS-TR-Image` or `images`."""
+    masks: Text | None = None
+    """Folder of the masks in `root`: grey pictures, above 128 is salient; null finds the usual ones."""
+    name: Text | None = None
+    """What results call it; null for the published set that it looks like, or the folder's name."""
+
+
+Splits = Annotated[list[SaliencySplit], BeforeValidator(as_list), Field(min_length=1)]
+
+
+class SaliencyData(DataConfig):
+    """The images, and how they are prepared."""
+
+    train: Splits | None = None
+    """The part to learn from; several in a list are joined; null where nothing is trained."""
+    val: Splits | None = None
+    """The part to evaluate on; of a list each part has its own scores; null for none."""
+    class_names: None = None
+    """There are no classes."""
+    size: PositiveInt | None = None
+    """Length of the longer edge, in training and evaluation; null takes pictures as they are. The result has
+    the picture's own size in any case."""
+    keep_aspect: bool = True
+    """Keep the shape of pictures; false warps them to squares of `size`."""
+    max_size: PositiveInt = 1024
+    """The longer edge never exceeds this where `size` is null."""
+    crop: Pair = (1.0, 1.0)
+    """Smallest and largest part of a picture's height, and of its width, that a random crop keeps in
+    training."""
+    rotate: Annotated[float, Field(ge=0, le=180)] = 0.0
+    """Largest angle of a random rotation in training, in degrees."""
+
+    @model_validator(mode="after")
+    def _check_sizes(self) -> SaliencyData:
+        low, high = self.crop
+        if not 0 < low <= high <= 1:
+            raise conflict("crop", [low, high], "must be two ascending numbers above 0, at most 1")
+        if self.size is None and not self.keep_aspect:
+            raise conflict("keep_aspect", False, "squares need a size")
+        return self
+
+
+class SaliencyEval(EvalConfig):
+    """The evaluation."""
+
+    rescale: bool = True
+    """Stretch each map to the range from 0 to 1 before it is scored, as published results mostly do."""
+
+
+class SaliencyConfig(Config):
+    """A configuration of salient object detection."""
+
+    task: Literal["saliency"]
+    """What is learned."""
+    model: SaliencyModelConfig = SaliencyModelConfig()
+    """The network that is built on the backbone."""
+    data: SaliencyData = SaliencyData()
+    """The images, and how they are prepared."""
+    eval: SaliencyEval = SaliencyEval()
+    """The evaluation."""
