@@ -20,6 +20,12 @@ segmentation; here only a twentieth of the shapes have any colour. There are `An
 pixels around what is seen of a shape) and `ImageSets/{Main,Segmentation}/{train,val,trainval}.txt`. The
 numbers of the validation pictures follow those of the training pictures. A shape is `truncated` if any of it
 is hidden, and `difficult` if less than 0.6 of it is visible.
+
+    python datasets/make_toy.py --layout duts --output datasets/toy
+
+writes `datasets/toy/duts/{train,val}/images/*.jpg` and `masks/*.png` for salient object detection: one to
+three shapes of one piece and any hue that stand out from a duller, grainy ground. The pictures have many
+sizes; the masks are smooth at the outlines as those of DUTS, above 128 where most of a pixel is covered.
 """
 
 from __future__ import annotations
@@ -38,7 +44,7 @@ from typing import Any
 import cv2
 import numpy as np
 from PIL import Image
-from toy_shapes import CLASSES, SPLITS, Scene, area, make_picture, scenes
+from toy_shapes import CLASSES, EMPTY_EVERY, SPLITS, Scene, area, make_picture, make_salient, scenes
 
 VERSION = 1
 CATEGORY_IDS = {"circle": 1, "rectangle": 3, "triangle": 7, "star": 12}
@@ -193,6 +199,20 @@ def _fill(parent: ElementTree.Element, fields: dict[str, Any]) -> None:
             child.text = str(value)
 
 
+def write_duts(root: Path, arguments: dict[str, int]) -> None:
+    """Write both splits as a folder of pictures and one of masks."""
+    for split in SPLITS:
+        for folder in ("images", "masks"):
+            (root / split / folder).mkdir(parents=True)
+        for index in range(arguments[split]):
+            rng = np.random.default_rng([arguments["seed"], SPLITS.index(split), index])
+            empty = split == "train" and index % EMPTY_EVERY == EMPTY_EVERY - 1
+            image, mask = make_salient(rng, arguments["size"], empty=empty)
+            name = f"{index:06d}"
+            _write_image(root / split / "images" / f"{name}.jpg", image, cv2.IMWRITE_JPEG_QUALITY, 95)
+            Image.fromarray(mask).save(root / split / "masks" / f"{name}.png")
+
+
 @dataclass(frozen=True)
 class Layout:
     """How to write a set, and its usual numbers."""
@@ -207,6 +227,7 @@ LAYOUTS = {
     "coco": Layout(write_coco, 400, 40, 160),
     "imagenet": Layout(write_imagenet, 4000, 500, 64),
     "voc": Layout(write_voc, 400, 100, 160),
+    "duts": Layout(write_duts, 400, 100, 160),
 }
 
 
@@ -242,7 +263,7 @@ def main(argv: list[str] | None = None) -> int:
     for name, what in (
         ("train", "number of training images"),
         ("val", "number of validation images"),
-        ("size", "side of the square images in pixels"),
+        ("size", "side of the square images in pixels, of those of duts the longer edge"),
     ):
         usual = ", ".join(f"{getattr(layout, name)} for {key}" for key, layout in LAYOUTS.items())
         parser.add_argument(f"--{name}", type=int, help=f"{what} ({usual})")

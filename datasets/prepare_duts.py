@@ -16,9 +16,10 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -120,16 +121,25 @@ def inspect(job: tuple[str, Path, str, Path, str]) -> Pair:
     )
 
 
+def ignore_interrupts() -> None:
+    """Ctrl-C is for the main process, which ends the others."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 def in_processes(function: Callable[[T], R], jobs: Sequence[T], workers: int, what: str) -> Iterator[R]:
     """Yield the results in order, and show how far it is: a bar, or now and then a line."""
     bar = tqdm(total=len(jobs), desc=what, unit="file", disable=None)
-    with bar, ProcessPoolExecutor(workers) as pool:
+    with bar, ProcessPoolExecutor(workers, initializer=ignore_interrupts) as pool:
         results = pool.map(function, jobs, chunksize=_CHUNK) if workers > 1 else map(function, jobs)
-        for number, result in enumerate(results, start=1):
-            yield result
-            bar.update()
-            if bar.disable and number % _SAY_EVERY == 0:
-                print(f"{number} of {len(jobs)} {what}", flush=True)
+        try:
+            for number, result in enumerate(results, start=1):
+                yield result
+                bar.update()
+                if bar.disable and number % _SAY_EVERY == 0:
+                    print(f"{number} of {len(jobs)} {what}", flush=True)
+        except KeyboardInterrupt:
+            pool.shutdown(cancel_futures=True)
+            raise
 
 
 def file_faults(files: PartFiles) -> list[Fault]:
@@ -153,9 +163,19 @@ def repeated(pairs: Sequence[Pair]) -> list[list[Pair]]:
     return [group for group in groups.values() if len(group) > 1]
 
 
-def leaks(pairs: Sequence[Pair], other: Path, workers: int) -> list[Fault]:
-    """Pictures that are in another folder too; raises `DatasetError` if that has none."""
-    files = list_images(other)
+def list_others(folder: Path, root: Path) -> list[Path]:
+    """The pictures of another folder; raises `DatasetError` if it has none or shares some with the root."""
+    other = folder.resolve()
+    if other.is_relative_to(root) or root.is_relative_to(other):
+        raise DatasetError(
+            f"{folder}: one of it and {root} lies in the other, so they share pictures; give --against "
+            "another folder"
+        )
+    return list_images(folder)
+
+
+def leaks(pairs: Sequence[Pair], files: Sequence[Path], workers: int) -> list[Fault]:
+    """Pictures that are among the files of another folder too."""
     known: dict[str, Path] = {}
     for file, digest in zip(files, in_processes(sha256_of, files, workers, "files against"), strict=True):
         known.setdefault(digest, file)
@@ -191,15 +211,15 @@ def make_manifest(name: str, pairs: Sequence[Pair]) -> dict[str, Any]:
     }
 
 
-def changes(file: Path, pairs: Sequence[Pair]) -> list[Fault]:
-    """What differs from a manifest; raises `DatasetError` if it is none."""
+def read_manifest(file: Path) -> dict[str, tuple[str, str]]:
+    """The hashes of each pair by its name; raises `DatasetError` if the file is no manifest."""
     try:
         content = json.loads(file.read_bytes())
         if content["format"] != FORMAT:
             raise DatasetError(
                 f"{file}: a manifest of format {content['format']}, not {FORMAT}; make it anew"
             )
-        known = {
+        return {
             str(entry["name"]): (entry["image_sha256"], entry["mask_sha256"]) for entry in content["pairs"]
         }
     except OSError as error:
@@ -210,6 +230,10 @@ def changes(file: Path, pairs: Sequence[Pair]) -> list[Fault]:
         raise DatasetError(
             f"{file}: no manifest of this tool ({type(error).__name__}); make it anew"
         ) from error
+
+
+def changes(known: Mapping[str, tuple[str, str]], pairs: Sequence[Pair]) -> list[Fault]:
+    """What differs from a manifest."""
     here = {pair.name: (pair.image_sha256, pair.mask_sha256) for pair in pairs}
     faults = [Fault("gone", f"{name}: in the manifest, not here") for name in known if name not in here]
     faults += [Fault("new", f"{name}: here, not in the manifest") for name in here if name not in known]
@@ -239,7 +263,8 @@ def summary(name: str, pairs: Sequence[Pair], faults: Sequence[Fault]) -> str:
         ]
     rows += [(f"fault: {kind}", str(number)) for kind, number in Counter(f.kind for f in faults).items()]
     rows += [("faults", str(len(faults)))]
-    return "\n".join(f"{label:<28}{value}" for label, value in rows)
+    width = max(28, 2 + max(len(label) for label, _ in rows))
+    return "\n".join(f"{label:<{width}}{value}" for label, value in rows)
 
 
 def prepare(options: argparse.Namespace) -> int:
@@ -253,10 +278,17 @@ def prepare(options: argparse.Namespace) -> int:
         raise DatasetError(
             f"{options.output}: already there; give --check {options.output}, or another --output"
         )
+    root = options.root.resolve()
+    if options.output is not None:
+        if not options.output.parent.is_dir():
+            raise DatasetError(f"{options.output}: there is no folder {options.output.parent}; make it first")
+        if options.output.resolve().is_relative_to(root):
+            raise DatasetError(f"{options.output}: is in the set's own folder; choose a place outside")
     part = SaliencyPart(options.root, options.list, options.images, options.masks, options.name)
     files = find_files(part)
-    if options.against is not None and options.against.resolve() == options.root.resolve():
-        raise DatasetError(f"{options.against}: is the root itself; give another folder to --against")
+    # what may fail early does so before the long work
+    manifest = None if options.check is None else read_manifest(options.check)
+    others = None if options.against is None else list_others(options.against, root)
     folders = files.image_folder.resolve(), files.mask_folder.resolve()
     jobs = [
         (name, folders[0], files.pictures.by_stem[name], folders[1], files.masks.by_stem[name])
@@ -276,10 +308,10 @@ def prepare(options: argparse.Namespace) -> int:
     for group in repeated(readable):
         masks = "one mask" if len({pair.mask_sha256 for pair in group}) == 1 else "different masks"
         warnings.append(f"{some([pair.image for pair in group])}: the same picture, with {masks}")
-    if options.check is not None:
-        faults += changes(options.check, pairs)
-    if options.against is not None:
-        faults += leaks(readable, options.against, options.workers)
+    if manifest is not None:
+        faults += changes(manifest, pairs)
+    if others is not None:
+        faults += leaks(readable, others, options.workers)
     for warning in warnings:
         print(f"warning: {warning}")
     for fault in faults:
@@ -321,6 +353,9 @@ def main(argv: list[str] | None = None) -> int:
         return prepare(options)
     except (Res2NetDenseError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
     except BrokenProcessPool:
         print(
             "error: a process was ended from outside, perhaps for want of memory; give fewer --workers",

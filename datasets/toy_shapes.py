@@ -15,11 +15,14 @@ CLASSES = (
     *("arrow", "checkerboard", "circle", "crescent", "cross"),
     *("ring", "square", "star", "stripes", "triangle"),
 )
+SOLID = tuple(name for name in CLASSES if name not in ("checkerboard", "stripes"))  # one piece each
 
 DETAIL = 4  # shapes are drawn so many times finer than the image, for smooth edges and exact outlines
 EMPTY_EVERY = 25  # so often a training image has no objects
 MIN_VISIBLE, MIN_PIXELS = 0.4, 40  # of an object, as share and in pixels, however much is drawn over it
 MIN_CONTRAST = 70.0  # distance in RGB between a shape and what is around it
+GRAIN = 14.0  # of the ground of salient shapes, which have none; standard deviation
+MUTED = 0.2, 0.6  # least and largest share of its colour that such a ground keeps
 
 
 @dataclass(frozen=True)
@@ -155,8 +158,13 @@ def _colours(rng: np.random.Generator, name: str, any_colour: float, count: int 
     """Colours for a shape to choose from, (count, 3) float RGB."""
     if rng.random() < any_colour:
         return rng.uniform(10, 245, (count, 3))
-    hue = (HUES[name] + rng.uniform(-25, 25, count)) % 360
-    hsv = np.stack([hue, rng.uniform(0.5, 1, count), rng.uniform(0.4, 1, count)], axis=1)
+    return _vivid(rng, (HUES[name] + rng.uniform(-25, 25, count)) % 360)
+
+
+def _vivid(rng: np.random.Generator, hues: np.ndarray) -> np.ndarray:
+    """Saturated colours of the hues, which are in degrees; (K, 3) float RGB."""
+    count = len(hues)
+    hsv = np.stack([hues, rng.uniform(0.5, 1, count), rng.uniform(0.4, 1, count)], axis=1)
     return np.asarray(cv2.cvtColor(hsv[None].astype(np.float32), cv2.COLOR_HSV2RGB)[0] * 255)
 
 
@@ -185,21 +193,77 @@ def make_picture(rng: np.random.Generator, name: str, size: int) -> np.ndarray:
     """(size, size, 3) uint8 RGB: one shape of class `name` over a ground with lines and specks."""
     image = 0.5 * _ground(rng, size)  # shapes are the lighter part, which halves the time to learn them
     for _ in range(int(rng.integers(2, 7))):
-        start, angle = rng.uniform(0, size, 2), rng.uniform(0, 2 * math.pi)
-        along = rng.uniform(0.02, 0.4) * size * np.array([math.cos(angle), math.sin(angle)])
-        across = rng.uniform(0.008, 0.025) * size * np.array([-math.sin(angle), math.cos(angle)])
-        clutter = _draw(
-            np.array([start - across, start + across, start + along + across, start + along]), size
-        )
-        image += 0.7 * _coarse(clutter)[..., None] * (rng.uniform(5, 150, 3) - image)
-    fine = np.zeros((DETAIL * size, DETAIL * size), bool)
+        _scratch(rng, image, (5, 150), 0.7)
     radius, turn = size * rng.uniform(0.26, 0.48), rng.uniform(0, 2 * math.pi)
-    rotation = np.array([[math.cos(turn), math.sin(turn)], [-math.sin(turn), math.cos(turn)]])
     place = rng.uniform(0.9 * radius, size - 0.9 * radius, 2)
-    for piece in _pieces(rng, name):
-        fine |= _draw(piece @ rotation * radius + place, size)
+    fine = _thing(rng, name, radius, turn, place, size)
     _paint(rng, image, fine, rng.uniform(90, 250, (40, 3)))
     return np.clip(image + rng.normal(0, 4, image.shape), 0, 255).astype(np.uint8)
+
+
+def _scratch(rng: np.random.Generator, image: np.ndarray, colours: tuple[int, int], opacity: float) -> None:
+    """Draw a line or a speck in place; `colours` are the lowest and the highest value of a channel."""
+    size = len(image)
+    start, angle = rng.uniform(0, size, 2), rng.uniform(0, 2 * math.pi)
+    along = rng.uniform(0.02, 0.4) * size * np.array([math.cos(angle), math.sin(angle)])
+    across = rng.uniform(0.008, 0.025) * size * np.array([-math.sin(angle), math.cos(angle)])
+    scratch = _draw(np.array([start - across, start + across, start + along + across, start + along]), size)
+    image += opacity * _coarse(scratch)[..., None] * (rng.uniform(*colours, 3) - image)
+
+
+def _thing(
+    rng: np.random.Generator, name: str, radius: float, turn: float, place: np.ndarray, size: int
+) -> np.ndarray:
+    """A shape of class `name` around `place`, xy in pixels, as a fine mask."""
+    rotation = np.array([[math.cos(turn), math.sin(turn)], [-math.sin(turn), math.cos(turn)]])
+    fine = np.zeros((DETAIL * size, DETAIL * size), bool)
+    for piece in _pieces(rng, name):
+        fine |= _draw(piece @ rotation * radius + place, size)
+    return fine
+
+
+def _muted(image: np.ndarray, share: float) -> np.ndarray:
+    """The picture with only a share of its saturation."""
+    grey = image.mean(axis=2, keepdims=True)
+    return np.asarray(grey + share * (image - grey))
+
+
+def make_salient(
+    rng: np.random.Generator, size: int, *, empty: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draw a picture whose longer edge is `size`, with one to three shapes that stand out, or none.
+
+    The ground is dull, grainy and of two kinds on both sides of a line, one of them lighter: brightness and
+    the distance from its mean colour do not tell shapes from it. On it are faint lines and specks. Shapes are
+    what is vivid, smooth and compact, which a network learns in minutes.
+
+    Returns:
+        The picture, (H, W, 3) uint8 RGB, and how much of each pixel shapes cover, (H, W) uint8, 0 to 255.
+    """
+    height = width = size
+    if rng.random() < 0.5:
+        height = round(size * rng.uniform(0.6, 1))
+    else:
+        width = round(size * rng.uniform(0.6, 1))
+    # what is drawn is square; the rest of it is cut off in the end
+    first, second = (_muted(_ground(rng, size), rng.uniform(*MUTED)) for _ in range(2))
+    y, x = np.mgrid[:size, :size]
+    angle, middle = rng.uniform(0, 2 * math.pi), rng.uniform(0.25, 0.75, 2) * (width, height)
+    beyond = np.cos(angle) * (x - middle[0]) + np.sin(angle) * (y - middle[1]) > 0
+    image = np.where(beyond[..., None], first + 25, second - 25) + rng.normal(0, GRAIN, (size, size, 1))
+    for _ in range(int(rng.integers(4, 13))):
+        _scratch(rng, image, (5, 250), 0.45)
+    covered = np.zeros((DETAIL * size, DETAIL * size), bool)
+    for _ in range(0 if empty else int(rng.choice([1, 2, 3], p=[0.6, 0.25, 0.15]))):
+        name = str(rng.choice(SOLID))
+        radius = min(height, width) * rng.uniform(0.22, 0.45)
+        place = rng.uniform(0.8 * radius, np.array([width, height]) - 0.8 * radius)
+        fine = _thing(rng, name, radius, rng.uniform(0, 2 * math.pi), place, size)
+        _paint(rng, image, fine, _vivid(rng, rng.uniform(0, 360, 40)))
+        covered |= fine
+    image = np.clip(image + rng.normal(0, 4, image.shape), 0, 255).astype(np.uint8)
+    mask = np.round(255 * _coarse(covered)).astype(np.uint8)
+    return image[:height, :width], mask[:height, :width]
 
 
 def _pieces(rng: np.random.Generator, name: str) -> list[np.ndarray]:

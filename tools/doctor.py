@@ -23,7 +23,9 @@ DETECTRON2 = (
     f'-r requirements/detectron2.txt --target "{SITE}"\n'
     f'    rm -rf "{SITE}/tools"  # a stray folder of that wheel'
 )
-DETECTION, SEGMENTATION = (f'pip install -e ".[{extra}]"' for extra in ("detection", "segmentation"))
+DETECTION, SEGMENTATION, SALIENCY = (
+    f'pip install -e ".[{extra}]"' for extra in ("detection", "segmentation", "saliency")
+)
 # (module, distribution, lowest version, needed by the main job, remedy)
 LIBRARIES = [
     ("torch", "torch", (2, 10), True, "pip install 'torch>=2.10' torchvision"),
@@ -43,6 +45,7 @@ LIBRARIES = [
     ("faster_coco_eval", "faster-coco-eval", (1,), False, DETECTION),
     ("segmentation_models_pytorch", "segmentation-models-pytorch", (0, 6), False, SEGMENTATION),
     ("timm", "timm", (1, 0, 28), False, SEGMENTATION),
+    ("matplotlib", "matplotlib", (3, 8), False, SALIENCY),
     ("tensorboard", "tensorboard", (2,), False, "pip install tensorboard"),
 ]  # fmt: skip
 

@@ -27,10 +27,10 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from res2net_dense.data.duts import check_size
+from res2net_dense.data.duts import check_size, count_warning, known_name, set_name
 from res2net_dense.data.images import IMAGE_SUFFIXES, read_image
 from res2net_dense.data.saliency_files import PICTURES_BESIDE_MASKS, index_once
-from res2net_dense.data.saliency_masks import RULE, read_saliency_mask
+from res2net_dense.data.saliency_masks import RULE, read_grey, read_saliency_mask
 from res2net_dense.data.voc_lists import check_present, some
 from res2net_dense.errors import ConfigError, DatasetError, MissingDependencyError
 from res2net_dense.evaluation.tables import align, show
@@ -45,7 +45,7 @@ except MissingDependencyError as error:
 
 _SAY_EVERY = 500
 _PLOTS = (".png", ".pdf", ".svg")
-_SHEET_ROWS = 12
+_SHEET_ROWS, _SHEET_SIDE = 12, 960
 _RESCALED = "each map is stretched to its own minimum and maximum first; --no-rescale takes maps as they are"
 _AS_THEY_ARE = "maps are taken as they are, not stretched to their own minimum and maximum"
 _REMEDY = "save maps as 8-bit grey pictures, round(255 * probability)"
@@ -92,7 +92,7 @@ class Scoring(Dataset[list[Scored] | DatasetError]):
             return error
 
     def _score(self, path: Path, mask: np.ndarray, mask_path: Path) -> Scored:
-        saliency = read_map(path)
+        saliency = read_grey(path, "map", _REMEDY)
         differs = saliency.shape != mask.shape
         if differs and not self.resize:
             sizes = [f"{array.shape[1]}x{array.shape[0]}" for array in (saliency, mask)]
@@ -119,6 +119,9 @@ def main(args: argparse.Namespace) -> int:
         if file:
             check_output(option, Path(file), suffixes, inputs)
     masks = find_masks(folder)
+    known = known_name(set_name(folder.resolve().parent, folder.name))
+    if remark := count_warning(known, len(masks)) if known else None:
+        print(f"warning: {remark}", file=sys.stderr)
     pictures = find_pictures(Path(args.images), list(masks)) if args.images else {}
     methods = [
         Method(name, place, find_maps(name, place, folder, list(masks))) for name, place in named.items()
@@ -167,7 +170,7 @@ def main(args: argparse.Namespace) -> int:
         figure, kind = plot_curves(curves), Path(args.plot).suffix[1:].lower()
         write_atomically(Path(args.plot), lambda file: figure.savefig(file, format=kind))
     if args.sheet:
-        sheet = worst(methods[0], masks, pictures, images[0])
+        sheet = worst(methods[0], masks, pictures, images[0], rescale=args.rescale)
         write_atomically(Path(args.sheet), lambda file: sheet.save(file, format="PNG"))
     return 0
 
@@ -252,19 +255,30 @@ def find_maps(name: str, folder: Path, masks: Path, stems: Sequence[str]) -> lis
 
 
 def worst(
-    method: Method, masks: dict[str, Path], pictures: dict[str, Path], scores: dict[str, dict[str, float]]
+    method: Method,
+    masks: dict[str, Path],
+    pictures: dict[str, Path],
+    scores: dict[str, dict[str, float]],
+    *,
+    rescale: bool,
 ) -> Image.Image:
-    """A contact sheet of the pictures with the largest error, the largest first."""
+    """A contact sheet of the pictures with the largest error, the largest first; maps as they were scored."""
     maps = dict(zip(masks, method.maps, strict=True))
     rows = []
     for stem in sorted(masks, key=lambda stem: scores[stem]["MAE"], reverse=True)[:_SHEET_ROWS]:
         picture, mask = read_image(pictures[stem]), read_saliency_mask(masks[stem])
         check_size(masks[stem], mask.shape, pictures[stem], picture.shape[:2])
-        saliency = resized(read_map(maps[stem]), mask.shape)
+        shrink = min(1, _SHEET_SIDE / max(mask.shape))
+        shape = tuple(max(1, round(shrink * side)) for side in mask.shape)
+        saliency = resized(read_grey(maps[stem], "map", _REMEDY), shape).astype(np.float32)
+        low, high = (saliency.min(), saliency.max()) if rescale else (0, 255)
+        saliency = (saliency - low) / (high - low) if low < high else saliency / 255
+        shown = np.asarray(Image.fromarray(picture).resize(shape[::-1], Image.Resampling.BICUBIC))
+        inside = resized(np.where(mask, np.uint8(255), np.uint8(0)), shape) > 127
         caption = (
             f"{stem}   MAE {scores[stem]['MAE']:.4f}   max F {scores[stem]['max_F']:.4f}   {method.name}"
         )
-        rows.append(SheetRow(picture, mask, saliency.astype(np.float32) / 255, caption))
+        rows.append(SheetRow(shown, inside, saliency, caption))
     return contact_sheet(rows)
 
 
@@ -275,23 +289,6 @@ def resized(saliency: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return np.asarray(Image.fromarray(saliency).resize(shape[::-1], Image.Resampling.BILINEAR))
 
 
-def read_map(path: Path) -> np.ndarray:
-    """Read a grey picture of at most 8 bits, (H, W) uint8; raises `DatasetError` for others."""
-    pixels = read_image(path)
-    with Image.open(path) as image:
-        mode, transparent = image.mode, image.has_transparency_data
-        # Pillow opens colour of 16 bits in 8; what the file has stands in the raw modes alone
-        deep = mode.startswith(("I", "F")) or ";16" in str(image.tile)
-        transparent = transparent and bool((np.asarray(image.convert("RGBA"))[..., 3] < 255).any())
-    if deep:
-        raise DatasetError(f"{path}: the map has more than 8 bits a value; {_REMEDY}")
-    if transparent:
-        raise DatasetError(f"{path}: the map has transparent pixels, as a cut-out has; {_REMEDY}")
-    if mode not in ("1", "L", "LA") and (pixels != pixels[..., :1]).any():
-        raise DatasetError(f"{path}: the map is in colour, so its values are no probabilities; {_REMEDY}")
-    return np.ascontiguousarray(pixels[..., 0])
-
-
 def score_all(scoring: Scoring, workers: int) -> Iterator[list[Scored]]:
     """The scores in the order of the masks; raises the first error met."""
     workers = min(workers, len(scoring))
@@ -300,8 +297,14 @@ def score_all(scoring: Scoring, workers: int) -> Iterator[list[Scored]]:
         scoring, batch_size=None, num_workers=workers if workers > 1 else 0,
         collate_fn=as_it_is, worker_init_fn=init_worker,
     )  # fmt: skip
+    # An interrupt while the workers start would be lost, or taken for their end.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
-        for scored in loader:
+        scores = iter(loader)
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    try:
+        for scored in scores:
             if isinstance(scored, DatasetError):
                 raise scored
             yield scored

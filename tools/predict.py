@@ -45,9 +45,10 @@ def main(args: argparse.Namespace) -> int:
     task = get_task(config.task)
     files = list_images(args.input)
     output = Path(args.output)
-    if output.resolve() in {file.resolve().parent for file in files}:
+    inside = [file for file in files if file.resolve().is_relative_to(output.resolve())]
+    if inside:
         raise ConfigError(
-            f"--output {output} is the folder of the input pictures; choose another, "
+            f"--output {output} is a folder of the input pictures ({inside[0]}); choose another, "
             "nothing of yours is overwritten"
         )
     device = set_up_device(config)

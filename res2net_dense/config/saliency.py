@@ -88,7 +88,8 @@ class SaliencyData(DataConfig):
     """Length of the longer edge, in training and evaluation; null takes pictures as they are. The result has
     the picture's own size in any case."""
     keep_aspect: bool = True
-    """Keep the shape of pictures; false warps them to squares of `size`."""
+    """Keep the shape of pictures; false warps them to squares of `size`, which is fastest and the only way in
+    which `train.compile` pays: every new set of sizes would be compiled anew."""
     max_size: PositiveInt = 1024
     """The longer edge never exceeds this where `size` is null."""
     crop: Pair = (1.0, 1.0)
@@ -103,7 +104,7 @@ class SaliencyData(DataConfig):
         if not 0 < low <= high <= 1:
             raise conflict("crop", [low, high], "must be two ascending numbers above 0, at most 1")
         if self.size is None and not self.keep_aspect:
-            raise conflict("keep_aspect", False, "squares need a size")
+            raise conflict("keep_aspect", False, "squares need data.size; set it, or data.keep_aspect=true")
         return self
 
 

@@ -102,7 +102,7 @@ class SaliencyPart:
 
     root: str | Path
     list: str | None = None
-    """File of names, a line each, relative to the root; None takes every picture."""
+    """File of names, a line each; a path relative to the root, or a whole one. None takes every picture."""
     images: str | None = None
     """Folder of the pictures in the root; None finds it and that of the masks by their names."""
     masks: str | None = None
@@ -168,7 +168,7 @@ def find_files(part: SaliencyPart) -> PartFiles:
         names = read_list(source, pictures.by_stem, labels.by_stem, images, masks)
     name = part.name
     if name is None:
-        name = _default_name(root, images) + ("" if part.list is None else f"-{Path(part.list).stem}")
+        name = set_name(root, images) + ("" if part.list is None else f"-{Path(part.list).stem}")
     return PartFiles(
         known_name(name) or name,
         source,
@@ -360,11 +360,11 @@ def _plain(name: str) -> str:
     return "".join(filter(str.isalnum, name.lower()))
 
 
-def _default_name(root: Path, images: str) -> str:
-    """A known set that a folder on the way to the pictures is named after, else the root's name."""
+def set_name(root: Path, folder: str) -> str:
+    """A known set that a folder on the way to the pictures or masks is named after, else the root's name."""
     name = root.absolute().resolve().name
-    for folder in reversed((name, *Path(images).parts)):
-        known = known_name(_plain(folder).removesuffix("image"))
+    for part in reversed((name, *Path(folder).parts)):
+        known = known_name(_plain(part).removesuffix("image").removesuffix("mask"))
         if known:
             return known
     return name or "data"

@@ -80,7 +80,7 @@ def index_once(folder: Path, what: str, suffixes: Collection[str]) -> Files:
         suffixes: those to find, in lower case; files may have them in upper case.
 
     Raises:
-        DatasetError: the folder is not there, cannot be read, or has no such file.
+        DatasetError: the folder is not there, cannot be read, has no such file, or has a link to a folder.
     """
     if not folder.is_dir():
         there = some(_folders(folder.parent)) or "no folders" if folder.parent.is_dir() else "nothing"
@@ -94,6 +94,11 @@ def index_once(folder: Path, what: str, suffixes: Collection[str]) -> Files:
     files = Files({}, [])
     for place, subfolders, names in os.walk(folder, onerror=fail):
         subfolders[:] = sorted(filter(_is_data, subfolders))
+        if links := [name for name in subfolders if os.path.islink(os.path.join(place, name))]:
+            raise DatasetError(
+                f"{os.path.join(place, links[0])}: is a link to a folder, which is not followed; put the "
+                "folder itself there, or give its own path"
+            )
         prefix = "" if place == str(folder) else f"{Path(place).relative_to(folder).as_posix()}/"
         for name in sorted(filter(_is_data, names)):
             stem, suffix = os.path.splitext(name)

@@ -53,24 +53,7 @@ def read_mask_values(path: str | Path) -> np.ndarray:
     path = Path(path)
     if not path.is_file():
         raise DatasetError(f"{path}: mask not found (looked in {path.absolute()}); check the path")
-    pixels = read_image(path)
-    with Image.open(path) as image:
-        mode, transparency = image.mode, image.has_transparency_data
-        # Pillow opens colour of 16 bits in 8; what the file has stands in the raw modes alone.
-        deep = mode.startswith(("I", "F")) or ";16" in str(image.tile)
-        opaque = not transparency or not (np.asarray(image.convert("RGBA"))[..., 3] < 255).any()
-    if deep:
-        raise DatasetError(f"{path}: the mask has more than 8 bits a value; {_REMEDY}")
-    if mode not in _MODES:
-        raise DatasetError(f"{path}: the mask is a picture of mode {mode}; {_REMEDY}")
-    if not opaque:
-        raise DatasetError(
-            f"{path}: the mask has transparent pixels, so it may be a cut-out whose mask is the "
-            f"transparency; {_REMEDY}"
-        )
-    values = pixels[..., 0]
-    if mode not in ("1", "L", "LA"):
-        _check_grey(path, pixels, "palette in colour" if mode == "P" else "colour picture")
+    values = read_grey(path, "mask", _REMEDY)
     brightest = int(values.max())
     if brightest == 1:
         raise DatasetError(
@@ -81,14 +64,42 @@ def read_mask_values(path: str | Path) -> np.ndarray:
             f"{path}: the mask's brightest value is {brightest}, and only values above {SALIENT_ABOVE} are "
             f"salient; {_REMEDY}"
         )
-    return np.ascontiguousarray(values)
+    return values
 
 
-def _check_grey(path: Path, pixels: np.ndarray, kind: str) -> None:
-    coloured = (pixels != pixels[..., :1]).any(axis=2)
-    if coloured.any():
-        y, x = np.argwhere(coloured)[0]
-        raise DatasetError(
-            f"{path}: the mask is a {kind}: {tuple(pixels[y, x].tolist())} at x={x}, y={y}; {_REMEDY}, and "
-            "see whether the folders of pictures and masks are mixed up"
-        )
+def read_grey(path: Path, what: str, remedy: str) -> np.ndarray:
+    """Read a picture whose pixels in use are grey and opaque and of at most 8 bits.
+
+    Args:
+        path: the file.
+        what: what a message calls it, such as "mask".
+        remedy: what to do about one that is otherwise.
+
+    Returns:
+        (H, W) uint8, its EXIF orientation applied; 1, 2 and 4 bits are stretched to 0..255.
+
+    Raises:
+        DatasetError: it cannot be read, or is otherwise.
+    """
+    pixels = read_image(path)
+    with Image.open(path) as image:
+        mode, transparency = image.mode, image.has_transparency_data
+        # Pillow opens colour of 16 bits in 8; what the file has stands in the raw modes alone.
+        deep = mode.startswith(("I", "F")) or ";16" in str(image.tile)
+        opaque = not transparency or not (np.asarray(image.convert("RGBA"))[..., 3] < 255).any()
+    if deep:
+        raise DatasetError(f"{path}: the {what} has more than 8 bits a value; {remedy}")
+    if mode not in _MODES:
+        raise DatasetError(f"{path}: the {what} is a picture of mode {mode}; {remedy}")
+    if not opaque:
+        raise DatasetError(f"{path}: the {what} has transparent pixels, as a cut-out has; {remedy}")
+    if mode not in ("1", "L", "LA"):
+        coloured = (pixels != pixels[..., :1]).any(axis=2)
+        if coloured.any():
+            y, x = np.argwhere(coloured)[0]
+            kind = "palette in colour" if mode == "P" else "colour picture"
+            raise DatasetError(
+                f"{path}: the {what} is a {kind}: {tuple(pixels[y, x].tolist())} at x={x}, y={y}; {remedy}, "
+                f"and see whether the folders of pictures and {what}s are mixed up"
+            )
+    return np.ascontiguousarray(pixels[..., 0])

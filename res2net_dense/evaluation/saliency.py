@@ -101,7 +101,9 @@ class SaliencyScores:
 
 
 class SaliencyEvaluator:
-    """Score saliency maps against masks, one set of images or several; all scores are in [0, 1].
+    """Score saliency maps against masks, one set of images or several.
+
+    All scores are in [0, 1], but for E, which by its definition can pass 1 by 1 / (pixels - 1).
 
     `evaluate` returns the scores of `PROTOCOLS`, of several sets each as `ECSSD/max_F`. An image without a
     prediction counts as a map of zeros, and a warning says how many there were.

@@ -16,7 +16,7 @@ MIN_GROUP = 8
 
 def group_norm(channels: int) -> nn.GroupNorm:
     """32 groups of 256 channels, as published; fewer where they would be smaller than `MIN_GROUP`."""
-    return nn.GroupNorm(gcd(32, channels, channels // MIN_GROUP), channels)
+    return nn.GroupNorm(gcd(32, channels, max(1, channels // MIN_GROUP)), channels)
 
 
 @contextmanager
@@ -36,5 +36,5 @@ def single_values_explained(size: str) -> Iterator[None]:
             raise
         raise ConfigError(
             "batch norm cannot learn from one picture whose last map is a single pixel: raise "
-            f"train.batch_size or {size}, lower train.accumulate, or use backbone.norm=GN"
+            f"train.batch_size or {size}, lower train.accumulate, or use GN for backbone.norm and model.norm"
         ) from None

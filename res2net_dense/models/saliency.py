@@ -60,7 +60,7 @@ class PyramidPool(nn.Module):
 
         def means(part: Tensor) -> Tensor:
             maps = [
-                _stretched(cell(F.adaptive_avg_pool2d(part, bins)).relu(), part.shape[-2:])
+                _stretched(cell(_cell_means(part, bins)).relu(), part.shape[-2:])
                 for cell, bins in zip(self.cells, BINS, strict=True)
             ]
             return torch.cat(maps, 1)
@@ -271,6 +271,7 @@ class SaliencyModel(nn.Module):
             if size != (height, width):
                 shrinks = size[0] < height or size[1] < width
                 whole = _stretched(whole[None, :, :height, :width], size, antialias=shrinks)[0]
+                whole = whole.clamp(0, 1)  # the weights of a mean of ones may add up to a trifle more
             predictions.append({"saliency": whole[0, : size[0], : size[1]]})
         return predictions
 
@@ -345,6 +346,19 @@ def _head(channels: int) -> nn.Conv2d:
 
 def _padded(grid: Tensor, size: Sequence[int]) -> Tensor:
     return F.pad(grid, (0, size[1] - grid.shape[-1], 0, size[0] - grid.shape[-2]))
+
+
+def _cell_means(x: Tensor, bins: int) -> Tensor:
+    """Adaptive average pooling as two products, whose gradient, unlike its own, is reproducible on CUDA."""
+    rows, columns = (_shares(length, bins, x) for length in x.shape[-2:])
+    return rows @ x @ columns.T
+
+
+def _shares(length: int, bins: int, like: Tensor) -> Tensor:
+    """`(bins, length)` how much each place of an edge counts in each cell."""
+    cells, places = torch.arange(bins, device=like.device)[:, None], torch.arange(length, device=like.device)
+    inside = (places >= cells * length // bins) & (places < -(-(cells + 1) * length // bins))
+    return inside.to(like.dtype) / inside.sum(1, keepdim=True)
 
 
 def _upsampled(x: Tensor, factor: int) -> Tensor:

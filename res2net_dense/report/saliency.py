@@ -164,10 +164,13 @@ def _overlay(picture: Image.Image, grey: Image.Image, size: tuple[int, int]) -> 
     tinted = picture.copy()
     tinted.paste(_TINT, mask=area.point(lambda value: round(_TINT_ALPHA * value)))
     result = Image.composite(tinted, rest, grey)
-    width = 1 + min(size) // 600
-    outer, inner = area.filter(ImageFilter.MaxFilter(2 * width + 1)), area
+    width = min(8, 1 + min(size) // 600)
+    # Any or all of the pixels around one, in a tenth of the time of Pillow's filters for these. The mean of
+    # up to 17 x 17 pixels is not rounded to 0 or 255 by a single one of them.
+    mean = area.filter(ImageFilter.BoxBlur(width))
+    outer, inner = mean.point(lambda value: 255 * (value > 0)), area
     if min(size) >= _MIN_SIDE // 2:  # else the object would be all outline
-        inner = area.filter(ImageFilter.MinFilter(2 * width + 1))
+        inner = mean.point(lambda value: 255 * (value == 255))
         result.paste(_DARK, mask=ImageChops.subtract(area, inner))
     result.paste(_LIGHT, mask=ImageChops.subtract(outer, area))
     return result

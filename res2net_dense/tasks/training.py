@@ -58,6 +58,9 @@ _NETWORK = (
 # Settings of the network that may well differ later: DeepLab is trained at stride 16 and scored at 8.
 _SEEN_AGAIN = ("model.output_stride", "model.atrous_rates", "data.keep_aspect")
 
+# Metrics of which the smallest is the best.
+_ERRORS = ("MAE",)
+
 _log = logging.getLogger(__name__)
 
 
@@ -139,6 +142,7 @@ def train_and_evaluate(
         batches = list(islice(loader, 2)) if dry_run else loader
         return evaluate(scored, batches, evaluator, device=device, precision=options.precision)
 
+    chosen = options.best_metric or task.best_metric(config)
     metrics = train(
         model,
         task.build_train_loader(config, start_iteration=start),
@@ -160,7 +164,8 @@ def train_and_evaluate(
         save_every=options.save_every,
         evaluate=score if evaluator else None,
         eval_every=options.eval_every,
-        best_metric=options.best_metric or task.best_metric(config),
+        best_metric=chosen,
+        lower_is_better=chosen.rpartition("/")[2] in _ERRORS,
         best=best,
     )
     if dry_run:
@@ -315,7 +320,7 @@ def check_expected(config: Config, metrics: Mapping[str, float]) -> bool:
         within = abs(score - value) <= tolerance
         good &= within
         verdict = "good" if within else "OUT OF TOLERANCE"
-        say(f"{name} {score:.2f}, expected {value:g} +- {tolerance:g}: {verdict}")
+        say(f"{name} {score:.4g}, expected {value:g} +- {tolerance:g}: {verdict}")
     return good
 
 

@@ -499,6 +499,13 @@ def test_nothing_is_written_and_workers_share_records(mine):
     assert after == before
 
 
+def test_links_to_folders_are_named_not_passed_over(tmp_path, mine):
+    (tmp_path / "more").mkdir()
+    (mine / "masks/more").symlink_to(tmp_path / "more")
+    with pytest.raises(DatasetError, match="masks/more: is a link to a folder"):
+        SaliencyDataset.load([SaliencyPart(mine)])
+
+
 def test_a_list_may_lie_elsewhere(mine, tmp_path):
     (tmp_path / "lists").mkdir()
     (tmp_path / "lists" / "val.txt").write_text("c\n")

@@ -225,6 +225,7 @@ def test_each_layout_has_its_usual_numbers(toy, tmp_path, monkeypatch):
     assert seen["coco"] == {"seed": 0, "train": 400, "val": 40, "size": 160}
     assert seen["imagenet"] == {"seed": 0, "train": 4000, "val": 500, "size": 64}
     assert seen["voc"] == {"seed": 0, "train": 400, "val": 100, "size": 160}
+    assert seen["duts"] == {"seed": 0, "train": 400, "val": 100, "size": 160}
 
 
 @pytest.fixture(scope="module")
@@ -352,6 +353,92 @@ def test_voc_same_seed_same_bytes(toy, voc, tmp_path):
     done = subprocess.run([sys.executable, SCRIPT, *arguments], check=True, cwd=tmp_path, capture_output=True)
     assert tree(tmp_path / "voc") == tree(voc)
     assert done.stderr == b""
+
+
+@pytest.fixture(scope="module")
+def duts(toy, tmp_path_factory):
+    output = tmp_path_factory.mktemp("toy")
+    assert toy.main(["--output", str(output), "--layout", "duts", "--train", "30", "--val", "12"]) == 0
+    return output / "duts"
+
+
+def pairs(folder):
+    """(picture, mask) of a split, each as it is in its file."""
+    for path in sorted((folder / "images").iterdir()):
+        with Image.open(path) as image, Image.open(folder / "masks" / f"{path.stem}.png") as mask:
+            assert (path.suffix, image.format, mask.format) == (".jpg", "JPEG", "PNG")
+            assert (image.mode, mask.mode) == ("RGB", "L")
+            yield np.asarray(image), np.asarray(mask)
+
+
+def test_duts_files(duts):
+    assert sorted(p.name for p in duts.iterdir()) == ["toy.json", "train", "val"]
+    sizes = set()
+    for split, count in (("train", 30), ("val", 12)):
+        names = {f"{index:06d}" for index in range(count)}
+        assert all({p.stem for p in (duts / split / kind).iterdir()} == names for kind in ("images", "masks"))
+        shown = []
+        for image, mask in pairs(duts / split):
+            assert image.shape[:2] == mask.shape
+            assert max(mask.shape) == 160
+            assert min(mask.shape) >= 96
+            sizes.add(mask.shape)
+            shown.append((mask > 128).mean())
+            assert 0.01 < shown[-1] < 0.8 or not mask.any()
+        empty = [index for index, share in enumerate(shown) if share == 0]
+        assert empty == ([24] if split == "train" else [])
+    assert {height < width for height, width in sizes} == {True, False}
+    assert len(sizes) > 15
+
+
+def test_duts_same_seed_same_bytes(toy, duts, tmp_path):
+    def make(seed, place):
+        arguments = ["--output", str(place), "--layout", "duts", "--train", "30", "--val", "12"]
+        assert toy.main([*arguments, "--seed", seed]) == 0
+        return tree(place / "duts")
+
+    files = tree(duts)
+    assert make("0", tmp_path / "same") == files
+    other = make("1", tmp_path / "other")
+    assert other.keys() == files.keys()
+    assert not {other[p] for p in other if p.suffix == ".jpg"} & set(files.values())
+    assert len({files[p] for p in files if p.suffix == ".jpg"}) == 42  # none comes twice, train or val
+
+
+def test_duts_masks_are_smooth_and_fit_the_pictures(duts):
+    """Few pixels are partly covered, and the picture changes most where the mask does."""
+    steps = []
+    for image, mask in pairs(duts / "val"):
+        share = np.isin(mask, (0, 255)).mean()
+        assert 0.8 < share < 1
+        salient = (mask > 128).astype(np.uint8)
+        outline = cv2.morphologyEx(salient, cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8)) > 0
+        change = cv2.morphologyEx(image, cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8)).max(axis=2)
+        steps.append(np.median(change[outline]) / np.median(change[~outline]))
+    assert min(steps) > 1.2
+    assert np.median(steps) > 2  # of masks moved by three pixels it is 1.1
+
+
+def test_duts_is_not_a_matter_of_brightness_or_distance(duts):
+    """F of the best threshold for the whole set (beta^2 = 0.3, mean of the pictures' curves)."""
+
+    def rescaled(values):
+        return np.round(255 * (values - values.min()) / np.ptp(values)).astype(int)
+
+    curves = {"brightness": [], "darkness": [], "distance": [], "truth": []}
+    for image, mask in [*pairs(duts / "val"), *(p for p in pairs(duts / "train") if p[1].any())]:
+        salient, grey = mask > 128, image.mean(axis=2)
+        border = np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]]).mean(axis=0)
+        guesses = (grey, -grey, np.linalg.norm(image - border, axis=2), salient.astype(float))
+        for name, guess in zip(curves, guesses, strict=True):
+            found, said = (
+                np.bincount(part, minlength=256)[::-1].cumsum()
+                for part in (rescaled(guess)[salient], rescaled(guess).ravel())
+            )
+            curves[name].append(1.3 * found / (0.3 * salient.sum() + said).clip(1e-9))
+    best = {name: np.mean(curve, axis=0).max() for name, curve in curves.items()}
+    assert best.pop("truth") == pytest.approx(1)
+    assert max(best.values()) < 0.85, best
 
 
 @pytest.mark.parametrize("option", [("--train", "-1"), ("--size", "10"), ("--seed", "-1"), ("--layout", "x")])

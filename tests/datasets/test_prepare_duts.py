@@ -189,7 +189,25 @@ def test_pictures_of_the_other_folder(script, mine, tmp_path, capsys):
     assert f"also in the other folder: c.png: is the same picture as {other / 'renamed.png'}" in text
     assert total(text, "faults ") == "1"
     assert run(script, mine, "--against", mine) == 1
-    assert "is the root itself" in capsys.readouterr().err
+    assert "lies in the other" in capsys.readouterr().err
+
+
+def test_what_may_fail_does_so_before_the_work(script, mine, tmp_path, capsys, monkeypatch):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "bad.json").write_text("[]")
+    monkeypatch.setattr(script, "inspect", None)
+    for arguments, words in (
+        (["--output", tmp_path / "none/m.json"], "there is no folder"),
+        (["--output", mine / "m.json"], "is in the set's own folder"),
+        (["--check", tmp_path / "bad.json"], "no manifest"),
+        (["--against", tmp_path / "empty"], "empty"),
+        (["--against", mine / "images"], "lies in the other"),
+        (["--against", mine.parent], "lies in the other"),
+    ):
+        assert run(script, mine, *arguments) == 1
+        error = capsys.readouterr().err
+        assert words in error
+        assert len(error.splitlines()) == 1
 
 
 def test_errors_are_one_line(script, run_tool, tmp_path):

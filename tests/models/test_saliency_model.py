@@ -4,11 +4,12 @@ import copy
 
 import pytest
 import torch
+import torch.nn.functional as F
 from comparison import like_trained
 
 from res2net_dense.backbones import list_backbones
 from res2net_dense.errors import ConfigError
-from res2net_dense.models.saliency import build_saliency_model
+from res2net_dense.models.saliency import BINS, _cell_means, build_saliency_model
 
 SIZES = ((70, 97), (97, 64), (33, 45), (96, 96))
 SMALL = [name for name in list_backbones() if not name.startswith(("res2next29", "se_res2next29"))]
@@ -156,11 +157,38 @@ def test_maps_are_probabilities_of_the_original_size_and_those_of_the_logits():
     assert 0 <= prediction["saliency"].min() <= prediction["saliency"].max() <= 1
 
 
+@pytest.mark.parametrize("size", [320, 352, 384])
+def test_a_network_that_is_sure_gives_no_more_than_one(size):
+    """The weights of an antialiased resize add up to a trifle more than one."""
+    model, (sample,) = build("res2net50_18w_4s").eval(), pictures(((size, size),))
+    model.decoder.head.weight.data.zero_()
+    model.decoder.head.bias.data.fill_(30)
+    (prediction,) = model([{**sample, "original_height": 300, "original_width": 267}])
+    assert prediction["saliency"].max() == 1
+
+
 @pytest.mark.parametrize("size", [(1, 1), (1, 200), (31, 2), (513, 33)])
 def test_any_size_is_taken_alone_and_in_company(size):
     model = build("res2net50_18w_4s").eval()
     batch = list(pictures((size, (64, 64))))
     assert_padding_changes_nothing(model, batch)
+
+
+@pytest.mark.parametrize("bins", BINS)
+@pytest.mark.parametrize("size", [(1, 1), (2, 3), (5, 7), (10, 13), (32, 17)])
+def test_means_of_cells_are_those_of_torch(size, bins):
+    x = torch.randn(2, 3, *size, dtype=torch.float64, requires_grad=True)
+    expected = F.adaptive_avg_pool2d(x, bins)
+    torch.testing.assert_close(_cell_means(x, bins), expected)
+    weights = torch.randn_like(expected)
+    gradients = [torch.autograd.grad((y * weights).sum(), x) for y in (_cell_means(x, bins), expected)]
+    torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize("channels", [2, 4, 12, 64])
+def test_few_channels_and_pixels_are_enough_for_group_norm(channels):
+    model, batch = build("res2net50_18w_4s", channels=channels), list(pictures(((20, 20),)))
+    assert torch.isfinite(model.eval()(batch)[0]["saliency"]).all()
 
 
 def test_bfloat16_is_near_full_precision():

@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 from running import make_toy
 
-from res2net_dense.config import load_config
+from res2net_dense.config import config_to_dict, load_config
+from res2net_dense.data.duts import KNOWN_SETS
 from res2net_dense.engine.inference import evaluate
 from res2net_dense.errors import Res2NetDenseError
 from res2net_dense.evaluation.saliency import METRICS
@@ -177,3 +178,37 @@ def test_an_object_is_listed_by_its_box():
     assert saliency.to_records({"saliency": saliency_map}, 7) == [
         {"image_id": 7, "category_id": 1, "bbox": [3, 2, 3, 2], "area": 6, "score": 0.75}
     ]
+
+
+@pytest.mark.parametrize("name", ["sod_res2net50_duts", "sod_resnet50_duts", "sod_res2net50_test_sets"])
+def test_the_recipe_is_the_published_one(name):
+    """PoolNet's: Adam 5e-5, decay 5e-4, 24 epochs of ten pictures a step, a tenth after 15, native sizes."""
+    config = load_config(ROOT / f"configs/{name}.yaml")
+    optimizer, epoch = config.train.optimizer, KNOWN_SETS["DUTS-TR"].count / 10
+    assert (optimizer.name, optimizer.lr) == ("adam", 5e-5)
+    # beside a loss summed over the pixels of a picture of DUTS, 300 x 400; ours is their mean
+    assert optimizer.weight_decay == pytest.approx(5e-4 / (300 * 400), rel=0.01)
+    assert optimizer.norm_weight_decay is None
+    assert config.train.batch_size == config.train.reference_batch == 10
+    assert config.train.iterations == round(24 * epoch)
+    assert config.train.schedule.milestones == [round(15 * epoch)]
+    assert (config.data.size, config.data.flip, config.data.crop, config.data.rotate) == (
+        None,
+        0.5,
+        (1, 1),
+        0,
+    )
+    assert (config.backbone.norm, config.backbone.weights) == ("FrozenBN", "imagenet")
+    sets = {Path(split.root).name for split in config.data.val}
+    assert sets <= KNOWN_SETS.keys()
+    assert len(sets) == (6 if "test_sets" in name else 1)
+
+
+def test_the_twins_differ_in_their_backbone_alone():
+    ours, theirs = (
+        config_to_dict(load_config(ROOT / f"configs/sod_{name}_duts.yaml"))
+        for name in ("res2net50", "resnet50")
+    )
+    assert (ours["backbone"].pop("name"), theirs["backbone"].pop("name")) == ("res2net50_26w_4s", "resnet50")
+    assert ours["runtime"].pop("output_dir") != theirs["runtime"].pop("output_dir")
+    assert ours == theirs

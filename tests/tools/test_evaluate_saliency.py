@@ -268,6 +268,12 @@ def test_maps_without_a_mask_are_named_and_left_out(score, sets, capsys):
     assert "warning: good: 2 of 8 maps" in capsys.readouterr().err
 
 
+def test_another_count_than_published_is_said(score, sets, capsys):
+    (sets / "masks").rename(sets / "ECSSD")
+    score(sets / "good", masks=sets / "ECSSD")
+    assert "warning: ECSSD has 6 pairs here but 1000 as published" in capsys.readouterr().err
+
+
 def test_the_data_is_not_written_to(score, sets):
     before = [tree_hash(sets / name) for name in ("good", "bad", "masks")]
     score(sets / "good", sets / "bad", workers=2, plot=sets / "curves.png")
@@ -356,8 +362,8 @@ def sixteen(kind):
          r"masks: 1 files have the name of another .*0\.png"),
         (put("masks/0.bmp", Image.new("L", (60, 40))), r"masks: 1 files have the name of another .*0\.png"),
         (put("good/0.png", Image.new("L", (61, 40))), r"good/0\.png: .* 61x40, .* is 60x40; .*--resize"),
-        (put("good/0.png", coloured("RGB")), r"good/0\.png: the map is in colour"),
-        (put("good/0.png", coloured("P")), r"good/0\.png: the map is in colour"),
+        (put("good/0.png", coloured("RGB")), r"good/0\.png: the map is a (palette in colour|colour picture)"),
+        (put("good/0.png", coloured("P")), r"good/0\.png: the map is a (palette in colour|colour picture)"),
         (put("good/0.png", cut_out()), r"good/0\.png: the map has transparent pixels"),
         (put("good/0.png", sixteen(np.uint16)), r"good/0\.png: the map has more than 8 bits"),
         (lambda sets: [remove("good/0.png")(sets), put("good/0.tif", sixteen(np.float32))(sets)],

@@ -2,13 +2,20 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
 from running import TRAIN, assert_same_run, kill_half_way, make_toy, start
+from safetensors import safe_open
+
+from res2net_dense.config import load_config
+from res2net_dense.tasks import training
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICK = ROOT / "configs/quick/sod_res2net50.yaml"
@@ -37,6 +44,8 @@ def tiny(duts, tmp_path_factory):
             "iterations": 8, "batch_size": 4, "reference_batch": 4, "accumulate": 2, "ema_decay": 0.9,
             "save_every": 4, "log_every": 2,
         },
+        # one at a time, so that several sets make the same batches as one
+        "eval": {"batch_size": 1},
         "runtime": {"device": "cpu", "threads": 1},
     }  # fmt: skip
     path.write_text(yaml.safe_dump(config))
@@ -55,7 +64,7 @@ def trained(tiny, tmp_path_factory):
 
 
 def test_evaluating_later_repeats_the_numbers_on_several_sets_at_once(trained, duts, run_tool, tmp_path):
-    """At a batch size of three as at four: padding changes nothing that is seen in 8 bits."""
+    """To the last digit, beside another set."""
     before = json.loads((trained / "results.json").read_text())
     process = run_tool(
         TRAIN, "--config", trained / "config.yaml", "--output-dir", tmp_path / "new", "--eval-only",
@@ -68,10 +77,26 @@ def test_evaluating_later_repeats_the_numbers_on_several_sets_at_once(trained, d
         "seen",
     ]
     after = json.loads((tmp_path / "new/results.json").read_text())
-    assert {name.partition("/")[2]: score for name, score in after.items() if name.startswith("val/")} == (
-        pytest.approx(before, abs=2e-3)
-    )
+    assert {name: after[f"val/{name}"] for name in before} == before
     assert sum(name.startswith("seen/") for name in after) == len(before)
+
+
+def test_two_processes_score_as_one(tiny, tmp_path):
+    """And the smallest error chooses the best model."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29549"]
+    launch += [TRAIN, "--config", str(tiny), "--output-dir", str(tmp_path / "run")]
+    changes = ["data.workers=0", "train.iterations=3", "train.eval_every=1", "train.best_metric=MAE"]
+    process = subprocess.run([*launch, *changes], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert process.returncode == 0, process.stderr
+    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    errors = {line["iteration"]: line["metrics"]["MAE"] for line in lines if "metrics" in line}
+    with safe_open(tmp_path / "run/model_best.safetensors", "pt") as best:
+        about = best.metadata()
+    assert (len(errors), int(about["iteration"])) == (3, min(errors, key=errors.get))
+    together = json.loads((tmp_path / "run/results.json").read_text())
+    config = load_config(tmp_path / "run/config.yaml", [f"runtime.output_dir={tmp_path / 'again'}"])
+    newest = tmp_path / "run/checkpoints/iter_0000003.pt"
+    assert training.evaluate_only(config, torch.device("cpu"), newest) == together
 
 
 def test_killed_and_resumed_equals_never_stopped(tiny, trained, run_tool, tmp_path):
@@ -115,6 +140,22 @@ def test_maps_are_written_and_score_as_in_training(trained, duts, run_tool, tmp_
     assert process.returncode == 0, process.stderr
     scores = json.loads((tmp_path / "scores.json").read_text())["methods"]["ours"]["metrics"]
     assert scores == pytest.approx(json.loads((trained / "results.json").read_text()), abs=1e-9)
+
+
+def test_input_pictures_are_never_written_over(trained, duts, run_tool, tmp_path):
+    """Though what is made of `maps/x.png` goes to `maps/x.png`."""
+    shutil.copytree(duts / "val/masks", tmp_path / "mine/maps")
+    before = {file.name: file.read_bytes() for file in (tmp_path / "mine/maps").iterdir()}
+    for output in ("mine", "mine/maps"):
+        process = run_tool(
+            "tools/predict.py", "--config", trained / "config.yaml", "--input", tmp_path / "mine/maps",
+            "--weights", trained / "model_best.safetensors", "--output", tmp_path / output,
+        )  # fmt: skip
+        assert process.returncode == 1
+        assert "nothing of yours is overwritten" in process.stderr
+        assert len(process.stderr.splitlines()) == 1
+    assert {file.name: file.read_bytes() for file in (tmp_path / "mine/maps").iterdir()} == before
+    assert [folder.name for folder in (tmp_path / "mine").iterdir()] == ["maps"]
 
 
 @pytest.mark.slow
