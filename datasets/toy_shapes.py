@@ -22,7 +22,7 @@ EMPTY_EVERY = 25  # so often a training image has no objects
 MIN_VISIBLE, MIN_PIXELS = 0.4, 40  # of an object, as share and in pixels, however much is drawn over it
 MIN_CONTRAST = 70.0  # distance in RGB between a shape and what is around it
 GRAIN = 14.0  # of the ground of salient shapes, which have none; standard deviation
-MUTED = 0.2, 0.6  # least and largest share of its colour that such a ground keeps
+MUTED = 0.2, 0.5  # least and largest share of its colour that such a ground keeps
 
 
 @dataclass(frozen=True)
