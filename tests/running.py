@@ -40,6 +40,25 @@ def kill_half_way(config, folder, *, at, end):
     assert not (folder / f"checkpoints/iter_{end:07d}.pt").exists(), "it was too fast to be killed half way"
 
 
+def train(config, folder, *shown):
+    """Train without an interruption; the words `shown` are printed. Returns the run folder."""
+    process = start("--config", config, "--output-dir", folder)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    assert all(words in out for words in shown), out
+    return folder
+
+
+def assert_resumes_as_never_stopped(config, folder, straight, *overrides, at=4, end=8):
+    """Kill a training half way and resume it in `folder`: it ends bit-equal to the one in `straight`."""
+    kill_half_way(config, folder, at=at, end=end)
+    process = start("--config", config, "--output-dir", folder, "--resume", *overrides)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    assert f"after {at} iterations" in out
+    assert_same_run(folder, straight, end)
+
+
 def assert_same_run(one, other, iteration):
     """The last checkpoints and the logs of two run folders are equal to the bit."""
     states = [torch.load(run / f"checkpoints/iter_{iteration:07d}.pt") for run in (one, other)]

@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from running import TRAIN, assert_same_run, kill_half_way, make_toy, start
+from running import TRAIN, assert_resumes_as_never_stopped, make_toy, train
 from safetensors import safe_open
 
 from res2net_dense.config import load_config
@@ -55,12 +55,7 @@ def tiny(duts, tmp_path_factory):
 @pytest.fixture(scope="module")
 def trained(tiny, tmp_path_factory):
     """A run folder of 8 iterations, never interrupted."""
-    folder = tmp_path_factory.mktemp("run") / "straight"
-    out, err = start("--config", tiny, "--output-dir", folder).communicate(timeout=300)
-    assert (folder / "results.json").exists(), err
-    assert "weighted_F" in out
-    assert "beta^2" in out, "the table names its protocols"
-    return folder
+    return train(tiny, tmp_path_factory.mktemp("run") / "straight", "weighted_F", "beta^2")
 
 
 def test_evaluating_later_repeats_the_numbers_on_several_sets_at_once(trained, duts, run_tool, tmp_path):
@@ -99,14 +94,9 @@ def test_two_processes_score_as_one(tiny, tmp_path):
     assert training.evaluate_only(config, torch.device("cpu"), newest) == together
 
 
-def test_killed_and_resumed_equals_never_stopped(tiny, trained, run_tool, tmp_path):
+def test_killed_and_resumed_equals_never_stopped(tiny, trained, tmp_path):
     """With drop path, crops, rotation, colours, averages, bf16, accumulation, another number of workers."""
-    folder = tmp_path / "killed"
-    kill_half_way(tiny, folder, at=4, end=8)
-    process = run_tool(TRAIN, "--config", tiny, "--output-dir", folder, "--resume", "data.workers=0")
-    assert process.returncode == 0, process.stderr
-    assert "after 4 iterations" in process.stdout
-    assert_same_run(folder, trained, 8)
+    assert_resumes_as_never_stopped(tiny, tmp_path / "killed", trained, "data.workers=0")
 
 
 def test_maps_are_written_and_score_as_in_training(trained, duts, run_tool, tmp_path):

@@ -13,7 +13,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from running import TRAIN, assert_same_run, kill_half_way, start
+from running import TRAIN, assert_resumes_as_never_stopped, train
 from safetensors.torch import load_file
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -45,12 +45,7 @@ def tiny(toy, tmp_path_factory):
 @pytest.fixture(scope="module")
 def trained(tiny, tmp_path_factory):
     """A run folder of 20 iterations, never interrupted."""
-    folder = tmp_path_factory.mktemp("run") / "straight"
-    process = start("--config", tiny, "--output-dir", folder)
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == 0, err
-    assert "bbox" in out  # the table
-    return folder
+    return train(tiny, tmp_path_factory.mktemp("run") / "straight", "bbox")  # the table
 
 
 def one_line_error(process, *words):
@@ -107,13 +102,9 @@ def test_evaluating_later_repeats_the_numbers(trained, run_tool, tmp_path):
     assert (tmp_path / "new/results.json").read_text() == before
 
 
-def test_killed_and_resumed_equals_never_stopped(tiny, trained, run_tool, tmp_path):
+def test_killed_and_resumed_equals_never_stopped(tiny, trained, tmp_path):
     folder = tmp_path / "killed"
-    kill_half_way(tiny, folder, at=10, end=20)
-    process = run_tool(TRAIN, "--config", tiny, "--output-dir", folder, "--resume")
-    assert process.returncode == 0, process.stderr
-    assert "after 10 iterations" in process.stdout
-    assert_same_run(folder, trained, 20)
+    assert_resumes_as_never_stopped(tiny, folder, trained, at=10, end=20)
     for key, value in load_file(trained / "model_best.safetensors").items():
         assert load_file(folder / "model_best.safetensors")[key].equal(value), key
 
