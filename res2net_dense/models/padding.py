@@ -4,9 +4,8 @@ Padding to a common size changes a network's results: behind the first norm the 
 leaks over the picture's border, and whatever averages over the map averages over it too. `Extents` undoes
 both. Before every convolution or pool that looks at neighbours the padding is set to zero, which is what
 these put around a map anyway; what looks further (group norm, squeeze-and-excitation, means that leave the
-zeros outside uncounted) sees one picture after the other.
-
-All of it holds in evaluation, and in training for all but batch norm, whose statistics include the padding.
+zeros outside uncounted) sees one picture after the other; and batch norm that learns sees the pixels of the
+pictures alone, as a list.
 """
 
 from __future__ import annotations
@@ -35,6 +34,8 @@ class Extents:
         self._sizes: list[tuple[int, int]] | None = None
         self._padded = (1, 1)
         self._masks: dict[tuple[Any, ...], Tensor] = {}
+        self._places: dict[tuple[Any, ...], Tensor] = {}
+        self._packed: torch.Size | None = None
 
     def set(self, sizes: Sequence[tuple[int, int]], padded: tuple[int, int]) -> None:
         """Take the sizes of the pictures of a batch, which hold until they are set anew.
@@ -44,6 +45,7 @@ class Extents:
             padded: (height, width) of the batch.
         """
         self._masks.clear()
+        self._places.clear()
         self._padded = padded
         self._sizes = None if all(size == padded for size in sizes) else list(sizes)
 
@@ -66,6 +68,14 @@ class Extents:
                 one[:, :height, :width] = 1
             self._masks[key] = mask.to(x.device, x.dtype)
         return x * self._masks[key]
+
+    def _pixels(self, shape: torch.Size, device: torch.device) -> Tensor:
+        """Places of the pictures' pixels among the `N * h * w` of a map."""
+        key = (*shape[-2:], device)
+        if key not in self._places:
+            mask = self.zeroed(torch.ones(shape[0], 1, *shape[-2:]))
+            self._places[key] = mask.flatten().nonzero().flatten().to(device)
+        return self._places[key]
 
     def each(
         self, function: Callable[[Tensor], Tensor], x: Tensor, size: Sequence[int] | None = None
@@ -100,6 +110,25 @@ class Extents:
             return output
         return self.each(module.forward, args[0], output.shape[-2:])
 
+    def pack(self, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+        """A forward pre-hook of batch norm: of a map the pixels of the pictures, `(P, C, 1, 1)`."""
+        x = args[0]
+        self._packed = None
+        if not module.training or self.of(x) is None:
+            return None
+        self._packed = x.shape
+        pixels = x.permute(0, 2, 3, 1).flatten(0, 2)
+        return (pixels.index_select(0, self._pixels(x.shape, x.device))[:, :, None, None],)
+
+    def unpack(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        """The forward hook that goes with `pack`; the padding becomes zero."""
+        if self._packed is None:
+            return output
+        number, channels, height, width = self._packed
+        whole = output.new_zeros(number * height * width, channels)
+        whole = whole.index_copy(0, self._pixels(self._packed, output.device), output[:, :, 0, 0])
+        return whole.view(number, height, width, channels).permute(0, 3, 1, 2)
+
 
 def watch(network: nn.Module, extents: Extents) -> None:
     """Let the layers of `network` compute each picture as if it were alone, whatever `extents` is set to.
@@ -112,6 +141,9 @@ def watch(network: nn.Module, extents: Extents) -> None:
             isinstance(module, nn.AvgPool2d) and not module.count_include_pad
         ):
             module.register_forward_hook(extents.one_by_one)
+        elif isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.register_forward_pre_hook(extents.pack)
+            module.register_forward_hook(extents.unpack)
         elif _looks_around(module):
             module.register_forward_pre_hook(extents.zero_padding)
 

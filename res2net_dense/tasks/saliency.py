@@ -76,15 +76,6 @@ def build_train_loader(config: SaliencyConfig, *, start_iteration: int = 0) -> I
         flip=data.flip,
         photometric=data.photometric,
     )
-    learns = "BN" in (config.model.norm, config.backbone.norm) or "SyncBN" in (
-        config.model.norm,
-        config.backbone.norm,
-    )
-    if data.keep_aspect and learns and config.train.batch_size > distributed.world_size():
-        say(
-            "batch norm counts the padding of batches of several sizes in its statistics; model.norm=GN with "
-            "backbone.norm=FrozenBN or GN does not, nor do squares (data.keep_aspect=false)"
-        )
     # Upright and wide pictures apart, or half of a batch would be padding.
     groups = aspect_ratio_groups(dataset.aspect_ratios) if data.keep_aspect else None
     return train_batches(config, dataset, transform, start_iteration=start_iteration, groups=groups)

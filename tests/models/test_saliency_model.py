@@ -116,6 +116,29 @@ def test_gradients_of_a_padded_batch_are_those_of_its_pictures():
             torch.testing.assert_close(together[name], parameter.grad, atol=1e-4 * float(scale), rtol=0)
 
 
+@pytest.mark.parametrize("checkpointed", [False, True])
+@pytest.mark.parametrize("norm", ["BN", "GN"])
+def test_norms_that_learn_see_no_padding(norm, checkpointed):
+    """Two pictures of one size, alone and in the corner of a larger canvas: losses, gradients, statistics."""
+    outcomes = []
+    for canvas in ((64, 96), (96, 160)):
+        model = (
+            build(options={"norm": norm, "checkpoint_activations": checkpointed}, norm=norm).train().double()
+        )
+        images = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(0)).double()
+        padded = F.pad(images, (0, canvas[1] - 96, 0, canvas[0] - 64), value=7.0)
+        model.extents.set([(64, 96)] * 2, canvas)
+        logits, sides, borders = model._compute(padded)
+        parts = [part[..., :16, :24] for part in (logits, borders)]
+        sum(part.square().mean() for part in parts).backward()
+        gradient = model.backbone.conv1.weight.grad
+        statistics = [buffer for name, buffer in model.named_buffers() if "running" in name]
+        outcomes.append([*parts, gradient / gradient.abs().max(), *statistics])
+    for alone, padded in zip(*outcomes, strict=True):
+        torch.testing.assert_close(padded, alone, atol=1e-9, rtol=1e-9)
+    assert (len(outcomes[0]) > 100) == (norm == "BN")
+
+
 def test_recomputed_activations_see_the_same_padding():
     grads = []
     for recompute in (False, True):
