@@ -144,11 +144,6 @@ def main(args: argparse.Namespace) -> int:
     metrics = {method.name: total.metrics() for method, total in zip(methods, totals, strict=True)}
     curves = {method.name: total.curves() for method, total in zip(methods, totals, strict=True)}
 
-    print(f"{len(masks)} masks in {folder}: {RULE}\n\n{table(metrics)}")
-    print(_RESCALED if args.rescale else _AS_THEY_ARE)
-    for method, count in zip(methods, resized, strict=True):
-        if count:
-            print(f"{method.name}: {count} of {len(masks)} maps were scaled to their masks, bilinear")
     if args.json:
         document = {
             "protocols": dict(PROTOCOLS),
@@ -172,6 +167,11 @@ def main(args: argparse.Namespace) -> int:
     if args.sheet:
         sheet = worst(methods[0], masks, pictures, images[0], rescale=args.rescale)
         write_atomically(Path(args.sheet), lambda file: sheet.save(file, format="PNG"))
+    print(f"{len(masks)} masks in {folder}: {RULE}\n\n{table(metrics)}")
+    print(_RESCALED if args.rescale else _AS_THEY_ARE)
+    for method, count in zip(methods, resized, strict=True):
+        if count:
+            print(f"{method.name}: {count} of {len(masks)} maps were scaled to their masks, bilinear")
     return 0
 
 
