@@ -238,7 +238,12 @@ def test_random_bytes_give_our_error_alone(mine):
 
 @pytest.mark.parametrize(
     ("images", "masks"),
-    [*{known.folders for known in KNOWN_SETS.values()}, ("Imgs", "GT"), ("Image", "Mask"), ("im", "gt")],
+    [
+        *sorted({known.folders for known in KNOWN_SETS.values()}),
+        ("Imgs", "GT"),
+        ("Image", "Mask"),
+        ("im", "gt"),
+    ],
 )
 @pytest.mark.parametrize("below", ["", "DUTS-TE"])
 def test_folders_are_found_by_their_names(mine, tmp_path, images, masks, below):
