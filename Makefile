@@ -5,8 +5,10 @@ PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 DEMO_DIR ?= output/demo
 # Two processes of one thread each: most tests start programs or small networks, which more threads do not speed up.
-# The longest files first, or one process would end with them while the other has nothing left.
-TESTS = OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests/tools tests
+# The longest files first, or one process would end with them while the other has nothing left. (`tests/tools tests`
+# would not do: pytest drops a folder that another one holds.)
+TESTS = OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder \
+  tests/tools $(filter-out tests/tools/ tests/__pycache__/,$(sort $(wildcard tests/*/))) $(wildcard tests/test_*.py)
 
 .PHONY: demo test check parity bench zoo lock clean
 

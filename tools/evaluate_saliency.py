@@ -297,12 +297,15 @@ def score_all(scoring: Scoring, workers: int) -> Iterator[list[Scored]]:
         scoring, batch_size=None, num_workers=workers if workers > 1 else 0,
         collate_fn=as_it_is, worker_init_fn=init_worker,
     )  # fmt: skip
-    # An interrupt while the workers start would be lost, or taken for their end.
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    # An interrupt while the workers start would be lost, or taken for their end: it is kept for afterwards.
+    interrupts: list[int] = []
+    usual = signal.signal(signal.SIGINT, lambda number, frame: interrupts.append(number))
     try:
         scores = iter(loader)
     finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        signal.signal(signal.SIGINT, usual)
+    if interrupts:
+        raise KeyboardInterrupt
     try:
         for scored in scores:
             if isinstance(scored, DatasetError):

@@ -81,6 +81,7 @@ def test_killed_and_resumed_equals_never_stopped(tiny, trained, tmp_path):
     assert_resumes_as_never_stopped(tiny, tmp_path / "killed", trained, "data.workers=0")
 
 
+@pytest.mark.slow  # detection and saliency do the same by default
 def test_two_processes_score_as_one(tiny, tmp_path):
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29547"]
     launch += [TRAIN, "--config", str(tiny), "--output-dir", str(tmp_path / "run")]
