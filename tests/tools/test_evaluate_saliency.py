@@ -441,6 +441,8 @@ def start_long(sets):
     process = subprocess.Popen(
         [*map(str, command), "--workers", "2", "--json", str(sets / "scores.json")],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        # tests that run in a shell's background have interrupts ignored, and so would the tool
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
     deadline = time.monotonic() + 120
