@@ -1,5 +1,6 @@
 """What tests share that run programs of ours as a person does: `from running import ...`."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -38,6 +39,24 @@ def kill_half_way(config, folder, *, at, end):
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert not (folder / f"checkpoints/iter_{end:07d}.pt").exists(), "it was too fast to be killed half way"
+
+
+def train_twofold(port, *arguments):
+    """Train in two processes under torchrun; returns the finished run with its text."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={port}"]
+    process = subprocess.run(
+        [*launch, TRAIN, *map(str, arguments)],
+        cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert process.returncode == 0, process.stderr
+    return process
+
+
+def assert_one_line(error, *words):
+    """The message of a caught error is one line that has all words."""
+    message = str(error.value)
+    assert "\n" not in message
+    assert all(word in message for word in words), message
 
 
 def train(config, folder, *shown):

@@ -45,12 +45,8 @@ def main(args: argparse.Namespace) -> int:
     task = get_task(config.task)
     files = list_images(args.input)
     output = Path(args.output)
-    inside = [file for file in files if file.resolve().is_relative_to(output.resolve())]
-    if inside:
-        raise ConfigError(
-            f"--output {output} is a folder of the input pictures ({inside[0]}); choose another, "
-            "nothing of yours is overwritten"
-        )
+    places = picture_names(files)
+    check_inputs_are_safe(files, output, FOLDERS.get(config.task, ("",)), places)
     device = set_up_device(config)
     config = adapted_to(config, Path(args.weights))
     if config.model.num_classes is None:
@@ -61,7 +57,6 @@ def main(args: argparse.Namespace) -> int:
     names = config.data.class_names or [f"class {label}" for label in range(config.model.num_classes)]
     if config.task == "saliency":
         names = ["salient object"]
-    places = picture_names(files)
     images, annotations, bad = [], [], []
     bar = tqdm(total=len(files), desc="predict", unit="img", disable=None)
 
@@ -112,6 +107,21 @@ def main(args: argparse.Namespace) -> int:
         found = f"{shown} {what} with score >= {args.score:g}"
     print(f"{len(images)} pictures, {found}, {len(bad)} files skipped: {output}")
     return 0 if images else 1
+
+
+def check_inputs_are_safe(
+    files: list[Path], output: Path, folders: tuple[str, ...], places: list[Path]
+) -> None:
+    """Raise a `ConfigError` if an input picture lies where pictures will be written, or would be later."""
+    inputs = {file.resolve(): file for file in files}
+    written = {(output / folder / place).resolve() for folder in folders for place in places}
+    for path, file in inputs.items():
+        own = any(path.is_relative_to((output / folder).resolve()) for folder in folders if folder)
+        if own or path in written or path.parent == output.resolve():
+            raise ConfigError(
+                f"--output {output} is a folder of the input pictures ({file}); choose another, "
+                "nothing of yours is overwritten"
+            )
 
 
 def draw(image: np.ndarray, prediction: Prediction, names: list[str], score: float) -> list[Image.Image]:

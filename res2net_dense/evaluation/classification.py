@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from res2net_dense.errors import ConfigError, DatasetError
+from res2net_dense.evaluation.once import checked_id
 from res2net_dense.evaluation.tables import align, show
 from res2net_dense.types import Prediction, Sample
 
@@ -76,13 +77,7 @@ class ClassificationEvaluator:
             ConfigError: the model has another number of classes.
         """
         for sample, prediction in zip(inputs, outputs, strict=True):
-            image_id = sample["image_id"]
-            if not isinstance(image_id, int) or not 0 <= image_id < len(self.labels):
-                raise DatasetError(f"image {image_id!r} is not one of the {len(self.labels)} to be scored")
-            if image_id in self._ranks:
-                raise DatasetError(
-                    f"image {image_id} was evaluated twice; call reset() before another evaluation"
-                )
+            image_id = checked_id(sample, len(self.labels), self._ranks)
             logits = prediction["logits"].detach().float().cpu()
             if len(logits) != len(self.class_names):
                 raise ConfigError(

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from res2net_dense.errors import ConfigError, DatasetError
+from res2net_dense.evaluation.once import checked_id, join
 from res2net_dense.evaluation.saliency_measures import ImageScores, f_measure, score_map
 from res2net_dense.evaluation.tables import align, show
 from res2net_dense.types import Prediction, Sample
@@ -159,13 +160,7 @@ class SaliencyEvaluator:
                 cannot be read, or its map is not finite or not in [0, 1].
         """
         for sample, prediction in zip(inputs, outputs, strict=True):
-            image_id = sample["image_id"]
-            if not isinstance(image_id, int) or not 0 <= image_id < self.count:
-                raise DatasetError(f"image {image_id!r} is not one of the {self.count} to be scored")
-            if image_id in self._seen:
-                raise DatasetError(
-                    f"image {image_id} was evaluated twice; call reset() before another evaluation"
-                )
+            image_id = checked_id(sample, self.count, self._seen)
             mask, saliency = self._read_mask(image_id), prediction["saliency"].detach().float().cpu().numpy()
             try:
                 scores = score_map(saliency, mask, rescale=self.rescale)
@@ -183,11 +178,7 @@ class SaliencyEvaluator:
                 cannot be read.
         """
         parts = self._gather((self._seen, self._scores))
-        seen = set[int]().union(*(ids for ids, _ in parts))
-        if twice := sum(len(ids) for ids, _ in parts) - len(seen):
-            raise DatasetError(
-                f"{twice} images were evaluated by more than one process; give each process its own images"
-            )
+        seen = join([ids for ids, _ in parts])
         totals = [SaliencyScores() for _ in self.sets]
         for _, scores in parts:
             for total, part in zip(totals, scores, strict=True):

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from res2net_dense.errors import ConfigError, DatasetError
+from res2net_dense.evaluation.once import checked_id, join
 from res2net_dense.evaluation.tables import align, show
 from res2net_dense.types import IGNORE_INDEX, Prediction, Sample
 
@@ -146,13 +147,7 @@ class SemanticEvaluator:
             ConfigError: a label has no class name.
         """
         for sample, prediction in zip(inputs, outputs, strict=True):
-            image_id = sample["image_id"]
-            if not isinstance(image_id, int) or not 0 <= image_id < self.count:
-                raise DatasetError(f"image {image_id!r} is not one of the {self.count} to be scored")
-            if image_id in self._seen:
-                raise DatasetError(
-                    f"image {image_id} was evaluated twice; call reset() before another evaluation"
-                )
+            image_id = checked_id(sample, self.count, self._seen)
             truth, labels = self._read_mask(image_id), prediction["sem_seg"].detach().cpu().numpy()
             if truth.shape != labels.shape:
                 raise DatasetError(
@@ -171,11 +166,7 @@ class SemanticEvaluator:
                 cannot be read.
         """
         parts = self._gather((self._seen, self._confusion, self._boundary))
-        seen = set[int]().union(*(ids for ids, _, _ in parts))
-        if twice := sum(len(ids) for ids, _, _ in parts) - len(seen):
-            raise DatasetError(
-                f"{twice} images were evaluated by more than one process; give each process its own images"
-            )
+        seen = join([ids for ids, _, _ in parts])
         confusion = np.sum([matrix for _, matrix, _ in parts], axis=0)
         intersections, unions = np.sum([counts for _, _, counts in parts], axis=0)
         pixels = confusion.sum(axis=1)

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from res2net_dense.errors import ConfigError, DatasetError
+from res2net_dense.evaluation.once import checked_id
 from res2net_dense.evaluation.tables import align, show
 from res2net_dense.types import Prediction, Sample
 
@@ -230,13 +231,7 @@ class VocEvaluator:
             ConfigError: a label has no class name.
         """
         for sample, prediction in zip(inputs, outputs, strict=True):
-            image_id = sample["image_id"]
-            if not isinstance(image_id, int) or not 0 <= image_id < self._count:
-                raise DatasetError(f"image {image_id!r} is not one of the {self._count} to be scored")
-            if image_id in self._detections:
-                raise DatasetError(
-                    f"image {image_id} was evaluated twice; call reset() before another evaluation"
-                )
+            image_id = checked_id(sample, self._count, self._detections)
             boxes, labels, scores = (prediction[key].detach().cpu() for key in ("boxes", "labels", "scores"))
             if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(self.class_names):
                 raise ConfigError(

@@ -92,9 +92,9 @@ class Extents:
         self._sizes = None  # for the layers inside of `function`
         try:
             if sizes is None:
-                return _fitted(function(x), size)
+                return fitted(function(x), size)
             parts = [one[None, :, :h, :w] for one, (h, w) in zip(x, sizes, strict=True)]
-            return torch.cat([_fitted(function(part), size) for part in parts])
+            return torch.cat([fitted(function(part), size) for part in parts])
         finally:
             self._sizes = kept
 
@@ -155,7 +155,7 @@ def _looks_around(module: nn.Module) -> bool:
     return isinstance(module, (nn.MaxPool2d, nn.AvgPool2d, AvgPool2dSame, MaxPool2dSame))
 
 
-def _fitted(x: Tensor, size: Sequence[int]) -> Tensor:
+def fitted(x: Tensor, size: Sequence[int]) -> Tensor:
     """Cut or pad with zeros right and below."""
     below, right = size[0] - x.shape[-2], size[1] - x.shape[-1]
     return F.pad(x, (0, right, 0, below)) if below or right else x

@@ -21,7 +21,7 @@ from res2net_dense.backbones.layers import build_norm
 from res2net_dense.convert import load_backbone_weights
 from res2net_dense.errors import ConfigError
 from res2net_dense.models.norms import group_norm, single_values_explained
-from res2net_dense.models.padding import Extents, watch
+from res2net_dense.models.padding import Extents, fitted, watch
 from res2net_dense.models.saliency_losses import edge_loss, edge_targets, saliency_losses
 from res2net_dense.types import Losses, Prediction, Sample
 
@@ -239,8 +239,8 @@ class SaliencyModel(nn.Module):
         """The weighted losses of each picture, `(N,)` each; their means are the losses of the batch."""
         images = self._batched(batch)
         shape = images.shape[-2:]
-        targets = torch.stack([_padded(sample["saliency"], shape) for sample in batch]).to(images.device)
-        valid = torch.stack([_padded(torch.ones_like(sample["saliency"]), shape) for sample in batch])
+        targets = torch.stack([fitted(sample["saliency"], shape) for sample in batch]).to(images.device)
+        valid = torch.stack([fitted(torch.ones_like(sample["saliency"]), shape) for sample in batch])
         valid = valid.to(images.device) > 0
         final, sides, borders = self._compute(images)
 
@@ -290,7 +290,7 @@ class SaliencyModel(nn.Module):
         if any(size != shape for size in sizes):
             shape = -(-shape[0] // self.divisor) * self.divisor, -(-shape[1] // self.divisor) * self.divisor
         self.extents.set(sizes, shape)
-        return torch.stack([_padded((s["image"].to(mean.device) - mean) / std, shape) for s in batch])
+        return torch.stack([fitted((s["image"].to(mean.device) - mean) / std, shape) for s in batch])
 
 
 def build_saliency_model(
@@ -342,10 +342,6 @@ def _check(
 
 def _head(channels: int) -> nn.Conv2d:
     return nn.Conv2d(channels, 1, 3, padding=1)
-
-
-def _padded(grid: Tensor, size: Sequence[int]) -> Tensor:
-    return F.pad(grid, (0, size[1] - grid.shape[-1], 0, size[0] - grid.shape[-2]))
 
 
 def _cell_means(x: Tensor, bins: int) -> Tensor:

@@ -425,11 +425,12 @@ def test_duts_is_not_a_matter_of_brightness_or_distance(duts):
     def rescaled(values):
         return np.round(255 * (values - values.min()) / np.ptp(values)).astype(int)
 
-    curves = {"brightness": [], "darkness": [], "distance": [], "truth": []}
+    curves = {"brightness": [], "darkness": [], "distance": [], "colour": [], "truth": []}
     for image, mask in [*pairs(duts / "val"), *(p for p in pairs(duts / "train") if p[1].any())]:
         salient, grey = mask > 128, image.mean(axis=2)
         border = np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]]).mean(axis=0)
-        guesses = (grey, -grey, np.linalg.norm(image - border, axis=2), salient.astype(float))
+        colour = np.ptp(image.astype(float), axis=2)
+        guesses = (grey, -grey, np.linalg.norm(image - border, axis=2), colour, salient.astype(float))
         for name, guess in zip(curves, guesses, strict=True):
             found, said = (
                 np.bincount(part, minlength=256)[::-1].cumsum()
@@ -438,6 +439,7 @@ def test_duts_is_not_a_matter_of_brightness_or_distance(duts):
             curves[name].append(1.3 * found / (0.3 * salient.sum() + said).clip(1e-9))
     best = {name: np.mean(curve, axis=0).max() for name, curve in curves.items()}
     assert best.pop("truth") == pytest.approx(1)
+    assert best.pop("colour") < 0.95  # what a network has to beat
     assert max(best.values()) < 0.85, best
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from running import make_toy
+from running import assert_one_line, make_toy
 
 from res2net_dense.config import config_to_dict, load_config
 from res2net_dense.data.duts import KNOWN_SETS
@@ -46,12 +46,6 @@ def broken(duts, tmp_path):
     return Path(shutil.copytree(duts, tmp_path / "broken"))
 
 
-def one_line(error, *words):
-    message = str(error.value)
-    assert "\n" not in message
-    assert all(word in message for word in words), message
-
-
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -65,7 +59,7 @@ def one_line(error, *words):
 def test_what_does_not_fit_is_said_before_training(load, arguments, words):
     with pytest.raises(Res2NetDenseError) as error:
         saliency.prepare(load(*arguments))
-    one_line(error, *words)
+    assert_one_line(error, *words)
 
 
 def spoil_missing(mask):
@@ -97,7 +91,7 @@ def test_wrong_masks_are_named_in_one_line(load, broken, spoil, part):
     words = [word.replace("1 of 8", f"1 of {len(masks)}") for word in spoil(mask)]
     with pytest.raises(Res2NetDenseError) as error:
         saliency.prepare(load(root=broken))
-    one_line(error, *words)
+    assert_one_line(error, *words)
 
 
 class Oracle(torch.nn.Module):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from running import make_toy
+from running import assert_one_line, make_toy
 from safetensors.torch import save_file
 
 from res2net_dense.config import config_to_dict, load_config
@@ -53,12 +53,6 @@ def broken(voc, tmp_path):
     return Path(shutil.copytree(voc, tmp_path / "broken"))
 
 
-def one_line(error, *words):
-    message = str(error.value)
-    assert "\n" not in message
-    assert all(word in message for word in words), message
-
-
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -75,7 +69,7 @@ def one_line(error, *words):
 def test_what_does_not_fit_is_said_before_training(load, arguments, words):
     with pytest.raises(Res2NetDenseError) as error:
         semantic_segmentation.prepare(load(*arguments))
-    one_line(error, *words)
+    assert_one_line(error, *words)
 
 
 def spoil_rgb(root, name):
@@ -134,7 +128,7 @@ def test_wrong_masks_and_lists_are_named_in_one_line(load, broken, spoil):
     words = spoil(broken, "000003")
     with pytest.raises(Res2NetDenseError) as error:
         semantic_segmentation.prepare(load(root=broken))
-    one_line(error, *words)
+    assert_one_line(error, *words)
 
 
 def test_prepare_fills_in_the_classes(load):
@@ -229,7 +223,7 @@ def test_another_output_stride_is_said(load, weights, caplog):
 def test_another_network_of_equal_tensors_is_refused(load, weights, change, words):
     with pytest.raises(ConfigError) as error:
         training.adapted_to(load(change), weights)
-    one_line(error, "w.safetensors", "config.yaml of its run", *words)
+    assert_one_line(error, "w.safetensors", "config.yaml of its run", *words)
 
 
 def test_sync_batch_norm_without_gpus_is_refused(load, monkeypatch):
@@ -237,7 +231,7 @@ def test_sync_batch_norm_without_gpus_is_refused(load, monkeypatch):
     monkeypatch.setattr(distributed, "world_size", lambda: 2)
     with pytest.raises(ConfigError) as error:
         distributed.wrap(semantic_segmentation.build_model(config))
-    one_line(error, "SyncBN needs GPUs", "2 processes", "model.norm")
+    assert_one_line(error, "SyncBN needs GPUs", "2 processes", "model.norm")
 
 
 # VOC detection
@@ -259,13 +253,13 @@ RCNN = "quick/faster_rcnn_res2net50.yaml"
 def test_voc_detection_says_what_does_not_fit(load, arguments, words):
     with pytest.raises(Res2NetDenseError) as error:
         detection.prepare(load(*arguments, config=RCNN))
-    one_line(error, *words)
+    assert_one_line(error, *words)
 
 
 def test_voc_has_no_masks_for_mask_rcnn(load):
     with pytest.raises(ConfigError) as error:
         detection.prepare(load(config="quick/mask_rcnn_res2net50.yaml"))
-    one_line(error, "mask_rcnn", "faster_rcnn")
+    assert_one_line(error, "mask_rcnn", "faster_rcnn")
 
 
 def test_parts_are_joined(load, voc):

@@ -2,15 +2,13 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 from PIL import Image
-from running import TRAIN, assert_resumes_as_never_stopped, make_toy, train
+from running import TRAIN, assert_resumes_as_never_stopped, make_toy, train, train_twofold
 
 from res2net_dense.config import load_config
 from res2net_dense.tasks import training
@@ -78,20 +76,9 @@ def test_killed_and_resumed_equals_never_stopped(tiny, trained, tmp_path):
     assert_resumes_as_never_stopped(tiny, tmp_path / "killed", trained, "data.workers=0")
 
 
-def test_two_processes_under_torchrun(tiny, run_tool, tmp_path):
-    launch = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc_per_node=2",
-        "--master_port=29541",
-        TRAIN,
-    ]
-    launch += ["--config", str(tiny), "--output-dir", str(tmp_path / "run"), "train.iterations=2"]
-    process = subprocess.run(
-        [*launch, "data.workers=0"], cwd=ROOT, capture_output=True, text=True, timeout=300
-    )
-    assert process.returncode == 0, process.stderr
+def test_two_processes_under_torchrun(tiny, tmp_path):
+    changes = ["data.workers=0", "train.iterations=2"]
+    train_twofold(29541, "--config", tiny, "--output-dir", tmp_path / "run", *changes)
     together = json.loads((tmp_path / "run/results.json").read_text())
     config = load_config(tmp_path / "run/config.yaml", [f"runtime.output_dir={tmp_path / 'again'}"])
     newest = tmp_path / "run/checkpoints/iter_0000002.pt"

@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +9,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from running import TRAIN, assert_resumes_as_never_stopped, make_toy, train
+from running import TRAIN, assert_resumes_as_never_stopped, make_toy, train, train_twofold
 from safetensors import safe_open
 
 from res2net_dense.config import load_config
@@ -78,11 +76,8 @@ def test_evaluating_later_repeats_the_numbers_on_several_sets_at_once(trained, d
 
 def test_two_processes_score_as_one(tiny, tmp_path):
     """And the smallest error chooses the best model."""
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29549"]
-    launch += [TRAIN, "--config", str(tiny), "--output-dir", str(tmp_path / "run")]
     changes = ["data.workers=0", "train.iterations=3", "train.eval_every=1", "train.best_metric=MAE"]
-    process = subprocess.run([*launch, *changes], cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert process.returncode == 0, process.stderr
+    train_twofold(29549, "--config", tiny, "--output-dir", tmp_path / "run", *changes)
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     errors = {line["iteration"]: line["metrics"]["MAE"] for line in lines if "metrics" in line}
     with safe_open(tmp_path / "run/model_best.safetensors", "pt") as best:

@@ -5,15 +5,13 @@ line.
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 from PIL import Image
-from running import TRAIN, assert_resumes_as_never_stopped, train
+from running import TRAIN, assert_resumes_as_never_stopped, train, train_twofold
 from safetensors.torch import load_file
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -157,30 +155,9 @@ def test_a_failed_start_does_not_burn_the_folder(tiny, run_tool, tmp_path):
 
 def test_two_processes_under_torchrun(tiny, run_tool, tmp_path):
     """Batch norm too: what is evaluated is what is saved."""
-    launch = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc_per_node=2",
-        "--master_port=29517",
-        TRAIN,
-    ]
-    launch += ["--config", str(tiny), "--output-dir", str(tmp_path / "run")]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    dry = subprocess.run(
-        [*launch, "--dry-run"], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
-    )
-    assert dry.returncode == 0, dry.stderr
-    assert dry.stdout.count("all well") == 1
-    process = subprocess.run(
-        [*launch, "train.iterations=4"],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert process.returncode == 0, process.stderr
+    arguments = ["--config", tiny, "--output-dir", tmp_path / "run"]
+    assert train_twofold(29517, *arguments, "--dry-run").stdout.count("all well") == 1
+    train_twofold(29517, *arguments, "train.iterations=4")
     together = json.loads((tmp_path / "run/results.json").read_text())
     run = tmp_path / "run"
     alone = run_tool(TRAIN, "--config", run / "config.yaml", "--output-dir", run, "--eval-only")
