@@ -1,0 +1,228 @@
+"""The layers a network is rewritten to for inference: each runs a whole step (convolution, shortcut, ReLU)
+in one pass over memory.
+
+On a CPU a convolution of PyTorch lays out its weights anew in every call, or leaves oneDNN for a matrix
+product that is slower on some machines. Here oneDNN keeps the weights in the layout it wants, and adds and
+clips while it writes. Everywhere else, and under tracing, export and `torch.compile`, these layers compute
+the same in PyTorch's plain operations.
+
+They are made of the layers they replace, in place: whoever holds the layer holds the new one, and hooks stay.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.jit import is_tracing  # type: ignore[attr-defined]  # torch's manual has it under this name
+from torch.nn import functional
+
+from res2net_dense.backbones.bottle2neck import Bottle2neck
+
+_ONEDNN = torch.ops.mkldnn
+
+
+class FusedConv2d(nn.Conv2d):
+    """A convolution that also adds a shortcut and clips at zero; see `of`."""
+
+    relu: bool
+    after: nn.Module | None
+    _packed: _Packed
+
+    @classmethod
+    def of(
+        cls,
+        conv: nn.Conv2d,
+        weight: Tensor,
+        bias: Tensor | None,
+        *,
+        relu: bool,
+        groups: int | None = None,
+        after: nn.Module | None = None,
+    ) -> FusedConv2d:
+        """Make `conv` such a convolution, with these tensors, and return it.
+
+        Args:
+            conv: one that does not do more than `nn.Conv2d`.
+            weight, bias: in place of its own; their shapes tell the numbers of channels.
+            relu: whether the result is clipped at zero.
+            groups: in place of its own.
+            after: what else is done with the result.
+        """
+        conv.__class__ = cls
+        assert isinstance(conv, cls)
+        conv.weight = nn.Parameter(weight.detach(), requires_grad=False)
+        conv.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
+        conv.groups = groups or conv.groups
+        conv.in_channels, conv.out_channels = conv.weight.shape[1] * conv.groups, conv.weight.shape[0]
+        conv.relu = relu
+        conv.after = after
+        conv._packed = _Packed()
+        return conv
+
+    def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
+        """Compute the step.
+
+        Args:
+            x: `(N, in_channels, H, W)`.
+            shortcut: `(N, out_channels, H', W')`, is added, and overwritten; None for nothing.
+
+        Returns:
+            `(N, out_channels, H', W')`.
+        """
+        out = self._fused(x, shortcut)
+        return out if self.after is None else self.after(out)
+
+    def _fused(self, x: Tensor, shortcut: Tensor | None) -> Tensor:
+        x = x.to(self.weight.dtype)
+        if self.padding_mode == "zeros" and not isinstance(self.padding, str) and _fuses(x):
+            weight = self._packed.get(self.weight, x.shape, lambda: self._pack(x))
+            settings = self.padding, self.stride, self.dilation, self.groups
+            relu = "relu" if self.relu else "none"
+            if shortcut is None:
+                return _ONEDNN._convolution_pointwise(x, weight, self.bias, *settings, relu, [], "")
+            # Several times faster than into a new map.
+            return _ONEDNN._convolution_pointwise_.binary(
+                shortcut.to(x.dtype), x, weight, self.bias, *settings, "add", None, relu, [], ""
+            )
+        out = self._conv_forward(x, self.weight, self.bias)
+        if shortcut is not None:
+            out += shortcut
+        return functional.relu_(out) if self.relu else out
+
+    def _pack(self, x: Tensor) -> Tensor:
+        weight = self.weight.detach().contiguous(memory_format=torch.channels_last)
+        return _ONEDNN._reorder_convolution_weight(
+            weight, self.padding, self.stride, self.dilation, self.groups, list(x.shape)
+        )
+
+    def extra_repr(self) -> str:
+        """nn.Conv2d's, and whether it clips."""
+        return str(super().extra_repr()) + (", relu" if self.relu else "")  # type: ignore[no-untyped-call]
+
+
+class FusedLinear(nn.Linear):
+    """A linear layer on weights that oneDNN has laid out; see `of`."""
+
+    _packed: _Packed
+
+    @classmethod
+    def of(cls, linear: nn.Linear) -> FusedLinear:
+        """Make `linear` such a layer and return it."""
+        linear.__class__ = cls
+        assert isinstance(linear, cls)
+        linear._packed = _Packed()
+        return linear
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(..., in_features)` -> `(..., out_features)`."""
+        x = x.to(self.weight.dtype)
+        if _fuses(x):
+            weight = self._packed.get(self.weight, None, self._pack)  # one layout for all sizes
+            return _ONEDNN._linear_pointwise(x, weight, self.bias, "none", [], "")
+        return functional.linear(x, self.weight, self.bias)
+
+    def _pack(self) -> Tensor:
+        return _ONEDNN._reorder_linear_weight(self.weight.detach(), None)
+
+
+class FusedBottle2neck(Bottle2neck):
+    """A Res2Net block without norms, whose splits stay where its first convolution has put them.
+
+    The output of a split is written over its input, so that nothing is cut apart or joined. In a stage block,
+    whose splits do not feed each other, `grouped` is one convolution for all of them but the last.
+
+    Attributes:
+        grouped: see above; None where there is none.
+        inner: whether the block before is the only other one that knows the input, so that the result may be
+            written over it.
+    """
+
+    grouped: nn.Module | None
+    inner: bool
+
+    def _forward(self, x: Tensor, shortcut: Tensor | None) -> Tensor:
+        out = self._multi_scale(self.conv1(x))
+        if shortcut is None and self.downsample is not None:
+            shortcut = self.downsample(x)
+        elif shortcut is None and self.inner:
+            shortcut = x
+        else:  # somebody else's map, and the result is written over it
+            shortcut = (x if shortcut is None else shortcut).clone(memory_format=torch.preserve_format)
+        if self.se is None:
+            return self.conv3(out, shortcut)
+        out = self.se(self.conv3(out))
+        out += shortcut
+        return self.relu(out)
+
+    def _multi_scale(self, x: Tensor) -> Tensor:
+        if self.conv2 is not None:
+            return self.conv2(x)
+        if self.independent:
+            return self._independent(x)
+        kept = torch.is_grad_enabled() and x.requires_grad  # what autograd needs must not be overwritten
+        outputs: list[Tensor] = []
+        for index, conv in enumerate(self.convs):
+            split = x[:, index * self.width : (index + 1) * self.width]
+            outputs.append(conv(split + outputs[-1] if outputs else split))
+            if not kept:
+                split.copy_(outputs[-1])
+        return torch.cat([*outputs, x[:, -self.width :]], 1) if kept else x
+
+    def _independent(self, x: Tensor) -> Tensor:
+        first, last = x[:, : -self.width], x[:, -self.width :]
+        if self.grouped is not None:
+            outputs = [self.grouped(first)]
+        else:
+            outputs = [
+                conv(split) for conv, split in zip(self.convs, first.split(self.width, 1), strict=True)
+            ]
+        return torch.cat([*outputs, last if self.pool is None else self.pool(last)], 1)
+
+
+class _Packed:
+    """Weights as oneDNN lays them out for the last two shapes of input; a copy of the layer makes its own.
+
+    The layout depends on the shape and on the number of threads, and from one such layout to another oneDNN
+    has a way a hundred times slower than from PyTorch's: laying them out for every new shape costs little.
+    """
+
+    def __init__(self) -> None:
+        self._of: Any = None
+        self._weights: dict[Any, Tensor] = {}
+
+    def get(self, weight: Tensor, shape: Any, pack: Callable[[], Tensor]) -> Tensor:
+        state = weight.data_ptr(), weight._version, torch.get_num_threads()
+        if state != self._of:
+            self._of, self._weights = state, {}
+        packed = self._weights.pop(shape, None)
+        if packed is None:
+            if len(self._weights) > 1:
+                del self._weights[next(iter(self._weights))]
+            packed = pack()
+        self._weights[shape] = packed  # the last one used stands last
+        return packed
+
+    def __reduce__(self) -> Any:
+        return _Packed, ()
+
+
+def _fuses(x: Tensor) -> bool:
+    """Whether oneDNN's operations, which know neither gradients nor tracing, can take this."""
+    if is_tracing() or torch.compiler.is_compiling():  # type: ignore[no-untyped-call]
+        return False
+    return bool(
+        x.device.type == "cpu"
+        and (x.dtype == torch.float32 or (x.dtype == torch.bfloat16 and _has_bf16()))
+        and x.numel() > 0
+        and torch.backends.mkldnn.enabled
+        and not (torch.is_grad_enabled() and x.requires_grad)
+    )
+
+
+@functools.cache
+def _has_bf16() -> bool:
+    return bool(_ONEDNN._is_mkldnn_bf16_supported())

@@ -1,0 +1,273 @@
+"""Rewrites that leave a network's outputs as they are and make it cheap: batch norm goes into the
+convolutions, ReLU and shortcut with it, and the splits of a Res2Net block stay in place.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from typing import Any, TypeGuard, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from res2net_dense.backbones.bottle2neck import Bottle2neck
+from res2net_dense.backbones.dla import Root
+from res2net_dense.backbones.layers import DeformableConv2d
+from res2net_dense.backbones.res2net import Res2Net
+from res2net_dense.deploy.layers import FusedBottle2neck, FusedConv2d, FusedLinear
+from res2net_dense.errors import ConfigError
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+# Modules of ours that run attributes of these names one after the other: convolution, norm, ReLU.
+_STEPS: dict[type[nn.Module], tuple[str, str, str]] = {
+    Res2Net: ("conv1", "bn1", "relu"),
+    Root: ("conv", "bn", "relu"),
+}
+
+
+def optimize_for_inference(
+    model: nn.Module,
+    *,
+    dtype: torch.dtype | None = None,
+    channels_last: bool = True,
+    pad_width: int | None = None,
+) -> nn.Module:
+    """Return a copy of a network that computes the same in less time.
+
+    Args:
+        model: a backbone, a classifier, a segmentation, saliency or R-CNN model of ours, on its device; it
+            stays as it is.
+        dtype: of weights and maps: None or float32, bfloat16, or float16 (CUDA). Results are float32.
+        channels_last: lay out maps as (N, H, W, C), which is faster on CPUs and recent GPUs.
+        pad_width: give the splits of Res2Net blocks zero channels up to a multiple of this, such as 8 for
+            tensor cores: 14, 18 and 26 are none. None leaves them.
+
+    Returns:
+        The rewritten network in evaluation mode, without gradients. It takes and gives what `model` does.
+
+    Raises:
+        ConfigError: an argument has no meaning.
+    """
+    if dtype not in (None, *DTYPES):
+        raise ConfigError(f"dtype is {dtype}; allowed: {', '.join(map(str, DTYPES))}")
+    if pad_width is not None and (type(pad_width) is not int or pad_width < 1):
+        raise ConfigError(f"pad_width is {pad_width!r}; it is a whole number above 0, usually 8")
+    model = copy.deepcopy(model).eval().requires_grad_(False)
+    places = Counter(id(module) for _, module in model.named_modules(remove_duplicate=False))
+    single = {place for place, count in places.items() if count == 1}
+    with torch.no_grad():
+        for module in list(model.modules()):
+            _fold_inside(module, single)
+        for module in list(model.modules()):
+            if isinstance(module, Bottle2neck) and not isinstance(module.bn3, nn.GroupNorm):
+                _fuse_block(module, pad_width)
+        for module in list(model.modules()):
+            if _is_plain_conv(module):
+                FusedConv2d.of(module, module.weight, module.bias, relu=False)
+            elif isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward:
+                FusedLinear.of(module)
+            elif isinstance(module, Res2Net):
+                for stage in module.stages:
+                    for block in list(module.get_submodule(stage).children())[1:]:
+                        if isinstance(block, FusedBottle2neck):
+                            block.inner = True
+        if channels_last:
+            model.to(memory_format=torch.channels_last)
+    if dtype in (None, torch.float32):
+        return model
+    return _Lower(model, dtype)
+
+
+class _Lower(nn.Module):
+    """A rewritten model whose convolutions and linear layers compute in half precision, and which answers in
+    float32.
+    """
+
+    def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
+        super().__init__()
+        precise = {
+            id(module.conv_offset) for module in model.modules() if isinstance(module, DeformableConv2d)
+        }
+        for module in model.modules():
+            if isinstance(module, (FusedConv2d, FusedLinear)) and id(module) not in precise:
+                module.to(dtype)
+        self.model = model
+        self.dtype = dtype
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """As the model's."""
+        device = next(self.model.parameters()).device.type
+        with torch.autocast(device, self.dtype):
+            return _in_float32(self.model(*args, **kwargs))
+
+
+def _in_float32(result: Any) -> Any:
+    if isinstance(result, Tensor):
+        return result.float() if result.is_floating_point() else result
+    if isinstance(result, dict):
+        return {key: _in_float32(value) for key, value in result.items()}
+    if isinstance(result, (list, tuple)):
+        return type(result)(_in_float32(value) for value in result)
+    return result
+
+
+def _fold_inside(module: nn.Module, single: set[int]) -> None:
+    """Fold the norms that are children of `module` into the convolutions before them, ReLUs too where nothing
+    else is between.
+    """
+    if type(module).forward is nn.Sequential.forward:
+        _fold_sequence(module, single)
+    for kind, names in _STEPS.items():
+        if isinstance(module, kind):
+            steps = nn.Sequential(*(module.get_submodule(name) for name in names))
+            _fold_sequence(steps, single)
+            for name, step in zip(names, steps, strict=True):
+                setattr(module, name, step)
+    # detectron2's convolutions bring their norm and their activation along.
+    if isinstance(module, nn.Conv2d) and hasattr(module, "norm") and hasattr(module, "activation"):
+        norm, activation = cast("nn.Module | None", module.norm), module.activation
+        relu = activation is functional.relu or isinstance(activation, nn.ReLU)
+        if activation is not None and not relu:
+            return
+        del module.norm, module.activation
+        if norm is None or _is_fixed(norm):
+            FusedConv2d.of(module, *_folded(module, norm), relu=relu)
+        else:
+            after = nn.Sequential(norm, nn.ReLU(inplace=True)) if relu else norm
+            FusedConv2d.of(module, module.weight, module.bias, relu=False, after=after)
+
+
+def _fold_sequence(steps: nn.Module, single: set[int]) -> None:
+    children = list(steps._modules.items())
+    for index, (_, child) in enumerate(children):
+        conv = _last_conv(child)
+        if conv is None or id(conv) not in single:
+            continue
+        following = children[index + 1 :]
+        norm = following[0][1] if following and _is_fixed(following[0][1]) else None
+        rest = following[1:] if norm is not None else following
+        relu = bool(rest) and type(rest[0][1]) is nn.ReLU and isinstance(conv, nn.Conv2d)
+        if norm is None and not relu:
+            continue
+        _fold(conv, norm, relu=relu)
+        for name, _ in following[: (norm is not None) + relu]:
+            steps._modules[name] = nn.Identity()
+
+
+def _last_conv(module: nn.Module | None) -> nn.Module | None:
+    """The convolution whose output is that of `module`."""
+    while module is not None and type(module).forward is nn.Sequential.forward and len(module._modules):
+        module = [child for child in module.children() if not isinstance(child, nn.Identity)][-1]
+    return module if _is_plain_conv(module) or isinstance(module, DeformableConv2d) else None
+
+
+def _is_plain_conv(module: nn.Module | None) -> TypeGuard[nn.Conv2d]:
+    """Whether it is a convolution that does no more than `nn.Conv2d`."""
+    return isinstance(module, nn.Conv2d) and type(module).forward is nn.Conv2d.forward
+
+
+def _is_fixed(norm: nn.Module | None) -> bool:
+    """Whether it is a batch norm with statistics: torch's, torchvision's or detectron2's frozen one."""
+    kinds = nn.modules.batchnorm._BatchNorm
+    if isinstance(norm, kinds):
+        return norm.running_mean is not None
+    return type(norm).__name__ in ("FrozenNorm", "FrozenBatchNorm2d")
+
+
+def _folded(conv: nn.Module, norm: Any) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias of a convolution and the norm behind it, computed in float64."""
+    weight, bias = cast(Tensor, conv.weight), cast("Tensor | None", conv.bias)
+    if norm is None:
+        return weight, bias
+    variance, mean = norm.running_var.double(), norm.running_mean.double()
+    scale = (variance + norm.eps).rsqrt()
+    shift = -mean * scale
+    if norm.weight is not None:
+        scale, shift = norm.weight.double() * scale, norm.weight.double() * shift + norm.bias.double()
+    if bias is not None:
+        shift = shift + bias.double() * scale
+    return (weight.double() * scale[:, None, None, None]).to(weight.dtype), shift.to(weight.dtype)
+
+
+def _fold(conv: nn.Module, norm: nn.Module | None, *, relu: bool) -> None:
+    weight, bias = _folded(conv, norm)
+    if isinstance(conv, DeformableConv2d):
+        conv.weight = nn.Parameter(weight, requires_grad=False)
+        conv.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+    else:
+        FusedConv2d.of(cast(nn.Conv2d, conv), weight, bias, relu=relu)
+
+
+def _fuse_block(block: Bottle2neck, pad_width: int | None) -> None:
+    _fold(block.conv1, block.bn1, relu=True)
+    _fold(block.conv3, block.bn3, relu=block.se is None)
+    block.bn1 = block.bn3 = nn.Identity()
+    deforms = False
+    if block.conv2 is not None:
+        _fold(block.conv2, block.bn2, relu=True)
+        block.bn2 = nn.Identity()
+        deforms = isinstance(block.conv2, DeformableConv2d)
+        if deforms:
+            block.conv2 = nn.Sequential(block.conv2, nn.ReLU(inplace=True))
+    else:
+        for conv, norm in zip(block.convs, block.bns, strict=True):
+            _fold(conv, norm, relu=True)
+        block.bns = nn.ModuleList()
+        deforms = isinstance(block.convs[0], DeformableConv2d)
+        if deforms:
+            block.convs = nn.ModuleList(nn.Sequential(conv, nn.ReLU(inplace=True)) for conv in block.convs)
+    block.__class__ = FusedBottle2neck
+    assert isinstance(block, FusedBottle2neck)
+    block.grouped, block.inner = None, False
+    if block.conv2 is None and not deforms:
+        if pad_width is not None:
+            _pad(block, pad_width)
+        if block.independent:
+            _group(block)
+
+
+def _pad(block: FusedBottle2neck, multiple: int) -> None:
+    """Give the splits zero channels."""
+    convs = cast("list[FusedConv2d]", list(block.convs))
+    more = -block.width % multiple
+    if convs[0].groups > 1 or not more:
+        return
+
+    def padded(tensor: Tensor | None, axis: int, splits: int = 1) -> Tensor | None:
+        if tensor is None:
+            return None
+        parts = tensor.chunk(splits, axis)
+        shape = list(parts[0].shape)
+        shape[axis] = more
+        return torch.cat([part for p in parts for part in (p, p.new_zeros(shape))], axis)
+
+    def replace(conv: nn.Module, weight: Tensor | None, bias: Tensor | None) -> None:
+        conv = cast(FusedConv2d, conv)
+        FusedConv2d.of(conv, cast(Tensor, weight), bias, relu=conv.relu)
+
+    replace(block.conv1, padded(block.conv1.weight, 0, block.scale), padded(block.conv1.bias, 0, block.scale))
+    for conv in convs:
+        replace(conv, padded(padded(conv.weight, 0), 1), padded(conv.bias, 0))
+    replace(block.conv3, padded(block.conv3.weight, 1, block.scale), block.conv3.bias)
+    block.width += more
+
+
+def _group(block: FusedBottle2neck) -> None:
+    """Make the independent splits of a stage block one grouped convolution, and the mean of the last one a
+    convolution too where all its windows have nine pixels.
+    """
+    convs = cast("list[FusedConv2d]", list(block.convs))
+    weight = torch.cat([conv.weight for conv in convs])
+    bias = torch.cat([cast(Tensor, conv.bias) for conv in convs])
+    groups = convs[0].groups * len(convs)
+    block.grouped = FusedConv2d.of(convs[0], weight, bias, relu=True, groups=groups)
+    block.convs = nn.ModuleList()
+    pool = block.pool
+    if isinstance(pool, nn.AvgPool2d) and pool.count_include_pad:
+        mean = nn.Conv2d(block.width, block.width, 3, pool.stride, 1, groups=block.width, bias=False)
+        ninth = weight.new_full(mean.weight.shape, 1 / 9)
+        mean._forward_pre_hooks.update(pool._forward_pre_hooks)
+        block.pool = FusedConv2d.of(mean, ninth, None, relu=False)  # type: ignore[assignment]  # takes its place

@@ -1,0 +1,259 @@
+"""Rewritten networks compute what they did, for every network and kind of model, and the original stays."""
+
+import copy
+
+import pytest
+import torch
+from comparison import difference, like_trained
+from torch import nn
+
+from res2net_dense.backbones import create_backbone, create_classifier, list_backbones
+from res2net_dense.backbones.bottle2neck import Bottle2neck
+from res2net_dense.deploy.layers import FusedBottle2neck, FusedConv2d
+from res2net_dense.deploy.rewrite import optimize_for_inference
+from res2net_dense.errors import ConfigError
+from res2net_dense.models.classification import build_classifier_model
+from res2net_dense.models.detection import build_rcnn
+from res2net_dense.models.saliency import build_saliency_model
+from res2net_dense.models.segmentation import build_segmentation_model
+
+NAME = "res2net50_26w_4s"
+OPTIONS = [
+    {"norm": "FrozenBN"},
+    {"norm": "GN"},
+    {"freeze_at": 3},
+    {"output_stride": 8},
+    {"output_stride": 16, "dilate_first": "full", "name": "res2net50_v1b_26w_4s"},
+    {"output_stride": 16, "avg_down_dilated": "same2", "name": "res2net50_v1b_26w_4s"},
+    {"stage_pool": "strided"},
+    {"stage_pool": "strided", "stride_in_1x1": True},
+    {"stage_split": "strided", "stage_pool": "strided"},
+    {"pool_padding": "ignored"},
+    {"stage_conv": "grouped"},
+    {"dcn_stages": ("res3", "res5")},
+    {"dcn_stages": ("res4",), "name": "resnet50"},
+    {"drop_path_rate": 0.2, "checkpoint_activations": True},
+    {"in_channels": 5},
+    {"out_features": ("stem", "res3")},
+]
+
+
+@torch.no_grad()
+def network(name=NAME, **options):
+    return like_trained(create_backbone(name, **options)).eval()
+
+
+def picture(batch=2, channels=3, height=40, width=41):
+    return torch.randn(batch, channels, height, width, generator=torch.Generator().manual_seed(0))
+
+
+@torch.no_grad()
+def assert_equal_features(ours, theirs, x, tolerance=1e-5):
+    mine, reference = ours(x), theirs(x)
+    assert mine.keys() == reference.keys()
+    for name, feature in mine.items():
+        assert feature.dtype == torch.float32
+        assert difference(feature, reference[name]) < tolerance, name
+
+
+@pytest.mark.parametrize("name", list_backbones())
+def test_every_network(name):
+    features = network(name, out_features=None)
+    assert_equal_features(optimize_for_inference(features), features, picture(height=33))
+    classifier = like_trained(create_classifier(name)).eval()
+    fast = optimize_for_inference(classifier)
+    with torch.no_grad():
+        assert difference(fast(picture()), classifier(picture())) < 1e-5
+    norms = [m for m in fast.modules() if isinstance(m, (nn.BatchNorm2d, nn.GroupNorm))]
+    plain = [m for m in fast.modules() if type(m) in (nn.Conv2d, Bottle2neck)]
+    assert norms == plain == []
+
+
+@pytest.mark.parametrize("name", [n for n in list_backbones() if "next" not in n and "res2net" in n])
+def test_zero_channels_change_nothing(name):
+    net = network(name)
+    fast = optimize_for_inference(net, pad_width=8)
+    assert all(b.width % 8 == 0 for b in fast.modules() if isinstance(b, FusedBottle2neck))
+    assert_equal_features(fast, net, picture())
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_every_option(options):
+    net = network(**options)
+    x = picture(channels=options.get("in_channels", 3))
+    for settings in ({}, {"channels_last": False}, {"pad_width": 16}):
+        assert_equal_features(optimize_for_inference(net, **settings), net, x)
+
+
+@pytest.mark.parametrize("name", [NAME, "res2net50_v1b_26w_4s", "res2net_dla60", "resnet50"])
+@pytest.mark.parametrize("dcn", [(), ("res4",)])
+def test_half_precision(name, dcn):
+    if dcn and name == "res2net_dla60":
+        pytest.skip("DLA has no deformable stages")
+    net = network(name, **({"dcn_stages": dcn} if dcn else {}))
+    fast = optimize_for_inference(net, dtype=torch.bfloat16)
+    assert_equal_features(fast, net, picture(), tolerance=0.05)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        plain = net(picture())
+    with torch.no_grad():
+        exact, mine = net(picture()), fast(picture())
+    error, usual = (difference(found["res5"].float(), exact["res5"]) for found in (mine, plain))
+    assert error < 1.5 * usual  # autocast rounds the same maps
+
+
+def test_the_model_stays_as_it_was_and_goes_on_learning():
+    net = create_backbone(NAME, out_features=("res2",))
+    before = copy.deepcopy(net.state_dict())
+    optimize_for_inference(net, dtype=torch.bfloat16, pad_width=8)
+    assert net.training
+    assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
+    net(picture())["res2"].sum().backward()
+    assert all(parameter.grad is not None for parameter in net.parameters())
+
+
+def test_batch_norm_without_scale_or_statistics():
+    layers = [nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, affine=False), nn.ReLU(), nn.Conv2d(4, 4, 1, bias=False)]
+    net = nn.Sequential(*layers, nn.BatchNorm2d(4, track_running_stats=False)).eval()
+    net[1].running_var.uniform_(0.5, 2)
+    fast = optimize_for_inference(net)
+    with torch.no_grad():
+        assert difference(fast(picture()), net(picture())) < 1e-5
+    assert [type(layer) for layer in fast][1:3] == [nn.Identity, nn.Identity]
+    assert isinstance(fast[4], nn.BatchNorm2d)  # it takes the batch's own statistics
+
+
+def test_a_convolution_with_two_norms_keeps_both():
+    conv = nn.Conv2d(3, 3, 1)
+    first, second = (nn.Sequential(conv, nn.BatchNorm2d(3), nn.ReLU()) for _ in range(2))
+    net = like_trained(nn.Sequential(first, second)).eval()
+    with torch.no_grad():
+        assert difference(optimize_for_inference(net)(picture()), net(picture())) < 1e-5
+
+
+def test_shapes_weights_and_threads_may_change():
+    net = network(out_features=("res3",))
+    fast = optimize_for_inference(net)
+    for size in (64, 32, 64, 33):
+        for batch in (1, 3, 0):
+            x = picture(batch, height=size)
+            if batch:
+                assert_equal_features(fast, net, x)
+            else:
+                assert fast(x)["res3"].shape == net(x)["res3"].shape
+    threads = torch.get_num_threads()
+    torch.set_num_threads(3 - min(threads, 2))
+    try:
+        assert_equal_features(fast, net, picture())
+    finally:
+        torch.set_num_threads(threads)
+    with torch.no_grad():
+        before = fast(picture())["res3"]
+        fast.layer1[0].conv1.weight.mul_(2)
+        assert not torch.equal(fast(picture())["res3"], before)
+    fast.load_state_dict(optimize_for_inference(net).state_dict())
+    assert_equal_features(fast, net, picture())
+
+
+def test_copies_compute_the_same():
+    net = network(out_features=("res2",))
+    fast = optimize_for_inference(net)
+    fast(picture())
+    assert_equal_features(copy.deepcopy(fast), net, picture())
+
+
+def test_a_gradient_of_the_picture_can_be_had():
+    net = network(out_features=("res2",))
+    gradients = []
+    for one in (net, optimize_for_inference(net)):
+        x = picture().requires_grad_()
+        one(x)["res2"].square().mean().backward()
+        gradients.append(x.grad)
+    assert difference(*gradients) < 1e-4
+
+
+def test_tracing_and_compiling_take_the_plain_operations():
+    net = network(out_features=("res3",))
+    fast, x = optimize_for_inference(net), picture()
+    with torch.no_grad():
+        traced = torch.jit.trace(fast, x, strict=False)
+        assert "mkldnn" not in str(traced.inlined_graph)
+        compiled = torch.compile(fast, backend="eager", fullgraph=True)
+        for one in (traced, compiled):
+            assert difference(one(x)["res3"], net(x)["res3"]) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"dtype": torch.int8}, "dtype is torch.int8; allowed: torch.float32"),
+        ({"pad_width": 0}, "pad_width is 0"),
+        ({"pad_width": 8.0}, "pad_width is 8.0"),
+    ],
+)
+def test_wrong_arguments(settings, words):
+    with pytest.raises(ConfigError, match=words):
+        optimize_for_inference(nn.Identity(), **settings)
+
+
+# Whole models
+
+SMALL = {"fpn_channels": 32, "box_head_dim": 64, "mask_head_dim": 32, "score_threshold": 0.0}
+
+
+def samples(sizes=((64, 97), (80, 64))):
+    generator = torch.Generator().manual_seed(0)
+    for height, width in sizes:
+        yield {
+            "image": torch.randint(0, 256, (3, height, width), dtype=torch.uint8, generator=generator),
+            "original_height": height + 7,
+            "original_width": 2 * width,
+        }
+
+
+def assert_equal_predictions(model, batch):
+    model = like_trained(model).eval()
+    fast = optimize_for_inference(model)
+    assert not any(isinstance(m, FusedConv2d) for m in model.modules())
+    with torch.no_grad():
+        found, expected = fast(batch), model(batch)
+    for mine, theirs in zip(found, expected, strict=True):
+        assert mine.keys() == theirs.keys()
+        for name, value in theirs.items():
+            if value.dtype == torch.bool or name in ("sem_seg", "labels"):
+                assert mine[name].shape == value.shape
+                assert (mine[name] != value).float().mean() < 1e-3, name
+            else:
+                torch.testing.assert_close(mine[name], value, atol=1e-3, rtol=1e-4)
+    return fast
+
+
+def test_classification():
+    model = build_classifier_model(backbone={"name": NAME}, num_classes=5)
+    assert_equal_predictions(model, list(samples(((64, 64), (64, 64)))))
+
+
+@pytest.mark.parametrize("arch", ["deeplabv3plus", "unet", "pspnet", "upernet"])
+@pytest.mark.parametrize("norm", ["BN", "GN"])
+def test_segmentation(arch, norm):
+    model = build_segmentation_model(backbone={"name": NAME}, arch=arch, num_classes=4, norm=norm)
+    assert_equal_predictions(model, list(samples()))
+
+
+@pytest.mark.parametrize("norm", ["BN", "GN"])
+@pytest.mark.parametrize("name", [NAME, "se_res2net50_26w_4s", "res2net_dla60"])
+def test_saliency_of_pictures_of_different_sizes(name, norm):
+    model = build_saliency_model(backbone={"name": name}, channels=16, norm=norm, edge_weight=1.0)
+    assert_equal_predictions(model, list(samples()))
+
+
+@pytest.mark.parametrize("mask", [True, False])
+@pytest.mark.parametrize("norm", ["", "BN", "GN"])
+def test_rcnn(norm, mask):
+    torch.manual_seed(0)
+    model = build_rcnn(
+        backbone={"name": NAME, "norm": "FrozenBN" if norm == "" else "BN"},
+        num_classes=3, norm=norm, mask=mask, box_head_convs=2, **SMALL,
+    )  # fmt: skip
+    fast = assert_equal_predictions(model, list(samples()))
+    with torch.no_grad():
+        assert len(fast(list(samples()))[0]["boxes"]) == 100
