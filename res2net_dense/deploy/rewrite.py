@@ -17,6 +17,7 @@ from res2net_dense.backbones.dla import Root
 from res2net_dense.backbones.layers import DeformableConv2d
 from res2net_dense.backbones.res2net import Res2Net
 from res2net_dense.deploy.layers import FusedBottle2neck, FusedConv2d, FusedLinear
+from res2net_dense.deploy.roi_align import FastRoIAlign
 from res2net_dense.errors import ConfigError
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -69,6 +70,8 @@ def optimize_for_inference(
                 FusedConv2d.of(module, module.weight, module.bias, relu=False)
             elif isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward:
                 FusedLinear.of(module)
+            elif type(module).__name__ in ("RoIAlign", "ROIAlign"):  # torchvision's and detectron2's
+                FastRoIAlign.of(module)
             elif isinstance(module, Res2Net):
                 for stage in module.stages:
                     for block in list(module.get_submodule(stage).children())[1:]:
