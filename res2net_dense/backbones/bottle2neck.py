@@ -169,9 +169,10 @@ class Bottle2neck(nn.Module):
         outputs: list[Tensor] = []
         # The last split has no convolution. TorchScript knows zip of modules only, and without `strict`.
         for index, (conv, bn) in enumerate(zip(self.convs, self.bns)):  # noqa: B905
-            split = splits[index]
-            if index > 0 and not self.independent:
-                split = split + outputs[-1]
+            # The convolution wants its input dense. Where a sum does not make it so, a copy does: PyTorch would
+            # copy in the backward pass again.
+            alone = index == 0 or self.independent
+            split = splits[index].clone() if alone else splits[index] + outputs[-1]
             outputs.append(self.relu(bn(conv(split))))
         outputs.append(splits[-1] if self.pool is None else self.pool(splits[-1]))
         return torch.cat(outputs, 1)

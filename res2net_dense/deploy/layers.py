@@ -177,9 +177,8 @@ class FusedBottle2neck(Bottle2neck):
         if self.grouped is not None:
             outputs = [self.grouped(first)]
         else:
-            outputs = [
-                conv(split) for conv, split in zip(self.convs, first.split(self.width, 1), strict=True)
-            ]
+            splits = first.chunk(len(self.convs), 1)
+            outputs = [conv(split) for conv, split in zip(self.convs, splits, strict=True)]
         return torch.cat([*outputs, last if self.pool is None else self.pool(last)], 1)
 
 

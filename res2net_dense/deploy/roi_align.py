@@ -53,7 +53,7 @@ def roi_align(
     first = boxes[:, 0].to(torch.int64) * (height * width)
     result = features.new_zeros(len(boxes), rows * columns, channels)
     # Boxes with equal numbers of samples together: their sums are equally long.
-    kinds, kind_of = samples.unique(dim=0, return_inverse=True)
+    kinds, kind_of = torch.unique(samples, dim=0, return_inverse=True)
     for kind, (across, down) in enumerate(kinds.tolist()):
         if not across or not down:
             continue
