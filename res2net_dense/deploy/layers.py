@@ -21,8 +21,12 @@ from torch.jit import is_tracing  # type: ignore[attr-defined]  # torch's manual
 from torch.nn import functional
 
 from res2net_dense.backbones.bottle2neck import Bottle2neck
+from res2net_dense.backbones.res2net import Res2Net
 
 _ONEDNN = torch.ops.mkldnn
+
+PIECE = 2
+"""Pictures at a time; see `by_pieces`."""
 
 
 class FusedConv2d(nn.Conv2d):
@@ -180,6 +184,24 @@ class FusedBottle2neck(Bottle2neck):
             splits = first.chunk(len(self.convs), 1)
             outputs = [conv(split) for conv, split in zip(self.convs, splits, strict=True)]
         return torch.cat([*outputs, last if self.pool is None else self.pool(last)], 1)
+
+
+def by_pieces(network: Res2Net) -> None:
+    """Make `network` one that on CPUs takes a few pictures at a time, whose maps stay in the caches."""
+    kind = type(network)
+    network.__class__ = type(f"{kind.__name__}ByPieces", (_ByPieces, kind), {})
+
+
+class _ByPieces(Res2Net):
+    def _features(self, x: Tensor) -> dict[str, Tensor]:
+        if len(x) <= PIECE or not _fuses(x):
+            return super()._features(x)
+        features: dict[str, list[Tensor]] = {}
+        for start in range(0, len(x), PIECE):
+            piece = x[start : start + PIECE]
+            for name, feature in super()._features(piece).items():
+                features.setdefault(name, []).append(feature)
+        return {name: torch.cat(pieces) for name, pieces in features.items()}
 
 
 class _Packed:

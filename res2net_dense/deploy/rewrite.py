@@ -16,7 +16,7 @@ from res2net_dense.backbones.bottle2neck import Bottle2neck
 from res2net_dense.backbones.dla import Root
 from res2net_dense.backbones.layers import DeformableConv2d
 from res2net_dense.backbones.res2net import Res2Net
-from res2net_dense.deploy.layers import FusedBottle2neck, FusedConv2d, FusedLinear
+from res2net_dense.deploy.layers import FusedBottle2neck, FusedConv2d, FusedLinear, by_pieces
 from res2net_dense.deploy.roi_align import FastRoIAlign
 from res2net_dense.errors import ConfigError
 
@@ -77,6 +77,9 @@ def optimize_for_inference(
                     for block in list(module.get_submodule(stage).children())[1:]:
                         if isinstance(block, FusedBottle2neck):
                             block.inner = True
+                # Hooks may know the batch, as those of `models.padding` do.
+                if not any(part._forward_pre_hooks or part._forward_hooks for part in module.modules()):
+                    by_pieces(module)
         if channels_last:
             model.to(memory_format=torch.channels_last)
     if dtype in (None, torch.float32):
