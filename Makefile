@@ -37,7 +37,11 @@ parity: $(STAMP)
 	PYTHONPATH=build/parity $(PY) -m pytest -m "slow or not slow" tests/backbones tests/convert
 
 bench: $(STAMP)
-	$(PY) benchmarks/backbone.py
+	$(PY) tools/benchmark.py --model res2net50_26w_4s res2net50_14w_8s res2net101_26w_4s --batch 1 8 --dtypes fp32 bf16 \
+	  --formats eager optimized --against timm resnet50 --repeats 7 --warmup 1 --json output/benchmark.json \
+	  --plot output/benchmark.png
+	$(PY) tools/benchmark.py --model res2net50_26w_4s --batch 1 8 --formats optimized --against timm timm-compiled \
+	  --repeats 7 --warmup 1 --json output/benchmark_compiled.json
 
 zoo: $(STAMP)
 	$(PY) docs/make_model_zoo.py
@@ -59,7 +63,7 @@ $(STAMP): requirements/lock.txt requirements/detectron2.txt pyproject.toml
 # Needs uv (`pip install uv`); resolves for Python 3.10 to 3.13 at once.
 lock:
 	uv pip compile pyproject.toml --universal --python-version 3.10 --upgrade --generate-hashes --no-header --no-annotate \
-	  --extra detection --extra segmentation --extra dev --constraint requirements/pins.txt --output-file requirements/lock.txt
+	  --extra detection --extra segmentation --extra onnx --extra openvino --extra dev --constraint requirements/pins.txt --output-file requirements/lock.txt
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .mypy_cache datasets/toy

@@ -1,0 +1,422 @@
+"""How long networks take, and how much memory, against timm's and others with the same weights.
+
+python tools/benchmark.py --model res2net50_26w_4s --batch 1 8 --against timm timm-compiled resnet50
+python tools/benchmark.py --model res2net50_26w_4s --train
+python tools/benchmark.py --config configs/mask_rcnn_res2net50.yaml [--weights W] --size 640 [key=value ...]
+
+All contestants of a setting run in one process, one after the other, round by round, and who begins changes;
+ratios are of times of one round. What they compute is compared before: a wrong result is an error.
+
+Ours and other networks of ours run in the --formats: "eager" as PyTorch does it, in the usual layout of maps;
+"channels-last" in the other; "optimized" by `optimize_for_inference`; "compiled" that layout under
+torch.compile, which takes minutes the first time and is done in the first of --dtypes alone; "cuda-graph"
+optimized and captured; or as a file of another runtime. --against has networks of ours by name, and "timm"
+(eager), "timm-channels-last" and "timm-compiled": the same network from timm, in segmentation smp's and in
+detection detectron2's on timm's backbone, for saliency our head on timm's backbone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from _cli import run as run_tool
+from _contestants import (
+    DTYPES,
+    EXPORTS,
+    LEARNING_WAYS,
+    WAYS,
+    Call,
+    Net,
+    Unavailable,
+    WrongResultError,
+    configured_net,
+    differences,
+    make_learning,
+    make_way,
+    named_net,
+    other_net,
+    results,
+    timms_net,
+)
+
+from res2net_dense.config import load_config
+from res2net_dense.deploy.benchmark import (
+    Ratio,
+    Timings,
+    cuda_seconds,
+    describe_machine,
+    interleave,
+    multiply_adds,
+    peak_memory,
+    wall_seconds,
+)
+from res2net_dense.errors import ConfigError, ExportError, MissingDependencyError
+from res2net_dense.evaluation.tables import align
+from res2net_dense.files import write_atomically
+from res2net_dense.report.benchmark_chart import plot_benchmark, require_matplotlib
+from res2net_dense.version import __version__
+
+TIMM = {"timm": "eager", "timm-channels-last": "channels-last", "timm-compiled": "compiled"}
+TOLERANCES = {
+    "logits": {"fp32": 1e-3, "bf16": 0.15, "fp16": 0.05},
+    "gradient": {"fp32": 0.05},
+    "detections": {"fp32": 0.05},
+}
+"""Largest differences, see `differences`; what has no number is not compared. An untrained network loses some
+percents in bfloat16, and what is wrong differs by as much as there is. The gradient of the first layer has
+gone through all rounding errors and more. Of detections with equal scores any may be suppressed."""
+_ELSEWHERE = ("json", "plot", "debug", "device", "threads")
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """A network in one of the ways to run it."""
+
+    net: Net
+    way: str
+    dtype: str
+
+    @property
+    def label(self) -> str:
+        """Its name in tables."""
+        return f"{self.net.name} {self.way} {self.dtype}"
+
+
+def main(args: argparse.Namespace) -> int:
+    args.formats = args.formats or (["eager", "channels-last"] if args.train else ["eager", "optimized"])
+    check(args)
+    device = torch.device(args.device)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+    document: dict[str, Any] = {
+        "version": __version__,
+        "date": time.strftime("%Y-%m-%d %H:%M:%S %z"),
+        "machine": describe_machine(device),
+        "settings": {key: value for key, value in vars(args).items() if key not in _ELSEWHERE},
+        "results": [],
+    }
+    print(f"{heading(document)}; peak is the memory of a call besides weights")
+    settings = [
+        (name, size, batch)
+        for name in args.model or [args.config]
+        for size in args.size
+        for batch in args.batch
+    ]
+    for number, (name, size, batch) in enumerate(settings, 1):
+        began = time.monotonic()
+        result = measure(args, name, size, batch, device, f"[{number}/{len(settings)}]")
+        document["results"].append(result)
+        print(f"\n{table(result)}", flush=True)
+        say(f"[{number}/{len(settings)}] took {time.monotonic() - began:.0f} s")
+        if args.json:  # what has been measured so far outlives an interrupt
+            text = json.dumps(document, indent=1)
+            write_atomically(args.json, lambda file, text=text: file.write(text.encode()))
+    if args.plot:
+        figure = plot_benchmark(document["results"], caption=heading(document).replace("\n", "; "))
+        kind = args.plot.suffix[1:].lower()
+        write_atomically(args.plot, lambda file: figure.savefig(file, format=kind))
+    return 0
+
+
+def check(args: argparse.Namespace) -> None:
+    """Raise a `ConfigError` for what cannot be measured, before any work."""
+    if not args.model and not args.config:
+        raise ConfigError("say --model NAME (res2net_dense.list_backbones() has them) or --config FILE")
+    if args.model and (args.config or args.overrides):
+        raise ConfigError(
+            f"--model measures classifiers as they are; {args.config or args.overrides[0]} goes with "
+            "--config FILE, without --model"
+        )
+    if args.weights and args.model and len(args.model) > 1:
+        raise ConfigError(f"--weights {args.weights} is of one network: name one with --model")
+    for option, lowest in (("repeats", 1), ("warmup", 0), ("threads", 1)):
+        value = getattr(args, option)
+        if value is not None and value < lowest:
+            raise ConfigError(f"--{option} {value} must be at least {lowest}")
+    if min(args.batch) < 1:
+        raise ConfigError(f"--batch {min(args.batch)} must be at least 1")
+    if args.train:
+        wrong = [way for way in args.formats if way not in LEARNING_WAYS]
+        if args.config or wrong:
+            raise ConfigError(
+                f"--train measures classifiers by --model, as {', '.join(LEARNING_WAYS)}; not "
+                f"{args.config or wrong[0]}"
+            )
+    if args.device.startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigError(f"--device {args.device}: PyTorch sees no CUDA device here; use --device cpu")
+    if args.device == "cpu" and "fp16" in args.dtypes:
+        raise ConfigError("--dtypes fp16 needs CUDA; use bf16 or fp32 on a CPU")
+    for option, file, suffixes in (
+        ("--json", args.json, (".json",)),
+        ("--plot", args.plot, (".png", ".pdf", ".svg")),
+    ):
+        if file and file.suffix.lower() not in suffixes:
+            raise ConfigError(f"{option} {file} must end in {' or '.join(suffixes)}")
+        if file:
+            file.parent.mkdir(parents=True, exist_ok=True)
+    if args.plot:
+        require_matplotlib()
+
+
+def measure(
+    args: argparse.Namespace, name: str, size: tuple[int, int], batch: int, device: torch.device, mark: str
+) -> dict[str, Any]:
+    """Measure all contestants of one setting; plain data, see `heading` and `table`."""
+    left_out: dict[str, str] = {}
+    ours, reference, others = nets(args, name, device, left_out)
+    contestants = line_up(args, ours, reference, others)
+    baseline = contestants[0].label
+    generator = torch.Generator().manual_seed(0)
+    pictures = torch.randint(0, 256, (batch, 3, *size), dtype=torch.uint8, generator=generator).to(device)
+    title = name if args.model else f"{ours.config.model.arch} {ours.backbone}"
+    say(f"{mark} {title}, batch {batch}, {size[0]}x{size[1]}: {len(contestants)} contestants")
+    module, one = ours.ready(ours.model), ours.inputs(pictures[:1], channels_last=False)
+    macs = multiply_adds(lambda: module(one))
+    calls: dict[str, Call] = {}
+    measured: dict[str, dict[str, Any]] = {}
+    expected: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for contestant in contestants:
+            key = contestant.net.name if contestant.net in others else ""
+            if key not in expected:
+                first = contestant.net if key else (reference or ours)
+                expected[key] = results(
+                    first, make(args, Contestant(first, "eager", "fp32"), pictures, Path(folder))()
+                )
+            if contestant.way in ("compiled", *EXPORTS):
+                say(f"{mark} making {contestant.label}")
+            try:
+                call = make(args, contestant, pictures, Path(folder))
+                peak, apart = try_out(contestant, call, expected[key], device)
+            except (Unavailable, ExportError, MissingDependencyError) as error:
+                left_out[contestant.label] = str(error)
+            else:
+                calls[contestant.label] = call
+                measured[contestant.label] = {"peak_bytes": peak, "differences": apart}
+        del expected
+        timings = interleave(
+            calls,
+            warmup=args.warmup,
+            repeats=args.repeats,
+            measure=cuda_seconds if device.type == "cuda" else wall_seconds,
+        )
+    rows = [
+        {
+            "label": c.label, "net": c.net.name, "format": c.way, "dtype": c.dtype,
+            "median_ms": 1000 * timings.median(c.label), "p95_ms": 1000 * timings.p95(c.label),
+            "images_per_second": batch / timings.median(c.label),
+            **measured[c.label],
+            "speedup": vars(timings.speedup(c.label, baseline)),
+            "over": over_the_same(c, timings),
+            "seconds": timings.seconds[c.label],
+        }
+        for c in contestants if c.label in calls
+    ]  # fmt: skip
+    return {
+        "name": title, "batch": batch, "size": list(size), "learning": args.train, "baseline": baseline,
+        "reference": reference.name if reference else None,
+        "parameters": sum(parameter.numel() for parameter in ours.model.parameters()),
+        "macs": macs, "rows": rows, "left_out": left_out,
+    }  # fmt: skip
+
+
+def nets(
+    args: argparse.Namespace, name: str, device: torch.device, left_out: dict[str, str]
+) -> tuple[Net, Net | None, list[Net]]:
+    """Ours, the same of timm if it is asked for and can be had, and other networks of ours."""
+    if args.model:
+        ours = named_net(name, device, args.weights, learning=args.train)
+    else:
+        ours = configured_net(load_config(name, args.overrides), device, args.weights)
+    reference = None
+    if any(other in TIMM for other in args.against):
+        try:
+            reference = timms_net(ours)
+        except Unavailable as error:
+            left_out["timm"] = str(error)
+    names = [other for other in args.against if other not in TIMM]
+    return (
+        ours,
+        reference,
+        [other_net(ours, other, device, learning=args.train) for other in dict.fromkeys(names)],
+    )
+
+
+def line_up(
+    args: argparse.Namespace, ours: Net, reference: Net | None, others: Sequence[Net]
+) -> list[Contestant]:
+    """All contestants; the first is the baseline: the reference as it comes, or ours without one."""
+    first = args.dtypes[0]
+    asked = [(reference, way) for name, way in TIMM.items() if reference and name in args.against]
+    asked += [(net, way) for net in (ours, *others) for way in args.formats]
+    contestants = [
+        Contestant(net, way, dtype)
+        for dtype in args.dtypes
+        for net, way in asked
+        if (way != "compiled" or dtype == first) and (way not in EXPORTS or dtype == "fp32")
+    ]
+    return list(dict.fromkeys([Contestant(reference or ours, "eager", first), *contestants]))
+
+
+def make(args: argparse.Namespace, contestant: Contestant, pictures: torch.Tensor, folder: Path) -> Call:
+    """The call that is timed; raises as `make_way`."""
+    if args.train:
+        return make_learning(contestant.net, contestant.way, contestant.dtype, pictures)
+    return make_way(contestant.net, contestant.way, contestant.dtype, pictures, folder)
+
+
+def try_out(
+    contestant: Contestant, call: Call, expected: Any, device: torch.device
+) -> tuple[int | None, dict[str, float]]:
+    """The peak memory of a call and how far its results are from those expected.
+
+    Raises:
+        WrongResultError: too far.
+        Unavailable: torch.compile cannot work here.
+        ConfigError: there is not enough memory.
+    """
+    outcome: list[Any] = []
+    try:
+        # A file keeps its memory from call to call; compiling has needs that are not those of a call.
+        if contestant.way not in EXPORTS:
+            call()
+        peak = peak_memory(lambda: outcome.append(call()), device)
+    except torch.OutOfMemoryError:
+        raise ConfigError(f"{contestant.label}: not enough memory; lower --batch or --size") from None
+    except Exception as error:  # whatever the compiler of this machine says
+        if contestant.way != "compiled":
+            raise
+        reason = " ".join(str(error).split())[:120]
+        raise Unavailable(f"torch.compile cannot work here: {type(error).__name__}: {reason}") from error
+    found = results(contestant.net, outcome.pop())
+    for what, distance in (apart := differences(found, expected)).items():
+        allowed = TOLERANCES[what].get(contestant.dtype, math.inf)
+        if not distance <= allowed:
+            raise WrongResultError(
+                f"{contestant.label} computes something else: {what} differ by {distance:.2g}, allowed is "
+                f"{allowed:g}; a fast wrong result is none"
+            )
+    return peak, apart
+
+
+def over_the_same(contestant: Contestant, timings: Timings) -> dict[str, dict[str, float]]:
+    """The time of ours over that of each other network that ran in the same way and precision."""
+    if contestant.net.name != "ours":
+        return {}
+    ending = f" {contestant.way} {contestant.dtype}"
+    rivals = [label for label in timings.seconds if label.endswith(ending) and label != contestant.label]
+    return {rival.removesuffix(ending): vars(timings.ratio(contestant.label, rival)) for rival in rivals}
+
+
+def heading(document: dict[str, Any]) -> str:
+    """Where and how it was measured."""
+    machine, settings = document["machine"], document["settings"]
+    where = machine.get("gpu") or f"{machine['cpu']}, {machine['threads']} threads"
+    return (
+        f"{where}, torch {machine['torch']}, res2net_dense {document['version']}, {document['date']}\n"
+        f"{settings['warmup']} rounds to warm up, then {settings['repeats']}; of ratios the median and the "
+        "middle half of the rounds"
+    )
+
+
+def table(result: dict[str, Any]) -> str:
+    """One setting as text."""
+    work = "forward and backward, " if result["learning"] else ""
+    height, width = result["size"]
+    rivals = list(dict.fromkeys(name for row in result["rows"] for name in row["over"]))
+    cells = [
+        [
+            "",
+            "median",
+            "p95",
+            "",
+            "peak",
+            "differs",
+            "times as fast as",
+            *["time over that of"] * len(rivals),
+        ],
+        [
+            "",
+            "ms",
+            "ms",
+            "img/s",
+            "MB",
+            "by",
+            result["baseline"],
+            *(f"{rival}, same way" for rival in rivals),
+        ],
+    ]
+    for row in result["rows"]:
+        peak = "-" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 1e6:.0f}"
+        apart = next(iter(row["differences"].values()))
+        times = [row["median_ms"], row["p95_ms"], row["images_per_second"]]
+        cells.append([row["label"], *(f"{time:.1f}" for time in times), peak, f"{apart:.0e}"])
+        cells[-1].append(str(Ratio(**row["speedup"])))
+        cells[-1] += [str(Ratio(**row["over"][rival])) if rival in row["over"] else "" for rival in rivals]
+    title = (
+        f"{result['name']}, {work}batch {result['batch']}, {height}x{width}: "
+        f"{result['parameters'] / 1e6:.2f} M parameters, {result['macs'] / 1e9:.2f} GMACs a picture forward"
+    )
+    left_out = [f"left out: {label}: {reason}" for label, reason in result["left_out"].items()]
+    return "\n".join([title, align(cells), *left_out])
+
+
+def say(text: str) -> None:
+    """Tell whoever waits."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def height_and_width(text: str) -> tuple[int, int]:
+    """Read `224` or `480x640`."""
+    parts = text.lower().split("x")
+    if len(parts) > 2 or not all(part.isdecimal() and int(part) for part in parts):
+        raise argparse.ArgumentTypeError(f"{text} is no size; write 224, or HEIGHTxWIDTH such as 480x640")
+    return int(parts[0]), int(parts[-1])
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", nargs="+", metavar="NAME", help="classifiers by their names")
+    parser.add_argument("--config", metavar="FILE", help="or the model of a configuration (YAML)")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="of --config, such as backbone.norm=BN"
+    )
+    parser.add_argument("--weights", metavar="FILE", help="of the whole model; random ones without")
+    parser.add_argument(
+        "--batch", nargs="+", type=int, default=[1, 8], metavar="N", help="pictures at a time (1 8)"
+    )
+    parser.add_argument(
+        "--size", nargs="+", type=height_and_width, default=[(224, 224)], metavar="S",
+        help="of the pictures: 224, or HEIGHTxWIDTH (224)",
+    )  # fmt: skip
+    parser.add_argument("--formats", nargs="+", choices=WAYS, help="how ours run (eager optimized)")
+    parser.add_argument(
+        "--dtypes", nargs="+", choices=DTYPES, default=["fp32"], help="the first is the baseline's (fp32)"
+    )
+    parser.add_argument(
+        "--against", nargs="*", default=["timm"], metavar="WHOM",
+        help=f"{', '.join(TIMM)}, or networks of ours by name (timm)",
+    )  # fmt: skip
+    parser.add_argument("--train", action="store_true", help="forward and backward")
+    parser.add_argument("--repeats", type=int, default=15, metavar="N", help="measured rounds (15)")
+    parser.add_argument("--warmup", type=int, default=3, metavar="N", help="rounds before them (3)")
+    parser.add_argument("--threads", type=int, metavar="N", help="of the CPU (PyTorch's choice)")
+    parser.add_argument(
+        "--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there, each round's too")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw bars (png, pdf, svg)")
+    run_tool(main, parser)
