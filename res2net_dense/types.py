@@ -119,6 +119,11 @@ class Task(Protocol):
     def build_model(self, config: Any, *, load_weights: bool = True) -> nn.Module:
         """Build the network; `load_weights` takes the backbone's published weights."""
 
+    def build_graph(self, model: Any) -> nn.Module:
+        """The network as a function from pictures to plain tensors, to be exported: a
+        `res2net_dense.models.graphs.Graph`.
+        """
+
     def build_train_loader(self, config: Any, *, start_iteration: int = 0) -> Iterable[list[Sample]]:
         """Endless batches of this process, from `start_iteration` on."""
 

@@ -24,18 +24,23 @@ ALLOWED = {
     "engine": set(),
     "report": set(),
     "config": set(),
+    "deploy": {"models", "backbones"},
     "tasks": {"models", "data", "evaluation", "config", "engine", "convert"},
 }
 
 OPTIONAL_LIBRARIES = {
-    "detectron2": {"integrations/detectron2.py", "models/detection.py"},
+    "detectron2": {"integrations/detectron2.py", "models/detection.py", "models/detection_graph.py"},
     "segmentation_models_pytorch": {"integrations/smp.py", "models/segmentation.py"},
     "timm": {"integrations/timm.py"},
     "albumentations": {"data/transforms.py"},
     "pycocotools": {"data/coco.py", "evaluation/coco.py", "evaluation/coco_truth.py"},
     "defusedxml": {"data/voc_xml.py"},
     "cv2": {"evaluation/saliency_measures.py"},
-    "matplotlib": {"report/saliency_curves.py"},
+    "matplotlib": {"report/saliency_curves.py", "report/benchmark_chart.py"},
+    "onnx": {"deploy/onnx_format.py", "deploy/quantize.py"},
+    "onnxscript": {"deploy/onnx_format.py"},
+    "onnxruntime": {"deploy/runtimes.py", "deploy/quantize.py"},
+    "openvino": {"deploy/runtimes.py", "deploy/openvino_format.py"},
     "faster_coco_eval": {"evaluation/coco.py"},
 }
 

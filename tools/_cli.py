@@ -46,10 +46,11 @@ def run(main: Callable[[argparse.Namespace], int | None], parser: argparse.Argum
         sys.exit(130)
 
 
-def add_config_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add `--config` and the overrides."""
+def add_config_arguments(parser: argparse.ArgumentParser, *, exported: bool = False) -> None:
+    """Add `--config`, which may be left out for `exported` files, and the overrides."""
+    note = "; exported files bring their own, so that it may be left out" if exported else ""
     parser.add_argument(
-        "--config", "--config-file", required=True, metavar="FILE", help="configuration (YAML)"
+        "--config", "--config-file", required=not exported, metavar="FILE", help=f"configuration (YAML){note}"
     )
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="overrides, such as train.batch_size=2"

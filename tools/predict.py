@@ -6,6 +6,7 @@ saliency FOLDER/maps has grey PNGs of 8 bits, and there are FOLDER/overlays and 
 
 python tools/predict.py --config output/run/config.yaml --weights output/run/model_best.safetensors \\
     --input FILE|FOLDER|'GLOB' --output FOLDER [key=value ...]
+python tools/predict.py --weights model.onnx --input FILE|FOLDER|'GLOB' --output FOLDER
 """
 
 from __future__ import annotations
@@ -19,10 +20,10 @@ from pathlib import Path
 
 import numpy as np
 from _cli import add_config_arguments, run
+from _weights import set_up
 from PIL import Image
 from tqdm import tqdm
 
-from res2net_dense.config import load_config
 from res2net_dense.data.images import list_images, read_image
 from res2net_dense.engine.inference import predict
 from res2net_dense.errors import ConfigError
@@ -32,7 +33,7 @@ from res2net_dense.report.draw import draw_prediction
 from res2net_dense.report.saliency import cut_out, draw_saliency, saliency_image
 from res2net_dense.report.segments import draw_segmentation, palette_image
 from res2net_dense.tasks import get_task
-from res2net_dense.tasks.training import adapted_to, set_up_device
+from res2net_dense.tasks.training import adapted_to
 from res2net_dense.types import Prediction
 from res2net_dense.weight_files import load_weights_into
 
@@ -41,18 +42,20 @@ FOLDERS = {"semantic_segmentation": ("overlays", "masks"), "saliency": ("maps", 
 
 
 def main(args: argparse.Namespace) -> int:
-    config = load_config(args.config, args.overrides)
+    config, device, exported = set_up(args, args.overrides)
     task = get_task(config.task)
     files = list_images(args.input)
     output = Path(args.output)
     places = picture_names(files)
     check_inputs_are_safe(files, output, FOLDERS.get(config.task, ("",)), places)
-    device = set_up_device(config)
-    config = adapted_to(config, Path(args.weights))
+    carried = exported.description.config if exported else None
+    config = adapted_to(config, Path(args.weights), carried=carried)
     if config.model.num_classes is None:
         config = task.prepare(config, training=False)
-    model = task.build_model(config, load_weights=False).to(device)
-    load_weights_into(model, args.weights)
+    model = exported
+    if model is None:
+        model = task.build_model(config, load_weights=False).to(device)
+        load_weights_into(model, args.weights)
 
     names = config.data.class_names or [f"class {label}" for label in range(config.model.num_classes)]
     if config.task == "saliency":
@@ -159,10 +162,13 @@ def picture_names(files: list[Path]) -> list[Path]:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    add_config_arguments(parser)
-    parser.add_argument("--weights", required=True, metavar="FILE", help="a checkpoint or .safetensors file")
+    add_config_arguments(parser, exported=True)
+    parser.add_argument(
+        "--weights", required=True, metavar="FILE", help="a checkpoint, .safetensors or exported file"
+    )
     parser.add_argument("--input", required=True, metavar="PATH", help="a picture, a folder or a quoted glob")
     parser.add_argument(
         "--output", required=True, metavar="FOLDER", help="where overlays and predictions.json go"

@@ -2,6 +2,7 @@
 
 python tools/train_net.py --config configs/quick/mask_rcnn_res2net50.yaml [--resume] [key=value ...]
 torchrun --nproc_per_node 8 tools/train_net.py --config configs/mask_rcnn_res2net50.yaml
+python tools/train_net.py --eval-only --weights model.onnx [key=value ...]
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ import tempfile
 from pathlib import Path
 
 from _cli import add_config_arguments, run
+from _weights import set_up
 
-from res2net_dense.config import load_config
 from res2net_dense.engine import distributed
 from res2net_dense.engine.run_folder import open_run_folder
 from res2net_dense.errors import ConfigError
@@ -28,14 +29,14 @@ def main(args: argparse.Namespace) -> int:
     overrides = list(args.overrides)
     if args.output_dir:
         overrides.append(f"runtime.output_dir={json.dumps(args.output_dir)}")
-    config = load_config(args.config, overrides)
     try:
-        device = training.set_up_device(config)
+        config, device, exported = set_up(args, overrides)
         task = get_task(config.task)
         if args.eval_only:
             weights = training.find_weights(config, args.weights)
-            config = task.prepare(training.adapted_to(config, weights), training=False)
-            metrics = training.evaluate_only(config, device, weights)
+            carried = exported.description.config if exported else None
+            config = task.prepare(training.adapted_to(config, weights, carried=carried), training=False)
+            metrics = training.evaluate_only(config, device, weights, model=exported)
         elif args.dry_run:
             with tempfile.TemporaryDirectory() as folder:
                 shared = Path(distributed.gather_objects(folder)[0])
@@ -56,14 +57,16 @@ def main(args: argparse.Namespace) -> int:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    add_config_arguments(parser)
+    add_config_arguments(parser, exported=True)
     parser.add_argument("--output-dir", metavar="DIR", help="run folder (runtime.output_dir)")
     parser.add_argument(
         "--weights",
         metavar="FILE",
-        help="for --eval-only; default: the newest checkpoint; without one, a classifier's backbone.weights",
+        help="for --eval-only, an exported file too; default: the newest checkpoint; without one, a "
+        "classifier's backbone.weights",
     )
     modes = parser.add_mutually_exclusive_group()
     modes.add_argument("--resume", action="store_true", help="go on from the newest whole checkpoint")

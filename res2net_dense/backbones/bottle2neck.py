@@ -169,8 +169,8 @@ class Bottle2neck(nn.Module):
         outputs: list[Tensor] = []
         # The last split has no convolution. TorchScript knows zip of modules only, and without `strict`.
         for index, (conv, bn) in enumerate(zip(self.convs, self.bns)):  # noqa: B905
-            # The convolution wants its input dense. Where a sum does not make it so, a copy does; left to itself
-            # PyTorch copies in the backward pass too.
+            # The convolution wants its input dense. Where a sum does not make it so, a copy does: left to
+            # itself PyTorch copies in the backward pass too.
             alone = index == 0 or self.independent
             split = splits[index].clone() if alone else splits[index] + outputs[-1]
             outputs.append(self.relu(bn(conv(split))))

@@ -50,6 +50,28 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """
     data, places = _read(Path(path), ())
     places[()] = str(path)
+    return _validate(*_overridden(data, places, overrides))
+
+
+def parse_config(
+    mapping: Mapping[str, Any], *, source: str = "config", overrides: Sequence[str] = ()
+) -> Config:
+    """Check plain data, such as the configuration in a checkpoint.
+
+    Args:
+        mapping: The sections.
+        source: Where it comes from, for the error messages.
+        overrides: See `load_config`.
+
+    Raises:
+        ConfigError: A key or a value is wrong.
+    """
+    return _validate(*_overridden(dict(mapping), {(): source}, overrides))
+
+
+def _overridden(
+    data: dict[str, Any], places: Places, overrides: Sequence[str]
+) -> tuple[dict[str, Any], Places]:
     for text in overrides:
         change, label, keys = _parse_override(text)
         _check_no_list(text, label, data)
@@ -57,20 +79,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         new = {key: label for key in keys if not (_is_section(key, data) and _is_section(key, change))}
         data = _merge(data, change)
         places = _overlaid(places, new, data)
-    return _validate(data, places)
-
-
-def parse_config(mapping: Mapping[str, Any], *, source: str = "config") -> Config:
-    """Check plain data, such as the configuration in a checkpoint.
-
-    Args:
-        mapping: The sections.
-        source: Where it comes from, for the error messages.
-
-    Raises:
-        ConfigError: A key or a value is wrong.
-    """
-    return _validate(dict(mapping), {(): source})
+    return data, places
 
 
 def config_to_dict(config: Config) -> dict[str, Any]:

@@ -47,7 +47,8 @@ def optimize_for_inference(
             tensor cores: 14, 18 and 26 are none. None leaves them.
 
     Returns:
-        The rewritten network in evaluation mode, without gradients. It takes and gives what `model` does.
+        The rewritten network in evaluation mode, without gradients. It takes and gives what `model` does. In
+        half precision only as a whole: its other methods and parts are those of its attribute `model`.
 
     Raises:
         ConfigError: an argument has no meaning.

@@ -268,11 +268,7 @@ class SaliencyModel(nn.Module):
                     "%s: the map is not finite and means nothing", sample.get("file_name", "a picture")
                 )
             size = sample["original_height"], sample["original_width"]
-            if size != (height, width):
-                shrinks = size[0] < height or size[1] < width
-                whole = _stretched(whole[None, :, :height, :width], size, antialias=shrinks)[0]
-                whole = whole.clamp(0, 1)  # the weights of a mean of ones may add up to a trifle more
-            predictions.append({"saliency": whole[0, : size[0], : size[1]]})
+            predictions.append({"saliency": resized_saliency(whole[0, :height, :width], size)})
         return predictions
 
     def _compute(self, images: Tensor) -> tuple[Tensor, list[Tensor], Tensor | None]:
@@ -291,6 +287,15 @@ class SaliencyModel(nn.Module):
             shape = -(-shape[0] // self.divisor) * self.divisor, -(-shape[1] // self.divisor) * self.divisor
         self.extents.set(sizes, shape)
         return torch.stack([fitted((s["image"].to(mean.device) - mean) / std, shape) for s in batch])
+
+
+def resized_saliency(saliency: Tensor, size: tuple[int, int]) -> Tensor:
+    """`(h, w)` in [0, 1] -> `(height, width)`, smoothed where it shrinks."""
+    if saliency.shape == size:
+        return saliency
+    shrinks = size[0] < saliency.shape[0] or size[1] < saliency.shape[1]
+    resized = _stretched(saliency[None, None], size, antialias=shrinks)[0, 0]
+    return resized.clamp(0, 1)  # the weights of a mean of ones may add up to a trifle more
 
 
 def build_saliency_model(

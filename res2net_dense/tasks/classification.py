@@ -18,7 +18,8 @@ from res2net_dense.data.transforms import ClassificationEvalTransform, Classific
 from res2net_dense.engine import distributed
 from res2net_dense.errors import ConfigError, DatasetError
 from res2net_dense.evaluation.classification import METRICS, ClassificationEvaluator
-from res2net_dense.models.classification import build_classifier_model
+from res2net_dense.models.classification import ClassificationModel, build_classifier_model
+from res2net_dense.models.graphs import ClassificationGraph
 from res2net_dense.tasks.loading import eval_batches, predict_batches, train_batches
 from res2net_dense.tasks.training import say
 from res2net_dense.types import Prediction, Sample
@@ -93,6 +94,11 @@ def build_model(config: ClassificationConfig, *, load_weights: bool = True) -> n
     if not load_weights:
         backbone["weights"] = None
     return build_classifier_model(backbone=backbone, **settings)
+
+
+def build_graph(model: ClassificationModel) -> ClassificationGraph:
+    """Return the network as a function from pictures to plain tensors, to be exported."""
+    return ClassificationGraph(model)
 
 
 def build_train_loader(config: ClassificationConfig, *, start_iteration: int = 0) -> Iterable[list[Sample]]:

@@ -21,7 +21,8 @@ from res2net_dense.data.voc import VocDetection
 from res2net_dense.engine import distributed
 from res2net_dense.errors import ConfigError, DatasetError
 from res2net_dense.evaluation import coco, voc
-from res2net_dense.models.detection import build_rcnn
+from res2net_dense.models.detection import RCNN, build_rcnn
+from res2net_dense.models.detection_graph import RcnnGraph
 from res2net_dense.tasks.loading import eval_batches, predict_batches, train_batches
 from res2net_dense.types import Prediction, Sample
 
@@ -93,6 +94,11 @@ def build_model(config: DetectionConfig, *, load_weights: bool = True) -> nn.Mod
     if not load_weights:
         backbone["weights"] = None
     return build_rcnn(backbone=backbone, mask=config.model.arch == "mask_rcnn", **settings)
+
+
+def build_graph(model: RCNN) -> RcnnGraph:
+    """Return a copy of the network as a function from a picture to plain tensors, for exporting."""
+    return RcnnGraph(model)
 
 
 def build_train_loader(config: DetectionConfig, *, start_iteration: int = 0) -> Iterable[list[Sample]]:

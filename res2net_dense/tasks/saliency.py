@@ -17,7 +17,8 @@ from res2net_dense.data.saliency_transforms import SaliencyEvalTransform, Salien
 from res2net_dense.engine import distributed
 from res2net_dense.errors import ConfigError, DatasetError
 from res2net_dense.evaluation.saliency import METRICS, SaliencyEvaluator
-from res2net_dense.models.saliency import build_saliency_model
+from res2net_dense.models.graphs import SaliencyGraph
+from res2net_dense.models.saliency import SaliencyModel, build_saliency_model
 from res2net_dense.tasks.loading import eval_batches, predict_batches, train_batches
 from res2net_dense.tasks.training import say
 from res2net_dense.types import Prediction, Sample
@@ -60,6 +61,11 @@ def build_model(config: SaliencyConfig, *, load_weights: bool = True) -> nn.Modu
     if not load_weights:
         backbone["weights"] = None
     return build_saliency_model(backbone=backbone, **config.model.model_dump())
+
+
+def build_graph(model: SaliencyModel) -> SaliencyGraph:
+    """Return the network as a function from pictures to plain tensors, to be exported."""
+    return SaliencyGraph(model)
 
 
 def build_train_loader(config: SaliencyConfig, *, start_iteration: int = 0) -> Iterable[list[Sample]]:

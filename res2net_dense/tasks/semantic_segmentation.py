@@ -21,7 +21,8 @@ from res2net_dense.data.voc import VocSegmentation
 from res2net_dense.engine import distributed
 from res2net_dense.errors import ConfigError, DatasetError
 from res2net_dense.evaluation.semantic import METRICS, SemanticEvaluator
-from res2net_dense.models.segmentation import OUTPUT_STRIDES, build_segmentation_model
+from res2net_dense.models.graphs import SegmentationGraph
+from res2net_dense.models.segmentation import OUTPUT_STRIDES, SegmentationModel, build_segmentation_model
 from res2net_dense.tasks.loading import eval_batches, predict_batches, train_batches
 from res2net_dense.tasks.training import say
 from res2net_dense.types import Prediction, Sample
@@ -84,6 +85,11 @@ def build_model(config: SegmentationConfig, *, load_weights: bool = True) -> nn.
         backbone["weights"] = None
     views = config.eval.model_dump(include={"scales", "flip", "window", "window_stride"})
     return build_segmentation_model(backbone=backbone, **settings, **views)
+
+
+def build_graph(model: SegmentationModel) -> SegmentationGraph:
+    """Return the network as a function from pictures to plain tensors, to be exported."""
+    return SegmentationGraph(model)
 
 
 def build_train_loader(config: SegmentationConfig, *, start_iteration: int = 0) -> Iterable[list[Sample]]:

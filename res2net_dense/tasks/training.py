@@ -165,7 +165,7 @@ def train_and_evaluate(
         evaluate=score if evaluator else None,
         eval_every=options.eval_every,
         best_metric=chosen,
-        lower_is_better=chosen.rpartition("/")[2] in _ERRORS,
+        lower_is_better=is_error(chosen),
         best=best,
     )
     if dry_run:
@@ -179,24 +179,34 @@ def train_and_evaluate(
     return metrics
 
 
-def evaluate_only(config: Config, device: torch.device, weights: Path | None) -> dict[str, float]:
+def is_error(metric: str) -> bool:
+    """Whether a metric is best where it is smallest."""
+    return metric.rpartition("/")[2] in _ERRORS
+
+
+def evaluate_only(
+    config: Config, device: torch.device, weights: Path | None, *, model: nn.Module | None = None
+) -> dict[str, float]:
     """Score a weight file on `data.val`, write `results.json` into the run folder, print the table.
 
     Args:
         config: as `prepare` of its task returned it.
         device: of this process.
         weights: of the whole model; None for a classifier's `backbone.weights`.
+        model: what `weights` holds where it is no weight file but a whole model, an exported one.
 
     Raises:
         CheckpointError: the weights do not fit the model, or have no head for these classes.
     """
     task = get_task(config.task)
-    model = task.build_model(config, load_weights=False)
-    if weights is None:
-        _load_published(config, model)
-    else:
+    if weights is not None:
         say(f"evaluating {weights}")
-        load_weights_into(model, weights)
+    if model is None:
+        model = task.build_model(config, load_weights=False)
+        if weights is None:
+            _load_published(config, model)
+        else:
+            load_weights_into(model, weights)
     evaluator = task.build_evaluator(config)
     metrics = evaluate(
         model.to(device),
@@ -252,7 +262,7 @@ def find_weights(config: Config, weights: str | None) -> Path | None:
     return path
 
 
-def adapted_to(config: Config, weights: Path | None) -> Config:
+def adapted_to(config: Config, weights: Path | None, *, carried: Mapping[str, Any] | None = None) -> Config:
     """Fill in the class names that a weight file of ours was trained on, where the config has none.
 
     Settings with which the same tensors would be another network must be those of the file; a warning names
@@ -261,6 +271,7 @@ def adapted_to(config: Config, weights: Path | None) -> Config:
     Args:
         config: as it was loaded.
         weights: of the whole model; None for a classifier's `backbone.weights`.
+        carried: the configuration in `weights`, where it is no weight file but an exported one.
 
     Raises:
         ConfigError: the config is for another task, network or classes than the weights.
@@ -270,7 +281,7 @@ def adapted_to(config: Config, weights: Path | None) -> Config:
         weights, _ = locate(config.backbone.name, config.backbone.weights or "")
         carried = read_config(weights)  # loading will compare the network
     else:
-        carried = read_config(weights)
+        carried = read_config(weights) if carried is None else carried
         _check_same_network(weights, _flat(carried), _flat(config_to_dict(config)))
     names = carried.get("data", {}).get("class_names")
     given = config.data.class_names

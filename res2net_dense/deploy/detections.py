@@ -1,0 +1,83 @@
+"""Detections of an exported R-CNN brought to a picture's original size, without detectron2."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from res2net_dense.types import Prediction
+
+
+def to_prediction(
+    outputs: Mapping[str, Tensor],
+    size: tuple[int, int],
+    original: tuple[int, int],
+    mask_threshold: float = 0.5,
+) -> Prediction:
+    """Scale and clip the boxes, drop those left without area, and paste the masks, to the same numbers and
+    pixels as detectron2's `detector_postprocess` on the CPU.
+
+    Args:
+        outputs: `boxes` (K, 4) xyxy in pixels of the network's input, `labels` (K,), `scores` (K,), and of a
+            Mask R-CNN `masks` (K, M, M), probabilities inside each box. They are left as they are.
+        size: height and width of the network's input.
+        original: height and width of the original picture.
+        mask_threshold: from which probability on a pixel belongs to an object.
+
+    Returns:
+        `boxes`, `labels`, `scores` and, where there are any, `masks` (K, H, W) bool at the original size.
+    """
+    height, width = original
+    boxes = outputs["boxes"].float().reshape(-1, 4)
+    x = (boxes[:, 0::2] * (width / size[1])).clamp(0, width)
+    y = (boxes[:, 1::2] * (height / size[0])).clamp(0, height)
+    boxes = torch.stack((x[:, 0], y[:, 0], x[:, 1], y[:, 1]), dim=1)
+    kept = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
+    boxes = boxes[kept]
+    prediction: Prediction = {
+        "boxes": boxes,
+        "labels": outputs["labels"][kept],
+        "scores": outputs["scores"][kept].float(),
+    }
+    if "masks" in outputs:
+        prediction["masks"] = paste_masks(outputs["masks"][kept].float(), boxes, original, mask_threshold)
+    return prediction
+
+
+def paste_masks(masks: Tensor, boxes: Tensor, size: tuple[int, int], threshold: float = 0.5) -> Tensor:
+    """Resample masks into their boxes, one after the other: memory beyond the result is that of one box.
+
+    A mask's pixels are the cells of an even grid over the box, a picture's pixels are sampled at their
+    centres, and outside the grid a mask is 0 (Mask R-CNN as detectron2 has it).
+
+    Args:
+        masks: (K, M, M) float.
+        boxes: (K, 4) xyxy in pixels of the picture, with area.
+        size: height and width of the picture.
+        threshold: from which value on a pixel belongs to an object.
+
+    Returns:
+        (K, H, W) bool.
+    """
+    pasted = torch.zeros((len(masks), *size), dtype=torch.bool, device=masks.device)
+    for mask, box, picture in zip(masks, boxes, pasted, strict=True):
+        # Half a cell reaches out of the box, of which detectron2 takes a pixel.
+        x0, y0 = (max(int(edge) - 1, 0) for edge in box[:2].floor().tolist())
+        x1, y1 = (
+            min(int(edge) + 1, end) for edge, end in zip(box[2:].ceil().tolist(), size[::-1], strict=True)
+        )
+        across = _in_box(x0, x1, box[0], box[2])
+        down = _in_box(y0, y1, box[1], box[3])
+        grid = torch.stack(torch.meshgrid(across, down, indexing="xy"), dim=-1)
+        inside = F.grid_sample(mask[None, None], grid[None], align_corners=False)[0, 0]
+        picture[y0:y1, x0:x1] = inside >= threshold
+    return pasted
+
+
+def _in_box(start: int, stop: int, low: Tensor, high: Tensor) -> Tensor:
+    """The centres of the pixels from `start` to `stop`, where the box's edges are -1 and 1."""
+    centres = torch.arange(start, stop, dtype=torch.float32, device=low.device) + 0.5
+    return (centres - low) / (high - low) * 2 - 1

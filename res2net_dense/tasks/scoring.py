@@ -1,0 +1,97 @@
+"""Two forms of one network on the same evaluation set: whether the second scores as the first."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from res2net_dense.config import Config
+from res2net_dense.engine.inference import evaluate
+from res2net_dense.errors import ExportError
+from res2net_dense.evaluation.tables import align, show
+from res2net_dense.tasks import get_task
+from res2net_dense.tasks.training import is_error
+
+MAX_DROP = {"fp32": 0.0005, "int8": 0.01}
+"""How much of its metric, on a scale from 0 to 1, an exported file of a precision may lose by default."""
+
+_FROM_0_TO_1 = ("saliency",)
+"""Tasks whose metrics are no percentages."""
+
+
+@dataclass(frozen=True)
+class BothScores:
+    """The scores of a model and of the file that was made of it."""
+
+    metric: str
+    """The one that decides: by which the task chooses its best checkpoint."""
+    drop: float
+    """What the file loses of it on a scale from 0 to 1: below 0 it is better, infinite without a score."""
+    model: dict[str, float]
+    exported: dict[str, float]
+    shown: list[str]
+    """The metrics of the table; those of single classes are not."""
+
+    def table(self) -> str:
+        """Both scores and their difference, metric by metric."""
+        rows = [["metric", "model", "exported", "difference"]]
+        for name in self.shown:
+            before, after = self.model[name], self.exported.get(name, math.nan)
+            rows.append([name, show(before, 4), show(after, 4), show(after - before, 4)])
+        return align(rows)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain data for JSON, null for scores that do not exist."""
+        scores = {
+            name: {key: value if math.isfinite(value) else None for key, value in values.items()}
+            for name, values in (("model", self.model), ("exported", self.exported))
+        }
+        return {"metric": self.metric, "drop": self.drop if math.isfinite(self.drop) else None, **scores}
+
+    def check(self, max_drop: float) -> None:
+        """Refuse a file that loses more than `max_drop`.
+
+        Raises:
+            ExportError: It does; the message has both scores.
+        """
+        if not self.drop <= max_drop:
+            before, after = self.model[self.metric], self.exported.get(self.metric, math.nan)
+            raise ExportError(
+                f"the exported file has {self.metric} {show(after, 4)}, the model {show(before, 4)}: it "
+                f"loses {self.drop:.4f} of 1, and {max_drop:g} is allowed (--max-drop)"
+            )
+
+
+def score_both(config: Config, device: torch.device, model: nn.Module, exported: nn.Module) -> BothScores:
+    """Score a model and its exported form on `data.val`, both in full precision.
+
+    Args:
+        config: as `prepare` of its task returned it.
+        device: of the model.
+        model: in the form that was exported: it sees pictures whole and once.
+        exported: takes the same batches.
+
+    Raises:
+        Res2NetDenseError: the evaluation set or the file cannot be read.
+    """
+    task = get_task(config.task)
+    evaluator = task.build_evaluator(config)
+    before, after = (
+        evaluate(one, task.build_eval_loader(config), evaluator, device=device)
+        for one in (model.to(device), exported)
+    )
+    metric = config.train.best_metric or task.best_metric(config)
+    drop = before[metric] - after[metric]
+    if config.task not in _FROM_0_TO_1:
+        drop /= 100
+    if is_error(metric):
+        drop = -drop
+    if math.isnan(drop):
+        drop = 0.0 if math.isnan(before[metric]) and math.isnan(after[metric]) else math.inf
+    classes = [f"/{name}" for name in config.data.class_names or ()]
+    shown = [name for name in before if not name.endswith(tuple(classes))]
+    return BothScores(metric, drop, before, after, shown)

@@ -1,0 +1,370 @@
+"""Exports of every format, run by the programs they are for, against the network in PyTorch."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from exporting import description_of, graph_of, settled, tiny_model
+from running import assert_one_line
+
+from res2net_dense.backbones import create_classifier, list_backbones
+from res2net_dense.deploy.description import METADATA_KEY, Description
+from res2net_dense.deploy.export import FORMATS, export, format_of
+from res2net_dense.deploy.openvino_format import convert_onnx, import_openvino
+from res2net_dense.deploy.parity import made_pictures
+from res2net_dense.errors import ConfigError, ExportError, MissingDependencyError
+from res2net_dense.models.classification import ClassificationModel
+from res2net_dense.models.graphs import ClassificationGraph, Graph, SaliencyGraph, SegmentationGraph
+from res2net_dense.models.saliency import build_saliency_model
+from res2net_dense.models.segmentation import build_segmentation_model
+
+onnx = pytest.importorskip("onnx")
+ort = pytest.importorskip("onnxruntime")
+pytest.importorskip("openvino_telemetry")  # comes with openvino, whose import would call it
+
+SIZES = [(64, 64), (65, 97), (96, 160), (33, 200)]
+TASKS = ("classification", "semantic_segmentation", "saliency")
+
+
+@pytest.fixture(scope="module")
+def graphs():
+    """A tiny network of each task."""
+    return {task: graph_of(task, tiny_model(task)) for task in TASKS}
+
+
+@pytest.fixture(scope="module")
+def files(graphs, tmp_path_factory):
+    """Each of them in every format, for any size and number of pictures."""
+    folder = tmp_path_factory.mktemp("files")
+    for task, graph in graphs.items():
+        for format, suffix in FORMATS.items():
+            export(graph, folder / f"{task}{suffix}", description_of(task, graph, format=format))
+    return folder
+
+
+def runner(path):
+    """Run a file as its makers say: images -> list of outputs."""
+    if path.suffix == ".onnx":
+        session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        return lambda images: list(map(torch.from_numpy, session.run(None, {"images": images.numpy()})))
+    if path.suffix == ".xml":
+        model = import_openvino().Core().compile_model(str(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        return lambda images: [torch.from_numpy(out) for out in model({"images": images.numpy()}).values()]
+    if path.suffix == ".pt2":
+        return torch.export.load(path).module()
+    return torch.jit.load(path)
+
+
+def assert_runs_as(graph, path, sizes=SIZES, batches=(1, 2, 3), tolerance=1e-4):
+    run = runner(path)
+    for size in sizes:
+        for batch in batches:
+            images = torch.stack(made_pictures(batch, size))
+            with torch.no_grad():
+                expected, got = graph(images), run(images)
+            assert len(got) == len(expected)
+            for one, other in zip(expected, got, strict=True):
+                assert (one.shape, one.dtype) == (other.shape, other.dtype), (size, batch)
+                if one.is_floating_point():
+                    torch.testing.assert_close(other, one, atol=tolerance, rtol=tolerance)
+                else:
+                    assert (one != other).sum() <= 2
+
+
+@pytest.mark.parametrize("suffix", FORMATS.values())
+@pytest.mark.parametrize("task", TASKS)
+def test_any_size_and_number_of_pictures(graphs, files, task, suffix):
+    assert_runs_as(graphs[task], files / f"{task}{suffix}")
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_every_format_says_what_it_is_to_its_own_reader(graphs, files, task):
+    expected = {format: description_of(task, graphs[task], format=format).to_json() for format in FORMATS}
+    model = onnx.load(files / f"{task}.onnx")
+    found = {"onnx": {entry.key: entry.value for entry in model.metadata_props}[METADATA_KEY]}
+    for format, load in (("torch-export", torch.export.load), ("torchscript", torch.jit.load)):
+        extra = {METADATA_KEY: ""}
+        name = "extra_files" if format == "torch-export" else "_extra_files"
+        load(files / f"{task}{FORMATS[format]}", **{name: extra})
+        text = extra[METADATA_KEY]
+        found[format] = text.decode() if isinstance(text, bytes) else text
+    model = import_openvino().Core().read_model(files / f"{task}.xml")
+    found["openvino"] = model.get_rt_info([METADATA_KEY]).astype(str)
+    assert found == expected
+
+
+def test_onnx_files_are_whole_and_name_their_axes(files):
+    """One file, valid, whose input says what it takes."""
+    model = onnx.load(files / "semantic_segmentation.onnx", load_external_data=False)
+    onnx.checker.check_model(model, full_check=True)
+    assert not any(tensor.external_data for tensor in model.graph.initializer)
+    assert not list(files.glob("*.data"))
+    (images,) = model.graph.input
+    dims = [dim.dim_param or dim.dim_value for dim in images.type.tensor_type.shape.dim]
+    assert (images.name, dims) == ("images", ["batch", 3, "height", "width"])
+    assert images.type.tensor_type.elem_type == onnx.TensorProto.UINT8
+    assert [output.name for output in model.graph.output] == ["labels", "logits"]
+    assert {entry.domain: entry.version for entry in model.opset_import}[""] == 18
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_file_of_one_size(graphs, tmp_path, format):
+    """33 x 200 needs padding."""
+    path = tmp_path / f"one{FORMATS[format]}"
+    graph = graphs["semantic_segmentation"]
+    fields = {"format": format, "size": (33, 200), "batch": 2}
+    export(graph, path, description_of("semantic_segmentation", graph, **fields))
+    assert_runs_as(graph, path, sizes=[(33, 200)], batches=[2])
+
+
+@pytest.mark.parametrize("fixed", [{"size": (65, 97)}, {"batch": 2}], ids=["size", "batch"])
+def test_one_of_both_may_be_fixed(graphs, tmp_path, fixed):
+    graph, path = graphs["classification"], tmp_path / "half.onnx"
+    export(graph, path, description_of("classification", graph, **fixed))
+    sizes, batches = [fixed.get("size", (33, 200)), (65, 97)], [fixed.get("batch", 3), 2]
+    assert_runs_as(graph, path, sizes=sizes, batches=batches)
+    with pytest.raises(ort.capi.onnxruntime_pybind11_state.InvalidArgument):
+        assert_runs_as(graph, path, sizes=[(64, 64)], batches=[1])
+
+
+slow = pytest.mark.slow
+FAMILIES = [
+    pytest.param({"name": "res2net50_v1b_26w_4s"}, id="v1b, whose shortcuts round sizes up"),
+    pytest.param({"name": "res2net50_26w_4s", "norm": "GN"}, id="GN"),
+    pytest.param({"name": "res2next29_6c_24w_4s"}, id="CIFAR"),
+    pytest.param({"name": "se_res2net50_26w_4s"}, id="se", marks=slow),
+    pytest.param({"name": "res2next50"}, id="next", marks=slow),
+    pytest.param({"name": "res2net50_14w_8s", "norm": "FrozenBN"}, id="FrozenBN", marks=slow),
+    pytest.param({"name": "res2net50_14w_8s", "norm": "SyncBN"}, id="SyncBN", marks=slow),
+]
+
+
+@pytest.mark.parametrize("backbone", FAMILIES)
+def test_every_kind_of_backbone(tmp_path, backbone):
+    """Through ONNX, the first two stages with a block each."""
+    network = create_classifier(num_classes=5, depths=(1, 1), **backbone)
+    graph = ClassificationGraph(settled(ClassificationModel(network)))
+    path = tmp_path / "classifier.onnx"
+    export(graph, path, description_of("classification", graph))
+    assert_runs_as(graph, path, sizes=[(65, 97), (33, 200)], batches=[1, 3])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("name", list_backbones())
+def test_every_backbone(tmp_path, name):
+    graph = ClassificationGraph(settled(ClassificationModel(create_classifier(name, 5))))
+    for format in ("onnx", "torch-export"):
+        path = tmp_path / f"classifier{FORMATS[format]}"
+        export(graph, path, description_of("classification", graph, format=format))
+        assert_runs_as(graph, path, sizes=[(65, 97), (33, 200)], batches=[1, 3], tolerance=1e-3)
+
+
+def test_deeplab_on_a_backbone_of_ours(tmp_path):
+    backbone = {"name": "res2net50_14w_8s", "depths": (1, 1, 1, 1)}
+    model = build_segmentation_model(backbone=backbone, arch="deeplabv3plus", num_classes=5)
+    graph, path = SegmentationGraph(settled(model)), tmp_path / "deeplab.onnx"
+    export(graph, path, description_of("semantic_segmentation", graph))
+    assert_runs_as(graph, path, tolerance=1e-3)
+    convert_onnx(path, path.with_suffix(".xml"), "{}")
+    assert_runs_as(graph, path.with_suffix(".xml"), tolerance=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize(
+    "arch", ["unet", "fpn", "pan", "upernet", "segformer", "linknet", "pspnet", "deeplabv3"]
+)
+def test_other_architectures_of_segmentation(tmp_path, arch):
+    backbone = {"name": "res2net50_v1b_26w_4s", "depths": (1, 1, 1, 1)}
+    model = build_segmentation_model(backbone=backbone, arch=arch, num_classes=5)
+    graph, path = SegmentationGraph(settled(model)), tmp_path / "segmenter.onnx"
+    export(graph, path, description_of("semantic_segmentation", graph))
+    assert_runs_as(graph, path, tolerance=1e-3)
+
+
+@pytest.mark.parametrize("edge", [1.0, pytest.param(0.0, marks=slow)])
+def test_saliency_on_a_backbone_of_ours(tmp_path, edge):
+    """Down to maps of one pixel, smaller than the windows of its means."""
+    backbone = {"name": "res2net50_14w_8s", "depths": (1, 1, 1, 1)}
+    graph = SaliencyGraph(settled(build_saliency_model(backbone=backbone, channels=8, edge_weight=edge)))
+    path, sizes = tmp_path / "saliency.onnx", [*SIZES, (7, 90), (1, 1)]
+    export(graph, path, description_of("saliency", graph))
+    assert_runs_as(graph, path, sizes=sizes, tolerance=1e-3)
+    convert_onnx(path, path.with_suffix(".xml"), "{}")
+    assert_runs_as(graph, path.with_suffix(".xml"), sizes=sizes, tolerance=1e-3)
+
+
+class Odd(Graph):
+    """A graph that does what `change` does."""
+
+    outputs = ("logits",)
+
+    def __init__(self, change, by_tracing=False):
+        super().__init__()
+        self.change = change
+        self.by_tracing = by_tracing
+
+    def forward(self, images):
+        return (self.change(images.float()),)
+
+
+def branching(x):
+    return x.mean((1, 2, 3)) * (2 if x.mean() > 100 else 1)
+
+
+@torch.library.custom_op("res2net_dense_tests::unknown", mutates_args=())
+def unknown(x: torch.Tensor) -> torch.Tensor:
+    return x.clone()
+
+
+unknown.register_fake(torch.empty_like)
+
+
+@pytest.mark.parametrize(
+    ("change", "format", "words"),
+    [
+        (branching, "onnx", "torch.export cannot take this network"),
+        (branching, "torch-export", "torch.export cannot take this network"),
+        (unknown, "onnx", "ONNX cannot express this network"),
+        (unknown, "openvino", "ONNX cannot express this network"),
+        (lambda x: x.view(7), "torchscript", "cannot be traced"),
+    ],
+)
+def test_what_a_format_cannot_hold_is_said_in_a_line(tmp_path, change, format, words):
+    graph = Odd(change)
+    with pytest.raises(ExportError, match=words) as error:
+        export(
+            graph, tmp_path / f"odd{FORMATS[format]}", description_of("classification", graph, format=format)
+        )
+    assert_one_line(error)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("format", ["onnx", "torchscript", "openvino"])
+def test_what_hangs_on_values_is_traced(tmp_path, format):
+    """A number of rows that nobody knows beforehand, of a picture of any size."""
+    graph = Odd(lambda x: x[0, 0][x[0, 0] > 128], by_tracing=True)
+    path = tmp_path / f"traced{FORMATS[format]}"
+    description = description_of("detection", graph, format=format, batch=1)
+    export(graph, path, description)
+    assert_runs_as(graph, path, batches=[1])
+    if format == "onnx":
+        (entry,) = onnx.load(path).metadata_props
+        assert Description.from_json(entry.value) == description
+
+
+@pytest.mark.parametrize(
+    ("format", "batch", "words"),
+    [("torch-export", 1, "choose onnx"), ("onnx", None, "batch must be 1"), ("onnx", 2, "batch must be 1")],
+)
+def test_what_tracing_cannot_do_is_refused(tmp_path, format, batch, words):
+    graph = Odd(lambda x: x, by_tracing=True)
+    with pytest.raises(ExportError, match=words) as error:
+        export(
+            graph,
+            tmp_path / f"a{FORMATS[format]}",
+            description_of("detection", graph, format=format, batch=batch),
+        )
+    assert_one_line(error)
+
+
+def test_formats_go_by_their_suffix(graphs, tmp_path):
+    assert [format_of(f"a.b{suffix}") for suffix in FORMATS.values()] == list(FORMATS)
+    for name in ("model", "model.pth", "model.onnx.json", ".onnx"):
+        with pytest.raises(ConfigError, match=r"\.onnx \(onnx\)") as error:
+            format_of(name)
+        assert_one_line(error, name)
+    graph = graphs["classification"]
+    with pytest.raises(ConfigError, match=r"must end in \.onnx"):
+        export(graph, tmp_path / "model.pt2", description_of("classification", graph))
+
+
+@pytest.mark.parametrize(
+    ("module", "extra"), [("onnxscript", "onnx"), ("onnx", "onnx"), ("openvino", "openvino")]
+)
+def test_a_missing_library_is_named(graphs, tmp_path, monkeypatch, module, extra):
+    monkeypatch.setitem(sys.modules, module, None)
+    format, graph = extra, graphs["classification"]
+    with pytest.raises(MissingDependencyError, match=rf"\[{extra}\]") as error:
+        export(
+            graph, tmp_path / f"a{FORMATS[format]}", description_of("classification", graph, format=format)
+        )
+    assert_one_line(error, module)
+
+
+def test_nothing_phones_home(tmp_path):
+    """With the network forbidden; the import of OpenVINO alone would go there, and leave an id in the home."""
+    code = f"""
+import os, sys
+def refuse(event, arguments):
+    if event in ("socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "socket.sendto"):
+        print("called home:", event, arguments, flush=True)
+        os._exit(1)
+sys.addaudithook(refuse)
+sys.path.insert(0, {os.path.dirname(__file__) + "/.."!r})
+from exporting import description_of, graph_of, tiny_model
+from res2net_dense.deploy.export import FORMATS, export
+from res2net_dense.deploy.exported import load_exported
+from res2net_dense.deploy.parity import gate
+graph = graph_of("saliency", tiny_model("saliency"))
+for format, suffix in FORMATS.items():
+    export(graph, "model" + suffix, description_of("saliency", graph, format=format))
+    gate(graph, "model" + suffix)
+import openvino
+assert "openvino_telemetry" not in sys.modules
+import openvino_telemetry  # whoever wants it has it
+print("done")
+"""
+    home, work = tmp_path / "home", tmp_path / "work"
+    home.mkdir()
+    work.mkdir()
+    environment = {**os.environ, "HOME": str(home), "TORCHINDUCTOR_CACHE_DIR": str(work / "cache")}
+    process = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code],
+        cwd=work,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert process.stdout == "done\n", process.stderr
+    assert {path.name for path in home.iterdir()} <= {".cache"}  # PyTorch's
+
+
+def test_a_description_comes_back_as_it_was():
+    one = Description(
+        task="saliency", arch="poolnet", backbone="res2net50_26w_4s", outputs=["saliency", "logits"],
+        class_names=["salient object"], size=(320, 320), batch=4, config={"a": [1, {"b": None}]},
+        weights={"file": "wéights", "sha256": "0" * 64},
+    )  # fmt: skip
+    assert Description.from_json(one.to_json()) == one
+    assert one.input == {
+        "name": "images", "layout": "NCHW", "dtype": "uint8", "range": [0, 255], "colours": "RGB"
+    }  # fmt: skip
+    later = json.dumps({**one.to_dict(), "parity": {}, "new": 1})
+    assert Description.from_json(later) == one
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "3", "null", "[" * 100000, "NaN", '"a"'])
+def test_what_is_no_description_is_refused(text):
+    with pytest.raises(ExportError, match="was not exported by it") as error:
+        Description.from_json(text, "model.onnx")
+    assert_one_line(error, "model.onnx")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ({}, "without task, arch, backbone, outputs"),
+        ({"task": "saliency", "backbone": "dla60"}, "without arch, outputs"),
+        ({"task": "a", "arch": "b", "backbone": "c", "outputs": [], "size": 3}, "with size 3"),
+        ({"task": "a", "arch": "b", "backbone": "c", "outputs": [], "size": [3]}, r"with size \[3\]"),
+    ],
+)
+def test_what_is_wrong_with_a_description_is_named(content, words):
+    with pytest.raises(ExportError, match=words) as error:
+        Description.from_json(json.dumps(content), "model.onnx")
+    assert_one_line(error, "model.onnx", "export it anew")

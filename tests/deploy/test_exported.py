@@ -1,0 +1,280 @@
+"""Exported files give what the network gives, in every format; what is no export is said in a line."""
+
+import os
+import pickle
+import subprocess
+import sys
+import zipfile
+
+import pytest
+import torch
+from exporting import assert_same, description_of, graph_of, sample, stood_in, tiny_model
+from running import assert_one_line
+
+from res2net_dense.deploy.export import FORMATS, export
+from res2net_dense.deploy.exported import is_exported, load_exported
+from res2net_dense.deploy.parity import made_pictures
+from res2net_dense.engine.inference import predict
+from res2net_dense.errors import ExportError, MissingDependencyError
+
+TASKS = ("classification", "semantic_segmentation", "saliency")
+
+
+@pytest.fixture(scope="module")
+def segmenter():
+    """A small network of semantic segmentation."""
+    return tiny_model("semantic_segmentation")
+
+
+@pytest.fixture(scope="module")
+def folder(segmenter, tmp_path_factory):
+    """That network as files of any size and number of pictures, one of every format."""
+    folder = tmp_path_factory.mktemp("exports")
+    graph = graph_of("semantic_segmentation", segmenter)
+    for format, suffix in FORMATS.items():
+        description = description_of("semantic_segmentation", graph, format=format)
+        export(graph, folder / f"model{suffix}", description)
+    return folder
+
+
+@pytest.fixture(params=FORMATS.values())
+def exported(request, folder):
+    """Each of these files in turn."""
+    return folder / f"model{request.param}"
+
+
+def mixed(task):
+    """Samples of two sizes, one of them seen larger than it was and one smaller."""
+    big, small = made_pictures(2, (72, 100))[0], made_pictures(2, (53, 90))[1]
+    if task == "classification":  # all pictures of a batch have one size
+        return [sample(big), sample(big.flip(0))]
+    return [sample(big, (41, 57)), sample(small, (106, 200)), sample(big.flip(2))]
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("fixed", [None, 1, 2], ids=["any batch", "one", "two"])
+def test_predictions_are_those_of_the_model(task, fixed):
+    model = tiny_model(task)
+    batch = mixed(task)
+    with torch.no_grad():
+        expected = model(batch)
+    exported = stood_in(task, graph_of(task, model), batch=fixed)
+    got = exported(batch)
+    assert_same(expected, got)
+    assert not all(torch.equal(*pair) for pair in zip(got[0].values(), got[1].values(), strict=True))
+    numbers = [call[0] for call in exported._runtime.calls]
+    sizes = len({one["image"].shape for one in batch})
+    assert numbers == {None: [2, 1][:sizes], 1: [1] * len(batch), 2: [2] * sizes}[fixed]
+
+
+def test_detections_are_those_of_the_model():
+    """Of each picture alone: detectron2 pads those of a batch to one size, which changes what it finds."""
+    pytest.importorskip("detectron2")
+    from small_rcnn import picture, rcnn
+
+    from res2net_dense.models.detection_graph import RcnnGraph
+
+    model = rcnn("res2net50_18w_4s")
+    batch = [sample(picture(96, 128)[0], (61, 90)), sample(picture(90, 101, 1)[0], (200, 180))]
+    with torch.no_grad():
+        expected = [model([one])[0] for one in batch]
+    assert min(len(one["boxes"]) for one in expected) > 3
+    assert_same(expected, stood_in("detection", RcnnGraph(model), batch=1)(batch), tolerance=1e-3)
+
+
+def test_a_file_of_every_format_is_the_model(exported, segmenter):
+    loaded = load_exported(exported)
+    assert loaded.description.class_names == list("abcde")
+    assert loaded.description.format == {v: k for k, v in FORMATS.items()}[exported.suffix]
+    batch = mixed("semantic_segmentation")
+    with torch.no_grad():
+        assert_same(segmenter(batch), loaded(batch))
+        pictures = [one["image"] for one in batch]
+        assert_same(segmenter([sample(picture) for picture in pictures]), loaded.predict(pictures))
+    outputs = loaded.run(torch.stack(pictures[::2]))
+    assert outputs["labels"].dtype == torch.uint8
+    assert outputs["logits"].shape == (2, 5, 72, 100)
+
+
+def test_the_loop_takes_a_file_as_a_model(exported, segmenter):
+    """With what a configuration may ask for: half precision and another memory format change no file."""
+    batches = [mixed("semantic_segmentation")]
+    expected = list(predict(segmenter, batches, device="cpu"))
+    settings = {"device": "cpu", "precision": "bf16", "channels_last": True}
+    got = list(predict(load_exported(exported), batches, **settings))
+    assert_same(expected[0][1], got[0][1])
+
+
+def test_pictures_that_a_file_cannot_take_are_named(segmenter):
+    exported = stood_in(
+        "semantic_segmentation", graph_of("semantic_segmentation", segmenter), size=(64, 96), batch=2
+    )
+    picture = made_pictures(1, (64, 96))[0]
+    assert len(exported.predict([picture] * 3)) == 3
+    with pytest.raises(ExportError) as error:
+        exported.predict([picture[:, :32]])
+    assert_one_line(error, "model.onnx takes pictures of 64x96 alone, this one is 32x96", "--dynamic")
+    with pytest.raises(ExportError) as error:
+        exported.run(picture[None])
+    assert_one_line(error, "takes 2 pictures at a time, not 1", "--batch 1", "--dynamic")
+    for wrong in (picture, picture[None].float(), picture[None, :1]):
+        with pytest.raises(ExportError) as error:
+            exported.run(wrong)
+        assert_one_line(error, "(N, 3, H, W) uint8", str(tuple(wrong.shape)))
+    assert exported.predict([]) == []
+
+
+def test_a_runtime_that_fails_is_one_line(segmenter):
+    def fail(outputs):
+        raise RuntimeError("Non-zero status code\nand a page of C++")
+
+    exported = stood_in("semantic_segmentation", graph_of("semantic_segmentation", segmenter), fail)
+    with pytest.raises(ExportError) as error:
+        exported.predict(made_pictures(1, (64, 96)))
+    assert_one_line(error, "model.onnx failed on 1 pictures of 64x96: Non-zero status code")
+
+
+def test_outputs_without_content_are_refused(segmenter):
+    def empty(outputs):
+        outputs["logits"] = outputs["logits"][:0]
+
+    exported = stood_in("semantic_segmentation", graph_of("semantic_segmentation", segmenter), empty)
+    with pytest.raises(ExportError) as error:
+        exported.predict(made_pictures(1, (64, 96)))
+    assert_one_line(error, "gave logits of shape (0, 5, 64, 96) for 1 pictures of 64x96")
+
+
+def test_outputs_that_are_not_finite_are_said(segmenter, caplog):
+    def spoil(outputs):
+        outputs["logits"][:, :, 3] = float("nan")
+
+    exported = stood_in("semantic_segmentation", graph_of("semantic_segmentation", segmenter), spoil)
+    exported([sample(made_pictures(1, (64, 96))[0]) | {"file_name": "a.png"}])
+    assert "a.png: the outputs of model.onnx are not finite" in caplog.text
+
+
+def test_exported_files_are_known_by_their_suffix(tmp_path):
+    assert is_exported("a/model.onnx")
+    assert is_exported(tmp_path / "model.pt2")
+    assert not is_exported("model_best.safetensors")
+    assert not is_exported("iter_1.pt")
+    with pytest.raises(ExportError) as error:
+        load_exported("model.pt")
+    assert_one_line(error, "model.pt", ".onnx, .pt2, .torchscript, .xml")
+
+
+@pytest.mark.parametrize("suffix", FORMATS.values())
+@pytest.mark.parametrize("content", [None, b"", b"no model at all", b"PK\x05\x06" + bytes(18)], ids=str)
+def test_what_is_no_export_is_one_line(suffix, content, tmp_path):
+    path = tmp_path / f"model{suffix}"
+    if content is None:
+        with pytest.raises(ExportError) as error:
+            load_exported(path)
+        assert_one_line(error, f"{path} does not exist", "tools/export.py")
+        path.mkdir()
+    else:
+        path.write_bytes(content)
+        path.with_suffix(".bin").write_bytes(content)
+    with pytest.raises(ExportError) as error:
+        load_exported(path)
+    assert_one_line(error, str(path))
+
+
+def test_a_file_cut_in_half_is_one_line(exported, tmp_path):
+    path = tmp_path / exported.name
+    path.write_bytes(exported.read_bytes()[: exported.stat().st_size // 2])
+    path.with_suffix(".bin").write_bytes(b"")
+    with pytest.raises(ExportError) as error:
+        load_exported(path)
+    assert_one_line(error, f"{path} cannot be loaded, it is damaged")
+
+
+def test_openvino_wants_its_weights_beside(tmp_path):
+    path = tmp_path / "model.xml"
+    path.write_text("<net/>")
+    with pytest.raises(ExportError) as error:
+        load_exported(path)
+    assert_one_line(error, f"{tmp_path / 'model.bin'} does not exist", "weights")
+
+
+def test_files_of_other_programs_are_refused(tmp_path):
+    onnx = pytest.importorskip("onnx")
+    float_image = [onnx.helper.make_tensor_value_info(name, 1, [1, 3, 8, 8]) for name in "ab"]
+    node = onnx.helper.make_node("Relu", ["a"], ["b"])
+    graph = onnx.helper.make_graph([node], "other", float_image[:1], float_image[1:])
+    opset = [onnx.helper.make_opsetid("", 17)]
+    onnx.save(onnx.helper.make_model(graph, opset_imports=opset, ir_version=8), tmp_path / "other.onnx")
+    torch.jit.script(torch.nn.ReLU()).save(str(tmp_path / "other.torchscript"))
+    torch.export.save(torch.export.export(torch.nn.ReLU(), (torch.zeros(2),)), tmp_path / "other.pt2")
+    for path in tmp_path.iterdir():
+        with pytest.raises(ExportError) as error:
+            load_exported(path)
+        assert_one_line(error, f"{path} has no description of ours", "tools/export.py")
+
+
+class _Harmful:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.path}",)
+
+
+def _with_replaced(source, target, change):
+    """Copy an archive; `change` gives new bytes for a place in it, or None."""
+    with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w") as new:
+        for name in old.namelist():
+            content = old.read(name)
+            new.writestr(name, change(name.partition("/")[2], content) or content)
+
+
+@pytest.mark.parametrize("place", ["inputs", "weights", "config"])
+def test_nothing_of_a_torch_export_file_is_unpickled(place, folder, tmp_path):
+    harmful = pickle.dumps(_Harmful(tmp_path / "run"))
+
+    def change(name, content):
+        if place == "inputs" and name == "data/sample_inputs/model.pt":
+            return harmful
+        if place != "inputs" and name == "data/weights/weight_0":
+            return harmful.ljust(len(content), b".")
+        if place == "config" and name == "data/weights/model_weights_config.json":
+            return content.replace(b'"use_pickle": false', b'"use_pickle": true')
+        return None
+
+    _with_replaced(folder / "model.pt2", tmp_path / "bad.pt2", change)
+    if place == "weights":  # numbers like any others
+        load_exported(tmp_path / "bad.pt2")
+    else:
+        with pytest.raises(ExportError) as error:
+            load_exported(tmp_path / "bad.pt2")
+        assert_one_line(error, "would run code while loading (data/")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("library", "suffix"), [("onnxruntime", ".onnx"), ("openvino", ".xml")])
+def test_a_missing_library_is_named(library, suffix, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, library, None)
+    for file in ("model.bin", f"model{suffix}"):
+        (tmp_path / file).write_bytes(b"x")
+    with pytest.raises(MissingDependencyError) as error:
+        load_exported(tmp_path / f"model{suffix}")
+    assert_one_line(error, library, "pip install")
+
+
+def test_loading_and_running_phones_nobody(folder, tmp_path):
+    code = (
+        "import socket, sys, torch\n"
+        "def refuse(*arguments, **keywords):\n"
+        "    print('CALLED', *arguments)\n"
+        "    raise OSError('no network')\n"
+        "socket.socket.connect = socket.getaddrinfo = socket.create_connection = refuse\n"
+        "from res2net_dense.deploy.exported import load_exported\n"
+        "for path in sys.argv[1:]:\n"
+        "    prediction, = load_exported(path).predict([torch.zeros(3, 40, 40, dtype=torch.uint8)])\n"
+        "    print(tuple(prediction['sem_seg'].shape))\n"
+    )
+    home = {**os.environ, "HOME": str(tmp_path)}  # where telemetry keeps its ids
+    command = [sys.executable, "-c", code, *(str(folder / f"model{suffix}") for suffix in FORMATS.values())]
+    answer = subprocess.run(command, capture_output=True, text=True, env=home, check=True)
+    assert answer.stdout == "(40, 40)\n" * len(FORMATS)
+    assert not any("intel" in path.name.lower() for path in tmp_path.iterdir())
