@@ -208,9 +208,6 @@ class Res2Net(nn.Module):
         Returns:
             `{feature: (N, out_channels[feature], ceil(H / stride), ceil(W / stride))}` in the order of depth.
         """
-        return self._features(x)
-
-    def _features(self, x: Tensor) -> dict[str, Tensor]:
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
         features = {"stem": x}
         for feature, stage in zip(FEATURES[1:], self.stages, strict=False):

@@ -21,12 +21,11 @@ from torch.jit import is_tracing  # type: ignore[attr-defined]  # torch's manual
 from torch.nn import functional
 
 from res2net_dense.backbones.bottle2neck import Bottle2neck
-from res2net_dense.backbones.res2net import Res2Net
 
 _ONEDNN = torch.ops.mkldnn
 
-PIECE = 2
-"""Pictures at a time; see `by_pieces`."""
+# A hook may hold a map.
+_GLOBAL_HOOKS = nn.modules.module._global_forward_hooks
 
 
 class FusedConv2d(nn.Conv2d):
@@ -82,7 +81,8 @@ class FusedConv2d(nn.Conv2d):
 
     def _fused(self, x: Tensor, shortcut: Tensor | None) -> Tensor:
         x = x.to(self.weight.dtype)
-        if self.padding_mode == "zeros" and not isinstance(self.padding, str) and _fuses(x):
+        plain = self.padding_mode == "zeros" and not isinstance(self.padding, str) and x.dim() == 4
+        if plain and _fuses(x):
             weight = self._packed.get(self.weight, x.shape, lambda: self._pack(x))
             settings = self.padding, self.stride, self.dilation, self.groups
             relu = "relu" if self.relu else "none"
@@ -138,24 +138,19 @@ class FusedBottle2neck(Bottle2neck):
 
     The output of a split is written over its input, so that nothing is cut apart or joined. In a stage block,
     whose splits do not feed each other, `grouped` is one convolution for all of them but the last.
-
-    Attributes:
-        grouped: see above; None where there is none.
-        inner: whether the block before is the only other one that knows the input, so that the result may be
-            written over it.
     """
 
     grouped: nn.Module | None
-    inner: bool
 
-    def _forward(self, x: Tensor, shortcut: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, shortcut: Tensor | None = None, overwrite: bool = False) -> Tensor:
+        """As `Bottle2neck.forward`; with `overwrite` `x` may be lost."""
         out = self._multi_scale(self.conv1(x))
         if shortcut is None and self.downsample is not None:
             shortcut = self.downsample(x)
-        elif shortcut is None and self.inner:
-            shortcut = x
-        else:  # somebody else's map, and the result is written over it
+        elif shortcut is not None or not overwrite:
             shortcut = (x if shortcut is None else shortcut).clone(memory_format=torch.preserve_format)
+        else:
+            shortcut = x
         if self.se is None:
             return self.conv3(out, shortcut)
         out = self.se(self.conv3(out))
@@ -186,22 +181,20 @@ class FusedBottle2neck(Bottle2neck):
         return torch.cat([*outputs, last if self.pool is None else self.pool(last)], 1)
 
 
-def by_pieces(network: Res2Net) -> None:
-    """Make `network` one that on CPUs takes a few pictures at a time, whose maps stay in the caches."""
-    kind = type(network)
-    network.__class__ = type(f"{kind.__name__}ByPieces", (_ByPieces, kind), {})
+class FusedStage(nn.Sequential):
+    """A stage of rewritten blocks, of which each may write its result over that of the block before."""
 
-
-class _ByPieces(Res2Net):
-    def _features(self, x: Tensor) -> dict[str, Tensor]:
-        if len(x) <= PIECE or not _fuses(x):
-            return super()._features(x)
-        features: dict[str, list[Tensor]] = {}
-        for start in range(0, len(x), PIECE):
-            piece = x[start : start + PIECE]
-            for name, feature in super()._features(piece).items():
-                features.setdefault(name, []).append(feature)
-        return {name: torch.cat(pieces) for name, pieces in features.items()}
+    def forward(self, x: Tensor) -> Tensor:
+        """As `nn.Sequential.forward`."""
+        before: nn.Module | None = None
+        for block in self:
+            if isinstance(block, FusedBottle2neck):
+                held = before is None or before._forward_hooks or block._forward_pre_hooks or _GLOBAL_HOOKS
+                x = block(x, overwrite=not held)
+            else:
+                x = block(x)
+            before = block
+        return x
 
 
 class _Packed:
@@ -209,23 +202,23 @@ class _Packed:
 
     The layout depends on the shape and on the number of threads, and from one such layout to another oneDNN
     has a way a hundred times slower than from PyTorch's: laying them out for every new shape costs little.
+    What is changed through `weight.data` goes unnoticed, as PyTorch does not count it.
     """
 
     def __init__(self) -> None:
-        self._of: Any = None
-        self._weights: dict[Any, Tensor] = {}
+        self._made: tuple[Any, dict[Any, Tensor]] = (None, {})  # replaced as a whole: threads may share it
 
     def get(self, weight: Tensor, shape: Any, pack: Callable[[], Tensor]) -> Tensor:
-        state = weight.data_ptr(), weight._version, torch.get_num_threads()
-        if state != self._of:
-            self._of, self._weights = state, {}
-        packed = self._weights.pop(shape, None)
-        if packed is None:
-            if len(self._weights) > 1:
-                del self._weights[next(iter(self._weights))]
-            packed = pack()
-        self._weights[shape] = packed  # the last one used stands last
-        return packed
+        version = None if weight.is_inference() else weight._version
+        state = weight.data_ptr(), version, torch.get_num_threads()
+        known, made = self._made
+        if known is None or known[1:] != state:
+            known, made = (weight.detach(), *state), {}  # held, so that its address is nobody else's
+        if shape not in made:
+            newest = list(made.items())[-1:]
+            made = dict([*newest, (shape, pack())])
+            self._made = known, made
+        return made[shape]
 
     def __reduce__(self) -> Any:
         return _Packed, ()

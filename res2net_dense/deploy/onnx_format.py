@@ -13,8 +13,8 @@ from res2net_dense.deploy.description import METADATA_KEY, Description
 from res2net_dense.errors import ExportError, MissingDependencyError
 from res2net_dense.models.graphs import Graph
 
-OPSET = 18
-"""Version of ONNX's operators; ONNX Runtime knows it from 1.14 on, OpenVINO from 2023.1."""
+OPSET = 19
+"""Version of ONNX's operators: the first with deformable convolution. ONNX Runtime has it from 1.15 on."""
 
 
 def save_program(program: ExportedProgram, path: Path, description: Description) -> None:

@@ -16,11 +16,20 @@ from res2net_dense.backbones.bottle2neck import Bottle2neck
 from res2net_dense.backbones.dla import Root
 from res2net_dense.backbones.layers import DeformableConv2d
 from res2net_dense.backbones.res2net import Res2Net
-from res2net_dense.deploy.layers import FusedBottle2neck, FusedConv2d, FusedLinear, by_pieces
+from res2net_dense.deploy.layers import FusedBottle2neck, FusedConv2d, FusedLinear, FusedStage
 from res2net_dense.deploy.roi_align import FastRoIAlign
 from res2net_dense.errors import ConfigError
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+# Batch norms of other libraries (detectron2's, torchvision's) and of ours, by name: not all are installed.
+_BATCH_NORMS = {
+    "FrozenNorm",
+    "FrozenBatchNorm2d",
+    "NaiveSyncBatchNorm",
+    "SparingBatchNorm2d",
+    "SparingSyncBatchNorm",
+}
 
 # Modules of ours that run attributes of these names one after the other: convolution, norm, ReLU.
 _STEPS: dict[type[nn.Module], tuple[str, str, str]] = {
@@ -41,14 +50,15 @@ def optimize_for_inference(
     Args:
         model: a backbone, a classifier, a segmentation, saliency or R-CNN model of ours, on its device; it
             stays as it is.
-        dtype: of weights and maps: None or float32, bfloat16, or float16 (CUDA). Results are float32.
+        dtype: of weights and maps: bfloat16 or float16 give results in float32. None leaves them.
         channels_last: lay out maps as (N, H, W, C), which is faster on CPUs and recent GPUs.
         pad_width: give the splits of Res2Net blocks zero channels up to a multiple of this, such as 8 for
             tensor cores: 14, 18 and 26 are none. None leaves them.
 
     Returns:
         The rewritten network in evaluation mode, without gradients. It takes and gives what `model` does. In
-        half precision only as a whole: its other methods and parts are those of its attribute `model`.
+        half precision only as a whole: its other methods and parts are those of its attribute `model`. What
+        hung on norms and ReLUs that are folded is not called any more.
 
     Raises:
         ConfigError: an argument has no meaning.
@@ -57,14 +67,17 @@ def optimize_for_inference(
         raise ConfigError(f"dtype is {dtype}; allowed: {', '.join(map(str, DTYPES))}")
     if pad_width is not None and (type(pad_width) is not int or pad_width < 1):
         raise ConfigError(f"pad_width is {pad_width!r}; it is a whole number above 0, usually 8")
-    model = copy.deepcopy(model).eval().requires_grad_(False)
-    places = Counter(id(module) for _, module in model.named_modules(remove_duplicate=False))
-    single = {place for place, count in places.items() if count == 1}
-    with torch.no_grad():
+    if isinstance(model, _Lower):
+        raise ConfigError(f"the model is rewritten for {model.dtype} already: rewrite the one it was made of")
+    # Tensors made in inference mode would have no versions, by which a layer knows that its weights changed.
+    with torch.inference_mode(False), torch.no_grad():
+        model = copy.deepcopy(model).eval().requires_grad_(False)
+        places = Counter(id(module) for _, module in model.named_modules(remove_duplicate=False))
+        single = {place for place, count in places.items() if count == 1}
         for module in list(model.modules()):
             _fold_inside(module, single)
         for module in list(model.modules()):
-            if isinstance(module, Bottle2neck) and not isinstance(module.bn3, nn.GroupNorm):
+            if isinstance(module, Bottle2neck) and all(map(_is_fixed, _norms(module))):
                 _fuse_block(module, pad_width)
         for module in list(model.modules()):
             if _is_plain_conv(module):
@@ -74,18 +87,13 @@ def optimize_for_inference(
             elif type(module).__name__ in ("RoIAlign", "ROIAlign"):  # torchvision's and detectron2's
                 FastRoIAlign.of(module)
             elif isinstance(module, Res2Net):
-                for stage in module.stages:
-                    for block in list(module.get_submodule(stage).children())[1:]:
-                        if isinstance(block, FusedBottle2neck):
-                            block.inner = True
-                # Hooks may know the batch, as those of `models.padding` do.
-                if not any(part._forward_pre_hooks or part._forward_hooks for part in module.modules()):
-                    by_pieces(module)
+                for name in module.stages:
+                    stage = module.get_submodule(name)
+                    if type(stage) is nn.Sequential:
+                        stage.__class__ = FusedStage
         if channels_last:
             model.to(memory_format=torch.channels_last)
-    if dtype in (None, torch.float32):
-        return model
-    return _Lower(model, dtype)
+        return model if dtype in (None, torch.float32) else _Lower(model, dtype)
 
 
 class _Lower(nn.Module):
@@ -106,9 +114,19 @@ class _Lower(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """As the model's."""
-        device = next(self.model.parameters()).device.type
+        device = next((parameter.device.type for parameter in self.model.parameters()), "cpu")
         with torch.autocast(device, self.dtype):
             return _in_float32(self.model(*args, **kwargs))
+
+    def __getattr__(self, name: str) -> Any:
+        """What the model knows of itself, such as `out_channels`, but no part of it."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            value = getattr(super().__getattr__("model"), name)
+            if callable(value) or isinstance(value, Tensor):
+                raise
+            return value
 
 
 def _in_float32(result: Any) -> Any:
@@ -117,7 +135,8 @@ def _in_float32(result: Any) -> Any:
     if isinstance(result, dict):
         return {key: _in_float32(value) for key, value in result.items()}
     if isinstance(result, (list, tuple)):
-        return type(result)(_in_float32(value) for value in result)
+        values = [_in_float32(value) for value in result]
+        return type(result)(*values) if hasattr(result, "_fields") else type(result)(values)
     return result
 
 
@@ -166,8 +185,8 @@ def _fold_sequence(steps: nn.Module, single: set[int]) -> None:
 
 def _last_conv(module: nn.Module | None) -> nn.Module | None:
     """The convolution whose output is that of `module`."""
-    while module is not None and type(module).forward is nn.Sequential.forward and len(module._modules):
-        module = [child for child in module.children() if not isinstance(child, nn.Identity)][-1]
+    while module is not None and type(module).forward is nn.Sequential.forward:
+        module = next((m for m in reversed(list(module.children())) if not isinstance(m, nn.Identity)), None)
     return module if _is_plain_conv(module) or isinstance(module, DeformableConv2d) else None
 
 
@@ -177,11 +196,16 @@ def _is_plain_conv(module: nn.Module | None) -> TypeGuard[nn.Conv2d]:
 
 
 def _is_fixed(norm: nn.Module | None) -> bool:
-    """Whether it is a batch norm with statistics: torch's, torchvision's or detectron2's frozen one."""
-    kinds = nn.modules.batchnorm._BatchNorm
-    if isinstance(norm, kinds):
-        return norm.running_mean is not None
-    return type(norm).__name__ in ("FrozenNorm", "FrozenBatchNorm2d")
+    """Whether it is a batch norm with statistics that does no more than that in evaluation mode."""
+    if isinstance(norm, nn.modules.batchnorm._BatchNorm):
+        known = type(norm) in (nn.BatchNorm2d, nn.SyncBatchNorm) or type(norm).__name__ in _BATCH_NORMS
+        return known and norm.running_mean is not None
+    return type(norm).__name__ in _BATCH_NORMS
+
+
+def _norms(block: Bottle2neck) -> list[nn.Module]:
+    between = [block.bn2] if block.conv2 is not None else list(block.bns)
+    return [block.bn1, *between, block.bn3]
 
 
 def _folded(conv: nn.Module, norm: Any) -> tuple[Tensor, Tensor | None]:
@@ -193,7 +217,9 @@ def _folded(conv: nn.Module, norm: Any) -> tuple[Tensor, Tensor | None]:
     scale = (variance + norm.eps).rsqrt()
     shift = -mean * scale
     if norm.weight is not None:
-        scale, shift = norm.weight.double() * scale, norm.weight.double() * shift + norm.bias.double()
+        scale, shift = norm.weight.double() * scale, norm.weight.double() * shift
+    if norm.bias is not None:
+        shift = shift + norm.bias.double()
     if bias is not None:
         shift = shift + bias.double() * scale
     return (weight.double() * scale[:, None, None, None]).to(weight.dtype), shift.to(weight.dtype)
@@ -228,7 +254,7 @@ def _fuse_block(block: Bottle2neck, pad_width: int | None) -> None:
             block.convs = nn.ModuleList(nn.Sequential(conv, nn.ReLU(inplace=True)) for conv in block.convs)
     block.__class__ = FusedBottle2neck
     assert isinstance(block, FusedBottle2neck)
-    block.grouped, block.inner = None, False
+    block.grouped = None
     if block.conv2 is None and not deforms:
         if pad_width is not None:
             _pad(block, pad_width)

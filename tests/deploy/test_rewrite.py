@@ -1,10 +1,13 @@
 """Rewritten networks compute what they did, for every network and kind of model, and the original stays."""
 
 import copy
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
 import torch
 from comparison import difference, like_trained
+from timm.layers import BatchNormAct2d
 from torch import nn
 
 from res2net_dense.backbones import create_backbone, create_classifier, list_backbones
@@ -159,6 +162,85 @@ def test_copies_compute_the_same():
     fast = optimize_for_inference(net)
     fast(picture())
     assert_equal_features(copy.deepcopy(fast), net, picture())
+
+
+def test_hooks_keep_what_they_have_seen():
+    net = network()
+    kept = {"plain": [], "before": [], "after": []}
+
+    def hang(network, name):
+        for block in (*network.layer1, network.layer4):
+            block.register_forward_hook(lambda module, inputs, output: kept[name].append(output))
+
+    hooked = copy.deepcopy(net)
+    hang(hooked, "before")
+    fast = optimize_for_inference(net)
+    hang(fast, "after")
+    hang(net, "plain")
+    with torch.no_grad():
+        for one in (net, optimize_for_inference(hooked), fast):
+            one(picture(5))
+    assert len(kept["plain"]) == 4
+    for name in ("before", "after"):
+        for mine, theirs in zip(kept[name], kept["plain"], strict=True):
+            assert difference(mine, theirs) < 1e-5
+
+
+def test_a_block_by_itself_leaves_its_input():
+    block = optimize_for_inference(network()).layer1[1]
+    x = torch.randn(1, 256, 8, 8)
+    before = x.clone()
+    with torch.no_grad():
+        block(x)
+    assert torch.equal(x, before)
+
+
+def test_twice_is_once():
+    net = network(out_features=("res3",))
+    assert_equal_features(optimize_for_inference(optimize_for_inference(net), pad_width=8), net, picture())
+    with pytest.raises(ConfigError, match="bfloat16 already"):
+        optimize_for_inference(optimize_for_inference(net, dtype=torch.bfloat16))
+
+
+def test_in_inference_mode_and_from_several_threads():
+    net = network(out_features=("res3",))
+    with torch.inference_mode():
+        fast = optimize_for_inference(net)
+        fast(picture())
+    assert_equal_features(fast, net, picture())
+
+    def run(size):
+        with torch.no_grad():
+            return fast(picture(height=size))["res3"]
+
+    sizes = [24, 32, 40, 48] * 6
+    with ThreadPoolExecutor(4) as pool:
+        for size, found in zip(sizes, pool.map(run, sizes), strict=True):
+            with torch.no_grad():
+                assert difference(found, net(picture(height=size))["res3"]) < 1e-5
+
+
+def test_half_precision_knows_what_the_network_does_and_can_be_saved(tmp_path):
+    net = network()
+    fast = optimize_for_inference(net, dtype=torch.bfloat16)
+    assert fast.out_channels == net.out_channels
+    for part in ("conv1", "pixel_mean", "forward_features"):
+        assert not hasattr(fast, part)
+    torch.save(fast, tmp_path / "fast.pt")
+
+
+@pytest.mark.parametrize("norm", [nn.InstanceNorm2d, partial(nn.BatchNorm2d, track_running_stats=False)])
+def test_norms_that_cannot_be_folded_stay(norm):
+    net = network(out_features=("res2",))
+    for block in net.layer1:
+        block.bn1 = norm(block.bn1.num_features)
+    assert_equal_features(optimize_for_inference(net), net, picture())
+
+
+def test_norms_that_do_more_stay():
+    net = like_trained(nn.Sequential(nn.Conv2d(3, 8, 3), BatchNormAct2d(8))).eval()
+    with torch.no_grad():
+        assert difference(optimize_for_inference(net)(picture()), net(picture())) < 1e-5
 
 
 def test_a_gradient_of_the_picture_can_be_had():
