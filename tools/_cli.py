@@ -37,9 +37,10 @@ def run(main: Callable[[argparse.Namespace], int | None], parser: argparse.Argum
         )
         sys.exit(1)
     except OSError as error:
-        if args.debug or error.filename is None:
+        if args.debug or error.strerror is None:
             raise
-        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
+        place = f"{error.filename}: " if error.filename is not None else ""
+        print(f"error: {place}{error.strerror}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)

@@ -49,6 +49,7 @@ from _contestants import (
     timms_net,
 )
 
+from res2net_dense.backbones.registry import canonical_name
 from res2net_dense.config import load_config
 from res2net_dense.deploy.benchmark import (
     Ratio,
@@ -140,12 +141,16 @@ def check(args: argparse.Namespace) -> None:
         )
     if args.weights and args.model and len(args.model) > 1:
         raise ConfigError(f"--weights {args.weights} is of one network: name one with --model")
+    for name in [*(args.model or []), *(name for name in args.against if name not in TIMM)]:
+        canonical_name(name)  # says what there is
     for option, lowest in (("repeats", 1), ("warmup", 0), ("threads", 1)):
         value = getattr(args, option)
         if value is not None and value < lowest:
             raise ConfigError(f"--{option} {value} must be at least {lowest}")
     if min(args.batch) < 1:
         raise ConfigError(f"--batch {min(args.batch)} must be at least 1")
+    if args.train and min(args.batch) == 1 and any(max(size) <= 32 for size in args.size):
+        raise ConfigError("--train: batch norm cannot learn from one pixel; raise --batch or --size")
     if args.train:
         wrong = [way for way in args.formats if way not in LEARNING_WAYS]
         if args.config or wrong:
@@ -161,6 +166,8 @@ def check(args: argparse.Namespace) -> None:
         ("--json", args.json, (".json",)),
         ("--plot", args.plot, (".png", ".pdf", ".svg")),
     ):
+        if file and file.is_dir():
+            raise ConfigError(f"{option} {file} is a folder; name a file in it")
         if file and file.suffix.lower() not in suffixes:
             raise ConfigError(f"{option} {file} must end in {' or '.join(suffixes)}")
         if file:
@@ -176,6 +183,8 @@ def measure(
     left_out: dict[str, str] = {}
     ours, reference, others = nets(args, name, device, left_out)
     contestants = line_up(args, ours, reference, others)
+    if args.dtypes and "fp32" not in args.dtypes:
+        left_out |= {way: "exported files are in fp32" for way in args.formats if way in EXPORTS}
     baseline = contestants[0].label
     generator = torch.Generator().manual_seed(0)
     pictures = torch.randint(0, 256, (batch, 3, *size), dtype=torch.uint8, generator=generator).to(device)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import sys
 import tempfile
 import time
@@ -30,7 +31,7 @@ from res2net_dense.config import Config, config_to_dict, load_config
 from res2net_dense.convert import load_backbone_weights
 from res2net_dense.data.images import list_images
 from res2net_dense.deploy.description import Description
-from res2net_dense.deploy.export import FORMATS, export, format_of
+from res2net_dense.deploy.export import FORMATS, check_installed, export, format_of
 from res2net_dense.deploy.exported import load_exported
 from res2net_dense.deploy.parity import gate
 from res2net_dense.deploy.quantize import TASKS, quantize
@@ -68,6 +69,12 @@ def main(args: argparse.Namespace) -> None:
     description = describe(args, config, graph, weights)
     calibration = list_images(args.calibration) if args.int8 else []
     pictures = evaluation_pictures(config)
+    seen = {tuple(picture.shape[-2:]) for picture in pictures}
+    if args.eval and description.size and seen != {description.size}:
+        raise ConfigError(
+            f"--eval needs pictures of one size, {takes(description)}, and those of data.val are of others: "
+            "choose --size and data.* so that they fit, or --dynamic"
+        )
 
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as folder:
@@ -87,7 +94,9 @@ def main(args: argparse.Namespace) -> None:
         document = {**description.to_dict(), "parity": report.to_dict()}
         if args.eval:
             say("evaluating the model and the file")
-            scores = score_both(config, CPU, model, load_exported(draft))
+            exported = load_exported(draft)
+            exported.path = output  # what messages call it
+            scores = score_both(config, CPU, model, exported)
             print(scores.table())
             scores.check(MAX_DROP[description.precision] if args.max_drop is None else args.max_drop)
             document["eval"] = scores.to_dict()
@@ -110,6 +119,8 @@ def checked_output(args: argparse.Namespace) -> Path:
         raise ConfigError("--int8 and --calibration FOLDER, the pictures that it looks at, go together")
     if args.int8 and format != "onnx":
         raise ConfigError(f"--int8 is for onnx, --output {output} is {format}")
+    if args.dynamic and (args.size or args.batch):
+        raise ConfigError("--dynamic takes any size and number of pictures: leave --size and --batch out")
     if args.max_drop is not None and not args.eval:
         raise ConfigError("--max-drop goes with --eval, which finds out what is lost")
     weights = output.with_suffix(".bin")
@@ -119,6 +130,7 @@ def checked_output(args: argparse.Namespace) -> Path:
         )
     if output.is_dir():
         raise ConfigError(f"--output {output} is a folder; name a file")
+    check_installed(format)
     return output
 
 
@@ -153,9 +165,9 @@ def describe(args: argparse.Namespace, config: Config, graph: torch.nn.Module, w
     size = None if args.dynamic else args.size or evaluation_size(config)
     if size is None and not args.dynamic:
         raise ConfigError("pictures differ in size: give --size HEIGHTxWIDTH for one size, --dynamic for any")
-    batch = None if args.dynamic else args.batch
+    batch = None if args.dynamic else args.batch or 1
     if graph.by_tracing:
-        if args.batch != 1:
+        if args.batch not in (None, 1):
             raise ConfigError(f"--batch {args.batch}: a detector takes one picture at a time")
         batch = 1
         say("detectors are exported by tracing, for one picture at a time")
@@ -215,21 +227,17 @@ def calibration_pictures(
 
 def takes(description: Description) -> str:
     """What goes in, in words."""
-    height, width = description.size or ("any", "any")
-    number = "any number of pictures" if description.batch is None else f"{description.batch} at a time"
-    return f"pictures of {height} x {width} pixels, {number}"
+    size = "any size" if description.size is None else "{} x {} pixels".format(*description.size)
+    number = "any number" if description.batch is None else str(description.batch)
+    return f"pictures of {size}, {number} at a time"
 
 
 def parse_size(text: str) -> tuple[int, int]:
     """`480x640` is height and width, `224` both."""
-    height, _, width = text.partition("x")
-    try:
-        size = int(height), int(width or height)
-    except ValueError:
-        size = (0, 0)
-    if min(size) < 1:
+    match = re.fullmatch(r"([1-9]\d*)(?:x([1-9]\d*))?", text)
+    if not match:
         raise argparse.ArgumentTypeError(f"{text!r} is no size; write HEIGHTxWIDTH, such as 480x640")
-    return size
+    return int(match[1]), int(match[2] or match[1])
 
 
 def positive(text: str) -> int:
@@ -258,7 +266,7 @@ if __name__ == "__main__":
         metavar="HxW",
         help="of the pictures; default: the evaluation's, if it has one",
     )
-    parser.add_argument("--batch", type=positive, default=1, metavar="N", help="pictures at once (1)")
+    parser.add_argument("--batch", type=positive, metavar="N", help="pictures at once (1)")
     parser.add_argument(
         "--dynamic", action="store_true", help="take pictures of any size, and any number of them"
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -85,8 +86,32 @@ class Description:
         names = {item.name for item in dataclasses.fields(cls)}
         known = {name: value for name, value in content.items() if name in names}
         missing = [name for name in ("task", "arch", "backbone", "outputs") if name not in known]
+        if missing:
+            raise ExportError(f"{source} has a description without {', '.join(missing)}: export it anew")
+        for name, value in known.items():
+            if not _CHECKS.get(name, lambda _: True)(value):
+                raise ExportError(f"{source} has a description with {name} {value!r}: export it anew")
         size = known.get("size")
-        if missing or not (size is None or (isinstance(size, list) and len(size) == 2)):
-            wrong = f"without {', '.join(missing)}" if missing else f"with size {size!r}"
-            raise ExportError(f"{source} has a description {wrong}: export it anew")
-        return cls(**{**known, "size": None if size is None else (int(size[0]), int(size[1]))})
+        return cls(**{**known, "size": None if size is None else (size[0], size[1])})
+
+
+def _counts(value: Any) -> bool:
+    return type(value) is int and value > 0
+
+
+def _is_names(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(name, str) for name in value)
+
+
+_CHECKS: dict[str, Callable[[Any], bool]] = {
+    "task": lambda value: value in ("detection", "semantic_segmentation", "saliency", "classification"),
+    "precision": lambda value: value in ("fp32", "int8"),
+    "outputs": _is_names,
+    "class_names": _is_names,
+    "size": lambda value: (
+        value is None or (isinstance(value, list) and list(map(_counts, value)) == [True] * 2)
+    ),
+    "batch": lambda value: value is None or _counts(value),
+    "config": lambda value: isinstance(value, dict),
+}
+"""What a field may be, of those that something is done with."""

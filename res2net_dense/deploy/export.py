@@ -7,6 +7,7 @@ tensors (`Graph.by_tracing`). OpenVINO's reader takes the ONNX form.
 
 from __future__ import annotations
 
+import io
 import logging
 import tempfile
 import warnings
@@ -20,8 +21,8 @@ from torch.export import Dim, ExportedProgram
 from torch.fx.experimental import _config as symbolic_shapes
 
 from res2net_dense.deploy.description import METADATA_KEY, Description
-from res2net_dense.deploy.onnx_format import first_words, save_program, save_traced
-from res2net_dense.deploy.openvino_format import convert_onnx
+from res2net_dense.deploy.onnx_format import check_onnx_installed, first_words, save_program, save_traced
+from res2net_dense.deploy.openvino_format import convert_onnx, import_openvino
 from res2net_dense.errors import ConfigError, ExportError
 from res2net_dense.models.graphs import Graph
 
@@ -41,6 +42,18 @@ def format_of(path: str | Path) -> str:
             return name
     known = ", ".join(f"{suffix} ({name})" for name, suffix in FORMATS.items())
     raise ConfigError(f"{path} ends in none of {known}: choose one, which tells the format")
+
+
+def check_installed(format: str) -> None:
+    """Check that what writes and runs files of a format is there.
+
+    Raises:
+        MissingDependencyError: a library is not installed.
+    """
+    if format in ("onnx", "openvino"):
+        check_onnx_installed(runs=format == "onnx")
+    if format == "openvino":
+        import_openvino()
 
 
 def export(graph: Graph, path: str | Path, description: Description) -> None:
@@ -68,20 +81,30 @@ def export(graph: Graph, path: str | Path, description: Description) -> None:
             "torch.export cannot take a detector, whose work depends on what it finds: choose onnx, "
             "torchscript or openvino"
         )
-    with _quiet(), torch.no_grad():
-        if description.format == "openvino":
-            with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-                source = Path(folder) / "network.onnx"
-                _export_onnx(graph, source, description)
-                convert_onnx(source, path, description.to_json())
-        elif description.format == "onnx":
-            _export_onnx(graph, path, description)
-        elif description.format == "torchscript":
-            extra = {METADATA_KEY: description.to_json()}
-            torch.jit.save(_traced(graph, description), str(path), _extra_files=extra)
+    check_installed(description.format)
+    try:
+        with _quiet(), torch.no_grad():
+            _write(graph, path, description)
+    except OSError as error:
+        raise ExportError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+def _write(graph: Graph, path: Path, description: Description) -> None:
+    extra = {METADATA_KEY: description.to_json()}
+    if description.format == "openvino":
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            source = Path(folder) / "network.onnx"
+            _export_onnx(graph, source, description)
+            convert_onnx(source, path, description.to_json())
+    elif description.format == "onnx":
+        _export_onnx(graph, path, description)
+    else:
+        file = io.BytesIO()  # PyTorch's own writers abort the program where a disk is full
+        if description.format == "torchscript":
+            torch.jit.save(_traced(graph, description), file, _extra_files=extra)
         else:
-            extra = {METADATA_KEY: description.to_json()}
-            torch.export.save(_program(graph, description), path, extra_files=extra)
+            torch.export.save(_program(graph, description), file, extra_files=extra)
+        path.write_bytes(file.getbuffer())
 
 
 def _export_onnx(graph: Graph, path: Path, description: Description) -> None:

@@ -24,7 +24,7 @@ def save_program(program: ExportedProgram, path: Path, description: Description)
         ExportError: it has an operation that ONNX has not.
         MissingDependencyError: onnx or onnxscript is not installed.
     """
-    _check_installed()
+    check_onnx_installed()
     try:
         onnx_program = torch.onnx.export(
             program,
@@ -45,7 +45,7 @@ def save_program(program: ExportedProgram, path: Path, description: Description)
 
 def save_traced(graph: Graph, example: Tensor, path: Path, description: Description) -> None:
     """Run a graph on an example and write what it did. Errors as in `save_program`."""
-    onnx = _check_installed()
+    onnx = check_onnx_installed()
     # Of detections nobody knows the number.
     found = {name: {0: "detections"} for name in graph.outputs}
     try:
@@ -77,14 +77,18 @@ def _axes(description: Description) -> dict[int, str]:
     return axes | ({2: "height", 3: "width"} if description.size is None else {})
 
 
-def _check_installed() -> Any:
-    """Return the module `onnx`."""
+def check_onnx_installed(*, runs: bool = False) -> Any:
+    """Return the module `onnx`, if what writes files is installed too, and with `runs` what runs them."""
     try:
         import onnx
         import onnxscript  # noqa: F401
+
+        if runs:
+            import onnxruntime  # noqa: F401
     except ImportError as error:
         raise MissingDependencyError(
-            f'ONNX files need onnx and onnxscript ({error}); install them with `pip install -e ".[onnx]"`'
+            f"ONNX files need onnx, onnxscript and onnxruntime ({error}); install them with "
+            '`pip install -e ".[onnx]"`'
         ) from error
     return onnx
 

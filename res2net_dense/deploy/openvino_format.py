@@ -57,4 +57,7 @@ def convert_onnx(source: Path, path: Path, metadata: str) -> None:
             "choose --format onnx"
         ) from None
     model.set_rt_info(metadata, METADATA_KEY)
-    openvino.save_model(model, str(path), compress_to_fp16=False)
+    try:
+        openvino.save_model(model, str(path), compress_to_fp16=False)
+    except RuntimeError as error:
+        raise ExportError(f"{path} cannot be written ({' '.join(str(error).split())[:200]})") from None

@@ -30,14 +30,31 @@ class Tolerance(NamedTuple):
     """What may differ."""
 
     difference: float
-    """Of logits, maps, scores and masks; of boxes as a share of the picture's longer edge."""
+    """Of logits, maps, scores and masks."""
+    boxes: float
+    """Of the edges of boxes, in pixels of the picture."""
     agreement: float
     """Least share of equal labels."""
 
 
-TOLERANCES = {"fp32": Tolerance(1e-3, 0.9999), "int8": Tolerance(math.inf, 0.0)}
+TOLERANCES = {"fp32": Tolerance(1e-3, 0.1, 0.9999), "int8": Tolerance(math.inf, math.inf, 0.0)}
 """By a file's precision. An int8 file is another network, which the evaluation set judges: here it has but to
 run and to give finite numbers."""
+
+
+class Cut(NamedTuple):
+    """Which detections a detector keeps."""
+
+    score: float
+    """From this one on."""
+    most: int
+    """At most so many of a picture."""
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any]) -> Cut:
+        """That of a resolved configuration; the usual one if it says nothing."""
+        model = config.get("model", {})
+        return cls(model.get("score_threshold", 0.05), model.get("detections_per_image", 100))
 
 
 class Row(NamedTuple):
@@ -88,7 +105,7 @@ class ParityReport:
         lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in cells]
         if math.isfinite(self.tolerance.difference):
             lines.append(
-                f"at most {self.tolerance.difference:g} (boxes: of the longer edge), at least "
+                f"at most {self.tolerance.difference:g} (boxes: {self.tolerance.boxes:g} pixels), at least "
                 f"{100 * self.tolerance.agreement:g} % of labels equal"
             )
         return "\n".join([*lines, *self.notes])
@@ -103,8 +120,9 @@ class ParityReport:
         words = f"{row.output} at {_size(row.size)}, batch {row.batch}"
         if math.isnan(row.max_abs) and math.isnan(row.agreement):
             return f"{words}: {row.note}"
-        if not math.isnan(row.max_abs) and not _within(row.max_abs, self.tolerance):
-            return f"{words} by {_number(row.max_abs)} (at most {self.tolerance.difference:g})"
+        limit = self.tolerance.boxes if row.output.endswith("boxes") else self.tolerance.difference
+        if not math.isnan(row.max_abs) and not _within(row.max_abs, limit):
+            return f"{words} by {_number(row.max_abs)} (at most {limit:g})"
         return f"{words} in {100 * (1 - row.agreement):.3g} % of the labels"
 
 
@@ -129,7 +147,7 @@ def compare(
         ExportError: The file cannot be run.
     """
     description = exported.description
-    tolerance = TOLERANCES[description.precision]
+    tolerance, cut = TOLERANCES[description.precision], Cut.of(description.config)
     notes = [] if pictures else ["the pictures are made up: there was no evaluation set"]
     if description.precision == "int8":
         notes.append("int8 is another network: the evaluation set says what it is worth (--eval)")
@@ -150,10 +168,10 @@ def compare(
             images = torch.stack([_resized(pictures[n % len(pictures)], size) for n in range(batch)])
             with torch.no_grad():
                 expected = dict(zip(graph.outputs, graph(images), strict=True))
-            rows += _rows(expected, exported.run(images), size, batch, tolerance)
+            rows += _rows(expected, exported.run(images), size, batch, tolerance, cut)
             found += len(expected["boxes"]) if finds_objects else 0
         if model is not None:
-            rows += _prediction_rows(model, exported, _resized(pictures[0], size), tolerance)
+            rows += _prediction_rows(model, exported, _resized(pictures[0], size), tolerance, cut)
     if finds_objects and not found:
         notes.append(
             "no picture has a detection, so boxes, labels and masks were not compared: give pictures on "
@@ -251,10 +269,11 @@ def _rows(
     size: tuple[int, int],
     batch: int,
     tolerance: Tolerance,
+    cut: Cut,
 ) -> Iterator[Row]:
     """Compare the outputs of one batch."""
     if "boxes" in expected:
-        yield from _detection_rows(expected, got, size, tolerance)
+        yield from _detection_rows(expected, got, size, tolerance, cut)
         return
     for name, value in expected.items():
         other, worst, share, good = got[name], math.nan, math.nan, True
@@ -264,7 +283,7 @@ def _rows(
             continue
         if name != "labels":
             worst = _difference(value, other)
-            good = _within(worst, tolerance)
+            good = _within(worst, tolerance.difference)
         if name != "saliency":
             labels = other.long() if name == "labels" else _of_classes(other).argmax(1)
             apart = _difference(expected["logits"], got["logits"])
@@ -299,52 +318,79 @@ def _difference(one: Tensor, other: Tensor) -> float:
     return worst if math.isfinite(worst) else math.inf
 
 
-def _within(worst: float, tolerance: Tolerance) -> bool:
-    return math.isfinite(worst) and worst <= tolerance.difference
+def _within(worst: float, limit: float) -> bool:
+    return math.isfinite(worst) and worst <= limit
 
 
 def _detection_rows(
-    expected: Mapping[str, Tensor], got: Mapping[str, Tensor], size: tuple[int, int], tolerance: Tolerance
+    expected: Mapping[str, Tensor],
+    got: Mapping[str, Tensor],
+    size: tuple[int, int],
+    tolerance: Tolerance,
+    cut: Cut,
 ) -> Iterator[Row]:
     """Compare the detections of one picture, each with the likest of its class."""
     counts = len(expected["boxes"]), len(got["boxes"])
-    pairs = _pairs(expected, got, max(size)) if counts[0] == counts[1] else None
+    pairs = _pairs(expected, got, cut, tolerance.difference)
     for name, value in expected.items():
         if pairs is None:
             note = f"{counts[1]} detections instead of {counts[0]}"
             yield Row(size, 1, name, math.nan, math.nan, False, note)
             continue
-        note, one, other = f"{counts[0]} detections", value[pairs[0]], got[name][pairs[1]]
+        note, one, other = f"{len(pairs[0])} detections", value[pairs[0]], got[name][pairs[1]]
+        share = 1 - float((one != other).double().mean()) if one.numel() else math.nan
         if name == "labels":
-            share = 1 - float((one != other).double().mean()) if counts[0] else math.nan
-            yield Row(size, 1, name, math.nan, share, share == 1 or not counts[0], note)
+            yield Row(size, 1, name, math.nan, share, share == 1 or math.isnan(share), note)
         elif name == "masks" and value.dtype == torch.bool:
-            share = 1 - float((one != other).double().mean()) if counts[0] else math.nan
             yield Row(size, 1, name, math.nan, share, not share < tolerance.agreement, note)
         else:
-            worst = _difference(one, other) / (max(size) if name == "boxes" else 1)
-            yield Row(size, 1, name, worst, math.nan, _within(worst, tolerance), note)
+            worst, limit = _difference(one, other), tolerance.difference
+            limit = tolerance.boxes if name == "boxes" else limit
+            yield Row(size, 1, name, worst, math.nan, _within(worst, limit), note)
 
 
-def _pairs(expected: Mapping[str, Tensor], got: Mapping[str, Tensor], edge: int) -> tuple[Tensor, Tensor]:
-    """The numbers of detections that belong together, those of the highest scores first.
+def _pairs(
+    expected: Mapping[str, Tensor], got: Mapping[str, Tensor], cut: Cut, margin: float
+) -> tuple[Tensor, Tensor] | None:
+    """The numbers of detections that belong together; None if one has no counterpart.
 
-    Runtimes may order equal scores otherwise, so that each takes the likest one that is left.
+    Runtimes may order equal scores otherwise, so that each takes the likest one that is left. Those with a
+    score within `margin` of where detections are cut off may be on one side alone.
     """
-    apart = torch.cdist(expected["boxes"].double(), got["boxes"].double(), p=math.inf) / edge
-    apart += (expected["scores"].double()[:, None] - got["scores"].double()).abs()
-    apart += (expected["labels"][:, None] != got["labels"]) * 10.0
-    apart = apart.nan_to_num(1e3, 1e3, 1e3)
-    order = expected["scores"].argsort(descending=True, stable=True)
-    others = []
-    for number in order.tolist():
-        others.append(int(apart[number].argmin()))
-        apart[:, others[-1]] = math.inf
-    return order, torch.tensor(others, dtype=torch.int64)
+    scores = expected["scores"].double(), got["scores"].double()
+    apart = torch.cdist(expected["boxes"].double(), got["boxes"].double(), p=math.inf)
+    apart += 1e3 * (scores[0][:, None] - scores[1]).abs()
+    apart += (expected["labels"][:, None] != got["labels"]) * 1e6
+    apart = apart.nan_to_num(1e9, 1e9, 1e9)
+    pairs: list[tuple[int, int]] = []
+    for number in scores[0].argsort(descending=True, stable=True).tolist():
+        if len(pairs) == len(scores[1]):
+            break
+        pairs.append((number, int(apart[number].argmin())))
+        apart[:, pairs[-1][1]] = math.inf
+    lowest = cut.score + margin
+    if max(map(len, scores)) >= cut.most:
+        lowest = max(lowest, min(float(score.min()) for score in scores if len(score)) + margin)
+    near = [n for n, pair in enumerate(pairs) if max(scores[0][pair[0]], scores[1][pair[1]]) <= lowest]
+    left = set(range(len(pairs))) - {n for n in near if _is_another(expected, got, pairs[n])}
+    pairs = [pairs[n] for n in sorted(left)]
+    for side in (0, 1):
+        alone = set(range(len(scores[side]))) - {pair[side] for pair in pairs}
+        if any(not scores[side][number] <= lowest for number in alone):
+            return None
+    numbers = torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2)
+    return numbers[:, 0], numbers[:, 1]
+
+
+def _is_another(expected: Mapping[str, Tensor], got: Mapping[str, Tensor], pair: tuple[int, int]) -> bool:
+    """Whether a pair is of two objects: another class, or boxes that are apart."""
+    if expected["labels"][pair[0]] != got["labels"][pair[1]]:
+        return True
+    return not bool((expected["boxes"][pair[0]] - got["boxes"][pair[1]]).abs().max() <= 1)
 
 
 def _prediction_rows(
-    model: nn.Module, exported: ExportedModel, picture: Tensor, tolerance: Tolerance
+    model: nn.Module, exported: ExportedModel, picture: Tensor, tolerance: Tolerance, cut: Cut
 ) -> Iterator[Row]:
     """Compare what both say of one picture that was twice as small before."""
     size = picture.shape[-2], picture.shape[-1]
@@ -358,7 +404,7 @@ def _prediction_rows(
         for one in (expected, got)
     ]
     if "boxes" in expected:
-        rows: Iterator[Row] = _detection_rows(tensors[0], tensors[1], original, tolerance)
+        rows: Iterator[Row] = _detection_rows(tensors[0], tensors[1], original, tolerance, cut)
         yield from (row._replace(size=size, output=f"predicted {row.output}") for row in rows)
         return
     for name, value in tensors[0].items():
@@ -370,7 +416,7 @@ def _prediction_rows(
             yield Row(size, 1, f"predicted {name}", math.nan, share, good)
         else:
             worst = _difference(value, other)
-            yield Row(size, 1, f"predicted {name}", worst, math.nan, _within(worst, tolerance))
+            yield Row(size, 1, f"predicted {name}", worst, math.nan, _within(worst, tolerance.difference))
 
 
 def _resized(picture: Tensor, size: tuple[int, int]) -> Tensor:

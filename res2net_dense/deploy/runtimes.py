@@ -140,6 +140,8 @@ RUNTIMES: dict[str, type[OnnxRuntime | OpenVino | TorchExport | TorchScript]] = 
 def first_line(error: Exception) -> str:
     """What a library's error says, without the pages that follow."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    # OpenVINO begins with places in its source.
+    lines = [line for line in lines if not line.startswith(("Exception from", "Check '"))] or lines
     return (lines[0] if lines else type(error).__name__)[:200]
 
 
@@ -150,7 +152,12 @@ def _text(content: str | bytes) -> str | None:
 def _check_nothing_is_pickled(path: Path) -> None:
     """Raise an `ExportError` if torch.export would unpickle objects of this file or load its libraries."""
     with zipfile.ZipFile(path) as archive:
-        for name in archive.namelist():
+        names = archive.namelist()
+        # Of another layout PyTorch would think that an older version wrote it, which kept pickles.
+        folders = {name.partition("/")[0] for name in names}
+        if len(folders) != 1 or not all("/" in name for name in names):
+            raise _refused(path, "another layout than that of torch.export")
+        for name in names:
             place = name.partition("/")[2]
             if place.startswith("data/sample_inputs/"):
                 try:

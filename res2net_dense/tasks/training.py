@@ -281,8 +281,9 @@ def adapted_to(config: Config, weights: Path | None, *, carried: Mapping[str, An
         weights, _ = locate(config.backbone.name, config.backbone.weights or "")
         carried = read_config(weights)  # loading will compare the network
     else:
+        exported = carried is not None
         carried = read_config(weights) if carried is None else carried
-        _check_same_network(weights, _flat(carried), _flat(config_to_dict(config)))
+        _check_same_network(weights, flat(carried), flat(config_to_dict(config)), built_in=exported)
     names = carried.get("data", {}).get("class_names")
     given = config.data.class_names
     if names and given and list(given) != list(names):
@@ -305,7 +306,9 @@ def adapted_to(config: Config, weights: Path | None, *, carried: Mapping[str, An
     )
 
 
-def _check_same_network(weights: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+def _check_same_network(
+    weights: Path, old: Mapping[str, Any], new: Mapping[str, Any], *, built_in: bool
+) -> None:
     for section in ("task", "model.arch", "backbone.name", *_NETWORK):
         before, now = _below(old, section), _below(new, section)
         if not (before and now):  # an older version did not know it
@@ -319,7 +322,10 @@ def _check_same_network(weights: Path, old: Mapping[str, Any], new: Mapping[str,
     for key in old:
         if key in new and old[key] != new[key]:
             size = key.startswith("data.") and key.endswith(("size", "_size_test"))
-            if size or (key in _SEEN_AGAIN and new[key] is not None):
+            again = (
+                key in _SEEN_AGAIN and new[key] is not None and not (built_in and key.startswith("model."))
+            )
+            if size or again:
                 _log.warning("%s was trained with %s=%s, now it is %s", weights, key, old[key], new[key])
 
 
@@ -344,7 +350,7 @@ def say(text: str) -> None:
 def _check_same_run(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     with suppress(ConfigError):  # an older version did not know all settings; they had their defaults
         before = config_to_dict(parse_config(before))
-    old, new = _flat(before), _flat(now)
+    old, new = flat(before), flat(now)
     changed = [
         f"{key} was {old.get(key)!r} and is {new.get(key)!r}"
         for key in sorted({*old, *new})
@@ -357,14 +363,15 @@ def _check_same_run(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
         )
 
 
-def _below(flat: Mapping[str, Any], section: str) -> dict[str, Any]:
+def _below(settings: Mapping[str, Any], section: str) -> dict[str, Any]:
     """The settings of a section, or the one of that name."""
-    return {key: value for key, value in flat.items() if f"{key}.".startswith(f"{section}.")}
+    return {key: value for key, value in settings.items() if f"{key}.".startswith(f"{section}.")}
 
 
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Settings by their dotted names."""
+    found: dict[str, Any] = {}
     for key, value in settings.items():
         path = f"{prefix}{key}"
-        flat |= _flat(value, f"{path}.") if isinstance(value, Mapping) and value else {path: value}
-    return flat
+        found |= flat(value, f"{path}.") if isinstance(value, Mapping) and value else {path: value}
+    return found

@@ -1,5 +1,7 @@
 """Exported files give what the network gives, in every format; what is no export is said in a line."""
 
+import io
+import json
 import os
 import pickle
 import subprocess
@@ -10,7 +12,9 @@ import pytest
 import torch
 from exporting import assert_same, description_of, graph_of, sample, stood_in, tiny_model
 from running import assert_one_line
+from torch._export.serde.schema import SCHEMA_VERSION
 
+from res2net_dense.deploy.description import Description
 from res2net_dense.deploy.export import FORMATS, export
 from res2net_dense.deploy.exported import is_exported, load_exported
 from res2net_dense.deploy.parity import made_pictures
@@ -249,6 +253,42 @@ def test_nothing_of_a_torch_export_file_is_unpickled(place, folder, tmp_path):
             load_exported(tmp_path / "bad.pt2")
         assert_one_line(error, "would run code while loading (data/")
     assert not (tmp_path / "run").exists()
+
+
+def test_the_layout_of_older_versions_is_refused(folder, tmp_path):
+    """Of it PyTorch unpickles the tensors."""
+    with zipfile.ZipFile(folder / "model.pt2") as archive:
+        (program,) = [n for n in archive.namelist() if n.endswith("models/model.json")]
+        content = archive.read(program)
+    tensors = io.BytesIO()
+    torch.save({"x": _Harmful(tmp_path / "run")}, tensors)
+    with zipfile.ZipFile(tmp_path / "old.pt2", "w") as archive:
+        archive.writestr("version", ".".join(map(str, SCHEMA_VERSION)))
+        archive.writestr("serialized_exported_program.json", content)
+        for name in ("state_dict", "constants", "example_inputs"):
+            archive.writestr(f"serialized_{name}.pt", tensors.getvalue())
+    with pytest.raises(ExportError) as error:
+        load_exported(tmp_path / "old.pt2")
+    assert_one_line(error, "would run code", "another layout")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"size": ["a", "b"]},
+        {"size": [0, 4]},
+        {"batch": "x"},
+        {"precision": "fp16"},
+        {"outputs": 3},
+        {"task": "x"},
+    ],
+)
+def test_descriptions_that_mean_nothing_are_refused(change):
+    good = {"task": "saliency", "arch": "a", "backbone": "b", "outputs": ["saliency"]}
+    Description.from_json(json.dumps(good))
+    with pytest.raises(ExportError, match=f"f.onnx has a description with {next(iter(change))}"):
+        Description.from_json(json.dumps({**good, **change}), "f.onnx")
 
 
 @pytest.mark.parametrize(("library", "suffix"), [("onnxruntime", ".onnx"), ("openvino", ".xml")])

@@ -56,7 +56,7 @@ def test_a_true_file_passes(models, tmp_path):
     assert "made up" in table
     plain = json.loads(json.dumps(report.to_dict(), allow_nan=False))
     assert plain["passed"] is True
-    assert plain["tolerance"] == {"difference": 1e-3, "agreement": 0.9999}
+    assert plain["tolerance"] == {"difference": 1e-3, "boxes": 0.1, "agreement": 0.9999}
     assert len(plain["rows"]) == len(report.rows)
 
 
@@ -216,10 +216,42 @@ def test_detections_of_equal_score_may_come_in_any_order():
     assert "3 detections" in report.table()
 
 
+def with_one_more(score):
+    """Another detection, apart from the others."""
+
+    def change(outputs):
+        more = {"boxes": torch.ones(1, 4), "labels": torch.tensor([2]), "scores": torch.tensor([score])}
+        for name, value in outputs.items():
+            outputs[name] = torch.cat([value, more.get(name, value[:1])])
+
+    return change
+
+
+def test_a_detection_at_the_threshold_may_be_on_one_side_alone():
+    for score, passes in ((0.0505, True), (0.06, False)):
+        report = compare(Boxes(), stood_in("detection", Boxes(), with_one_more(score), batch=1))
+        assert report.passed is passes
+    config = {"model": {"score_threshold": 0.3, "detections_per_image": 4}}
+    for score, passes in ((0.3005, True), (0.4, False)):
+        exported = stood_in("detection", Boxes(), with_one_more(score), batch=1, config=config)
+        assert compare(Boxes(), exported).passed is passes
+
+
+def test_of_as_many_detections_as_may_be_the_last_may_be_another():
+    def another(outputs):
+        outputs["boxes"][2] += 50
+
+    for most, passes in ((3, True), (4, False)):
+        exported = stood_in(
+            "detection", Boxes(), another, batch=1, config={"model": {"detections_per_image": most}}
+        )
+        assert compare(Boxes(), exported).passed is passes
+
+
 @pytest.mark.parametrize(
     ("change", "output", "words"),
     [
-        (lambda o: o["boxes"][2, 0].add_(1.0), "boxes", "(at most 0.001)"),
+        (lambda o: o["boxes"][2, 0].add_(0.5), "boxes", "(at most 0.1)"),
         (lambda o: o["scores"][0].sub_(0.01), "scores", "by 0.01 (at most 0.001)"),
         (lambda o: o["labels"].fill_(1), "labels", "33.3 % of the labels"),
         (lambda o: o["masks"][1].mul_(0.9), "masks", "by 0.1 (at most 0.001)"),

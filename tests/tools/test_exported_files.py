@@ -215,6 +215,19 @@ def test_a_config_of_other_classes_or_another_task_is_refused(segmenter, run_too
     assert "was trained with task=semantic_segmentation, the config has saliency" in line
 
 
+def test_settings_that_are_built_in_are_named(segmenter, run_tool, tmp_path):
+    _, exported = segmenter
+    changes = ["eval.flip=true", "model.output_stride=8", "data.workers=0", "runtime.threads=1"]
+    process = run_tool(TRAIN, "--eval-only", "--weights", exported, *changes)
+    assert process.returncode == 0, process.stderr
+    warnings = [line for line in process.stderr.splitlines() if "WARNING" in line]
+    assert len(warnings) == 2
+    assert all("has no effect" in line for line in warnings)
+    assert {key for key in ("eval.flip", "model.output_stride") for line in warnings if key in line}
+    folder = exported.with_name(f"{exported.name}.eval")
+    assert [path.name for path in folder.iterdir()] == ["results.json"]
+
+
 def test_wrong_turns_are_one_line(segmenter, run_tool, tmp_path):
     config, exported = segmenter
     rest = ["--input", tmp_path, "--output", tmp_path / "out"]

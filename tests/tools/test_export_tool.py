@@ -1,0 +1,273 @@
+"""tools/export.py as a person runs it; nothing is lost where something goes wrong."""
+
+import json
+import runpy
+import shlex
+import sys
+from importlib.util import find_spec
+
+import pytest
+import torch
+from exporting import sample, settled
+from running import ROOT, make_toy
+
+from res2net_dense.config import config_to_dict, load_config
+from res2net_dense.deploy import export as exporting_module
+from res2net_dense.deploy.exported import load_exported
+from res2net_dense.deploy.parity import made_pictures
+from res2net_dense.files import sha256_of
+from res2net_dense.tasks import get_task
+from res2net_dense.weight_files import load_weights, load_weights_into, save_weights
+
+pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+
+QUICK = {
+    "segmentation": ROOT / "configs/quick/deeplabv3plus_res2net50.yaml",
+    "classification": ROOT / "configs/quick/classification_res2net50.yaml",
+    "saliency": ROOT / "configs/quick/sod_res2net50.yaml",
+    "detection": ROOT / "configs/quick/faster_rcnn_res2net50.yaml",
+}
+SMALL = "backbone.name=res2net50_18w_4s"
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory):
+    """A toy set in VOC's layout."""
+    return make_toy(tmp_path_factory.mktemp("toy"), "voc", train=2, val=3)
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory, toy):
+    """Weights of an untrained network of each task, as training saves them, and the settings they need."""
+    folder = tmp_path_factory.mktemp("weights")
+    roots = [f"data.train.root={toy}", f"data.val.root={toy}", "data.workers=0", "runtime.threads=1"]
+    names = {"classification": "[ant, bee, cat]", "detection": "[ant, bee]"}
+    found = {}
+    for name, path in QUICK.items():
+        if name == "detection" and find_spec("detectron2") is None:
+            continue
+        settings = [SMALL, "data.val=null", "data.train=null"]
+        if name == "segmentation":
+            settings = [SMALL, *roots]
+        elif name in names:
+            settings.append(f"data.class_names={names[name]}")
+            settings.append(f"model.num_classes={names[name].count(',') + 1}")
+        config = load_config(path, settings)
+        task = get_task(config.task)
+        if config.model.num_classes is None:
+            config = task.prepare(config, training=False)
+        torch.manual_seed(0)
+        model = task.build_model(config, load_weights=False)
+        if name != "detection":
+            settled(model)
+        metadata = {"metadata": json.dumps({"config": config_to_dict(config)})}
+        found[name] = save_weights(folder / f"{name}.safetensors", model.state_dict(), metadata), settings
+    return found
+
+
+@pytest.fixture
+def tool(weights, monkeypatch, capsys):
+    """Run the tool in this process on a task's weights: (exit code, stdout, stderr)."""
+
+    given = weights
+
+    def run(name, *arguments, weights=True):
+        path, settings = given[name]
+        source = ["--weights", path] if weights else []
+        line = ["--config", QUICK[name], *source, *settings, *arguments]
+        monkeypatch.setattr(sys, "argv", ["export.py", *map(str, line)])
+        monkeypatch.syspath_prepend(ROOT / "tools")
+        with pytest.raises(SystemExit) as end:
+            runpy.run_path(str(ROOT / "tools/export.py"), run_name="__main__")
+        out, err = capsys.readouterr()
+        return end.value.code or 0, out, err
+
+    return run
+
+
+def model_of(weights, name):
+    path, settings = weights[name]
+    config = load_config(QUICK[name], settings)
+    task = get_task(config.task)
+    if config.model.num_classes is None:
+        config = task.prepare(config, training=False)
+    model = task.build_model(config, load_weights=False).eval()
+    load_weights_into(model, path)
+    return model
+
+
+def test_a_file_says_what_it_is_and_what_was_compared(tool, weights, tmp_path):
+    """A classifier at its evaluation's size, without pictures of its own."""
+    output = tmp_path / "new folder/model.onnx"
+    code, out, err = tool("classification", "--output", output)
+    assert code == 0, err
+    assert sorted(path.name for path in output.parent.iterdir()) == ["model.onnx", "model.onnx.json"]
+    document = json.loads((output.parent / "model.onnx.json").read_text())
+    crop = load_config(QUICK["classification"], []).data.crop_size
+    assert (document["size"], document["batch"]) == ([crop, crop], 1)
+    assert document["class_names"] == ["ant", "bee", "cat"]
+    path, _ = weights["classification"]
+    assert document["weights"] == {"file": path.name, "sha256": sha256_of(path)}
+    assert document["parity"]["passed"]
+    assert document["parity"]["rows"]
+    assert "logits" in out
+    assert str(output) in out
+    assert f"{crop} x {crop}" in err
+    exported = load_exported(output)
+    assert {**exported.description.to_dict(), "size": document["size"]} == {
+        name: value for name, value in document.items() if name != "parity"
+    }
+    batch = [sample(picture) for picture in made_pictures(2, (crop, crop))]
+    with torch.no_grad():
+        expected = model_of(weights, "classification")(batch)
+    for one, other in zip(expected, exported(batch), strict=True):
+        torch.testing.assert_close(one["logits"], other["logits"], atol=1e-4, rtol=1e-4)
+
+
+def test_scores_of_both_and_views_that_are_left_out(tool, tmp_path):
+    """Traced, for any size, which is quick."""
+    output = tmp_path / "model.torchscript"
+    code, out, err = tool("segmentation", "--output", output, "--dynamic", "--eval", "eval.flip=true")
+    assert code == 0, err
+    assert "flip and window are left out" in err
+    assert "mIoU" in out
+    document = json.loads((tmp_path / "model.torchscript.json").read_text())
+    assert document["eval"]["model"] == document["eval"]["exported"]
+    assert (document["size"], document["batch"]) == (None, None)
+    assert document["colours"][:3] == [[0, 0, 0], [128, 0, 0], [0, 128, 0]]
+    assert document["config"]["eval"]["flip"] is False
+    assert len({tuple(row["size"]) for row in document["parity"]["rows"]}) == 4
+    assert "made up" not in out  # data.val has pictures
+
+
+def test_what_was_there_is_replaced_by_what_passed_alone(tool, tmp_path, monkeypatch):
+    """An export that differs in one statistic of a norm is gone, and the older one stays."""
+    output = tmp_path / "model.torchscript"
+    assert tool("saliency", "--output", output, "--size", "64")[0] == 0
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert len(before) == 2
+    plain = exporting_module.export
+
+    def broken(graph, path, description):
+        names = [name for name in graph.state_dict() if name.endswith("running_var")]
+        graph.state_dict()[names[3]].mul_(1.2)
+        plain(graph, path, description)
+        graph.state_dict()[names[3]].div_(1.2)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(exporting_module, "export", broken)
+        code, _, err = tool("saliency", "--output", output, "--size", "96")
+    assert code == 1
+    last = err.splitlines()[-1]
+    assert last.startswith(f"error: {output} ")
+    assert "differs from the model" in last
+    assert "logits at 96x96" in last
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    assert tool("saliency", "--output", output, "--size", "96")[0] == 0
+    assert load_exported(output).description.size == (96, 96)
+
+
+def test_int8_is_smaller_and_says_what_it_loses(tool, toy, tmp_path):
+    output, pictures = tmp_path / "small.onnx", toy / "JPEGImages"
+    arguments = ["--int8", "--calibration", pictures, "--size", "64x96"]
+    code, out, err = tool("segmentation", "--output", output, *arguments)
+    assert code == 0, err
+    assert load_exported(output).description.precision == "int8"
+    assert output.stat().st_size < 40e6  # a quarter of a hundred and some
+    assert json.loads((tmp_path / "small.onnx.json").read_text())["precision"] == "int8"
+    assert "int8" in out
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("suffix", [".onnx", ".xml", ".torchscript"])
+def test_a_detector(tool, tmp_path, suffix):
+    """Any size, one picture at a time, and said to be traced."""
+    pytest.importorskip("detectron2")
+    output = tmp_path / f"detector{suffix}"
+    code, _, err = tool("detection", "--output", output, "--dynamic")
+    assert code == 0, err
+    assert "by tracing, for one picture at a time" in err
+    description = load_exported(output).description
+    assert (description.size, description.batch) == (None, 1)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("name", ["segmentation", "classification", "saliency"])
+@pytest.mark.parametrize("suffix", [".onnx", ".xml", ".pt2", ".torchscript"])
+def test_every_task_in_every_format(tool, tmp_path, name, suffix):
+    code, _, err = tool(name, "--output", tmp_path / f"model{suffix}", "--dynamic")
+    assert code == 0, err
+    assert "WARNING" not in err
+
+
+@pytest.mark.parametrize(
+    ("name", "line", "words"),
+    [
+        ("segmentation", "--output {}/model.onnx", "--size HEIGHTxWIDTH"),
+        ("segmentation", "--output {}/model.pth", ".pt2 (torch-export)"),
+        ("segmentation", "--output {}/model --format onnx --dynamic", "must end in .onnx: --format is onnx"),
+        ("segmentation", "--output {}/model.pt2 --format onnx --dynamic", "must end in .onnx"),
+        ("segmentation", "--output {}/folder.onnx --dynamic", "is a folder"),
+        ("segmentation", "--output {}/mine.xml --dynamic", "mine.bin is there already"),
+        ("segmentation", "--output {}/model.onnx --dynamic --int8", "--calibration FOLDER"),
+        ("segmentation", "--output {}/model.onnx --dynamic --calibration x", "--int8"),
+        ("segmentation", "--output {}/model.pt2 --int8 --calibration x", "--int8 is for onnx"),
+        ("segmentation", "--output {}/model.onnx --dynamic --int8 --calibration {}/none", "none"),
+        ("classification", "--output {}/model.onnx --int8 --calibration x", "task is classification"),
+        ("segmentation", "--output {}/model.onnx --dynamic --max-drop 0.1", "--eval"),
+        ("segmentation", "--output {}/model.onnx --dynamic --weights {}/mine.bin", "mine.bin"),
+        ("segmentation", "--output {}/model.onnx --dynamic backbone.name=res2net50_14w_8s", "backbone.name"),
+        ("detection", "--output {}/model.onnx --size 64 --batch 2", "one picture at a time"),
+        ("segmentation", "--output {}/model.onnx --dynamic --size 64", "leave --size and --batch out"),
+        ("segmentation", "--output {}/model.onnx --dynamic --batch 4", "leave --size and --batch out"),
+        ("segmentation", "--output {}/model.torchscript --size 32 --eval", "those of data.val are of others"),
+        ("detection", "--output {}/model.pt2 --dynamic", "torch.export cannot take a detector"),
+    ],
+)
+def test_what_cannot_be_is_said_in_a_line(tool, tmp_path, name, line, words):
+    if name == "detection":
+        pytest.importorskip("detectron2")
+    (tmp_path / "mine.bin").write_bytes(b"mine")
+    (tmp_path / "folder.onnx").mkdir()
+    code, out, err = tool(name, *shlex.split(line.replace("{}", str(tmp_path))))
+    assert code == 1
+    assert words in err.splitlines()[-1]
+    assert err.splitlines()[-1].startswith("error: ")
+    assert "Traceback" not in err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder.onnx", "mine.bin"]
+    assert (tmp_path / "mine.bin").read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize("size", ["", "x", "0", "64x", "-1x5", "64x64x64", "1e3"])
+def test_sizes_that_mean_nothing(tool, tmp_path, size):
+    code, _, err = tool("classification", "--output", tmp_path / "model.onnx", f"--size={size}")
+    assert code == 2
+    assert "such as 480x640" in err
+
+
+def test_only_a_classifier_can_do_without_weights(tool, tmp_path):
+    code, _, err = tool("segmentation", "--output", tmp_path / "model.onnx", "--dynamic", weights=False)
+    assert code == 1
+    assert "--weights FILE is missing" in err
+
+
+def test_published_weights_of_a_classifier(tool, weights, tmp_path):
+    """With a head of as many classes; of others there would be nothing to export."""
+    path, output = weights["classification"][0], tmp_path / "model.torchscript"
+    settings = [f"backbone.weights={backbone_file(path, tmp_path)}", "--output", output]
+    code, _, err = tool("classification", *settings, weights=False)
+    assert code == 0, err
+    code, _, err = tool(
+        "classification", *settings, "model.num_classes=2", "data.class_names=[a, b]", weights=False
+    )
+    assert code == 1
+    assert "has a head of 3 classes, model.num_classes is 2" in err
+
+
+def backbone_file(path, folder):
+    """The network alone, as files of published weights have it."""
+    state = {name.removeprefix("backbone."): value for name, value in load_weights(path).items()}
+    return save_weights(folder / "published.safetensors", state, {})
