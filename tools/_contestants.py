@@ -153,7 +153,8 @@ def timms_net(net: Net) -> Net:
         raise Unavailable("timm is not installed") from None
     theirs = {ours: name for name, ours in ALIASES.items() if timm.is_model(name)}
     name = theirs.get(net.backbone, net.backbone)
-    if not timm.is_model(name):
+    # Ours may be registered there too.
+    if not timm.is_model(name) or not timm.models.model_entrypoint(name).__module__.startswith("timm."):
         raise Unavailable(f"timm has no {net.backbone}")
     settings = net.config.backbone if net.config else BackboneConfig(name=net.backbone)
     changed = sorted(settings.model_dump(exclude_defaults=True).keys() - _HARMLESS)

@@ -123,9 +123,14 @@ def _program(graph: Graph, description: Description) -> ExportedProgram:
     # Otherwise one picture, or one row, would be another program than two: strides differ.
     with symbolic_shapes.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]  # set at import
         try:
-            return torch.export.export(graph, (_example(graph, description),), dynamic_shapes=(dims,))
+            program = torch.export.export(graph, (_example(graph, description),), dynamic_shapes=(dims,))
         except Exception as error:  # it raises nearly every type
             raise ExportError(f"torch.export cannot take this network ({first_words(error)})") from error
+    for node in program.graph.nodes:
+        node.meta.pop(
+            "stack_trace", None
+        )  # it would tell the folders of this machine to whoever has the file
+    return program
 
 
 def _traced(graph: Graph, description: Description) -> torch.jit.ScriptModule:

@@ -87,6 +87,8 @@ class ExportedModel(nn.Module):
         Raises:
             ExportError: As `run`.
         """
+        if not all(isinstance(image, Tensor) and image.dim() == 3 for image in images):
+            raise ExportError(f"{self.path}: each picture is a tensor of (3, H, W), uint8, RGB")
         return self([_sample(image) for image in images])
 
     def forward(self, batch: Sequence[Sample]) -> list[Prediction]:

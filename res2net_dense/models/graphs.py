@@ -72,6 +72,9 @@ class SegmentationGraph(Graph):
         self.normalise = Normalise(model)
         self.backbone = detached(model.backbone)
         self.decoder = detached(model.decoder)
+        for module in self.decoder.modules():
+            if type(module) is nn.AdaptiveAvgPool2d and module.output_size not in (1, (1, 1)):
+                module.__class__ = _AdaptivePool
         self.segmentation_head = detached(model.segmentation_head)
         self.divisor = model.divisor
         self.label_type = torch.uint8 if model.num_classes <= UINT8_CLASSES else torch.int64
@@ -144,18 +147,10 @@ class _Unpadded(Extents):
 
 class _PyramidPool(PyramidPool):
     def forward(self, x: Tensor) -> Tensor:
-        number, channels, height, width = x.shape
-        flat = x.reshape(number * channels, height, width)
         maps = [self.lateral(x)]
         for cell, bins in zip(self.cells, BINS, strict=True):
-            # A product of four dimensions would ask whether the map is a single row.
-            rows, columns = (
-                _shares(length, bins, x).expand(number * channels, -1, -1) for length in (height, width)
-            )
-            means = rows.bmm(flat).bmm(columns.mT).reshape(number, channels, bins, bins)
-            maps.append(
-                F.interpolate(cell(means).relu(), (height, width), mode="bilinear", align_corners=False)
-            )
+            means = cell(_cell_means(x, (bins, bins))).relu()
+            maps.append(F.interpolate(means, x.shape[-2:], mode="bilinear", align_corners=False))
         return self.fuse(torch.cat(maps, 1))
 
 
@@ -174,6 +169,26 @@ class _Aggregation(Aggregation):
             means = F.avg_pool2d(F.pad(x, room), rate) / F.avg_pool2d(F.pad(ones, room), rate)
             total = total + _cut(_stretched(conv(means), rate), x)
         return self.fuse(total.relu())
+
+
+class _AdaptivePool(nn.AdaptiveAvgPool2d):
+    """ONNX has no pool whose windows hang on the size of the map."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        size = self.output_size
+        return _cell_means(x, (size, size) if isinstance(size, int) else size)
+
+
+def _cell_means(x: Tensor, cells: tuple[int, int]) -> Tensor:
+    """`(N, C, h, w)` -> `(N, C, *cells)`, adaptive average pooling as two products."""
+    number, channels, height, width = x.shape
+    rows, columns = (
+        _shares(length, bins, x).expand(number * channels, -1, -1)
+        for length, bins in ((height, cells[0]), (width, cells[1]))
+    )
+    # A product of four dimensions would ask whether the map is a single row.
+    flat = x.reshape(number * channels, height, width)
+    return rows.bmm(flat).bmm(columns.mT).reshape(number, channels, *cells)
 
 
 def _stretched(x: Tensor, factor: int) -> Tensor:

@@ -372,7 +372,7 @@ def test_what_is_no_description_is_refused(text):
         ({}, "without task, arch, backbone, outputs"),
         ({"task": "saliency", "backbone": "dla60"}, "without arch, outputs"),
         ({"task": "saliency", "arch": "b", "backbone": "c", "outputs": [], "size": 3}, "with size 3"),
-        ({"task": "a", "arch": "b", "backbone": "c", "outputs": [], "size": [3]}, r"with size \[3\]"),
+        ({"task": "saliency", "arch": "b", "backbone": "c", "outputs": [], "size": [3]}, r"with size \[3\]"),
     ],
 )
 def test_what_is_wrong_with_a_description_is_named(content, words):

@@ -8,10 +8,11 @@ import subprocess
 import sys
 import zipfile
 
+import numpy as np
 import pytest
 import torch
 from exporting import assert_same, description_of, graph_of, sample, stood_in, tiny_model
-from running import assert_one_line
+from running import ROOT, assert_one_line
 from torch._export.serde.schema import SCHEMA_VERSION
 
 from res2net_dense.deploy.description import Description
@@ -253,6 +254,18 @@ def test_nothing_of_a_torch_export_file_is_unpickled(place, folder, tmp_path):
             load_exported(tmp_path / "bad.pt2")
         assert_one_line(error, "would run code while loading (data/")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("suffix", [".onnx", ".pt2"])
+def test_files_do_not_tell_where_they_were_made(folder, suffix):
+    assert str(ROOT).encode() not in (folder / f"model{suffix}").read_bytes()
+
+
+def test_pictures_that_are_none(folder):
+    exported = load_exported(folder / "model.torchscript")
+    for picture in ([[0]], np.zeros((3, 8, 8), np.uint8), torch.zeros(1, 3, 8, 8, dtype=torch.uint8)):
+        with pytest.raises(ExportError, match="each picture is a tensor"):
+            exported.predict([picture])
 
 
 def test_the_layout_of_older_versions_is_refused(folder, tmp_path):
