@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from res2net_dense.models.padding import Extents
-from res2net_dense.models.saliency import BINS, RATES, Aggregation, PyramidPool, _shares
+from res2net_dense.models.saliency import BINS, RATES, Aggregation, PyramidPool, shares
 
 if TYPE_CHECKING:  # each of them needs its own libraries
     from res2net_dense.models.classification import ClassificationModel
@@ -176,14 +176,15 @@ class _AdaptivePool(nn.AdaptiveAvgPool2d):
 
     def forward(self, x: Tensor) -> Tensor:
         size = self.output_size
-        return _cell_means(x, (size, size) if isinstance(size, int) else size)
+        # None of smp's is None.
+        return _cell_means(x, (size, size) if isinstance(size, int) else cast(tuple[int, int], size))
 
 
 def _cell_means(x: Tensor, cells: tuple[int, int]) -> Tensor:
     """`(N, C, h, w)` -> `(N, C, *cells)`, adaptive average pooling as two products."""
     number, channels, height, width = x.shape
     rows, columns = (
-        _shares(length, bins, x).expand(number * channels, -1, -1)
+        shares(length, bins, x).expand(number * channels, -1, -1)
         for length, bins in ((height, cells[0]), (width, cells[1]))
     )
     # A product of four dimensions would ask whether the map is a single row.

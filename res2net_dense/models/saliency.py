@@ -351,11 +351,11 @@ def _head(channels: int) -> nn.Conv2d:
 
 def _cell_means(x: Tensor, bins: int) -> Tensor:
     """Adaptive average pooling as two products, whose gradient, unlike its own, is reproducible on CUDA."""
-    rows, columns = (_shares(length, bins, x) for length in x.shape[-2:])
+    rows, columns = (shares(length, bins, x) for length in x.shape[-2:])
     return rows @ x @ columns.T
 
 
-def _shares(length: int, bins: int, like: Tensor) -> Tensor:
+def shares(length: int, bins: int, like: Tensor) -> Tensor:
     """`(bins, length)` how much each place of an edge counts in each cell."""
     cells, places = torch.arange(bins, device=like.device)[:, None], torch.arange(length, device=like.device)
     inside = (places >= cells * length // bins) & (places < -(-(cells + 1) * length // bins))

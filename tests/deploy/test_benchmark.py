@@ -107,16 +107,17 @@ linux = pytest.mark.skipif(platform.system() != "Linux", reason="the kernel's ow
 
 @linux
 def test_peak_memory_is_that_of_the_call_at_its_highest():
+    # Of blocks above 32 MB the C library keeps none for later.
     def two_at_once():
-        one = torch.ones(32 * MEGABYTE // 4)
+        one = torch.ones(48 * MEGABYTE // 4)
         return one + 1
 
     def one_after_the_other():
         for _ in range(4):
-            torch.ones(32 * MEGABYTE // 4)
+            torch.ones(48 * MEGABYTE // 4)
 
-    assert peak_memory(two_at_once, CPU) == pytest.approx(64 * MEGABYTE, abs=6 * MEGABYTE)
-    assert peak_memory(one_after_the_other, CPU) == pytest.approx(32 * MEGABYTE, abs=6 * MEGABYTE)
+    assert peak_memory(two_at_once, CPU) == pytest.approx(96 * MEGABYTE, abs=6 * MEGABYTE)
+    assert peak_memory(one_after_the_other, CPU) == pytest.approx(48 * MEGABYTE, abs=6 * MEGABYTE)
 
 
 @linux
