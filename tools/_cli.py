@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable
 
@@ -56,3 +57,11 @@ def add_config_arguments(parser: argparse.ArgumentParser, *, exported: bool = Fa
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="overrides, such as train.batch_size=2"
     )
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """`480x640` is height and width, `224` both."""
+    match = re.fullmatch(r"([1-9]\d*)(?:x([1-9]\d*))?", text)
+    if not match:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size; write HEIGHTxWIDTH, such as 480x640")
+    return int(match[1]), int(match[2] or match[1])

@@ -233,10 +233,9 @@ def excited(model: nn.Module) -> None:
     As they are made they multiply by one and subtract zero, and an error in what is done to them would hide.
     So it would in the heads of an R-CNN, which begin so small that all boxes and masks are alike.
     """
-    for name, factor in {"bbox_pred": 30, "predictor": 30}.items():
-        for head, module in model.named_modules():
-            if head.startswith("roi_heads.") and head.endswith(f".{name}") and hasattr(module, "weight"):
-                module.weight.data.mul_(factor)
+    for name, module in model.named_modules():
+        if name.startswith("roi_heads.") and name.endswith((".bbox_pred", ".mask_head.predictor")):
+            module.weight.data.mul_(30)
     generator = torch.Generator().manual_seed(0)
     for module in model.modules():
         if isinstance(getattr(module, "running_var", None), Tensor):

@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from _cli import parse_size
 from _cli import run as run_tool
 from _contestants import (
     DTYPES,
@@ -183,7 +184,7 @@ def measure(
     left_out: dict[str, str] = {}
     ours, reference, others = nets(args, name, device, left_out)
     contestants = line_up(args, ours, reference, others)
-    if args.dtypes and "fp32" not in args.dtypes:
+    if "fp32" not in args.dtypes:
         left_out |= {way: "exported files are in fp32" for way in args.formats if way in EXPORTS}
     baseline = contestants[0].label
     generator = torch.Generator().manual_seed(0)
@@ -386,14 +387,6 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def height_and_width(text: str) -> tuple[int, int]:
-    """Read `224` or `480x640`."""
-    parts = text.lower().split("x")
-    if len(parts) > 2 or not all(part.isdecimal() and int(part) for part in parts):
-        raise argparse.ArgumentTypeError(f"{text} is no size; write 224, or HEIGHTxWIDTH such as 480x640")
-    return int(parts[0]), int(parts[-1])
-
-
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -408,7 +401,7 @@ if __name__ == "__main__":
         "--batch", nargs="+", type=int, default=[1, 8], metavar="N", help="pictures at a time (1 8)"
     )
     parser.add_argument(
-        "--size", nargs="+", type=height_and_width, default=[(224, 224)], metavar="S",
+        "--size", nargs="+", type=parse_size, default=[(224, 224)], metavar="S",
         help="of the pictures: 224, or HEIGHTxWIDTH (224)",
     )  # fmt: skip
     parser.add_argument("--formats", nargs="+", choices=WAYS, help="how ours run (eager optimized)")

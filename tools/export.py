@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import sys
 import tempfile
 import time
@@ -24,7 +23,7 @@ from itertools import chain, islice
 from pathlib import Path
 
 import torch
-from _cli import add_config_arguments, run
+from _cli import add_config_arguments, parse_size, run
 from torchvision.transforms.v2.functional import resize
 
 from res2net_dense.config import Config, config_to_dict, load_config
@@ -69,12 +68,15 @@ def main(args: argparse.Namespace) -> None:
     description = describe(args, config, graph, weights)
     calibration = list_images(args.calibration) if args.int8 else []
     pictures = evaluation_pictures(config)
-    seen = {tuple(picture.shape[-2:]) for picture in pictures}
-    if args.eval and description.size and seen != {description.size}:
+    fits = not description.size or {tuple(picture.shape[-2:]) for picture in pictures} == {description.size}
+    if args.eval and not fits:
         raise ConfigError(
             f"--eval needs pictures of one size, {takes(description)}, and those of data.val are of others: "
             "choose --size and data.* so that they fit, or --dynamic"
         )
+    evaluates = args.eval or (args.int8 and fits and bool(pictures))  # unasked, int8 is not judged by it
+    if args.int8 and not evaluates:
+        say("what int8 loses is not measured: data.val has no pictures that the file takes")
 
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as folder:
@@ -92,13 +94,15 @@ def main(args: argparse.Namespace) -> None:
             report = gate(graph, draft, pictures, model=model, name=output)
         print(report.table())
         document = {**description.to_dict(), "parity": report.to_dict()}
-        if args.eval:
+        if evaluates:
             say("evaluating the model and the file")
+            config = task.prepare(config, training=False)
             exported = load_exported(draft)
             exported.path = output  # what messages call it
             scores = score_both(config, CPU, model, exported)
             print(scores.table())
-            scores.check(MAX_DROP[description.precision] if args.max_drop is None else args.max_drop)
+            if args.eval:
+                scores.check(MAX_DROP[description.precision] if args.max_drop is None else args.max_drop)
             document["eval"] = scores.to_dict()
         draft.with_name(f"{output.name}.json").write_text(json.dumps(document, indent=1, allow_nan=False))
         made = sorted(Path(folder).iterdir())
@@ -230,14 +234,6 @@ def takes(description: Description) -> str:
     size = "any size" if description.size is None else "{} x {} pixels".format(*description.size)
     number = "any number" if description.batch is None else str(description.batch)
     return f"pictures of {size}, {number} at a time"
-
-
-def parse_size(text: str) -> tuple[int, int]:
-    """`480x640` is height and width, `224` both."""
-    match = re.fullmatch(r"([1-9]\d*)(?:x([1-9]\d*))?", text)
-    if not match:
-        raise argparse.ArgumentTypeError(f"{text!r} is no size; write HEIGHTxWIDTH, such as 480x640")
-    return int(match[1]), int(match[2] or match[1])
 
 
 def positive(text: str) -> int:

@@ -127,12 +127,12 @@ def test_a_picture_needs_matplotlib_before_the_work(monkeypatch, tmp_path):
 @pytest.mark.parametrize("text", ["", "0", "12x", "1x2x3", "-5", "a", "224X0"])
 def test_what_is_no_size(text):
     with pytest.raises(argparse.ArgumentTypeError, match="no size"):
-        tool.height_and_width(text)
+        tool.parse_size(text)
 
 
 def test_sizes():
-    assert tool.height_and_width("224") == (224, 224)
-    assert tool.height_and_width("480x640") == (480, 640)
+    assert tool.parse_size("224") == (224, 224)
+    assert tool.parse_size("480x640") == (480, 640)
 
 
 # references

@@ -177,6 +177,16 @@ def test_int8_is_smaller_and_says_what_it_loses(tool, toy, tmp_path):
     assert output.stat().st_size < 40e6  # a quarter of a hundred and some
     assert json.loads((tmp_path / "small.onnx.json").read_text())["precision"] == "int8"
     assert "int8" in out
+    assert "what int8 loses is not measured" in err  # no picture of data.val has this size
+
+
+def test_int8_says_what_it_loses_unasked(tool, toy, tmp_path):
+    output = tmp_path / "small.onnx"
+    arguments = ["--int8", "--calibration", toy / "JPEGImages", "--dynamic"]
+    code, out, err = tool("segmentation", "--output", output, *arguments)
+    assert code == 0, err
+    assert "mIoU" in out
+    assert "drop" in json.loads((tmp_path / "small.onnx.json").read_text())["eval"]
 
 
 @pytest.mark.slow
