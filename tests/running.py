@@ -1,5 +1,6 @@
 """What tests share that run programs of ours as a person does: `from running import ...`."""
 
+import json
 import os
 import signal
 import subprocess
@@ -19,6 +20,17 @@ def make_toy(folder, layout, *, train, val, size=96):
     numbers = [f"--train={train}", f"--val={val}", f"--size={size}"]
     subprocess.run([*map(str, command), *numbers], check=True, capture_output=True)
     return folder / layout
+
+
+def run_afresh(code):
+    """Run Python code in a process of its own; returns what it printed, read as JSON.
+
+    For memory: the heap of a process that has run other tests has holes, which the C library may or may not
+    fill before it asks for more.
+    """
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert process.returncode == 0, process.stderr
+    return json.loads(process.stdout)
 
 
 def start(*arguments):

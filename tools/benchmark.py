@@ -71,12 +71,14 @@ from res2net_dense.version import __version__
 TIMM = {"timm": "eager", "timm-channels-last": "channels-last", "timm-compiled": "compiled"}
 TOLERANCES = {
     "logits": {"fp32": 1e-3, "bf16": 0.15, "fp16": 0.05},
-    "gradient": {"fp32": 0.05},
+    "gradient": {"fp32": 0.25},
     "detections": {"fp32": 0.05},
 }
 """Largest differences, see `differences`; what has no number is not compared. An untrained network loses some
 percents in bfloat16, and what is wrong differs by as much as there is. The gradient of the first layer has
-gone through all rounding errors and more. Of detections with equal scores any may be suppressed."""
+gone through all rounding errors and more: a ReLU that one of them switches changes it by percents on small
+pictures (in float64 it is the same to 1e-6, see the tests). Of detections with equal scores any may be
+suppressed."""
 _ELSEWHERE = ("json", "plot", "debug", "device", "threads")
 
 

@@ -71,10 +71,14 @@ def paste_masks(masks: Tensor, boxes: Tensor, size: tuple[int, int], threshold: 
         )
         across = _in_box(x0, x1, box[0], box[2])
         down = _in_box(y0, y1, box[1], box[3])
-        grid = torch.stack(torch.meshgrid(across, down, indexing="xy"), dim=-1)
-        inside = F.grid_sample(mask[None, None], grid[None], align_corners=False)[0, 0]
-        picture[y0:y1, x0:x1] = inside >= threshold
+        picture[y0:y1, x0:x1] = _resample(mask, across, down) >= threshold
     return pasted
+
+
+def _resample(mask: Tensor, across: Tensor, down: Tensor) -> Tensor:
+    # A function of its own, so that one box's grid is gone before the next one's is made.
+    grid = torch.stack(torch.meshgrid(across, down, indexing="xy"), dim=-1)
+    return F.grid_sample(mask[None, None], grid[None], align_corners=False)[0, 0]
 
 
 def _in_box(start: int, stop: int, low: Tensor, high: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from running import run_afresh
 
 from res2net_dense.deploy import benchmark
 from res2net_dense.deploy.benchmark import Ratio, Timings, interleave, multiply_adds, peak_memory
@@ -105,30 +106,42 @@ def test_the_wall_clock_waits_for_the_call():
 linux = pytest.mark.skipif(platform.system() != "Linux", reason="the kernel's own marks")
 
 
+PEAKS = """
+import json, torch
+from res2net_dense.deploy.benchmark import peak_memory
+
+def two_at_once():
+    one = torch.ones(48 * 2**20 // 4)
+    return one + 1
+
+def one_after_the_other():
+    for _ in range(4):
+        torch.ones(48 * 2**20 // 4)
+
+def nothing():
+    pass
+
+def small_ones():
+    return [torch.ones(4096) for _ in range(2_000)]
+
+held = [torch.ones(16 * 2**20 // 4)]
+calls = [two_at_once, one_after_the_other]
+peaks = {call.__name__: peak_memory(call, torch.device("cpu")) for call in calls}
+freed = [torch.ones(4096) for _ in range(20_000)]  # small ones, which the C library keeps
+del freed
+peaks |= {call.__name__: peak_memory(call, torch.device("cpu")) for call in [nothing, small_ones]}
+print(json.dumps(peaks))
+"""
+
+
 @linux
 def test_peak_memory_is_that_of_the_call_at_its_highest():
-    # Of blocks above 32 MB the C library keeps none for later.
-    def two_at_once():
-        one = torch.ones(48 * MEGABYTE // 4)
-        return one + 1
-
-    def one_after_the_other():
-        for _ in range(4):
-            torch.ones(48 * MEGABYTE // 4)
-
-    assert peak_memory(two_at_once, CPU) == pytest.approx(96 * MEGABYTE, abs=6 * MEGABYTE)
-    assert peak_memory(one_after_the_other, CPU) == pytest.approx(48 * MEGABYTE, abs=6 * MEGABYTE)
-
-
-@linux
-def test_what_others_hold_or_have_freed_does_not_count():
-    held = [torch.ones(16 * MEGABYTE // 4)]
-    freed = [torch.ones(4096) for _ in range(20_000)]  # small ones, which the C library keeps
-    del freed
-    assert peak_memory(lambda: None, CPU) <= 4 * MEGABYTE
-    small = peak_memory(lambda: [torch.ones(4096) for _ in range(2_000)], CPU)
-    assert small == pytest.approx(2_000 * 4096 * 4, rel=0.2)
-    assert len(held) == 1
+    peaks = run_afresh(PEAKS)
+    assert peaks["two_at_once"] == pytest.approx(96 * MEGABYTE, abs=6 * MEGABYTE)
+    assert peaks["one_after_the_other"] == pytest.approx(48 * MEGABYTE, abs=6 * MEGABYTE)
+    # what others hold or have freed does not count
+    assert peaks["nothing"] <= 4 * MEGABYTE
+    assert peaks["small_ones"] == pytest.approx(2_000 * 4096 * 4, rel=0.2)
 
 
 def test_where_nobody_knows_there_is_no_figure(monkeypatch, tmp_path):

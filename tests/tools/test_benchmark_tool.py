@@ -295,18 +295,21 @@ def test_where_nothing_compiles_the_reason_is_said(net):
 
 @pytest.mark.parametrize("way", ["eager", "channels-last"])
 def test_learning_has_the_gradients_of_timms(way):
+    # in float64: in float32 a ReLU that a rounding switches changes the first layer's gradient by percents
     net = contestants.named_net(NAME, CPU, learning=True)
+    net.model.double()
     before = contestants.copy.deepcopy(net.model.state_dict())
     reference = contestants.timms_net(net)
+    reference.model.double()
     found, expected = (
-        contestants.results(one, contestants.make_learning(one, one_way, "fp32", pictures(4))())
+        contestants.results(one, contestants.make_learning(one, one_way, "fp32", pictures(4).double())())
         for one, one_way in ((net, way), (reference, "eager"))
     )
     assert found["gradient"].shape == (64, 3, 7, 7)
     assert found["gradient"].abs().max() > 0
     apart = contestants.differences(found, expected)
-    assert apart["logits"] <= 1e-3
-    assert apart["gradient"] <= 0.05
+    assert apart["logits"] <= 1e-6
+    assert apart["gradient"] <= 1e-6
     assert all(value.equal(before[key]) for key, value in net.model.state_dict().items())
 
 
