@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from launcher import Launcher
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
@@ -30,14 +31,24 @@ def toy(tmp_path_factory):
     return folder / "toy"
 
 
-@pytest.fixture
-def run_tool():
+@pytest.fixture(scope="session")
+def launcher():
+    """Runs scripts in a process that has imported the libraries."""
+    launcher = Launcher()
+    yield launcher
+    launcher.close()
+
+
+@pytest.fixture(scope="session")
+def run_tool(launcher):
     """Run a script of ours as a person would; returns the finished process with its text."""
 
-    def run(script, *arguments, timeout=300, **keywords):
+    def run(script, *arguments, timeout=300, cwd=ROOT, env=None):
+        command = [str(ROOT / script), *map(str, arguments)]
+        if env is None and sys.platform == "linux":
+            return launcher.run(command, cwd=cwd, timeout=timeout)
         return subprocess.run(
-            [sys.executable, str(ROOT / script), *map(str, arguments)],
-            capture_output=True, text=True, timeout=timeout, cwd=keywords.pop("cwd", ROOT), **keywords,
-        )  # fmt: skip
+            [sys.executable, *command], capture_output=True, text=True, timeout=timeout, cwd=cwd, env=env
+        )
 
     return run

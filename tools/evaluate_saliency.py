@@ -317,6 +317,8 @@ def score_all(scoring: Scoring, workers: int) -> Iterator[list[Scored]]:
         raise DatasetError(
             "a scoring process was ended from outside, perhaps for want of memory; use fewer --workers"
         ) from error
+    finally:
+        del scores  # ends the processes now, and not when the traceback goes
 
 
 def as_it_is(scored: list[Scored]) -> list[Scored]:

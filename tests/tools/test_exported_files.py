@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -68,15 +66,19 @@ KINDS = [
 ]
 
 
-def run(script, *arguments):
+@pytest.fixture(scope="session")
+def run(run_tool):
     """Run a script of ours that must succeed."""
-    command = [sys.executable, str(ROOT / script), *map(str, arguments)]
-    process = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=600)
-    assert process.returncode == 0, process.stderr
+
+    def run(script, *arguments):
+        process = run_tool(script, *arguments, timeout=600)
+        assert process.returncode == 0, process.stderr
+
+    return run
 
 
 @pytest.fixture(scope="module", params=KINDS)
-def made(request, tmp_path_factory):
+def made(request, run, tmp_path_factory):
     """Of a task: config, weights, the exported file, pictures."""
     kind, suffix = request.param
     folder = tmp_path_factory.mktemp("made")
@@ -137,7 +139,7 @@ def without_masks(document):
     return document, sum(mask is not None for mask in masks)
 
 
-def test_predictions_are_those_of_the_weights(made, tmp_path):
+def test_predictions_are_those_of_the_weights(made, run, tmp_path):
     config, weights, exported, pictures = made
     (tmp_path / "in").mkdir()
     for number, picture in enumerate(sorted(Path(pictures).rglob("*.[jp][pn]g"))[:3]):
@@ -170,7 +172,7 @@ def test_predictions_are_those_of_the_weights(made, tmp_path):
         )
 
 
-def test_scores_are_those_of_the_weights(made, tmp_path):
+def test_scores_are_those_of_the_weights(made, run, tmp_path):
     config, weights, exported, _ = made
     scores = []
     for name, arguments in (
