@@ -34,7 +34,7 @@ def tiny(toy, tmp_path_factory):
             "photometric": "light", "workers": 2,
         },
         "train": {"iterations": 20, "batch_size": 2, "reference_batch": 2, "save_every": 10, "log_every": 5},
-        "runtime": {"device": "cpu", "threads": 2},
+        "runtime": {"device": "cpu", "threads": 1},
     }  # fmt: skip
     path.write_text(yaml.safe_dump(config))
     return path
