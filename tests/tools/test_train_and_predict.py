@@ -25,8 +25,11 @@ def tiny(toy, tmp_path_factory):
     config = {
         "_base_": str(QUICK),
         "backbone": {"name": "res2net50_18w_4s"},
-        # every score counts: the numbers that are compared below must not all be 0
-        "model": {"score_threshold": 0.0, "fpn_channels": 32, "box_head_dim": 64, "mask_head_dim": 32},
+        # every score counts, and many boxes: the numbers that are compared below must not all be 0
+        "model": {
+            "score_threshold": 0.0, "detections_per_image": 400,
+            "fpn_channels": 32, "box_head_dim": 64, "mask_head_dim": 32,
+        },
         "data": {
             "train": {"images": f"{toy}/coco/train", "annotations": f"{toy}/coco/annotations/train.json"},
             "val": {"images": f"{toy}/coco/val", "annotations": f"{toy}/coco/annotations/val.json"},
@@ -172,7 +175,8 @@ def test_real_pictures_train_evaluate_and_predict(tiny, shared_data, run_tool, t
         f"data.{part}={{images: {data}/{part}2017, annotations: {names}_{part}2017.json}}"
         for part in ("train", "val")
     ]
-    process = run_tool(TRAIN, "--config", tiny, "--output-dir", tmp_path / "run", *splits)
+    few = "model.detections_per_image=20"  # all are drawn
+    process = run_tool(TRAIN, "--config", tiny, "--output-dir", tmp_path / "run", *splits, few)
     assert process.returncode == 0, process.stderr
     assert len(yaml.safe_load((tmp_path / "run/config.yaml").read_text())["data"]["class_names"]) == 80
     process = run_tool(
