@@ -48,7 +48,9 @@ class Launcher:
             late.cancel()
             if not answer:
                 self.close()
-                raise subprocess.TimeoutExpired(command, timeout)
+                raise RuntimeError(
+                    f"{timeout} s have gone by, or the libraries cannot be imported: {command}"
+                )
             texts = [Path(file).read_text() for file in files]
         return subprocess.CompletedProcess(command, int(answer), *texts)
 

@@ -34,7 +34,7 @@ from res2net_dense.deploy.export import FORMATS, check_installed, export, format
 from res2net_dense.deploy.exported import load_exported
 from res2net_dense.deploy.parity import gate
 from res2net_dense.deploy.quantize import TASKS, quantize
-from res2net_dense.errors import ConfigError, DatasetError
+from res2net_dense.errors import ConfigError, DatasetError, Res2NetDenseError
 from res2net_dense.files import sha256_of
 from res2net_dense.palette import voc_palette
 from res2net_dense.report.draw import class_colors
@@ -67,16 +67,8 @@ def main(args: argparse.Namespace) -> None:
     graph = task.build_graph(model)
     description = describe(args, config, graph, weights)
     calibration = list_images(args.calibration) if args.int8 else []
-    pictures = evaluation_pictures(config)
-    fits = not description.size or {tuple(picture.shape[-2:]) for picture in pictures} == {description.size}
-    if args.eval and not fits:
-        raise ConfigError(
-            f"--eval needs pictures of one size, {takes(description)}, and those of data.val are of others: "
-            "choose --size and data.* so that they fit, or --dynamic"
-        )
-    evaluates = args.eval or (args.int8 and fits and bool(pictures))  # unasked, int8 is not judged by it
-    if args.int8 and not evaluates:
-        say("what int8 loses is not measured: data.val has no pictures that the file takes")
+    pictures = pictures_to_compare(config)
+    evaluates = can_evaluate(args, config, description, pictures)
 
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as folder:
@@ -96,14 +88,18 @@ def main(args: argparse.Namespace) -> None:
         document = {**description.to_dict(), "parity": report.to_dict()}
         if evaluates:
             say("evaluating the model and the file")
-            config = task.prepare(config, training=False)
             exported = load_exported(draft)
             exported.path = output  # what messages call it
-            scores = score_both(config, CPU, model, exported)
-            print(scores.table())
+            try:
+                scores = score_both(task.prepare(config, training=False), CPU, model, exported)
+                print(scores.table())
+                document["eval"] = scores.to_dict()
+            except Res2NetDenseError as error:
+                if args.eval:
+                    raise
+                say(f"what int8 loses is not measured: {error}")
             if args.eval:
                 scores.check(MAX_DROP[description.precision] if args.max_drop is None else args.max_drop)
-            document["eval"] = scores.to_dict()
         draft.with_name(f"{output.name}.json").write_text(json.dumps(document, indent=1, allow_nan=False))
         made = sorted(Path(folder).iterdir())
         size = sum(file.stat().st_size for file in made if file.suffix != ".json")
@@ -205,17 +201,46 @@ def evaluation_size(config: Config) -> tuple[int, int] | None:
     return None
 
 
-def evaluation_pictures(config: Config) -> list[torch.Tensor]:
-    """The first pictures of `data.val` as the evaluation sees them; none where there is no such set."""
+def evaluation_pictures(config: Config) -> Iterator[torch.Tensor]:
+    """The pictures of `data.val` as the evaluation sees them, one after the other."""
+    config = config.model_copy(update={"data": config.data.model_copy(update={"workers": 0})})
+    batches = get_task(config.task).build_eval_loader(config)
+    return (sample["image"] for sample in chain.from_iterable(batches))
+
+
+def pictures_to_compare(config: Config) -> list[torch.Tensor]:
+    """The first pictures of `data.val`; none where there is no such set."""
     if config.data.val is None:
         return []
-    config = config.model_copy(update={"data": config.data.model_copy(update={"workers": 0})})
     try:
-        batches = get_task(config.task).build_eval_loader(config)
-        return [sample["image"] for sample in islice(chain.from_iterable(batches), COMPARED)]
+        return list(islice(evaluation_pictures(config), COMPARED))
     except DatasetError as error:
         say(f"comparing on made pictures, as there is no evaluation set: {error}")
         return []
+
+
+def can_evaluate(
+    args: argparse.Namespace, config: Config, description: Description, compared: list[torch.Tensor]
+) -> bool:
+    """Whether the file is to be scored, and takes all pictures of `data.val`; int8 is scored unasked."""
+    if not args.eval and not (args.int8 and compared):
+        if args.int8:
+            say("what int8 loses is not measured: there is no data.val")
+        return False
+    size = description.size
+    try:
+        if size is None or all(tuple(one.shape[-2:]) == size for one in evaluation_pictures(config)):
+            return True
+        problem = f"the file takes {takes(description)}, and those of data.val are of others"
+    except DatasetError as error:
+        problem = str(error)
+    if args.eval:
+        raise ConfigError(
+            f"--eval: {problem}; choose --size and data.* so that the pictures fit, or --dynamic, or leave "
+            "--eval out"
+        )
+    say(f"what int8 loses is not measured: {problem}")
+    return False
 
 
 def calibration_pictures(

@@ -163,18 +163,25 @@ def _pairs(
             break
         pairs.append((number, int(apart[number].argmin())))
         apart[:, pairs[-1][1]] = math.inf
-    lowest = cut.score + margin
-    if max(map(len, scores)) >= cut.most:
-        lowest = max(lowest, min(float(score.min()) for score in scores if len(score)) + margin)
-    near = [n for n, pair in enumerate(pairs) if max(scores[0][pair[0]], scores[1][pair[1]]) <= lowest]
+    missing = _may_be_missing(scores[0], cut, margin), _may_be_missing(scores[1], cut, margin)
+    near = [
+        n for n, pair in enumerate(pairs)
+        if scores[0][pair[0]] <= missing[1] and scores[1][pair[1]] <= missing[0]
+    ]  # fmt: skip
     left = set(range(len(pairs))) - {n for n in near if _is_another(expected, got, pairs[n])}
     pairs = [pairs[n] for n in sorted(left)]
     for side in (0, 1):
         alone = set(range(len(scores[side]))) - {pair[side] for pair in pairs}
-        if any(not scores[side][number] <= lowest for number in alone):
+        if any(not scores[side][number] <= missing[1 - side] for number in alone):
             return None
     numbers = torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2)
     return numbers[:, 0], numbers[:, 1]
+
+
+def _may_be_missing(scores: Tensor, cut: Cut, margin: float) -> float:
+    """Up to which score detections may have been cut off where these are left."""
+    lowest = cut.score + margin
+    return max(lowest, float(scores.min()) + margin) if len(scores) >= cut.most else lowest
 
 
 def _is_another(expected: Mapping[str, Tensor], got: Mapping[str, Tensor], pair: tuple[int, int]) -> bool:

@@ -124,20 +124,20 @@ def compare(
     sizes = [description.size] if description.size else sizes_to_try(height, width, graph.divisor)
     batches = [description.batch] if description.batch else [1, 2]
     rows: list[Row] = []
-    found = 0
     for size in sizes:
         for batch in batches:
             images = torch.stack([_resized(pictures[n % len(pictures)], size) for n in range(batch)])
             with torch.no_grad():
                 expected = dict(zip(graph.outputs, graph(images), strict=True))
             rows += batch_rows(expected, exported.run(images), size, batch, tolerance, cut)
-            found += len(expected["boxes"]) if finds_objects else 0
         if model is not None:
             rows += _prediction_rows(model, exported, _resized(pictures[0], size), tolerance, cut)
-    if finds_objects and not found:
+    if finds_objects and all(
+        row.passed and math.isnan(row.agreement) for row in rows if row.output == "labels"
+    ):
         notes.append(
-            "no picture has a detection, so boxes, labels and masks were not compared: give pictures on "
-            "which the model finds something (data.val)"
+            "no detection is on both sides beyond doubt, so boxes, labels and masks were not compared: give "
+            "pictures on which the model finds something (data.val)"
         )
     return ParityReport(tolerance, rows, notes)
 

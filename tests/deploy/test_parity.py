@@ -248,6 +248,27 @@ def test_of_as_many_detections_as_may_be_the_last_may_be_another():
         assert compare(Boxes(), exported).passed is passes
 
 
+@pytest.mark.parametrize(("most", "left"), [(1, 0), (2, 1), (3, 2), (3, 0)])
+def test_what_has_fewer_than_may_be_has_cut_nothing_off(most, left):
+    def lose(outputs):
+        outputs.update({name: value[:left] for name, value in outputs.items()})
+
+    config = {"model": {"detections_per_image": most}}
+    report = compare(Boxes(), stood_in("detection", Boxes(), lose, batch=1, config=config))
+    assert not report.passed
+    assert f"{left} detections instead of" in report.table()
+
+
+def test_where_all_may_have_been_cut_off_nothing_was_compared():
+    def elsewhere(outputs):
+        outputs["boxes"] += 50
+
+    config = {"model": {"detections_per_image": 1, "score_threshold": 0.99}}
+    report = compare(Boxes(), stood_in("detection", Boxes(), elsewhere, batch=1, config=config))
+    assert report.passed
+    assert "were not compared" in report.table()
+
+
 @pytest.mark.parametrize(
     ("change", "output", "words"),
     [
@@ -275,9 +296,9 @@ def test_pictures_with_detections_are_taken():
     exported = stood_in("detection", Boxes(), batch=1)
     nothing = compare(Boxes(), exported, [black])
     assert nothing.passed
-    assert "no picture has a detection" in nothing.table()
+    assert "no detection is on both sides" in nothing.table()
     report = compare(Boxes(), exported, [black, *made_pictures(1)])
-    assert "no picture has a detection" not in report.table()
+    assert "no detection is on both sides" not in report.table()
     assert all(row.note == "3 detections" for row in report.rows)
 
 

@@ -9,6 +9,7 @@ from importlib.util import find_spec
 import pytest
 import torch
 from exporting import sample, settled
+from PIL import Image
 from running import ROOT, make_toy
 
 from res2net_dense.config import config_to_dict, load_config
@@ -28,6 +29,7 @@ QUICK = {
     "saliency": ROOT / "configs/quick/sod_res2net50.yaml",
     "detection": ROOT / "configs/quick/faster_rcnn_res2net50.yaml",
 }
+COMPARED = 8
 SMALL = "backbone.name=res2net50_18w_4s"
 
 
@@ -170,14 +172,22 @@ def test_what_was_there_is_replaced_by_what_passed_alone(tool, tmp_path, monkeyp
 
 def test_int8_is_smaller_and_says_what_it_loses(tool, toy, tmp_path):
     output, pictures = tmp_path / "small.onnx", toy / "JPEGImages"
-    arguments = ["--int8", "--calibration", pictures, "--size", "64x96"]
+    # one picture behind those that the gate looks at is smaller than the file takes
+    mixed = make_toy(tmp_path / "mixed", "voc", train=1, val=COMPARED + 1)
+    last = (mixed / "ImageSets/Segmentation/val.txt").read_text().split()[-1]
+    for file in (mixed / f"JPEGImages/{last}.jpg", mixed / f"SegmentationClass/{last}.png"):
+        Image.open(file).crop((0, 0, 96, 80)).save(file)
+    arguments = ["--int8", "--calibration", pictures, "--size", "96", f"data.val.root={mixed}"]
     code, out, err = tool("segmentation", "--output", output, *arguments)
     assert code == 0, err
     assert load_exported(output).description.precision == "int8"
     assert output.stat().st_size < 40e6  # a quarter of a hundred and some
     assert json.loads((tmp_path / "small.onnx.json").read_text())["precision"] == "int8"
     assert "int8" in out
-    assert "what int8 loses is not measured" in err  # no picture of data.val has this size
+    assert "what int8 loses is not measured: the file takes pictures of 96 x 96" in err
+    code, _, err = tool("segmentation", "--output", tmp_path / "no.onnx", *arguments, "--eval")
+    assert code == 1
+    assert "those of data.val are of others" in err.splitlines()[-1]
 
 
 def test_int8_says_what_it_loses_unasked(tool, toy, tmp_path):
