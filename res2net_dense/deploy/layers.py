@@ -147,22 +147,23 @@ class FusedBottle2neck(Bottle2neck):
         out = self._multi_scale(self.conv1(x))
         if shortcut is None and self.downsample is not None:
             shortcut = self.downsample(x)
+            if _held(*self.downsample.modules()):
+                shortcut = shortcut.clone(memory_format=torch.preserve_format)
         elif shortcut is not None or not overwrite:
             shortcut = (x if shortcut is None else shortcut).clone(memory_format=torch.preserve_format)
         else:
             shortcut = x
         if self.se is None:
             return self.conv3(out, shortcut)
-        out = self.se(self.conv3(out))
-        out += shortcut
-        return self.relu(out)
+        return self.relu(self.se(self.conv3(out)) + shortcut)
 
     def _multi_scale(self, x: Tensor) -> Tensor:
         if self.conv2 is not None:
             return self.conv2(x)
         if self.independent:
             return self._independent(x)
-        kept = torch.is_grad_enabled() and x.requires_grad  # what autograd needs must not be overwritten
+        # What autograd needs must not be overwritten.
+        kept = (torch.is_grad_enabled() and x.requires_grad) or _held(self.conv1, *self.convs)
         outputs: list[Tensor] = []
         for index, conv in enumerate(self.convs):
             split = x[:, index * self.width : (index + 1) * self.width]
@@ -186,15 +187,21 @@ class FusedStage(nn.Sequential):
 
     def forward(self, x: Tensor) -> Tensor:
         """As `nn.Sequential.forward`."""
-        before: nn.Module | None = None
+        ours = False  # whether `x` is a map of this stage that nobody holds
         for block in self:
             if isinstance(block, FusedBottle2neck):
-                held = before is None or before._forward_hooks or block._forward_pre_hooks or _GLOBAL_HOOKS
-                x = block(x, overwrite=not held)
+                x = block(x, overwrite=ours and not _held(block, block.conv1))
+                ours = not _held(block, block.conv3, block.relu)
             else:
-                x = block(x)
-            before = block
+                x, ours = block(x), False
         return x
+
+
+def _held(*modules: nn.Module) -> bool:
+    """Whether a hook may hold what one of these takes or returns."""
+    return bool(_GLOBAL_HOOKS) or any(
+        module._forward_hooks or module._forward_pre_hooks for module in modules
+    )
 
 
 class _Packed:

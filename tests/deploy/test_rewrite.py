@@ -186,6 +186,34 @@ def test_hooks_keep_what_they_have_seen():
             assert difference(mine, theirs) < 1e-5
 
 
+def parts(block):
+    """The layers of a block that a rewrite keeps, but for the ReLU, which is in place without it too."""
+    kept = [block.conv1, *block.convs, block.conv3, block.downsample, block.se]
+    return [module for module in kept if module is not None]
+
+
+@pytest.mark.parametrize("options", [{}, {"se": True}], ids=["plain", "se"])
+def test_hooks_inside_a_block_keep_what_they_have_seen(options):
+    """What they hold, inputs and outputs, is not written over later."""
+    fast = optimize_for_inference(network(**options))
+    held = []
+
+    def hold(module, inputs, output=None):
+        maps = [*inputs[:1], *([] if output is None else [output])]
+        held.extend((seen, seen.clone()) for seen in maps)
+
+    names = {id(module): name for name, module in fast.named_modules()}
+    for block in (*fast.layer1, *fast.layer2):
+        for module in (block, *parts(block)):
+            held.clear()
+            hooks = [module.register_forward_hook(hold), module.register_forward_pre_hook(hold)]
+            with torch.no_grad():
+                fast(picture())
+            assert all(torch.equal(*pair) for pair in held), names[id(module)]
+            for hook in hooks:
+                hook.remove()
+
+
 def test_a_block_by_itself_leaves_its_input():
     block = optimize_for_inference(network()).layer1[1]
     x = torch.randn(1, 256, 8, 8)
