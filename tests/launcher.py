@@ -33,7 +33,7 @@ class Launcher:
 
     def run(self, command, *, cwd, timeout):
         """Run `[script, *arguments]`; returns what `subprocess.run` does, with the output as text."""
-        if self._process is None:
+        if self._process is None or self._process.poll() is not None:
             self._process = subprocess.Popen(
                 [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
                 start_new_session=True,
@@ -42,10 +42,13 @@ class Launcher:
             files = [f"{folder}/stdout", f"{folder}/stderr"]
             request = {"command": command, "cwd": str(cwd), "files": files, "environment": dict(os.environ)}
             late = threading.Timer(timeout, self.close)
+            late.daemon = True
             late.start()
-            print(json.dumps(request), file=self._process.stdin, flush=True)
-            answer = self._process.stdout.readline()
-            late.cancel()
+            try:
+                print(json.dumps(request), file=self._process.stdin, flush=True)
+                answer = self._process.stdout.readline()
+            finally:
+                late.cancel()
             if not answer:
                 self.close()
                 raise RuntimeError(

@@ -53,9 +53,9 @@ def kill_half_way(config, folder, *, at, end):
     assert not (folder / f"checkpoints/iter_{end:07d}.pt").exists(), "it was too fast to be killed half way"
 
 
-def train_twofold(port, *arguments):
+def train_twofold(*arguments):
     """Train in two processes under torchrun; returns the finished run with its text."""
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={port}"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
     process = subprocess.run(
         [*launch, TRAIN, *map(str, arguments)],
         cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300,

@@ -119,7 +119,14 @@ def main(args: argparse.Namespace) -> int:
     ]
     for number, (name, size, batch) in enumerate(settings, 1):
         began = time.monotonic()
-        result = measure(args, name, size, batch, device, f"[{number}/{len(settings)}]")
+        try:
+            result = measure(args, name, size, batch, device, f"[{number}/{len(settings)}]")
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            raise ConfigError(
+                f"{name}, batch {batch}, {size[0]}x{size[1]}: not enough memory; lower --batch or --size"
+            ) from None
         document["results"].append(result)
         print(f"\n{table(result)}", flush=True)
         say(f"[{number}/{len(settings)}] took {time.monotonic() - began:.0f} s")
@@ -296,7 +303,6 @@ def try_out(
     Raises:
         WrongResultError: too far.
         Unavailable: torch.compile cannot work here.
-        ConfigError: there is not enough memory.
     """
     outcome: list[Any] = []
     try:
@@ -304,10 +310,8 @@ def try_out(
         if contestant.way not in EXPORTS:
             call()
         peak = peak_memory(lambda: outcome.append(call()), device)
-    except torch.OutOfMemoryError:
-        raise ConfigError(f"{contestant.label}: not enough memory; lower --batch or --size") from None
     except Exception as error:  # whatever the compiler of this machine says
-        if contestant.way != "compiled":
+        if contestant.way != "compiled" or is_out_of_memory(error):
             raise
         reason = " ".join(str(error).split())[:120]
         raise Unavailable(f"torch.compile cannot work here: {type(error).__name__}: {reason}") from error
@@ -320,6 +324,11 @@ def try_out(
                 f"{allowed:g}; a fast wrong result is none"
             )
     return peak, apart
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether PyTorch found no memory; on a CPU it has no class of its own for that."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def over_the_same(contestant: Contestant, timings: Timings) -> dict[str, dict[str, float]]:

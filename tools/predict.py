@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from res2net_dense.data.images import list_images, read_image
 from res2net_dense.engine.inference import predict
-from res2net_dense.errors import ConfigError
+from res2net_dense.errors import ConfigError, ExportError
 from res2net_dense.files import write_atomically
 from res2net_dense.report.caption import draw_classes
 from res2net_dense.report.draw import draw_prediction
@@ -63,13 +63,25 @@ def main(args: argparse.Namespace) -> int:
     images, annotations, bad = [], [], []
     bar = tqdm(total=len(files), desc="predict", unit="img", disable=None)
 
+    def skip(error):
+        bad.append(str(error))
+        bar.write(f"skipped: {error}", file=sys.stderr)
+        bar.update()
+
+    def fits(sample):
+        try:
+            if exported:
+                exported.check_size(tuple(sample["image"].shape[-2:]))
+        except ExportError as error:
+            skip(f"{files[sample['image_id']]}: {error}")
+            return False
+        return True
+
     def readable_batches():
         for samples, errors in task.build_predict_loader(config, files):
             for error in errors:
-                bad.append(str(error))
-                bar.write(f"skipped: {error}", file=sys.stderr)
-            bar.update(len(errors))
-            if samples:
+                skip(error)
+            if samples := list(filter(fits, samples)):
                 yield samples
 
     outcomes = predict(

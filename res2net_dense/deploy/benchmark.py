@@ -11,14 +11,15 @@ import ctypes
 import gc
 import platform
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+import torchvision  # noqa: F401  # has the deformable convolution, which torch's counter does not know
+from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 Run = Callable[[], object]
 
@@ -121,9 +122,17 @@ def interleave(
     return Timings(seconds)
 
 
+def _deform_conv2d_flops(
+    x: Sequence[int], weight: Sequence[int], *rest: Any, out_shape: Sequence[int], **more: Any
+) -> int:
+    return conv_flop_count(list(x), list(weight), list(out_shape))
+
+
 def multiply_adds(run: Run) -> int:
     """Multiply-adds of the convolutions and matrix products of a call, half of what torch's counter says."""
-    counter = FlopCounterMode(display=False)
+    counter = FlopCounterMode(
+        display=False, custom_mapping={torch.ops.torchvision.deform_conv2d: _deform_conv2d_flops}
+    )
     with counter, torch.no_grad():
         run()
     return counter.get_total_flops() // 2

@@ -11,6 +11,7 @@ import io
 import logging
 import tempfile
 import warnings
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -102,9 +103,20 @@ def _write(graph: Graph, path: Path, description: Description) -> None:
         file = io.BytesIO()  # PyTorch's own writers abort the program where a disk is full
         if description.format == "torchscript":
             torch.jit.save(_traced(graph, description), file, _extra_files=extra)
+            file = _without_paths(file)
         else:
             torch.export.save(_program(graph, description), file, extra_files=extra)
         path.write_bytes(file.getbuffer())
+
+
+def _without_paths(file: io.BytesIO) -> io.BytesIO:
+    """A TorchScript file without the lines of source that its layers come from, and their files' names."""
+    rest = io.BytesIO()
+    with zipfile.ZipFile(file) as source, zipfile.ZipFile(rest, "w", zipfile.ZIP_STORED) as archive:
+        for entry in source.infolist():
+            if not entry.filename.endswith(".debug_pkl"):
+                archive.writestr(entry.filename, source.read(entry))
+    return rest
 
 
 def _export_onnx(graph: Graph, path: Path, description: Description) -> None:

@@ -55,7 +55,7 @@ class ExportedModel(nn.Module):
                 f"{tuple(images.shape)} {str(images.dtype).removeprefix('torch.')}"
             )
         number, size = len(images), (images.shape[-2], images.shape[-1])
-        self._check_size(size)
+        self.check_size(size)
         if self.description.batch not in (None, number):
             raise ExportError(
                 f"{self.path} takes {self.description.batch} pictures at a time, not {number}; export it "
@@ -134,7 +134,8 @@ class ExportedModel(nn.Module):
             return {"saliency": resized_saliency(outputs["saliency"][place], original)}
         return {"sem_seg": resized_argmax(logits.softmax(0), *original)}
 
-    def _check_size(self, size: tuple[int, int]) -> None:
+    def check_size(self, size: tuple[int, int]) -> None:
+        """Raise an `ExportError` if the file does not take pictures of this height and width."""
         taken = self.description.size
         if taken is not None and tuple(taken) != size:
             raise ExportError(

@@ -160,6 +160,12 @@ def test_multiply_adds_are_those_that_torchvision_publishes():
     assert multiply_adds(lambda: network(picture)) / 1e9 == pytest.approx(published, abs=1e-3)
 
 
+def test_a_deformable_convolution_costs_what_a_convolution_does():
+    conv = torchvision.ops.DeformConv2d(8, 16, 3, padding=1, groups=2)
+    x, offset = torch.ones(1, 8, 10, 12), torch.zeros(1, 18, 10, 12)
+    assert multiply_adds(lambda: conv(x, offset)) == 16 * 4 * 9 * 10 * 12
+
+
 def test_the_machine_is_described():
     machine = benchmark.describe_machine(CPU)
     assert machine["torch"] == torch.__version__

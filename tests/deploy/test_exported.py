@@ -256,7 +256,7 @@ def test_nothing_of_a_torch_export_file_is_unpickled(place, folder, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("suffix", [".onnx", ".pt2"])
+@pytest.mark.parametrize("suffix", FORMATS.values())
 def test_files_do_not_tell_where_they_were_made(folder, suffix):
     assert str(ROOT).encode() not in (folder / f"model{suffix}").read_bytes()
 

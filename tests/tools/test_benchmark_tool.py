@@ -282,6 +282,14 @@ def test_what_was_not_found_and_what_was_made_up_count_alike():
     assert contestants.differences([one], [none]) == {"detections": 1.0}
 
 
+def test_too_little_memory_is_one_line(run_tool):
+    process = run_tool(TOOL, "--model", NAME, "--size", "10000000", "--formats", "eager")
+    assert process.returncode == 1
+    assert "Traceback" not in process.stderr
+    last = process.stderr.splitlines()[-1]
+    assert last.startswith(f"error: {NAME}, batch 1, 10000000x10000000: not enough memory; lower --batch")
+
+
 def test_where_nothing_compiles_the_reason_is_said(net):
     def fail():
         raise RuntimeError("no compiler\nwas found")

@@ -172,6 +172,23 @@ def test_predictions_are_those_of_the_weights(made, run, tmp_path):
         )
 
 
+def test_pictures_of_other_sizes_are_skipped_like_unreadable_ones(made, run, tmp_path):
+    config, weights, _, _ = made
+    if load_config(config).task != "semantic_segmentation":
+        pytest.skip("of one task is enough")
+    file = tmp_path / "model.torchscript"
+    run(EXPORT, "--config", config, "--weights", weights, "--output", file, "--size", "64x96")
+    (tmp_path / "in").mkdir()
+    for name, size in (("a", (96, 64)), ("b", (64, 96)), ("c", (96, 64))):
+        Image.new("RGB", size).save(tmp_path / f"in/{name}.png")
+    run(PREDICT, "--weights", file, "--input", tmp_path / "in", "--output", tmp_path / "out")
+    document = json.loads((tmp_path / "out/predictions.json").read_text())
+    assert [Path(image["file_name"]).name for image in document["images"]] == ["a.png", "c.png"]
+    (skipped,) = document["skipped"]
+    assert "in/b.png: " in skipped
+    assert "takes pictures of 64x96 alone, this one is 96x64" in skipped
+
+
 def test_scores_are_those_of_the_weights(made, run, tmp_path):
     config, weights, exported, _ = made
     scores = []

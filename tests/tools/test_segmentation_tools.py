@@ -82,7 +82,7 @@ def test_killed_and_resumed_equals_never_stopped(tiny, trained, tmp_path):
 @pytest.mark.slow  # detection and saliency do the same by default
 def test_two_processes_score_as_one(tiny, tmp_path):
     changes = ["data.workers=0", "train.iterations=2"]
-    train_twofold(29547, "--config", tiny, "--output-dir", tmp_path / "run", *changes)
+    train_twofold("--config", tiny, "--output-dir", tmp_path / "run", *changes)
     together = json.loads((tmp_path / "run/results.json").read_text())
     config = load_config(tmp_path / "run/config.yaml", [f"runtime.output_dir={tmp_path / 'again'}"])
     newest = tmp_path / "run/checkpoints/iter_0000002.pt"

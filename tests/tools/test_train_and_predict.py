@@ -159,8 +159,8 @@ def test_a_failed_start_does_not_burn_the_folder(tiny, run_tool, tmp_path):
 def test_two_processes_under_torchrun(tiny, run_tool, tmp_path):
     """Batch norm too: what is evaluated is what is saved."""
     arguments = ["--config", tiny, "--output-dir", tmp_path / "run"]
-    assert train_twofold(29517, *arguments, "--dry-run").stdout.count("all well") == 1
-    train_twofold(29517, *arguments, "train.iterations=4")
+    assert train_twofold(*arguments, "--dry-run").stdout.count("all well") == 1
+    train_twofold(*arguments, "train.iterations=4")
     together = json.loads((tmp_path / "run/results.json").read_text())
     run = tmp_path / "run"
     alone = run_tool(TRAIN, "--config", run / "config.yaml", "--output-dir", run, "--eval-only")
