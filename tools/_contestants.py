@@ -374,6 +374,13 @@ def make_learning(net: Net, way: str, dtype: str, pictures: Tensor) -> Call:
     return run
 
 
+def exact_gradient(net: Net, way: str, pictures: Tensor) -> Tensor:
+    """The gradient that a call of `make_learning` returns, in float64 and of the first eight pictures."""
+    precise = replace(net, model=copy.deepcopy(net.model).double())
+    outcome = make_learning(precise, way, "fp32", pictures[:8].double())()
+    return results(net, outcome)["gradient"]
+
+
 def results(net: Net, outcome: Any) -> dict[str, Tensor] | list[Prediction]:
     """What a call returned, in one form for all ways: detections, or tensors by name, on the CPU."""
     if net.is_rcnn:

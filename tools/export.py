@@ -225,7 +225,7 @@ def can_evaluate(
     """Whether the file is to be scored, and takes all pictures of `data.val`; int8 is scored unasked."""
     if not args.eval and not (args.int8 and compared):
         if args.int8:
-            say("what int8 loses is not measured: there is no data.val")
+            say("what int8 loses is not measured: there is no evaluation set")
         return False
     size = description.size
     try:
@@ -233,6 +233,8 @@ def can_evaluate(
             return True
         problem = f"the file takes {takes(description)}, and those of data.val are of others"
     except DatasetError as error:
+        if args.eval:
+            raise
         problem = str(error)
     if args.eval:
         raise ConfigError(
