@@ -14,9 +14,9 @@ from running import ROOT, make_toy
 
 from res2net_dense.config import config_to_dict, load_config
 from res2net_dense.deploy import export as exporting_module
-from res2net_dense.deploy.exported import load_exported
 from res2net_dense.deploy.parity import made_pictures
 from res2net_dense.files import sha256_of
+from res2net_dense.jobs import load_exported
 from res2net_dense.tasks import get_task
 from res2net_dense.weight_files import load_weights, load_weights_into, save_weights
 
