@@ -1,8 +1,15 @@
 """Dense prediction on Res2Net backbones: detection, instance and semantic segmentation, salient objects."""
 
-from res2net_dense.backbones import create_backbone, create_classifier, list_backbones
-from res2net_dense.hub import get_model, list_models, predict_image
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from res2net_dense.version import __version__
+
+if TYPE_CHECKING:
+    from res2net_dense.backbones import create_backbone, create_classifier, list_backbones
+    from res2net_dense.hub import get_model, list_models, predict_image
 
 __all__ = [
     "__version__",
@@ -13,3 +20,25 @@ __all__ = [
     "list_models",
     "predict_image",
 ]
+
+_MODULES = {
+    "create_backbone": "backbones",
+    "create_classifier": "backbones",
+    "get_model": "hub",
+    "list_backbones": "backbones",
+    "list_models": "hub",
+    "predict_image": "hub",
+}
+"""Where each name comes from. It is imported when it is first asked for, as PyTorch takes seconds."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

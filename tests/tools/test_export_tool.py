@@ -1,9 +1,7 @@
 """tools/export.py as a person runs it; nothing is lost where something goes wrong."""
 
 import json
-import runpy
 import shlex
-import sys
 from importlib.util import find_spec
 
 import pytest
@@ -12,8 +10,8 @@ from exporting import sample, settled
 from PIL import Image
 from running import ROOT, make_toy
 
+from res2net_dense.cli import _export, main
 from res2net_dense.config import config_to_dict, load_config
-from res2net_dense.deploy import export as exporting_module
 from res2net_dense.deploy.exported import load_exported
 from res2net_dense.deploy.parity import made_pictures
 from res2net_dense.files import sha256_of
@@ -69,7 +67,7 @@ def weights(tmp_path_factory, toy):
 
 
 @pytest.fixture
-def tool(weights, monkeypatch, capsys):
+def tool(weights, capsys):
     """Run the tool in this process on a task's weights: (exit code, stdout, stderr)."""
 
     given = weights
@@ -78,12 +76,8 @@ def tool(weights, monkeypatch, capsys):
         path, settings = given[name]
         source = ["--weights", path] if weights else []
         line = ["--config", QUICK[name], *source, *settings, *arguments]
-        monkeypatch.setattr(sys, "argv", ["export.py", *map(str, line)])
-        monkeypatch.syspath_prepend(ROOT / "tools")
-        with pytest.raises(SystemExit) as end:
-            runpy.run_path(str(ROOT / "tools/export.py"), run_name="__main__")
-        out, err = capsys.readouterr()
-        return end.value.code or 0, out, err
+        code = main(["export", *map(str, line)])
+        return code, *capsys.readouterr()
 
     return run
 
@@ -149,7 +143,7 @@ def test_what_was_there_is_replaced_by_what_passed_alone(tool, tmp_path, monkeyp
     assert tool("saliency", "--output", output, "--size", "64")[0] == 0
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     assert len(before) == 2
-    plain = exporting_module.export
+    plain = _export.export
 
     def broken(graph, path, description):
         names = [name for name in graph.state_dict() if name.endswith("running_var")]
@@ -158,7 +152,7 @@ def test_what_was_there_is_replaced_by_what_passed_alone(tool, tmp_path, monkeyp
         graph.state_dict()[names[3]].div_(1.2)
 
     with monkeypatch.context() as patch:
-        patch.setattr(exporting_module, "export", broken)
+        patch.setattr(_export, "export", broken)
         code, _, err = tool("saliency", "--output", output, "--size", "96")
     assert code == 1
     last = err.splitlines()[-1]
