@@ -73,8 +73,8 @@ class Predictor:
         """
         return cls(*open_job(config, path, overrides, device=device))
 
-    @overload
-    def __call__(self, images: Photo) -> Prediction: ...
+    @overload  # a path is a sequence of paths for the type checker
+    def __call__(self, images: Photo) -> Prediction: ...  # type: ignore[overload-overlap]
 
     @overload
     def __call__(self, images: Sequence[Photo]) -> list[Prediction]: ...

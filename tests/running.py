@@ -56,7 +56,7 @@ def kill_half_way(config, folder, *, at, end):
 
 
 def score(config, weights):
-    """Evaluate a weight file on the CPU, or None for a classifier's published weights; returns the metrics."""
+    """Metrics of a weight file, or None for a classifier's published weights, on the CPU."""
     model, _ = training.load_model(config, weights)
     return training.evaluate_only(config, torch.device("cpu"), model)[0]
 

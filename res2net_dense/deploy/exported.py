@@ -1,5 +1,5 @@
-"""Exported files behind the contract of `res2net_dense.types`: whatever the format, the same call, and the same
-predictions as from the network that was exported.
+"""Exported files behind the contract of `res2net_dense.types`: whatever the format, the same call, and
+the same predictions as from the network that was exported.
 """
 
 from __future__ import annotations

@@ -65,7 +65,7 @@ class Task(ABC, Generic[C]):
     """Which of `folders` has the predictions drawn on their images."""
     first_category_id: ClassVar[int] = 1
     """The `category_id` of label 0 in `to_records`."""
-    batched_outputs: ClassVar[bool] = True
+    batched_outputs: bool = True
     """Whether the outputs of an exported file have one row an image."""
     quantizable: ClassVar[bool] = False
     """Whether its exported files may be in int8."""
