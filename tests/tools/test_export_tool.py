@@ -76,7 +76,10 @@ def tool(weights, capsys):
         path, settings = given[name]
         source = ["--weights", path] if weights else []
         line = ["--config", QUICK[name], *source, *settings, *arguments]
-        code = main(["export", *map(str, line)])
+        try:
+            code = main(["export", *map(str, line)])
+        except SystemExit as end:  # of argparse
+            code = end.code
         return code, *capsys.readouterr()
 
     return run
