@@ -10,7 +10,11 @@ def add_config_arguments(parser: argparse.ArgumentParser, *, exported: bool = Fa
     """Add `--config`, which may be left out for `exported` files, and the overrides."""
     note = "; exported files bring their own, so that it may be left out" if exported else ""
     parser.add_argument(
-        "--config", "--config-file", required=not exported, metavar="FILE", help=f"configuration (YAML){note}"
+        "--config",
+        "--config-file",
+        required=not exported,
+        metavar="CONFIG",
+        help=f"a YAML file, or a name such as quick/mask_rcnn_res2net50{note}",
     )
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="overrides, such as train.batch_size=2"

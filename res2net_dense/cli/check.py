@@ -19,5 +19,10 @@ def main(args: argparse.Namespace) -> int:
     from res2net_dense.tasks import get_task
 
     config = load_config(args.config, args.overrides)
-    get_task(config.task).prepare(config)
+    task = get_task(config.task)
+    config = task.prepare(config)
+    task.build_train_loader(config)  # says how many images of which classes there are
+    if config.data.val is not None:
+        print(f"data.val: {len(task.build_eval_loader(config))} batches of {config.eval.batch_size} images")
+    print("no errors found")
     return 0
