@@ -1,4 +1,4 @@
-"""The command: every subcommand answers `--help` without PyTorch, and the scripts of a checkout are the same."""
+"""The command: every subcommand answers `--help` without PyTorch, and the scripts of a checkout call it."""
 
 import ast
 import json

@@ -1,4 +1,4 @@
-"""Messages and help texts name commands: an installed package has no folders tools/, datasets/ or configs/."""
+"""Messages and help name commands: an installed package has no folders tools/, datasets/ or configs/."""
 
 import ast
 import re
@@ -11,7 +11,8 @@ from res2net_dense.cli import doctor
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "res2net_dense"
 FILES_OF_A_CHECKOUT = re.compile(
-    r"\btools/|\bdatasets/\w+\.(py|md)|\bmake_toy|\bconfigs/|\brequirements/|\bREADME|pip install -e|\bmake (test|demo)\b"
+    r"\btools/|\bdatasets/\w+\.(py|md)|\bmake_toy|\bconfigs/|\brequirements/|\bREADME"
+    r"|pip install -e|\bmake (test|demo)\b"
 )
 
 
