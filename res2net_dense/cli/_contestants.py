@@ -14,7 +14,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from res2net_dense.backbones.registry import ALIASES, canonical_name, create_classifier
+from res2net_dense.backbones.registry import ALIASES, Classifier, canonical_name, create_classifier
 from res2net_dense.cli.benchmark import EXPORTS
 from res2net_dense.config.schema import BackboneConfig, Config
 from res2net_dense.errors import Res2NetDenseError
@@ -27,9 +27,6 @@ from res2net_dense.weight_files import load_weights_into
 
 DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 LEARNING_WAYS = ("eager", "channels-last", "compiled")
-USUAL_CLASSES = {"detection": 80, "semantic_segmentation": 21, "classification": 1000}
-LIBRARIES = {"detection": "detectron2+timm", "semantic_segmentation": "smp+timm"}
-"""What the reference of a task is called; the others are timm itself, or our head on timm's backbone."""
 
 # They change nothing in what a trained network computes; all others do, and timm has none of them.
 _HARMLESS = {"name", "weights", "freeze_at", "drop_path_rate", "checkpoint_activations", "norm"}
@@ -63,10 +60,10 @@ class Net:
     @property
     def is_rcnn(self) -> bool:
         """Whether it takes a list of samples, and gives detections."""
-        return self.config is not None and self.config.task == "detection"
+        return hasattr(self.model, "roi_heads")
 
     def ready(self, model: nn.Module) -> nn.Module:
-        """`model`, or of a task other than detection its graph: pictures in, tensors out."""
+        """`model`, or its graph where there is one in eager mode: images in, tensors out."""
         if self.config is None or self.is_rcnn:
             return model
         task: Any = get_task(self.config.task)
@@ -113,12 +110,13 @@ def configured_net(config: Config, device: torch.device, weights: str | None = N
     if weights:
         config = adapted_to(config, Path(weights))
     changes: dict[str, Any] = {}
-    if config.model.num_classes is None and config.task in USUAL_CLASSES:
-        changes["num_classes"] = len(config.data.class_names or ()) or USUAL_CLASSES[config.task]
-    if config.task == "detection" and not weights:
+    task = get_task(config.task)
+    if config.model.num_classes is None:
+        changes["num_classes"] = len(config.data.class_names or ()) or task.usual_classes
+    if hasattr(config.model, "score_threshold") and not weights:
         changes["score_threshold"] = 0.0
     config = config.model_copy(update={"model": config.model.model_copy(update=changes)})
-    model = get_task(config.task).build_model(config, load_weights=False)
+    model = task.build_model(config, load_weights=False)
     if weights:
         load_weights_into(model, weights)
     else:
@@ -162,38 +160,40 @@ def timms_net(net: Net) -> Net:
     if changed:
         raise Unavailable(f"timm's {name} has no backbone.{changed[0]}")
     try:
-        model = _on_timm(net, name)
+        library, model = _on_timm(net, name)
     except AssertionError:  # timm's and smp's way to refuse an output stride
         raise Unavailable(f"timm's {name} does not dilate") from None
-    library = "timm" if net.config is None else LIBRARIES.get(net.config.task, "timm")
-    return replace(net, name=library, model=model)
+    return replace(net, name=library, model=model.eval())
 
 
-def _on_timm(net: Net, name: str) -> nn.Module:
+def _on_timm(net: Net, name: str) -> tuple[str, nn.Module]:
+    """Name and network of the reference: timm's network, or a copy of ours on timm's backbone."""
     import timm
 
     if net.config is None:
         classes = len(net.model.get_parameter("fc.weight"))
-        return _with_weights(timm.create_model(name, num_classes=classes), net.model)
+        return "timm", _with_weights(timm.create_model(name, num_classes=classes), net.model)
     model = copy.deepcopy(net.model)
     own: Any = model.backbone
-    if net.config.task == "classification":
-        model.backbone = _with_weights(timm.create_model(name, num_classes=net.config.model.num_classes), own)
-    elif net.config.task == "semantic_segmentation":
-        import segmentation_models_pytorch as smp
-
-        if own.output_stride < 32 and "v1b" in net.backbone:
-            raise Unavailable(f"timm's {name} has another shortcut where it dilates")
-        encoder = smp.encoders.get_encoder(
-            f"tu-{name}", weights=None, depth=own._depth, output_stride=own.output_stride
-        )
-        _with_weights(encoder.model, own)
-        model.backbone = encoder.to(_device_of(own))
-    elif net.is_rcnn:
+    if net.is_rcnn:
         own.bottom_up = _Features(name, own.bottom_up.net)
-    else:
+        return "detectron2+timm", model
+    if isinstance(own, Classifier):
+        model.backbone = _with_weights(timm.create_model(name, num_classes=net.config.model.num_classes), own)
+        return "timm", model
+    if not hasattr(own, "_depth"):
         model.backbone = _Features(name, own)
-    return model.eval()
+        return "timm", model
+    import segmentation_models_pytorch as smp  # the backbone is an encoder of it
+
+    if own.output_stride < 32 and "v1b" in net.backbone:
+        raise Unavailable(f"timm's {name} has another shortcut where it dilates")
+    encoder = smp.encoders.get_encoder(
+        f"tu-{name}", weights=None, depth=own._depth, output_stride=own.output_stride
+    )
+    _with_weights(encoder.model, own)
+    model.backbone = encoder.to(_device_of(own))
+    return "smp+timm", model
 
 
 class _Features(nn.Module):
@@ -333,7 +333,7 @@ def _exported(net: Net, way: str, dtype: str, pictures: Tensor, folder: Path) ->
         raise Unavailable("exported files run on the CPU")
     from res2net_dense.deploy.description import Description
     from res2net_dense.deploy.export import FORMATS, export
-    from res2net_dense.deploy.exported import load_exported
+    from res2net_dense.jobs import load_exported
 
     config = net.config
     task: Any = get_task(config.task if config else "classification")

@@ -6,13 +6,13 @@ import argparse
 import re
 
 
-def add_config_arguments(parser: argparse.ArgumentParser, *, exported: bool = False) -> None:
-    """Add `--config`, which may be left out for `exported` files, and the overrides."""
-    note = "; exported files bring their own, so that it may be left out" if exported else ""
+def add_config_arguments(parser: argparse.ArgumentParser, *, carried: bool = False) -> None:
+    """Add the overrides and `--config`, which may be left out where weights carry one."""
+    note = "; default: the one that --weights carries" if carried else ""
     parser.add_argument(
         "--config",
         "--config-file",
-        required=not exported,
+        required=not carried,
         metavar="CONFIG",
         help=f"a YAML file, or a name such as quick/mask_rcnn_res2net50{note}",
     )

@@ -52,8 +52,7 @@ def main(args: argparse.Namespace) -> int:
             if output.is_dir():
                 (output / MARK).write_text("The next `res2net-dense demo` deletes this folder.\n")
     if not code:
-        trained = ["--config", output / "config.yaml", "--weights", output / "model_best.safetensors"]
-        code = run("predict", *trained, "--input", coco / "val", "--output", predictions, *debug)
+        code = run("predict", "--weights", output, "--input", coco / "val", "--output", predictions, *debug)
     if not code:
         print(f"run folder: {output} (results.json, metrics.jsonl); predictions: {predictions}")
     return code

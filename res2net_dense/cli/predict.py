@@ -1,11 +1,10 @@
-"""Run a trained model on pictures: overlays as PNG, and all predictions in one JSON, in COCO's format.
+"""Run a trained model on images: overlays as PNG, and all predictions in one JSON, in COCO's format.
 
-A detector gives boxes and masks, a classifier the five likeliest classes of each picture. Of semantic
-segmentation FOLDER/overlays has the overlays, and FOLDER/masks PNGs in VOC's palette: pixels are labels. Of
+A detector gives boxes and masks, a classifier the five likeliest classes of each image. For semantic
+segmentation FOLDER/overlays has the overlays, and FOLDER/masks PNGs in VOC's palette: pixels are labels. For
 saliency FOLDER/maps has grey PNGs of 8 bits, and there are FOLDER/overlays and FOLDER/cutouts (RGBA).
 
-res2net-dense predict --config output/run/config.yaml --weights output/run/model_best.safetensors \\
-    --input FILE|FOLDER|'GLOB' --output FOLDER [key=value ...]
+res2net-dense predict --weights output/run --input FILE|FOLDER|'GLOB' --output FOLDER [key=value ...]
 res2net-dense predict --weights model.onnx --input FILE|FOLDER|'GLOB' --output FOLDER
 """
 
@@ -24,23 +23,15 @@ from res2net_dense.errors import ConfigError, Res2NetDenseError
 from res2net_dense.files import write_atomically
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    import numpy as np
     from PIL.Image import Image
-
-    from res2net_dense.types import Prediction, Sample
-
-FOLDERS = {"semantic_segmentation": ("overlays", "masks"), "saliency": ("maps", "overlays", "cutouts")}
-"""Of each task, below --output; the others have their overlays in it."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_config_arguments(parser, exported=True)
+    add_config_arguments(parser, carried=True)
     parser.add_argument(
-        "--weights", required=True, metavar="FILE", help="a checkpoint, .safetensors or exported file"
+        "--weights", required=True, metavar="PATH", help="a run folder, weight file or exported file"
     )
-    parser.add_argument("--input", required=True, metavar="PATH", help="a picture, a folder or a quoted glob")
+    parser.add_argument("--input", required=True, metavar="PATH", help="an image, a folder or a quoted glob")
     parser.add_argument(
         "--output", required=True, metavar="FOLDER", help="where overlays and predictions.json go"
     )
@@ -55,96 +46,45 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
-    from res2net_dense.cli._weights import set_up
-    from res2net_dense.data.images import list_images, read_image
-    from res2net_dense.engine.inference import predict
-    from res2net_dense.errors import ExportError
-    from res2net_dense.tasks import get_task
-    from res2net_dense.tasks.training import adapted_to
-    from res2net_dense.weight_files import load_weights_into
+    from res2net_dense.data.images import list_images
+    from res2net_dense.jobs import open_job
+    from res2net_dense.predictor import Predictor
 
-    config, device, exported = set_up(args, args.overrides)
-    task = get_task(config.task)
+    job, device = open_job(args.config, args.weights, args.overrides)
+    task, output = job.task, Path(args.output)
     files = list_images(args.input)
-    output = Path(args.output)
     places = picture_names(files)
-    check_inputs_are_safe(files, output, FOLDERS.get(config.task, ("",)), places)
-    carried = exported.description.config if exported else None
-    config = adapted_to(config, Path(args.weights), carried=carried)
-    if config.model.num_classes is None:
-        config = task.prepare(config, training=False)
-    model = exported
-    if model is None:
-        model = task.build_model(config, load_weights=False).to(device)
-        load_weights_into(model, args.weights)
-
-    names = config.data.class_names or [f"class {label}" for label in range(config.model.num_classes)]
-    if config.task == "saliency":
-        names = ["salient object"]
+    check_inputs_are_safe(files, output, task.folders, places)
+    predictor = Predictor(job, device)
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     bad: list[str] = []
     bar = tqdm(total=len(files), desc="predict", unit="img", disable=None)
 
-    def skip(error: Res2NetDenseError) -> None:
+    def skip(number: int, error: Res2NetDenseError) -> None:
         bad.append(str(error))
         bar.write(f"skipped: {error}", file=sys.stderr)
         bar.update()
 
-    def fits(sample: Sample) -> bool:
-        try:
-            if exported:
-                height, width = sample["image"].shape[-2:]
-                exported.check_size((height, width))
-        except ExportError as error:
-            skip(ExportError(f"{files[sample['image_id']]}: {error}"))
-            return False
-        return True
-
-    def readable_batches() -> Iterator[list[Sample]]:
-        for samples, errors in task.build_predict_loader(config, files):
-            for error in errors:
-                skip(error)
-            if samples := list(filter(fits, samples)):
-                yield samples
-
-    outcomes = predict(
-        model,
-        readable_batches(),
-        device=device,
-        precision=config.train.precision,
-        channels_last=config.train.channels_last,
-    )
-    for samples, outputs in outcomes:
-        for sample, prediction in zip(samples, outputs, strict=True):
-            index, file = sample["image_id"], files[sample["image_id"]]
-            size = {"height": sample["original_height"], "width": sample["original_width"]}
-            images.append({"id": index + 1, "file_name": str(file), **size})
-            annotations += task.to_records(prediction, index + 1)
-            drawn = draw(read_image(file), prediction, names, args.score)
-            for folder, picture in zip(FOLDERS.get(config.task, ("",)), drawn, strict=True):
-                save(picture, output / folder / places[index])
-            bar.update()
+    for number, sample, prediction in predictor.stream(files, skip):
+        size = {"height": sample["original_height"], "width": sample["original_width"]}
+        images.append({"id": number + 1, "file_name": str(files[number]), **size})
+        annotations += task.to_records(prediction, number + 1)
+        drawn = predictor.draw_all(files[number], prediction, score=args.score)
+        for folder, picture in zip(task.folders, drawn, strict=True):
+            save(picture, output / folder / places[number])
+        bar.update()
     bar.close()
 
     output.mkdir(parents=True, exist_ok=True)
-    segments = config.task == "semantic_segmentation"
-    # The ids of segmentation are the pixels of its masks, where COCO's begin with 1.
-    categories = [{"id": label, "name": name} for label, name in enumerate(names, 0 if segments else 1)]
+    names = predictor.class_names
+    categories = [{"id": id, "name": name} for id, name in enumerate(names, task.first_category_id)]
     for number, annotation in enumerate(annotations, 1):
         annotation["id"] = number
     document = {"images": images, "categories": categories, "annotations": annotations, "skipped": bad}
     write_atomically(output / "predictions.json", lambda f: f.write(json.dumps(document).encode()))
-    if segments:
-        labels = {annotation["category_id"] for annotation in annotations}
-        found = f"{len(labels)} of {len(names)} classes found"
-    elif config.task == "saliency":
-        found = f"{len(annotations)} with a salient object"
-    else:
-        shown = sum(annotation["score"] >= args.score for annotation in annotations)
-        what = "classes" if config.task == "classification" else "objects"
-        found = f"{shown} {what} with score >= {args.score:g}"
-    print(f"{len(images)} pictures, {found}, {len(bad)} files skipped: {output}")
+    found = task.summary(annotations, names, args.score)
+    print(f"{len(images)} images, {found}, {len(bad)} files skipped: {output}")
     return 0 if images else 1
 
 
@@ -161,27 +101,6 @@ def check_inputs_are_safe(
                 f"--output {output} is a folder of the input pictures ({file}); choose another, "
                 "nothing of yours is overwritten"
             )
-
-
-def draw(image: np.ndarray, prediction: Prediction, names: list[str], score: float) -> list[Image]:
-    """What is made of a prediction, for each of `FOLDERS`."""
-    from PIL.Image import fromarray
-
-    from res2net_dense.report.caption import draw_classes
-    from res2net_dense.report.draw import draw_prediction
-    from res2net_dense.report.saliency import cut_out, draw_saliency, saliency_image
-    from res2net_dense.report.segments import draw_segmentation, palette_image
-
-    if "logits" in prediction:
-        return [fromarray(draw_classes(image, prediction, names))]
-    if "sem_seg" in prediction:
-        labels = prediction["sem_seg"].numpy()
-        return [fromarray(draw_segmentation(image, labels, names)), palette_image(labels)]
-    if "saliency" in prediction:
-        saliency = prediction["saliency"].numpy()
-        overlay = fromarray(draw_saliency(image, saliency))
-        return [saliency_image(saliency), overlay, cut_out(image, saliency)]
-    return [fromarray(draw_prediction(image, prediction, names, score_threshold=score))]
 
 
 def save(picture: Image, path: Path) -> None:

@@ -12,7 +12,7 @@ import logging
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from res2net_dense.data.images import read_sample
 from res2net_dense.errors import ConfigError, DatasetError
-from res2net_dense.types import Sample
+from res2net_dense.types import Sample, Source
 
 Key = tuple[int, int]
 """(epoch, position) of one training sample."""
@@ -32,15 +32,6 @@ Item = tuple[Sample | None, list[DatasetError]]
 _MAX_REPLACEMENTS = 10
 _MAPS = {"image", "sem_seg", "saliency"}
 _logger = logging.getLogger(__name__)
-
-
-class Source(Protocol):
-    """A data set of raw samples, such as `CocoDataset`."""
-
-    def __len__(self) -> int: ...
-
-    def sample(self, index: int) -> Sample:
-        """Read one; raises `DatasetError`."""
 
 
 class TrainBatches:
@@ -256,16 +247,17 @@ def eval_loader(
 
 def predict_loader(
     files: Sequence[Path], transform: Callable[[Sample], Sample], *, batch_size: int, workers: int
-) -> Iterator[tuple[list[Sample], list[DatasetError]]]:
-    """Yield the samples of each batch of files with the errors of those that could not be read.
+) -> Iterator[tuple[list[Sample], list[tuple[int, DatasetError]]]]:
+    """Yield the samples of each batch of files, and number and error of those that could not be read.
 
     Either list may be empty; every file is in exactly one of them.
     """
     dataset = FileSet(files, transform)
-    for batch in _data_loader(dataset, _chunks(range(len(dataset)), batch_size), workers):
+    chunks = _chunks(range(len(dataset)), batch_size)
+    for numbers, batch in zip(chunks, _data_loader(dataset, chunks, workers), strict=True):
         items = _unpack(batch)
         samples = [sample for sample, _ in items if sample is not None]
-        yield samples, [error for _, errors in items for error in errors]
+        yield samples, [(n, error) for n, (_, errors) in zip(numbers, items, strict=True) for error in errors]
 
 
 def aspect_ratio_groups(ratios: np.ndarray) -> np.ndarray:

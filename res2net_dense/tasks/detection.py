@@ -1,195 +1,209 @@
-"""Detection and instance segmentation on data in COCO's or VOC's layout: joins config, R-CNN models, data
-and the evaluation of the data's own benchmark.
-"""
+"""Detection and instance segmentation: R-CNNs, scored by the benchmark of the data's own layout."""
 
 from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import nn
+from PIL import Image
+from torch import Tensor, nn
 
 from res2net_dense.config.detection import DetectionConfig, SplitConfig, VocSplitConfig
-from res2net_dense.data.coco import CocoDataset
 from res2net_dense.data.loaders import aspect_ratio_groups
-from res2net_dense.data.transforms import EvalTransform, TrainTransform
-from res2net_dense.data.voc import VocDetection
+from res2net_dense.data.transforms import EvalTransform as ResizeTransform
+from res2net_dense.data.transforms import TrainTransform as ResizeTrainTransform
 from res2net_dense.engine import distributed
 from res2net_dense.errors import ConfigError, DatasetError
-from res2net_dense.evaluation import coco, voc
-from res2net_dense.models.detection import RCNN, build_rcnn
-from res2net_dense.models.detection_graph import RcnnGraph
-from res2net_dense.tasks.loading import eval_batches, predict_batches, train_batches
-from res2net_dense.types import Prediction, Sample
+from res2net_dense.models.detections import to_prediction
+from res2net_dense.models.graphs import Graph
+from res2net_dense.tasks.base import EvalTransform, Metric, Task, TrainTransform, network_settings
+from res2net_dense.types import Prediction, ReportingEvaluator, Sample, Source
 
 _log = logging.getLogger(__name__)
 
-Split = SplitConfig | list[VocSplitConfig]
-"""In COCO's layout, or joined parts in VOC's."""
+COCO_METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+"""Of boxes and of masks, each."""
+VOC_METRICS = [Metric("bbox/AP"), Metric("bbox/AP50", headline=True), Metric("bbox/AP75")]
 
 
-def best_metric(config: DetectionConfig) -> str:
-    """The metric that chooses the best checkpoint unless the config names one."""
-    if isinstance(config.data.val, list):
-        return "bbox/AP50"
-    return "segm/AP" if config.model.arch == "mask_rcnn" else "bbox/AP"
+class Detection(Task[DetectionConfig]):
+    """See the module."""
 
+    name = "detection"
+    config_class = DetectionConfig
+    batched_outputs = False
+    usual_classes = 80
 
-def prepare(config: DetectionConfig, *, training: bool = True) -> DetectionConfig:
-    """Look at the data sets and fill in what hangs on them: `data.class_names` and `model.num_classes`.
+    def metrics(self, config: DetectionConfig) -> list[Metric]:
+        if self._benchmark(config) == "voc":
+            return VOC_METRICS
+        kinds = self._iou_types(config)
+        return [
+            Metric(f"{kind}/{name}", headline=name == "AP" and kind == kinds[-1])
+            for kind in kinds
+            for name in COCO_METRICS
+        ]
 
-    Args:
-        config: as it was loaded.
-        training: False leaves the training set alone; without class names in the config the validation set's
-            are taken.
+    def class_metrics(self, config: DetectionConfig) -> list[str]:
+        names = config.data.class_names or ()
+        if self._benchmark(config) == "voc":
+            return [f"bbox/AP50/{name}" for name in names]
+        return [f"{kind}/AP/{name}" for kind in self._iou_types(config) for name in names]
 
-    Raises:
-        ConfigError: the config does not fit the data, or names none.
-        DatasetError: the data is missing or broken.
-    """
-    split = _train(config) if training else _val(config)
-    masks = training and config.model.arch == "mask_rcnn"
-    dataset = _load(config, split, masks=masks)
-    classes = config.model.num_classes
-    if classes is not None and classes != len(dataset.class_names):
-        raise ConfigError(
-            f"model.num_classes is {classes}, but {dataset.source} has {len(dataset.class_names)} classes "
-            f"({_some(dataset.class_names)}); set model.num_classes=null to count them there"
-        )
-    if masks and not dataset.has_masks:
-        raise ConfigError(
-            f"model.arch is mask_rcnn, but {dataset.source} has no segmentations; "
-            "use a faster_rcnn config for boxes alone"
-        )
-    config = config.model_copy(
-        update={
-            "data": config.data.model_copy(update={"class_names": list(dataset.class_names)}),
-            "model": config.model.model_copy(update={"num_classes": len(dataset.class_names)}),
-        }
-    )
-    if config.data.val is not None:
-        if isinstance(config.data.val, list) and config.model.arch == "mask_rcnn":
-            raise ConfigError("data.val is in VOC's layout, which has boxes alone: use a faster_rcnn config")
-        val = _load(config, config.data.val, masks=False)
-        if missing := val.missing_files():  # better now than after a day of training
-            raise DatasetError(
-                f"{len(missing)} of {len(val)} pictures of {val.source} are missing: {_some(missing)}"
-            )
-        if isinstance(val, VocDetection):  # COCO's evaluator counts them
-            _report_dropped(val)
-    _check_best_metric(config, dataset.class_names)
-    return config
-
-
-def build_model(config: DetectionConfig, *, load_weights: bool = True) -> nn.Module:
-    """Build the network; without `load_weights` its backbone's published weights are not looked for."""
-    settings = config.model.model_dump(exclude={"arch"})
-    if settings["num_classes"] is None:
-        raise ConfigError("model.num_classes is not known; set it, or data.train, whose classes are counted")
-    backbone = config.backbone.model_dump()
-    if not load_weights:
-        backbone["weights"] = None
-    return build_rcnn(backbone=backbone, mask=config.model.arch == "mask_rcnn", **settings)
-
-
-def build_graph(model: RCNN) -> RcnnGraph:
-    """Return a copy of the network as a function from a picture to plain tensors, for exporting."""
-    return RcnnGraph(model)
-
-
-def build_train_loader(config: DetectionConfig, *, start_iteration: int = 0) -> Iterable[list[Sample]]:
-    """Return endless batches of this process, from `start_iteration` on."""
-    data = config.data
-    dataset = _load(config, _train(config), masks=config.model.arch == "mask_rcnn")
-    indices = dataset.indices_with_objects()
-    if data.keep_empty:
-        indices = np.arange(len(dataset))
-    _report_losses(dataset, len(dataset) - len(indices))
-    transform = TrainTransform(
-        min_sizes=data.min_size_train,
-        max_size=data.max_size_train,
-        flip=data.flip,
-        photometric=data.photometric,
-    )
-    groups = aspect_ratio_groups(dataset.aspect_ratios[indices]) if data.aspect_ratio_grouping else None
-    return train_batches(
-        config, dataset, transform, start_iteration=start_iteration, indices=indices, groups=groups
-    )
-
-
-def build_eval_loader(config: DetectionConfig) -> Iterable[list[Sample]]:
-    """Return this process's part of the validation images, each once."""
-    dataset = _load(config, _val(config), masks=False)  # the evaluator reads the truth itself
-    return eval_batches(config, dataset, _eval_transform(config))
-
-
-def build_evaluator(config: DetectionConfig) -> coco.CocoEvaluator | voc.VocEvaluator:
-    """Return the evaluator of the validation set: COCO's or VOC's, as its layout is."""
-    split = _val(config)
-    if isinstance(split, list):
+    def open_source(self, config: DetectionConfig, *, train: bool) -> Source:
+        part = "train" if train else "val"
+        split = self.require(getattr(config.data, part), part)
         names = None if config.data.class_names is None else tuple(config.data.class_names)
-        dataset = _load_voc_once(tuple(split), names, True)
-        return voc.VocEvaluator(
-            dataset.ground_truth(),
-            class_names=dataset.class_names,
-            method=config.eval.method,
+        roots = (
+            [part.root for part in split] if isinstance(split, list) else [split.annotations, split.images]
+        )
+        for path in roots:
+            if not Path(path).exists():
+                raise DatasetError(
+                    f"no data set at {path} (looked in {Path.cwd()}); {self.toy()} makes a toy set"
+                )
+        if isinstance(split, list):
+            return _open_voc(tuple(split), names, config.data.difficult or not train)
+        masks = train and self._has_masks(config)
+        dataset = _open_coco(split, None, masks)
+        return dataset if names in (None, tuple(dataset.class_names)) else _open_coco(split, names, masks)
+
+    def prepare(self, config: DetectionConfig, *, training: bool = True) -> DetectionConfig:
+        config = super().prepare(config, training=training)
+        source: Any = self.open_source(config, train=True) if training else None
+        if source and self._has_masks(config) and not source.has_masks:
+            raise ConfigError(
+                f"model.arch is mask_rcnn, but {source.name} has no segmentations; use a faster_rcnn config "
+                "for boxes alone"
+            )
+        if self._has_masks(config) and self._benchmark(config) == "voc":
+            raise ConfigError("data.val has boxes alone: use a faster_rcnn config, or data with masks")
+        return config
+
+    def build_model(self, config: DetectionConfig, *, load_weights: bool = True) -> nn.Module:
+        from res2net_dense.models.detection import build_rcnn
+
+        settings = network_settings(config, load_weights)
+        del settings["arch"]
+        return build_rcnn(mask=self._has_masks(config), **settings)
+
+    def build_graph(self, model: Any) -> Graph:
+        """Return a copy of the network as a function from one image to plain tensors, for exporting."""
+        from res2net_dense.models.detection_graph import RcnnGraph
+
+        return RcnnGraph(model)
+
+    def train_transform(self, config: DetectionConfig) -> TrainTransform:
+        data = config.data
+        return ResizeTrainTransform(
+            min_sizes=data.min_size_train,
+            max_size=data.max_size_train,
+            flip=data.flip,
+            photometric=data.photometric,
+        )
+
+    def eval_transform(self, config: DetectionConfig) -> EvalTransform:
+        return ResizeTransform(config.data.min_size_test, config.data.max_size_test)
+
+    def sampling(self, config: DetectionConfig, source: Any) -> tuple[np.ndarray | None, np.ndarray | None]:
+        data = config.data
+        indices = source.indices_with_objects()
+        if data.keep_empty:
+            indices = np.arange(len(source))
+        if distributed.is_main():
+            if len(indices) < len(source):
+                _log.warning(
+                    "%s: %d of %d images have no usable object and are left out (data.keep_empty=true takes "
+                    "them)",
+                    source.name,
+                    len(source) - len(indices),
+                    len(source),
+                )
+            for reason, count in source.dropped.items():
+                if count:
+                    _log.warning("%s: %d objects left out: %s", source.name, count, reason)
+        grouped = data.aspect_ratio_grouping
+        return indices, aspect_ratio_groups(source.aspect_ratios[indices]) if grouped else None
+
+    def build_evaluator(self, config: DetectionConfig) -> ReportingEvaluator:
+        """Return the evaluator of the benchmark that the validation set's layout belongs to."""
+        source: Any = self.open_source(config, train=False)
+        if self._benchmark(config) == "voc":
+            from res2net_dense.evaluation.voc import VocEvaluator
+
+            return VocEvaluator(
+                source.ground_truth(),
+                class_names=source.class_names,
+                method=config.eval.method,
+                gather=distributed.gather_objects,
+            )
+        from res2net_dense.evaluation.coco import CocoEvaluator
+
+        return CocoEvaluator(
+            source.annotation_file,
+            class_names=config.data.class_names or (),
+            iou_types=self._iou_types(config),
+            backend=config.eval.backend,
             gather=distributed.gather_objects,
         )
-    return coco.CocoEvaluator(
-        split.annotations,
-        class_names=config.data.class_names or (),
-        iou_types=_iou_types(config),
-        backend=config.eval.backend,
-        gather=distributed.gather_objects,
-    )
+
+    def decode(self, outputs: Mapping[str, Tensor], place: int, sample: Sample) -> Prediction:
+        height, width = sample["image"].shape[-2:]
+        return to_prediction(outputs, (height, width), (sample["original_height"], sample["original_width"]))
+
+    def draw(
+        self, image: np.ndarray, prediction: Prediction, class_names: Sequence[str], score: float
+    ) -> list[Image.Image]:
+        from res2net_dense.report.draw import draw_prediction
+
+        return [Image.fromarray(draw_prediction(image, prediction, class_names, score_threshold=score))]
+
+    def colours(self, class_names: Sequence[str]) -> list[list[int]]:
+        from res2net_dense.report.draw import class_colors
+
+        colours: list[list[int]] = class_colors(len(class_names)).tolist()
+        return colours
+
+    def to_records(self, prediction: Prediction, image_id: int | str) -> list[dict[str, Any]]:
+        """Return a prediction as COCO result records whose category ids are label + 1."""
+        from res2net_dense.evaluation.coco import prediction_to_records
+
+        classes = int(prediction["labels"].max()) + 1 if len(prediction["labels"]) else 0
+        return prediction_to_records(prediction, image_id, range(1, classes + 1))
+
+    def summary(self, records: Sequence[Mapping[str, Any]], class_names: Sequence[str], score: float) -> str:
+        return f"{sum(record['score'] >= score for record in records)} objects with score >= {score:g}"
+
+    @staticmethod
+    def _has_masks(config: DetectionConfig) -> bool:
+        return config.model.arch == "mask_rcnn"
+
+    def _iou_types(self, config: DetectionConfig) -> tuple[str, ...]:
+        return ("bbox", "segm") if self._has_masks(config) else ("bbox",)
+
+    def _benchmark(self, config: DetectionConfig) -> str:
+        """`coco` or `voc`."""
+        return "voc" if isinstance(config.data.val, list) else "coco"
 
 
-def build_predict_loader(
-    config: DetectionConfig, files: Sequence[Path]
-) -> Iterable[tuple[list[Sample], list[DatasetError]]]:
-    """Return the pictures in batches, and with each batch the errors of those that cannot be read."""
-    return predict_batches(config, files, _eval_transform(config))
-
-
-def to_records(prediction: Prediction, image_id: int | str) -> list[dict[str, Any]]:
-    """Return a prediction as COCO result records whose category ids are label + 1."""
-    classes = int(prediction["labels"].max()) + 1 if len(prediction["labels"]) else 0
-    return coco.prediction_to_records(prediction, image_id, range(1, classes + 1))
-
-
-def _eval_transform(config: DetectionConfig) -> EvalTransform:
-    return EvalTransform(config.data.min_size_test, config.data.max_size_test)
-
-
-def _load(config: DetectionConfig, split: Split, *, masks: bool) -> CocoDataset | VocDetection:
-    names = None if config.data.class_names is None else tuple(config.data.class_names)
-    roots = [part.root for part in split] if isinstance(split, list) else [split.annotations, split.images]
-    for path in roots:
-        if not Path(path).exists():
-            raise DatasetError(
-                f"no data set at {path} (looked in {Path.cwd()}); datasets/README.md says how to get COCO "
-                "and VOC and how to lay out your own, and `python datasets/make_toy.py --output "
-                "datasets/toy` makes the toy set for configs/quick/mask_rcnn_res2net50.yaml"
-            )
-    if isinstance(split, list):
-        return _load_voc_once(tuple(split), names, config.data.difficult or split is config.data.val)
-    dataset = _load_coco_once(split, None, masks)
-    return dataset if names in (None, tuple(dataset.class_names)) else _load_coco_once(split, names, masks)
+TASK = Detection()
 
 
 @functools.lru_cache(maxsize=4)
-def _load_coco_once(split: SplitConfig, names: tuple[str, ...] | None, masks: bool) -> CocoDataset:
+def _open_coco(split: SplitConfig, names: tuple[str, ...] | None, masks: bool) -> Any:
+    from res2net_dense.data.coco import CocoDataset
+
     return CocoDataset.load(split.annotations, split.images, class_names=names, masks=masks)
 
 
 @functools.lru_cache(maxsize=4)
-def _load_voc_once(
-    parts: tuple[VocSplitConfig, ...], names: tuple[str, ...] | None, difficult: bool
-) -> VocDetection:
+def _open_voc(parts: tuple[VocSplitConfig, ...], names: tuple[str, ...] | None, difficult: bool) -> Any:
+    from res2net_dense.data.voc import VocDetection
+
     first = parts[0]
     if any((part.images, part.annotations) != (first.images, first.annotations) for part in parts):
         raise ConfigError("the joined parts of a data set must name the same folders images and annotations")
@@ -200,55 +214,3 @@ def _load_voc_once(
         annotations=first.annotations,
         difficult=difficult,
     )
-
-
-def _train(config: DetectionConfig) -> Split:
-    if config.data.train is None:
-        raise ConfigError(
-            "data.train is not set; give images and annotations (COCO's layout) or root and split (VOC's)"
-        )
-    return config.data.train
-
-
-def _val(config: DetectionConfig) -> Split:
-    if config.data.val is None:
-        raise ConfigError(
-            "data.val is not set; give images and annotations (COCO's layout) or root and split (VOC's)"
-        )
-    return config.data.val
-
-
-def _iou_types(config: DetectionConfig) -> tuple[str, ...]:
-    return ("bbox", "segm") if config.model.arch == "mask_rcnn" else ("bbox",)
-
-
-def _check_best_metric(config: DetectionConfig, class_names: Sequence[str]) -> None:
-    name = config.train.best_metric
-    if isinstance(config.data.val, list):
-        allowed = [*voc.METRICS, *(f"bbox/AP50/{class_name}" for class_name in class_names)]
-    else:
-        kinds = [*coco.METRICS, *(f"AP/{class_name}" for class_name in class_names)]
-        allowed = [f"{iou_type}/{kind}" for iou_type in _iou_types(config) for kind in kinds]
-    if name is not None and name not in allowed:
-        raise ConfigError(f"train.best_metric is {name!r}; {config.model.arch} gives {', '.join(allowed)}")
-
-
-def _report_losses(dataset: CocoDataset | VocDetection, without_objects: int) -> None:
-    if without_objects and distributed.is_main():
-        _log.warning(
-            "%s: %d of %d images have no usable object and are left out (data.keep_empty=true takes them)",
-            dataset.source,
-            without_objects,
-            len(dataset),
-        )
-    _report_dropped(dataset)
-
-
-def _report_dropped(dataset: CocoDataset | VocDetection) -> None:
-    for reason, count in dataset.dropped.items():
-        if count and distributed.is_main():
-            _log.warning("%s: %d objects left out: %s", dataset.source, count, reason)
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
