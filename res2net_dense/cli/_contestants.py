@@ -347,7 +347,7 @@ def _exported(net: Net, way: str, dtype: str, pictures: Tensor, folder: Path) ->
         format=way,
         size=(pictures.shape[-2], pictures.shape[-1]),
         batch=1 if graph.by_tracing else len(pictures),
-        created_by="tools/benchmark.py",
+        created_by="res2net-dense benchmark",
     )
     path = folder / f"{net.name}_{net.backbone}_{len(pictures)}{FORMATS[way]}".replace("+", "_")
     export(graph, path, description)

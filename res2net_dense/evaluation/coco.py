@@ -28,7 +28,7 @@ try:
     from pycocotools.cocoeval import COCOeval
 except ImportError as error:
     raise MissingDependencyError(
-        "COCO evaluation needs pycocotools; install it with: pip install -e '.[detection]'"
+        "COCO evaluation needs pycocotools; install it with: pip install 'res2net_dense[detection]'"
     ) from error
 
 Backend = Literal["auto", "pycocotools", "faster_coco_eval"]

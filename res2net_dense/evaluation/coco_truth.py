@@ -21,7 +21,7 @@ try:
     from pycocotools import mask as mask_utils
 except ImportError as error:
     raise MissingDependencyError(
-        "COCO evaluation needs pycocotools; install it with: pip install -e '.[detection]'"
+        "COCO evaluation needs pycocotools; install it with: pip install 'res2net_dense[detection]'"
     ) from error
 
 Record = dict[str, Any]

@@ -34,7 +34,7 @@ try:
         from detectron2.modeling.backbone.fpn import FPN, LastLevelMaxPool
 except ImportError as error:
     raise MissingDependencyError(
-        f"detection needs detectron2 ({error}); `python tools/doctor.py` names the command that installs it"
+        f"detection needs detectron2 ({error}); `res2net-dense doctor` names the command that installs it"
     ) from error
 
 

@@ -36,7 +36,7 @@ try:
 except ImportError as error:
     raise MissingDependencyError(
         f"segmentation needs segmentation_models_pytorch ({error}); install it with "
-        '`pip install -e ".[segmentation]"`'
+        "`pip install 'res2net_dense[segmentation]'`"
     ) from error
 
 PREFIX = "r2d-"

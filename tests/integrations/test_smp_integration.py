@@ -509,6 +509,8 @@ def test_wrong_arguments_are_named_with_a_remedy(arguments, words):
 
 def test_without_smp_the_message_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "segmentation_models_pytorch", None)
-    with pytest.raises(MissingDependencyError, match=r'pip install -e "\.\[segmentation\]"') as caught:
+    with pytest.raises(
+        MissingDependencyError, match=r"pip install 'res2net_dense\[segmentation\]'"
+    ) as caught:
         runpy.run_path(integration.__file__)
     assert "\n" not in str(caught.value)

@@ -77,7 +77,10 @@ def tool(weights, capsys):
         path, settings = given[name]
         source = ["--weights", path] if weights else []
         line = ["--config", QUICK[name], *source, *settings, *arguments]
-        code = main(["export", *map(str, line)])
+        try:
+            code = main(["export", *map(str, line)])
+        except SystemExit as end:  # of argparse
+            code = end.code
         return code, *capsys.readouterr()
 
     return run
@@ -231,7 +234,11 @@ def test_every_task_in_every_format(tool, tmp_path, name, suffix):
         ("segmentation", "--output {}/model.onnx --dynamic --calibration x", "--int8"),
         ("segmentation", "--output {}/model.pt2 --int8 --calibration x", "--int8 is for onnx"),
         ("segmentation", "--output {}/model.onnx --dynamic --int8 --calibration {}/none", "none"),
-        ("classification", "--output {}/model.onnx --int8 --calibration x", "not for the task classification"),
+        (
+            "classification",
+            "--output {}/model.onnx --int8 --calibration x",
+            "not for the task classification",
+        ),
         ("segmentation", "--output {}/model.onnx --dynamic --max-drop 0.1", "--eval"),
         ("segmentation", "--output {}/model.onnx --dynamic --weights {}/mine.bin", "mine.bin"),
         ("segmentation", "--output {}/model.onnx --dynamic backbone.name=res2net50_14w_8s", "backbone.name"),

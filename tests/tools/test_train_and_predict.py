@@ -344,5 +344,5 @@ def test_doctor_names_what_is_broken_and_the_remedy(run_tool, tmp_path):
     process = run_tool("tools/doctor.py", env={**os.environ, "PYTHONPATH": str(tmp_path)})
     assert process.returncode == 1
     assert "built for another numpy" in process.stdout
-    assert 'pip install -e ".[detection]"' in process.stdout
+    assert "pip install 'res2net_dense[detection]'" in process.stdout
     assert "The main job cannot run." in process.stdout
