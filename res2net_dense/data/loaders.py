@@ -12,7 +12,7 @@ import logging
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from res2net_dense.data.images import read_sample
 from res2net_dense.errors import ConfigError, DatasetError
-from res2net_dense.types import Sample
+from res2net_dense.types import Sample, Source
 
 Key = tuple[int, int]
 """(epoch, position) of one training sample."""
@@ -32,15 +32,6 @@ Item = tuple[Sample | None, list[DatasetError]]
 _MAX_REPLACEMENTS = 10
 _MAPS = {"image", "sem_seg", "saliency"}
 _logger = logging.getLogger(__name__)
-
-
-class Source(Protocol):
-    """A data set of raw samples, such as `CocoDataset`."""
-
-    def __len__(self) -> int: ...
-
-    def sample(self, index: int) -> Sample:
-        """Read one; raises `DatasetError`."""
 
 
 class TrainBatches:

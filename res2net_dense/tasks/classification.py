@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from torch import nn
 
 from res2net_dense.config.classification import ClassificationConfig
-from res2net_dense.data.cifar import Cifar
-from res2net_dense.data.imagenet import ImageFolder
+from res2net_dense.data.layouts import open_source
 from res2net_dense.data.transforms import ClassificationEvalTransform, ClassificationTrainTransform
 from res2net_dense.engine import distributed
 from res2net_dense.errors import ConfigError, DatasetError
@@ -52,11 +49,11 @@ def prepare(config: ClassificationConfig, *, training: bool = True) -> Classific
     classes = config.model.num_classes
     if classes is not None and classes != len(names):
         raise ConfigError(
-            f"model.num_classes is {classes}, but {dataset.root} has {len(names)} classes; set "
+            f"model.num_classes is {classes}, but {dataset.name} has {len(names)} classes; set "
             "model.num_classes=null to count them there"
         )
     if len(names) < 2:
-        raise ConfigError(f"{dataset.root} has the class {names[0]} alone; a classifier needs two or more")
+        raise ConfigError(f"{dataset.name} has the class {names[0]} alone; a classifier needs two or more")
     config = config.model_copy(
         update={
             "data": config.data.model_copy(update={"class_names": list(names)}),
@@ -64,16 +61,9 @@ def prepare(config: ClassificationConfig, *, training: bool = True) -> Classific
         }
     )
     if training:
-        _report_left_out(dataset)
+        _report(dataset)
     if config.data.val is not None:  # better now than after a day of training
-        val = _load(config, train=False)
-        _report_left_out(val)
-        if not len(val):
-            raise DatasetError(
-                f"{val.root}: no picture in any class folder; check data.val, or set data.val=null to train "
-                "without evaluation"
-            )
-        _report_empty(val)
+        _report(_load(config, train=False))
     overall = [name for name in METRICS if name != "top5" or len(names) >= 5]
     allowed = [*overall, *(f"top1/{name}" for name in names)]
     if config.train.best_metric not in (None, *allowed):
@@ -153,44 +143,13 @@ def _eval_transform(config: ClassificationConfig) -> ClassificationEvalTransform
     return ClassificationEvalTransform(config.data.resize_size, config.data.crop_size)
 
 
-def _load(config: ClassificationConfig, *, train: bool) -> ImageFolder | Cifar:
-    data = config.data
-    root = data.train if train else data.val
-    if root is None:
+def _load(config: ClassificationConfig, *, train: bool) -> Any:
+    parts = config.data.train if train else config.data.val
+    if parts is None:
         raise ConfigError(f"data.{'train' if train else 'val'} is not set; give the folder of the images")
-    if not Path(root).exists():
-        raise DatasetError(
-            f"no data set at {root} (looked in {Path.cwd()}); datasets/README.md says how to get ImageNet "
-            "and CIFAR and how to lay out your own, and `python datasets/make_toy.py --layout imagenet "
-            "--output datasets/toy` makes the toy set for configs/quick/classification_res2net50.yaml"
-        )
-    names = None if data.class_names is None else tuple(data.class_names)
-    return _load_once(data.format, root, names, train)
+    return open_source(parts, train=train, class_names=config.data.class_names, needs=("label",))
 
 
-@functools.lru_cache(maxsize=4)
-def _load_once(format: str, root: str, names: tuple[str, ...] | None, train: bool) -> ImageFolder | Cifar:
-    if format == "folder":
-        return ImageFolder.load(root, class_names=names, allow_empty=not train)
-    dataset = Cifar.load(root, format, train=train)
-    if names is not None and list(names) != dataset.class_names:
-        raise ConfigError(f"data.class_names differs from the classes of {root}; leave it out for CIFAR")
-    return dataset
-
-
-def _report_left_out(dataset: ImageFolder | Cifar) -> None:
-    if isinstance(dataset, ImageFolder) and dataset.left_out and distributed.is_main():
-        _log.warning("%s: left out: %s", dataset.root, dataset.left_out)
-
-
-def _report_empty(dataset: ImageFolder | Cifar) -> None:
-    counts = np.bincount(dataset.labels, minlength=len(dataset.class_names))
-    empty = [name for name, count in zip(dataset.class_names, counts, strict=True) if not count]
-    if empty and distributed.is_main():
-        _log.warning(
-            "%s: %d of %d classes have no picture, such as %s; their accuracy is n/a",
-            dataset.root,
-            len(empty),
-            len(dataset.class_names),
-            empty[0],
-        )
+def _report(source: Any) -> None:
+    for remark in source.remarks if distributed.is_main() else ():
+        _log.warning("%s", remark)

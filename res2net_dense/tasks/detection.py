@@ -4,7 +4,6 @@ and the evaluation of the data's own benchmark.
 
 from __future__ import annotations
 
-import functools
 import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -13,28 +12,25 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from res2net_dense.config.detection import DetectionConfig, SplitConfig, VocSplitConfig
-from res2net_dense.data.coco import CocoDataset
+from res2net_dense.config.detection import DetectionConfig
+from res2net_dense.data.layouts import open_source
+from res2net_dense.data.layouts.listing import some
 from res2net_dense.data.loaders import aspect_ratio_groups
 from res2net_dense.data.transforms import EvalTransform, TrainTransform
-from res2net_dense.data.voc import VocDetection
 from res2net_dense.engine import distributed
 from res2net_dense.errors import ConfigError, DatasetError
 from res2net_dense.evaluation import coco, voc
 from res2net_dense.models.detection import RCNN, build_rcnn
 from res2net_dense.models.detection_graph import RcnnGraph
 from res2net_dense.tasks.loading import eval_batches, predict_batches, train_batches
-from res2net_dense.types import Prediction, Sample
+from res2net_dense.types import BoxSource, Prediction, Sample
 
 _log = logging.getLogger(__name__)
-
-Split = SplitConfig | list[VocSplitConfig]
-"""In COCO's layout, or joined parts in VOC's."""
 
 
 def best_metric(config: DetectionConfig) -> str:
     """The metric that chooses the best checkpoint unless the config names one."""
-    if isinstance(config.data.val, list):
+    if config.data.val is not None and _source(config, train=False).benchmark == "voc":
         return "bbox/AP50"
     return "segm/AP" if config.model.arch == "mask_rcnn" else "bbox/AP"
 
@@ -51,37 +47,24 @@ def prepare(config: DetectionConfig, *, training: bool = True) -> DetectionConfi
         ConfigError: the config does not fit the data, or names none.
         DatasetError: the data is missing or broken.
     """
-    split = _train(config) if training else _val(config)
-    masks = training and config.model.arch == "mask_rcnn"
-    dataset = _load(config, split, masks=masks)
+    source = _source(config, train=training)
     classes = config.model.num_classes
-    if classes is not None and classes != len(dataset.class_names):
+    if classes is not None and classes != len(source.class_names):
         raise ConfigError(
-            f"model.num_classes is {classes}, but {dataset.source} has {len(dataset.class_names)} classes "
-            f"({_some(dataset.class_names)}); set model.num_classes=null to count them there"
-        )
-    if masks and not dataset.has_masks:
-        raise ConfigError(
-            f"model.arch is mask_rcnn, but {dataset.source} has no segmentations; "
-            "use a faster_rcnn config for boxes alone"
+            f"model.num_classes is {classes}, but {source.name} has {len(source.class_names)} classes "
+            f"({some(source.class_names)}); set model.num_classes=null to count them there"
         )
     config = config.model_copy(
         update={
-            "data": config.data.model_copy(update={"class_names": list(dataset.class_names)}),
-            "model": config.model.model_copy(update={"num_classes": len(dataset.class_names)}),
+            "data": config.data.model_copy(update={"class_names": list(source.class_names)}),
+            "model": config.model.model_copy(update={"num_classes": len(source.class_names)}),
         }
     )
     if config.data.val is not None:
-        if isinstance(config.data.val, list) and config.model.arch == "mask_rcnn":
-            raise ConfigError("data.val is in VOC's layout, which has boxes alone: use a faster_rcnn config")
-        val = _load(config, config.data.val, masks=False)
-        if missing := val.missing_files():  # better now than after a day of training
-            raise DatasetError(
-                f"{len(missing)} of {len(val)} pictures of {val.source} are missing: {_some(missing)}"
-            )
-        if isinstance(val, VocDetection):  # COCO's evaluator counts them
-            _report_dropped(val)
-    _check_best_metric(config, dataset.class_names)
+        val = _source(config, train=False)
+        val.check()  # better now than after a day of training
+        _report(val)
+    _check_best_metric(config, source.class_names)
     return config
 
 
@@ -104,44 +87,50 @@ def build_graph(model: RCNN) -> RcnnGraph:
 def build_train_loader(config: DetectionConfig, *, start_iteration: int = 0) -> Iterable[list[Sample]]:
     """Return endless batches of this process, from `start_iteration` on."""
     data = config.data
-    dataset = _load(config, _train(config), masks=config.model.arch == "mask_rcnn")
-    indices = dataset.indices_with_objects()
+    source = _source(config, train=True)
+    indices = source.indices_with_objects()
     if data.keep_empty:
-        indices = np.arange(len(dataset))
-    _report_losses(dataset, len(dataset) - len(indices))
+        indices = np.arange(len(source))
+    empty = len(source) - len(indices)
+    if empty and distributed.is_main():
+        _log.warning(
+            "%s: %d of %d images have no usable object and are left out (data.keep_empty=true takes them)",
+            source.name,
+            empty,
+            len(source),
+        )
+    _report(source)
     transform = TrainTransform(
         min_sizes=data.min_size_train,
         max_size=data.max_size_train,
         flip=data.flip,
         photometric=data.photometric,
     )
-    groups = aspect_ratio_groups(dataset.aspect_ratios[indices]) if data.aspect_ratio_grouping else None
+    groups = aspect_ratio_groups(source.aspect_ratios[indices]) if data.aspect_ratio_grouping else None
     return train_batches(
-        config, dataset, transform, start_iteration=start_iteration, indices=indices, groups=groups
+        config, source, transform, start_iteration=start_iteration, indices=indices, groups=groups
     )
 
 
 def build_eval_loader(config: DetectionConfig) -> Iterable[list[Sample]]:
     """Return this process's part of the validation images, each once."""
-    dataset = _load(config, _val(config), masks=False)  # the evaluator reads the truth itself
-    return eval_batches(config, dataset, _eval_transform(config))
+    return eval_batches(config, _source(config, train=False), _eval_transform(config))
 
 
 def build_evaluator(config: DetectionConfig) -> coco.CocoEvaluator | voc.VocEvaluator:
-    """Return the evaluator of the validation set: COCO's or VOC's, as its layout is."""
-    split = _val(config)
-    if isinstance(split, list):
-        names = None if config.data.class_names is None else tuple(config.data.class_names)
-        dataset = _load_voc_once(tuple(split), names, True)
+    """Return the evaluator of the validation set: its benchmark's own."""
+    source = _source(config, train=False)
+    if source.benchmark == "voc":
         return voc.VocEvaluator(
-            dataset.ground_truth(),
-            class_names=dataset.class_names,
+            source.ground_truth(),
+            class_names=source.class_names,
             method=config.eval.method,
             gather=distributed.gather_objects,
         )
     return coco.CocoEvaluator(
-        split.annotations,
-        class_names=config.data.class_names or (),
+        source.ground_truth(),
+        class_names=source.class_names,
+        name=source.name,
         iou_types=_iou_types(config),
         backend=config.eval.backend,
         gather=distributed.gather_objects,
@@ -165,57 +154,20 @@ def _eval_transform(config: DetectionConfig) -> EvalTransform:
     return EvalTransform(config.data.min_size_test, config.data.max_size_test)
 
 
-def _load(config: DetectionConfig, split: Split, *, masks: bool) -> CocoDataset | VocDetection:
-    names = None if config.data.class_names is None else tuple(config.data.class_names)
-    roots = [part.root for part in split] if isinstance(split, list) else [split.annotations, split.images]
-    for path in roots:
-        if not Path(path).exists():
-            raise DatasetError(
-                f"no data set at {path} (looked in {Path.cwd()}); datasets/README.md says how to get COCO "
-                "and VOC and how to lay out your own, and `python datasets/make_toy.py --output "
-                "datasets/toy` makes the toy set for configs/quick/mask_rcnn_res2net50.yaml"
-            )
-    if isinstance(split, list):
-        return _load_voc_once(tuple(split), names, config.data.difficult or split is config.data.val)
-    dataset = _load_coco_once(split, None, masks)
-    return dataset if names in (None, tuple(dataset.class_names)) else _load_coco_once(split, names, masks)
-
-
-@functools.lru_cache(maxsize=4)
-def _load_coco_once(split: SplitConfig, names: tuple[str, ...] | None, masks: bool) -> CocoDataset:
-    return CocoDataset.load(split.annotations, split.images, class_names=names, masks=masks)
-
-
-@functools.lru_cache(maxsize=4)
-def _load_voc_once(
-    parts: tuple[VocSplitConfig, ...], names: tuple[str, ...] | None, difficult: bool
-) -> VocDetection:
-    first = parts[0]
-    if any((part.images, part.annotations) != (first.images, first.annotations) for part in parts):
-        raise ConfigError("the joined parts of a data set must name the same folders images and annotations")
-    return VocDetection.load(
-        [(part.root, part.split) for part in parts],
-        class_names=names,
-        images=first.images,
-        annotations=first.annotations,
-        difficult=difficult,
+def _source(config: DetectionConfig, *, train: bool) -> BoxSource:
+    parts = config.data.train if train else config.data.val
+    if parts is None:
+        raise ConfigError(
+            f"data.{'train' if train else 'val'} is not set; give images and annotations (COCO's layout) or "
+            "root and split (VOC's)"
+        )
+    return open_source(
+        parts,
+        train=train,
+        class_names=config.data.class_names,
+        needs=("boxes", "masks") if config.model.arch == "mask_rcnn" else ("boxes",),
+        difficult=config.data.difficult,
     )
-
-
-def _train(config: DetectionConfig) -> Split:
-    if config.data.train is None:
-        raise ConfigError(
-            "data.train is not set; give images and annotations (COCO's layout) or root and split (VOC's)"
-        )
-    return config.data.train
-
-
-def _val(config: DetectionConfig) -> Split:
-    if config.data.val is None:
-        raise ConfigError(
-            "data.val is not set; give images and annotations (COCO's layout) or root and split (VOC's)"
-        )
-    return config.data.val
 
 
 def _iou_types(config: DetectionConfig) -> tuple[str, ...]:
@@ -224,7 +176,7 @@ def _iou_types(config: DetectionConfig) -> tuple[str, ...]:
 
 def _check_best_metric(config: DetectionConfig, class_names: Sequence[str]) -> None:
     name = config.train.best_metric
-    if isinstance(config.data.val, list):
+    if config.data.val is not None and _source(config, train=False).benchmark == "voc":
         allowed = [*voc.METRICS, *(f"bbox/AP50/{class_name}" for class_name in class_names)]
     else:
         kinds = [*coco.METRICS, *(f"AP/{class_name}" for class_name in class_names)]
@@ -233,22 +185,6 @@ def _check_best_metric(config: DetectionConfig, class_names: Sequence[str]) -> N
         raise ConfigError(f"train.best_metric is {name!r}; {config.model.arch} gives {', '.join(allowed)}")
 
 
-def _report_losses(dataset: CocoDataset | VocDetection, without_objects: int) -> None:
-    if without_objects and distributed.is_main():
-        _log.warning(
-            "%s: %d of %d images have no usable object and are left out (data.keep_empty=true takes them)",
-            dataset.source,
-            without_objects,
-            len(dataset),
-        )
-    _report_dropped(dataset)
-
-
-def _report_dropped(dataset: CocoDataset | VocDetection) -> None:
-    for reason, count in dataset.dropped.items():
-        if count and distributed.is_main():
-            _log.warning("%s: %d objects left out: %s", dataset.source, count, reason)
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+def _report(source: BoxSource) -> None:
+    for remark in source.remarks if distributed.is_main() else ():
+        _log.warning("%s", remark)

@@ -11,7 +11,6 @@ from res2net_dense.config import Config
 from res2net_dense.data.loaders import (
     BatchLoader,
     EvalSet,
-    Source,
     TrainBatches,
     TrainSet,
     eval_loader,
@@ -20,7 +19,7 @@ from res2net_dense.data.loaders import (
 )
 from res2net_dense.engine import distributed
 from res2net_dense.errors import DatasetError
-from res2net_dense.types import Sample
+from res2net_dense.types import Sample, Source
 
 
 def train_batches(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import functools
+import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from res2net_dense.config.saliency import SaliencyConfig, SaliencySplit
-from res2net_dense.data.duts import SaliencyDataset, SaliencyPart
+from res2net_dense.config.saliency import SaliencyConfig
+from res2net_dense.data.layouts import open_source
 from res2net_dense.data.loaders import aspect_ratio_groups
 from res2net_dense.data.saliency_transforms import SaliencyEvalTransform, SaliencyTrainTransform
 from res2net_dense.engine import distributed
@@ -22,6 +22,8 @@ from res2net_dense.models.saliency import SaliencyModel, build_saliency_model
 from res2net_dense.tasks.loading import eval_batches, predict_batches, train_batches
 from res2net_dense.tasks.training import say
 from res2net_dense.types import Prediction, Sample
+
+_log = logging.getLogger(__name__)
 
 CATEGORY = {"id": 1, "name": "salient object"}
 
@@ -43,9 +45,9 @@ def prepare(config: SaliencyConfig, *, training: bool = True) -> SaliencyConfig:
         DatasetError: the data is missing or broken.
     """
     if training:
-        _load(config, train=True).check()
+        _check(_load(config, train=True))
     if not training or config.data.val is not None:  # better now than after a day of training
-        _load(config, train=False).check()
+        _check(_load(config, train=False))
         allowed = _metrics(config)
         if training and config.train.best_metric not in (None, *allowed):
             raise ConfigError(
@@ -72,7 +74,7 @@ def build_train_loader(config: SaliencyConfig, *, start_iteration: int = 0) -> I
     """Return endless batches of this process, from `start_iteration` on, and say what they are made of."""
     data = config.data
     dataset = _load(config, train=True)
-    say(f"data.train: {len(dataset)} pictures of {dataset.source}")
+    say(f"data.train: {len(dataset)} pictures of {dataset.name}")
     transform = SaliencyTrainTransform(
         data.size,
         keep_aspect=data.keep_aspect,
@@ -139,20 +141,14 @@ def _eval_transform(config: SaliencyConfig) -> SaliencyEvalTransform:
     return SaliencyEvalTransform(data.size, keep_aspect=data.keep_aspect, max_size=data.max_size)
 
 
-def _load(config: SaliencyConfig, *, train: bool) -> SaliencyDataset:
-    splits = config.data.train if train else config.data.val
-    if splits is None:
+def _load(config: SaliencyConfig, *, train: bool) -> Any:
+    parts = config.data.train if train else config.data.val
+    if parts is None:
         raise ConfigError(f"data.{'train' if train else 'val'} is not set; give its root")
-    for split in splits:
-        if not Path(split.root).exists():
-            raise DatasetError(
-                f"no data set at {split.root} (looked in {Path.cwd()}); datasets/README.md says how to get "
-                "DUTS and the test sets and how to lay out your own, and `python datasets/make_toy.py "
-                "--layout duts --output datasets/toy` makes the toy set for configs/quick/sod_res2net50.yaml"
-            )
-    return _load_once(tuple(splits))
+    return open_source(parts, train=train, needs=("saliency",))
 
 
-@functools.lru_cache(maxsize=4)
-def _load_once(splits: tuple[SaliencySplit, ...]) -> SaliencyDataset:
-    return SaliencyDataset.load([SaliencyPart(**split.model_dump()) for split in splits])
+def _check(source: Any) -> None:
+    for remark in source.remarks if distributed.is_main() else ():
+        _log.warning("%s", remark)
+    source.check()

@@ -4,7 +4,6 @@ and mIoU.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,12 +11,12 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from res2net_dense.config.semantic_segmentation import MaskSplitConfig, SegmentationConfig
+from res2net_dense.config.semantic_segmentation import SegmentationConfig
+from res2net_dense.data.layouts import open_source
 from res2net_dense.data.segmentation_transforms import (
     SegmentationEvalTransform,
     SegmentationTrainTransform,
 )
-from res2net_dense.data.voc import VocSegmentation
 from res2net_dense.engine import distributed
 from res2net_dense.errors import ConfigError, DatasetError
 from res2net_dense.evaluation.semantic import METRICS, SemanticEvaluator
@@ -49,11 +48,11 @@ def prepare(config: SegmentationConfig, *, training: bool = True) -> Segmentatio
     names, classes = dataset.class_names, config.model.num_classes
     if classes is not None and classes != len(names):
         raise ConfigError(
-            f"model.num_classes is {classes}, but {dataset.root} has {len(names)} classes ({_some(names)}); "
+            f"model.num_classes is {classes}, but {dataset.name} has {len(names)} classes ({_some(names)}); "
             "set model.num_classes=null to count them there"
         )
     if len(names) < 2:
-        raise ConfigError(f"{dataset.root} has the class {names[0]} alone; the background is a class too")
+        raise ConfigError(f"{dataset.name} has the class {names[0]} alone; the background is a class too")
     config = config.model_copy(
         update={
             "data": config.data.model_copy(update={"class_names": list(names)}),
@@ -142,26 +141,11 @@ def _eval_transform(config: SegmentationConfig) -> SegmentationEvalTransform:
     return SegmentationEvalTransform(config.data.min_size_test, config.data.max_size_test)
 
 
-def _load(config: SegmentationConfig, *, train: bool) -> VocSegmentation:
-    data = config.data
-    split = data.train if train else data.val
-    if split is None:
+def _load(config: SegmentationConfig, *, train: bool) -> Any:
+    parts = config.data.train if train else config.data.val
+    if parts is None:
         raise ConfigError(f"data.{'train' if train else 'val'} is not set; give its root and split")
-    if not Path(split.root).exists():
-        raise DatasetError(
-            f"no data set at {split.root} (looked in {Path.cwd()}); datasets/README.md says how to get VOC "
-            "and how to lay out your own, and `python datasets/make_toy.py --layout voc --output "
-            "datasets/toy` makes the toy set for configs/quick/deeplabv3plus_res2net50.yaml"
-        )
-    names = None if data.class_names is None else tuple(data.class_names)
-    return _load_once(split, names)
-
-
-@functools.lru_cache(maxsize=4)
-def _load_once(split: MaskSplitConfig, names: tuple[str, ...] | None) -> VocSegmentation:
-    return VocSegmentation.load(
-        split.root, split.split, class_names=names, images=split.images, masks=split.masks
-    )
+    return open_source(parts, train=train, class_names=config.data.class_names, needs=("sem_seg",))
 
 
 def _some(names: Sequence[str], count: int = 5) -> str:
