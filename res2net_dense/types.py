@@ -16,16 +16,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypedDict
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypedDict
 
 import numpy as np
-from torch import Tensor, nn
 
 from res2net_dense.errors import DatasetError
 
+if TYPE_CHECKING:
+    from torch import Tensor, nn  # a configuration is read without it
+
 IGNORE_INDEX = 255
 
-Losses = dict[str, Tensor]
+Losses: TypeAlias = "dict[str, Tensor]"
 """Already weighted scalar losses by name (`loss_cls`, `loss_box_reg`, `loss_mask`, ...); their sum is
 minimised.
 """

@@ -97,6 +97,12 @@ def test_importing_the_package_needs_no_optional_library():
     assert answer.stdout.split() == []
 
 
+def test_a_configuration_is_read_without_torch():
+    code = "import sys, res2net_dense.config; print('torch' in sys.modules)"
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert answer.stdout.split() == ["False"]
+
+
 def test_nothing_unsafe_is_read():
     """No pickle, no `weights_only=False`, no eval in the package and its tools, but for one function."""
     for path in [*MODULES, *(ROOT / "tools").glob("*.py"), *(ROOT / "datasets").glob("*.py")]:

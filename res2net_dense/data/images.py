@@ -6,7 +6,6 @@ import glob
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image, UnidentifiedImageError
 
 from res2net_dense.errors import DatasetError
@@ -96,6 +95,8 @@ def read_sample(path: str | Path, image_id: int | str, file_name: str | None = N
     Raises:
         DatasetError: as `read_image`.
     """
+    import torch
+
     image = torch.from_numpy(read_image(path)).permute(2, 0, 1)
     return Sample(
         image=image,

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, BinaryIO, ClassVar, Literal
 
 import numpy as np
-import torch
 
 from res2net_dense.data.layouts.base import Part
 from res2net_dense.errors import ConfigError, DatasetError
@@ -148,6 +147,8 @@ class Cifar:
 
     def sample(self, index: int) -> Sample:
         """One image; its `image_id` is the index."""
+        import torch
+
         return Sample(
             image=torch.from_numpy(self.images[index].copy()),
             file_name=f"{self.name}#{index}",

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-import torch
 
 from res2net_dense.data.layouts.base import Part
 from res2net_dense.data.layouts.boxes import Boxes, BoxImage
@@ -148,6 +147,8 @@ class CocoBoxes(Boxes[CocoImage]):
             DatasetError: the image cannot be read, lies outside the image folder, or has another size than
                 the json says.
         """
+        import torch
+
         image = self.images[index]
         sample = self._read(image)
         objects = image.annotations

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 import numpy as np
-import torch
 
 from res2net_dense.data.images import IMAGE_SUFFIXES, image_size, read_sample
 from res2net_dense.data.layouts.base import Part
@@ -210,6 +209,8 @@ class ImageMasks:
             DatasetError: the picture or the mask is broken or outside its folder, the mask is no mask of
                 salient objects, or they differ in size.
         """
+        import torch
+
         picture, mask = self._paths(index)
         sample = read_sample(picture, index, self._files[index][0])
         salient = read_saliency_mask(mask)

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-import torch
 
 from res2net_dense.data.images import IMAGE_SUFFIXES, image_size
 from res2net_dense.data.layouts.base import Part
@@ -169,6 +168,8 @@ class VocBoxes(Boxes[VocImage]):
             DatasetError: the image cannot be read, lies outside the image folder, or has another size than
                 its xml says.
         """
+        import torch
+
         image = self.images[index]
         sample = self._read(image)
         objects = [item for item in image.objects if self._difficult or not item.difficult]

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 import numpy as np
-import torch
 
 from res2net_dense.data.images import IMAGE_SUFFIXES, image_size, read_sample
 from res2net_dense.data.layouts.base import Part
@@ -125,6 +124,8 @@ class VocMasks:
             DatasetError: the image or the mask is missing, broken or outside its folder, the mask is no
                 label map, or they differ in size.
         """
+        import torch
+
         image = self._image(index)
         sample = read_sample(image, index, self._files[index][1])
         mask = self.mask(index)
