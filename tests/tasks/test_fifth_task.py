@@ -1,7 +1,6 @@
 """A task that the package does not have: defined here, it trains, evaluates, predicts and exports."""
 
 import json
-import logging
 from typing import Literal
 
 import numpy as np
@@ -15,10 +14,10 @@ from res2net_dense.cli import main
 from res2net_dense.config.load import CONFIGS
 from res2net_dense.config.schema import Config, DataConfig, ModelConfig, Text
 from res2net_dense.data.images import list_images, read_sample
-from res2net_dense.errors import ConfigError
+from res2net_dense.errors import CheckpointError, ConfigError
 from res2net_dense.models.graphs import Graph
-from res2net_dense.tasks import Metric, Task, get_task, register_task
 from res2net_dense.tasks import _REGISTERED as REGISTERED
+from res2net_dense.tasks import Metric, Task, get_task, register_task
 
 NAMES = ["dark", "bright"]
 
@@ -42,6 +41,7 @@ class Photos:
     """A folder; an image is bright if its mean is above the middle."""
 
     class_names = NAMES
+    remarks = ()
 
     def __init__(self, folder):
         self.name = folder
@@ -115,8 +115,8 @@ class Brightness(Task[BrightnessConfig]):
         return [Metric("share", scale=1, headline=True), Metric("errors", "min")]
 
     def open_source(self, config, *, train):
-        part = "train" if train else "val"
-        return Photos(self.require(getattr(config.data, part), part))
+        folder = config.data.train if train else config.data.val
+        return Photos(folder) if folder else super().open_source(config, train=train)
 
     def build_model(self, config, *, load_weights=True):
         return Network()
@@ -199,7 +199,7 @@ def test_it_trains_evaluates_predicts_and_exports(config, tmp_path, capsys):
     ]
 
 
-def test_shared_checks_apply_to_it(config, caplog):
+def test_shared_checks_apply_to_it(config):
     config["data"]["train"] = None
     with pytest.raises(ConfigError, match="data.train is not set"):
         train(config)
@@ -208,7 +208,7 @@ def test_shared_checks_apply_to_it(config, caplog):
     with pytest.raises(ConfigError, match="train.best_metric is 'mIoU'; there are share, errors"):
         train(config)
     config["backbone"]["weights"] = "nothing.pth"
-    with caplog.at_level(logging.WARNING), pytest.raises(Exception, match="nothing.pth"):
+    with pytest.raises(CheckpointError, match="nothing.pth"):
         train(config)
 
 

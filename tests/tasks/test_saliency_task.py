@@ -10,7 +10,7 @@ from PIL import Image
 from running import assert_one_line, make_toy
 
 from res2net_dense.config import config_to_dict, load_config
-from res2net_dense.data.duts import KNOWN_SETS
+from res2net_dense.data.layouts.saliency_sets import KNOWN_SETS
 from res2net_dense.engine.inference import evaluate
 from res2net_dense.errors import Res2NetDenseError
 from res2net_dense.evaluation.saliency import METRICS

@@ -11,7 +11,7 @@ from PIL import Image
 from running import TRAIN, assert_resumes_as_never_stopped, make_toy, score, train, train_twofold
 
 from res2net_dense.config import load_config
-from res2net_dense.data.voc import VOC_CLASSES
+from res2net_dense.data.layouts.voc_boxes import VOC_CLASSES
 from res2net_dense.palette import voc_palette
 
 ROOT = Path(__file__).resolve().parents[2]

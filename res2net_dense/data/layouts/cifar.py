@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import io
 import pickle
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, ClassVar, Literal
 
 import numpy as np
-import torch
 
-from res2net_dense.errors import DatasetError
+from res2net_dense.data.layouts.base import Part
+from res2net_dense.errors import ConfigError, DatasetError
+from res2net_dense.sections import Text
 from res2net_dense.types import Sample
 
 SHAPE = (3, 32, 32)
@@ -36,7 +37,7 @@ class _Form:
     test: tuple[str, ...]
     names: str
     label: str | int
-    """The key of the labels in a pickle, or the number of label bytes before a picture, of which the last
+    """The key of the labels in a pickle, or the number of label bytes before a image, of which the last
     counts."""
     label_names: str = ""
     """The key of the class names in the pickle `names`."""
@@ -68,63 +69,101 @@ _FORMS = {
 _CLASSES = {"cifar10": 10, "cifar100": 100}
 
 
+class CifarPart(Part):
+    """The files of CIFAR as published; training takes the training part, evaluation the test part."""
+
+    gives: ClassVar[frozenset[str]] = frozenset({"label"})
+    toy: ClassVar[str] = "imagenet"
+
+    layout: Literal["cifar10", "cifar100"]
+    """Which of the two sets it is."""
+    root: Text
+    """Folder of the files, such as `datasets/cifar-10-batches-bin`."""
+
+    def paths(self) -> list[str]:
+        """The root."""
+        return [self.root]
+
+    @classmethod
+    def open(
+        cls,
+        parts: Sequence[CifarPart],
+        *,
+        train: bool,
+        class_names: Sequence[str] | None,
+        needs: Collection[str],
+        difficult: bool,
+    ) -> Cifar:
+        """Read the one part."""
+        (part,) = parts
+        source = Cifar(part, train=train)
+        if class_names is not None and list(class_names) != source.class_names:
+            raise ConfigError(
+                f"data.class_names differs from the classes of {part.root}; leave it out for CIFAR"
+            )
+        return source
+
+
 class Cifar:
-    """The training or test part of CIFAR-10 or CIFAR-100; make one with `Cifar.load`.
+    """The training or test part of CIFAR-10 or CIFAR-100 in memory; the `image_id` of an image is its place.
 
     Attributes:
-        root: the folder.
+        name: what a message calls the set: its folder.
         class_names: by label; CIFAR-100's are the 100 fine ones.
         labels: (len,) int64.
         images: (len, 3, 32, 32) uint8, RGB.
+        remarks: none.
     """
 
-    def __init__(
-        self, root: Path, class_names: Sequence[str], images: np.ndarray, labels: np.ndarray
-    ) -> None:
-        self.root = root
-        self.class_names = list(class_names)
-        self.images = images
-        self.labels = labels
+    remarks: Sequence[str] = ()
 
-    @classmethod
-    def load(cls, root: str | Path, name: str, *, train: bool) -> Cifar:
+    def __init__(self, part: CifarPart, *, train: bool) -> None:
         """Read one part into memory (154 MB the training part, 31 MB the test part).
 
         Args:
-            root: the folder that holds the files, such as `cifar-10-batches-bin`.
-            name: `cifar10` or `cifar100`.
+            part: which set, and where.
             train: whether to read the training part.
 
         Raises:
             DatasetError: it is another folder, a file is missing or damaged, or a pickle would run code.
         """
-        root = Path(root)
-        form = _find_form(root, name)
+        self.name = part.root
+        root = Path(part.root)
+        form = _find_form(root, part.layout)
         files, size = (form.train, TRAIN_SIZE) if train else (form.test, TEST_SIZE)
         parts = [_read_part(root / file, form, size // len(files)) for file in files]
-        images = np.concatenate([pixels for pixels, _ in parts]).reshape(-1, *SHAPE)
-        labels = np.concatenate([labels for _, labels in parts])
-        names = _read_names(root / form.names, form, _CLASSES[name])
+        self.images = np.concatenate([pixels for pixels, _ in parts]).reshape(-1, *SHAPE)
+        self.labels = labels = np.concatenate([labels for _, labels in parts])
+        self.class_names = names = _read_names(root / form.names, form, _CLASSES[part.layout])
+        self._files = [root / file for file in (*files, form.names)]
         if len(wrong := np.flatnonzero((labels < 0) | (labels >= len(names)))):
             raise DatasetError(
-                f"{root}: picture {wrong[0]} has the label {labels[wrong[0]]}, but there are {len(names)} "
+                f"{root}: image {wrong[0]} has the label {labels[wrong[0]]}, but there are {len(names)} "
                 "classes; get the files again"
             )
-        return cls(root, names, images, labels)
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def sample(self, index: int) -> Sample:
-        """One picture; its `image_id` is the index."""
+        """One image; its `image_id` is the index."""
+        import torch
+
         return Sample(
             image=torch.from_numpy(self.images[index].copy()),
-            file_name=f"{self.root}#{index}",
+            file_name=f"{self.name}#{index}",
             image_id=index,
             original_height=SHAPE[1],
             original_width=SHAPE[2],
             label=int(self.labels[index]),
         )
+
+    def files(self) -> list[Path]:
+        """The files that were read."""
+        return self._files
+
+    def check(self) -> None:
+        """Nothing is left to check: all is in memory."""
 
 
 def _find_form(root: Path, name: str) -> _Form:
@@ -136,13 +175,13 @@ def _find_form(root: Path, name: str) -> _Form:
     for other, forms in _FORMS.items():
         for form in forms:
             if other != name and (root / form.test[0]).is_file():
-                raise DatasetError(f"{root}: holds {other}, not {name}; set data.format={other}")
+                raise DatasetError(f"{root}: holds {other}, not {name}; set layout: {other}")
             if other == name and (root / form.folder).is_dir():
                 raise DatasetError(
                     f"{root}: the files of {name} are one folder down, in {root / form.folder}"
                 )
     expected = " or ".join(f"{form.train[0]} ({form.folder})" for form in _FORMS[name])
-    raise DatasetError(f"{root}: no files of {name}; expected {expected}; datasets/README.md says more")
+    raise DatasetError(f"{root}: no files of {name}; expected {expected}")
 
 
 def _read_part(path: Path, form: _Form, size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -152,7 +191,7 @@ def _read_part(path: Path, form: _Form, size: int) -> tuple[np.ndarray, np.ndarr
     )
     if len(pixels) != size or len(labels) != size:
         raise DatasetError(
-            f"{path}: {len(pixels)} pictures and {len(labels)} labels instead of {size}; get the file again"
+            f"{path}: {len(pixels)} images and {len(labels)} labels instead of {size}; get the file again"
         )
     return pixels, labels
 

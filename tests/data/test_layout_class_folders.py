@@ -1,4 +1,4 @@
-"""Pictures in class folders: broken trees first, then labels and order as torchvision lists them."""
+"""Images in class folders: broken trees first, then labels and order as torchvision lists them."""
 
 import os
 
@@ -7,8 +7,12 @@ import pytest
 from PIL import Image
 from torchvision.datasets import ImageFolder as Reference
 
-from res2net_dense.data.imagenet import ImageFolder
+from res2net_dense.data.layouts.class_folders import ClassFolders, ClassFoldersPart
 from res2net_dense.errors import DatasetError
+
+
+def load(root, **options):
+    return ClassFolders(ClassFoldersPart(root=str(root)), **options)
 
 
 def plant(root, files):
@@ -25,7 +29,7 @@ def plant(root, files):
 
 def said(root, **options):
     with pytest.raises(DatasetError) as error:
-        ImageFolder.load(root, **options)
+        load(root, **options)
     assert "\n" not in str(error.value)
     return str(error.value)
 
@@ -35,13 +39,13 @@ def test_no_folder_a_file_and_an_empty_folder(tmp_path):
     (tmp_path / "file").write_text("x")
     assert "not a folder" in said(tmp_path / "file")
     (tmp_path / "empty").mkdir()
-    assert "no pictures and no class folders" in said(tmp_path / "empty")
+    assert "no images and no class folders" in said(tmp_path / "empty")
 
 
-def test_flat_pictures_as_imagenets_validation_set(tmp_path):
+def test_flat_images_as_imagenets_validation_set(tmp_path):
     plant(tmp_path, [f"ILSVRC2012_val_0000000{n}.JPEG" for n in range(3)])
     text = said(tmp_path)
-    assert "3 pictures and no class folders" in text
+    assert "3 images and no class folders" in text
     assert "datasets/README.md" in text
 
 
@@ -64,28 +68,28 @@ def test_the_folder_above_with_others_beside(tmp_path, train, held_out):
 
 def test_a_class_named_train(tmp_path):
     plant(tmp_path, ["bus/0.png", "train/1.png"])
-    assert ImageFolder.load(tmp_path).class_names == ["bus", "train"]
+    assert load(tmp_path).class_names == ["bus", "train"]
 
 
-def test_files_that_are_no_pictures_are_counted_and_named(tmp_path):
+def test_files_that_are_no_images_are_counted_and_named(tmp_path):
     plant(tmp_path, ["a/0.png", "a/1.JFIF", "b/0.jpg", "outside.txt", "b/.hidden.txt"])
-    dataset = ImageFolder.load(tmp_path)
+    dataset = load(tmp_path)
     assert (len(dataset), dataset.left_out) == (3, "")
     assert dataset.sample(1)["file_name"].endswith("1.JFIF")
     plant(tmp_path, [f"b/deep/{n}.txt" for n in range(7)])
-    dataset = ImageFolder.load(tmp_path)
+    dataset = load(tmp_path)
     assert len(dataset) == 3
-    assert dataset.left_out.startswith("7 files do not end as pictures do: b/deep/0.txt, ")
+    assert dataset.left_out.startswith("7 files do not end as images do: b/deep/0.txt, ")
     assert dataset.left_out.endswith(", b/deep/4.txt, ...")
-    dataset = ImageFolder.load(tmp_path, class_names=["c", "b", "a"], allow_empty=True)
+    dataset = load(tmp_path, class_names=["c", "b", "a"], allow_empty=True)
     assert dataset.labels.tolist() == [1, 2, 2]
 
 
 def test_empty_classes_are_named(tmp_path):
     plant(tmp_path, ["a/0.png", "b/notes.txt", "c/.hidden.png"])
     text = said(tmp_path)
-    assert "2 of 3 classes have no picture: b, c" in text
-    lenient = ImageFolder.load(tmp_path, allow_empty=True)
+    assert "2 of 3 classes have no image: b, c" in text
+    lenient = load(tmp_path, allow_empty=True)
     assert lenient.class_names == ["a", "b", "c"]
     assert lenient.labels.tolist() == [0]
 
@@ -93,13 +97,13 @@ def test_empty_classes_are_named(tmp_path):
 def test_other_classes_than_the_models(tmp_path):
     plant(tmp_path, ["cat/0.png", "dog/0.png"])
     assert "1 folders are no class of the model: dog" in said(tmp_path, class_names=["cat", "cow"])
-    assert "1 of 3 classes have no picture: cow" in said(tmp_path, class_names=["cat", "cow", "dog"])
-    assert len(ImageFolder.load(tmp_path, class_names=["cat", "cow", "dog"], allow_empty=True)) == 2
+    assert "1 of 3 classes have no image: cow" in said(tmp_path, class_names=["cat", "cow", "dog"])
+    assert len(load(tmp_path, class_names=["cat", "cow", "dog"], allow_empty=True)) == 2
 
 
 def test_a_class_order_of_ones_own(tmp_path):
     plant(tmp_path, ["a/0.png", "b/0.png"])
-    dataset = ImageFolder.load(tmp_path, class_names=["b", "a"])
+    dataset = load(tmp_path, class_names=["b", "a"])
     assert [dataset.sample(i)["label"] for i in range(2)] == [0, 1]
     assert dataset.sample(0)["file_name"].endswith(os.path.join("b", "0.png"))
 
@@ -107,7 +111,7 @@ def test_a_class_order_of_ones_own(tmp_path):
 def test_order_and_labels_equal_torchvisions(tmp_path):
     names = ["n02/x_2.JPEG", "n02/x_10.JPEG", "n01/b.png", "n01/a.jpg", "n03/deep/deeper/c.jpeg", "n03/z.JPG"]
     plant(tmp_path, [*names, "n01/notes.txt", "checksums.txt"])
-    ours, theirs = ImageFolder.load(tmp_path), Reference(tmp_path)
+    ours, theirs = load(tmp_path), Reference(tmp_path)
     assert ours.class_names == theirs.classes
     assert sorted(ours.labels.tolist()) == ours.labels.tolist() == theirs.targets
     found = {
@@ -117,9 +121,9 @@ def test_order_and_labels_equal_torchvisions(tmp_path):
     for index in range(len(ours)):
         sample = ours.sample(index)
         assert sample["image_id"] == index
-        picture = np.asarray(Image.open(sample["file_name"]).convert("RGB"))
-        np.testing.assert_array_equal(sample["image"].permute(1, 2, 0).numpy(), picture)
-        assert (sample["original_height"], sample["original_width"]) == picture.shape[:2]
+        image = np.asarray(Image.open(sample["file_name"]).convert("RGB"))
+        np.testing.assert_array_equal(sample["image"].permute(1, 2, 0).numpy(), image)
+        assert (sample["original_height"], sample["original_width"]) == image.shape[:2]
 
 
 def test_names_that_are_not_utf8_and_links(tmp_path):
@@ -128,15 +132,15 @@ def test_names_that_are_not_utf8_and_links(tmp_path):
     odd = os.fsdecode(os.fsencode(tmp_path / "set" / "ü b") + b"/\xff.png")
     os.rename(tmp_path / "set" / "ü b" / "ä,1.png", odd)
     (tmp_path / "set" / "linked").symlink_to(tmp_path / "elsewhere")
-    dataset = ImageFolder.load(tmp_path / "set")
+    dataset = load(tmp_path / "set")
     assert dataset.class_names == ["linked", "ü b"]
     assert [dataset.sample(i)["file_name"] for i in range(2)] == [str(tmp_path / "set/linked/0.png"), odd]
 
 
-def test_an_unreadable_picture_is_named(tmp_path):
+def test_an_unreadable_image_is_named(tmp_path):
     plant(tmp_path, ["a/0.png", "b/1.png"])
     (tmp_path / "b" / "1.png").write_bytes(b"<html>")
-    dataset = ImageFolder.load(tmp_path)
+    dataset = load(tmp_path)
     assert dataset.sample(0)["label"] == 0
     with pytest.raises(DatasetError, match="1.png"):
         dataset.sample(1)

@@ -1,4 +1,4 @@
-"""VOC's annotation files: one xml a picture, read without trust and without harm."""
+"""VOC's annotation files: one xml a image, read without trust and without harm."""
 
 from __future__ import annotations
 
@@ -10,15 +10,6 @@ from typing import Any
 import numpy as np
 
 from res2net_dense.errors import DatasetError, MissingDependencyError
-
-try:
-    import defusedxml.ElementTree as ElementTree
-    from defusedxml.common import DefusedXmlException
-except ImportError as error:
-    raise MissingDependencyError(
-        "reading VOC's annotations needs defusedxml; install it with: pip install -e '.[detection]' or "
-        "'.[segmentation]'"
-    ) from error
 
 MAX_BYTES = 1 << 24
 """Larger files are refused; VOC's have some 2 kB."""
@@ -38,7 +29,7 @@ class VocObject:
 
 @dataclass(frozen=True)
 class VocAnnotation:
-    """What a file says of a picture."""
+    """What a file says of a image."""
 
     size: tuple[int, int] | None
     """(height, width); None if the file does not say."""
@@ -82,11 +73,11 @@ def usable_box(edges: tuple[float, float, float, float], height: int, width: int
 
     Args:
         edges: xmin, ymin, xmax, ymax of the file.
-        height: of the picture.
-        width: of the picture.
+        height: of the image.
+        width: of the image.
 
     Returns:
-        xyxy, clipped to the picture; or why there is nothing to learn from it.
+        xyxy, clipped to the image; or why there is nothing to learn from it.
     """
     if not all(map(math.isfinite, edges)):
         return "box not finite"
@@ -101,10 +92,18 @@ def usable_box(edges: tuple[float, float, float, float], height: int, width: int
     ]
     # float32 is what a sample carries: an edge lost in rounding is an empty box as well.
     x1, y1, x2, y2 = np.array(box, dtype=np.float32)
-    return box if x2 > x1 and y2 > y1 else "box outside the picture"
+    return box if x2 > x1 and y2 > y1 else "box outside the image"
 
 
 def _parse(file: Path) -> Any:
+    try:
+        import defusedxml.ElementTree as ElementTree
+        from defusedxml.common import DefusedXmlException
+    except ImportError as error:
+        raise MissingDependencyError(
+            "reading VOC's annotations needs defusedxml; install it with: pip install -e '.[detection]' or "
+            "'.[segmentation]'"
+        ) from error
     try:
         with open(file, "rb") as stream:
             content = stream.read(MAX_BYTES + 1)

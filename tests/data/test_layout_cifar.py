@@ -7,9 +7,14 @@ import struct
 import numpy as np
 import pytest
 
-from res2net_dense.data import cifar
-from res2net_dense.data.cifar import Cifar
+from res2net_dense.data.layouts import cifar
+from res2net_dense.data.layouts.cifar import Cifar, CifarPart
 from res2net_dense.errors import DatasetError
+
+
+def load(root, layout, **options):
+    return Cifar(CifarPart(root=str(root), layout=layout), **options)
+
 
 SIZE = {"train": 50, "test": 20}
 NAMES = {
@@ -20,7 +25,7 @@ NAMES = {
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
-    """Sets of 50 and 20 pictures."""
+    """Sets of 50 and 20 images."""
     monkeypatch.setattr(cifar, "TRAIN_SIZE", SIZE["train"])
     monkeypatch.setattr(cifar, "TEST_SIZE", SIZE["test"])
 
@@ -97,7 +102,7 @@ def as_python_2(value):
 
 def said(folder, name="cifar10", **options):
     with pytest.raises(DatasetError) as error:
-        Cifar.load(folder, name, **{"train": False, **options})
+        load(folder, name, **{"train": False, **options})
     assert "\n" not in str(error.value)
     return str(error.value)
 
@@ -176,7 +181,7 @@ def test_damaged_pickles(tmp_path):
         damaged[rng.integers(0, 250)] = rng.integers(0, 256)
         (folder / "test_batch").write_bytes(bytes(damaged))
         try:
-            Cifar.load(folder, "cifar10", train=False)
+            load(folder, "cifar10", train=False)
             outcomes.add("read")
         except DatasetError:
             outcomes.add("refused")
@@ -187,7 +192,7 @@ def test_wrong_folders_are_named(tmp_path):
     assert "no such folder" in said(tmp_path / "absent")
     assert "data_batch_1.bin (cifar-10-batches-bin)" in said(tmp_path)
     hundred = write_binary(tmp_path / "cifar-100-binary", "cifar100")
-    assert "holds cifar100, not cifar10; set data.format=cifar100" in said(hundred)
+    assert "holds cifar100, not cifar10; set layout: cifar100" in said(hundred)
     assert f"one folder down, in {hundred}" in said(tmp_path, "cifar100")
     ten = write_python(tmp_path / "ten", "cifar10")
     assert "holds cifar10, not cifar100" in said(ten, "cifar100")
@@ -199,12 +204,12 @@ def test_missing_and_cut_off_files(tmp_path):
     (folder / "data_batch_3.bin").write_bytes(batch[:-1])
     assert "cut off" in said(folder, train=True)
     (folder / "data_batch_3.bin").write_bytes(batch[:-3073])
-    assert "9 pictures and 9 labels instead of 10" in said(folder, train=True)
+    assert "9 images and 9 labels instead of 10" in said(folder, train=True)
     (folder / "data_batch_3.bin").write_bytes(b"\x0a" + batch[1:])
     assert "label 10" in said(folder, train=True)
     (folder / "data_batch_3.bin").unlink()
     assert "data_batch_3.bin: cannot be read" in said(folder, train=True)
-    assert len(Cifar.load(folder, "cifar10", train=False)) == 20
+    assert len(load(folder, "cifar10", train=False)) == 20
     (folder / "batches.meta.txt").write_text("one two")
     assert "2 class names instead of 10" in said(folder)
 
@@ -219,7 +224,7 @@ def test_both_forms_equal_what_was_written(tmp_path, name, part):
         write_python(tmp_path / "python2", name, as_python_2),
     ]
     for folder in forms:
-        dataset = Cifar.load(folder, name, train=part == "train")
+        dataset = load(folder, name, train=part == "train")
         assert dataset.class_names == NAMES[name]
         assert len(dataset) == SIZE[part]
         assert dataset.labels.tolist() == labels.tolist()
@@ -238,7 +243,7 @@ def test_python_files_equal_torchvisions_reader(tmp_path, name, monkeypatch):
     monkeypatch.setattr(kind, "_check_integrity", lambda self: True)
     monkeypatch.setattr(f"{reference.__name__}.cifar.check_integrity", lambda *_: True)
     theirs = kind(str(tmp_path), train=True)
-    ours = Cifar.load(folder, name, train=True)
+    ours = load(folder, name, train=True)
     np.testing.assert_array_equal(ours.images.transpose(0, 2, 3, 1), theirs.data)
     assert ours.labels.tolist() == theirs.targets
     assert ours.class_names == theirs.classes
@@ -249,18 +254,18 @@ def test_a_transposed_array(tmp_path):
     pixels, labels = content("cifar10", "test")
     value = {b"data": np.asfortranarray(pixels), b"labels": labels.tolist()}
     (folder / "test_batch").write_bytes(pickle.dumps(value, 4))
-    np.testing.assert_array_equal(Cifar.load(folder, "cifar10", train=False).images.reshape(20, 3072), pixels)
+    np.testing.assert_array_equal(load(folder, "cifar10", train=False).images.reshape(20, 3072), pixels)
 
 
 def test_the_published_size(tmp_path, monkeypatch):
     monkeypatch.undo()
     folder = write_binary(tmp_path / "x", "cifar10")
-    assert "20 pictures and 20 labels instead of 10000" in said(folder)
+    assert "20 images and 20 labels instead of 10000" in said(folder)
     (folder / "test_batch.bin").write_bytes(bytes(30_730_000))
-    assert len(Cifar.load(folder, "cifar10", train=False)) == 10_000
+    assert len(load(folder, "cifar10", train=False)) == 10_000
 
 
 def test_a_sample_may_be_written_to(tmp_path):
-    dataset = Cifar.load(write_binary(tmp_path / "x", "cifar10"), "cifar10", train=False)
+    dataset = load(write_binary(tmp_path / "x", "cifar10"), "cifar10", train=False)
     dataset.sample(0)["image"].zero_()
     assert dataset.sample(0)["image"].any()

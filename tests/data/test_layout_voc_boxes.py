@@ -1,7 +1,6 @@
 """Boxes in VOC's layout: defects first, then real data against another format of the same boxes."""
 
 import hashlib
-import importlib
 import json
 import pickle
 import random
@@ -14,9 +13,11 @@ import pytest
 import torch
 from PIL import Image
 
-from res2net_dense.data.voc import VOC_CLASSES, VocDetection
-from res2net_dense.data.voc_lists import index_files, read_names
-from res2net_dense.data.voc_xml import MAX_BYTES, read_annotation, usable_box
+from res2net_dense.data.layouts import open_source
+from res2net_dense.data.layouts.listing import index_files
+from res2net_dense.data.layouts.voc_boxes import VOC_CLASSES, VocBoxes, VocBoxesPart
+from res2net_dense.data.layouts.voc_lists import read_names
+from res2net_dense.data.layouts.voc_xml import MAX_BYTES, read_annotation, usable_box
 from res2net_dense.errors import ConfigError, DatasetError, MissingDependencyError
 from res2net_dense.palette import voc_palette
 
@@ -35,7 +36,7 @@ def annotation(*objects, size=SIZE):
 
 @pytest.fixture
 def voc(tmp_path):
-    """A set of three pictures of 60 x 40, one dog in each."""
+    """A set of three images of 60 x 40, one dog in each."""
     root = tmp_path / "VOC"
     for folder in ("JPEGImages", "Annotations", "ImageSets/Main"):
         (root / folder).mkdir(parents=True)
@@ -48,7 +49,12 @@ def voc(tmp_path):
 
 
 def load(root, split="train", **options):
-    return VocDetection.load([(root, split)], **options)
+    return join([(root, split)], **options)
+
+
+def join(splits, **options):
+    folders = {key: options.pop(key) for key in ("images", "annotations") if key in options}
+    return VocBoxes([VocBoxesPart(root=str(r), split=s, **folders) for r, s in splits], **options)
 
 
 def fails(function, *parts):
@@ -72,7 +78,7 @@ def write_list(voc, text, split="train"):
 
 def test_an_empty_set_is_refused(voc):
     with pytest.raises(ConfigError, match="no data set"):
-        VocDetection.load([])
+        open_source([], train=True)
     for text in ("", "\n\r\n  \n", "a -1\nb -1\n"):
         write_list(voc, text)
         fails(lambda: load(voc), "train.txt: the list has no names")
@@ -82,7 +88,7 @@ def test_an_empty_set_is_refused(voc):
     sample = empty.sample(0)
     assert sample["boxes"].shape == (0, 4)
     assert sample["labels"].shape == (0,)
-    fails(empty.indices_with_objects, "val.txt: no picture has an object to learn from (no objects)")
+    fails(empty.indices_with_objects, "val.txt: no image has an object to learn from (no annotations)")
     ((boxes, labels, difficult),) = empty.ground_truth()
     assert (boxes.shape, labels.shape, difficult.shape) == ((0, 4), (0,), (0,))
 
@@ -91,10 +97,11 @@ def test_a_clean_set_has_no_finding(voc):
     dataset = load(voc)
     assert len(dataset) == 2
     assert (dataset.class_names, dataset.dropped, dataset.has_masks) == (["dog"], {}, False)
-    assert dataset.missing_files() == []
+    dataset.check()
+    assert len(list(dataset.files())) == len({str(file) for file in dataset.files() if file.is_file()}) == 5
     assert dataset.indices_with_objects().tolist() == [0, 1]
     assert dataset.aspect_ratios.tolist() == [1.5, 1.5]
-    assert dataset.source == str(voc / "ImageSets" / "Main" / "train.txt")
+    assert dataset.name == str(voc / "ImageSets" / "Main" / "train.txt")
     sample = dataset.sample(1)
     assert (sample["image_id"], sample["file_name"]) == (1, "b.png")
     assert sample["image"].shape == (3, 40, 60)
@@ -139,10 +146,10 @@ def test_names_with_blanks_and_numbers(voc):
         ("%2e%2e%2fa", "is no name inside"),
         ("a\0", "is no name inside"),
         ("/JPEGImages/a.png /SegmentationClass/a.png", "is no name inside"),
-        ("a 2", "1 of 1 pictures are not in"),
-        ("a\nb 1", "1 of 2 pictures are not in"),  # no list of a class has lines without a number
+        ("a 2", "1 of 1 images are not in"),
+        ("a\nb 1", "1 of 2 images are not in"),  # no list of a class has lines without a number
         (b"\xff\xfea\0", "no text in UTF-8"),
-        ("a\nnone\nx\n", "2 of 3 pictures are not in"),
+        ("a\nnone\nx\n", "2 of 3 images are not in"),
         ("a.png\n", "write names without suffix"),
     ],
 )
@@ -160,13 +167,13 @@ def test_missing_files_say_where_was_looked(voc, tmp_path, monkeypatch):
     (voc / "ImageSets" / "Main" / "dir.txt").mkdir()
     fails(lambda: load(voc, "dir"), "cannot be read")
     write_list(voc, "\n".join(["a", *(f"none{n}" for n in range(100))]))
-    fails(lambda: load(voc), "100 of 101 pictures are not in", "none0, none1, none2, none3, none4, ...")
+    fails(lambda: load(voc), "100 of 101 images are not in", "none0, none1, none2, none3, none4, ...")
     write_list(voc, "a\nb\nc\n")
     (voc / "Annotations" / "b.xml").unlink()
     fails(lambda: load(voc), "1 of 3 annotation files are not in", ": b;")
     dataset = load(voc, "val")
     (voc / "JPEGImages" / "c.png").unlink()
-    assert dataset.missing_files() == ["c.png"]
+    fails(dataset.check, "1 of 1 images", "are missing: c.png")
     fails(lambda: dataset.sample(0), "c.png: picture not found")
 
 
@@ -222,7 +229,7 @@ def test_bombs_are_refused_at_once(voc):
     assert time.perf_counter() - started < 5
 
 
-def test_what_cannot_be_learnt_from_is_dropped_and_counted(voc):
+def test_what_cannot_be_learned_from_is_dropped_and_counted(voc):
     write(
         voc,
         thing(box=(10, 10, 10, 20)),
@@ -237,7 +244,7 @@ def test_what_cannot_be_learnt_from_is_dropped_and_counted(voc):
         thing(name="dog", box=("1e300", 1, "2e300", 5)),
     )
     dataset = load(voc)
-    assert dataset.dropped == {"empty box": 3, "box not finite": 2, "box outside the picture": 3}
+    assert dataset.dropped == {"empty box": 3, "box not finite": 2, "box outside the image": 3}
     assert dataset.class_names == ["cat", "dog"]
     assert dataset.sample(0)["boxes"].tolist() == [[0, 0, 60, 40], [0.5, 1.25, 7.75, 9]]
     boxes, labels, difficult = dataset.ground_truth()[0]
@@ -245,13 +252,13 @@ def test_what_cannot_be_learnt_from_is_dropped_and_counted(voc):
     assert (labels.tolist(), difficult.tolist()) == ([0, 0], [False, False])
     write(voc, thing(box=(5, 5, 5, 5)))
     write(voc, thing(box=(99, 5, 199, 9)), name="b")
-    fails(load(voc, class_names=["dog"]).indices_with_objects, "(1 empty box, 1 box outside the picture)")
+    fails(load(voc, class_names=["dog"]).indices_with_objects, "(1 empty box, 1 box outside the image)")
 
 
 def test_a_box_of_one_pixel_width_less_than_nothing():
     assert usable_box((1, 1, 60, 40), 40, 60) == [0, 0, 60, 40]
     assert usable_box((60, 40, 60.5, 40.5), 40, 60) == [59, 39, 60, 40]
-    assert usable_box((61, 1, 61.5, 40), 40, 60) == "box outside the picture"
+    assert usable_box((61, 1, 61.5, 40), 40, 60) == "box outside the image"
     assert usable_box((3, 3, 3, 9), 40, 60) == "empty box"
 
 
@@ -305,17 +312,17 @@ def test_a_size_that_the_xml_does_not_say(voc):
         dataset = load(voc)
         assert dataset.aspect_ratios[0] == 1.5
         assert dataset.sample(0)["boxes"].tolist() == [[49, 29, 60, 40]]
-    (voc / "JPEGImages" / "a.jpg").write_bytes(b"no picture")
-    fails(lambda: load(voc), "a.jpg: empty or not a picture")
+    (voc / "JPEGImages" / "a.jpg").write_bytes(b"no image")
+    fails(lambda: load(voc), "a.jpg: empty or not a image")
 
 
-def test_a_size_other_than_the_pictures(voc):
+def test_a_size_other_than_the_images(voc):
     write(voc, thing(), size=SIZE.replace("60", "61"))
     dataset = load(voc)
-    fails(lambda: dataset.sample(0), "a.png: the picture is 60 x 40", "xml says 61 x 40")
+    fails(lambda: dataset.sample(0), "a.png: the image is 60 x 40", "xml says 61 x 40")
 
 
-def test_pictures_are_found_by_any_suffix(voc):
+def test_images_are_found_by_any_suffix(voc):
     folder = voc / "JPEGImages"
     Image.new("RGB", (60, 40), (200, 0, 0)).save(folder / "a.JPG")
     Image.new("RGB", (60, 40), (200, 0, 0)).save(folder / "b.bmp")
@@ -335,7 +342,7 @@ def test_links_out_of_the_folder_are_refused(voc, tmp_path):
     dataset = load(voc)
     (voc / "JPEGImages" / "a.png").unlink()
     (voc / "JPEGImages" / "a.png").symlink_to(tmp_path / "secret.png")
-    for function in (lambda: dataset.sample(0), dataset.missing_files):
+    for function in (lambda: dataset.sample(0), dataset.check):
         fails(function, "a.png: leads out of the image folder")
     write(voc, thing(), size="")
     fails(lambda: load(voc), "a.png: leads out of the image folder")
@@ -363,7 +370,7 @@ def test_joined_parts(voc, tmp_path):
         (other / folder).mkdir(parents=True)
     Image.new("RGB", (30, 60), (9, 9, 9)).save(other / "JPEGImages" / "a.png")
     (other / "Annotations" / "a.xml").write_text(annotation(thing("ant"), size=""))
-    joined = VocDetection.load([(voc, "train"), (str(other), None), (voc, "val")])
+    joined = join([(voc, "train"), (str(other), None), (voc, "val")])
     assert len(joined) == 4
     assert joined.class_names == ["ant", "dog"]
     assert [joined.sample(i)["image_id"] for i in range(4)] == [0, 1, 2, 3]
@@ -371,11 +378,9 @@ def test_joined_parts(voc, tmp_path):
     assert joined.sample(2)["labels"].tolist() == [0]
     assert joined.aspect_ratios.tolist() == [1.5, 1.5, 0.5, 1.5]
     for words in ("train.txt", "VOC2012/Annotations", "val.txt"):
-        assert words in joined.source
+        assert words in joined.name
     write_list(voc, "b\nc\n", "val")
-    fails(
-        lambda: VocDetection.load([(voc, "train"), (voc, "val")]), "1 pictures are in more than one", "b.png"
-    )
+    fails(lambda: join([(voc, "train"), (voc, "val")]), "1 images are in more than one", "b.png")
 
 
 def test_a_set_can_be_sent_to_workers(voc):
@@ -391,10 +396,10 @@ def test_nothing_is_written(voc):
         }
 
     before = tree()
-    dataset = VocDetection.load([(voc, None)])
+    dataset = join([(voc, None)])
     for index in range(len(dataset)):
         dataset.sample(index)
-    dataset.missing_files()
+    dataset.check()
     assert tree() == before
 
 
@@ -460,11 +465,11 @@ def test_mutated_files_give_our_error_or_an_annotation(tmp_path):
     assert 400 < parsed < 1600
 
 
-def test_without_defusedxml(monkeypatch):
-    monkeypatch.delitem(sys.modules, "res2net_dense.data.voc_xml")
+def test_without_defusedxml(voc, monkeypatch):
     monkeypatch.setitem(sys.modules, "defusedxml", None)
+    monkeypatch.setitem(sys.modules, "defusedxml.ElementTree", None)
     with pytest.raises(MissingDependencyError, match="pip install"):
-        importlib.import_module("res2net_dense.data.voc_xml")
+        load(voc)
 
 
 def test_files_are_indexed_without_what_is_hidden(tmp_path):
@@ -493,7 +498,7 @@ def test_the_boxes_of_voc_equal_those_of_coco(shared_data):
         x, y, w, h = item["bbox"]
         box = (x - 1, y - 1, x + w, y + h)
         expected[files[item["image_id"]]].append((names[item["category_id"]], *box))
-    dataset = VocDetection.load(
+    dataset = join(
         [(folder, None)], class_names=VOC_CLASSES, images="images", annotations="gts/pascalvoc_format"
     )
     assert len(dataset) == len(expected) == 100
@@ -506,9 +511,7 @@ def test_the_boxes_of_voc_equal_those_of_coco(shared_data):
 
 
 def test_bccd_has_two_boxes_of_no_size(shared_data):
-    dataset = VocDetection.load(
-        [(shared_data / "bccd" / "BCCD", split) for split in ("train", "val", "test")]
-    )
+    dataset = join([(shared_data / "bccd" / "BCCD", split) for split in ("train", "val", "test")])
     assert len(dataset) == 205 + 87 + 72
     assert dataset.class_names == ["Platelets", "RBC", "WBC"]
     assert dataset.dropped == {"empty box": 2}

@@ -5,109 +5,71 @@ DUTS-TR/DUTS-TR-Image/<name>.jpg      DUTS-TR/DUTS-TR-Mask/<name>.png      or im
 
 from __future__ import annotations
 
+import builtins
 import functools
-import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar, Literal
 
 import numpy as np
-import torch
 
 from res2net_dense.data.images import IMAGE_SUFFIXES, image_size, read_sample
-from res2net_dense.data.packed import PackedRecords
-from res2net_dense.data.paths import check_inside, is_inside
-from res2net_dense.data.saliency_files import (
+from res2net_dense.data.layouts.base import Part
+from res2net_dense.data.layouts.image_mask_files import (
     MASKS_BESIDE_PICTURES,
     PICTURES_BESIDE_MASKS,
-    Files,
     find_folders,
-    index_once,
     read_list,
 )
+from res2net_dense.data.layouts.listing import Files, check_present, check_size, index_once, some
+from res2net_dense.data.layouts.saliency_sets import count_warning, known_name, set_name
+from res2net_dense.data.packed import PackedRecords
+from res2net_dense.data.paths import check_inside, is_inside
 from res2net_dense.data.saliency_masks import read_saliency_mask
-from res2net_dense.data.voc_lists import check_present, some
 from res2net_dense.errors import ConfigError, DatasetError
+from res2net_dense.sections import Text
 from res2net_dense.types import Sample
 
-_log = logging.getLogger(__name__)
 _CHECKED_MASKS = 50
 
 
-@dataclass(frozen=True)
-class KnownSet:
-    """What is published of a set. The faults are those that its page or users of it report."""
+class ImageMasksPart(Part):
+    """Images and their masks. A relative root starts at the current working directory."""
 
-    count: int
-    """Pairs of a picture and a mask."""
-    folders: tuple[str, str]
-    """Pictures and masks in the archive, or in its usual repackaging where the archive has no masks."""
-    url: str
-    faults: str = ""
+    joins: ClassVar[bool] = True
+    gives: ClassVar[frozenset[str]] = frozenset({"saliency"})
+    toy: ClassVar[str] = "duts"
 
+    layout: Literal["image-masks"] = "image-masks"
+    """How the files are laid out."""
+    root: Text
+    """Folder of the data set, such as `datasets/DUTS/DUTS-TR`."""
+    list: Text | None = None
+    """Text file in `root` with one name a line; null takes every image."""
+    images: Text | None = None
+    """Folder of the images in `root`; null finds the usual ones, such as `DUTS-TR-Image` or `images`."""
+    masks: Text | None = None
+    """Folder of the masks in `root`: grey images, above 128 is salient; null finds the usual ones."""
+    name: Text | None = None
+    """What results call it; null for the published set that it looks like, or the folder's name."""
 
-KNOWN_SETS = {
-    "DUTS-TR": KnownSet(10_553, ("DUTS-TR-Image", "DUTS-TR-Mask"), "http://saliencydetection.net/duts/"),
-    "DUTS-TE": KnownSet(
-        5_019,
-        ("DUTS-TE-Image", "DUTS-TE-Mask"),
-        "http://saliencydetection.net/duts/",
-        "early copies have wrong masks of ILSVRC2012_test_00036002 and sun_bcogaqperiljqupq, of other sizes "
-        "than the pictures; the page's archive is corrected",
-    ),
-    "ECSSD": KnownSet(
-        1_000,
-        ("images", "ground_truth_mask"),
-        "https://www.cse.cuhk.edu.hk/leojia/projects/hsaliency/dataset.html",
-        "masks handed round with results of methods have been found to differ from the original ones",
-    ),
-    "HKU-IS": KnownSet(
-        4_447,
-        ("imgs", "gt"),
-        "https://i.cs.hku.hk/~gbli/deep_saliency.html",
-        "many papers, PoolNet's among them, score its test list of 1,447 alone",
-    ),
-    "DUT-OMRON": KnownSet(
-        5_168,
-        ("DUT-OMRON-image", "pixelwiseGT-new-PNG"),
-        "http://saliencydetection.net/dut-omron/",
-        "copies from before 2018 have four pictures without mask: img_561715398, sun_bqfgwnmzhjwuphdi, "
-        "sun_bswlalhygmnrhvuw, sun_buaqzytduodbufcb",
-    ),
-    "PASCAL-S": KnownSet(
-        850,
-        ("images", "masks"),
-        "http://cbi.gatech.edu/salobj/",
-        "there are graded masks (a value for each object) and binary ones, whose scores do not compare; "
-        "some papers score 845 of them",
-    ),
-    "SOD": KnownSet(
-        300,
-        ("images", "masks"),
-        "https://www.elderlab.yorku.ca/resources/salient-objects-dataset-sod/",
-        "the page has outlines of seven people and no masks, and the masks that others made of them differ",
-    ),
-    "MSRA-B": KnownSet(
-        5_000,
-        (".", "."),
-        "https://mmcheng.net/drfi/",
-        "its lists have 2,500 to train, 500 to validate and 2,000 to test; score the test list alone",
-    ),
-}
+    def paths(self) -> builtins.list[str]:
+        """The root."""
+        return [self.root]
 
-
-@dataclass(frozen=True)
-class SaliencyPart:
-    """A set, or part of one."""
-
-    root: str | Path
-    list: str | None = None
-    """File of names, a line each; a path relative to the root, or a whole one. None takes every picture."""
-    images: str | None = None
-    """Folder of the pictures in the root; None finds it and that of the masks by their names."""
-    masks: str | None = None
-    name: str | None = None
-    """What scores are called by; None takes it from the folders, with the list's name behind."""
+    @classmethod
+    def open(
+        cls,
+        parts: Sequence[ImageMasksPart],
+        *,
+        train: bool,
+        class_names: Sequence[str] | None,
+        needs: Collection[str],
+        difficult: bool,
+    ) -> ImageMasks:
+        """Pair the files of the parts and join them."""
+        return ImageMasks(parts)
 
 
 @dataclass(frozen=True)
@@ -134,7 +96,7 @@ class PartFiles:
         )
 
 
-def find_files(part: SaliencyPart) -> PartFiles:
+def find_files(part: ImageMasksPart) -> PartFiles:
     """List the files of a part.
 
     Raises:
@@ -181,55 +143,29 @@ def find_files(part: SaliencyPart) -> PartFiles:
     )
 
 
-def known_name(name: str) -> str | None:
-    """The published name of a set, whatever its case and hyphens; None if it is no known one."""
-    return {_plain(known): known for known in KNOWN_SETS}.get(_plain(name))
-
-
-def count_warning(name: str, count: int) -> str | None:
-    """What is to be said of a known set with another count than published; None if there is nothing."""
-    known = KNOWN_SETS.get(name)
-    if known is None or known.count == count:
-        return None
-    faults = f"; {known.faults}" if known.faults else ""
-    return f"{name} has {count} pairs here but {known.count} as published: scores do not compare{faults}"
-
-
-class SaliencyDataset:
-    """Pictures and masks of salient objects; make one with `SaliencyDataset.load`.
+class ImageMasks:
+    """Pairs of images and masks of one or more parts; the `image_id` of an image is its place.
 
     Attributes:
-        source: what a message calls the set: its lists and image folders.
+        name: what a message calls the set: its lists and image folders.
+        class_names: none.
         parts: name and count of each part; image ids run on from part to part.
+        remarks: lines that report known sets with another count than published.
     """
 
-    def __init__(
-        self,
-        source: str,
-        parts: Sequence[tuple[str, int]],
-        folders: Sequence[tuple[Path, Path]],
-        files: PackedRecords[list[str]],
-    ) -> None:
-        self.source = source
-        self.parts = list(parts)
-        self._folders = list(folders)
-        self._files = files
-        self._starts = np.cumsum([0, *(count for _, count in self.parts)])
+    class_names: Sequence[str] = ()
 
-    @classmethod
-    def load(cls, parts: Sequence[SaliencyPart]) -> SaliencyDataset:
-        """Pair pictures with masks by their names; none is opened (`check` looks into some).
+    def __init__(self, parts: Sequence[ImageMasksPart]) -> None:
+        """Pair images with masks by their names; none is opened (`check` looks into some).
 
         Args:
             parts: at least one; their names must differ.
 
         Raises:
-            ConfigError: there are no parts, or two of one name.
-            DatasetError: a root, folder or list is missing or wrong, a picture has no mask or a mask no
-                picture (masks beside a list's are no harm), or two files have one name.
+            ConfigError: two parts have one name.
+            DatasetError: a root, folder or list is missing or wrong, an image has no mask or a mask no image
+                (masks beside a list's are no harm), or two files have one name.
         """
-        if not parts:
-            raise ConfigError("no data set is named; give at least one root")
         found = [find_files(part) for part in parts]
         names = [files.name for files in found]
         twice = next((name for name in names if names.count(name) > 1), None)
@@ -238,16 +174,19 @@ class SaliencyDataset:
             raise ConfigError(f"two data sets are called {twice} ({sources}); give each a name of its own")
         for files in found:
             _check_pairs(files)
-        records = (
-            [files.pictures.by_stem[name], files.masks.by_stem[name]]
-            for files in found
-            for name in files.names
-        )
-        return cls(
-            " + ".join(str(files.source) for files in found),
-            [(files.name, len(files.names)) for files in found],
-            [(files.image_folder.resolve(), files.mask_folder.resolve()) for files in found],
-            PackedRecords(records, list),
+        self.name = " + ".join(str(files.source) for files in found)
+        self.parts = [(files.name, len(files.names)) for files in found]
+        self.remarks = [text for name, count in self.parts if (text := count_warning(name, count))]
+        self._lists = [files.source for files in found if files.listed]
+        self._folders = [(files.image_folder.resolve(), files.mask_folder.resolve()) for files in found]
+        self._starts = np.cumsum([0, *(count for _, count in self.parts)])
+        self._files: PackedRecords[list[str]] = PackedRecords(
+            (
+                [files.pictures.by_stem[name], files.masks.by_stem[name]]
+                for files in found
+                for name in files.names
+            ),
+            list,
         )
 
     def __len__(self) -> int:
@@ -270,6 +209,8 @@ class SaliencyDataset:
             DatasetError: the picture or the mask is broken or outside its folder, the mask is no mask of
                 salient objects, or they differ in size.
         """
+        import torch
+
         picture, mask = self._paths(index)
         sample = read_sample(picture, index, self._files[index][0])
         salient = read_saliency_mask(mask)
@@ -291,14 +232,9 @@ class SaliencyDataset:
     def check(self) -> None:
         """Look for what would stop a training: wrong sizes or values of the first masks of each part.
 
-        Known sets with another count than published are named in one warning.
-
         Raises:
             DatasetError: the first problem, or no mask of all has a salient pixel.
         """
-        warnings = [text for name, count in self.parts if (text := count_warning(name, count))]
-        if warnings:
-            _log.warning("%s", ". ".join(warnings))
         first = [
             index for start, end in self._spans() for index in range(start, min(end, start + _CHECKED_MASKS))
         ]
@@ -310,7 +246,13 @@ class SaliencyDataset:
             check_size(mask, values.shape, picture, image_size(picture))
             salient |= bool(values.any())
         if not salient and not any(self.mask(index).any() for index in rest):
-            raise DatasetError(f"{self.source}: no mask has a salient pixel (value > 128); check the masks")
+            raise DatasetError(f"{self.name}: no mask has a salient pixel (value > 128); check the masks")
+
+    def files(self) -> Iterator[Path]:
+        """The lists, the pictures and the masks."""
+        yield from self._lists
+        for index in range(len(self)):
+            yield from self._paths(index)
 
     def _spans(self) -> list[tuple[int, int]]:
         return list(zip(self._starts[:-1].tolist(), self._starts[1:].tolist(), strict=True))
@@ -323,15 +265,6 @@ class SaliencyDataset:
         for folder, file, what in zip(folders, files, ("image folder", "mask folder"), strict=True):
             check_inside(folder / file, folder, what)
         return folders[0] / files[0], folders[1] / files[1]
-
-
-def check_size(mask: Path, shape: tuple[int, ...], picture: Path, size: tuple[int, int]) -> None:
-    """Check that a mask is as large as its picture, both (H, W); raises `DatasetError`."""
-    if shape != size:
-        raise DatasetError(
-            f"{mask}: the mask is {shape[1]} x {shape[0]} but the picture {picture} is {size[1]} x {size[0]} "
-            "(EXIF orientation applied); make them equal"
-        )
 
 
 def _check_pairs(files: PartFiles) -> None:
@@ -354,17 +287,3 @@ def _check_pairs(files: PartFiles) -> None:
             f"{files.mask_folder}: {len(no_picture)} of {len(files.masks.by_stem)} masks have no picture in "
             f"{files.image_folder}: {some(no_picture)}; add the pictures, or list those that are there"
         )
-
-
-def _plain(name: str) -> str:
-    return "".join(filter(str.isalnum, name.lower()))
-
-
-def set_name(root: Path, folder: str) -> str:
-    """A known set that a folder on the way to the pictures or masks is named after, else the root's name."""
-    name = root.absolute().resolve().name
-    for part in reversed((name, *Path(folder).parts)):
-        known = known_name(_plain(part).removesuffix("image").removesuffix("mask"))
-        if known:
-            return known
-    return name or "data"

@@ -5,11 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Collection
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
 
 from res2net_dense.data.images import IMAGE_SUFFIXES
+from res2net_dense.data.layouts.listing import list_folders, list_names, read_lines, some
 from res2net_dense.data.paths import is_inside
-from res2net_dense.data.voc_lists import some
 from res2net_dense.errors import DatasetError
 
 IMAGE_FOLDERS = (
@@ -27,15 +26,6 @@ PICTURES_BESIDE_MASKS = (".jpg", ".jpeg")
 MASKS_BESIDE_PICTURES = (".png",)
 
 
-class Files(NamedTuple):
-    """The files of a folder."""
-
-    by_stem: dict[str, str]
-    """The path of each by its path without suffix, both relative to the folder and with forward slashes."""
-    clashes: list[str]
-    """Files left out because another has the same path without suffix."""
-
-
 def find_folders(root: Path) -> tuple[str, str]:
     """Find the folders of pictures and masks in a root, or in the one folder below it that has them.
 
@@ -50,7 +40,7 @@ def find_folders(root: Path) -> tuple[str, str]:
     Raises:
         DatasetError: there are none, or several.
     """
-    folders = _folders(root)
+    folders = list_folders(root)
     for find in (_pairs, _shared):
         for places in ([""], folders):
             found = [pair for place in places for pair in find(root, place)]
@@ -67,51 +57,6 @@ def find_folders(root: Path) -> tuple[str, str]:
         f"{', '.join(MASK_FOLDERS)}, or .jpg and .png in one folder, and found "
         f"{some(folders) or 'no folders'}; set images and masks to the two folders"
     )
-
-
-def index_once(folder: Path, what: str, suffixes: Collection[str]) -> Files:
-    """Find the files of a folder and its subfolders by their names without suffix.
-
-    What begins with a dot and what macOS puts into archives (`__MACOSX`) is left out.
-
-    Args:
-        folder: where to look.
-        what: what a message calls it, such as "image folder".
-        suffixes: those to find, in lower case; files may have them in upper case.
-
-    Raises:
-        DatasetError: the folder is not there, cannot be read, has no such file, or has a link to a folder.
-    """
-    if not folder.is_dir():
-        there = some(_folders(folder.parent)) or "no folders" if folder.parent.is_dir() else "nothing"
-        raise DatasetError(
-            f"{folder}: {what} not found (looked in {folder.absolute()}); beside it there are {there}"
-        )
-
-    def fail(error: OSError) -> None:
-        raise DatasetError(f"{error.filename}: cannot be read: {error.strerror}") from error
-
-    files = Files({}, [])
-    for place, subfolders, names in os.walk(folder, onerror=fail):
-        subfolders[:] = sorted(filter(_is_data, subfolders))
-        if links := [name for name in subfolders if os.path.islink(os.path.join(place, name))]:
-            raise DatasetError(
-                f"{os.path.join(place, links[0])}: is a link to a folder, which is not followed; put the "
-                "folder itself there, or give its own path"
-            )
-        prefix = "" if place == str(folder) else f"{Path(place).relative_to(folder).as_posix()}/"
-        for name in sorted(filter(_is_data, names)):
-            stem, suffix = os.path.splitext(name)
-            if (
-                suffix.lower() in suffixes
-                and files.by_stem.setdefault(prefix + stem, prefix + name) != prefix + name
-            ):
-                files.clashes.append(prefix + name)
-    if not files.by_stem:
-        raise DatasetError(
-            f"{folder}: the {what} has no file with one of {' '.join(sorted(suffixes))}; check the path"
-        )
-    return files
 
 
 def read_list(
@@ -135,19 +80,8 @@ def read_list(
         DatasetError: it is missing, empty, no text, or a line is no name, leads elsewhere, comes twice or
             has a picture and a mask of different names.
     """
-    try:
-        lines = file.read_bytes().decode("utf-8-sig").replace("\r", "\n").split("\n")
-    except OSError as error:
-        raise DatasetError(
-            f"{file}: the list cannot be read ({error.strerror}; looked in {file.absolute()}); check the path"
-        ) from error
-    except UnicodeDecodeError as error:
-        raise DatasetError(f"{file}: no text in UTF-8 ({error.reason}); write the list anew") from error
     names: dict[str, None] = {}
-    for number, line in enumerate(lines, start=1):
-        entry = line.strip()
-        if not entry:
-            continue
+    for number, entry in read_lines(file).items():
         where = f"{file}: line {number}: {entry!r:.120}"
         name = _stem(entry, pictures, image_folder)
         columns = entry.split()
@@ -182,30 +116,13 @@ def _stem(entry: str, known: Collection[str], folder: str) -> str:
 
 
 def _pairs(root: Path, place: str) -> list[tuple[str, str]]:
-    inside = [(name.lower(), f"{place}/{name}".lstrip("/")) for name in _folders(root / place)]
+    inside = [(name.lower(), f"{place}/{name}".lstrip("/")) for name in list_folders(root / place)]
     images = [path for name, path in inside if name in IMAGE_FOLDERS]
     masks = [path for name, path in inside if name in MASK_FOLDERS]
     return [(image, mask) for image in images for mask in masks]
 
 
 def _shared(root: Path, place: str) -> list[tuple[str, str]]:
-    suffixes = {os.path.splitext(name)[1].lower() for name in filter(_is_data, _list(root / place))}
+    suffixes = {os.path.splitext(name)[1].lower() for name in list_names(root / place)}
     both = [not suffixes.isdisjoint(kind) for kind in (PICTURES_BESIDE_MASKS, MASKS_BESIDE_PICTURES)]
     return [(place or ".", place or ".")] if all(both) else []
-
-
-def _folders(place: Path) -> list[str]:
-    return [name for name in _list(place) if _is_data(name) and (place / name).is_dir()]
-
-
-def _list(place: Path) -> list[str]:
-    try:
-        return sorted(os.listdir(place))
-    except OSError as error:
-        raise DatasetError(
-            f"{place}: the folder cannot be read ({error.strerror}); check the path"
-        ) from error
-
-
-def _is_data(name: str) -> bool:
-    return not name.startswith(".") and name != "__MACOSX"

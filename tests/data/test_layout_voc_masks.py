@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 
 from res2net_dense.data.images import MAX_PIXELS
-from res2net_dense.data.voc import VOC_CLASSES, VocSegmentation
+from res2net_dense.data.layouts.voc_boxes import VOC_CLASSES
+from res2net_dense.data.layouts.voc_masks import VocMasks, VocMasksPart
 from res2net_dense.errors import DatasetError
 from res2net_dense.palette import voc_palette
 
@@ -43,7 +44,7 @@ def voc(tmp_path):
 
 
 def load(root, split="train", class_names=NAMES, **options):
-    return VocSegmentation.load(root, split, class_names=class_names, **options)
+    return VocMasks(VocMasksPart(root=str(root), split=split, **options), class_names=class_names)
 
 
 def mask_file(voc, name="a"):
@@ -64,7 +65,7 @@ def test_a_clean_set_has_no_finding(voc):
     dataset.check()
     assert len(dataset) == 2
     assert dataset.class_names == list(NAMES)
-    assert dataset.root == voc
+    assert dataset.name == str(voc)
     sample = dataset.sample(1)
     assert (sample["image_id"], sample["file_name"]) == (1, "b.png")
     assert sample["image"].shape == (3, 40, 60)
@@ -127,7 +128,7 @@ def test_empty_sets_and_missing_folders(voc, tmp_path):
     fails(lambda: load(voc, masks="Masks"), "Masks: mask folder not found")
     fails(lambda: load(voc, images="Photos"), "Photos: image folder not found")
     (tmp_path / "Empty").mkdir()
-    fails(lambda: load(voc, None, images="../Empty"), "no pictures")
+    fails(lambda: load(voc, None, images="../Empty"), "no images")
 
 
 def test_class_names(voc):
@@ -155,7 +156,7 @@ def test_missing_files_are_one_line(voc):
         "\n".join(["a", *(f"n{i}" for i in range(20))])
     )
     dataset = load(voc)
-    fails(dataset.check, "train.txt: 20 of 21 pictures are not in", "n0, n1, n2, n3, n4, ...")
+    fails(dataset.check, "train.txt: 20 of 21 images are not in", "n0, n1, n2, n3, n4, ...")
     fails(lambda: dataset.sample(1), "n0.jpg: picture not found")
     (voc / "ImageSets" / "Segmentation" / "train.txt").write_text("a\nb\n")
     mask_file(voc).unlink()
@@ -240,7 +241,7 @@ def test_a_mask_of_another_size(voc):
     assert load(voc).mask(0).shape == (40, 50)
 
 
-def test_the_orientation_of_the_picture_counts(voc):
+def test_the_orientation_of_the_image_counts(voc):
     exif = Image.Exif()
     exif[0x0112] = 6
     (voc / "JPEGImages" / "a.png").unlink()

@@ -10,7 +10,7 @@ from PIL import Image, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 
 from res2net_dense.data.images import image_size
-from res2net_dense.data.voc_lists import some
+from res2net_dense.data.layouts.listing import some
 from res2net_dense.errors import DatasetError
 from res2net_dense.palette import voc_palette
 from res2net_dense.types import IGNORE_INDEX
