@@ -21,6 +21,8 @@ def run(main: Callable[[argparse.Namespace], int | None], parser: argparse.Argum
     level = logging.DEBUG if args.debug else logging.WARNING
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr)
     logging.getLogger("res2net_dense").setLevel(level)
+    if not args.debug and os.environ.get("RANK", "0") == "0":  # what a backbone took is always said, once
+        logging.getLogger("res2net_dense.convert").setLevel(logging.INFO)
     logging.captureWarnings(True)
     try:
         sys.exit(main(args))
@@ -33,7 +35,7 @@ def run(main: Callable[[argparse.Namespace], int | None], parser: argparse.Argum
         if args.debug or (error.name or "").startswith("res2net_dense"):
             raise
         print(
-            f"error: {error.name} is not installed; `python tools/doctor.py` says how to get it",
+            f"error: {error.name} is not installed; `res2net-dense doctor` says how to get it",
             file=sys.stderr,
         )
         sys.exit(1)

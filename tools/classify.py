@@ -22,7 +22,7 @@ from res2net_dense.convert import read_checkpoint
 from res2net_dense.data.images import list_images
 from res2net_dense.errors import ConfigError, DatasetError
 from res2net_dense.files import write_atomically
-from res2net_dense.weight_files import is_path
+from res2net_dense.weight_files import is_path, open_weights
 
 
 def main(args: argparse.Namespace) -> int:
@@ -71,8 +71,9 @@ def _model(args: argparse.Namespace) -> Classifier:
         return get_model(args.model, weights, trust_pickle=trust)
     if not is_path(args.weights):
         return get_model(args.weights, trust_pickle=trust)
-    checkpoint = read_checkpoint(args.weights, trust_pickle=trust)
-    return get_model(checkpoint.name, args.weights, trust_pickle=trust, **checkpoint.options)
+    file = open_weights(args.weights, trust_pickle=trust)
+    checkpoint = read_checkpoint(file)
+    return get_model(checkpoint.name, file, **checkpoint.options)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from _cli import add_config_arguments, parse_size, run
 from torchvision.transforms.v2.functional import resize
 
 from res2net_dense.config import Config, config_to_dict, load_config
-from res2net_dense.convert import load_backbone_weights
+from res2net_dense.convert import load_backbone_weights, open_named_weights
 from res2net_dense.data.images import list_images
 from res2net_dense.deploy.description import Description
 from res2net_dense.deploy.export import FORMATS, check_installed, export, format_of
@@ -35,13 +35,12 @@ from res2net_dense.deploy.exported import load_exported
 from res2net_dense.deploy.parity import gate
 from res2net_dense.deploy.quantize import TASKS, quantize
 from res2net_dense.errors import ConfigError, DatasetError, Res2NetDenseError
-from res2net_dense.files import sha256_of
 from res2net_dense.palette import voc_palette
 from res2net_dense.report.draw import class_colors
 from res2net_dense.tasks import get_task
 from res2net_dense.tasks.scoring import MAX_DROP, score_both
 from res2net_dense.tasks.training import adapted_to
-from res2net_dense.weight_files import load_weights_into
+from res2net_dense.weight_files import WeightFile, load_weights_into, open_weights
 
 CPU = torch.device("cpu")
 COMPARED = 8
@@ -58,12 +57,17 @@ def main(args: argparse.Namespace) -> None:
     if args.int8 and config.task not in TASKS:
         raise ConfigError(f"--int8 is for {' and '.join(TASKS)}, task is {config.task}")
     task = get_task(config.task)
-    config = adapted_to(config, Path(args.weights) if args.weights else None)
+    name, published = config.backbone.name, config.backbone.weights
+    weights = open_weights(args.weights) if args.weights else open_named_weights(name, published)
+    config = adapted_to(config, weights if args.weights else None, published=weights)
     if args.eval or config.model.num_classes is None:
         config = task.prepare(config, training=False)
     config = without_views(config)
     model = task.build_model(config, load_weights=False).eval()
-    weights = load(model, config, args.weights)
+    if args.weights:
+        load_weights_into(model, weights)
+    else:
+        load_published(model, config, weights)
     graph = task.build_graph(model)
     description = describe(args, config, graph, weights)
     calibration = list_images(args.calibration) if args.int8 else []
@@ -145,22 +149,20 @@ def without_views(config: Config) -> Config:
     return plain
 
 
-def load(model: torch.nn.Module, config: Config, weights: str | None) -> Path:
-    """Load `weights`, or without them a classifier's published ones; return their file."""
-    if weights is not None:
-        load_weights_into(model, weights)
-        return Path(weights)
-    published = config.backbone.weights
-    report = load_backbone_weights(model.backbone, config.backbone.name, published)
+def load_published(model: torch.nn.Module, config: Config, weights: WeightFile) -> None:
+    """Load a classifier's published weights, head included."""
+    report = load_backbone_weights(model.backbone, config.backbone.name, weights)
     if report.num_classes != config.model.num_classes:
         raise ConfigError(
-            f"{published} has a head of {report.num_classes or 'no'} classes, model.num_classes is "
-            f"{config.model.num_classes}: train a head first and name its file with --weights"
+            f"{config.backbone.weights} has a head of {report.num_classes or 'no'} classes, "
+            f"model.num_classes is {config.model.num_classes}: train a head first and name its file with "
+            "--weights"
         )
-    return Path(report.file)
 
 
-def describe(args: argparse.Namespace, config: Config, graph: torch.nn.Module, weights: Path) -> Description:
+def describe(
+    args: argparse.Namespace, config: Config, graph: torch.nn.Module, weights: WeightFile
+) -> Description:
     """What the file will be."""
     size = None if args.dynamic else args.size or evaluation_size(config)
     if size is None and not args.dynamic:
@@ -188,7 +190,7 @@ def describe(args: argparse.Namespace, config: Config, graph: torch.nn.Module, w
         size=size,
         batch=batch,
         config=config_to_dict(config),
-        weights={"file": weights.name, "sha256": sha256_of(weights)},
+        weights={"file": weights.path.name, "sha256": weights.sha256},
     )
 
 

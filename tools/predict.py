@@ -35,7 +35,7 @@ from res2net_dense.report.segments import draw_segmentation, palette_image
 from res2net_dense.tasks import get_task
 from res2net_dense.tasks.training import adapted_to
 from res2net_dense.types import Prediction
-from res2net_dense.weight_files import load_weights_into
+from res2net_dense.weight_files import load_weights_into, open_weights
 
 FOLDERS = {"semantic_segmentation": ("overlays", "masks"), "saliency": ("maps", "overlays", "cutouts")}
 """Of each task, below --output; the others have their overlays in it."""
@@ -49,13 +49,14 @@ def main(args: argparse.Namespace) -> int:
     places = picture_names(files)
     check_inputs_are_safe(files, output, FOLDERS.get(config.task, ("",)), places)
     carried = exported.description.config if exported else None
-    config = adapted_to(config, Path(args.weights), carried=carried)
+    weights = Path(args.weights) if exported else open_weights(args.weights)
+    config = adapted_to(config, weights, carried=carried)
     if config.model.num_classes is None:
         config = task.prepare(config, training=False)
     model = exported
     if model is None:
         model = task.build_model(config, load_weights=False).to(device)
-        load_weights_into(model, args.weights)
+        load_weights_into(model, weights)
 
     names = config.data.class_names or [f"class {label}" for label in range(config.model.num_classes)]
     if config.task == "saliency":

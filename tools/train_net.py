@@ -15,6 +15,7 @@ from pathlib import Path
 from _cli import add_config_arguments, run
 from _weights import set_up
 
+from res2net_dense.convert import open_named_weights
 from res2net_dense.engine import distributed
 from res2net_dense.engine.run_folder import open_run_folder
 from res2net_dense.errors import ConfigError
@@ -33,10 +34,13 @@ def main(args: argparse.Namespace) -> int:
         config, device, exported = set_up(args, overrides)
         task = get_task(config.task)
         if args.eval_only:
-            weights = training.find_weights(config, args.weights)
-            carried = exported.description.config if exported else None
-            config = task.prepare(training.adapted_to(config, weights, carried=carried), training=False)
-            metrics = training.evaluate_only(config, device, weights, model=exported)
+            weights = Path(args.weights) if exported else training.find_weights(config, args.weights)
+            published, carried = None, exported.description.config if exported else None
+            if weights is None:
+                published = open_named_weights(config.backbone.name, config.backbone.weights)
+            config = training.adapted_to(config, weights, carried=carried, published=published)
+            config = task.prepare(config, training=False)
+            metrics = training.evaluate_only(config, device, weights, model=exported, published=published)
         elif args.dry_run:
             with tempfile.TemporaryDirectory() as folder:
                 shared = Path(distributed.gather_objects(folder)[0])

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from res2net_dense.config import Config, config_to_dict, parse_config, save_config
-from res2net_dense.convert import load_backbone_weights, locate
+from res2net_dense.convert import load_backbone_weights, open_named_weights
 from res2net_dense.engine import distributed
 from res2net_dense.engine.checkpointer import Checkpointer
 from res2net_dense.engine.inference import evaluate
@@ -23,7 +23,7 @@ from res2net_dense.engine.optim import Ema, build_optimizer, build_schedule, sca
 from res2net_dense.engine.trainer import seed_everything, train
 from res2net_dense.errors import CheckpointError, ConfigError
 from res2net_dense.tasks import get_task
-from res2net_dense.weight_files import load_weights_into, read_config
+from res2net_dense.weight_files import WeightFile, load_weights_into, open_weights
 
 # What a resumed run may change without being another run.
 _FREE_ON_RESUME = (
@@ -185,7 +185,12 @@ def is_error(metric: str) -> bool:
 
 
 def evaluate_only(
-    config: Config, device: torch.device, weights: Path | None, *, model: nn.Module | None = None
+    config: Config,
+    device: torch.device,
+    weights: Path | WeightFile | None,
+    *,
+    model: nn.Module | None = None,
+    published: WeightFile | None = None,
 ) -> dict[str, float]:
     """Score a weight file on `data.val`, write `results.json` into the run folder, print the table.
 
@@ -194,17 +199,18 @@ def evaluate_only(
         device: of this process.
         weights: of the whole model; None for a classifier's `backbone.weights`.
         model: what `weights` holds where it is no weight file but a whole model, an exported one.
+        published: the file of `backbone.weights`, where it is open already.
 
     Raises:
         CheckpointError: the weights do not fit the model, or have no head for these classes.
     """
     task = get_task(config.task)
     if weights is not None:
-        say(f"evaluating {weights}")
+        say(f"evaluating {weights.path if isinstance(weights, WeightFile) else weights}")
     if model is None:
         model = task.build_model(config, load_weights=False)
         if weights is None:
-            _load_published(config, model)
+            _load_published(config, model, published)
         else:
             load_weights_into(model, weights)
     evaluator = task.build_evaluator(config)
@@ -222,12 +228,12 @@ def evaluate_only(
     return metrics
 
 
-def _load_published(config: Config, model: nn.Module) -> None:
+def _load_published(config: Config, model: nn.Module, published: WeightFile | None) -> None:
     """Load `backbone.weights` into a classifier, head included."""
     name, weights = config.backbone.name, config.backbone.weights or ""
     network = model.get_submodule("backbone")
     say(f"evaluating {weights} of {name}")
-    report = load_backbone_weights(network, name, weights)
+    report = load_backbone_weights(network, name, published or weights)
     if report.num_classes != config.model.num_classes:
         found = f"a head of {report.num_classes} classes" if report.num_classes else "no head"
         raise CheckpointError(
@@ -236,33 +242,39 @@ def _load_published(config: Config, model: nn.Module) -> None:
         )
 
 
-def find_weights(config: Config, weights: str | None) -> Path | None:
+def find_weights(config: Config, weights: str | None) -> WeightFile | None:
     """The file that a person named, or the newest whole checkpoint of the run folder.
 
     Returns:
-        Its path; None where there is neither, but `backbone.weights` holds the whole network: a classifier.
+        It, opened; None where there is neither, but `backbone.weights` holds the whole network: a classifier.
 
     Raises:
         CheckpointError: there is neither, or it cannot be told which of two is meant.
     """
     folder = Path(config.runtime.output_dir)
-    path = Path(weights) if weights else Checkpointer(folder, tidy=False).latest()
+    file = open_weights(weights) if weights else Checkpointer(folder, tidy=False).open_latest()
     published = config.backbone.weights if config.task == "classification" else None
-    if path is None and not published:
+    if file is None and not published:
         raise CheckpointError(
             f"no checkpoint under {folder / 'checkpoints'}; name the weights with --weights FILE"
         )
-    if path is not None and not weights and published:
-        started_from = read_config(path).get("backbone", {}).get("weights")
+    if file is not None and not weights and published:
+        started_from = file.config.get("backbone", {}).get("weights")
         if started_from != published:
             raise CheckpointError(
-                f"{folder} has a checkpoint that did not start from {published}: give --weights {path} to "
-                f"score it, or another --output-dir to score {published}"
+                f"{folder} has a checkpoint that did not start from {published}: give --weights {file.path} "
+                f"to score it, or another --output-dir to score {published}"
             )
-    return path
+    return file
 
 
-def adapted_to(config: Config, weights: Path | None, *, carried: Mapping[str, Any] | None = None) -> Config:
+def adapted_to(
+    config: Config,
+    weights: Path | WeightFile | None,
+    *,
+    carried: Mapping[str, Any] | None = None,
+    published: WeightFile | None = None,
+) -> Config:
     """Fill in the class names that a weight file of ours was trained on, where the config has none.
 
     Settings with which the same tensors would be another network must be those of the file; a warning names
@@ -272,17 +284,21 @@ def adapted_to(config: Config, weights: Path | None, *, carried: Mapping[str, An
         config: as it was loaded.
         weights: of the whole model; None for a classifier's `backbone.weights`.
         carried: the configuration in `weights`, where it is no weight file but an exported one.
+        published: the file of `backbone.weights`, where it is open already.
 
     Raises:
         ConfigError: the config is for another task, network or classes than the weights.
         CheckpointError: the file cannot be read.
     """
     if weights is None:
-        weights, _ = locate(config.backbone.name, config.backbone.weights or "")
-        carried = read_config(weights)  # loading will compare the network
+        file = published or open_named_weights(config.backbone.name, config.backbone.weights or "")
+        weights, carried = file.path, file.config  # loading will compare the network
     else:
         exported = carried is not None
-        carried = read_config(weights) if carried is None else carried
+        if carried is None:
+            weights = open_weights(weights)
+            carried = weights.config
+        weights = weights.path if isinstance(weights, WeightFile) else weights
         _check_same_network(weights, flat(carried), flat(config_to_dict(config)), built_in=exported)
     names = carried.get("data", {}).get("class_names")
     given = config.data.class_names
