@@ -294,8 +294,8 @@ RELATIVES = (
         prefix="resnet.",
         parts=("context2", "attention2"),
         differs="dilates: UACANet-L as output_stride=16 and dilate_first='full' do here; UACANet-S res4 by 2 "
-        "and res5 by 4 at strides 16 and 32, which is not built here: with its weights res4 and res5 differ from "
-        "its own until they are trained further",
+        "and res5 by 4 at strides 16 and 32, which is not built here: with its weights res4 and res5 differ "
+        "from its own until they are trained further",
     ),
 )
 
