@@ -55,10 +55,10 @@ def kill_half_way(config, folder, *, at, end):
     assert not (folder / f"checkpoints/iter_{end:07d}.pt").exists(), "it was too fast to be killed half way"
 
 
-def score(config, weights):
-    """Metrics of a weight file, or None for a classifier's published weights, on the CPU."""
-    model, _ = training.load_model(config, weights)
-    return training.evaluate_only(config, torch.device("cpu"), model)[0]
+def score(config, weights=None):
+    """Evaluate weights, as `training.find_weights` finds them, on the CPU; returns the metrics."""
+    found = weights if isinstance(weights, training.Weights) else training.find_weights(config, weights)
+    return training.evaluate_only(config, torch.device("cpu"), training.load_model(config, found))[0]
 
 
 def train_twofold(*arguments):

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from res2net_dense.backbones import create_backbone, create_classifier, weights
-from res2net_dense.convert import load_backbone_weights, locate, to_dialect
+from res2net_dense.convert import load_backbone_weights, open_named_weights, to_dialect
 from res2net_dense.errors import CheckpointError
 from res2net_dense.weight_files import save_weights
 
@@ -100,9 +100,10 @@ def test_a_tensor_missing_inside_is_refused(tmp_path):
 
 def test_other_channels_and_norms_are_refused_with_the_reason(tmp_path):
     path, _ = saved(tmp_path / "w.pth")
-    refused(
-        create_backbone(NAME, in_channels=1, **SMALL), path, "of 3 channels, the backbone was built for 1"
-    )
+    four, _ = saved(tmp_path / "four.pth", in_channels=4)
+    for channels in (1, 3, 6):
+        module = create_backbone(NAME, in_channels=channels, **SMALL)
+        refused(module, four, f"of 4 channels, the backbone was built for {channels}: only weights for RGB")
     refused(create_backbone(NAME, norm="GN", **SMALL), path, "has batch norm, .* with group norm")
     path, state = saved(tmp_path / "gn.pth", dialect="res2net_dense", norm="GN")
     refused(create_backbone(NAME, norm="GN", **SMALL), path, "no running statistics")
@@ -174,7 +175,7 @@ def test_a_classifier_keeps_its_own_head_where_the_files_does_not_fit(tmp_path, 
     report = load_backbone_weights(other, NAME, path)
     assert other.fc.weight.equal(before)
     assert other.conv1.weight.equal(state["conv1.weight"])
-    assert "a head of 5 classes: the network's own, of 3 classes, starts anew" in caplog.text
+    assert "a head of 5 classes: the network's own, of 3 classes, is randomly initialized" in caplog.text
     assert [(item.group, item.reason) for item in report.dropped] == [("fc", "the network has 3 classes")]
 
     path, _ = saved(tmp_path / "w.pth", dialect="smp")
@@ -200,7 +201,7 @@ def test_a_tag_is_found_in_the_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("RES2NET_DENSE_CACHE", str(tmp_path))
     path.rename(tmp_path / row.file_name)
     for tag in ("imagenet", "in1k", f"{NAME}.in1k"):
-        assert locate(NAME, tag)[1].key == row.key
+        assert open_named_weights(NAME, tag).path == tmp_path / row.file_name
         module = create_backbone(NAME, **SMALL)
         report = load_backbone_weights(module, NAME, tag)
         assert report.semantics_from == f"the weights table, {row.key}"

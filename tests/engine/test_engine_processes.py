@@ -18,7 +18,7 @@ from res2net_dense.engine.checkpointer import Checkpointer
 from res2net_dense.engine.metric_log import MetricLog
 from res2net_dense.engine.optim import build_optimizer
 from res2net_dense.engine.trainer import train
-from res2net_dense.weight_files import load_weights
+from res2net_dense.weight_files import open_weights
 
 
 def test_sigterm_saves_and_resumes(tmp_path: Path) -> None:
@@ -131,7 +131,7 @@ def test_two_processes_learn_what_one_learns(tmp_path: Path) -> None:
     log = MetricLog(tmp_path / "one", iterations=4, tensorboard=False)
     optimizer = build_optimizer(one, lr=0.1)
     train(one, samples(8), optimizer, lambda _: 1.0, iterations=4, device="cpu", log=log, log_every=1)
-    weights = load_weights(tmp_path / "two" / "model_best.safetensors")
+    weights = open_weights(tmp_path / "two" / "model_best.safetensors").state_dict
     torch.testing.assert_close(weights, dict(one.state_dict()), rtol=1e-6, atol=1e-6)
     for ours, theirs in zip(
         (tmp_path / "two" / "metrics.jsonl").read_text().splitlines(),

@@ -26,7 +26,7 @@ from res2net_dense.engine.optim import Ema, build_optimizer, build_schedule
 from res2net_dense.engine.trainer import MAX_SKIPPED, DivergedError, OutOfMemoryError, train
 from res2net_dense.errors import ConfigError, DatasetError
 from res2net_dense.types import Sample
-from res2net_dense.weight_files import load_weights, read_metadata
+from res2net_dense.weight_files import open_weights
 
 
 class Net(nn.Module):
@@ -219,8 +219,10 @@ def test_resume_is_exact(tmp_path: Path, options: dict[str, Any]) -> None:
     ).read_text()
     # Not by bytes: safetensors writes its metadata in any order.
     best = [tmp_path / name / "model_best.safetensors" for name in ("whole", "parts")]
-    torch.testing.assert_close(load_weights(best[0]), load_weights(best[1]), rtol=0, atol=0)
-    assert read_metadata(best[0]) == read_metadata(best[1])
+    torch.testing.assert_close(
+        open_weights(best[0]).state_dict, open_weights(best[1]).state_dict, rtol=0, atol=0
+    )
+    assert open_weights(best[0]).metadata == open_weights(best[1]).metadata
 
 
 def test_same_seed_same_run() -> None:
@@ -372,8 +374,8 @@ def test_best_model(tmp_path: Path, scores: tuple[float, ...], lower: bool, iter
         checkpointer=Checkpointer(tmp_path, metadata={"task": "toy"}),
     )
     path = tmp_path / "model_best.safetensors"
-    torch.testing.assert_close(load_weights(path), weights[iteration - 1], rtol=0, atol=0)
-    about = read_metadata(path)
+    torch.testing.assert_close(open_weights(path).state_dict, weights[iteration - 1], rtol=0, atol=0)
+    about = open_weights(path).metadata
     assert about["iteration"] == str(iteration)
     assert json.loads(about["metadata"]) == {"task": "toy"}
     assert json.loads(about["metrics"]) == {"score": scores[iteration - 1]}

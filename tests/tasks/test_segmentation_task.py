@@ -200,7 +200,7 @@ def weights(load, tmp_path):
     config = semantic_segmentation.prepare(load())
     metadata = {"metadata": json.dumps({"config": config_to_dict(config)})}
     save_file(semantic_segmentation.build_model(config).state_dict(), tmp_path / "w.safetensors", metadata)
-    return tmp_path / "w.safetensors"
+    return training.find_weights(config, tmp_path / "w.safetensors")
 
 
 def test_another_output_stride_is_said(load, weights, caplog):

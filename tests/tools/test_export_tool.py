@@ -17,7 +17,7 @@ from res2net_dense.deploy.parity import made_pictures
 from res2net_dense.files import sha256_of
 from res2net_dense.jobs import load_exported
 from res2net_dense.tasks import get_task
-from res2net_dense.weight_files import load_weights, load_weights_into, save_weights
+from res2net_dense.weight_files import load_weights_into, open_weights, save_weights
 
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -291,5 +291,5 @@ def test_published_weights_of_a_classifier(tool, weights, tmp_path):
 
 def backbone_file(path, folder):
     """The network alone, as files of published weights have it."""
-    state = {name.removeprefix("backbone."): value for name, value in load_weights(path).items()}
+    state = {name.removeprefix("backbone."): value for name, value in open_weights(path).state_dict.items()}
     return save_weights(folder / "published.safetensors", state, {})
