@@ -10,7 +10,7 @@ DEMO_DIR ?= output/demo
 TESTS = OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder \
   tests/tools $(filter-out tests/tools/ tests/__pycache__/,$(sort $(wildcard tests/*/))) $(wildcard tests/test_*.py)
 
-.PHONY: demo test check parity bench zoo lock clean
+.PHONY: demo test test-all check parity bench zoo lock clean
 
 demo: $(STAMP)
 	$(PY) datasets/make_toy.py --output datasets/toy
@@ -23,6 +23,10 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(TESTS)
+
+# The slow ones too, which take minutes each: before a release.
+test-all: $(STAMP)
+	$(TESTS) -m "not gpu and not network"
 
 check: $(STAMP)
 	$(PY) -m ruff format --check .

@@ -5,6 +5,7 @@ import logging
 
 import pytest
 import torch
+from networks import TINY
 
 from res2net_dense.backbones import create_classifier
 from res2net_dense.config import config_to_dict, parse_config
@@ -19,7 +20,7 @@ def config_of(**changes):
     """A classifier's configuration; `backbone__norm_eps=...` changes one setting."""
     data = {
         "task": "classification",
-        "backbone": {"name": "res2net50_18w_4s"},
+        "backbone": {"name": TINY},
         "model": {"arch": "classifier"},
         "data": {"val": "val", "crop_size": 32, "resize_size": 36},
         "train": {"iterations": 1, "batch_size": 2, "optimizer": {"lr": 0.1}},
@@ -69,7 +70,7 @@ def test_another_task_is_refused(weights):
     detector = parse_config(
         {
             "task": "detection",
-            "backbone": {"name": "res2net50_18w_4s"},
+            "backbone": {"name": TINY},
             "model": {"arch": "faster_rcnn"},
             "train": {"iterations": 1, "batch_size": 2, "optimizer": {"lr": 0.1}},
         }
@@ -86,7 +87,7 @@ def test_another_picture_size_is_said(weights, caplog):
 
 def test_published_weights_are_scored_with_their_own_head_alone(tmp_path):
     path = tmp_path / "published.pth"
-    torch.save(create_classifier("res2net50_18w_4s", num_classes=1000).state_dict(), path)
+    torch.save(create_classifier(TINY, num_classes=1000).state_dict(), path)
     config = config_of(backbone__weights=str(path), data__class_names=CLASSES, model__num_classes=3)
     assert training.find_weights(config.model_copy(), None) is None
     with pytest.raises(
