@@ -28,6 +28,7 @@ from res2net_dense.backbones.registry import (
     Classifier,
     canonical_name,
     create_classifier,
+    find_architecture,
     list_backbones,
 )
 from res2net_dense.backbones.weights import WEIGHTS
@@ -241,7 +242,7 @@ def _preprocessing(name: str, path: Path, config: dict[str, Any]) -> Preprocessi
 
 
 def _usual_preprocessing(name: str) -> Preprocessing:
-    small = ARCHITECTURES[name].options.get("stem") == "3x3"  # made for the 32x32 pictures of CIFAR
+    small = find_architecture(name).options.get("stem") == "3x3"  # made for the 32x32 pictures of CIFAR
     return Preprocessing(resize_size=32, crop_size=32) if small else Preprocessing()
 
 

@@ -96,6 +96,14 @@ ARCHITECTURES: dict[str, Architecture] = {
 with its parameter counts; `stage_conv="splits"` is the form of the public re-implementations.
 """
 
+TEST_ARCHITECTURES: dict[str, Architecture] = {
+    "test_res2net": _res2net((2, 1, 1, 1), 32, 4, None, planes=4),
+    "test_res2net_v1b": _res2net((2, 1, 1, 1), 32, 4, None, planes=4, stem="deep"),
+}
+"""Networks of a few thousand parameters, for tests that need any network. They are built by name like the
+others; no list names them and no weights of them are published.
+"""
+
 ALIASES = {
     "res2net50d": "res2net50_v1b_26w_4s",  # timm
     "res2net101d": "res2net101_v1b_26w_4s",
@@ -107,7 +115,7 @@ ALIASES = {
 
 
 def list_backbones() -> list[str]:
-    """Return the names `create_backbone` and `create_classifier` know, sorted; aliases are left out."""
+    """Return the names of the published networks, sorted; aliases are left out."""
     return sorted(ARCHITECTURES)
 
 
@@ -118,7 +126,7 @@ def canonical_name(name: str) -> str:
         ConfigError: the name is unknown; the message has the nearest ones.
     """
     name = ALIASES.get(name, name)
-    if name not in ARCHITECTURES:
+    if name not in ARCHITECTURES and name not in TEST_ARCHITECTURES:
         near = difflib.get_close_matches(str(name), [*ARCHITECTURES, *ALIASES], n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(list_backbones())}"
         raise ConfigError(f"unknown backbone {name!r}; {hint}")
@@ -153,6 +161,11 @@ class BackboneOptions(TypedDict, total=False):
     cardinality: int
     se: bool
     stem: str
+
+
+def find_architecture(name: str) -> Architecture:
+    """Return what `name` stands for; errors as in `canonical_name`."""
+    return (ARCHITECTURES | TEST_ARCHITECTURES)[canonical_name(name)]
 
 
 def create_backbone(
@@ -202,7 +215,7 @@ def create_classifier(name: str, num_classes: int = 1000, **options: Unpack[Back
 
 def _find(name: str, options: BackboneOptions) -> tuple[Architecture, dict[str, Any]]:
     """The row of `name`, and its arguments with `options` in them."""
-    architecture = ARCHITECTURES[canonical_name(name)]
+    architecture = find_architecture(name)
     known = inspect.signature(architecture.network).parameters
     for option in options:
         if option not in known:

@@ -120,7 +120,7 @@ def adapt_input(weight: Tensor, in_channels: int) -> Tensor:
 
 
 def check_weights(name: str, weights: str | Path) -> None:
-    """Raise the error of `open_named_weights` without a download: no such file, no such tag, no such network."""
+    """Raise the error of `open_named_weights` for an unknown file, tag or network, without a download."""
     if not is_path(weights):
         find_weights(name, str(weights))
     elif not Path(weights).expanduser().exists():

@@ -24,7 +24,13 @@ from torch import Tensor, nn
 
 from res2net_dense.backbones import create_backbone
 from res2net_dense.backbones.dla import DLA
-from res2net_dense.backbones.registry import ARCHITECTURES, BackboneOptions, canonical_name
+from res2net_dense.backbones.registry import (
+    ARCHITECTURES,
+    TEST_ARCHITECTURES,
+    BackboneOptions,
+    canonical_name,
+    find_architecture,
+)
 from res2net_dense.backbones.res2net import FEATURES
 from res2net_dense.backbones.weights import WEIGHTS, find_weights
 from res2net_dense.convert import load_backbone_weights
@@ -74,7 +80,7 @@ class Encoder(nn.Module, EncoderMixin):  # type: ignore[misc]  # smp is untyped
         if output_stride not in (8, 16, 32):
             raise EncoderError(f"output_stride is {output_stride!r}; allowed: 8, 16, 32")
         self._name = canonical_name(name)
-        if {**ARCHITECTURES[self._name].options, **options}.get("stem") == "3x3":
+        if {**find_architecture(name).options, **options}.get("stem") == "3x3":
             raise EncoderError(
                 f"{name} with a 3x3 stem is for small pictures and never shrinks them as an encoder of smp "
                 "must; choose a network with another stem"
@@ -230,7 +236,7 @@ def _read(reference: _Reference, **_: Any) -> _Reference:
 
 _hook("hf_hub_download", _download)
 _hook("load_file", _read)
-for _name, _architecture in ARCHITECTURES.items():
+for _name, _architecture in (ARCHITECTURES | TEST_ARCHITECTURES).items():
     if _architecture.options.get("stem") != "3x3":
         smp_encoders.encoders[PREFIX + _name] = {
             "encoder": Encoder,

@@ -218,7 +218,7 @@ class Weights:
     config: Mapping[str, Any]
     """The configuration that they carry; empty without one."""
     kind: Literal["model", "published", "exported"]
-    """A whole model of ours, the `backbone.weights` of a network that is its backbone, or an exported file."""
+    """A whole model of ours, `backbone.weights` of a model that is its backbone, or an exported file."""
     file: WeightFile | None = None
     """None for an exported file."""
 

@@ -168,12 +168,10 @@ Checkpointer(sys.argv[1]).save(20, model=model, optimizer=torch.optim.SGD(model.
 """
 
 
-def test_full_disk(tmp_path: Path) -> None:
+def test_full_disk(run_code, tmp_path: Path) -> None:
     checkpointer = saved_run(tmp_path, [10])
     before = sorted(path.name for path in checkpointer.checkpoints.iterdir())
-    result = subprocess.run(
-        [sys.executable, "-c", FULL_DISK, tmp_path, "500"], capture_output=True, text=True
-    )
+    result = run_code(FULL_DISK, tmp_path, "500")
     assert result.returncode != 0
     message = result.stderr.splitlines()[-1]
     assert "CheckpointError" in message

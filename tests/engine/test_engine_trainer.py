@@ -7,8 +7,6 @@ import math
 import os
 import random
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -157,16 +155,11 @@ def assert_equal(a: nn.Module, b: nn.Module) -> None:
     torch.testing.assert_close(state(a), state(b), rtol=0, atol=0)
 
 
-def child(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    source = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\nfrom pathlib import Path\n"
-    source += "from test_engine_trainer import *\n" + code
-    return subprocess.run(
-        [sys.executable, "-c", source],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env=os.environ | environment,
-    )
+IMPORTS = f"""
+import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
+from pathlib import Path
+from test_engine_trainer import *
+"""
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -188,14 +181,14 @@ def test_equals_detectron2() -> None:
     [{}, {"average": True, "precision": "bf16", "accumulate": 2}],
     ids=["plain", "ema bf16 accumulated"],
 )
-def test_resume_is_exact(tmp_path: Path, options: dict[str, Any]) -> None:
+def test_resume_is_exact(run_code, tmp_path: Path, options: dict[str, Any]) -> None:
     whole, metrics, ema = run(tmp_path / "whole", **options)
     with pytest.raises(RuntimeError, match="crash"):
         run(tmp_path / "parts", **options, crash=7 * options.get("accumulate", 1))
     with open(tmp_path / "parts" / "metrics.jsonl", "a") as file:
         file.write('{"iteration": 8, "l')
-    result = child(
-        f"model, metrics, ema = run(Path({str(tmp_path / 'parts')!r}), start=True, **{options!r})\n"
+    result = run_code(
+        f"{IMPORTS}model, metrics, ema = run(Path({str(tmp_path / 'parts')!r}), start=True, **{options!r})\n"
         f"print(json.dumps(metrics))"
     )
     assert result.returncode == 0, result.stderr

@@ -12,6 +12,7 @@ from detectron2.data.datasets import register_coco_instances
 from detectron2.engine import DefaultTrainer
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, build_backbone, build_model
+from networks import TINY
 
 import res2net_dense
 from res2net_dense.errors import ConfigError
@@ -84,6 +85,7 @@ def registered(toy):
 
 def test_detectron2s_own_trainer_runs(tmp_path, registered):
     cfg = config(tmp_path)
+    cfg.MODEL.RES2NET.NAME = TINY
     cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = (registered,), ()
     cfg.DATALOADER.NUM_WORKERS = 0
     cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN = (64,), 64

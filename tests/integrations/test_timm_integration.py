@@ -6,6 +6,7 @@ import sys
 import pytest
 import timm
 import torch
+from networks import every_network
 
 import res2net_dense
 from res2net_dense.errors import ConfigError
@@ -22,7 +23,7 @@ def test_only_what_timm_lacks_is_registered():
     assert not {"res2net50_v1b_26w_4s", "res2net_dla60", "resnet50"} & set(NAMES)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@every_network(NAMES)
 def test_timm_builds_the_same_network(name):
     with torch.device("meta"):
         theirs = timm.create_model(f"{name}.r2d", num_classes=7, in_chans=1)

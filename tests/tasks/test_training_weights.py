@@ -5,6 +5,7 @@ import logging
 
 import pytest
 import torch
+from networks import TINY
 from running import score
 
 from res2net_dense.backbones import create_classifier
@@ -20,7 +21,7 @@ def config_of(**changes):
     """A classifier's configuration; `backbone__norm_eps=...` changes one setting."""
     data = {
         "task": "classification",
-        "backbone": {"name": "res2net50_18w_4s"},
+        "backbone": {"name": TINY},
         "model": {"arch": "classifier"},
         "data": {"val": "val", "crop_size": 32, "resize_size": 36},
         "train": {"iterations": 1, "batch_size": 2, "optimizer": {"lr": 0.1}},
@@ -71,7 +72,7 @@ def test_another_task_is_refused(weights):
     detector = parse_config(
         {
             "task": "detection",
-            "backbone": {"name": "res2net50_18w_4s"},
+            "backbone": {"name": TINY},
             "model": {"arch": "faster_rcnn"},
             "train": {"iterations": 1, "batch_size": 2, "optimizer": {"lr": 0.1}},
         }
@@ -88,7 +89,7 @@ def test_another_picture_size_is_said(weights, caplog):
 
 def test_published_weights_are_scored_with_their_own_head_alone(tmp_path):
     path = tmp_path / "published.pth"
-    torch.save(create_classifier("res2net50_18w_4s", num_classes=1000).state_dict(), path)
+    torch.save(create_classifier(TINY, num_classes=1000).state_dict(), path)
     config = config_of(backbone__weights=str(path), data__class_names=CLASSES, model__num_classes=3)
     assert training.find_weights(config).kind == "published"
     with pytest.raises(CheckpointError, match="a head of 1000 classes, the config has 3 classes"):

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from networks import TINY
 from PIL import Image
-from running import TRAIN, make_toy
+from running import TRAIN
 from torch import nn
 
 from res2net_dense.config import config_to_dict, load_config
@@ -21,31 +22,31 @@ PREDICT = "tools/predict.py"
 EXPORT = "tools/export.py"
 
 
-def segmentation(folder):
-    voc = make_toy(folder, "voc", train=8, val=4)
+def segmentation(draw):
+    voc = draw("voc", train=16, val=5)
     return "deeplabv3plus_res2net50", voc / "JPEGImages", {
         "train": {"root": str(voc), "split": "train"}, "val": {"root": str(voc), "split": "val"},
         "crop_size": 64,
     }  # fmt: skip
 
 
-def classification(folder):
-    pictures = make_toy(folder, "imagenet", train=16, val=8, size=64)
+def classification(draw):
+    pictures = draw("imagenet", train=40, val=20, size=64)
     return "classification_res2net50", pictures / "val", {
         "train": f"{pictures}/train", "val": f"{pictures}/val", "crop_size": 64, "resize_size": 72,
     }  # fmt: skip
 
 
-def saliency(folder):
-    duts = make_toy(folder, "duts", train=8, val=4)
+def saliency(draw):
+    duts = draw("duts", train=16, val=5)
     val = next(path.parent for path in sorted((duts / "val").rglob("*.jpg")))
     return "sod_res2net50", val, {
         "train": {"root": f"{duts}/train"}, "val": {"root": f"{duts}/val"}, "size": 80, "keep_aspect": True,
     }  # fmt: skip
 
 
-def detection(folder):
-    coco = make_toy(folder, "coco", train=8, val=4)
+def detection(draw):
+    coco = draw("coco", train=12, val=4)
     return "mask_rcnn_res2net50", coco / "val", {
         name: {"images": f"{coco}/{name}", "annotations": f"{coco}/annotations/{name}.json"}
         for name in ("train", "val")
@@ -54,7 +55,7 @@ def detection(folder):
 
 MODELS = {
     classification: {},
-    segmentation: {"smp": {"decoder_channels": 32}},
+    segmentation: {"smp": {"decoder_channels": 16}},
     saliency: {"channels": 16},
     detection: {"score_threshold": 0.0, "fpn_channels": 32, "box_head_dim": 64, "mask_head_dim": 32},
 }
@@ -78,14 +79,14 @@ def run(run_tool):
 
 
 @pytest.fixture(scope="module", params=KINDS)
-def made(request, run, tmp_path_factory):
+def made(request, run, draw_toy, tmp_path_factory):
     """Of a task: config, weights, the exported file, pictures."""
     kind, suffix = request.param
     folder = tmp_path_factory.mktemp("made")
-    base, pictures, data = kind(folder)
+    base, pictures, data = kind(draw_toy)
     config = {
         "_base_": str(ROOT / f"configs/quick/{base}.yaml"),
-        "backbone": {"name": "res2net50_18w_4s"},
+        "backbone": {"name": TINY},
         "model": MODELS[kind],
         "data": {**data, "workers": 0},
         "train": {"iterations": 1, "batch_size": 4, "reference_batch": 4, "precision": "fp32"},
