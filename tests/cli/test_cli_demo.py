@@ -7,8 +7,14 @@ import pytest
 pytest.importorskip("detectron2")
 
 from res2net_dense import cli
+from res2net_dense.cli import demo
 
-QUICK = ["train.iterations=2", "train.save_every=2", "data.workers=0", "train.batch_size=2"]
+TINY = [
+    "train={iterations: 2, save_every: 2, batch_size: 2, precision: fp32}", "data.workers=0",
+    "data={min_size_train: [96], max_size_train: 96, min_size_test: 96, max_size_test: 96}",
+    "model={fpn_channels: 16, box_head_dim: 16, mask_head_convs: 1, mask_head_dim: 16}",
+    "model={rpn_post_nms_test: 5, roi_batch: 16}",
+]  # fmt: skip
 
 
 @pytest.fixture
@@ -19,9 +25,9 @@ def small(monkeypatch):
     monkeypatch.setitem(toy.LAYOUTS, "coco", toy.Usual(6, 2, 96))
 
 
-def test_demo_twice(small, tmp_path, monkeypatch, capsys):
+def test_a_demo_and_its_folder(small, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert cli.main(["demo", *QUICK]) == 0
+    assert cli.main(["demo", "--data", "elsewhere", *TINY]) == 0
     out = capsys.readouterr().out
     assert [line.split()[2] for line in out.splitlines() if line.startswith("$ ")] == [
         "toy",
@@ -32,10 +38,10 @@ def test_demo_twice(small, tmp_path, monkeypatch, capsys):
     assert "predictions: output/demo/predictions" in out.splitlines()[-1]
     assert len(list((run / "predictions").glob("*.png"))) == 2
     assert "bbox/AP" in json.loads((run / "results.json").read_text())
-    (run / "left").touch()
-    assert cli.main(["demo", "--data", "elsewhere", *QUICK]) == 0
-    assert not (run / "left").exists()
-    assert "elsewhere" in (run / "config.yaml").read_text()
+    assert "elsewhere/coco/annotations/val.json" in (run / "config.yaml").read_text()
+    assert "datasets/toy" not in (run / "config.yaml").read_text()
+    demo.clear(run)  # as the next demo does
+    assert not run.exists()
 
 
 @pytest.mark.parametrize("mine", ["mine.txt", "env.json"])
@@ -53,7 +59,7 @@ def test_a_wrong_override_is_said_and_nothing_is_left_in_the_way(small, tmp_path
     monkeypatch.chdir(tmp_path)
     assert cli.main(["demo", "train.iteration=2"]) == 1
     assert "train.iterations" in capsys.readouterr().err
-    assert cli.main(["demo", *QUICK]) == 0
+    demo.clear(tmp_path / "output/demo")
 
 
 def test_check_says_what_is_there_or_what_is_missing(small, tmp_path, monkeypatch, capsys):
