@@ -56,7 +56,7 @@ def test_wrappers_come_off(tmp_path, how):
 @pytest.mark.parametrize(("content", "words"), [
     ({"encoder.a": torch.ones(1), "b": torch.ones(2)}, "0 of 9 tensors match; 9 missing: .*2 unexpected"),
     ({name: value for name, value in OWN.items() if name != "model.bias"}, "8 of 9 .*1 missing: model.bias"),
-    ({f"model.{name}": value for name, value in OWN.items() if name != "model.bias"}, "1 missing: model.bias"),
+    ({f"net.{name}": value for name, value in OWN.items() if name != "model.bias"}, "1 missing: model.bias"),
     (
         {"criterion.weight": torch.ones(1), **{f"model.{name}": value for name, value in OWN.items()}},
         "unexpected: criterion.weight",

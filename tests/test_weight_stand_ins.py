@@ -142,16 +142,19 @@ def test_a_hostile_file_runs_nothing(tmp_path, attack, place):
     }[place]
     torch.save(content, tmp_path / "w.pth")
     sys.modules.pop("this", None)
+    refusal = ""
     try:
         file = open_weights(tmp_path / "w.pth")
     except CheckpointError as error:
-        assert "\n" not in str(error)
-        assert "would run code" in str(error) or "damaged" in str(error)
+        refusal = str(error)
     else:
         assert place not in ("wrapper", "the whole")
         assert all(file.state_dict[name].equal(value) for name, value in TENSORS.items())
         assert file.left_out
         assert file.config == {}
+    if refusal:
+        assert "\n" not in refusal
+        assert "would run code" in refusal or "damaged" in refusal
     assert not ran.exists()
     assert "this" not in sys.modules
     assert not torch_knows_stand_ins()

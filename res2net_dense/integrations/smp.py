@@ -48,6 +48,8 @@ except ImportError as error:
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+    from res2net_dense.weight_files import WeightFile
+
 PREFIX = "r2d-"
 
 
@@ -152,18 +154,31 @@ class Encoder(nn.Module, EncoderMixin):  # type: ignore[misc]  # smp is untyped
         return super().load_state_dict(state_dict, strict, assign)
 
 
-def build_encoder(name: str, *, depth: int = 5, **options: Unpack[BackboneOptions]) -> Encoder:
-    """Build the encoder of the network `name` with random weights, for `model.encoder` of an smp model.
+def build_encoder(
+    name: str,
+    *,
+    weights: str | Path | WeightFile | None = None,
+    trust_pickle: bool = False,
+    depth: int = 5,
+    **options: Unpack[BackboneOptions],
+) -> Encoder:
+    """Build the encoder of the network `name` and load its weights, for `model.encoder` of an smp model.
 
     Args:
         name: one of `list_backbones()` or an alias, with or without `r2d-`.
+        weights, trust_pickle: see `create_backbone`.
         depth: see `Encoder`; like `output_stride` and `in_channels` it must be that of the model.
         **options: of `create_backbone`.
 
     Raises:
         ConfigError: an argument has no meaning.
+        CheckpointError: the weights cannot be had or read, or are another network's.
     """
-    return Encoder(name.removeprefix(PREFIX), depth=depth, **options)
+    name = name.removeprefix(PREFIX)
+    encoder = Encoder(name, depth=depth, **options)
+    if weights is not None:
+        load_backbone_weights(encoder, name, weights, trust_pickle=trust_pickle)
+    return encoder
 
 
 @dataclass(frozen=True)

@@ -375,6 +375,8 @@ def test_loaded_weights_for_other_channels_are_smps(published, in_channels):
     assert encoder.conv1.weight.shape == (64, in_channels, 7, 7)
     assert encoder.conv1.weight.equal(theirs[0].weight)
     assert encoder.bn1.weight.equal(state["bn1.weight"])
+    ours = build_encoder(NAME, weights=path, in_channels=in_channels, depth=1)
+    assert all(value.equal(encoder.state_dict()[key]) for key, value in ours.state_dict().items())
 
 
 @pytest.mark.parametrize(
