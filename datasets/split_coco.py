@@ -1,78 +1,8 @@
-"""Split one annotation file in COCO's layout into train.json and val.json; pictures and the file itself stay
-as they are.
+"""`res2net-dense split` from a checkout."""
 
-python datasets/split_coco.py my/annotations.json --val 20 --output my/split [--seed 0]
-"""
-
-from __future__ import annotations
-
-import argparse
-import json
-import random
 import sys
-from collections import Counter
-from pathlib import Path
-from typing import Any
 
-
-def split(document: dict[str, Any], val: int, seed: int) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Draw `val` images at random; returns the documents of train and val, with all categories in both."""
-    images = sorted(document["images"], key=lambda image: str(image["id"]))
-    random.Random(seed).shuffle(images)
-    parts = []
-    for chosen in (images[val:], images[:val]):
-        ids = {image["id"] for image in chosen}
-        annotations = [a for a in document["annotations"] if a["image_id"] in ids]
-        parts.append({**document, "images": chosen, "annotations": annotations})
-    return parts[0], parts[1]
-
-
-def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("annotations", type=Path, help="the file to split")
-    parser.add_argument("--val", type=int, required=True, help="how many images to evaluate on")
-    parser.add_argument("--output", type=Path, required=True, help="folder of train.json and val.json")
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args(arguments)
-    try:
-        document = json.loads(args.annotations.read_text(encoding="utf-8"))
-        count = len(document["images"])
-        if not 0 < args.val < count:
-            sys.exit(
-                f"error: --val {args.val} of {count} images in {args.annotations}; "
-                "leave at least one for each part"
-            )
-        names = {category["id"]: category["name"] for category in document["categories"]}
-        for annotation in document["annotations"]:
-            names[annotation["category_id"]]
-        parts = dict(zip(("train", "val"), split(document, args.val, args.seed), strict=True))
-    except OSError as error:
-        sys.exit(f"error: cannot read {args.annotations}: {error.strerror}")
-    except (ValueError, KeyError, TypeError) as error:
-        sys.exit(
-            f"error: {args.annotations} is no annotation file in COCO's layout "
-            f"({type(error).__name__}: {error})"
-        )
-    places = {name: args.output / f"{name}.json" for name in parts}
-    for place in places.values():
-        if place.exists():
-            sys.exit(f"error: {place} is already there; delete it or choose another --output")
-    try:
-        args.output.mkdir(parents=True, exist_ok=True)
-        for name, part in parts.items():
-            places[name].write_text(json.dumps(part), encoding="utf-8")
-    except OSError as error:
-        sys.exit(f"error: cannot write {error.filename}: {error.strerror}")
-    counts = {name: Counter(a["category_id"] for a in part["annotations"]) for name, part in parts.items()}
-    for name, part in parts.items():
-        print(f"{places[name]}: {len(part['images'])} images, {len(part['annotations'])} objects")
-    for category_id, category in names.items():
-        numbers = {name: count[category_id] for name, count in counts.items()}
-        note = "" if all(numbers.values()) else "   <- missing in one part: try another --seed"
-        print(f"  {category:20s} train {numbers['train']:5d}  val {numbers['val']:5d}{note}")
-
+from res2net_dense.cli import main
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main(["split", *sys.argv[1:]]))

@@ -6,7 +6,8 @@
   `list[Prediction]`, one per image at its original size (detectron2's published model contract).
 * The batch is opaque to the training loop: a task builds both the loader and the model, so only these two
   must agree. All batches of this project are a `list[Sample]`.
-* A task is a *module* with the functions of the `Task` protocol.
+* A data set is a `Source`; a task does not know which layout is behind it.
+* A task is one object, `res2net_dense.tasks.base.Task`.
 
 Conventions everywhere: images are RGB, boxes are absolute xyxy pixels with continuous coordinates (x2 - x1 is
 the width), labels are contiguous from 0 (background is no label), the ignored pixel is 255.
@@ -20,10 +21,8 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypedDict
 
 import numpy as np
 
-from res2net_dense.errors import DatasetError
-
 if TYPE_CHECKING:
-    from torch import Tensor, nn  # a configuration is read without it
+    from torch import Tensor  # a configuration is read without it
 
 IGNORE_INDEX = 255
 
@@ -175,38 +174,3 @@ class ReportingEvaluator(Evaluator, Protocol):
 
     def table(self) -> str:
         """The last results as text; empty before `evaluate`."""
-
-
-class Task(Protocol):
-    """What a task module offers (`res2net_dense.tasks.TASKS` maps names to modules)."""
-
-    def prepare(self, config: Any, *, training: bool = True) -> Any:
-        """Check the data sets; return the config with what hangs on them filled in (class names, ...)."""
-
-    def best_metric(self, config: Any) -> str:
-        """The metric that chooses the best checkpoint unless the config names one."""
-
-    def build_model(self, config: Any, *, load_weights: bool = True) -> nn.Module:
-        """Build the network; `load_weights` takes the backbone's published weights."""
-
-    def build_graph(self, model: Any) -> nn.Module:
-        """The network as a function from pictures to plain tensors, to be exported: a
-        `res2net_dense.models.graphs.Graph`.
-        """
-
-    def build_train_loader(self, config: Any, *, start_iteration: int = 0) -> Iterable[list[Sample]]:
-        """Endless batches of this process, from `start_iteration` on."""
-
-    def build_eval_loader(self, config: Any) -> Iterable[list[Sample]]:
-        """This process's part of the validation images, each once."""
-
-    def build_evaluator(self, config: Any) -> ReportingEvaluator:
-        """The evaluator of the validation set."""
-
-    def build_predict_loader(
-        self, config: Any, files: Sequence[Path]
-    ) -> Iterable[tuple[list[Sample], list[DatasetError]]]:
-        """Pictures in batches, `image_id` their number, and with each batch the errors of unreadable ones."""
-
-    def to_records(self, prediction: Prediction, image_id: int | str) -> list[dict[str, Any]]:
-        """One prediction as plain data for a JSON file."""

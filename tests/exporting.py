@@ -13,6 +13,7 @@ from res2net_dense.models.classification import ClassificationModel
 from res2net_dense.models.graphs import ClassificationGraph, SaliencyGraph, SegmentationGraph
 from res2net_dense.models.saliency import SaliencyModel
 from res2net_dense.models.segmentation import SegmentationModel
+from res2net_dense.tasks import get_task
 
 CLASSES = 5
 
@@ -155,7 +156,8 @@ class Standin:
 
 def stood_in(task, graph, change=lambda outputs: None, **fields):
     """An exported model without a file."""
-    return ExportedModel("model.onnx", Standin(graph, change), description_of(task, graph, **fields))
+    description = description_of(task, graph, **fields)
+    return ExportedModel("model.onnx", Standin(graph, change), description, get_task(task))
 
 
 def assert_same(expected, got, tolerance=1e-4):

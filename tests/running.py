@@ -10,6 +10,8 @@ from pathlib import Path
 
 import torch
 
+from res2net_dense.tasks import training
+
 ROOT = Path(__file__).resolve().parents[1]
 TRAIN = "tools/train_net.py"
 
@@ -51,6 +53,12 @@ def kill_half_way(config, folder, *, at, end):
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert not (folder / f"checkpoints/iter_{end:07d}.pt").exists(), "it was too fast to be killed half way"
+
+
+def score(config, weights):
+    """Metrics of a weight file, or None for a classifier's published weights, on the CPU."""
+    model, _ = training.load_model(config, weights)
+    return training.evaluate_only(config, torch.device("cpu"), model)[0]
 
 
 def train_twofold(*arguments):

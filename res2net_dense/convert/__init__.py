@@ -6,7 +6,7 @@ backbone = create_backbone(checkpoint.name, **checkpoint.options)
 """
 
 from res2net_dense.convert.dialects import list_dialects
-from res2net_dense.convert.load import load_backbone_weights, locate
+from res2net_dense.convert.load import check_weights, load_backbone_weights, locate
 from res2net_dense.convert.read import Checkpoint, read_checkpoint
 from res2net_dense.convert.report import Report
 from res2net_dense.convert.write import to_dialect, write_checkpoint
@@ -14,6 +14,7 @@ from res2net_dense.convert.write import to_dialect, write_checkpoint
 __all__ = [
     "Checkpoint",
     "Report",
+    "check_weights",
     "list_dialects",
     "load_backbone_weights",
     "locate",

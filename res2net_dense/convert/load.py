@@ -91,6 +91,16 @@ def locate(name: str, weights: str | Path) -> tuple[Path, Weights | None]:
     return fetch(row), row
 
 
+def check_weights(name: str, weights: str | Path) -> None:
+    """Raise the error of `locate` without a download: no such file, no such tag, no such network."""
+    if not is_path(weights):
+        find_weights(name, str(weights))
+    elif not Path(weights).expanduser().exists():
+        raise CheckpointError(
+            f"{weights} does not exist (looked in {Path.cwd()}): it is named as weights of {name}"
+        )
+
+
 def _check_structure(path: Path, name: str, ours: Structure, theirs: Structure, report: Report) -> None:
     if ours.norm != theirs.norm:
         raise CheckpointError(

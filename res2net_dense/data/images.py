@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import glob
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from res2net_dense.errors import DatasetError
 from res2net_dense.types import Sample
+
+if TYPE_CHECKING:
+    import torch  # a configuration is read without it
 
 IMAGE_SUFFIXES = frozenset(
     (
@@ -95,16 +99,59 @@ def read_sample(path: str | Path, image_id: int | str, file_name: str | None = N
     Raises:
         DatasetError: as `read_image`.
     """
+    return sample_of(read_image(path), str(path) if file_name is None else file_name, image_id)
+
+
+def sample_of(pixels: np.ndarray, file_name: str, image_id: int | str) -> Sample:
+    """Return (H, W, 3) uint8 RGB pixels as an untransformed sample."""
     import torch
 
-    image = torch.from_numpy(read_image(path)).permute(2, 0, 1)
+    image = torch.from_numpy(pixels).permute(2, 0, 1)
     return Sample(
         image=image,
-        file_name=str(path) if file_name is None else file_name,
+        file_name=file_name,
         image_id=image_id,
         original_height=image.shape[1],
         original_width=image.shape[2],
     )
+
+
+def to_pixels(image: str | Path | Image.Image | np.ndarray | torch.Tensor) -> np.ndarray:
+    """Return the pixels of an image in any form.
+
+    Args:
+        image: a path, a PIL image of 8 bits a channel (its EXIF orientation is applied), an array (H, W, 3)
+            or a tensor (3, H, W), both uint8 RGB.
+
+    Returns:
+        (H, W, 3) uint8 RGB, writable; a copy.
+
+    Raises:
+        DatasetError: the file cannot be read, or it is not an image of this form.
+    """
+    import torch
+
+    if isinstance(image, (str, Path)):
+        return read_image(image)
+    if isinstance(image, Image.Image):
+        if image.mode == "F" or image.mode.startswith("I"):  # PIL's conversion would saturate it
+            raise DatasetError(f"a PIL image of mode {image.mode} has more than 8 bits: pass its path")
+        return np.array(ImageOps.exif_transpose(image).convert("RGB"))
+    if isinstance(image, torch.Tensor):
+        if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3 or image.numel() == 0:
+            raise DatasetError(
+                f"a tensor {tuple(image.shape)} of {image.dtype} is not an image: pass (3, H, W) uint8, RGB"
+            )
+        return image.detach().cpu().permute(1, 2, 0).contiguous().numpy().copy()
+    if not isinstance(image, np.ndarray):
+        raise DatasetError(
+            f"a {type(image).__name__} is not an image: pass a path, PIL image, array or tensor"
+        )
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
+        raise DatasetError(
+            f"an array {image.shape} of {image.dtype} is not an image: pass (H, W, 3) uint8, RGB"
+        )
+    return np.array(image)
 
 
 def list_images(pattern: str | Path) -> list[Path]:

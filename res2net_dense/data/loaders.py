@@ -247,16 +247,17 @@ def eval_loader(
 
 def predict_loader(
     files: Sequence[Path], transform: Callable[[Sample], Sample], *, batch_size: int, workers: int
-) -> Iterator[tuple[list[Sample], list[DatasetError]]]:
-    """Yield the samples of each batch of files with the errors of those that could not be read.
+) -> Iterator[tuple[list[Sample], list[tuple[int, DatasetError]]]]:
+    """Yield the samples of each batch of files, and number and error of those that could not be read.
 
     Either list may be empty; every file is in exactly one of them.
     """
     dataset = FileSet(files, transform)
-    for batch in _data_loader(dataset, _chunks(range(len(dataset)), batch_size), workers):
+    chunks = _chunks(range(len(dataset)), batch_size)
+    for numbers, batch in zip(chunks, _data_loader(dataset, chunks, workers), strict=True):
         items = _unpack(batch)
         samples = [sample for sample, _ in items if sample is not None]
-        yield samples, [error for _, errors in items for error in errors]
+        yield samples, [(n, error) for n, (_, errors) in zip(numbers, items, strict=True) for error in errors]
 
 
 def aspect_ratio_groups(ratios: np.ndarray) -> np.ndarray:

@@ -104,7 +104,7 @@ def _is_names(value: Any) -> bool:
 
 
 _CHECKS: dict[str, Callable[[Any], bool]] = {
-    "task": lambda value: value in ("detection", "semantic_segmentation", "saliency", "classification"),
+    "task": lambda value: isinstance(value, str),
     "precision": lambda value: value in ("fp32", "int8"),
     "outputs": _is_names,
     "class_names": _is_names,

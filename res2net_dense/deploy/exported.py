@@ -1,26 +1,34 @@
-"""Exported files behind the contract of `res2net_dense.types`: whatever the format, the same call, and of the
-same picture the same prediction as from the network that was exported.
+"""Exported files behind the contract of `res2net_dense.types`: whatever the format, the same call, and
+the same predictions as from the network that was exported.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from res2net_dense.deploy.description import Description
-from res2net_dense.deploy.detections import to_prediction
 from res2net_dense.deploy.export import FORMATS
 from res2net_dense.deploy.runtimes import RUNTIMES, Runtime, first_line
 from res2net_dense.errors import ExportError, MissingDependencyError
-from res2net_dense.models.saliency import resized_saliency
-from res2net_dense.models.semantic_inference import resized_argmax
 from res2net_dense.types import Prediction, Sample
 
 _log = logging.getLogger(__name__)
+
+
+class Decoder(Protocol):
+    """What knows how to read the outputs of a file: its task."""
+
+    batched_outputs: bool
+    """Whether each output has one row an image."""
+
+    def decode(self, outputs: Mapping[str, Tensor], place: int, sample: Sample) -> Prediction:
+        """The prediction of the image at `place` of the batch, at its original size."""
 
 
 class ExportedModel(nn.Module):
@@ -32,13 +40,15 @@ class ExportedModel(nn.Module):
         path: of the file, for messages.
         runtime: of the file.
         description: of the file.
+        decoder: reads its outputs.
     """
 
-    def __init__(self, path: Path, runtime: Runtime, description: Description) -> None:
+    def __init__(self, path: Path, runtime: Runtime, description: Description, decoder: Decoder) -> None:
         super().__init__()
         self.path = path
         self.description = description
         self._runtime = runtime
+        self._decoder = decoder
 
     def run(self, images: Tensor) -> dict[str, Tensor]:
         """The outputs of the file by name, as it gives them.
@@ -69,7 +79,7 @@ class ExportedModel(nn.Module):
             raise ExportError(
                 f"{self.path} failed on {number} pictures of {_shown(size)}: {first_line(error)}"
             ) from error
-        if self.description.task != "detection":
+        if self._decoder.batched_outputs:
             for name, output in zip(self.description.outputs, outputs, strict=True):
                 if len(output) != number:  # OpenVINO gives nothing where a layer refuses a size
                     raise ExportError(
@@ -77,19 +87,6 @@ class ExportedModel(nn.Module):
                         f"{_shown(size)}: it does not work at this size"
                     )
         return dict(zip(self.description.outputs, outputs, strict=True))
-
-    def predict(self, images: Sequence[Tensor]) -> list[Prediction]:
-        """What the model says of pictures, at their own sizes.
-
-        Args:
-            images: each `(3, H, W)` uint8, RGB; sizes may differ.
-
-        Raises:
-            ExportError: As `run`.
-        """
-        if not all(isinstance(image, Tensor) and image.dim() == 3 for image in images):
-            raise ExportError(f"{self.path}: each picture is a tensor of (3, H, W), uint8, RGB")
-        return self([_sample(image) for image in images])
 
     def forward(self, batch: Sequence[Sample]) -> list[Prediction]:
         """See `res2net_dense.types`: the predictions are at each picture's original size.
@@ -120,19 +117,11 @@ class ExportedModel(nn.Module):
                 yield numbers[start : start + step]
 
     def _predict(self, outputs: dict[str, Tensor], place: int, sample: Sample) -> Prediction:
-        original = sample["original_height"], sample["original_width"]
-        if self.description.task == "detection":
-            image = sample["image"]
-            return to_prediction(outputs, (image.shape[-2], image.shape[-1]), original)
-        logits = outputs["logits"][place]
-        if not bool(torch.isfinite(logits).all()):
-            name = sample.get("file_name", "a picture")
+        logits = outputs.get("logits")
+        if logits is not None and not bool(torch.isfinite(logits[place]).all()):
+            name = sample.get("file_name", "an image")
             _log.warning("%s: the outputs of %s are not finite and mean nothing", name, self.path)
-        if self.description.task == "classification":
-            return {"logits": logits}
-        if self.description.task == "saliency":
-            return {"saliency": resized_saliency(outputs["saliency"][place], original)}
-        return {"sem_seg": resized_argmax(logits.softmax(0), *original)}
+        return self._decoder.decode(outputs, place, sample)
 
     def check_size(self, size: tuple[int, int]) -> None:
         """Raise an `ExportError` if the file does not take pictures of this height and width."""
@@ -149,10 +138,14 @@ def is_exported(path: str | Path) -> bool:
     return Path(path).suffix in FORMATS.values()
 
 
-def load_exported(path: str | Path) -> ExportedModel:
-    """Load a file that `tools/export.py` wrote: ONNX, OpenVINO, torch.export or TorchScript.
+def open_exported(path: str | Path, find_decoder: Callable[[str], Decoder]) -> ExportedModel:
+    """Open an exported file of ours: ONNX, OpenVINO, torch.export or TorchScript.
 
-    Files of the latter two are programs: load those of people you trust; `deploy.runtimes` says more.
+    Files of the latter two are programs: open those of people you trust; `deploy.runtimes` says more.
+
+    Args:
+        path: its suffix tells the format.
+        find_decoder: gives what reads the outputs of a task, by the task's name.
 
     Raises:
         ExportError: The file is missing, damaged, or not an export of ours.
@@ -165,10 +158,10 @@ def load_exported(path: str | Path) -> ExportedModel:
         raise ExportError(f"{path} is not an exported file by its suffix; known: {known}")
     if not path.is_file():
         what = "is a folder" if path.exists() else "does not exist"
-        raise ExportError(f"{path} {what}; make the file with tools/export.py --output {path}")
+        raise ExportError(f"{path} {what}; make the file with `res2net-dense export --output {path}`")
     if format == "openvino" and not path.with_suffix(".bin").is_file():
         raise ExportError(
-            f"{path.with_suffix('.bin')} does not exist: the weights of {path}, which must lie beside it"
+            f"{path.with_suffix('.bin')} does not exist: the weights of {path}, which must lie next to it"
         )
     try:
         runtime: Runtime = RUNTIMES[format](path)
@@ -181,14 +174,11 @@ def load_exported(path: str | Path) -> ExportedModel:
         ) from error
     if runtime.metadata is None:
         raise ExportError(
-            f"{path} has no description of ours, so nobody knows what goes in and comes out: make the file "
-            "with tools/export.py"
+            f"{path} has no description of ours, so what goes in and comes out is unknown: make the file "
+            "with `res2net-dense export`"
         )
-    return ExportedModel(path, runtime, Description.from_json(runtime.metadata, str(path)))
-
-
-def _sample(image: Tensor) -> Sample:
-    return {"image": image, "original_height": image.shape[-2], "original_width": image.shape[-1]}
+    description = Description.from_json(runtime.metadata, str(path))
+    return ExportedModel(path, runtime, description, find_decoder(description.task))
 
 
 def _shown(size: Sequence[int]) -> str:

@@ -26,7 +26,7 @@ from res2net_dense.deploy.differences import (
     difference,
     within,
 )
-from res2net_dense.deploy.exported import ExportedModel, load_exported
+from res2net_dense.deploy.exported import Decoder, ExportedModel, open_exported
 from res2net_dense.errors import ExportError
 from res2net_dense.models.graphs import Graph
 from res2net_dense.types import Prediction, Sample
@@ -145,6 +145,7 @@ def compare(
 def gate(
     graph: Graph,
     path: str | Path,
+    decoder: Decoder,
     pictures: Sequence[Tensor] = (),
     *,
     model: nn.Module | None = None,
@@ -155,6 +156,7 @@ def gate(
     Args:
         graph, pictures, model: see `compare`.
         path: the file.
+        decoder: reads the outputs of the file, see `ExportedModel`.
         name: what to call it in messages, where `path` is a temporary one.
 
     Raises:
@@ -163,7 +165,7 @@ def gate(
     """
     path = Path(path)
     try:
-        report = compare(graph, load_exported(path), pictures, model=model)
+        report = compare(graph, open_exported(path, lambda _: decoder), pictures, model=model)
         failures = report.failures()
     except ExportError as error:
         delete_export(path)

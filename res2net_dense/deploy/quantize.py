@@ -19,9 +19,6 @@ from torch import Tensor
 from res2net_dense.deploy.description import METADATA_KEY, Description
 from res2net_dense.errors import ExportError, MissingDependencyError
 
-TASKS = ("semantic_segmentation", "saliency")
-"""Tasks whose files can be quantised: those with dense outputs, of which the loss is measured."""
-
 
 def quantize(source: str | Path, target: str | Path, pictures: Iterable[Tensor]) -> None:
     """Write the int8 form of an exported ONNX file; `source` stays as it is.
@@ -52,10 +49,6 @@ def quantize(source: str | Path, target: str | Path, pictures: Iterable[Tensor])
         ) from error
     texts = [entry.value for entry in model.metadata_props if entry.key == METADATA_KEY]
     description = Description.from_json(texts[0] if texts else "", str(source))
-    if description.task not in TASKS:
-        raise ExportError(
-            f"{source} is for {description.task}; int8 is for {' and '.join(TASKS)}, leave --int8 out"
-        )
     if description.precision != "fp32":
         raise ExportError(f"{source} is {description.precision} already; quantise the float32 file")
     reader = _Reader(pictures, description)

@@ -1,28 +1,35 @@
-"""What can be learnt. A task is a module with the functions of `types.Task`; configs end there."""
+"""What can be learned: one object a task, found by the `task:` of a config."""
 
 from __future__ import annotations
 
 import importlib
-from typing import cast
+from typing import Any
 
+from res2net_dense.config.load import CONFIGS
 from res2net_dense.errors import ConfigError
-from res2net_dense.types import Task
+from res2net_dense.tasks.base import Metric, Task
 
-TASKS = {
-    "detection": "res2net_dense.tasks.detection",
-    "classification": "res2net_dense.tasks.classification",
-    "semantic_segmentation": "res2net_dense.tasks.semantic_segmentation",
-    "saliency": "res2net_dense.tasks.saliency",
-}
+__all__ = ["Metric", "Task", "get_task", "register_task"]
+
+_REGISTERED: dict[str, Task[Any]] = {}
 
 
-def get_task(name: str) -> Task:
-    """Import and return the module of the task `name`; its libraries are imported only now.
+def get_task(name: str) -> Task[Any]:
+    """Return the task `name`, one of `config.CONFIGS`: `TASK` of its module here, or a registered one.
 
     Raises:
         ConfigError: there is no such task.
         MissingDependencyError: a library it needs is not installed.
     """
-    if name not in TASKS:
-        raise ConfigError(f"unknown task {name!r}; known: {', '.join(TASKS)}")
-    return cast(Task, importlib.import_module(TASKS[name]))
+    if name in _REGISTERED:
+        return _REGISTERED[name]
+    if name not in CONFIGS:
+        raise ConfigError(f"unknown task {name!r}; known: {', '.join(CONFIGS)}")
+    task: Task[Any] = importlib.import_module(f"res2net_dense.tasks.{name}").TASK
+    return task
+
+
+def register_task(task: Task[Any]) -> None:
+    """Make a task of your own known to configs, training, prediction and export."""
+    CONFIGS[task.name] = task.config_class
+    _REGISTERED[task.name] = task

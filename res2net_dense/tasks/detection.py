@@ -1,190 +1,167 @@
-"""Detection and instance segmentation on data in COCO's or VOC's layout: joins config, R-CNN models, data
-and the evaluation of the data's own benchmark.
-"""
+"""Detection and instance segmentation: R-CNNs, scored by the benchmark of the data's own layout."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from torch import nn
+from PIL import Image
+from torch import Tensor, nn
 
 from res2net_dense.config.detection import DetectionConfig
 from res2net_dense.data.layouts import open_source
-from res2net_dense.data.layouts.listing import some
 from res2net_dense.data.loaders import aspect_ratio_groups
-from res2net_dense.data.transforms import EvalTransform, TrainTransform
+from res2net_dense.data.transforms import EvalTransform as ResizeTransform
+from res2net_dense.data.transforms import TrainTransform as ResizeTrainTransform
 from res2net_dense.engine import distributed
-from res2net_dense.errors import ConfigError, DatasetError
-from res2net_dense.evaluation import coco, voc
-from res2net_dense.models.detection import RCNN, build_rcnn
-from res2net_dense.models.detection_graph import RcnnGraph
-from res2net_dense.tasks.loading import eval_batches, predict_batches, train_batches
-from res2net_dense.types import BoxSource, Prediction, Sample
+from res2net_dense.models.detections import to_prediction
+from res2net_dense.models.graphs import Graph
+from res2net_dense.tasks.base import EvalTransform, Metric, Task, TrainTransform, network_settings
+from res2net_dense.types import BoxSource, Prediction, ReportingEvaluator, Sample
 
 _log = logging.getLogger(__name__)
 
-
-def best_metric(config: DetectionConfig) -> str:
-    """The metric that chooses the best checkpoint unless the config names one."""
-    if config.data.val is not None and _source(config, train=False).benchmark == "voc":
-        return "bbox/AP50"
-    return "segm/AP" if config.model.arch == "mask_rcnn" else "bbox/AP"
+COCO_METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+"""Of boxes and of masks, each."""
+VOC_METRICS = [Metric("bbox/AP"), Metric("bbox/AP50", headline=True), Metric("bbox/AP75")]
 
 
-def prepare(config: DetectionConfig, *, training: bool = True) -> DetectionConfig:
-    """Look at the data sets and fill in what hangs on them: `data.class_names` and `model.num_classes`.
+class Detection(Task[DetectionConfig]):
+    """See the module."""
 
-    Args:
-        config: as it was loaded.
-        training: False leaves the training set alone; without class names in the config the validation set's
-            are taken.
+    name = "detection"
+    config_class = DetectionConfig
+    batched_outputs = False
+    usual_classes = 80
 
-    Raises:
-        ConfigError: the config does not fit the data, or names none.
-        DatasetError: the data is missing or broken.
-    """
-    source = _source(config, train=training)
-    classes = config.model.num_classes
-    if classes is not None and classes != len(source.class_names):
-        raise ConfigError(
-            f"model.num_classes is {classes}, but {source.name} has {len(source.class_names)} classes "
-            f"({some(source.class_names)}); set model.num_classes=null to count them there"
+    def metrics(self, config: DetectionConfig) -> list[Metric]:
+        if self._benchmark(config) == "voc":
+            return VOC_METRICS
+        kinds = self._iou_types(config)
+        return [
+            Metric(f"{kind}/{name}", headline=name == "AP" and kind == kinds[-1])
+            for kind in kinds
+            for name in COCO_METRICS
+        ]
+
+    def class_metrics(self, config: DetectionConfig) -> list[str]:
+        names = config.data.class_names or ()
+        if self._benchmark(config) == "voc":
+            return [f"bbox/AP50/{name}" for name in names]
+        return [f"{kind}/AP/{name}" for kind in self._iou_types(config) for name in names]
+
+    def open_source(self, config: DetectionConfig, *, train: bool) -> BoxSource:
+        return open_source(
+            self.parts(config, train=train),
+            train=train,
+            class_names=config.data.class_names,
+            needs=("boxes", "masks") if self._has_masks(config) else ("boxes",),
+            difficult=config.data.difficult,
         )
-    config = config.model_copy(
-        update={
-            "data": config.data.model_copy(update={"class_names": list(source.class_names)}),
-            "model": config.model.model_copy(update={"num_classes": len(source.class_names)}),
-        }
-    )
-    if config.data.val is not None:
-        val = _source(config, train=False)
-        val.check()  # better now than after a day of training
-        _report(val)
-    _check_best_metric(config, source.class_names)
-    return config
 
+    def build_model(self, config: DetectionConfig, *, load_weights: bool = True) -> nn.Module:
+        from res2net_dense.models.detection import build_rcnn
 
-def build_model(config: DetectionConfig, *, load_weights: bool = True) -> nn.Module:
-    """Build the network; without `load_weights` its backbone's published weights are not looked for."""
-    settings = config.model.model_dump(exclude={"arch"})
-    if settings["num_classes"] is None:
-        raise ConfigError("model.num_classes is not known; set it, or data.train, whose classes are counted")
-    backbone = config.backbone.model_dump()
-    if not load_weights:
-        backbone["weights"] = None
-    return build_rcnn(backbone=backbone, mask=config.model.arch == "mask_rcnn", **settings)
+        settings = network_settings(config, load_weights)
+        del settings["arch"]
+        return build_rcnn(mask=self._has_masks(config), **settings)
 
+    def build_graph(self, model: Any) -> Graph:
+        """Return a copy of the network as a function from one image to plain tensors, for exporting."""
+        from res2net_dense.models.detection_graph import RcnnGraph
 
-def build_graph(model: RCNN) -> RcnnGraph:
-    """Return a copy of the network as a function from a picture to plain tensors, for exporting."""
-    return RcnnGraph(model)
+        return RcnnGraph(model)
 
-
-def build_train_loader(config: DetectionConfig, *, start_iteration: int = 0) -> Iterable[list[Sample]]:
-    """Return endless batches of this process, from `start_iteration` on."""
-    data = config.data
-    source = _source(config, train=True)
-    indices = source.indices_with_objects()
-    if data.keep_empty:
-        indices = np.arange(len(source))
-    empty = len(source) - len(indices)
-    if empty and distributed.is_main():
-        _log.warning(
-            "%s: %d of %d images have no usable object and are left out (data.keep_empty=true takes them)",
-            source.name,
-            empty,
-            len(source),
+    def train_transform(self, config: DetectionConfig) -> TrainTransform:
+        data = config.data
+        return ResizeTrainTransform(
+            min_sizes=data.min_size_train,
+            max_size=data.max_size_train,
+            flip=data.flip,
+            photometric=data.photometric,
         )
-    _report(source)
-    transform = TrainTransform(
-        min_sizes=data.min_size_train,
-        max_size=data.max_size_train,
-        flip=data.flip,
-        photometric=data.photometric,
-    )
-    groups = aspect_ratio_groups(source.aspect_ratios[indices]) if data.aspect_ratio_grouping else None
-    return train_batches(
-        config, source, transform, start_iteration=start_iteration, indices=indices, groups=groups
-    )
 
+    def eval_transform(self, config: DetectionConfig) -> EvalTransform:
+        return ResizeTransform(config.data.min_size_test, config.data.max_size_test)
 
-def build_eval_loader(config: DetectionConfig) -> Iterable[list[Sample]]:
-    """Return this process's part of the validation images, each once."""
-    return eval_batches(config, _source(config, train=False), _eval_transform(config))
+    def sampling(self, config: DetectionConfig, source: Any) -> tuple[np.ndarray | None, np.ndarray | None]:
+        data = config.data
+        indices = source.indices_with_objects()
+        if data.keep_empty:
+            indices = np.arange(len(source))
+        if len(indices) < len(source) and distributed.is_main():
+            _log.warning(
+                "%s: %d of %d images have no usable object and are left out (data.keep_empty=true takes "
+                "them)",
+                source.name,
+                len(source) - len(indices),
+                len(source),
+            )
+        grouped = data.aspect_ratio_grouping
+        return indices, aspect_ratio_groups(source.aspect_ratios[indices]) if grouped else None
 
+    def build_evaluator(self, config: DetectionConfig) -> ReportingEvaluator:
+        """Return the evaluator of the benchmark that the validation set's layout belongs to."""
+        source = self.open_source(config, train=False)
+        if source.benchmark == "voc":
+            from res2net_dense.evaluation.voc import VocEvaluator
 
-def build_evaluator(config: DetectionConfig) -> coco.CocoEvaluator | voc.VocEvaluator:
-    """Return the evaluator of the validation set: its benchmark's own."""
-    source = _source(config, train=False)
-    if source.benchmark == "voc":
-        return voc.VocEvaluator(
+            return VocEvaluator(
+                source.ground_truth(),
+                class_names=source.class_names,
+                method=config.eval.method,
+                gather=distributed.gather_objects,
+            )
+        from res2net_dense.evaluation.coco import CocoEvaluator
+
+        return CocoEvaluator(
             source.ground_truth(),
             class_names=source.class_names,
-            method=config.eval.method,
+            name=source.name,
+            iou_types=self._iou_types(config),
+            backend=config.eval.backend,
             gather=distributed.gather_objects,
         )
-    return coco.CocoEvaluator(
-        source.ground_truth(),
-        class_names=source.class_names,
-        name=source.name,
-        iou_types=_iou_types(config),
-        backend=config.eval.backend,
-        gather=distributed.gather_objects,
-    )
+
+    def decode(self, outputs: Mapping[str, Tensor], place: int, sample: Sample) -> Prediction:
+        height, width = sample["image"].shape[-2:]
+        return to_prediction(outputs, (height, width), (sample["original_height"], sample["original_width"]))
+
+    def draw(
+        self, image: np.ndarray, prediction: Prediction, class_names: Sequence[str], score: float
+    ) -> list[Image.Image]:
+        from res2net_dense.report.draw import draw_prediction
+
+        return [Image.fromarray(draw_prediction(image, prediction, class_names, score_threshold=score))]
+
+    def colours(self, class_names: Sequence[str]) -> list[list[int]]:
+        from res2net_dense.report.draw import class_colors
+
+        colours: list[list[int]] = class_colors(len(class_names)).tolist()
+        return colours
+
+    def to_records(self, prediction: Prediction, image_id: int | str) -> list[dict[str, Any]]:
+        """Return a prediction as COCO result records whose category ids are label + 1."""
+        from res2net_dense.evaluation.coco import prediction_to_records
+
+        classes = int(prediction["labels"].max()) + 1 if len(prediction["labels"]) else 0
+        return prediction_to_records(prediction, image_id, range(1, classes + 1))
+
+    def summary(self, records: Sequence[Mapping[str, Any]], class_names: Sequence[str], score: float) -> str:
+        return f"{sum(record['score'] >= score for record in records)} objects with score >= {score:g}"
+
+    @staticmethod
+    def _has_masks(config: DetectionConfig) -> bool:
+        return config.model.arch == "mask_rcnn"
+
+    def _iou_types(self, config: DetectionConfig) -> tuple[str, ...]:
+        return ("bbox", "segm") if self._has_masks(config) else ("bbox",)
+
+    def _benchmark(self, config: DetectionConfig) -> str:
+        """Whose rules score `data.val`; COCO's where there is none."""
+        return "coco" if config.data.val is None else self.open_source(config, train=False).benchmark
 
 
-def build_predict_loader(
-    config: DetectionConfig, files: Sequence[Path]
-) -> Iterable[tuple[list[Sample], list[DatasetError]]]:
-    """Return the pictures in batches, and with each batch the errors of those that cannot be read."""
-    return predict_batches(config, files, _eval_transform(config))
-
-
-def to_records(prediction: Prediction, image_id: int | str) -> list[dict[str, Any]]:
-    """Return a prediction as COCO result records whose category ids are label + 1."""
-    classes = int(prediction["labels"].max()) + 1 if len(prediction["labels"]) else 0
-    return coco.prediction_to_records(prediction, image_id, range(1, classes + 1))
-
-
-def _eval_transform(config: DetectionConfig) -> EvalTransform:
-    return EvalTransform(config.data.min_size_test, config.data.max_size_test)
-
-
-def _source(config: DetectionConfig, *, train: bool) -> BoxSource:
-    parts = config.data.train if train else config.data.val
-    if parts is None:
-        raise ConfigError(
-            f"data.{'train' if train else 'val'} is not set; give images and annotations (COCO's layout) or "
-            "root and split (VOC's)"
-        )
-    return open_source(
-        parts,
-        train=train,
-        class_names=config.data.class_names,
-        needs=("boxes", "masks") if config.model.arch == "mask_rcnn" else ("boxes",),
-        difficult=config.data.difficult,
-    )
-
-
-def _iou_types(config: DetectionConfig) -> tuple[str, ...]:
-    return ("bbox", "segm") if config.model.arch == "mask_rcnn" else ("bbox",)
-
-
-def _check_best_metric(config: DetectionConfig, class_names: Sequence[str]) -> None:
-    name = config.train.best_metric
-    if config.data.val is not None and _source(config, train=False).benchmark == "voc":
-        allowed = [*voc.METRICS, *(f"bbox/AP50/{class_name}" for class_name in class_names)]
-    else:
-        kinds = [*coco.METRICS, *(f"AP/{class_name}" for class_name in class_names)]
-        allowed = [f"{iou_type}/{kind}" for iou_type in _iou_types(config) for kind in kinds]
-    if name is not None and name not in allowed:
-        raise ConfigError(f"train.best_metric is {name!r}; {config.model.arch} gives {', '.join(allowed)}")
-
-
-def _report(source: BoxSource) -> None:
-    for remark in source.remarks if distributed.is_main() else ():
-        _log.warning("%s", remark)
+TASK = Detection()

@@ -1,154 +1,141 @@
-"""Salient object detection: joins config, the network, pictures with masks, and the field's measures."""
+"""Salient object detection: a map of what stands out in an image, scored by the field's measures."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from torch import nn
+from PIL import Image
+from torch import Tensor, nn
 
 from res2net_dense.config.saliency import SaliencyConfig
-from res2net_dense.data.layouts import open_source
 from res2net_dense.data.loaders import aspect_ratio_groups
 from res2net_dense.data.saliency_transforms import SaliencyEvalTransform, SaliencyTrainTransform
 from res2net_dense.engine import distributed
-from res2net_dense.errors import ConfigError, DatasetError
-from res2net_dense.evaluation.saliency import METRICS, SaliencyEvaluator
-from res2net_dense.models.graphs import SaliencyGraph
-from res2net_dense.models.saliency import SaliencyModel, build_saliency_model
-from res2net_dense.tasks.loading import eval_batches, predict_batches, train_batches
-from res2net_dense.tasks.training import say
-from res2net_dense.types import Prediction, Sample
+from res2net_dense.models.graphs import Graph, SaliencyGraph
+from res2net_dense.models.saliency import build_saliency_model, resized_saliency
+from res2net_dense.tasks.base import EvalTransform, Metric, Task, TrainTransform, network_settings
+from res2net_dense.types import Prediction, ReportingEvaluator, Sample, Source
 
-_log = logging.getLogger(__name__)
-
-CATEGORY = {"id": 1, "name": "salient object"}
-
-
-def best_metric(config: SaliencyConfig) -> str:
-    """The metric that chooses the best checkpoint unless the config names one: of the first set."""
-    return next(name for name in _metrics(config) if name.endswith("max_F"))
-
-
-def prepare(config: SaliencyConfig, *, training: bool = True) -> SaliencyConfig:
-    """Look at the data sets.
-
-    Args:
-        config: as it was loaded.
-        training: False leaves the training set alone.
-
-    Raises:
-        ConfigError: the config does not fit the data, or names none.
-        DatasetError: the data is missing or broken.
-    """
-    if training:
-        _check(_load(config, train=True))
-    if not training or config.data.val is not None:  # better now than after a day of training
-        _check(_load(config, train=False))
-        allowed = _metrics(config)
-        if training and config.train.best_metric not in (None, *allowed):
-            raise ConfigError(
-                f"train.best_metric is {config.train.best_metric!r}; there are {', '.join(allowed)}"
-            )
-    return config
+CLASS_NAMES = ["salient object"]
+METRICS = [
+    Metric("MAE", "min", scale=1),
+    Metric("max_F", scale=1, headline=True),
+    *(
+        Metric(name, scale=1)
+        for name in (
+            *("max_F_per_image", "max_F_of_mean_PR", "mean_F", "adaptive_F", "weighted_F"),
+            *("S", "max_E", "mean_E", "adaptive_E", "max_IoU", "mean_IoU", "adaptive_IoU"),
+        )
+    ),
+]
+"""Of a single set; of several each name has that of its set before it."""
 
 
-def build_model(config: SaliencyConfig, *, load_weights: bool = True) -> nn.Module:
-    """Build the network; without `load_weights` its backbone's published weights are not looked for."""
-    # Not every network has each option: only those are handed over that were set.
-    backbone = config.backbone.model_dump(exclude_defaults=True)
-    if not load_weights:
-        backbone["weights"] = None
-    return build_saliency_model(backbone=backbone, **config.model.model_dump())
+class Saliency(Task[SaliencyConfig]):
+    """See the module."""
+
+    name = "saliency"
+    needs = ("saliency",)
+    config_class = SaliencyConfig
+    toy_layout = "duts"
+    folders = ("maps", "overlays", "cutouts")
+    overlay = "overlays"
+    quantizable = True
+
+    def metrics(self, config: SaliencyConfig) -> list[Metric]:
+        source: Any = self.open_source(config, train=False) if config.data.val else None
+        sets = [name for name, _ in source.parts] if source else []
+        if len(sets) < 2:
+            return METRICS
+        return [
+            metric._replace(name=f"{name}/{metric.name}", headline=metric.headline and name == sets[0])
+            for name in sets
+            for metric in METRICS
+        ]
+
+    def adapt(self, config: SaliencyConfig, source: Source) -> SaliencyConfig:
+        return config  # there are no classes
+
+    def class_names(self, config: SaliencyConfig) -> list[str]:
+        return CLASS_NAMES
+
+    def build_model(self, config: SaliencyConfig, *, load_weights: bool = True) -> nn.Module:
+        return build_saliency_model(**network_settings(config, load_weights))
+
+    def build_graph(self, model: Any) -> Graph:
+        return SaliencyGraph(model)
+
+    def train_transform(self, config: SaliencyConfig) -> TrainTransform:
+        data = config.data
+        return SaliencyTrainTransform(
+            data.size,
+            keep_aspect=data.keep_aspect,
+            max_size=data.max_size,
+            crop=data.crop,
+            rotate=data.rotate,
+            flip=data.flip,
+            photometric=data.photometric,
+        )
+
+    def eval_transform(self, config: SaliencyConfig) -> EvalTransform:
+        data = config.data
+        return SaliencyEvalTransform(data.size, keep_aspect=data.keep_aspect, max_size=data.max_size)
+
+    def sampling(self, config: SaliencyConfig, source: Any) -> tuple[np.ndarray | None, np.ndarray | None]:
+        # Upright and wide images apart, or half of a batch would be padding.
+        return None, aspect_ratio_groups(source.aspect_ratios) if config.data.keep_aspect else None
+
+    def image_size(self, config: SaliencyConfig) -> tuple[int, int] | None:
+        size = config.data.size
+        return None if size is None or config.data.keep_aspect else (size, size)
+
+    def build_evaluator(self, config: SaliencyConfig) -> ReportingEvaluator:
+        """Return the evaluator of the validation sets, which reads the masks at their own size."""
+        from res2net_dense.evaluation.saliency import SaliencyEvaluator
+
+        source: Any = self.open_source(config, train=False)
+        return SaliencyEvaluator(
+            source.mask, source.parts, rescale=config.eval.rescale, gather=distributed.gather_objects
+        )
+
+    def decode(self, outputs: Mapping[str, Tensor], place: int, sample: Sample) -> Prediction:
+        size = sample["original_height"], sample["original_width"]
+        return {"saliency": resized_saliency(outputs["saliency"][place], size)}
+
+    def draw(
+        self, image: np.ndarray, prediction: Prediction, class_names: Sequence[str], score: float
+    ) -> list[Image.Image]:
+        from res2net_dense.report.saliency import cut_out, draw_saliency, saliency_image
+
+        saliency = prediction["saliency"].numpy()
+        overlay = Image.fromarray(draw_saliency(image, saliency))
+        return [saliency_image(saliency), overlay, cut_out(image, saliency)]
+
+    def to_records(self, prediction: Prediction, image_id: int | str) -> list[dict[str, Any]]:
+        """Return what is salient (above one half) as one object: its box (x, y, width, height), its area in
+        pixels, and as score the mean of the map inside; nothing if nothing is.
+        """
+        saliency = prediction["saliency"].numpy()
+        inside = saliency > 0.5
+        if not inside.any():
+            return []
+        (top, bottom), (left, right) = (
+            np.flatnonzero(inside.any(axis=axis))[[0, -1]].tolist() for axis in (1, 0)
+        )
+        return [
+            {
+                "image_id": image_id,
+                "category_id": self.first_category_id,
+                "bbox": [left, top, right - left + 1, bottom - top + 1],
+                "area": int(inside.sum()),
+                "score": float(saliency[inside].mean()),
+            }
+        ]
+
+    def summary(self, records: Sequence[Mapping[str, Any]], class_names: Sequence[str], score: float) -> str:
+        return f"{len(records)} with a salient object"
 
 
-def build_graph(model: SaliencyModel) -> SaliencyGraph:
-    """Return the network as a function from pictures to plain tensors, to be exported."""
-    return SaliencyGraph(model)
-
-
-def build_train_loader(config: SaliencyConfig, *, start_iteration: int = 0) -> Iterable[list[Sample]]:
-    """Return endless batches of this process, from `start_iteration` on, and say what they are made of."""
-    data = config.data
-    dataset = _load(config, train=True)
-    say(f"data.train: {len(dataset)} pictures of {dataset.name}")
-    transform = SaliencyTrainTransform(
-        data.size,
-        keep_aspect=data.keep_aspect,
-        max_size=data.max_size,
-        crop=data.crop,
-        rotate=data.rotate,
-        flip=data.flip,
-        photometric=data.photometric,
-    )
-    # Upright and wide pictures apart, or half of a batch would be padding.
-    groups = aspect_ratio_groups(dataset.aspect_ratios) if data.keep_aspect else None
-    return train_batches(config, dataset, transform, start_iteration=start_iteration, groups=groups)
-
-
-def build_eval_loader(config: SaliencyConfig) -> Iterable[list[Sample]]:
-    """Return this process's part of the validation images, each once."""
-    return eval_batches(config, _load(config, train=False), _eval_transform(config))
-
-
-def build_evaluator(config: SaliencyConfig) -> SaliencyEvaluator:
-    """Return the evaluator of the validation sets, which reads the masks at their own size."""
-    dataset = _load(config, train=False)
-    return SaliencyEvaluator(
-        dataset.mask, dataset.parts, rescale=config.eval.rescale, gather=distributed.gather_objects
-    )
-
-
-def build_predict_loader(
-    config: SaliencyConfig, files: Sequence[Path]
-) -> Iterable[tuple[list[Sample], list[DatasetError]]]:
-    """Return the pictures in batches, and with each batch the errors of those that cannot be read."""
-    return predict_batches(config, files, _eval_transform(config))
-
-
-def to_records(prediction: Prediction, image_id: int | str) -> list[dict[str, Any]]:
-    """Return what is salient (above one half) as one object: its box (x, y, width, height), its area in
-    pixels, and as score the mean of the map inside; nothing if nothing is.
-    """
-    saliency = prediction["saliency"].numpy()
-    inside = saliency > 0.5
-    if not inside.any():
-        return []
-    (top, bottom), (left, right) = (
-        np.flatnonzero(inside.any(axis=axis))[[0, -1]].tolist() for axis in (1, 0)
-    )
-    return [
-        {
-            "image_id": image_id,
-            "category_id": CATEGORY["id"],
-            "bbox": [left, top, right - left + 1, bottom - top + 1],
-            "area": int(inside.sum()),
-            "score": float(saliency[inside].mean()),
-        }
-    ]
-
-
-def _metrics(config: SaliencyConfig) -> list[str]:
-    names = [name for name, _ in _load(config, train=False).parts] if config.data.val else []
-    return [f"{name}/{metric}" for name in names for metric in METRICS] if len(names) > 1 else [*METRICS]
-
-
-def _eval_transform(config: SaliencyConfig) -> SaliencyEvalTransform:
-    data = config.data
-    return SaliencyEvalTransform(data.size, keep_aspect=data.keep_aspect, max_size=data.max_size)
-
-
-def _load(config: SaliencyConfig, *, train: bool) -> Any:
-    parts = config.data.train if train else config.data.val
-    if parts is None:
-        raise ConfigError(f"data.{'train' if train else 'val'} is not set; give its root")
-    return open_source(parts, train=train, needs=("saliency",))
-
-
-def _check(source: Any) -> None:
-    for remark in source.remarks if distributed.is_main() else ():
-        _log.warning("%s", remark)
-    source.check()
+TASK = Saliency()

@@ -14,13 +14,9 @@ from res2net_dense.engine.inference import evaluate
 from res2net_dense.errors import ExportError
 from res2net_dense.evaluation.tables import align, show
 from res2net_dense.tasks import get_task
-from res2net_dense.tasks.training import is_error
 
 MAX_DROP = {"fp32": 0.0005, "int8": 0.01}
 """How much of its metric, on a scale from 0 to 1, an exported file of a precision may lose by default."""
-
-_FROM_0_TO_1 = ("saliency",)
-"""Tasks whose metrics are no percentages."""
 
 
 @dataclass(frozen=True)
@@ -84,14 +80,11 @@ def score_both(config: Config, device: torch.device, model: nn.Module, exported:
         evaluate(one, task.build_eval_loader(config), evaluator, device=device)
         for one in (model.to(device), exported)
     )
-    metric = config.train.best_metric or task.best_metric(config)
-    drop = before[metric] - after[metric]
-    if config.task not in _FROM_0_TO_1:
-        drop /= 100
-    if is_error(metric):
+    metric = task.best_metric(config)
+    drop = (before[metric.name] - after[metric.name]) / metric.scale
+    if metric.direction == "min":
         drop = -drop
     if math.isnan(drop):
-        drop = 0.0 if math.isnan(before[metric]) and math.isnan(after[metric]) else math.inf
-    classes = [f"/{name}" for name in config.data.class_names or ()]
-    shown = [name for name in before if not name.endswith(tuple(classes))]
-    return BothScores(metric, drop, before, after, shown)
+        drop = 0.0 if math.isnan(before[metric.name]) and math.isnan(after[metric.name]) else math.inf
+    shown = [one.name for one in task.metrics(config) if one.name in before]
+    return BothScores(metric.name, drop, before, after, shown)

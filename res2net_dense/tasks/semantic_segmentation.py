@@ -1,152 +1,121 @@
-"""Semantic segmentation on data in VOC's layout: joins config, smp's networks on our backbones, VOC's masks
-and mIoU.
-"""
+"""Semantic segmentation: networks of segmentation_models_pytorch on our backbones, scored by mIoU."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from torch import nn
+from PIL import Image
+from torch import Tensor, nn
 
 from res2net_dense.config.semantic_segmentation import SegmentationConfig
-from res2net_dense.data.layouts import open_source
-from res2net_dense.data.segmentation_transforms import (
-    SegmentationEvalTransform,
-    SegmentationTrainTransform,
-)
+from res2net_dense.data.segmentation_transforms import SegmentationEvalTransform, SegmentationTrainTransform
 from res2net_dense.engine import distributed
-from res2net_dense.errors import ConfigError, DatasetError
-from res2net_dense.evaluation.semantic import METRICS, SemanticEvaluator
-from res2net_dense.models.graphs import SegmentationGraph
-from res2net_dense.models.segmentation import OUTPUT_STRIDES, SegmentationModel, build_segmentation_model
-from res2net_dense.tasks.loading import eval_batches, predict_batches, train_batches
-from res2net_dense.tasks.training import say
-from res2net_dense.types import Prediction, Sample
+from res2net_dense.errors import ConfigError
+from res2net_dense.models.graphs import Graph, SegmentationGraph
+from res2net_dense.models.semantic_inference import resized_argmax
+from res2net_dense.palette import voc_palette
+from res2net_dense.tasks.base import EvalTransform, Metric, Task, TrainTransform, network_settings, updated
+from res2net_dense.types import Prediction, ReportingEvaluator, Sample, Source
+
+METRICS = [
+    Metric("mIoU", headline=True),
+    *map(Metric, ("boundary_mIoU", "pixel_accuracy", "mean_accuracy", "fwIoU")),
+]
 
 
-def best_metric(config: SegmentationConfig) -> str:
-    """The metric that chooses the best checkpoint unless the config names one."""
-    return "mIoU"
+class SemanticSegmentation(Task[SegmentationConfig]):
+    """See the module."""
 
+    name = "semantic_segmentation"
+    needs = ("sem_seg",)
+    config_class = SegmentationConfig
+    toy_layout = "voc"
+    folders = ("overlays", "masks")
+    overlay = "overlays"
+    first_category_id = 0  # ids are the pixels of the masks
+    quantizable = True
+    usual_classes = 21
 
-def prepare(config: SegmentationConfig, *, training: bool = True) -> SegmentationConfig:
-    """Look at the data sets and fill in what hangs on them: `data.class_names` and `model.num_classes`;
-    also the usual `model.output_stride`.
+    def metrics(self, config: SegmentationConfig) -> list[Metric]:
+        return METRICS
 
-    Args:
-        config: as it was loaded.
-        training: False leaves the training set alone.
+    def class_metrics(self, config: SegmentationConfig) -> list[str]:
+        return [f"IoU/{name}" for name in config.data.class_names or ()]
 
-    Raises:
-        ConfigError: the config does not fit the data, or names none.
-        DatasetError: the data is missing or broken.
-    """
-    dataset = _load(config, train=training)
-    names, classes = dataset.class_names, config.model.num_classes
-    if classes is not None and classes != len(names):
-        raise ConfigError(
-            f"model.num_classes is {classes}, but {dataset.name} has {len(names)} classes ({_some(names)}); "
-            "set model.num_classes=null to count them there"
+    def adapt(self, config: SegmentationConfig, source: Source) -> SegmentationConfig:
+        from res2net_dense.models.segmentation import OUTPUT_STRIDES
+
+        if len(source.class_names) < 2:
+            raise ConfigError(
+                f"{source.name} has the class {source.class_names[0]} alone; the background is a class too"
+            )
+        stride = config.model.output_stride or OUTPUT_STRIDES[config.model.arch][0]
+        return updated(super().adapt(config, source), model={"output_stride": stride})
+
+    def build_model(self, config: SegmentationConfig, *, load_weights: bool = True) -> nn.Module:
+        from res2net_dense.models.segmentation import build_segmentation_model
+
+        views = config.eval.model_dump(include={"scales", "flip", "window", "window_stride"})
+        return build_segmentation_model(**network_settings(config, load_weights), **views)
+
+    def build_graph(self, model: Any) -> Graph:
+        return SegmentationGraph(model)
+
+    def single_view(self, config: SegmentationConfig) -> SegmentationConfig:
+        return updated(config, eval={"scales": [1.0], "flip": False, "window": None, "window_stride": None})
+
+    def train_transform(self, config: SegmentationConfig) -> TrainTransform:
+        data = config.data
+        return SegmentationTrainTransform(
+            data.crop_size,
+            base_size=data.base_size,
+            scale=data.scale,
+            flip=data.flip,
+            photometric=data.photometric,
+            fill=[round(mean) for mean in config.model.pixel_mean],
         )
-    if len(names) < 2:
-        raise ConfigError(f"{dataset.name} has the class {names[0]} alone; the background is a class too")
-    config = config.model_copy(
-        update={
-            "data": config.data.model_copy(update={"class_names": list(names)}),
-            "model": config.model.model_copy(
-                update={
-                    "num_classes": len(names),
-                    "output_stride": config.model.output_stride or OUTPUT_STRIDES[config.model.arch][0],
-                }
-            ),
-        }
-    )
-    dataset.check()
-    if training and config.data.val is not None:  # better now than after a day of training
-        _load(config, train=False).check()
-    allowed = [*METRICS, *(f"IoU/{name}" for name in names)]
-    if config.train.best_metric not in (None, *allowed):
-        raise ConfigError(f"train.best_metric is {config.train.best_metric!r}; there are {_some(allowed, 9)}")
-    return config
+
+    def eval_transform(self, config: SegmentationConfig) -> EvalTransform:
+        return SegmentationEvalTransform(config.data.min_size_test, config.data.max_size_test)
+
+    def build_evaluator(self, config: SegmentationConfig) -> ReportingEvaluator:
+        """Return the evaluator of the validation set, which reads the masks at their own size."""
+        from res2net_dense.evaluation.semantic import SemanticEvaluator
+
+        source: Any = self.open_source(config, train=False)
+        return SemanticEvaluator(
+            source.mask, len(source), class_names=source.class_names, gather=distributed.gather_objects
+        )
+
+    def decode(self, outputs: Mapping[str, Tensor], place: int, sample: Sample) -> Prediction:
+        likely = outputs["logits"][place].softmax(0)
+        return {"sem_seg": resized_argmax(likely, sample["original_height"], sample["original_width"])}
+
+    def draw(
+        self, image: np.ndarray, prediction: Prediction, class_names: Sequence[str], score: float
+    ) -> list[Image.Image]:
+        from res2net_dense.report.segments import draw_segmentation, palette_image
+
+        labels = prediction["sem_seg"].numpy()
+        return [Image.fromarray(draw_segmentation(image, labels, class_names)), palette_image(labels)]
+
+    def colours(self, class_names: Sequence[str]) -> list[list[int]]:
+        colours: list[list[int]] = voc_palette(len(class_names)).tolist() if len(class_names) <= 256 else []
+        return colours
+
+    def to_records(self, prediction: Prediction, image_id: int | str) -> list[dict[str, Any]]:
+        """Return the classes that were found, each with its area in pixels; `category_id` is the label."""
+        labels, areas = np.unique(prediction["sem_seg"].numpy(), return_counts=True)
+        return [
+            {"image_id": image_id, "category_id": label, "area": area}
+            for label, area in zip(labels.tolist(), areas.tolist(), strict=True)
+        ]
+
+    def summary(self, records: Sequence[Mapping[str, Any]], class_names: Sequence[str], score: float) -> str:
+        found = {record["category_id"] for record in records}
+        return f"{len(found)} of {len(class_names)} classes found"
 
 
-def build_model(config: SegmentationConfig, *, load_weights: bool = True) -> nn.Module:
-    """Build the network; without `load_weights` its backbone's published weights are not looked for."""
-    settings = config.model.model_dump()
-    if settings["num_classes"] is None:
-        raise ConfigError("model.num_classes is not known; set it, or data.class_names")
-    # Not every network has each option: only those are handed over that were set.
-    backbone = config.backbone.model_dump(exclude_defaults=True)
-    if not load_weights:
-        backbone["weights"] = None
-    views = config.eval.model_dump(include={"scales", "flip", "window", "window_stride"})
-    return build_segmentation_model(backbone=backbone, **settings, **views)
-
-
-def build_graph(model: SegmentationModel) -> SegmentationGraph:
-    """Return the network as a function from pictures to plain tensors, to be exported."""
-    return SegmentationGraph(model)
-
-
-def build_train_loader(config: SegmentationConfig, *, start_iteration: int = 0) -> Iterable[list[Sample]]:
-    """Return endless batches of this process, from `start_iteration` on, and say what they are made of."""
-    data = config.data
-    dataset = _load(config, train=True)
-    names = dataset.class_names
-    say(f"data.train: {len(dataset)} pictures, {len(names)} classes: {_some(names)}")
-    transform = SegmentationTrainTransform(
-        data.crop_size,
-        base_size=data.base_size,
-        scale=data.scale,
-        flip=data.flip,
-        photometric=data.photometric,
-        fill=[round(mean) for mean in config.model.pixel_mean],
-    )
-    return train_batches(config, dataset, transform, start_iteration=start_iteration)
-
-
-def build_eval_loader(config: SegmentationConfig) -> Iterable[list[Sample]]:
-    """Return this process's part of the validation images, each once."""
-    return eval_batches(config, _load(config, train=False), _eval_transform(config))
-
-
-def build_evaluator(config: SegmentationConfig) -> SemanticEvaluator:
-    """Return the evaluator of the validation set, which reads the masks at their own size."""
-    dataset = _load(config, train=False)
-    return SemanticEvaluator(
-        dataset.mask, len(dataset), class_names=dataset.class_names, gather=distributed.gather_objects
-    )
-
-
-def build_predict_loader(
-    config: SegmentationConfig, files: Sequence[Path]
-) -> Iterable[tuple[list[Sample], list[DatasetError]]]:
-    """Return the pictures in batches, and with each batch the errors of those that cannot be read."""
-    return predict_batches(config, files, _eval_transform(config))
-
-
-def to_records(prediction: Prediction, image_id: int | str) -> list[dict[str, Any]]:
-    """Return the classes that were found, each with its area in pixels; `category_id` is the label."""
-    labels, areas = np.unique(prediction["sem_seg"].numpy(), return_counts=True)
-    return [
-        {"image_id": image_id, "category_id": label, "area": area}
-        for label, area in zip(labels.tolist(), areas.tolist(), strict=True)
-    ]
-
-
-def _eval_transform(config: SegmentationConfig) -> SegmentationEvalTransform:
-    return SegmentationEvalTransform(config.data.min_size_test, config.data.max_size_test)
-
-
-def _load(config: SegmentationConfig, *, train: bool) -> Any:
-    parts = config.data.train if train else config.data.val
-    if parts is None:
-        raise ConfigError(f"data.{'train' if train else 'val'} is not set; give its root and split")
-    return open_source(parts, train=train, class_names=config.data.class_names, needs=("sem_seg",))
-
-
-def _some(names: Sequence[str], count: int = 5) -> str:
-    return ", ".join(names[:count]) + (", ..." if len(names) > count else "")
+TASK = SemanticSegmentation()

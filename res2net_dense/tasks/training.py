@@ -23,6 +23,7 @@ from res2net_dense.engine.optim import Ema, build_optimizer, build_schedule, sca
 from res2net_dense.engine.trainer import seed_everything, train
 from res2net_dense.errors import CheckpointError, ConfigError
 from res2net_dense.tasks import get_task
+from res2net_dense.tasks.base import print_rank0
 from res2net_dense.weight_files import load_weights_into, read_config
 
 # What a resumed run may change without being another run.
@@ -58,19 +59,21 @@ _NETWORK = (
 # Settings of the network that may well differ later: DeepLab is trained at stride 16 and scored at 8.
 _SEEN_AGAIN = ("model.output_stride", "model.atrous_rates", "data.keep_aspect")
 
-# Metrics of which the smallest is the best.
-_ERRORS = ("MAE",)
-
 _log = logging.getLogger(__name__)
 
 
-def set_up_device(config: Config) -> torch.device:
+def set_up_device(config: Config, device: str | torch.device | None = None) -> torch.device:
     """Join torchrun's processes, if any, set threads and determinism, and return the device of this process.
+
+    Args:
+        config: of the run.
+        device: instead of `runtime.device`.
 
     Raises:
         ConfigError: the device does not exist or cannot do what the config asks for.
     """
-    device = distributed.init_distributed(None if config.runtime.device == "auto" else config.runtime.device)
+    wanted = str(device or config.runtime.device)
+    device = distributed.init_distributed(None if wanted == "auto" else wanted)
     if config.train.precision == "fp16" and device.type != "cuda":
         raise ConfigError("train.precision is fp16, which needs CUDA; use bf16 or fp32 on a CPU")
     if config.runtime.threads:
@@ -118,9 +121,9 @@ def train_and_evaluate(
     if found:
         start = checkpointer.restore(found[1], model=model, optimizer=optimizer, ema=ema, scaler=scaler)
         best = found[1]["best"]
-        say(f"resuming from {found[0]}, after {start} iterations")
+        print_rank0(f"resuming from {found[0]}, after {start} iterations")
     elif resume:
-        say(f"{folder} has no checkpoint to resume from; starting at iteration 0")
+        print_rank0(f"{folder} has no checkpoint to resume from; starting at iteration 0")
     if len(set(distributed.gather_objects(start))) > 1:
         raise CheckpointError(
             f"the processes see different checkpoints in {folder}; it must be a shared folder"
@@ -128,7 +131,7 @@ def train_and_evaluate(
     del found  # a second copy of model and optimizer
     if distributed.is_main():
         save_config(config, folder / "config.yaml")
-    say(
+    print_rank0(
         f"{config.model.arch} on {config.backbone.name}: {options.iterations} iterations of "
         f"{options.batch_size} images, lr {lr:g} ({options.optimizer.lr:g} for {options.reference_batch} "
         f"images), {options.precision} on {device}, in {folder}"
@@ -142,7 +145,7 @@ def train_and_evaluate(
         batches = list(islice(loader, 2)) if dry_run else loader
         return evaluate(scored, batches, evaluator, device=device, precision=options.precision)
 
-    chosen = options.best_metric or task.best_metric(config)
+    chosen = task.best_metric(config)
     metrics = train(
         model,
         task.build_train_loader(config, start_iteration=start),
@@ -164,8 +167,8 @@ def train_and_evaluate(
         save_every=options.save_every,
         evaluate=score if evaluator else None,
         eval_every=options.eval_every,
-        best_metric=chosen,
-        lower_is_better=is_error(chosen),
+        best_metric=chosen.name,
+        lower_is_better=chosen.direction == "min",
         best=best,
     )
     if dry_run:
@@ -175,38 +178,22 @@ def train_and_evaluate(
             raise CheckpointError(f"the dry run left no checkpoint in {folder}")
         checkpointer.restore(newest[1], model=model, optimizer=optimizer, ema=ema, scaler=scaler)
     elif evaluator:
-        say(evaluator.table())
+        print_rank0(evaluator.table())
     return metrics
 
 
-def is_error(metric: str) -> bool:
-    """Whether a metric is best where it is smallest."""
-    return metric.rpartition("/")[2] in _ERRORS
-
-
-def evaluate_only(
-    config: Config, device: torch.device, weights: Path | None, *, model: nn.Module | None = None
-) -> dict[str, float]:
-    """Score a weight file on `data.val`, write `results.json` into the run folder, print the table.
+def evaluate_only(config: Config, device: torch.device, model: nn.Module) -> tuple[dict[str, float], str]:
+    """Score a model on `data.val`, write `results.json` into the run folder, print the table.
 
     Args:
         config: as `prepare` of its task returned it.
         device: of this process.
-        weights: of the whole model; None for a classifier's `backbone.weights`.
-        model: what `weights` holds where it is no weight file but a whole model, an exported one.
+        model: with its weights, such as `load_model` returns, or an exported one.
 
-    Raises:
-        CheckpointError: the weights do not fit the model, or have no head for these classes.
+    Returns:
+        The metrics, and the table.
     """
     task = get_task(config.task)
-    if weights is not None:
-        say(f"evaluating {weights}")
-    if model is None:
-        model = task.build_model(config, load_weights=False)
-        if weights is None:
-            _load_published(config, model)
-        else:
-            load_weights_into(model, weights)
     evaluator = task.build_evaluator(config)
     metrics = evaluate(
         model.to(device),
@@ -218,26 +205,37 @@ def evaluate_only(
     )
     if distributed.is_main():
         write_results(config.runtime.output_dir, metrics)
-    say(evaluator.table())
-    return metrics
+    print_rank0(evaluator.table())
+    return metrics, evaluator.table()
 
 
-def _load_published(config: Config, model: nn.Module) -> None:
-    """Load `backbone.weights` into a classifier, head included."""
-    name, weights = config.backbone.name, config.backbone.weights or ""
-    network = model.get_submodule("backbone")
-    say(f"evaluating {weights} of {name}")
-    report = load_backbone_weights(network, name, weights)
+def load_model(config: Config, weights: Path | None) -> tuple[nn.Module, Path]:
+    """Build the model of a config and load its weights; return it and the file of the weights.
+
+    Args:
+        config: with its classes known.
+        weights: of the whole model; None for the `backbone.weights` of a classifier, head included.
+
+    Raises:
+        CheckpointError: the weights do not fit the model, or have no head for these classes.
+    """
+    model = get_task(config.task).build_model(config, load_weights=False)
+    if weights is not None:
+        load_weights_into(model, weights)
+        return model, weights
+    name, published = config.backbone.name, config.backbone.weights or ""
+    report = load_backbone_weights(model.get_submodule("backbone"), name, published)
     if report.num_classes != config.model.num_classes:
         found = f"a head of {report.num_classes} classes" if report.num_classes else "no head"
         raise CheckpointError(
-            f"{report.file} has {found}, data.val has {config.model.num_classes} classes: there is nothing "
-            "to score; train a head first, or list the classes of the weights in data.class_names"
+            f"{report.file} has {found}, the config has {config.model.num_classes} classes: train a head "
+            "first and name its file with --weights, or list the classes of the weights in data.class_names"
         )
+    return model, Path(report.file)
 
 
-def find_weights(config: Config, weights: str | None) -> Path | None:
-    """The file that a person named, or the newest whole checkpoint of the run folder.
+def find_weights(config: Config, weights: str | Path | None) -> Path | None:
+    """Return the file that was named, or the newest whole checkpoint of the run folder.
 
     Returns:
         Its path; None where there is neither, but `backbone.weights` holds the whole network: a classifier.
@@ -247,7 +245,7 @@ def find_weights(config: Config, weights: str | None) -> Path | None:
     """
     folder = Path(config.runtime.output_dir)
     path = Path(weights) if weights else Checkpointer(folder, tidy=False).latest()
-    published = config.backbone.weights if config.task == "classification" else None
+    published = config.backbone.weights if get_task(config.task).weights_are_whole else None
     if path is None and not published:
         raise CheckpointError(
             f"no checkpoint under {folder / 'checkpoints'}; name the weights with --weights FILE"
@@ -337,14 +335,8 @@ def check_expected(config: Config, metrics: Mapping[str, float]) -> bool:
         within = abs(score - value) <= tolerance
         good &= within
         verdict = "good" if within else "OUT OF TOLERANCE"
-        say(f"{name} {score:.4g}, expected {value:g} +- {tolerance:g}: {verdict}")
+        print_rank0(f"{name} {score:.4g}, expected {value:g} +- {tolerance:g}: {verdict}")
     return good
-
-
-def say(text: str) -> None:
-    """Print in the main process alone."""
-    if distributed.is_main():
-        print(text, flush=True)
 
 
 def _check_same_run(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import importlib
 import json
 import subprocess
 import sys
@@ -17,27 +15,22 @@ from PIL import Image
 cv2 = pytest.importorskip("cv2")
 mask_utils = pytest.importorskip("pycocotools.mask")
 
+from res2net_dense.cli import main  # noqa: E402
+from res2net_dense.toy import LAYOUTS, shapes  # noqa: E402
+from res2net_dense.toy import layouts as toy  # noqa: E402
+
 SCRIPT = Path(__file__).parents[2] / "datasets" / "make_toy.py"
 
 
-@pytest.fixture(scope="module")
-def toy():
-    """The script as a module, found beside `toy_shapes` as when it is run."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(SCRIPT.parent)
-        yield importlib.import_module("make_toy")
-        del sys.modules["make_toy"], sys.modules["toy_shapes"]
+def run_toy(*arguments):
+    """Run the command in this process; returns its exit code."""
+    return main(["toy", *map(str, arguments)])
 
 
 @pytest.fixture(scope="module")
-def shapes(toy):
-    return sys.modules["toy_shapes"]
-
-
-@pytest.fixture(scope="module")
-def root(toy, tmp_path_factory):
+def root(tmp_path_factory):
     output = tmp_path_factory.mktemp("toy")
-    assert toy.main(["--output", str(output), "--train", "30", "--val", "6"]) == 0
+    assert run_toy("--output", str(output), "--train", "30", "--val", "6") == 0
     return output / "coco"
 
 
@@ -51,7 +44,7 @@ def test_same_seed_same_bytes(root, tmp_path):
     assert tree(tmp_path / "coco") == tree(root)
 
 
-def test_seeds_and_splits_differ(toy):
+def test_seeds_and_splits_differ():
     first, second, third = (
         next(toy.scenes(seed, split, 1, 160)).image
         for seed, split in ((0, "train"), (1, "train"), (0, "val"))
@@ -60,12 +53,12 @@ def test_seeds_and_splits_differ(toy):
     assert (first != third).mean() > 0.5
 
 
-def test_a_scene_does_not_depend_on_the_number(toy):
+def test_a_scene_does_not_depend_on_the_number():
     few, many = list(toy.scenes(0, "val", 2, 96)), list(toy.scenes(0, "val", 5, 96))
     assert all((a.image == b.image).all() for a, b in zip(few, many, strict=False))
 
 
-def test_coco_files(toy, root):
+def test_coco_files(root):
     for split, count in (("train", 30), ("val", 6)):
         content = json.loads((root / "annotations" / f"{split}.json").read_text())
         assert set(content) == {"info", "licenses", "images", "annotations", "categories"}
@@ -90,7 +83,7 @@ def test_coco_files(toy, root):
     assert {a["category_id"] for a in content["annotations"]} == set(toy.CATEGORY_IDS.values())
 
 
-def test_annotations_fit_the_masks(toy):
+def test_annotations_fit_the_masks():
     shapes = 0
     for scene in toy.scenes(3, "train", 30, 160):
         size = scene.image.shape[0]
@@ -111,7 +104,7 @@ def test_annotations_fit_the_masks(toy):
     assert shapes > 50
 
 
-def test_shapes_stand_out(toy):
+def test_shapes_stand_out():
     for scene in toy.scenes(4, "val", 20, 160):
         for shape in scene.shapes:
             kernel = np.ones((3, 3), np.uint8)
@@ -122,44 +115,44 @@ def test_shapes_stand_out(toy):
             assert np.median(np.linalg.norm(around - colour, axis=1)) > 40
 
 
-def test_second_run_changes_nothing(toy, root, capsys):
+def test_second_run_changes_nothing(root, capsys):
     before = {p: p.stat().st_mtime_ns for p in root.rglob("*")}
-    assert toy.main(["--output", str(root.parent), "--train", "30", "--val", "6"]) == 0
+    assert run_toy("--output", str(root.parent), "--train", "30", "--val", "6") == 0
     assert "already there" in capsys.readouterr().out
     assert {p: p.stat().st_mtime_ns for p in root.rglob("*")} == before
 
 
-def test_other_content_is_refused(toy, root, tmp_path, capsys):
+def test_other_content_is_refused(root, tmp_path, capsys):
     before = tree(root)
-    assert toy.main(["--output", str(root.parent), "--train", "31", "--val", "6"]) == 1
+    assert run_toy("--output", str(root.parent), "--train", "31", "--val", "6") == 1
     assert "delete it or give another --output" in capsys.readouterr().err
     assert tree(root) == before
 
     (tmp_path / "coco").mkdir()
     (tmp_path / "coco" / "mine.txt").write_text("precious")
-    assert toy.main(["--output", str(tmp_path)]) == 1
+    assert run_toy("--output", str(tmp_path)) == 1
     assert tree(tmp_path) == {Path("coco/mine.txt"): b"precious"}
 
 
-def test_interrupted_run_is_made_anew(toy, tmp_path, monkeypatch):
+def test_interrupted_run_is_made_anew(tmp_path, monkeypatch):
     arguments = ["--output", str(tmp_path), "--train", "2", "--val", "2", "--size", "64"]
     monkeypatch.setattr(toy.cv2, "imwrite", lambda *_: False)
-    assert toy.main(arguments) == 1
+    assert run_toy(*arguments) == 1
     assert not (tmp_path / "coco").exists()
     monkeypatch.undo()
-    assert toy.main(arguments) == 0
+    assert run_toy(*arguments) == 0
     assert sorted(p.name for p in tmp_path.iterdir()) == ["coco"]
 
 
 @pytest.fixture(scope="module")
-def folders(toy, tmp_path_factory):
+def folders(tmp_path_factory):
     output = tmp_path_factory.mktemp("toy")
     sizes = ("--train", "25", "--val", "20", "--size", "64")
-    assert toy.main(["--output", str(output), "--layout", "imagenet", *sizes]) == 0
+    assert run_toy("--output", str(output), "--layout", "imagenet", *sizes) == 0
     return output / "imagenet"
 
 
-def test_class_folders(toy, folders):
+def test_class_folders(folders):
     assert sorted(p.name for p in folders.iterdir()) == ["toy.json", "train", "val"]
     for split, count in (("train", 25), ("val", 20)):
         assert sorted(p.name for p in (folders / split).iterdir()) == list(toy.CLASSES)
@@ -171,19 +164,19 @@ def test_class_folders(toy, folders):
     assert len({path.read_bytes() for path in folders.rglob("*.png")}) == 45  # none comes twice, train or val
 
 
-def test_class_folders_same_seed_same_bytes(toy, folders, tmp_path):
-    def make(seed, place):
+def test_class_folders_same_seed_same_bytes(folders, tmp_path):
+    def draw(seed, place):
         arguments = ["--output", str(place), "--layout", "imagenet", "--train", "25", "--val", "20"]
-        assert toy.main([*arguments, "--seed", seed]) == 0
+        assert run_toy(*arguments, "--seed", seed) == 0
         return tree(place / "imagenet")
 
-    assert make("0", tmp_path / "same") == tree(folders)
-    other = make("1", tmp_path / "other")
+    assert draw("0", tmp_path / "same") == tree(folders)
+    other = draw("1", tmp_path / "other")
     assert other.keys() == tree(folders).keys()
     assert not set(other.values()) & set(tree(folders).values())
 
 
-def test_pieces_of_classes_fit_and_differ(toy, shapes):
+def test_pieces_of_classes_fit_and_differ():
     for name in toy.CLASSES:
         areas = []
         for seed in range(50):
@@ -193,7 +186,7 @@ def test_pieces_of_classes_fit_and_differ(toy, shapes):
         assert min(areas) > 0.15 * np.pi * (32 * shapes.DETAIL) ** 2, name
 
 
-def test_colour_tells_nothing_of_the_class(toy):
+def test_colour_tells_nothing_of_the_class():
     """The nearest mean colour of a class, of the brightest part of each picture, is a guess."""
 
     def colours(first, count):
@@ -212,16 +205,16 @@ def test_colour_tells_nothing_of_the_class(toy):
     assert (guesses == truth).mean() < 0.2
 
 
-def test_each_layout_has_its_usual_numbers(toy, tmp_path, monkeypatch):
+def test_each_layout_has_its_usual_numbers(tmp_path, monkeypatch):
     seen = {}
-    for name, layout in toy.LAYOUTS.items():
+    for name in LAYOUTS:
 
         def write(root, arguments, name=name):
             seen[name] = arguments
             root.mkdir(parents=True)
 
-        monkeypatch.setitem(toy.LAYOUTS, name, dataclasses.replace(layout, write=write))
-        assert toy.main(["--output", str(tmp_path), "--layout", name]) == 0
+        monkeypatch.setitem(toy.WRITERS, name, write)
+        assert run_toy("--output", str(tmp_path), "--layout", name) == 0
     assert seen["coco"] == {"seed": 0, "train": 400, "val": 40, "size": 160}
     assert seen["imagenet"] == {"seed": 0, "train": 4000, "val": 500, "size": 64}
     assert seen["voc"] == {"seed": 0, "train": 400, "val": 100, "size": 160}
@@ -229,18 +222,18 @@ def test_each_layout_has_its_usual_numbers(toy, tmp_path, monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def voc(toy, tmp_path_factory):
+def voc(tmp_path_factory):
     output = tmp_path_factory.mktemp("toy")
-    assert toy.main(["--output", str(output), "--layout", "voc", "--train", "30", "--val", "6"]) == 0
+    assert run_toy("--output", str(output), "--layout", "voc", "--train", "30", "--val", "6") == 0
     return output / "voc"
 
 
-def voc_scenes(toy):
+def voc_scenes():
     colours = {"any_colour": toy.VOC_ANY_COLOUR}
     return [*toy.scenes(0, "train", 30, 160, **colours), *toy.scenes(0, "val", 6, 160, **colours)]
 
 
-def test_voc_files(toy, voc):
+def test_voc_files(voc):
     names = [f"{index:06d}" for index in range(36)]
     for folder, suffix in (("JPEGImages", "jpg"), ("Annotations", "xml"), ("SegmentationClass", "png")):
         assert sorted(p.name for p in (voc / folder).iterdir()) == [f"{name}.{suffix}" for name in names]
@@ -256,10 +249,10 @@ def test_voc_files(toy, voc):
     ]
 
 
-def test_voc_has_the_scenes_of_coco(toy, voc, root):
+def test_voc_has_the_scenes_of_coco(voc, root):
     """The same shapes in the same places; a few have another colour."""
     equal = 0
-    for index, scene in enumerate(voc_scenes(toy)):
+    for index, scene in enumerate(voc_scenes()):
         split, number = ("train", index) if index < 30 else ("val", index - 30)
         other = cv2.imread(str(root / split / f"{number:06d}.png"))[..., ::-1]
         equal += (other == scene.image).all()
@@ -272,7 +265,7 @@ def test_voc_has_the_scenes_of_coco(toy, voc, root):
     assert 15 <= equal < 36
 
 
-def test_voc_boxes_hold_what_is_visible(toy, voc, root):
+def test_voc_boxes_hold_what_is_visible(voc, root):
     flags = set()
     contents = [json.loads((root / "annotations" / f"{split}.json").read_text()) for split in toy.SPLITS]
     boxes = [
@@ -280,7 +273,7 @@ def test_voc_boxes_hold_what_is_visible(toy, voc, root):
         for content in contents
         for image in content["images"]
     ]
-    for index, (scene, wanted) in enumerate(zip(voc_scenes(toy), boxes, strict=True)):
+    for index, (scene, wanted) in enumerate(zip(voc_scenes(), boxes, strict=True)):
         root_element = ElementTree.parse(voc / "Annotations" / f"{index:06d}.xml").getroot()
         assert root_element.findtext("filename") == f"{index:06d}.jpg"
         assert [root_element.findtext(f"size/{k}") for k in ("width", "height", "depth")] == [
@@ -313,7 +306,7 @@ def test_voc_boxes_hold_what_is_visible(toy, voc, root):
     assert flags == {("0", "0", True, False), ("1", "0", False, False), ("1", "1", False, True)}
 
 
-def test_visible_share_is_what_later_shapes_leave(toy):
+def test_visible_share_is_what_later_shapes_leave():
     for scene in toy.scenes(5, "val", 30, 160):
         if len(scene.shapes) == 1:
             assert scene.shapes[0].visible == 1
@@ -323,9 +316,9 @@ def test_visible_share_is_what_later_shapes_leave(toy):
             assert scene.shapes[-1].visible == 1  # nothing is drawn over the last
 
 
-def test_voc_masks(toy, voc):
+def test_voc_masks(voc):
     names = ["background", "circle", "rectangle", "triangle", "star"]
-    for index, scene in enumerate(voc_scenes(toy)):
+    for index, scene in enumerate(voc_scenes()):
         with Image.open(voc / "SegmentationClass" / f"{index:06d}.png") as picture:
             assert picture.mode == "P"
             colours = np.array(picture.getpalette()).reshape(-1, 3)[[0, 1, 2, 3, 4, 255]].tolist()
@@ -348,7 +341,7 @@ def test_voc_masks(toy, voc):
             assert not mask.any()
 
 
-def test_voc_same_seed_same_bytes(toy, voc, tmp_path):
+def test_voc_same_seed_same_bytes(voc, tmp_path):
     arguments = ["--output", tmp_path, "--layout", "voc", "--train", "30", "--val", "6"]
     done = subprocess.run([sys.executable, SCRIPT, *arguments], check=True, cwd=tmp_path, capture_output=True)
     assert tree(tmp_path / "voc") == tree(voc)
@@ -356,9 +349,9 @@ def test_voc_same_seed_same_bytes(toy, voc, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def duts(toy, tmp_path_factory):
+def duts(tmp_path_factory):
     output = tmp_path_factory.mktemp("toy")
-    assert toy.main(["--output", str(output), "--layout", "duts", "--train", "30", "--val", "12"]) == 0
+    assert run_toy("--output", str(output), "--layout", "duts", "--train", "30", "--val", "12") == 0
     return output / "duts"
 
 
@@ -391,15 +384,15 @@ def test_duts_files(duts):
     assert len(sizes) > 15
 
 
-def test_duts_same_seed_same_bytes(toy, duts, tmp_path):
-    def make(seed, place):
+def test_duts_same_seed_same_bytes(duts, tmp_path):
+    def draw(seed, place):
         arguments = ["--output", str(place), "--layout", "duts", "--train", "30", "--val", "12"]
-        assert toy.main([*arguments, "--seed", seed]) == 0
+        assert run_toy(*arguments, "--seed", seed) == 0
         return tree(place / "duts")
 
     files = tree(duts)
-    assert make("0", tmp_path / "same") == files
-    other = make("1", tmp_path / "other")
+    assert draw("0", tmp_path / "same") == files
+    other = draw("1", tmp_path / "other")
     assert other.keys() == files.keys()
     assert not {other[p] for p in other if p.suffix == ".jpg"} & set(files.values())
     assert len({files[p] for p in files if p.suffix == ".jpg"}) == 42  # none comes twice, train or val
@@ -443,7 +436,7 @@ def test_duts_is_not_a_matter_of_brightness_or_distance(duts):
     assert max(best.values()) < 0.85, best
 
 
-@pytest.mark.parametrize("option", [("--train", "-1"), ("--size", "10"), ("--seed", "-1"), ("--layout", "x")])
-def test_wrong_arguments(toy, tmp_path, option):
-    with pytest.raises(SystemExit, match="2"):
-        toy.main(["--output", str(tmp_path), *option])
+@pytest.mark.parametrize("option", [("--train", "-1"), ("--size", "10"), ("--seed", "-1")])
+def test_wrong_arguments(tmp_path, option, capsys):
+    assert run_toy("--output", str(tmp_path), *option) == 1
+    assert option[0] in capsys.readouterr().err

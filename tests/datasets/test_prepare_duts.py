@@ -1,30 +1,18 @@
 """The checker of saliency sets: every seeded fault under its own words, manifests, leaks."""
 
 import hashlib
-import importlib.util
 import json
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-SCRIPT = Path(__file__).parents[2] / "datasets" / "prepare_duts.py"
+from res2net_dense.cli import _prepare_duts, main
+
 NAMES = ("a", "b", "c", "d")
 MASK = np.zeros((20, 30), np.uint8)
 MASK[5:10, 5:15] = 255
 MASK[4, 5:15] = 100
-
-
-@pytest.fixture(scope="module")
-def script():
-    spec = importlib.util.spec_from_file_location("prepare_duts", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[spec.name]
 
 
 @pytest.fixture
@@ -38,8 +26,8 @@ def mine(tmp_path):
     return root
 
 
-def run(script, root, *more, workers=1):
-    return script.main(["--root", str(root), "--workers", str(workers), *map(str, more)])
+def run(root, *more, workers=1):
+    return main(["prepare-duts", "--root", str(root), "--workers", str(workers), *map(str, more)])
 
 
 def tree(root):
@@ -56,9 +44,9 @@ def total(text, label):
     return next(line[len(label) :].strip() for line in text.splitlines() if line.startswith(label))
 
 
-def test_a_clean_set_and_its_manifest(script, mine, tmp_path, capsys):
+def test_a_clean_set_and_its_manifest(mine, tmp_path, capsys):
     before, output = tree(mine), tmp_path / "m.json"
-    assert run(script, mine, "--output", output) == 0
+    assert run(mine, "--output", output) == 0
     text = capsys.readouterr().out
     assert total(text, "pairs ") == "4, 4 of them without fault"
     assert total(text, "faults ") == "0"
@@ -78,15 +66,15 @@ def test_a_clean_set_and_its_manifest(script, mine, tmp_path, capsys):
     assert manifest["pairs"][0]["salient"] == pytest.approx(50 / 600, abs=1e-6)
 
     # the same again, with processes, is the same file; and it agrees with itself
-    assert run(script, mine, "--output", tmp_path / "m2.json", workers=2) == 0
+    assert run(mine, "--output", tmp_path / "m2.json", workers=2) == 0
     assert (tmp_path / "m2.json").read_bytes() == output.read_bytes()
-    assert run(script, mine, "--check", output) == 0
+    assert run(mine, "--check", output) == 0
     capsys.readouterr()
-    assert run(script, mine, "--output", output) == 1
+    assert run(mine, "--output", output) == 1
     assert "already there" in capsys.readouterr().err
 
 
-def test_every_fault_under_its_own_words(script, mine, tmp_path, capsys):
+def test_every_fault_under_its_own_words(mine, tmp_path, capsys):
     for name in "efghijklm":
         Image.new("RGB", (30, 20), (9, ord(name), 0)).save(mine / "images" / f"{name}.png")
         Image.fromarray(MASK).save(mine / "masks" / f"{name}.png")
@@ -101,7 +89,7 @@ def test_every_fault_under_its_own_words(script, mine, tmp_path, capsys):
     (mine / "masks" / "m.png").rename(tmp_path / "m.png")
     (mine / "masks" / "m.png").symlink_to(tmp_path / "m.png")
     output = tmp_path / "m.json"
-    assert run(script, mine, "--output", output, workers=2) == 1
+    assert run(mine, "--output", output, workers=2) == 1
     text = capsys.readouterr().out
     assert faults(text) == {
         "missing mask": 1, "other size": 1, "mask values": 2, "unreadable picture": 1, "unreadable mask": 1,
@@ -121,25 +109,25 @@ def test_every_fault_under_its_own_words(script, mine, tmp_path, capsys):
     assert not output.exists()
 
 
-def test_lists(script, mine, capsys):
+def test_lists(mine, capsys):
     (mine / "train.txt").write_text("a\nb\nx\n")
-    assert run(script, mine, "--list", "train.txt") == 1
+    assert run(mine, "--list", "train.txt") == 1
     assert faults(capsys.readouterr().out) == {"missing picture": 1, "missing mask": 1}
     (mine / "train.txt").write_text("a\nb\n")
     (mine / "masks" / "c.png").unlink()
-    assert run(script, mine, "--list", "train.txt") == 0
+    assert run(mine, "--list", "train.txt") == 0
     assert total(capsys.readouterr().out, "pairs ") == "2, 2 of them without fault"
 
 
-def test_what_changed_since_the_manifest(script, mine, tmp_path, capsys):
+def test_what_changed_since_the_manifest(mine, tmp_path, capsys):
     manifest = tmp_path / "m.json"
-    assert run(script, mine, "--output", manifest) == 0
+    assert run(mine, "--output", manifest) == 0
     Image.fromarray(MASK[::-1]).save(mine / "masks" / "a.png")
     Image.new("RGB", (30, 20), (77, 0, 0)).save(mine / "images" / "b.png")
     for folder in ("images", "masks"):
         (mine / folder / "c.png").rename(mine / folder / "new.png")
     capsys.readouterr()
-    assert run(script, mine, "--check", manifest) == 1
+    assert run(mine, "--check", manifest) == 1
     text = capsys.readouterr().out
     assert faults(text) == {"changed mask": 1, "changed picture": 1, "gone": 1, "new": 1}
     assert "changed mask: a: " in text
@@ -150,52 +138,52 @@ def test_what_changed_since_the_manifest(script, mine, tmp_path, capsys):
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", "3", '{"format": 1}', '{"format": 1, "pairs": [3]}',
                                      '{"format": 2, "pairs": []}', "[" * 100_000, "\udcff"])  # fmt: skip
-def test_what_is_no_manifest(script, mine, tmp_path, capsys, content):
+def test_what_is_no_manifest(mine, tmp_path, capsys, content):
     (tmp_path / "m.json").write_bytes(content.encode(errors="surrogateescape"))
-    assert run(script, mine, "--check", tmp_path / "m.json") == 1
+    assert run(mine, "--check", tmp_path / "m.json") == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ")
     assert "manifest" in line
 
 
-def test_counts(script, mine, capsys):
-    assert run(script, mine, "--name", "ecssd") == 1
+def test_counts(mine, capsys):
+    assert run(mine, "--name", "ecssd") == 1
     assert "count: ECSSD has 4 pairs here but 1000 as published" in capsys.readouterr().out
     mine.rename(mine.with_name("ECSSD"))
-    assert run(script, mine.with_name("ECSSD")) == 0  # nobody said that it is all of it
+    assert run(mine.with_name("ECSSD")) == 0  # nobody said that it is all of it
     text = capsys.readouterr().out
     assert "warning: ECSSD has 4 pairs" in text
     assert "https://www.cse.cuhk.edu.hk" in total(text, "source")
 
 
-def test_repeated_pictures_are_warned_of(script, mine, capsys):
+def test_repeated_pictures_are_warned_of(mine, capsys):
     (mine / "images" / "b.png").write_bytes((mine / "images" / "a.png").read_bytes())
-    assert run(script, mine) == 0
+    assert run(mine) == 0
     assert "warning: a.png, b.png: the same picture, with one mask" in capsys.readouterr().out
     Image.fromarray(MASK[::-1]).save(mine / "masks" / "b.png")
-    assert run(script, mine) == 0
+    assert run(mine) == 0
     assert "a.png, b.png: the same picture, with different masks" in capsys.readouterr().out
 
 
-def test_pictures_of_the_other_folder(script, mine, tmp_path, capsys):
+def test_pictures_of_the_other_folder(mine, tmp_path, capsys):
     other = tmp_path / "other" / "deep"
     other.mkdir(parents=True)
     Image.new("RGB", (30, 20), (99, 1, 2)).save(other / "x.png")
-    assert run(script, mine, "--against", tmp_path / "other", workers=2) == 0
+    assert run(mine, "--against", tmp_path / "other", workers=2) == 0
     capsys.readouterr()
     (other / "renamed.png").write_bytes((mine / "images" / "c.png").read_bytes())
-    assert run(script, mine, "--against", tmp_path / "other", workers=2) == 1
+    assert run(mine, "--against", tmp_path / "other", workers=2) == 1
     text = capsys.readouterr().out
     assert f"also in the other folder: c.png: is the same picture as {other / 'renamed.png'}" in text
     assert total(text, "faults ") == "1"
-    assert run(script, mine, "--against", mine) == 1
+    assert run(mine, "--against", mine) == 1
     assert "lies in the other" in capsys.readouterr().err
 
 
-def test_what_may_fail_does_so_before_the_work(script, mine, tmp_path, capsys, monkeypatch):
+def test_what_may_fail_does_so_before_the_work(mine, tmp_path, capsys, monkeypatch):
     (tmp_path / "empty").mkdir()
     (tmp_path / "bad.json").write_text("[]")
-    monkeypatch.setattr(script, "inspect", None)
+    monkeypatch.setattr(_prepare_duts, "inspect", None)
     for arguments, words in (
         (["--output", tmp_path / "none/m.json"], "there is no folder"),
         (["--output", mine / "m.json"], "is in the set's own folder"),
@@ -204,31 +192,31 @@ def test_what_may_fail_does_so_before_the_work(script, mine, tmp_path, capsys, m
         (["--against", mine / "images"], "lies in the other"),
         (["--against", mine.parent], "lies in the other"),
     ):
-        assert run(script, mine, *arguments) == 1
+        assert run(mine, *arguments) == 1
         error = capsys.readouterr().err
         assert words in error
         assert len(error.splitlines()) == 1
 
 
-def test_errors_are_one_line(script, run_tool, tmp_path):
+def test_errors_are_one_line(run_tool, tmp_path, capsys):
     done = run_tool("datasets/prepare_duts.py", "--root", tmp_path / "no")
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: ")
     assert "data set not found" in line
-    with pytest.raises(SystemExit):
-        run(script, tmp_path, workers=0)
+    assert run(tmp_path, workers=0) == 1
+    assert "--workers 0" in capsys.readouterr().err
 
 
-def test_real_pairs(script, shared_data, capsys):
+def test_real_pairs(shared_data, capsys):
     root = shared_data / "duts_tr"
-    assert run(script, root, "--list", "val.txt", workers=2) == 0
+    assert run(root, "--list", "val.txt", workers=2) == 0
     text = capsys.readouterr().out
     assert total(text, "pairs ") == "100, 100 of them without fault"
     assert total(text, "anti-aliased masks") != "0 (0.0%)"
     assert total(text, "empty masks") == "0 (0.0%)"
     # the halves of a split share no picture
-    assert run(script, root, "--name", "DUTS-TR", workers=2) == 1
+    assert run(root, "--name", "DUTS-TR", workers=2) == 1
     text = capsys.readouterr().out
     assert faults(text) == {"count": 1}
     assert "600 pairs here but 10553" in text

@@ -1,31 +1,21 @@
 """The augmented VOC set, from made-up VOC and SBD folders of a few pictures."""
 
-import importlib.util
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from res2net_dense.cli import main
 from res2net_dense.data.layouts.voc_boxes import VOC_CLASSES
 from res2net_dense.data.layouts.voc_masks import VocMasks, VocMasksPart
 from res2net_dense.palette import voc_palette
 
 scipy_io = pytest.importorskip("scipy.io")
 
-SCRIPT = Path(__file__).parents[2] / "datasets" / "prepare_voc_aug.py"
+from res2net_dense.cli import _prepare_voc_aug as script  # noqa: E402
+
 NAMES = ("background", *VOC_CLASSES)
-
-
-@pytest.fixture(scope="module")
-def script():
-    spec = importlib.util.spec_from_file_location("prepare_voc_aug", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[spec.name]
 
 
 def save_mat(file, labels):
@@ -72,17 +62,17 @@ def folders(tmp_path):
     return voc, sbd
 
 
-def run(script, folders, *more):
-    return script.main(["--voc", str(folders[0]), "--sbd", str(folders[1]), *map(str, more)])
+def run(folders, *more):
+    return main(["prepare-voc-aug", "--voc", str(folders[0]), "--sbd", str(folders[1]), *map(str, more)])
 
 
 def tree(*roots):
     return {p: p.read_bytes() if p.is_file() else None for root in roots for p in sorted(root.rglob("*"))}
 
 
-def fails(script, folders, capsys, *parts, more=()):
+def fails(folders, capsys, *parts, more=()):
     before = tree(*folders)
-    assert run(script, folders, *more) == 1
+    assert run(folders, *more) == 1
     message = capsys.readouterr().err.splitlines()[-1]
     assert message.startswith("error: ")
     for part in parts:
@@ -90,9 +80,9 @@ def fails(script, folders, capsys, *parts, more=()):
     assert tree(*folders) == before
 
 
-def test_masks_and_list(script, folders, capsys):
+def test_masks_and_list(folders, capsys):
     before = tree(*folders)
-    assert run(script, folders) == 0
+    assert run(folders) == 0
     voc = folders[0]
     assert {path: content for path, content in tree(*folders).items() if path in before} == before
     new = sorted(str(path.relative_to(voc)) for path in set(tree(*folders)) - set(before))
@@ -122,43 +112,43 @@ def test_masks_and_list(script, folders, capsys):
         assert own.read_bytes() == copy.read_bytes()
 
 
-def test_the_second_run_does_nothing(script, folders, capsys):
-    run(script, folders)
+def test_the_second_run_does_nothing(folders, capsys):
+    run(folders)
     before = {path: path.stat().st_mtime_ns for path in folders[0].rglob("*")}
     capsys.readouterr()
-    assert run(script, folders) == 0
+    assert run(folders) == 0
     assert "already there, nothing to do" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in folders[0].rglob("*")} == before
 
 
-def test_another_output_leaves_voc_alone(script, folders, tmp_path):
+def test_another_output_leaves_voc_alone(folders, tmp_path):
     before = tree(*folders)
-    assert run(script, folders, "--output", tmp_path / "new" / "place") == 0
+    assert run(folders, "--output", tmp_path / "new" / "place") == 0
     assert tree(*folders) == before
     assert len(list((tmp_path / "new" / "place" / "SegmentationClassAug").iterdir())) == 5
     assert (tmp_path / "new" / "place" / "ImageSets" / "Segmentation" / "trainaug.txt").exists()
 
 
-def test_other_content_is_refused(script, folders, capsys):
+def test_other_content_is_refused(folders, capsys):
     voc = folders[0]
     list_file = voc / "ImageSets" / "Segmentation" / "trainaug.txt"
     list_file.write_text("a\nb\n")
-    fails(script, folders, capsys, "trainaug.txt: is another list; delete it or give another --output")
+    fails(folders, capsys, "trainaug.txt: is another list; delete it or give another --output")
     list_file.write_text("e\r\nd\r\nb\r\na\r\n")  # the same names in another order are the same list
     masks = voc / "SegmentationClassAug"
     masks.mkdir()
     (masks / "a.png").write_bytes(b"mine")
-    fails(script, folders, capsys, "SegmentationClassAug: holds 1 masks, but 4 of 5 are not among them")
+    fails(folders, capsys, "SegmentationClassAug: holds 1 masks, but 4 of 5 are not among them")
     for name in "bcde":
         (masks / f"{name}.png").write_bytes(b"mine")
-    assert run(script, folders) == 0
+    assert run(folders) == 0
     list_file.unlink()
-    assert run(script, folders) == 0
+    assert run(folders) == 0
     assert (masks / "e.png").read_bytes() == b"mine"
     assert list_file.read_text() == "a\nb\nd\ne\n"
 
 
-def test_an_interrupted_run_leaves_nothing(script, folders, capsys, monkeypatch):
+def test_an_interrupted_run_leaves_nothing(folders, capsys, monkeypatch):
     before = tree(*folders)
     read, calls = script.read_sbd, []
 
@@ -169,27 +159,26 @@ def test_an_interrupted_run_leaves_nothing(script, folders, capsys, monkeypatch)
         return read(file)
 
     monkeypatch.setattr(script, "read_sbd", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        run(script, folders)
+    assert run(folders) == 130
     assert tree(*folders) == before
     monkeypatch.undo()
     left = folders[0] / ".SegmentationClassAug.partial"  # of a run that was killed
     left.mkdir()
     (left / "x.png").write_bytes(b"")
-    assert run(script, folders) == 0
+    assert run(folders) == 0
     assert not left.exists()
     assert not (folders[0] / "SegmentationClassAug" / "x.png").exists()
 
 
-def test_broken_files_of_sbd(script, folders, capsys):
+def test_broken_files_of_sbd(folders, capsys):
     file = folders[1] / "cls" / "d.mat"
     whole = file.read_bytes()
     labels = np.zeros((4, 5), np.uint8)
     for content in (b"", b"MATLAB", whole[:200], whole[: len(whole) // 2], b"\0" * 500):
         file.write_bytes(content)
-        fails(script, folders, capsys, "d.mat: no mask of SBD")
+        fails(folders, capsys, "d.mat: no mask of SBD")
     scipy_io.savemat(file, {"other": labels})
-    fails(script, folders, capsys, "d.mat: no mask of SBD ('GTcls'")
+    fails(folders, capsys, "d.mat: no mask of SBD ('GTcls'")
     for wrong in (
         labels + 21,
         labels - np.int16(1),
@@ -198,42 +187,42 @@ def test_broken_files_of_sbd(script, folders, capsys):
         np.zeros((2, 2, 2), np.uint8),
     ):
         save_mat(file, wrong)
-        fails(script, folders, capsys, "d.mat: its labels are no picture of values 0 to 20")
+        fails(folders, capsys, "d.mat: its labels are no picture of values 0 to 20")
     file.unlink()
-    fails(script, folders, capsys, "1 of 4 masks of SBD are not in", ": d;")
+    fails(folders, capsys, "1 of 4 masks of SBD are not in", ": d;")
 
 
-def test_missing_folders_and_lists(script, folders, tmp_path, capsys):
+def test_missing_folders_and_lists(folders, tmp_path, capsys):
     voc, sbd = folders
-    fails(script, (tmp_path / "none", sbd), capsys, "train.txt: list not found")
-    fails(script, (voc, tmp_path / "none"), capsys, "train.txt: list not found")
+    fails((tmp_path / "none", sbd), capsys, "train.txt: list not found")
+    fails((voc, tmp_path / "none"), capsys, "train.txt: list not found")
     (sbd / "val.txt").write_text("c\n../e\n")
-    fails(script, folders, capsys, "line 2: '../e' is no name")
+    fails(folders, capsys, "line 2: '../e' is no name")
     (sbd / "val.txt").write_text("c\ne\n")
     (voc / "SegmentationClass" / "c.png").unlink()
-    fails(script, folders, capsys, "1 of 3 masks of VOC are not in", ": c;")
+    fails(folders, capsys, "1 of 3 masks of VOC are not in", ": c;")
     (tmp_path / "file").write_text("")
     (voc / "ImageSets" / "Segmentation" / "val.txt").write_text("")
-    fails(script, folders, capsys, "val.txt: the list has no names")
+    fails(folders, capsys, "val.txt: the list has no names")
 
 
-def test_an_output_that_cannot_be_written(script, folders, tmp_path, capsys):
+def test_an_output_that_cannot_be_written(folders, tmp_path, capsys):
     (tmp_path / "file").write_text("")
-    fails(script, folders, capsys, "file", more=("--output", tmp_path / "file"))
+    fails(folders, capsys, "file", more=("--output", tmp_path / "file"))
 
 
-def test_progress_without_a_terminal(script, folders, capsys, monkeypatch):
+def test_progress_without_a_terminal(folders, capsys, monkeypatch):
     monkeypatch.setattr(script, "_SAY_EVERY", 2)
-    run(script, folders)
+    run(folders)
     output = capsys.readouterr()
     assert output.out.splitlines()[:2] == ["2 of 5 masks", "4 of 5 masks"]
     assert "\r" not in output.err
 
 
-def test_without_scipy(script, monkeypatch):
+def test_without_scipy(folders, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "scipy.io", None)
-    with pytest.raises(SystemExit, match="need scipy; install it with"):
-        script.__spec__.loader.exec_module(script)
+    monkeypatch.delitem(sys.modules, script.__name__)
+    fails(folders, capsys, "need scipy", "install it with")
 
 
 def test_as_a_program(folders, run_tool, tmp_path):

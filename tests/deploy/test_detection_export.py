@@ -2,12 +2,13 @@
 
 import pytest
 import torch
+from exporting import sample
 from small_rcnn import picture, rcnn
 
 from res2net_dense.deploy.description import Description
 from res2net_dense.deploy.export import FORMATS, export
-from res2net_dense.deploy.exported import load_exported
 from res2net_dense.errors import ExportError
+from res2net_dense.jobs import load_exported
 from res2net_dense.models.detection_graph import RcnnGraph
 
 TRACED = ["onnx", "torchscript", "openvino"]
@@ -71,7 +72,7 @@ def test_nothing(what, format, tmp_path):
         assert {name: tuple(value.shape) for name, value in outputs.items()} == {
             "boxes": (0, 4), "labels": (0,), "scores": (0,), "masks": (0, 28, 28),
         }  # fmt: skip
-        (prediction,) = model.predict([picture(*size)[0]])
+        (prediction,) = model([sample(picture(*size)[0])])
         assert prediction["masks"].shape == (0, *size)
     assert len(graph(picture(64, 96))[0]) == 0
 
@@ -96,9 +97,9 @@ def test_predictions_are_those_of_the_model(mask_rcnn):
         {"image": picture(96, 160)[0], "original_height": 201, "original_width": 320},
         {"image": picture(97, 65)[0], "original_height": 292, "original_width": 195},
     ]
-    for sample, ours in zip(batch, model(batch), strict=True):
+    for one, ours in zip(batch, model(batch), strict=True):
         with torch.no_grad():
-            (theirs,) = network([sample])
+            (theirs,) = network([one])
         assert theirs["masks"].any()
         assert_same(theirs, ours, pixels=3 * PIXELS)
 

@@ -8,7 +8,7 @@ from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Boxes, Instances
 from running import run_afresh
 
-from res2net_dense.deploy.detections import to_prediction
+from res2net_dense.models.detections import to_prediction
 
 SIZE = (60, 80)
 
@@ -89,7 +89,7 @@ def test_masks_reach_as_far_as_detectron2s_under_any_threshold(threshold, mask):
 MASKS = """
 import json, torch
 from res2net_dense.deploy.benchmark import peak_memory
-from res2net_dense.deploy.detections import paste_masks
+from res2net_dense.models.detections import paste_masks
 
 masks, boxes = torch.rand(12, 28, 28), torch.tensor([[0.0, 0, 2400, 2400]]).expand(12, 4)
 paste_masks(masks[:1], boxes[:1], (2400, 2400))

@@ -319,12 +319,13 @@ sys.addaudithook(refuse)
 sys.path.insert(0, {os.path.dirname(__file__) + "/.."!r})
 from exporting import description_of, graph_of, tiny_model
 from res2net_dense.deploy.export import FORMATS, export
-from res2net_dense.deploy.exported import load_exported
+from res2net_dense.jobs import load_exported
 from res2net_dense.deploy.parity import gate
+from res2net_dense.tasks import get_task
 graph = graph_of("classification", tiny_model("classification"))
 for format, suffix in FORMATS.items():
     export(graph, "model" + suffix, description_of("classification", graph, format=format))
-    gate(graph, "model" + suffix)
+    gate(graph, "model" + suffix, get_task("classification"))
 import openvino
 assert "openvino_telemetry" not in sys.modules
 import openvino_telemetry  # whoever wants it has it

@@ -14,6 +14,7 @@ from res2net_dense.deploy.export import export
 from res2net_dense.deploy.parity import compare, delete_export, gate, made_pictures, sizes_to_try
 from res2net_dense.errors import ExportError
 from res2net_dense.models.graphs import Graph
+from res2net_dense.tasks import get_task
 
 TASKS = ("classification", "semantic_segmentation", "saliency")
 SEGMENTATION = "semantic_segmentation"
@@ -47,7 +48,7 @@ def one_layer_by_a_hundredth(graph):
 
 def test_a_true_file_passes(models, tmp_path):
     graph = written(SEGMENTATION, models[SEGMENTATION], tmp_path / "model.onnx")
-    report = gate(graph, tmp_path / "model.onnx", model=models[SEGMENTATION])
+    report = gate(graph, tmp_path / "model.onnx", get_task(SEGMENTATION), model=models[SEGMENTATION])
     assert (tmp_path / "model.onnx").exists()
     assert_good(report, graph)
     table = report.table()
@@ -87,7 +88,7 @@ def test_a_broken_file_is_deleted(spoil, models, tmp_path):
     graph = written(SEGMENTATION, models[SEGMENTATION], new, spoil)
     (tmp_path / ".new.onnx.json").write_text("{}")
     with pytest.raises(ExportError) as error:
-        gate(graph, new, name=target)
+        gate(graph, new, get_task(SEGMENTATION), name=target)
     assert_one_line(error, f"{target} is not kept, it differs from the model: logits at", "at most 0.001")
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
     assert target.read_bytes() == b"older"
@@ -103,7 +104,13 @@ def test_a_small_change_is_noticed_in_every_task(task, spoil, models):
 
 def test_a_file_of_one_size_is_tried_at_it(models, tmp_path):
     graph = written(SEGMENTATION, models[SEGMENTATION], tmp_path / "model.onnx", size=(50, 70), batch=3)
-    report = gate(graph, tmp_path / "model.onnx", made_pictures(1, (300, 200)), model=models[SEGMENTATION])
+    report = gate(
+        graph,
+        tmp_path / "model.onnx",
+        get_task(SEGMENTATION),
+        made_pictures(1, (300, 200)),
+        model=models[SEGMENTATION],
+    )
     assert {(row.size, row.batch) for row in report.rows if "predicted" not in row.output} == {((50, 70), 3)}
     assert "made up" not in report.table()
 
@@ -112,7 +119,7 @@ def test_a_file_that_does_not_run_is_deleted(models, tmp_path):
     path = tmp_path / "model.onnx"
     path.write_bytes(b"nothing")
     with pytest.raises(ExportError) as error:
-        gate(graph_of("saliency", models["saliency"]), path, name="final.onnx")
+        gate(graph_of("saliency", models["saliency"]), path, get_task("saliency"), name="final.onnx")
     assert_one_line(error, "final.onnx is not kept, it does not run: final.onnx cannot be loaded")
     assert not path.exists()
 

@@ -5,12 +5,12 @@ import torch
 from exporting import description_of, graph_of, sample, tiny_model
 from running import assert_one_line
 
-from res2net_dense.deploy.description import Description
 from res2net_dense.deploy.export import export
-from res2net_dense.deploy.exported import load_exported
 from res2net_dense.deploy.parity import gate, made_pictures
 from res2net_dense.deploy.quantize import quantize
 from res2net_dense.errors import ExportError
+from res2net_dense.jobs import load_exported
+from res2net_dense.tasks import get_task
 
 onnx = pytest.importorskip("onnx")
 SEGMENTATION = "semantic_segmentation"
@@ -37,7 +37,7 @@ def test_it_is_near_the_network(files):
     got = torch.stack([one["sem_seg"] for one in exported(batch)])
     assert (expected == got).float().mean() > 0.9
     assert not torch.equal(expected, got), "it is not quantised"
-    assert gate(graph, folder / "int8.onnx").passed
+    assert gate(graph, folder / "int8.onnx", get_task(SEGMENTATION)).passed
 
 
 def test_it_says_what_it_is(files):
@@ -79,14 +79,6 @@ def test_what_cannot_be_quantised_is_said(files, tmp_path):
     with pytest.raises(ExportError) as error:
         quantize(folder / "int8.onnx", tmp_path / "int8.onnx", made_pictures(1))
     assert_one_line(error, "int8 already")
-    detector = onnx.load(folder / "fp32.onnx")
-    description = Description(task="detection", arch="mask_rcnn", backbone="tiny", outputs=["boxes"])
-    del detector.metadata_props[:]
-    onnx.helper.set_model_props(detector, {"res2net_dense": description.to_json()})
-    onnx.save(detector, tmp_path / "detector.onnx")
-    with pytest.raises(ExportError) as error:
-        quantize(tmp_path / "detector.onnx", tmp_path / "int8.onnx", made_pictures(1))
-    assert_one_line(error, "is for detection", "--int8")
     for content in (b"", b"no ONNX"):
         (tmp_path / "bad.onnx").write_bytes(content)
         with pytest.raises(ExportError) as error:

@@ -7,8 +7,8 @@ import torch
 from small_rcnn import picture, rcnn
 from torch import nn
 
-from res2net_dense.deploy.detections import to_prediction
 from res2net_dense.models.detection_graph import RcnnGraph, _GroupNormOfNone
+from res2net_dense.models.detections import to_prediction
 from res2net_dense.tasks import detection
 
 SIZES = [(160, 224), (64, 64), (97, 65), (200, 133)]

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from running import make_toy
+from running import make_toy, score
 from safetensors.torch import load_file
 
 from res2net_dense.backbones import create_classifier
@@ -20,7 +20,7 @@ from res2net_dense.config.load import CONFIGS
 from res2net_dense.data import cifar
 from res2net_dense.engine.run_folder import open_run_folder
 from res2net_dense.errors import CheckpointError, ConfigError, Res2NetDenseError
-from res2net_dense.tasks import TASKS, get_task, training
+from res2net_dense.tasks import get_task, training
 
 ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
@@ -54,7 +54,9 @@ def load(pictures, tmp_path):
 
 
 def test_every_task_has_a_configuration():
-    assert set(CONFIGS) == set(TASKS)
+    for name, config_class in CONFIGS.items():
+        task = get_task(name)
+        assert (task.name, task.config_class) == (name, config_class)
 
 
 def train(config, folder):
@@ -156,10 +158,10 @@ def test_deformable_stages_train_save_load_and_evaluate(load, tmp_path, precisio
     assert any(weights[key].any() for key in offsets)  # they start at 0 and have learnt
     config = get_task("classification").prepare(load(*options), training=False)
     newest = training.find_weights(config, None)
-    assert training.evaluate_only(config, CPU, newest) == pytest.approx(metrics, nan_ok=True)
+    assert score(config, newest) == pytest.approx(metrics, nan_ok=True)
     plain = get_task("classification").prepare(load(), training=False)
     with pytest.raises(CheckpointError, match="does not fit"):
-        training.evaluate_only(plain, CPU, newest)
+        score(plain, newest)
 
 
 def test_published_weights_are_evaluated_with_their_head(load, tmp_path, caplog):
@@ -172,15 +174,15 @@ def test_published_weights_are_evaluated_with_their_head(load, tmp_path, caplog)
     assert training.find_weights(config, None) is None
     task = get_task("classification")
     config = task.prepare(config, training=False)
-    metrics = training.evaluate_only(config, CPU, None)
+    metrics = score(config, None)
     assert "starts anew" not in caplog.text
 
     torch.save({f"backbone.{key}": value for key, value in net.state_dict().items()}, path)
-    assert training.evaluate_only(load("train.precision=fp32", "model.num_classes=10"), CPU, path) == metrics
+    assert score(load("train.precision=fp32", "model.num_classes=10"), path) == metrics
 
     torch.save(create_classifier("res2net50_18w_4s", 1000).state_dict(), path)
-    with pytest.raises(CheckpointError, match="a head of 1000 classes, data.val has 10"):
-        training.evaluate_only(config, CPU, None)
+    with pytest.raises(CheckpointError, match="a head of 1000 classes, the config has 10"):
+        score(config, None)
 
 
 def test_cifar_in_both_forms(load, tmp_path, monkeypatch):

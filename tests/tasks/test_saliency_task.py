@@ -14,8 +14,9 @@ from res2net_dense.data.layouts.saliency_sets import KNOWN_SETS
 from res2net_dense.engine.inference import evaluate
 from res2net_dense.errors import Res2NetDenseError
 from res2net_dense.evaluation.saliency import METRICS
-from res2net_dense.tasks import saliency
+from res2net_dense.tasks import get_task
 
+saliency = get_task("saliency")
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ["backbone.name=res2net50_18w_4s", "data.workers=0", "train.iterations=2", "train.batch_size=4",
         "runtime.device=cpu", "data.size=64"]  # fmt: skip
@@ -107,7 +108,7 @@ class Oracle(torch.nn.Module):
 
 def test_the_masks_themselves_have_no_error(load):
     config = load()
-    oracle = Oracle(saliency._load(config, train=False))
+    oracle = Oracle(saliency.open_source(config, train=False))
     scores = evaluate(
         oracle, saliency.build_eval_loader(config), saliency.build_evaluator(config), device="cpu"
     )
@@ -158,7 +159,7 @@ def test_batches_of_any_size_go_through(load, size):
     assert len(set(ratios)) == 1
     model = saliency.build_model(config, load_weights=False)
     assert all(torch.isfinite(loss) for loss in model.train()(batch).values())
-    dataset = saliency._load(config, train=False)
+    dataset = saliency.open_source(config, train=False)
     with torch.no_grad():
         for batch in saliency.build_eval_loader(config):
             for sample, prediction in zip(batch, model.eval()(batch), strict=True):

@@ -10,7 +10,7 @@ from running import assert_one_line
 from torch import nn
 
 from res2net_dense.errors import ExportError
-from res2net_dense.tasks import scoring
+from res2net_dense.tasks import Metric, scoring
 from res2net_dense.tasks.scoring import MAX_DROP, score_both
 
 
@@ -43,12 +43,15 @@ def compare(monkeypatch):
     """Score two models of a task whose metric is given."""
 
     def compare(task, metric, before, after, class_names=()):
-        module = SimpleNamespace(
+        base = metric.rpartition("/")[2]
+        kind = Metric(metric, "min" if base == "MAE" else "max", 1 if task == "saliency" else 100)
+        stand_in = SimpleNamespace(
             build_evaluator=lambda config: Evaluator(),
             build_eval_loader=lambda config: [[{}]],
-            best_metric=lambda config: metric,
+            best_metric=lambda config: kind,
+            metrics=lambda config: [kind, Metric("top5")],
         )
-        monkeypatch.setattr(scoring, "get_task", lambda name: module)
+        monkeypatch.setattr(scoring, "get_task", lambda name: stand_in)
         config = SimpleNamespace(
             task=task,
             train=SimpleNamespace(best_metric=None),

@@ -4,7 +4,6 @@ result is an error, and a whole run as a person starts it.
 
 import argparse
 import dataclasses
-import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -15,6 +14,9 @@ from PIL import Image
 from running import assert_one_line
 from torch import nn
 
+from res2net_dense.cli import _benchmark as tool
+from res2net_dense.cli import _contestants as contestants
+from res2net_dense.cli._shared import parse_size
 from res2net_dense.config import parse_config
 from res2net_dense.deploy.benchmark import Timings
 from res2net_dense.errors import ConfigError, MissingDependencyError
@@ -26,20 +28,6 @@ ROOT = Path(__file__).resolve().parents[2]
 TOOL = "tools/benchmark.py"
 CPU = torch.device("cpu")
 NAME = "res2net50_14w_8s"
-
-
-def load(name):
-    sys.path.insert(0, str(ROOT / "tools"))
-    spec = importlib.util.spec_from_file_location(f"tested{name}", ROOT / f"tools/{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    sys.path.pop(0)
-    return module
-
-
-tool = load("benchmark")
-contestants = sys.modules["_contestants"]
 
 
 def arguments(**changes):
@@ -127,12 +115,12 @@ def test_a_picture_needs_matplotlib_before_the_work(monkeypatch, tmp_path):
 @pytest.mark.parametrize("text", ["", "0", "12x", "1x2x3", "-5", "a", "224X0"])
 def test_what_is_no_size(text):
     with pytest.raises(argparse.ArgumentTypeError, match="no size"):
-        tool.parse_size(text)
+        parse_size(text)
 
 
 def test_sizes():
-    assert tool.parse_size("224") == (224, 224)
-    assert tool.parse_size("480x640") == (480, 640)
+    assert parse_size("224") == (224, 224)
+    assert parse_size("480x640") == (480, 640)
 
 
 # references

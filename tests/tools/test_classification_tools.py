@@ -5,13 +5,11 @@ import shutil
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
 from PIL import Image
-from running import TRAIN, assert_resumes_as_never_stopped, make_toy, train, train_twofold
+from running import TRAIN, assert_resumes_as_never_stopped, make_toy, score, train, train_twofold
 
 from res2net_dense.config import load_config
-from res2net_dense.tasks import training
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICK = ROOT / "configs/quick/classification_res2net50.yaml"
@@ -82,7 +80,7 @@ def test_two_processes_under_torchrun(tiny, tmp_path):
     together = json.loads((tmp_path / "run/results.json").read_text())
     config = load_config(tmp_path / "run/config.yaml", [f"runtime.output_dir={tmp_path / 'again'}"])
     newest = tmp_path / "run/checkpoints/iter_0000002.pt"
-    alone = training.evaluate_only(config, torch.device("cpu"), newest)
+    alone = score(config, newest)
     assert alone == pytest.approx(together, nan_ok=True)
 
 

@@ -1,7 +1,6 @@
 """Maps of any program scored against their masks: the true numbers, or one line that says why not."""
 
 import hashlib
-import importlib.util
 import json
 import os
 import shutil
@@ -18,23 +17,12 @@ from PIL import Image
 
 pytest.importorskip("cv2")
 
+from res2net_dense.cli import _score_saliency as script
 from res2net_dense.errors import ConfigError, DatasetError
 from res2net_dense.evaluation.saliency import METRICS, PROTOCOLS
 
 SCRIPT = Path(__file__).parents[2] / "tools" / "evaluate_saliency.py"
 SIZES = [(40, 60), (61, 35), (33, 33), (24, 80), (50, 50), (20, 31)]
-
-
-@pytest.fixture(scope="module")
-def script():
-    sys.path.insert(0, str(SCRIPT.parent))
-    spec = importlib.util.spec_from_file_location("evaluate_saliency", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[spec.name]
-    sys.path.remove(str(SCRIPT.parent))
 
 
 def save(array, path):
@@ -58,7 +46,7 @@ def sets(tmp_path):
 
 
 @pytest.fixture
-def score(script, sets):
+def score(sets):
     """Run the tool in this process; returns the JSON it writes."""
 
     def run(*predictions, masks=sets / "masks", workers=0, rescale=True, resize=False, **files):
@@ -67,7 +55,7 @@ def score(script, sets):
             predictions=list(map(str, predictions)), masks=str(masks), workers=workers, rescale=rescale,
             resize=resize, **{key: file and str(file) for key, file in files.items()},
         )  # fmt: skip
-        assert script.main(args) == 0
+        script.score_folders(args)
         return json.loads(Path(files["json"]).read_text())
 
     return run
@@ -186,7 +174,7 @@ def test_the_table_marks_the_best_and_names_the_protocols(score, sets, capsys):
     assert "own minimum and maximum first" in lines[-1]
 
 
-def test_a_single_method_has_no_marks_and_equal_ones_both(script):
+def test_a_single_method_has_no_marks_and_equal_ones_both():
     scores = dict.fromkeys(METRICS, 0.25)
     assert "*" not in script.table({"a": scores}).replace("2 * the", "")
     assert script.table({"a": scores, "b": scores}).splitlines()[1].split() == ["MAE", "0.2500*", "0.2500*"]

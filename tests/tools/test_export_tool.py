@@ -1,9 +1,7 @@
 """tools/export.py as a person runs it; nothing is lost where something goes wrong."""
 
 import json
-import runpy
 import shlex
-import sys
 from importlib.util import find_spec
 
 import pytest
@@ -12,11 +10,12 @@ from exporting import sample, settled
 from PIL import Image
 from running import ROOT, make_toy
 
+from res2net_dense import exporting
+from res2net_dense.cli import main
 from res2net_dense.config import config_to_dict, load_config
-from res2net_dense.deploy import export as exporting_module
-from res2net_dense.deploy.exported import load_exported
 from res2net_dense.deploy.parity import made_pictures
 from res2net_dense.files import sha256_of
+from res2net_dense.jobs import load_exported
 from res2net_dense.tasks import get_task
 from res2net_dense.weight_files import load_weights, load_weights_into, save_weights
 
@@ -69,7 +68,7 @@ def weights(tmp_path_factory, toy):
 
 
 @pytest.fixture
-def tool(weights, monkeypatch, capsys):
+def tool(weights, capsys):
     """Run the tool in this process on a task's weights: (exit code, stdout, stderr)."""
 
     given = weights
@@ -78,12 +77,8 @@ def tool(weights, monkeypatch, capsys):
         path, settings = given[name]
         source = ["--weights", path] if weights else []
         line = ["--config", QUICK[name], *source, *settings, *arguments]
-        monkeypatch.setattr(sys, "argv", ["export.py", *map(str, line)])
-        monkeypatch.syspath_prepend(ROOT / "tools")
-        with pytest.raises(SystemExit) as end:
-            runpy.run_path(str(ROOT / "tools/export.py"), run_name="__main__")
-        out, err = capsys.readouterr()
-        return end.value.code or 0, out, err
+        code = main(["export", *map(str, line)])
+        return code, *capsys.readouterr()
 
     return run
 
@@ -132,7 +127,7 @@ def test_scores_of_both_and_views_that_are_left_out(tool, tmp_path):
     output = tmp_path / "model.torchscript"
     code, out, err = tool("segmentation", "--output", output, "--dynamic", "--eval", "eval.flip=true")
     assert code == 0, err
-    assert "flip and window are left out" in err
+    assert "left out: eval.flip; the file sees each image once and whole" in err
     assert "mIoU" in out
     document = json.loads((tmp_path / "model.torchscript.json").read_text())
     assert document["eval"]["model"] == document["eval"]["exported"]
@@ -149,7 +144,7 @@ def test_what_was_there_is_replaced_by_what_passed_alone(tool, tmp_path, monkeyp
     assert tool("saliency", "--output", output, "--size", "64")[0] == 0
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     assert len(before) == 2
-    plain = exporting_module.export
+    plain = exporting.write_export
 
     def broken(graph, path, description):
         names = [name for name in graph.state_dict() if name.endswith("running_var")]
@@ -158,7 +153,7 @@ def test_what_was_there_is_replaced_by_what_passed_alone(tool, tmp_path, monkeyp
         graph.state_dict()[names[3]].div_(1.2)
 
     with monkeypatch.context() as patch:
-        patch.setattr(exporting_module, "export", broken)
+        patch.setattr(exporting, "write_export", broken)
         code, _, err = tool("saliency", "--output", output, "--size", "96")
     assert code == 1
     last = err.splitlines()[-1]
@@ -184,7 +179,7 @@ def test_int8_is_smaller_and_says_what_it_loses(tool, toy, tmp_path):
     assert output.stat().st_size < 40e6  # a quarter of a hundred and some
     assert json.loads((tmp_path / "small.onnx.json").read_text())["precision"] == "int8"
     assert "int8" in out
-    assert "what int8 loses is not measured: the file takes pictures of 96 x 96" in err
+    assert "what int8 loses is not measured: the file takes images of 96 x 96" in err
     code, _, err = tool("segmentation", "--output", tmp_path / "no.onnx", *arguments, "--eval")
     assert code == 1
     assert "those of data.val are of others" in err.splitlines()[-1]
@@ -208,7 +203,7 @@ def test_a_detector(tool, tmp_path, suffix):
     output = tmp_path / f"detector{suffix}"
     code, _, err = tool("detection", "--output", output, "--dynamic")
     assert code == 0, err
-    assert "by tracing, for one picture at a time" in err
+    assert "by tracing, for one image at a time" in err
     description = load_exported(output).description
     assert (description.size, description.batch) == (None, 1)
 
@@ -236,11 +231,11 @@ def test_every_task_in_every_format(tool, tmp_path, name, suffix):
         ("segmentation", "--output {}/model.onnx --dynamic --calibration x", "--int8"),
         ("segmentation", "--output {}/model.pt2 --int8 --calibration x", "--int8 is for onnx"),
         ("segmentation", "--output {}/model.onnx --dynamic --int8 --calibration {}/none", "none"),
-        ("classification", "--output {}/model.onnx --int8 --calibration x", "task is classification"),
+        ("classification", "--output {}/model.onnx --int8 --calibration x", "not for the task classification"),
         ("segmentation", "--output {}/model.onnx --dynamic --max-drop 0.1", "--eval"),
         ("segmentation", "--output {}/model.onnx --dynamic --weights {}/mine.bin", "mine.bin"),
         ("segmentation", "--output {}/model.onnx --dynamic backbone.name=res2net50_14w_8s", "backbone.name"),
-        ("detection", "--output {}/model.onnx --size 64 --batch 2", "one picture at a time"),
+        ("detection", "--output {}/model.onnx --size 64 --batch 2", "one image at a time"),
         ("segmentation", "--output {}/model.onnx --dynamic --size 64", "leave --size and --batch out"),
         ("segmentation", "--output {}/model.onnx --dynamic --batch 4", "leave --size and --batch out"),
         ("segmentation", "--output {}/model.torchscript --size 32 --eval", "those of data.val are of others"),
@@ -271,7 +266,7 @@ def test_sizes_that_mean_nothing(tool, tmp_path, size):
 def test_only_a_classifier_can_do_without_weights(tool, tmp_path):
     code, _, err = tool("segmentation", "--output", tmp_path / "model.onnx", "--dynamic", weights=False)
     assert code == 1
-    assert "--weights FILE is missing" in err
+    assert "name the weights with --weights FILE" in err
 
 
 def test_published_weights_of_a_classifier(tool, weights, tmp_path):
@@ -284,7 +279,7 @@ def test_published_weights_of_a_classifier(tool, weights, tmp_path):
         "classification", *settings, "model.num_classes=2", "data.class_names=[a, b]", weights=False
     )
     assert code == 1
-    assert "has a head of 3 classes, model.num_classes is 2" in err
+    assert "has a head of 3 classes, the config has 2 classes" in err
 
 
 def backbone_file(path, folder):

@@ -6,14 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 import yaml
 from PIL import Image
-from running import TRAIN, assert_resumes_as_never_stopped, make_toy, train, train_twofold
+from running import TRAIN, assert_resumes_as_never_stopped, make_toy, score, train, train_twofold
 from safetensors import safe_open
 
 from res2net_dense.config import load_config
-from res2net_dense.tasks import training
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICK = ROOT / "configs/quick/sod_res2net50.yaml"
@@ -86,7 +84,7 @@ def test_two_processes_score_as_one(tiny, tmp_path):
     together = json.loads((tmp_path / "run/results.json").read_text())
     config = load_config(tmp_path / "run/config.yaml", [f"runtime.output_dir={tmp_path / 'again'}"])
     newest = tmp_path / "run/checkpoints/iter_0000003.pt"
-    assert training.evaluate_only(config, torch.device("cpu"), newest) == together
+    assert score(config, newest) == together
 
 
 def test_killed_and_resumed_equals_never_stopped(tiny, trained, tmp_path):

@@ -6,15 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 import yaml
 from PIL import Image
-from running import TRAIN, assert_resumes_as_never_stopped, make_toy, train, train_twofold
+from running import TRAIN, assert_resumes_as_never_stopped, make_toy, score, train, train_twofold
 
 from res2net_dense.config import load_config
 from res2net_dense.data.layouts.voc_boxes import VOC_CLASSES
 from res2net_dense.palette import voc_palette
-from res2net_dense.tasks import training
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -86,7 +84,7 @@ def test_two_processes_score_as_one(tiny, tmp_path):
     together = json.loads((tmp_path / "run/results.json").read_text())
     config = load_config(tmp_path / "run/config.yaml", [f"runtime.output_dir={tmp_path / 'again'}"])
     newest = tmp_path / "run/checkpoints/iter_0000002.pt"
-    alone = training.evaluate_only(config, torch.device("cpu"), newest)
+    alone = score(config, newest)
     assert {name: None if np.isnan(value) else value for name, value in alone.items()} == together
 
 

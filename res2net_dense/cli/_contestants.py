@@ -1,20 +1,21 @@
-"""What `benchmark.py` measures: a network of ours, of timm, or of another library on timm's backbone with the
-same weights, and each of them in the ways it can be run.
+"""What `res2net-dense benchmark` measures: a network of ours, of timm, or of another library on timm's
+backbone with the same weights, and each of them in the ways it can be run.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from res2net_dense.backbones.registry import ALIASES, canonical_name, create_classifier
+from res2net_dense.backbones.registry import ALIASES, Classifier, canonical_name, create_classifier
+from res2net_dense.cli.benchmark import EXPORTS
 from res2net_dense.config.schema import BackboneConfig, Config
 from res2net_dense.errors import Res2NetDenseError
 from res2net_dense.hub import get_model
@@ -25,12 +26,7 @@ from res2net_dense.types import Prediction, Sample
 from res2net_dense.weight_files import load_weights_into
 
 DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-EXPORTS = ("onnx", "openvino", "torch-export", "torchscript")
-WAYS = ("eager", "channels-last", "optimized", "compiled", "cuda-graph", *EXPORTS)
 LEARNING_WAYS = ("eager", "channels-last", "compiled")
-USUAL_CLASSES = {"detection": 80, "semantic_segmentation": 21, "classification": 1000}
-LIBRARIES = {"detection": "detectron2+timm", "semantic_segmentation": "smp+timm"}
-"""What the reference of a task is called; the others are timm itself, or our head on timm's backbone."""
 
 # They change nothing in what a trained network computes; all others do, and timm has none of them.
 _HARMLESS = {"name", "weights", "freeze_at", "drop_path_rate", "checkpoint_activations", "norm"}
@@ -64,10 +60,10 @@ class Net:
     @property
     def is_rcnn(self) -> bool:
         """Whether it takes a list of samples, and gives detections."""
-        return self.config is not None and self.config.task == "detection"
+        return hasattr(self.model, "roi_heads")
 
     def ready(self, model: nn.Module) -> nn.Module:
-        """`model`, or of a task other than detection its graph: pictures in, tensors out."""
+        """`model`, or its graph where there is one in eager mode: images in, tensors out."""
         if self.config is None or self.is_rcnn:
             return model
         task: Any = get_task(self.config.task)
@@ -114,12 +110,13 @@ def configured_net(config: Config, device: torch.device, weights: str | None = N
     if weights:
         config = adapted_to(config, Path(weights))
     changes: dict[str, Any] = {}
-    if config.model.num_classes is None and config.task in USUAL_CLASSES:
-        changes["num_classes"] = len(config.data.class_names or ()) or USUAL_CLASSES[config.task]
-    if config.task == "detection" and not weights:
+    task = get_task(config.task)
+    if config.model.num_classes is None:
+        changes["num_classes"] = len(config.data.class_names or ()) or task.usual_classes
+    if hasattr(config.model, "score_threshold") and not weights:
         changes["score_threshold"] = 0.0
     config = config.model_copy(update={"model": config.model.model_copy(update=changes)})
-    model = get_task(config.task).build_model(config, load_weights=False)
+    model = task.build_model(config, load_weights=False)
     if weights:
         load_weights_into(model, weights)
     else:
@@ -163,38 +160,40 @@ def timms_net(net: Net) -> Net:
     if changed:
         raise Unavailable(f"timm's {name} has no backbone.{changed[0]}")
     try:
-        model = _on_timm(net, name)
+        library, model = _on_timm(net, name)
     except AssertionError:  # timm's and smp's way to refuse an output stride
         raise Unavailable(f"timm's {name} does not dilate") from None
-    library = "timm" if net.config is None else LIBRARIES.get(net.config.task, "timm")
-    return replace(net, name=library, model=model)
+    return replace(net, name=library, model=model.eval())
 
 
-def _on_timm(net: Net, name: str) -> nn.Module:
+def _on_timm(net: Net, name: str) -> tuple[str, nn.Module]:
+    """Name and network of the reference: timm's network, or a copy of ours on timm's backbone."""
     import timm
 
     if net.config is None:
         classes = len(net.model.get_parameter("fc.weight"))
-        return _with_weights(timm.create_model(name, num_classes=classes), net.model)
+        return "timm", _with_weights(timm.create_model(name, num_classes=classes), net.model)
     model = copy.deepcopy(net.model)
     own: Any = model.backbone
-    if net.config.task == "classification":
-        model.backbone = _with_weights(timm.create_model(name, num_classes=net.config.model.num_classes), own)
-    elif net.config.task == "semantic_segmentation":
-        import segmentation_models_pytorch as smp
-
-        if own.output_stride < 32 and "v1b" in net.backbone:
-            raise Unavailable(f"timm's {name} has another shortcut where it dilates")
-        encoder = smp.encoders.get_encoder(
-            f"tu-{name}", weights=None, depth=own._depth, output_stride=own.output_stride
-        )
-        _with_weights(encoder.model, own)
-        model.backbone = encoder.to(_device_of(own))
-    elif net.is_rcnn:
+    if net.is_rcnn:
         own.bottom_up = _Features(name, own.bottom_up.net)
-    else:
+        return "detectron2+timm", model
+    if isinstance(own, Classifier):
+        model.backbone = _with_weights(timm.create_model(name, num_classes=net.config.model.num_classes), own)
+        return "timm", model
+    if not hasattr(own, "_depth"):
         model.backbone = _Features(name, own)
-    return model.eval()
+        return "timm", model
+    import segmentation_models_pytorch as smp  # the backbone is an encoder of it
+
+    if own.output_stride < 32 and "v1b" in net.backbone:
+        raise Unavailable(f"timm's {name} has another shortcut where it dilates")
+    encoder = smp.encoders.get_encoder(
+        f"tu-{name}", weights=None, depth=own._depth, output_stride=own.output_stride
+    )
+    _with_weights(encoder.model, own)
+    model.backbone = encoder.to(_device_of(own))
+    return "smp+timm", model
 
 
 class _Features(nn.Module):
@@ -237,13 +236,19 @@ def excited(model: nn.Module) -> None:
         if name.startswith("roi_heads.") and name.endswith((".bbox_pred", ".mask_head.predictor")):
             module.weight.data.mul_(30)
     generator = torch.Generator().manual_seed(0)
+    for module in norms(model):
+        for part, low, high in (
+            (module.running_mean, -0.1, 0.1), (module.running_var, 0.5, 1.5),
+            (module.weight, 0.2, 1.0), (module.bias, -0.2, 0.2),
+        ):  # fmt: skip
+            part.data.copy_(low + (high - low) * torch.rand(part.shape, generator=generator))
+
+
+def norms(model: nn.Module) -> Iterator[Any]:
+    """Yield the batch norms of a network, frozen ones too."""
     for module in model.modules():
         if isinstance(getattr(module, "running_var", None), Tensor):
-            for part, low, high in (
-                (module.running_mean, -0.1, 0.1), (module.running_var, 0.5, 1.5),
-                (module.weight, 0.2, 1.0), (module.bias, -0.2, 0.2),
-            ):  # fmt: skip
-                part.data.copy_(low + (high - low) * torch.rand(part.shape, generator=generator))
+            yield module
 
 
 def awake(model: nn.Module) -> None:
@@ -252,8 +257,8 @@ def awake(model: nn.Module) -> None:
     With a large one the gradients of so deep a network are chaotic: a rounding in the last block changes the
     first one's by percents.
     """
-    for module in model.modules():
-        if isinstance(getattr(module, "running_var", None), Tensor) and not module.weight.any():
+    for module in norms(model):
+        if not module.weight.any():
             module.weight.data.fill_(0.1)
 
 
@@ -278,6 +283,8 @@ def make_way(net: Net, way: str, dtype: str, pictures: Tensor, folder: Path) -> 
     if way in EXPORTS:
         return _exported(net, way, dtype, pictures, folder)
     kind = DTYPES[dtype]
+    module: Any
+    context: Callable[[], AbstractContextManager[object]]
     if way in ("optimized", "cuda-graph"):
         from res2net_dense.deploy.rewrite import optimize_for_inference
 
@@ -302,7 +309,7 @@ def make_way(net: Net, way: str, dtype: str, pictures: Tensor, folder: Path) -> 
 def _captured(net: Net, run: Call) -> Call:
     if not torch.cuda.is_available() or net.is_rcnn:
         raise Unavailable("needs CUDA, and a network whose steps do not hang on the picture")
-    stream = torch.cuda.Stream()
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         for _ in range(3):  # libraries choose their kernels now, which capturing forbids
@@ -326,11 +333,12 @@ def _exported(net: Net, way: str, dtype: str, pictures: Tensor, folder: Path) ->
         raise Unavailable("exported files run on the CPU")
     from res2net_dense.deploy.description import Description
     from res2net_dense.deploy.export import FORMATS, export
-    from res2net_dense.deploy.exported import load_exported
+    from res2net_dense.jobs import load_exported
 
     config = net.config
     task: Any = get_task(config.task if config else "classification")
-    graph = task.build_graph(net.model if config else ClassificationModel(net.model))
+    network: Any = net.model
+    graph = task.build_graph(network if config else ClassificationModel(network))
     description = Description(
         task=config.task if config else "classification",
         arch=config.model.arch if config else "classifier",
@@ -378,13 +386,16 @@ def exact_gradient(net: Net, way: str, pictures: Tensor) -> Tensor:
     """The gradient that a call of `make_learning` returns, in float64 and of the first eight pictures."""
     precise = replace(net, model=copy.deepcopy(net.model).double())
     outcome = make_learning(precise, way, "fp32", pictures[:8].double())()
-    return results(net, outcome)["gradient"]
+    found: Any = results(net, outcome)
+    return found["gradient"]
 
 
 def results(net: Net, outcome: Any) -> dict[str, Tensor] | list[Prediction]:
     """What a call returned, in one form for all ways: detections, or tensors by name, on the CPU."""
     if net.is_rcnn:
-        return [{key: value.detach().cpu() for key, value in found.items()} for found in outcome]
+        return [
+            cast(Prediction, {key: value.detach().cpu() for key, value in found.items()}) for found in outcome
+        ]
     if isinstance(outcome, tuple) and net.config is None:
         outcome = dict(zip(("logits", "gradient"), outcome, strict=True))
     if isinstance(outcome, tuple):

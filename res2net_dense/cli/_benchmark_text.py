@@ -1,4 +1,4 @@
-"""What `tools/benchmark.py` prints of what it has measured."""
+"""What `res2net-dense benchmark` prints of what it has measured."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The pictures of `make_toy.py`: scenes of shapes that hide each other, and pictures of one shape."""
+"""The pictures of the toy sets: scenes of shapes that hide each other, and pictures of one shape."""
 
 from __future__ import annotations
 

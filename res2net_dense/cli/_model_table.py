@@ -1,4 +1,4 @@
-"""Every registered network with its measured size beside the published one (`doctor.py --models`)."""
+"""Every registered network with its measured size besides the published one, for `res2net-dense doctor`."""
 
 from __future__ import annotations
 

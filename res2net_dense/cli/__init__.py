@@ -1,0 +1,130 @@
+"""The command `res2net-dense`: `main` imports the module of the subcommand that was asked for, and no other.
+
+The module of a subcommand has its name, a docstring that is the text of its `--help`, and two functions:
+`add_arguments(parser)` and `main(args)`, which returns the exit code. Libraries are imported inside `main`:
+`--help` answers at once. Modules whose names start with an underscore have what `main` needs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from difflib import get_close_matches
+from typing import NoReturn, Protocol, cast
+
+from res2net_dense.errors import Res2NetDenseError
+from res2net_dense.version import __version__
+
+PROGRAM = "res2net-dense"
+COMMANDS = {
+    "demo": "train, evaluate and predict on drawn data, in any folder",
+    "train": "train any task of a configuration",
+    "evaluate": "score weights or an exported file on the validation data",
+    "predict": "run a trained model on images",
+    "export": "write a model as ONNX, OpenVINO, torch.export or TorchScript",
+    "convert": "explain a weight file, or write it for another library",
+    "classify": "say what is on images, with published or your own weights",
+    "score-saliency": "score saliency maps of any program against masks",
+    "benchmark": "measure time and memory of networks",
+    "check": "look at the data sets of a configuration as training would",
+    "doctor": "say what is installed, what is missing, and how to get it",
+    "toy": "draw a small data set",
+    "split": "split a COCO annotation file into train and val",
+    "prepare-duts": "check a saliency data set and write its manifest",
+    "prepare-voc-aug": "make VOC's augmented training set for segmentation",
+}
+"""What each subcommand does, in a line. `score-saliency` is the module `score_saliency`."""
+
+
+class Command(Protocol):
+    """The module of a subcommand."""
+
+    __doc__: str | None
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Declare the arguments; imports nothing that takes long."""
+
+    def main(self, args: argparse.Namespace) -> int:
+        """Do the work; returns the exit code."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a subcommand; user errors are one line on standard error and exit code 1.
+
+    Args:
+        arguments: the subcommand and its arguments; those of the process if None.
+
+    Raises:
+        SystemExit: after `--help` and `--version` (0), and where the arguments cannot be parsed (2).
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if given and (name := given[0]) in COMMANDS:
+        command = load(name)
+        return _run(command, parser_of(name, command).parse_intermixed_args(given[1:]))  # overrides anywhere
+    return _explain(given)
+
+
+def _explain(given: Sequence[str]) -> NoReturn:
+    """Answer arguments that start with no subcommand: `--help`, `--version`, a name that there is not."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:{width}}  {text}" for name, text in COMMANDS.items()]
+    parser = argparse.ArgumentParser(
+        prog=PROGRAM,
+        description="Dense prediction on Res2Net backbones.",
+        epilog="\n".join(["commands:", *lines, "", f"`{PROGRAM} COMMAND --help` says more"]),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
+    parser.add_argument("command", metavar="COMMAND", help="one of those below, followed by its arguments")
+    name = parser.parse_args(given[:1] or ["--help"]).command
+    near = get_close_matches(name, COMMANDS, n=1)
+    parser.error(f"unknown command {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+
+
+def load(name: str) -> Command:
+    """The module of a subcommand."""
+    return cast(Command, importlib.import_module(f"{__name__}.{name.replace('-', '_')}"))
+
+
+def parser_of(name: str, command: Command) -> argparse.ArgumentParser:
+    """The parser of a subcommand."""
+    parser = argparse.ArgumentParser(
+        prog=f"{PROGRAM} {name}",
+        description=command.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.add_arguments(parser)
+    parser.add_argument("--debug", action="store_true", help="show tracebacks and debug messages")
+    return parser
+
+
+def _run(command: Command, args: argparse.Namespace) -> int:
+    """Call `main` of a subcommand; `--debug` shows the traceback of a user error too."""
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it would ask the network for its version
+    level = logging.DEBUG if args.debug else logging.WARNING
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr)
+    logging.getLogger("res2net_dense").setLevel(level)
+    logging.captureWarnings(True)
+    try:
+        return command.main(args)
+    except Res2NetDenseError as error:
+        if args.debug:
+            raise
+        message = str(error)
+    except ModuleNotFoundError as error:
+        if args.debug or (error.name or "").startswith("res2net_dense"):
+            raise
+        message = f"{error.name} is not installed; `{PROGRAM} doctor` says how to get it"
+    except OSError as error:
+        if args.debug or error.strerror is None:
+            raise
+        message = f"{error.filename}: {error.strerror}" if error.filename is not None else error.strerror
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
+    print(f"error: {message}", file=sys.stderr)
+    return 1

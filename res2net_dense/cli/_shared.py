@@ -1,0 +1,32 @@
+"""Arguments that several subcommands take."""
+
+from __future__ import annotations
+
+import argparse
+import re
+
+
+def add_config_arguments(parser: argparse.ArgumentParser, *, carried: bool = False) -> None:
+    """Add the overrides and `--config`, which may be left out where weights carry one."""
+    note = "; default: the one that --weights carries" if carried else ""
+    parser.add_argument(
+        "--config", "--config-file", required=not carried, metavar="FILE", help=f"configuration (YAML){note}"
+    )
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="overrides, such as train.batch_size=2"
+    )
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """`480x640` is height and width, `224` both."""
+    match = re.fullmatch(r"([1-9]\d*)(?:x([1-9]\d*))?", text)
+    if not match:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size; write HEIGHTxWIDTH, such as 480x640")
+    return int(match[1]), int(match[2] or match[1])
+
+
+def positive(text: str) -> int:
+    """A whole number above 0."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
+    return int(text)

@@ -1,0 +1,23 @@
+"""Look at the data sets of a configuration as training would, and say what was found.
+
+res2net-dense check --config mask_rcnn_res2net50 [key=value ...]
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from res2net_dense.cli._shared import add_config_arguments
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_config_arguments(parser)
+
+
+def main(args: argparse.Namespace) -> int:
+    from res2net_dense.config import load_config
+    from res2net_dense.tasks import get_task
+
+    config = load_config(args.config, args.overrides)
+    get_task(config.task).prepare(config)
+    return 0

@@ -1,0 +1,85 @@
+"""Explain a weight file, and write it for this package or in the names of another library.
+
+res2net-dense convert SRC                        what it is; nothing is written
+res2net-dense convert SRC DST                    for this package (.safetensors or .pth)
+res2net-dense convert SRC DST --to mmdetection   in the names of another library
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from res2net_dense.errors import CheckpointError, ConfigError
+from res2net_dense.files import write_atomically
+
+DIALECTS = (
+    *("centernet2", "detectron2", "dla", "holocron", "maskrcnn_benchmark", "mmdetection", "mmpretrain"),
+    *("official", "paddle", "paddledetection", "poolnet", "res2net_dense", "smp", "smp_old", "timm"),
+    "torchvision",
+)
+"""What `list_dialects` gives, for `--help`."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = f"dialects: {', '.join(DIALECTS)}"
+    parser.add_argument("source", metavar="SRC", help=".pth .pt .ckpt .safetensors .pkl .pdparams")
+    parser.add_argument("destination", metavar="DST", nargs="?", help=".safetensors or .pth to write")
+    parser.add_argument(
+        "--to", metavar="DIALECT", default="res2net_dense", help="names to write; ours if left out"
+    )
+    parser.add_argument("--from", dest="dialect", metavar="DIALECT", help="names of SRC; found if left out")
+    parser.add_argument(
+        "--prefix", metavar="PREFIX", help="which backbone of SRC, such as 'student', where it holds several"
+    )
+    parser.add_argument("--report", metavar="FILE.json", help="also write the passport as JSON")
+    parser.add_argument("--force", action="store_true", help="overwrite files that exist")
+    parser.add_argument("--partial", action="store_true", help="take what matches where not all does")
+    parser.add_argument(
+        "--trust-pickle", action="store_true",
+        help="read files that can run code (all .pkl and .pdparams); only if you trust whoever made SRC",
+    )  # fmt: skip
+
+
+def main(args: argparse.Namespace) -> int:
+    from res2net_dense.convert import read_checkpoint, write_checkpoint
+    from res2net_dense.convert.dialects import dialect_named
+
+    dialect_named(args.to)
+    check(args)
+    checkpoint = read_checkpoint(
+        args.source,
+        dialect=args.dialect,
+        prefix=args.prefix,
+        trust_pickle=args.trust_pickle,
+        partial=args.partial,
+    )
+    print(checkpoint.report.text())
+    if args.report:
+        text = json.dumps(checkpoint.report.to_dict(), indent=2)
+        write_atomically(Path(args.report), lambda file: file.write(text.encode()))
+    if args.destination:
+        write_checkpoint(checkpoint, args.destination, args.to)
+        print(f"{'written':12}{args.destination} ({args.to})")
+    elif args.to != "res2net_dense":
+        print("nothing written: --to needs a file to write to", file=sys.stderr)
+    return 0
+
+
+def check(args: argparse.Namespace) -> None:
+    """Notice what is wrong with the arguments before anything is read or written."""
+    if args.destination and Path(args.destination).suffix not in (".safetensors", ".pth", ".pt"):
+        raise CheckpointError(f"{args.destination}: weights are written as .safetensors or .pth")
+    if args.report:
+        report = Path(args.report)
+        if report.resolve() in [Path(path).resolve() for path in (args.source, args.destination) if path]:
+            raise ConfigError(f"--report {report} is the weight file itself: give it a name of its own")
+        if report.is_dir():
+            raise ConfigError(f"--report {report} is a folder: name a file in it")
+        if not report.parent.is_dir():
+            raise ConfigError(f"--report {report}: there is no folder {report.parent}, make it first")
+    for path in (args.destination, args.report):
+        if path and Path(path).exists() and not args.force:
+            raise CheckpointError(f"{path} exists; --force overwrites it")

@@ -1,0 +1,83 @@
+"""Export a trained model as one file for ONNX Runtime, OpenVINO, torch.export or TorchScript.
+
+The file takes images as they are read, (N, 3, H, W) uint8, RGB: normalization and padding are inside. It is
+written only if it gives what the model gives; FILE.json says what it is and what was compared. Detectors are
+traced and take one image at a time.
+
+res2net-dense export --weights output/run \\
+    --output model.onnx --dynamic [--eval] [key=value ...]
+res2net-dense export ... --output model_int8.onnx --dynamic --int8 --calibration FOLDER --eval
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+from res2net_dense.cli._shared import add_config_arguments, parse_size, positive
+from res2net_dense.errors import ConfigError
+
+FORMATS = ("onnx", "torch-export", "torchscript", "openvino")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_config_arguments(parser, carried=True)
+    parser.add_argument("--weights", metavar="FILE", help="a run folder or a weight file")
+    parser.add_argument("--output", required=True, metavar="FILE", help="its suffix tells the format")
+    parser.add_argument("--format", choices=FORMATS, help="default: by the suffix of --output")
+    parser.add_argument(
+        "--size",
+        type=parse_size,
+        metavar="HxW",
+        help="of the images; default: the evaluation's, if it has one",
+    )
+    parser.add_argument("--batch", type=positive, metavar="N", help="images at once (1)")
+    parser.add_argument(
+        "--dynamic", action="store_true", help="take images of any size, and any number of them"
+    )
+    parser.add_argument("--int8", action="store_true", help="quantize (onnx; segmentation and saliency)")
+    parser.add_argument("--calibration", metavar="PATH", help="images for --int8: a folder or a quoted glob")
+    parser.add_argument("--eval", action="store_true", help="score the model and the file on data.val")
+    parser.add_argument(
+        "--max-drop", type=float, metavar="X",
+        help="of the metric, from 0 to 1, that the file may lose with --eval (0.0005; int8: 0.01)",
+    )  # fmt: skip
+
+
+def main(args: argparse.Namespace) -> int:
+    from res2net_dense.deploy.export import FORMATS
+    from res2net_dense.exporting import export
+
+    if args.format and Path(args.output).suffix != FORMATS[args.format]:
+        raise ConfigError(
+            f"--output {args.output} must end in {FORMATS[args.format]}: --format is {args.format}"
+        )
+    if args.int8 != (args.calibration is not None):
+        raise ConfigError("--int8 and --calibration FOLDER, the images that it looks at, go together")
+    if args.max_drop is not None and not args.eval:
+        raise ConfigError("--max-drop goes with --eval, which finds out what is lost")
+    start = time.monotonic()
+
+    def log(text: str) -> None:
+        print(f"[{time.monotonic() - start:.0f} s] {text}", file=sys.stderr, flush=True)
+
+    result = export(
+        args.weights,
+        args.output,
+        config=args.config,
+        overrides=args.overrides,
+        size=args.size,
+        batch=args.batch,
+        dynamic=args.dynamic,
+        calibration=args.calibration,
+        evaluate=args.eval,
+        max_drop=args.max_drop,
+        log=log,
+    )
+    print(result.parity.table())
+    if result.scores:
+        print(result.scores.table())
+    print(f"{', '.join(map(str, result.files))}: {result.size / 1e6:.1f} MB")
+    return 0

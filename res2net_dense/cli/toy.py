@@ -1,0 +1,62 @@
+"""Draw a small data set of shapes on textured grounds, to learn from in minutes without a download.
+
+    res2net-dense toy --output datasets/toy
+
+writes `datasets/toy/coco/{train,val}/*.png` and `datasets/toy/coco/annotations/{train,val}.json`. The same
+arguments give the same bytes. Later shapes hide earlier ones, and annotations cover what is visible. Each
+class leans to a hue of its own, as things do, but a fifth of the shapes have any colour. Some training
+images are empty, and the category ids have gaps, as in real files.
+
+    res2net-dense toy --layout imagenet --output datasets/toy
+
+writes `datasets/toy/imagenet/{train,val}/<class>/*.png` for classification: ten classes, one shape a picture
+on a cluttered ground, of any size, turn and colour, so that colour tells nothing of the class.
+
+    res2net-dense toy --layout voc --output datasets/toy
+
+writes the scenes of `coco` to `datasets/toy/voc` in VOC's layout, as JPEG, for detection and semantic
+segmentation; here only a twentieth of the shapes have any colour. There are `Annotations/*.xml`,
+`SegmentationClass/*.png` (0 background, 1 to 4 the classes of `class_names.txt`, 255 on a border of two
+pixels around what is seen of a shape) and `ImageSets/{Main,Segmentation}/{train,val,trainval}.txt`. The
+numbers of the validation pictures follow those of the training pictures. A shape is `truncated` if any of it
+is hidden, and `difficult` if less than 0.6 of it is visible.
+
+    res2net-dense toy --layout duts --output datasets/toy
+
+writes `datasets/toy/duts/{train,val}/images/*.jpg` and `masks/*.png` for salient object detection: one to
+three shapes of one piece and any hue that stand out from a duller, grainy ground. The pictures have many
+sizes; the masks are smooth at the outlines as those of DUTS, above 128 where most of a pixel is covered.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from res2net_dense.errors import ConfigError
+from res2net_dense.toy import LAYOUTS
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--output", type=Path, required=True, help="folder to write to, such as datasets/toy")
+    parser.add_argument("--layout", choices=list(LAYOUTS), default="coco")
+    parser.add_argument("--seed", type=int, default=0)
+    for name, what in (
+        ("train", "number of training images"),
+        ("val", "number of validation images"),
+        ("size", "side of the square images in pixels, of those of duts the longer edge"),
+    ):
+        usual = ", ".join(f"{getattr(usual, name)} for {key}" for key, usual in LAYOUTS.items())
+        parser.add_argument(f"--{name}", type=int, help=f"{what} ({usual})")
+
+
+def main(args: argparse.Namespace) -> int:
+    from res2net_dense.toy.layouts import make
+
+    usual = LAYOUTS[args.layout]._asdict()
+    given = {name: getattr(args, name) for name in usual}
+    numbers = {name: usual[name] if value is None else value for name, value in given.items()}
+    if min(args.seed, numbers["train"], numbers["val"]) < 0 or not 64 <= numbers["size"] <= 2048:
+        raise ConfigError("--seed, --train and --val must not be negative, --size must be 64 to 2048")
+    print(make(args.output, args.layout, {"seed": args.seed, **numbers}))
+    return 0

@@ -1,0 +1,260 @@
+"""Training and evaluation as functions, with results as objects: what the commands call, and notebooks may.
+
+result = train("configs/quick/mask_rcnn_res2net50.yaml", overrides=["train.iterations=100"])
+evaluate(result.folder).metrics["bbox/AP"]
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from res2net_dense.config import Config, config_to_dict, load_config, parse_config
+from res2net_dense.deploy.exported import ExportedModel, is_exported, open_exported
+from res2net_dense.engine import distributed
+from res2net_dense.engine.checkpointer import Checkpointer
+from res2net_dense.engine.run_folder import open_run_folder
+from res2net_dense.errors import CheckpointError, ConfigError, ExportError
+from res2net_dense.tasks import get_task, training
+from res2net_dense.tasks.base import Task, print_rank0
+from res2net_dense.weight_files import read_config
+
+_log = logging.getLogger(__name__)
+
+ConfigLike = str | Path | Mapping[str, Any] | Config
+"""The path or name of a YAML file, its content, or a configuration."""
+
+# What is built into an exported file; of the backbone and the model everything is.
+_BUILT_IN = ("backbone", "model", "eval.scales", "eval.flip", "eval.window", "eval.window_stride")
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """What a training left."""
+
+    folder: Path
+    """The run folder."""
+    metrics: dict[str, float]
+    """Of the last evaluation; empty without `data.val`."""
+    as_expected: bool
+    """Whether the metrics are within `eval.expected`."""
+
+
+@dataclass(frozen=True)
+class EvaluationResult:
+    """The scores of a model."""
+
+    weights: Path | None
+    """The file that was scored; None for a classifier's published weights."""
+    metrics: dict[str, float]
+    table: str
+    """The metrics for people."""
+    as_expected: bool
+    """Whether they are within `eval.expected`."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A configuration and what it applies to, before any data is looked at."""
+
+    config: Config
+    task: Task[Any]
+    weights: Path | None
+    exported: ExportedModel | None
+    """What `weights` is where it is an exported file."""
+
+    def with_classes(self) -> Config:
+        """The config with the class names that the weights were trained on."""
+        carried = self.exported.description.config if self.exported else None
+        return training.adapted_to(self.config, self.weights, carried=carried)
+
+    def model(self, config: Config) -> nn.Module:
+        """The model of `config`, which is `with_classes()` or what `prepare` made of it, with its weights."""
+        return self.exported or training.load_model(config, self.weights)[0]
+
+
+def train(
+    config: ConfigLike,
+    *,
+    overrides: Sequence[str] = (),
+    output_dir: str | Path | None = None,
+    resume: bool = False,
+    dry_run: bool = False,
+) -> TrainingResult:
+    """Train a model of any task, and evaluate it.
+
+    Args:
+        config: what to train.
+        overrides: changes to it, such as `train.batch_size=2`.
+        output_dir: the run folder; None for `runtime.output_dir`.
+        resume: continue from the newest whole checkpoint in the run folder.
+        dry_run: take two steps of everything and keep nothing.
+
+    Raises:
+        Res2NetDenseError: whatever a user can correct; everything that the config alone tells comes first.
+    """
+    folder = [f"runtime.output_dir={json.dumps(str(output_dir))}"] if output_dir else []
+    loaded = read_config_like(config, [*overrides, *folder])
+    try:
+        device = training.set_up_device(loaded)
+        loaded = get_task(loaded.task).prepare(loaded)
+        if dry_run:
+            with tempfile.TemporaryDirectory() as temporary:
+                run = Path(distributed.gather_objects(temporary)[0])
+                metrics = training.train_and_evaluate(loaded, device, run, dry_run=True)
+                distributed.barrier()
+            return TrainingResult(run, metrics, as_expected=True)
+        run = open_run_folder(loaded.runtime.output_dir, resume=resume)
+        metrics = training.train_and_evaluate(loaded, device, run, resume=resume)
+    finally:
+        distributed.shutdown()
+    return TrainingResult(run, metrics, training.check_expected(loaded, metrics))
+
+
+def evaluate(
+    weights: str | Path | None = None,
+    *,
+    config: ConfigLike | None = None,
+    overrides: Sequence[str] = (),
+    output_dir: str | Path | None = None,
+) -> EvaluationResult:
+    """Score a model on `data.val`.
+
+    Args:
+        weights: a run folder, a weight file of a whole model, or an exported file; None for the newest
+            checkpoint in the run folder of `config`, or a classifier's `backbone.weights`.
+        config: None for the one that `weights` carries.
+        overrides: changes to it, such as `eval.batch_size=8`.
+        output_dir: where `results.json` goes; None for `runtime.output_dir`.
+
+    Raises:
+        Res2NetDenseError: whatever a user can correct.
+    """
+    folder = [f"runtime.output_dir={json.dumps(str(output_dir))}"] if output_dir else []
+    try:
+        job, device = open_job(config, weights, [*overrides, *folder])
+        prepared = job.task.prepare(job.with_classes(), training=False)
+        print_rank0(f"evaluating {job.weights or f'{prepared.backbone.weights} of {prepared.backbone.name}'}")
+        metrics, table = training.evaluate_only(prepared, device, job.model(prepared))
+    finally:
+        distributed.shutdown()
+    return EvaluationResult(job.weights, metrics, table, training.check_expected(prepared, metrics))
+
+
+def open_job(
+    config: ConfigLike | None,
+    weights: str | Path | None,
+    overrides: Sequence[str] = (),
+    *,
+    device: str | torch.device | None = None,
+) -> tuple[Job, torch.device]:
+    """Read the configuration, set up the device, find the weights and open them if they are exported.
+
+    Warnings name settings that are built into an exported file, where the config differs.
+
+    Args:
+        config: None for the one that `weights` carries.
+        weights: a run folder, a weight file or an exported file; None as in `training.find_weights`.
+        overrides: changes to the config.
+        device: None for `runtime.device` of the config.
+
+    Raises:
+        ConfigError: there is no configuration, or it is wrong.
+        CheckpointError: the weights cannot be found.
+        ExportError: the exported file cannot be opened.
+    """
+    path = None if weights is None else Path(weights)
+    folder: list[str] = []
+    if path is not None and path.is_dir():
+        config = path / "config.yaml" if config is None else config
+        folder = [f"runtime.output_dir={json.dumps(str(path))}"]
+        path = best_weights(path)
+    exported = load_exported(path) if path is not None and is_exported(path) else None
+    if config is not None:
+        loaded = read_config_like(config, [*folder, *overrides])
+    elif path is None:
+        raise ConfigError(
+            "--config is missing; only weights (--weights FILE) bring a configuration of their own"
+        )
+    else:
+        carried = exported.description.config if exported else read_config(path)
+        if not carried:
+            raise ConfigError(f"{path} carries no configuration: give the one of its run with --config")
+        # A folder of its own: the scores of a file are not those of its run.
+        folder = [f"runtime.output_dir={json.dumps(f'{path}.eval')}"]
+        loaded = parse_config(carried, source=str(path), overrides=[*folder, *overrides])
+    threads = torch.get_num_threads()
+    chosen = training.set_up_device(loaded, device)
+    if exported is None:
+        path = training.find_weights(loaded, path)
+    else:
+        if torch.get_num_threads() != threads:  # a runtime keeps the number that it was opened with
+            exported = load_exported(exported.path)
+        _warn_of_built_in(exported, loaded)
+    return Job(loaded, get_task(loaded.task), path, exported), chosen
+
+
+def best_weights(folder: Path) -> Path:
+    """Return the best model in a run folder, or its newest whole checkpoint.
+
+    Raises:
+        CheckpointError: it has neither.
+    """
+    best = folder / "model_best.safetensors"
+    path = best if best.is_file() else Checkpointer(folder, tidy=False).latest()
+    if path is None:
+        raise CheckpointError(
+            f"{folder} has no model_best.safetensors and no checkpoint: is it a run folder?"
+        )
+    return path
+
+
+def read_config_like(config: ConfigLike, overrides: Sequence[str] = ()) -> Config:
+    """Return the configuration that `config` means, with the overrides.
+
+    Raises:
+        ConfigError: it cannot be found, or is wrong.
+    """
+    if isinstance(config, (str, Path)):
+        return load_config(config, overrides)
+    content = config_to_dict(config) if isinstance(config, Config) else config
+    return parse_config(content, overrides=overrides)
+
+
+def load_exported(path: str | Path) -> ExportedModel:
+    """Open an exported file as a model that takes batches of samples, as they go into the network.
+
+    For photos use `Predictor.load(path)`, which prepares them as in training.
+
+    Raises:
+        ExportError: the file is missing, damaged, or not an export of ours.
+        MissingDependencyError: the library that runs it is not installed.
+    """
+
+    def find(name: str) -> Task[Any]:
+        try:
+            return get_task(name)
+        except ConfigError as error:
+            raise ExportError(f"{path} is of an {error}") from None
+
+    return open_exported(path, find)
+
+
+def _warn_of_built_in(exported: ExportedModel, config: Config) -> None:
+    built, wanted = training.flat(exported.description.config), training.flat(config_to_dict(config))
+    for key in sorted(built.keys() & wanted.keys()):
+        fixed = (
+            any(f"{key}.".startswith(f"{section}.") for section in _BUILT_IN) and key != "backbone.weights"
+        )
+        if fixed and built[key] != wanted[key] and wanted[key] is not None:
+            _log.warning(
+                "%s was exported with %s=%s: %s has no effect", exported.path, key, built[key], wanted[key]
+            )

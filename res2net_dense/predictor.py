@@ -1,0 +1,204 @@
+"""A trained model that takes photos: from a run folder, a weight file or an exported file.
+
+predictor = Predictor.load("output/run")
+prediction = predictor("street.jpg")
+predictor.draw("street.jpg", prediction).save("overlay.png")
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import overload
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from res2net_dense.config import Config
+from res2net_dense.data.images import read_sample, sample_of, to_pixels
+from res2net_dense.deploy.exported import ExportedModel
+from res2net_dense.deploy.rewrite import optimize_for_inference
+from res2net_dense.engine.inference import predict
+from res2net_dense.errors import ConfigError, ExportError, Res2NetDenseError
+from res2net_dense.jobs import ConfigLike, Job, open_job
+from res2net_dense.types import Prediction, Sample
+
+Photo = str | Path | Image.Image | np.ndarray | Tensor
+"""A path, a PIL image, (H, W, 3) uint8 RGB as an array, or (3, H, W) uint8 RGB as a tensor."""
+
+
+class Predictor:
+    """Predicts on images of any sizes, after exactly the preprocessing of the run; make one with `load`.
+
+    Attributes:
+        config: of the run.
+        class_names: by label.
+        model: the network, or the exported file.
+        device: where it runs; an exported file runs on the CPU.
+    """
+
+    def __init__(self, job: Job, device: torch.device) -> None:
+        config = job.with_classes()
+        if config.model.num_classes is None:
+            config = job.task.prepare(config, training=False)
+        self.config: Config = config
+        self.class_names: list[str] = job.task.class_names(config)
+        self.device = device
+        self.model: nn.Module = job.model(config).to(device).eval()
+        self.task = job.task
+        self._transform = job.task.eval_transform(config)
+        self._precision: str = config.train.precision
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        *,
+        config: ConfigLike | None = None,
+        overrides: Sequence[str] = (),
+        device: str | torch.device | None = None,
+    ) -> Predictor:
+        """Load a model with its preprocessing.
+
+        Args:
+            path: a run folder (its best model), a `.safetensors` or `.pt` file of ours, or an exported file.
+            config: None for the one in `path`.
+            overrides: changes to it, such as `model.score_threshold=0.3`.
+            device: such as `cpu` or `cuda:1`; None for `runtime.device` of the config.
+
+        Raises:
+            Res2NetDenseError: the path holds no model, or none that fits the config.
+        """
+        return cls(*open_job(config, path, overrides, device=device))
+
+    @overload  # a path is a sequence of paths for the type checker
+    def __call__(self, images: Photo) -> Prediction: ...  # type: ignore[overload-overlap]
+
+    @overload
+    def __call__(self, images: Sequence[Photo]) -> list[Prediction]: ...
+
+    def __call__(self, images: Photo | Sequence[Photo]) -> Prediction | list[Prediction]:
+        """Predict.
+
+        Args:
+            images: one image or several, see `Photo`. EXIF orientation is applied.
+
+        Returns:
+            A prediction for one image, a list for several; on the CPU, in the frame of the image as it was
+            given.
+
+        Raises:
+            DatasetError: an image cannot be read or is not an image.
+            ExportError: an exported file does not take this size.
+        """
+        if isinstance(images, (str, Path, Image.Image, np.ndarray, Tensor)):
+            return self([images])[0]
+        samples = (self._transform(_to_sample(image, number)) for number, image in enumerate(images))
+        return [prediction for _, prediction in self._predict(_batches(samples, self.config.eval.batch_size))]
+
+    def stream(
+        self, files: Sequence[Path], on_error: Callable[[int, Res2NetDenseError], None]
+    ) -> Iterator[tuple[int, Sample, Prediction]]:
+        """Predict on many files, which `data.workers` processes read.
+
+        Args:
+            files: the images.
+            on_error: called with the number of a file that cannot be read or does not fit, and the reason.
+
+        Yields:
+            The number of a file, its sample with the original size, and its prediction.
+        """
+
+        def batches() -> Iterator[list[Sample]]:
+            for samples, errors in self.task.build_predict_loader(self.config, files):
+                for number, error in errors:
+                    on_error(number, error)
+                fitting = [sample for sample in samples if self._fits(sample, files, on_error)]
+                if fitting:
+                    yield fitting
+
+        for sample, prediction in self._predict(batches()):
+            yield int(sample["image_id"]), sample, prediction
+
+    def draw(self, image: Photo, prediction: Prediction, *, score: float = 0.5) -> Image.Image:
+        """Draw a prediction on its image.
+
+        Args:
+            image: what was predicted on.
+            prediction: of it.
+            score: lowest score of a detection that is drawn.
+        """
+        overlay = self.task.folders.index(self.task.overlay)
+        return self.draw_all(image, prediction, score=score)[overlay]
+
+    def draw_all(self, image: Photo, prediction: Prediction, *, score: float = 0.5) -> list[Image.Image]:
+        """Return all images that the task makes of a prediction, one for each of `task.folders`."""
+        return self.task.draw(to_pixels(image), prediction, self.class_names, score)
+
+    def to(self, device: str | torch.device) -> Predictor:
+        """Move the model; an exported file stays on the CPU. Returns itself."""
+        if not isinstance(self.model, ExportedModel):
+            self.device = torch.device(device)
+            self.model.to(self.device)
+        return self
+
+    def optimize(self, dtype: torch.dtype | None = None) -> Predictor:
+        """Rewrite the network so that it computes the same in less time, see `optimize_for_inference`.
+
+        Args:
+            dtype: of weights and maps, such as `torch.bfloat16`; None leaves them.
+
+        Returns:
+            Itself.
+
+        Raises:
+            ConfigError: the model is an exported file.
+        """
+        if isinstance(self.model, ExportedModel):
+            raise ConfigError(f"{self.model.path} is an exported file: optimize the run that it was made of")
+        self.model = optimize_for_inference(self.model, dtype=dtype)
+        if dtype is not None:
+            self._precision = "fp32"  # the network casts by itself
+        return self
+
+    def _predict(self, batches: Iterator[list[Sample]]) -> Iterator[tuple[Sample, Prediction]]:
+        outcomes = predict(
+            self.model,
+            batches,
+            device=self.device,
+            precision=self._precision,
+            channels_last=self.config.train.channels_last,
+        )
+        for samples, predictions in outcomes:
+            yield from zip(samples, predictions, strict=True)
+
+    def _fits(
+        self, sample: Sample, files: Sequence[Path], on_error: Callable[[int, Res2NetDenseError], None]
+    ) -> bool:
+        if isinstance(self.model, ExportedModel):
+            number = int(sample["image_id"])
+            try:
+                self.model.check_size((sample["image"].shape[-2], sample["image"].shape[-1]))
+            except ExportError as error:
+                on_error(number, ExportError(f"{files[number]}: {error}"))
+                return False
+        return True
+
+
+def _to_sample(image: Photo, number: int) -> Sample:
+    if isinstance(image, (str, Path)):
+        return read_sample(image, number)
+    return sample_of(to_pixels(image), f"image {number}", number)
+
+
+def _batches(samples: Iterator[Sample], size: int) -> Iterator[list[Sample]]:
+    batch: list[Sample] = []
+    for sample in samples:
+        batch.append(sample)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch

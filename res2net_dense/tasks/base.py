@@ -1,0 +1,342 @@
+"""A task is one object. Nothing outside `tasks/` asks which task it is: it asks the object.
+
+`Task` holds what all tasks share: class names, loaders, the checks before a run. A subclass says what is its
+own. A new task is a file beside this one and a line in `config.CONFIGS`.
+"""
+
+from __future__ import annotations
+
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Generic, Literal, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from res2net_dense.config import Config
+from res2net_dense.convert import check_weights
+from res2net_dense.data.layouts import open_source
+from res2net_dense.data.loaders import (
+    BatchLoader,
+    EvalSet,
+    TrainBatches,
+    TrainSet,
+    eval_loader,
+    predict_loader,
+    train_loader,
+)
+from res2net_dense.engine import distributed
+from res2net_dense.errors import ConfigError, DatasetError
+from res2net_dense.models.graphs import Graph
+from res2net_dense.types import Prediction, ReportingEvaluator, Sample, Source
+
+_log = logging.getLogger(__name__)
+
+C = TypeVar("C", bound=Config)
+
+TrainTransform = Callable[[Sample, np.random.Generator], Sample]
+EvalTransform = Callable[[Sample], Sample]
+
+
+class Metric(NamedTuple):
+    """A score that an evaluation reports."""
+
+    name: str
+    """As in the evaluator's results, such as `segm/AP`."""
+    direction: Literal["max", "min"] = "max"
+    """Whether the largest or the smallest value is the best."""
+    scale: float = 100.0
+    """The range of its values: 100 for percentages, 1 for shares."""
+    headline: bool = False
+    """Whether it chooses the best checkpoint unless the config names another; one metric of a task."""
+
+
+class Task(ABC, Generic[C]):
+    """What can be learned, with everything that is needed to learn, score, predict and export it."""
+
+    name: ClassVar[str]
+    """As in `task:` of a config."""
+    config_class: type[C]
+    toy_layout: ClassVar[str] = "coco"
+    """The toy data that fit: `res2net-dense toy --layout ...`."""
+    folders: ClassVar[tuple[str, ...]] = ("",)
+    """Of the images that `draw` returns, below the output folder."""
+    overlay: ClassVar[str] = ""
+    """Which of `folders` has the predictions drawn on their images."""
+    first_category_id: ClassVar[int] = 1
+    """The `category_id` of label 0 in `to_records`."""
+    batched_outputs: bool = True
+    """Whether the outputs of an exported file have one row an image."""
+    quantizable: ClassVar[bool] = False
+    """Whether its exported files may be in int8."""
+    weights_are_whole: ClassVar[bool] = False
+    """Whether `backbone.weights` may hold the whole model."""
+    needs: ClassVar[tuple[str, ...]] = ()
+    """What of a `Sample` is learned and scored; a layout that has nothing of it is refused."""
+    usual_classes: ClassVar[int | None] = None
+    """Number of classes of the usual benchmark, for a model that is built without any data."""
+
+    # What each task says of itself.
+
+    @abstractmethod
+    def metrics(self, config: C) -> list[Metric]:
+        """The scores of an evaluation on `data.val`, those of single classes left out."""
+
+    def class_metrics(self, config: C) -> list[str]:
+        """The names of the scores of single classes."""
+        return []
+
+    def open_source(self, config: C, *, train: bool) -> Source:
+        """Return the samples of `data.train` or `data.val`; opened once.
+
+        Raises:
+            ConfigError: the config names none, or what does not fit the task.
+            DatasetError: the data are missing or broken.
+        """
+        return open_source(
+            self.parts(config, train=train),
+            train=train,
+            class_names=config.data.class_names,
+            needs=self.needs,
+        )
+
+    @abstractmethod
+    def build_model(self, config: C, *, load_weights: bool = True) -> nn.Module:
+        """Build the network; without `load_weights` its backbone's weights are not looked for."""
+
+    @abstractmethod
+    def build_graph(self, model: Any) -> Graph:
+        """Return the network as a function from images to plain tensors, to be exported."""
+
+    @abstractmethod
+    def train_transform(self, config: C) -> TrainTransform:
+        """What is done to a sample in training."""
+
+    @abstractmethod
+    def eval_transform(self, config: C) -> EvalTransform:
+        """What is done to a sample in evaluation and prediction."""
+
+    @abstractmethod
+    def build_evaluator(self, config: C) -> ReportingEvaluator:
+        """Return the evaluator of `data.val`."""
+
+    @abstractmethod
+    def decode(self, outputs: Mapping[str, Tensor], place: int, sample: Sample) -> Prediction:
+        """Return what the outputs of an exported file say of one image, at its original size.
+
+        Args:
+            outputs: by their names in the file, of a batch.
+            place: of the image in the batch.
+            sample: the image as it went into the file, with its original size.
+        """
+
+    @abstractmethod
+    def draw(
+        self, image: np.ndarray, prediction: Prediction, class_names: Sequence[str], score: float
+    ) -> list[Image.Image]:
+        """Return the images made of a prediction, one for each of `folders`.
+
+        Args:
+            image: (H, W, 3) uint8, RGB.
+            prediction: at the size of the image.
+            class_names: by label.
+            score: lowest score of an object that is drawn.
+        """
+
+    @abstractmethod
+    def to_records(self, prediction: Prediction, image_id: int | str) -> list[dict[str, Any]]:
+        """Return a prediction as plain data for a JSON file, in COCO's format."""
+
+    @abstractmethod
+    def summary(self, records: Sequence[Mapping[str, Any]], class_names: Sequence[str], score: float) -> str:
+        """Say in a few words what was found in all images, such as `12 objects with score >= 0.5`."""
+
+    def adapt(self, config: C, source: Source) -> C:
+        """Fill in the settings that are derived from the data: by default class names and their number."""
+        names = list(source.class_names)
+        classes = config.model.num_classes
+        if classes is not None and classes != len(names):
+            raise ConfigError(
+                f"model.num_classes is {classes}, but {source.name} has {len(names)} classes "
+                f"({some(names)}); set model.num_classes=null to count them there"
+            )
+        return updated(config, data={"class_names": names}, model={"num_classes": len(names)})
+
+    def sampling(self, config: C, source: Any) -> tuple[np.ndarray | None, np.ndarray | None]:
+        """Which samples are learned from (None for all), and the group of each (None for one group)."""
+        return None, None
+
+    def class_names(self, config: C) -> list[str]:
+        """Names of the classes by label; `class 3` where they are unknown."""
+        return list(config.data.class_names or [f"class {n}" for n in range(config.model.num_classes or 0)])
+
+    def colours(self, class_names: Sequence[str]) -> list[list[int]]:
+        """RGB of each class as `draw` has it; empty where classes have no colour."""
+        return []
+
+    def image_size(self, config: C) -> tuple[int, int] | None:
+        """Height and width of the images that enter the network in evaluation, if all have one size."""
+        return None
+
+    def single_view(self, config: C) -> C:
+        """The config of an evaluation that sees each image once and whole, as exported files do."""
+        return config
+
+    # What all tasks share.
+
+    def check(self, config: C) -> None:
+        """Raise the errors that a config has without any data: in backbone, architecture, weights.
+
+        Raises:
+            ConfigError: a setting has no meaning for this network.
+            CheckpointError: `backbone.weights` cannot be found.
+            MissingDependencyError: a library is not installed.
+        """
+        if config.backbone.weights:
+            check_weights(config.backbone.name, config.backbone.weights)
+        if config.model.num_classes is None:
+            config = updated(config, model={"num_classes": self.usual_classes or 2})
+        with torch.device("meta"):
+            self.build_model(config, load_weights=False)
+
+    def prepare(self, config: C, *, training: bool = True) -> C:
+        """Check config and data before a run; return the config with the settings derived from the data.
+
+        Args:
+            config: as it was loaded.
+            training: False leaves the training set alone; without class names in the config those of the
+                validation set are taken.
+
+        Raises:
+            Res2NetDenseError: the first problem of the config, then of the data.
+        """
+        self.check(config)
+        source = self.open_source(config, train=training)
+        config = self.adapt(config, source)
+        parts = [source] if training else []
+        if config.data.val is not None or not training:
+            parts.append(self.open_source(config, train=False))
+        for part in parts:
+            if not (training and part is source and config.data.on_error == "skip"):
+                part.check()  # better now than after a day of training
+        for remark in dict.fromkeys(remark for part in parts for remark in part.remarks):
+            if distributed.is_main():
+                _log.warning("%s", remark)
+        name = config.train.best_metric
+        if name is not None and (config.data.val is not None or training):
+            allowed = [*(metric.name for metric in self.metrics(config)), *self.class_metrics(config)]
+            if name not in allowed:
+                raise ConfigError(f"train.best_metric is {name!r}; there are {some(allowed, 12)}")
+        return config
+
+    def best_metric(self, config: C) -> Metric:
+        """The metric that chooses the best checkpoint: `train.best_metric`, or the headline of the task."""
+        metrics = self.metrics(config)
+        headline = next(metric for metric in metrics if metric.headline)
+        name = config.train.best_metric
+        if name is None:
+            return headline
+        # The scores of single classes are of the headline's kind.
+        return next((metric for metric in metrics if metric.name == name), headline._replace(name=name))
+
+    def build_train_loader(self, config: C, *, start_iteration: int = 0) -> BatchLoader:
+        """Return endless batches of this process, from `start_iteration` on.
+
+        Raises:
+            ConfigError: the batch cannot be cut evenly.
+            DatasetError: there is no sample.
+        """
+        source = self.open_source(config, train=True)
+        indices, groups = self.sampling(config, source)
+        indices = np.arange(len(source)) if indices is None else indices
+        names = self.class_names(config)
+        print_rank0(
+            f"data.train: {len(indices)} images of {source.name}, {len(names)} classes: {some(names)}"
+        )
+        batches = TrainBatches(
+            len(indices),
+            config.train.batch_size,
+            seed=config.runtime.seed,
+            groups=groups,
+            rank=distributed.rank(),
+            world_size=distributed.world_size(),
+            accumulate=config.train.accumulate,
+            start_iteration=start_iteration,
+        )
+        samples = TrainSet(
+            source,
+            indices,
+            self.train_transform(config),
+            seed=config.runtime.seed,
+            on_error=config.data.on_error,
+        )
+        return train_loader(samples, batches, workers=config.data.workers)
+
+    def build_eval_loader(self, config: C) -> BatchLoader:
+        """Return this process's part of the validation images, each once."""
+        return eval_loader(
+            EvalSet(self.open_source(config, train=False), self.eval_transform(config)),
+            batch_size=config.eval.batch_size,
+            workers=config.data.workers,
+            rank=distributed.rank(),
+            world_size=distributed.world_size(),
+        )
+
+    def build_predict_loader(
+        self, config: C, files: Sequence[Path]
+    ) -> Iterator[tuple[list[Sample], list[tuple[int, DatasetError]]]]:
+        """Return the images in batches, `image_id` their number; with each batch number and error of
+        unreadable ones.
+        """
+        return predict_loader(
+            files, self.eval_transform(config), batch_size=config.eval.batch_size, workers=config.data.workers
+        )
+
+    def parts(self, config: C, *, train: bool) -> Any:
+        """Return `data.train` or `data.val`; raise a `ConfigError` where it is null."""
+        name = "train" if train else "val"
+        parts = getattr(config.data, name)
+        if parts is None:
+            raise ConfigError(f"data.{name} is not set; name the data, or make a toy set with {self.toy()}")
+        return parts
+
+    def toy(self) -> str:
+        """The command that makes a toy set of the task's layout."""
+        return f"`res2net-dense toy --layout {self.toy_layout} --output datasets/toy`"
+
+
+def network_settings(config: Config, load_weights: bool) -> dict[str, Any]:
+    """Return the arguments of a model's builder: `backbone` and the section `model`.
+
+    Raises:
+        ConfigError: the number of classes is unknown.
+    """
+    if config.model.num_classes is None:
+        raise ConfigError("model.num_classes is not known; set it, or data.train, whose classes are counted")
+    # Not every network has each option: only those that were set are handed over. detectron2 has defaults of
+    # its own for norm and freeze_at.
+    backbone = config.backbone.model_dump(exclude_defaults=True)
+    backbone |= {"norm": config.backbone.norm, "freeze_at": config.backbone.freeze_at}
+    return {"backbone": backbone | ({} if load_weights else {"weights": None}), **config.model.model_dump()}
+
+
+def updated(config: C, **sections: Mapping[str, Any]) -> C:
+    """Return the config with other values in its sections: `updated(config, model={"num_classes": 3})`."""
+    return config.model_copy(
+        update={name: getattr(config, name).model_copy(update=dict(v)) for name, v in sections.items()}
+    )
+
+
+def print_rank0(text: str) -> None:
+    """Print in the main process alone."""
+    if distributed.is_main():
+        print(text, flush=True)
+
+
+def some(names: Sequence[str], count: int = 5) -> str:
+    """The first names, for a message."""
+    return ", ".join(names[:count]) + (", ..." if len(names) > count else "")
