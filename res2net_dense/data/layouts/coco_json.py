@@ -24,7 +24,7 @@ Segmentation = list[list[float]] | dict[str, Any]
 """COCO's polygons, or its run-length code {"size": [height, width], "counts": text or list}."""
 
 CROWD = "crowd region"
-UNLISTED = "annotation of an image that is not listed"
+UNLISTED = "annotation of an unlisted image"
 
 _ROUNDING = 0.02
 """Pixels by which a box may leave its image and is scored as it is: COCO's own do, by rounding."""
