@@ -271,10 +271,13 @@ def prepare(options: argparse.Namespace) -> int:
             raise DatasetError(f"{options.output}: there is no folder {options.output.parent}; make it first")
         if options.output.resolve().is_relative_to(root):
             raise DatasetError(f"{options.output}: is in the set's own folder; choose a place outside")
-    names: dict[str, Any] = {
-        key: getattr(options, key) or None for key in ("list", "images", "masks", "name")
-    }
-    part = ImageMasksPart(root=str(options.root), **names)
+    part = ImageMasksPart(
+        root=str(options.root),
+        list=options.list or None,
+        images=options.images or None,
+        masks=options.masks or None,
+        name=options.name or None,
+    )
     files = find_files(part)
     # what may fail early does so before the long work
     manifest = None if options.check is None else read_manifest(options.check)

@@ -13,7 +13,7 @@ from res2net_dense.errors import DatasetError
 from res2net_dense.types import Sample
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    import torch  # a configuration is read without it
 
 IMAGE_SUFFIXES = frozenset(
     (
@@ -116,7 +116,7 @@ def sample_of(pixels: np.ndarray, file_name: str, image_id: int | str) -> Sample
     )
 
 
-def to_pixels(image: str | Path | Image.Image | np.ndarray | Tensor) -> np.ndarray:
+def to_pixels(image: str | Path | Image.Image | np.ndarray | torch.Tensor) -> np.ndarray:
     """Return the pixels of an image in any form.
 
     Args:
@@ -129,13 +129,14 @@ def to_pixels(image: str | Path | Image.Image | np.ndarray | Tensor) -> np.ndarr
     Raises:
         DatasetError: the file cannot be read, or it is not an image of this form.
     """
+    import torch
+
     if isinstance(image, (str, Path)):
         return read_image(image)
     if isinstance(image, Image.Image):
         if image.mode == "F" or image.mode.startswith("I"):  # PIL's conversion would saturate it
             raise DatasetError(f"a PIL image of mode {image.mode} has more than 8 bits: pass its path")
         return np.array(ImageOps.exif_transpose(image).convert("RGB"))
-    import torch
 
     if isinstance(image, torch.Tensor):
         if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3 or image.numel() == 0:

@@ -62,8 +62,6 @@ class Task(ABC, Generic[C]):
     name: ClassVar[str]
     """As in `task:` of a config."""
     config_class: type[C]
-    needs: ClassVar[tuple[str, ...]] = ()
-    """Keys of the samples that are learned from, such as `boxes`; see `data.layouts.open_source`."""
     folders: ClassVar[tuple[str, ...]] = ("",)
     """Of the images that `draw` returns, below the output folder."""
     overlay: ClassVar[str] = ""
@@ -76,6 +74,8 @@ class Task(ABC, Generic[C]):
     """Whether its exported files may be in int8."""
     weights_are_whole: ClassVar[bool] = False
     """Whether `backbone.weights` may hold the whole model."""
+    needs: ClassVar[tuple[str, ...]] = ()
+    """What of a `Sample` is learned and scored; a layout that has nothing of it is refused."""
     usual_classes: ClassVar[int | None] = None
     """Number of classes of the usual benchmark, for a model that is built without any data."""
 
@@ -88,6 +88,20 @@ class Task(ABC, Generic[C]):
     def class_metrics(self, config: C) -> list[str]:
         """The names of the scores of single classes."""
         return []
+
+    def open_source(self, config: C, *, train: bool) -> Source:
+        """Return the samples of `data.train` or `data.val`; opened once.
+
+        Raises:
+            ConfigError: the config names none, or what does not fit the task.
+            DatasetError: the data are missing or broken.
+        """
+        return open_source(
+            self.parts(config, train=train),
+            train=train,
+            class_names=config.data.class_names,
+            needs=self.needs,
+        )
 
     @abstractmethod
     def build_model(self, config: C, *, load_weights: bool = True) -> nn.Module:
@@ -140,18 +154,13 @@ class Task(ABC, Generic[C]):
     def summary(self, records: Sequence[Mapping[str, Any]], class_names: Sequence[str], score: float) -> str:
         """Say in a few words what was found in all images, such as `12 objects with score >= 0.5`."""
 
-    def open_source(self, config: C, *, train: bool) -> Any:
-        """Return the `Source` of `data.train` or `data.val`, whatever its layout; opened once.
-
-        Raises:
-            ConfigError: the config names none, or one that does not fit the task.
-            DatasetError: the data are missing or broken.
-        """
-        part = "train" if train else "val"
-        parts: Any = getattr(config.data, part)
+    def parts(self, config: C, *, train: bool) -> Any:
+        """Return `data.train` or `data.val`; raise a `ConfigError` where it is null."""
+        name = "train" if train else "val"
+        parts = getattr(config.data, name)
         if parts is None:
-            raise ConfigError(f"data.{part} is not set: name the data there")
-        return open_source(parts, train=train, class_names=config.data.class_names, needs=self.needs)
+            raise ConfigError(f"data.{name} is not set: name the data there")
+        return parts
 
     def adapt(self, config: C, source: Source) -> C:
         """Fill in the settings that are derived from the data: by default class names and their number."""
@@ -219,9 +228,11 @@ class Task(ABC, Generic[C]):
         if config.data.val is not None or not training:
             parts.append(self.open_source(config, train=False))
         for part in parts:
-            for remark in part.remarks if distributed.is_main() else ():
+            if not (training and part is source and config.data.on_error == "skip"):
+                part.check()  # better now than after a day of training
+        for remark in dict.fromkeys(remark for part in parts for remark in part.remarks):
+            if distributed.is_main():
                 _log.warning("%s", remark)
-            part.check()  # better now than after a day of training
         name = config.train.best_metric
         if name is not None and (config.data.val is not None or training):
             allowed = [*(metric.name for metric in self.metrics(config)), *self.class_metrics(config)]

@@ -25,8 +25,8 @@ class Classification(Task[ClassificationConfig]):
     """See the module."""
 
     name = "classification"
-    config_class = ClassificationConfig
     needs = ("label",)
+    config_class = ClassificationConfig
     weights_are_whole = True
     usual_classes = 1000
 
@@ -76,7 +76,7 @@ class Classification(Task[ClassificationConfig]):
     def build_evaluator(self, config: ClassificationConfig) -> ReportingEvaluator:
         from res2net_dense.evaluation.classification import ClassificationEvaluator
 
-        source = self.open_source(config, train=False)
+        source: Any = self.open_source(config, train=False)
         return ClassificationEvaluator(
             source.labels, class_names=source.class_names, gather=distributed.gather_objects
         )

@@ -19,7 +19,7 @@ from res2net_dense.engine import distributed
 from res2net_dense.models.detections import to_prediction
 from res2net_dense.models.graphs import Graph
 from res2net_dense.tasks.base import EvalTransform, Metric, Task, TrainTransform, network_settings
-from res2net_dense.types import Prediction, ReportingEvaluator, Sample
+from res2net_dense.types import BoxSource, Prediction, ReportingEvaluator, Sample
 
 _log = logging.getLogger(__name__)
 
@@ -52,12 +52,9 @@ class Detection(Task[DetectionConfig]):
             return [f"bbox/AP50/{name}" for name in names]
         return [f"{kind}/AP/{name}" for kind in self._iou_types(config) for name in names]
 
-    def open_source(self, config: DetectionConfig, *, train: bool) -> Any:
-        parts = config.data.train if train else config.data.val
-        if parts is None:
-            return super().open_source(config, train=train)
+    def open_source(self, config: DetectionConfig, *, train: bool) -> BoxSource:
         return open_source(
-            parts,
+            self.parts(config, train=train),
             train=train,
             class_names=config.data.class_names,
             needs=("boxes", "masks") if self._has_masks(config) else ("boxes",),
@@ -107,7 +104,7 @@ class Detection(Task[DetectionConfig]):
     def build_evaluator(self, config: DetectionConfig) -> ReportingEvaluator:
         """Return the evaluator of the benchmark that the validation set's layout belongs to."""
         source = self.open_source(config, train=False)
-        if self._benchmark(config) == "voc":
+        if source.benchmark == "voc":
             from res2net_dense.evaluation.voc import VocEvaluator
 
             return VocEvaluator(
@@ -162,11 +159,8 @@ class Detection(Task[DetectionConfig]):
         return ("bbox", "segm") if self._has_masks(config) else ("bbox",)
 
     def _benchmark(self, config: DetectionConfig) -> str:
-        """Whose rules `data.val` is scored by: `coco` or `voc`."""
-        if config.data.val is None:
-            return "coco"
-        benchmark: str = self.open_source(config, train=False).benchmark
-        return benchmark
+        """Whose rules score `data.val`; COCO's where there is none."""
+        return "coco" if config.data.val is None else self.open_source(config, train=False).benchmark
 
 
 TASK = Detection()

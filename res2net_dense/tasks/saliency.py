@@ -37,14 +37,14 @@ class Saliency(Task[SaliencyConfig]):
     """See the module."""
 
     name = "saliency"
-    config_class = SaliencyConfig
     needs = ("saliency",)
+    config_class = SaliencyConfig
     folders = ("maps", "overlays", "cutouts")
     overlay = "overlays"
     quantizable = True
 
     def metrics(self, config: SaliencyConfig) -> list[Metric]:
-        source = self.open_source(config, train=False) if config.data.val else None
+        source: Any = self.open_source(config, train=False) if config.data.val else None
         sets = [name for name, _ in source.parts] if source else []
         if len(sets) < 2:
             return METRICS
@@ -94,7 +94,7 @@ class Saliency(Task[SaliencyConfig]):
         """Return the evaluator of the validation sets, which reads the masks at their own size."""
         from res2net_dense.evaluation.saliency import SaliencyEvaluator
 
-        source = self.open_source(config, train=False)
+        source: Any = self.open_source(config, train=False)
         return SaliencyEvaluator(
             source.mask, source.parts, rescale=config.eval.rescale, gather=distributed.gather_objects
         )

@@ -29,8 +29,8 @@ class SemanticSegmentation(Task[SegmentationConfig]):
     """See the module."""
 
     name = "semantic_segmentation"
-    config_class = SegmentationConfig
     needs = ("sem_seg",)
+    config_class = SegmentationConfig
     folders = ("overlays", "masks")
     overlay = "overlays"
     first_category_id = 0  # ids are the pixels of the masks
@@ -83,7 +83,7 @@ class SemanticSegmentation(Task[SegmentationConfig]):
         """Return the evaluator of the validation set, which reads the masks at their own size."""
         from res2net_dense.evaluation.semantic import SemanticEvaluator
 
-        source = self.open_source(config, train=False)
+        source: Any = self.open_source(config, train=False)
         return SemanticEvaluator(
             source.mask, len(source), class_names=source.class_names, gather=distributed.gather_objects
         )

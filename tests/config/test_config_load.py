@@ -434,9 +434,8 @@ def test_parts_of_classification(tmp_path: Path) -> None:
     assert cifar.data.val == [CifarPart(layout="cifar10", root="b")]
     assert load_config(path, ["data.train={layout: cifar10, root: a}"]).data.train == cifar.data.train
     assert parse_config(config_to_dict(cifar)) == cifar
-    assert "data.format = 'tar': expected 'folder', 'cifar10' or 'cifar100'" in message(
-        path, ["data.format=tar"]
-    )
+    said = message(path, ["data.format=tar"])
+    assert "data.format = 'tar': expected 'folder', 'cifar10' or 'cifar100'" in said
     assert "expected one of 'class-folders'" in message(path, ["data.train={layout: coco, root: a}"])
 
 

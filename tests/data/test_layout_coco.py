@@ -12,9 +12,12 @@ from PIL import Image
 from pycocotools import mask as mask_utils
 from pycocotools.coco import COCO
 
+from res2net_dense.cli import main
+from res2net_dense.data.layouts import CocoPart, coco_json, open_source
 from res2net_dense.data.layouts.coco import CocoBoxes
-from res2net_dense.data.layouts.coco_json import CocoFile, decode_runs
-from res2net_dense.errors import DatasetError
+from res2net_dense.data.layouts.coco_json import CocoFile, decode, decode_runs
+from res2net_dense.errors import ConfigError, DatasetError
+from res2net_dense.evaluation.coco import CocoEvaluator
 
 SQUARE = [10, 10, 30, 10, 30, 20, 10, 20]
 
@@ -400,3 +403,257 @@ def test_real_crowds_as_bitmaps_equal_pycocotools(shared_data, tmp_path):
     for index, image in enumerate(dataset.images):
         expected = [reference.annToMask(entry) for entry in reference.imgToAnns[image.image_id]]
         np.testing.assert_array_equal(dataset.sample(index)["masks"], np.array(expected, dtype=bool))
+
+
+# One reader for training, evaluation and splitting; what nobody needs does not stop it.
+
+
+@pytest.fixture
+def both(load, tmp_path):
+    """Opens what `content` gives as a training set and as a validation set; checks that these agree."""
+
+    def function(data, *, needs=("boxes",), encoding="utf-8", **options):
+        file = tmp_path / f"{len(list(tmp_path.glob('*.json')))}.json"  # the same part is read once
+        file.write_text(data if isinstance(data, str) else json.dumps(data), encoding=encoding)
+        part = CocoPart(annotations=str(file), images=str(load.images))
+        train, val = (open_source([part], train=train, needs=needs, **options) for train in (True, False))
+        assert train.class_names == val.class_names
+        assert {**val.dropped, **train.dropped} == train.dropped
+        train.check()
+        assert fed_back(val, masks="masks" in needs) == pytest.approx(100)
+        assert len(split(file, tmp_path)) == 2
+        return train
+
+    return function
+
+
+def fed_back(source, *, masks=False):
+    """The worst AP of the samples as predictions: 100 if training and evaluation see the same objects."""
+    evaluator = CocoEvaluator(
+        source.ground_truth(),
+        class_names=source.class_names,
+        iou_types=("bbox", "segm") if masks else ("bbox",),
+        backend="pycocotools",
+    )
+    for sample in map(source.sample, range(len(source))):
+        found = {key: sample[key] for key in ("boxes", "labels")}
+        found["scores"] = torch.ones(len(found["labels"]))
+        if masks:
+            size = sample["original_height"], sample["original_width"]
+            bitmaps = [
+                mask if torch.is_tensor(mask) else torch.from_numpy(decode([list(p) for p in mask], *size))
+                for mask in sample["masks"]
+            ]
+            found["masks"] = torch.stack(bitmaps).bool() if bitmaps else torch.zeros(0, *size).bool()
+        evaluator.process([sample], [found])
+    scores = evaluator.evaluate()
+    return min(score for key, score in scores.items() if key.endswith("/AP"))
+
+
+def split(file, folder):
+    """The contents of train.json and val.json that `res2net-dense split` makes."""
+    output = folder / f"split {file.stem}"
+    assert main(["split", str(file), "--val", "1", "--output", str(output)]) == 0
+    return [json.loads((output / f"{name}.json").read_text()) for name in ("train", "val")]
+
+
+def pair(**fields):
+    """An object on each of the two images, in all of which `fields` are changed; None removes a key."""
+    entries = (annotation(1), annotation(2, image_id=2, category_id=7))
+    changed = ({**entry, **fields} for entry in entries)
+    return content(*({k: v for k, v in entry.items() if v is not None} for entry in changed))
+
+
+def test_a_byte_order_mark(both):
+    assert len(both(pair(), encoding="utf-8-sig")) == 2
+
+
+def test_another_encoding_names_the_remedy(load):
+    (load.images.parent / "set.json").write_bytes('{"images": "ä"}'.encode("latin-1"))
+    with pytest.raises(DatasetError, match="save the file as UTF-8"):
+        read(load.images.parent / "set.json", load.images)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"id": None},
+        {"id": 1},
+        {"area": None, "iscrowd": None},
+        {"area": float("nan")},
+        {"iscrowd": False},
+        {"iscrowd": "0"},
+        {"bbox": ["10", "10", "20", "10.0"]},
+        {"bbox": None},
+        {"segmentation": None},
+        {"segmentation": []},
+        {"segmentation": "broken"},
+        {"segmentation": [float("nan")]},
+        {"segmentation": {"size": [60, 40], "counts": "broken"}},
+    ],
+)
+def test_boxes_need_nothing_else(both, fields):
+    source = both(pair(**fields))
+    assert source.remarks == []
+    assert [source.sample(i)["boxes"].tolist() for i in (0, 1)] == [[[10, 10, 30, 20]]] * 2
+
+
+def test_ids_and_sizes_as_texts(both):
+    data = pair()
+    for entry in data["annotations"]:
+        entry["image_id"], entry["category_id"] = str(entry["image_id"]), str(entry["category_id"])
+    data["images"][0].update(width="60", height="40")
+    assert both(data).class_names == ["cat", "dog"]
+    for entry in (*data["images"], *data["categories"]):
+        entry["id"] = str(entry["id"])
+    data["annotations"][0].update(image_id=1, category_id=3.0)
+    source = both(data)
+    assert (source.class_names, source.category_ids) == (["cat", "dog"], ["3", "7"])
+    assert source.sample(0)["image_id"] == "1"
+
+
+def test_names_that_are_numbers(both):
+    data = pair()
+    for name, entry in enumerate(data["categories"]):
+        entry["name"] = name
+    assert both(data).class_names == ["1", "0"]
+
+
+def test_sizes_come_from_the_images_where_the_file_has_none(both, load):
+    data = pair()
+    del data["images"][0]["width"], data["images"][1]["height"]
+    data["images"][0]["height"] = None
+    assert both(data, needs=("boxes", "masks")).aspect_ratios.tolist() == [1.5, 1.5]
+    (load.images / "2.png").write_bytes(b"")
+    with pytest.raises(DatasetError, match="2.png"):
+        both(data)
+
+
+@pytest.mark.parametrize("masks", [True, False])
+def test_objects_without_a_box_take_that_of_their_segmentation(both, masks):
+    data = pair(bbox=None)
+    data["annotations"][1]["segmentation"] = {"size": [40, 60], "counts": [405, 10, 1985]}
+    source = both(data, needs=("boxes", "masks") if masks else ("boxes",))
+    assert source.sample(0)["boxes"].tolist() == [[10, 10, 30, 20]]
+    assert source.sample(1)["boxes"].tolist() == [[10, 5, 11, 15]]
+    data["annotations"][1]["segmentation"] = []
+    source = both(data, needs=("boxes", "masks") if masks else ("boxes",))
+    assert source.dropped == {"object without a box": 1}
+
+
+def test_annotations_of_unlisted_images_are_left_out(both, tmp_path, capsys):
+    data = pair()
+    data["annotations"] += [annotation(3, image_id=9), annotation(4, image_id="x", bbox="broken")]
+    source = both(data)
+    assert source.remarks == [f"{source.name}: 2 annotations left out: of an unlisted image"]
+    assert source.remarks[0] in capsys.readouterr().out  # of the split
+    parts = [json.loads((tmp_path / "split 0" / f"{name}.json").read_text()) for name in ("train", "val")]
+    assert [len(part["annotations"]) for part in parts] == [1, 1]
+
+
+def test_objects_without_a_mask_are_left_out_of_training_and_truth(both):
+    data = pair()
+    line = [10, 10, 20, 10, 30, 10]
+    data["annotations"] += [
+        annotation(3, segmentation=[], bbox=[0, 0, 5, 5]),
+        annotation(4, segmentation=[line]),
+        annotation(5, segmentation=[[5, 5, 5, 5, 5, 5], SQUARE]),
+        annotation(6, segmentation=SQUARE),  # one polygon without its list
+        annotation(7, bbox=[5, 5, 0, 3]),
+        annotation(8, bbox=[500, 5, 3, 3]),
+        annotation(9, segmentation=[], iscrowd=1),
+    ]
+    source = both(data, needs=("boxes", "masks"))
+    assert source.dropped == {
+        "object without a valid mask": 3,
+        "polygon whose points lie on a line": 2,
+        "empty box": 1,
+        "box outside the image": 1,
+    }
+    assert len(source.sample(0)["boxes"]) == len(source.ground_truth()["annotations"]) - 1 == 3
+    assert len(both(data).sample(0)["boxes"]) == 5  # boxes do not need masks
+
+
+def test_crowds_are_left_out_of_training_and_ignored_in_evaluation(both):
+    data = pair()
+    data["annotations"].append(annotation(3, iscrowd=1, bbox=[0, 0, 60, 40]))
+    source = both(data, needs=("boxes", "masks"))
+    assert source.remarks == [f"{source.name}: 1 objects left out: crowd region"]
+    assert [entry["iscrowd"] for entry in source.ground_truth()["annotations"]] == [0, 1, 0]
+
+
+def test_masks_that_are_needed(load, both):
+    for data, said in (
+        (pair(segmentation=None), "has no segmentations; use a faster_rcnn config"),
+        (pair(iscrowd=1), "but those of 2 crowd regions .* set iscrowd to 0"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            both(data, needs=("boxes", "masks"))
+    cut = pair(segmentation={"size": [40, 60], "counts": RLE[:-3]})
+    file = load.images.parent / "cut.json"
+    file.write_text(json.dumps(cut))
+    part = CocoPart(annotations=str(file), images=str(load.images))
+    for train in (True, False):
+        with pytest.raises(DatasetError, match="annotation 1: its run-length code .* 1 more problem"):
+            open_source([part], train=train, needs=["boxes", "masks"])
+    fails(load, pair(segmentation={"size": [40, 60], "counts": f"b'{RLE}'"}), "Python bytes text")
+
+
+def test_boxes_that_leave_the_image_are_clipped_in_the_truth_too(both):
+    source = both(pair(bbox=[-8, 30, 20, 30]))
+    assert source.sample(0)["boxes"].tolist() == [[0, 30, 12, 40]]
+    assert source.ground_truth()["annotations"][0]["bbox"] == [0, 30, 12, 10]
+    rounded = both(pair(bbox=[-0.01, 30, 20, 10.01]))  # as COCO's own: scored as it stands
+    assert rounded.sample(0)["boxes"][0, 3] == 40
+    assert rounded.ground_truth()["annotations"][0]["bbox"] == [-0.01, 30, 20, 10.01]
+
+
+def test_a_category_that_only_groups_others_is_not_a_class(both):
+    data = pair()
+    for entry in data["categories"]:
+        entry["supercategory"] = "pets"
+    data["categories"].append({"id": 0, "name": "pets", "supercategory": "none"})
+    source = both(data)
+    assert source.class_names == ["cat", "dog"]
+    (remark,) = source.remarks
+    assert "the category 'pets' has no object and only groups others" in remark
+    assert both(data, class_names=["pets", "cat", "dog"]).class_names == ["pets", "cat", "dog"]
+    data["annotations"].append(annotation(3, category_id=0))
+    assert both(data).class_names == ["pets", "cat", "dog"]
+
+
+def test_a_category_above_itself_is_a_class(both):
+    """COCO's person has the supercategory person, and a part of COCO may have none."""
+    data = pair()
+    data["categories"].append({"id": 1, "name": "person", "supercategory": "person"})
+    assert both(data).class_names == ["person", "cat", "dog"]
+
+
+def test_a_category_without_objects_that_the_model_lacks(both):
+    data = pair()
+    data["categories"].append({"id": 9, "name": "owl"})
+    assert both(data, class_names=["dog", "cat"]).class_names == ["dog", "cat"]
+    data["annotations"].append(annotation(3, category_id=9))
+    with pytest.raises(DatasetError, match=r"category 'owl' \(1 objects\) is none of the model's classes"):
+        both(data, class_names=["dog", "cat"])
+
+
+def test_a_file_is_parsed_once(load, tmp_path, monkeypatch):
+    (tmp_path / "once.json").write_text(json.dumps(pair()))
+    opened = []
+    parse = json.loads
+    monkeypatch.setattr(coco_json.json, "loads", lambda text: opened.append(text) or parse(text))
+    part = CocoPart(annotations=str(tmp_path / "once.json"), images=str(load.images))
+    train = open_source([part], train=True, needs=["boxes"])
+    val = open_source([part], train=False, needs=["boxes"], class_names=["dog", "cat"])
+    assert val.ground_truth()["categories"] == train.ground_truth()["categories"]
+    assert sum("supercategory" in str(text) or "categories" in str(text) for text in opened) == 1
+
+
+def test_no_data_set_at_a_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    part = CocoPart(annotations="no.json", images="no")
+    with pytest.raises(
+        DatasetError, match=f"no data set at no.json .looked in {tmp_path}.*toy --layout coco"
+    ):
+        open_source([part], train=True)

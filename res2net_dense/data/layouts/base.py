@@ -145,11 +145,11 @@ Parts = Annotated[
 
 
 def dropped_remarks(name: str, dropped: Mapping[str, int]) -> list[str]:
-    """Lines that report what is left out, by reason."""
-    return [
-        f"{name}: {count} {_kind(reason)} left out: {reason}" for reason, count in dropped.items() if count
-    ]
-
-
-def _kind(reason: str) -> str:
-    return next((f"{kind}s" for kind in ("polygon", "annotation") if reason.startswith(kind)), "objects")
+    """Lines that report what is left out: objects, or what a reason begins with."""
+    remarks = []
+    for reason, count in dropped.items():
+        kind, _, rest = reason.partition(" ")
+        what, why = (kind, rest) if kind in ("polygon", "annotation") else ("object", reason)
+        if count:
+            remarks.append(f"{name}: {count} {what}s left out: {why}")
+    return remarks

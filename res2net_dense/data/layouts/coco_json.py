@@ -24,7 +24,7 @@ Segmentation = list[list[float]] | dict[str, Any]
 """COCO's polygons, or its run-length code {"size": [height, width], "counts": text or list}."""
 
 CROWD = "crowd region"
-UNLISTED = "annotation of an image that is not listed"
+UNLISTED = "annotation of an unlisted image"
 
 _ROUNDING = 0.02
 """Pixels by which a box may leave its image and is scored as it is: COCO's own do, by rounding."""
@@ -60,7 +60,7 @@ class CocoFile:
     """A parsed file.
 
     Attributes:
-        name: what a message calls it: its path, or "annotations".
+        name: what a message calls it.
         categories: names by category id, ordered by id.
         counts: how many annotations each category has, in that order.
         groups: names of categories that only group others, as Roboflow lists the project.
@@ -76,11 +76,13 @@ class CocoFile:
         *,
         masks: bool,
         folder: Path | None = None,
+        name: str = "annotations",
     ) -> None:
         """Read and check a file.
 
         Args:
             source: its path, or its content, which is not changed.
+            name: what a message calls content; a path is called itself.
             masks: whether masks are needed; segmentations are not looked at otherwise.
             folder: of the images; names of images are checked and sizes that the file does not say are read
                 from the images where it is given.
@@ -89,7 +91,7 @@ class CocoFile:
             DatasetError: it is missing, broken or inconsistent; names the first problem and their number.
         """
         content = source if isinstance(source, Mapping) else read_json(Path(source))
-        self.name = "annotations" if isinstance(source, Mapping) else str(source)
+        self.name = name if isinstance(source, Mapping) else str(source)
         check_format(self.name, content)
         if folder is not None and not folder.is_dir():
             raise DatasetError(

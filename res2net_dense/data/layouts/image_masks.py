@@ -148,12 +148,12 @@ class ImageMasks:
 
     Attributes:
         name: what a message calls the set: its lists and image folders.
-        class_names: none.
+        class_names: the one class.
         parts: name and count of each part; image ids run on from part to part.
         remarks: lines that report known sets with another count than published.
     """
 
-    class_names: Sequence[str] = ()
+    class_names: Sequence[str] = ("salient object",)
 
     def __init__(self, parts: Sequence[ImageMasksPart]) -> None:
         """Pair images with masks by their names; none is opened (`check` looks into some).
