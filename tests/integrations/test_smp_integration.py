@@ -18,7 +18,7 @@ import pytest
 import segmentation_models_pytorch as smp
 import torch
 from comparison import built, difference, like_trained
-from networks import TINY, TINY_V1B, every_network, unfilled
+from networks import TINY, TINY_RESNET, TINY_V1B, every_network, unfilled
 from torch import nn
 
 import res2net_dense
@@ -60,7 +60,7 @@ def small(name, output_stride=32, depth=5):
 
 def test_every_network_is_registered_but_those_for_small_pictures():
     ours = [name for name in smp.encoders.get_encoder_names() if name.startswith("r2d-")]
-    assert sorted(ours) == [f"r2d-{name}" for name in sorted([*NAMES, TINY, TINY_V1B])]
+    assert sorted(ours) == [f"r2d-{name}" for name in sorted([*NAMES, TINY, TINY_V1B, TINY_RESNET])]
     assert len(NAMES) == len(ARCHITECTURES) - 6
 
 
