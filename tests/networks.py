@@ -10,6 +10,8 @@ from res2net_dense.backbones import list_backbones
 TINY = "test_res2net"
 """Where a test needs any network."""
 TINY_V1B = "test_res2net_v1b"
+TINY_RESNET = "test_resnet"
+TINY_CIFAR = "test_se_res2next29"
 FORMS = (
     "res2net50_26w_4s", "res2net50_v1b_26w_4s", "res2next50", "se_res2net50_26w_4s", "resnet50",
     "se_resnet50", "res2net_dla60", "res2next_dla60", "dla60", "dla60x", "res2next29_6c_24w_4s",

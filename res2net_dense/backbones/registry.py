@@ -99,6 +99,10 @@ with its parameter counts; `stage_conv="splits"` is the form of the public re-im
 TEST_ARCHITECTURES: dict[str, Architecture] = {
     "test_res2net": _res2net((2, 1, 1, 1), 32, 4, None, planes=4),
     "test_res2net_v1b": _res2net((2, 1, 1, 1), 32, 4, None, planes=4, stem="deep"),
+    "test_resnet": _res2net((2, 1, 1, 1), 64, 1, None, planes=4),
+    "test_se_res2next29": _res2net(
+        (2, 1, 1), 16, 4, None, planes=4, cardinality=2, se=True, stem="3x3", stage_conv="grouped"
+    ),
 }
 """Networks of a few thousand parameters, for tests that need any network. They are built by name like the
 others; no list names them and no weights of them are published.

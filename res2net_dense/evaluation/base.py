@@ -23,7 +23,7 @@ class ImageEvaluator(ABC):
         image_ids: of the images to be scored.
         class_names: by label; empty where there are no classes.
         gather: see `Gather`; None for one process.
-        name: what messages call the set.
+        name: what messages call the set, if anything.
 
     Raises:
         ConfigError: class names repeat.
@@ -38,12 +38,13 @@ class ImageEvaluator(ABC):
         *,
         class_names: Sequence[str] = (),
         gather: Gather | None = None,
-        name: str = "the data",
+        name: str = "",
     ) -> None:
         self.class_names = tuple(class_names)
         if len(set(self.class_names)) < len(self.class_names):
             raise ConfigError(f"class names must differ, these do not: {', '.join(self.class_names[:5])}")
         self.name = name
+        self._where = f" of {name}" if name else ""
         self._image_ids = image_ids
         self._gather = gather or (lambda obj: [obj])
 
@@ -67,7 +68,7 @@ class ImageEvaluator(ABC):
             image_id = sample["image_id"]
             if image_id not in self._image_ids:
                 raise DatasetError(
-                    f"image {image_id!r} is not one of the {len(self._image_ids)} of {self.name} to be scored"
+                    f"image {image_id!r} is not one of the {len(self._image_ids)}{self._where} to be scored"
                 )
             if image_id in self._seen:
                 raise DatasetError(
@@ -104,4 +105,4 @@ class ImageEvaluator(ABC):
     def _report_unseen(self, seen: int) -> None:
         total = len(self._image_ids)
         if seen < total:
-            _log.warning("only %d of %d images of %s were evaluated; %s", seen, total, self.name, self.unseen)
+            _log.warning("only %d of %d images%s were evaluated; %s", seen, total, self._where, self.unseen)

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from comparison import built, difference, like_trained
-from networks import TINY, TINY_V1B, every_network, unfilled
+from networks import TINY, TINY_RESNET, TINY_V1B, every_network, unfilled
 from timm.layers import SEModule
 from timm.models.res2net import Bottle2neck as TimmBottle2neck
 from timm.models.resnet import Bottleneck
@@ -152,9 +152,9 @@ def test_a_deformable_convolution_looks_where_its_offsets_say():
     torch.testing.assert_close(layer(x), expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", [TINY, TINY_V1B, "resnet50"])
+@pytest.mark.parametrize("name", [TINY, TINY_V1B, TINY_RESNET])
 def test_deformable_stages(name, tmp_path):
-    options = {"depths": (1, 1, 2), "planes": 4, "dcn_stages": ("res3", "res4"), "zero_init_residual": False}
+    options = {"depths": (1, 1, 2), "dcn_stages": ("res3", "res4"), "zero_init_residual": False}
     network = res2net_dense.create_backbone(name, output_stride=8, **options)
     x = torch.randn(2, 3, 64, 64)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.05)

@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 import torch
 from comparison import built, difference, like_trained
-from networks import TINY, TINY_V1B, every_network
+from networks import TINY, TINY_RESNET, TINY_V1B, every_network
 from timm.layers import BatchNormAct2d
 from torch import nn
 
@@ -34,7 +34,7 @@ OPTIONS = [
     {"pool_padding": "ignored"},
     {"stage_conv": "grouped"},
     {"dcn_stages": ("res3", "res5")},
-    {"dcn_stages": ("res4",), "name": "resnet50", "planes": 4},
+    {"dcn_stages": ("res4",), "name": TINY_RESNET},
     {"drop_path_rate": 0.2, "checkpoint_activations": True},
     {"in_channels": 5},
     {"out_features": ("stem", "res3")},

@@ -360,7 +360,7 @@ def test_several_processes():
     parts = [dict(items[0::2]), dict(items[1::2])]
     parts[1][items[0][0]] = items[0][1]  # padded
     other, _ = run(truth, parts[0])
-    evaluator, results = run(truth, parts[1], gather=lambda obj: [other._records, obj])
+    evaluator, results = run(truth, parts[1], gather=lambda obj: [other._seen, obj])
     assert_same(expected, results)
     assert len(evaluator.records()) == sum(len(p["scores"]) for p in found.values())
 
@@ -371,7 +371,7 @@ def test_subset_is_scored_on_all_images(caplog):
     half = dict(list(found.items())[:4])
     with caplog.at_level(logging.WARNING):
         _, results = run(truth, half)
-    assert "only 4 of the 12 images" in caplog.text
+    assert "only 4 of 12 images" in caplog.text
     assert results["bbox/AP"] < 60
 
 
@@ -391,7 +391,7 @@ def test_boxes_only():
 
 def test_unknown_and_double_images():
     truth = random_truth(13)
-    with pytest.raises(DatasetError, match="no image with id 4711"):
+    with pytest.raises(DatasetError, match="image 4711 is not one of the 12 of annotations"):
         run(truth, {4711: prediction()})
     evaluator, _ = run(truth, {5: prediction()})
     with pytest.raises(DatasetError, match="twice"):

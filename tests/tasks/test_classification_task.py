@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from networks import TINY
+from networks import TINY, TINY_CIFAR, TINY_RESNET
 from PIL import Image
 from running import score
 from safetensors.torch import load_file
@@ -34,6 +34,9 @@ SETTINGS = [
     "train.batch_size=4",
     "runtime.device=cpu",
 ]
+
+
+REAL = ["resnet50", "se_res2net50_26w_4s", "res2next29_6c_24w_4s"]
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +139,13 @@ def test_a_class_without_validation_pictures_is_not_scored(load, pictures, tmp_p
     assert np.isnan(metrics["top1/star"])
 
 
-@pytest.mark.parametrize("name", ["resnet50", "res2net_dla60", "se_res2net50_26w_4s", "res2next29_6c_24w_4s"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        TINY_RESNET, TINY_CIFAR, "res2net_dla60",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in REAL),
+    ],
+)  # fmt: skip
 def test_every_kind_of_network_trains_by_the_same_config(name, load, tmp_path, capsys):
     metrics = train(
         load(f"backbone.name={name}", "data.crop_size=16", "train.precision=fp32"), tmp_path / "run"
