@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, cast
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import nn
 
 from res2net_dense.backbones.registry import (
@@ -36,9 +36,9 @@ from res2net_dense.convert.checkpoint import inspect
 from res2net_dense.convert.describe import Found
 from res2net_dense.convert.load import load_found, open_named_weights
 from res2net_dense.convert.structure import structure_of
-from res2net_dense.data.images import read_image
+from res2net_dense.data.images import to_pixels
 from res2net_dense.data.transforms import ClassificationEvalTransform
-from res2net_dense.errors import CheckpointError, ConfigError, DatasetError
+from res2net_dense.errors import CheckpointError, ConfigError
 from res2net_dense.types import Sample
 from res2net_dense.weight_files import WeightFile, is_path
 
@@ -171,7 +171,7 @@ def predict_image(
     if first.ndim == 4 and first.shape[1] != 3:
         raise ConfigError(f"the network takes {first.shape[1]} channels and a picture has 3: RGB")
     how: Preprocessing = getattr(model, "preprocessing", Preprocessing())
-    pixels = torch.from_numpy(_to_pixels(image)).permute(2, 0, 1)
+    pixels = torch.from_numpy(to_pixels(image)).permute(2, 0, 1)
     square = ClassificationEvalTransform(how.resize_size, how.crop_size)(Sample(image=pixels))["image"]
     mean, std = (torch.tensor(values).reshape(3, 1, 1) for values in (how.mean, how.std))
     batch = ((square - mean) / std)[None].to(first.device, first.dtype)
@@ -244,21 +244,6 @@ def _preprocessing(name: str, path: Path, config: dict[str, Any]) -> Preprocessi
 def _usual_preprocessing(name: str) -> Preprocessing:
     small = find_architecture(name).options.get("stem") == "3x3"  # made for the 32x32 pictures of CIFAR
     return Preprocessing(resize_size=32, crop_size=32) if small else Preprocessing()
-
-
-def _to_pixels(image: str | Path | Image.Image | np.ndarray) -> np.ndarray:
-    """(H, W, 3) uint8 RGB, writable."""
-    if isinstance(image, (str, Path)):
-        return read_image(image)
-    if isinstance(image, Image.Image):
-        if image.mode == "F" or image.mode.startswith("I"):  # PIL's conversion would saturate it
-            raise DatasetError(f"a PIL image of mode {image.mode} has more than 8 bits: hand over its path")
-        return np.array(ImageOps.exif_transpose(image).convert("RGB"))
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
-        raise DatasetError(
-            f"an array {image.shape} of {image.dtype} is no picture: it takes (H, W, 3) uint8, RGB"
-        )
-    return np.array(image)
 
 
 @contextmanager

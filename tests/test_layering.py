@@ -13,7 +13,7 @@ PACKAGE = ROOT / "res2net_dense"
 # These are open to everybody and import nothing but each other.
 OPEN = {"types", "errors", "version", "files", "weight_files", "download", "palette", "sections"}
 ALLOWED = {
-    "__init__": {"backbones", "hub"},
+    "__init__": {"backbones", "deploy", "exporting", "hub", "jobs", "predictor"},  # when asked for
     "cli": None,  # everything
     "toy": set(),
     "hub": {"backbones", "convert", "data"},
@@ -27,7 +27,10 @@ ALLOWED = {
     "report": set(),
     "config": {"data"},  # the parts that its layouts read
     "deploy": {"models", "backbones"},
-    "tasks": {"models", "data", "evaluation", "config", "engine", "convert"},
+    "tasks": {"models", "data", "evaluation", "config", "engine", "convert", "report"},
+    "jobs": {"tasks", "deploy", "config", "engine"},
+    "exporting": {"jobs", "tasks", "deploy", "models", "config", "data"},
+    "predictor": {"jobs", "tasks", "deploy", "config", "data", "engine"},
 }
 
 OPTIONAL_LIBRARIES = {
