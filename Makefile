@@ -10,13 +10,17 @@ DEMO_DIR ?= output/demo
 TESTS = OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder \
   tests/tools $(filter-out tests/tools/ tests/__pycache__/,$(sort $(wildcard tests/*/))) $(wildcard tests/test_*.py)
 
-.PHONY: demo test check parity bench zoo lock clean
+.PHONY: demo test test-all check parity bench zoo lock clean
 
 demo: $(STAMP)
 	$(PY) -m res2net_dense.cli demo --output $(DEMO_DIR)
 
 test: $(STAMP)
 	$(TESTS)
+
+# The slow ones too, which take minutes each: before a release.
+test-all: $(STAMP)
+	$(TESTS) -m "not gpu and not network"
 
 check: $(STAMP)
 	$(PY) -m ruff format --check .

@@ -15,15 +15,18 @@ the width), labels are contiguous from 0 (background is no label), the ignored p
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol, TypedDict
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypedDict
 
 import numpy as np
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor  # a configuration is read without it
 
 IGNORE_INDEX = 255
 
-Losses = dict[str, Tensor]
+Losses: TypeAlias = "dict[str, Tensor]"
 """Already weighted scalar losses by name (`loss_cls`, `loss_box_reg`, `loss_mask`, ...); their sum is
 minimised.
 """
@@ -84,7 +87,7 @@ class Prediction(TypedDict, total=False):
 
 
 class Source(Protocol):
-    """A data set of raw samples, whatever its layout."""
+    """A data set of raw samples, whatever its layout; `data.layouts.open_source` opens one."""
 
     @property
     def name(self) -> str:
@@ -92,16 +95,63 @@ class Source(Protocol):
 
     @property
     def class_names(self) -> Sequence[str]:
-        """By label."""
+        """By label; empty where there are no classes."""
 
-    def __len__(self) -> int:
-        """Number of samples."""
+    @property
+    def remarks(self) -> Sequence[str]:
+        """Lines that a user should read once: what is left out, and how many."""
+
+    def __len__(self) -> int: ...
 
     def sample(self, index: int) -> Sample:
-        """Read one sample, untransformed; raises `DatasetError`."""
+        """Read one, untransformed; raises `DatasetError`."""
+
+    def files(self) -> Iterable[Path]:
+        """Every file that is needed."""
 
     def check(self) -> None:
-        """Raise the `DatasetError` that would stop a run later: missing files, wrong sizes, ..."""
+        """Look for what would stop a run, such as missing files; raises `DatasetError` with the first."""
+
+
+class BoxSource(Source, Protocol):
+    """A source of objects with boxes, and masks perhaps."""
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether samples carry `masks`."""
+
+    @property
+    def benchmark(self) -> str:
+        """Whose rules it is scored by: `coco` or `voc`."""
+
+    @property
+    def dropped(self) -> Mapping[str, int]:
+        """How many objects are left out, by reason."""
+
+    @property
+    def aspect_ratios(self) -> np.ndarray:
+        """(len,) float64, width / height."""
+
+    def indices_with_objects(self) -> np.ndarray:
+        """(N,) int64, N > 0; raises `DatasetError` if there is none."""
+
+    def ground_truth(self) -> Any:
+        """What the evaluator of the benchmark takes."""
+
+
+class MaskSource(Source, Protocol):
+    """A source of one mask for each image."""
+
+    def mask(self, index: int) -> np.ndarray:
+        """Read one mask alone, (H, W); raises `DatasetError`."""
+
+
+class LabelSource(Source, Protocol):
+    """A source of images that have one class each."""
+
+    @property
+    def labels(self) -> np.ndarray:
+        """(len,) int64."""
 
 
 class Evaluator(Protocol):

@@ -16,19 +16,12 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from tqdm import tqdm
 
-from res2net_dense.data.duts import (
-    KNOWN_SETS,
-    PartFiles,
-    SaliencyPart,
-    check_size,
-    count_warning,
-    find_files,
-    known_name,
-)
 from res2net_dense.data.images import list_images, read_image
+from res2net_dense.data.layouts.image_masks import ImageMasksPart, PartFiles, find_files
+from res2net_dense.data.layouts.listing import check_size, some
+from res2net_dense.data.layouts.saliency_sets import KNOWN_SETS, count_warning, known_name
 from res2net_dense.data.paths import check_inside
 from res2net_dense.data.saliency_masks import RULE, SALIENT_ABOVE, read_mask_values
-from res2net_dense.data.voc_lists import some
 from res2net_dense.errors import ConfigError, DatasetError
 from res2net_dense.files import sha256_of, write_atomically
 
@@ -278,7 +271,13 @@ def prepare(options: argparse.Namespace) -> int:
             raise DatasetError(f"{options.output}: there is no folder {options.output.parent}; make it first")
         if options.output.resolve().is_relative_to(root):
             raise DatasetError(f"{options.output}: is in the set's own folder; choose a place outside")
-    part = SaliencyPart(options.root, options.list, options.images, options.masks, options.name)
+    part = ImageMasksPart(
+        root=str(options.root),
+        list=options.list or None,
+        images=options.images or None,
+        masks=options.masks or None,
+        name=options.name or None,
+    )
     files = find_files(part)
     # what may fail early does so before the long work
     manifest = None if options.check is None else read_manifest(options.check)

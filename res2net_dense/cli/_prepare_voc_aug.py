@@ -11,7 +11,8 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from res2net_dense.data.voc_lists import check_present, index_files, read_names
+from res2net_dense.data.layouts.listing import check_present, index_files
+from res2net_dense.data.layouts.voc_lists import read_names
 from res2net_dense.errors import DatasetError, MissingDependencyError
 from res2net_dense.files import write_atomically
 from res2net_dense.palette import voc_palette

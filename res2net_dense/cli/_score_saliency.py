@@ -18,11 +18,11 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from res2net_dense.cli.score_saliency import SHEET_ROWS
-from res2net_dense.data.duts import check_size, count_warning, known_name, set_name
 from res2net_dense.data.images import IMAGE_SUFFIXES, read_image
-from res2net_dense.data.saliency_files import PICTURES_BESIDE_MASKS, index_once
+from res2net_dense.data.layouts.image_mask_files import PICTURES_BESIDE_MASKS
+from res2net_dense.data.layouts.listing import check_present, check_size, index_once, some
+from res2net_dense.data.layouts.saliency_sets import count_warning, known_name, set_name
 from res2net_dense.data.saliency_masks import RULE, read_grey, read_saliency_mask
-from res2net_dense.data.voc_lists import check_present, some
 from res2net_dense.errors import ConfigError, DatasetError
 from res2net_dense.evaluation.saliency import METRICS, PROTOCOLS, ImageScores, SaliencyScores, score_map
 from res2net_dense.evaluation.tables import align, show

@@ -16,8 +16,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     from res2net_dense.config import load_config
+    from res2net_dense.data.layouts.listing import some
     from res2net_dense.tasks import get_task
-    from res2net_dense.tasks.base import some
 
     config = load_config(args.config, args.overrides)
     task = get_task(config.task)

@@ -9,11 +9,12 @@ from __future__ import annotations
 import argparse
 import json
 import random
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from res2net_dense.errors import ConfigError, DatasetError
+from res2net_dense.data.layouts.base import dropped_remarks
+from res2net_dense.data.layouts.coco_json import UNLISTED, CocoFile, find_id, read_json
+from res2net_dense.errors import ConfigError
 
 
 def split(document: dict[str, Any], val: int, seed: int) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -23,7 +24,7 @@ def split(document: dict[str, Any], val: int, seed: int) -> tuple[dict[str, Any]
     parts = []
     for chosen in (images[val:], images[:val]):
         ids = {image["id"] for image in chosen}
-        annotations = [a for a in document["annotations"] if a["image_id"] in ids]
+        annotations = [a for a in document["annotations"] if find_id(a["image_id"], ids) is not None]
         parts.append({**document, "images": chosen, "annotations": annotations})
     return parts[0], parts[1]
 
@@ -36,23 +37,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    try:
-        document = json.loads(args.annotations.read_text(encoding="utf-8"))
-        count = len(document["images"])
-        if not 0 < args.val < count:
-            raise ConfigError(
-                f"--val {args.val} of {count} images in {args.annotations}; leave at least one for each part"
-            )
-        names = {category["id"]: category["name"] for category in document["categories"]}
-        for annotation in document["annotations"]:
-            names[annotation["category_id"]]
-        parts = dict(zip(("train", "val"), split(document, args.val, args.seed), strict=True))
-    except OSError as error:
-        raise DatasetError(f"cannot read {args.annotations}: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise DatasetError(
-            f"{args.annotations} is no annotation file in COCO's layout ({type(error).__name__}: {error})"
-        ) from error
+    document = read_json(args.annotations)
+    whole = CocoFile(document, masks=False, name=str(args.annotations))
+    count = len(whole.images)
+    if not 0 < args.val < count:
+        raise ConfigError(
+            f"--val {args.val} of {count} images in {args.annotations}; leave at least one for each part"
+        )
+    parts = dict(zip(("train", "val"), split(document, args.val, args.seed), strict=True))
     places = {name: args.output / f"{name}.json" for name in parts}
     for place in places.values():
         if place.exists():
@@ -60,11 +52,13 @@ def main(args: argparse.Namespace) -> int:
     args.output.mkdir(parents=True, exist_ok=True)
     for name, part in parts.items():
         places[name].write_text(json.dumps(part), encoding="utf-8")
-    counts = {name: Counter(a["category_id"] for a in part["annotations"]) for name, part in parts.items()}
+    counts = {}
     for name, part in parts.items():
+        counts[name] = CocoFile(part, masks=False).counts
         print(f"{places[name]}: {len(part['images'])} images, {len(part['annotations'])} objects")
-    for category_id, category in names.items():
-        numbers = {name: count[category_id] for name, count in counts.items()}
-        note = "" if all(numbers.values()) else "   <- missing in one part: try another --seed"
-        print(f"  {category:20s} train {numbers['train']:5d}  val {numbers['val']:5d}{note}")
+    for category, train, held_out in zip(whole.categories.values(), *counts.values(), strict=True):
+        note = "" if train and held_out else "   <- missing in one part: try another --seed"
+        print(f"  {category:20s} train {train:5d}  val {held_out:5d}{note}")
+    for remark in dropped_remarks(whole.name, {UNLISTED: whole.dropped[UNLISTED]}):
+        print(remark)
     return 0

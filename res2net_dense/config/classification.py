@@ -6,7 +6,19 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
 
-from res2net_dense.config.schema import Config, DataConfig, ModelConfig, Pair, Text, conflict
+from res2net_dense.config.schema import Config, DataConfig, ModelConfig, Pair
+from res2net_dense.data.layouts import CifarPart, ClassFoldersPart, Parts, find_layout
+from res2net_dense.sections import conflict
+
+ClassParts = Parts[
+    Annotated[
+        ClassFoldersPart | CifarPart,
+        Field(discriminator="layout"),
+        find_layout(ClassFoldersPart, CifarPart),
+    ]
+]
+
+_FORMATS = {"folder": "class-folders", "cifar10": "cifar10", "cifar100": "cifar100"}
 
 
 class ClassifierConfig(ModelConfig):
@@ -29,12 +41,11 @@ class ClassifierConfig(ModelConfig):
 class ClassificationData(DataConfig):
     """The images, and how they are prepared."""
 
-    format: Literal["folder", "cifar10", "cifar100"] = "folder"
-    """How the images are stored: a folder for each class, as ImageNet, or the files of CIFAR."""
-    train: Text | None = None
-    """The folder to learn from; null where nothing is trained. Of CIFAR it gives the training part."""
-    val: Text | None = None
-    """The folder to evaluate on; null for none. Of CIFAR it gives the test part."""
+    train: ClassParts | None = None
+    """The part to learn from: its root, or `{root, layout}`; null where nothing is trained. Of CIFAR it gives
+    the training part."""
+    val: ClassParts | None = None
+    """The part to evaluate on; null for none. Of CIFAR it gives the test part."""
     crop_size: PositiveInt = 224
     """Side of the square images that enter the network."""
     resize_size: PositiveInt = 256
@@ -49,6 +60,24 @@ class ClassificationData(DataConfig):
     """Smallest and largest width / height of it."""
     padding: NonNegativeInt = 4
     """Black pixels added on each side before a `padded` crop."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_short_forms(cls, value: object) -> object:
+        """A path alone is a root, and `format` is the layout of both parts."""
+        if not isinstance(value, dict):
+            return value
+        data = dict(value)
+        layout = data.pop("format", None)
+        if layout is not None and not (isinstance(layout, str) and layout in _FORMATS):
+            raise conflict("format", layout, "expected 'folder', 'cifar10' or 'cifar100'")
+        for key in ("train", "val"):
+            part = {"root": data[key]} if isinstance(data.get(key), str) else data.get(key)
+            if layout is not None and isinstance(part, dict):
+                part = {"layout": _FORMATS[layout], **part}
+            if key in data:
+                data[key] = part
+        return data
 
     @model_validator(mode="after")
     def _check_crops(self) -> ClassificationData:

@@ -4,28 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BeforeValidator,
-    Discriminator,
-    Field,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-    Tag,
-    model_validator,
-)
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from res2net_dense.config.schema import (
-    Config,
-    DataConfig,
-    EvalConfig,
-    Fraction,
-    ModelConfig,
-    Section,
-    Text,
-    as_list,
-    conflict,
-)
+from res2net_dense.config.schema import Config, DataConfig, EvalConfig, Fraction, ModelConfig
+from res2net_dense.data.layouts import CocoPart, Parts, VocBoxesPart, find_layout
+from res2net_dense.sections import conflict
 
 
 class RCNNConfig(ModelConfig):
@@ -83,49 +66,18 @@ class MaskRCNNConfig(RCNNConfig):
     """Channels of the mask head."""
 
 
-class SplitConfig(Section):
-    """One part of a data set in COCO's layout. Relative paths start at the current working directory."""
-
-    images: Text
-    """Folder of the images."""
-    annotations: Text
-    """Annotation file in COCO's format."""
-
-
-class VocSplitConfig(Section):
-    """One part of a data set in VOC's layout. A relative root starts at the current working directory."""
-
-    root: Text
-    """Folder of the data set, such as `datasets/VOCdevkit/VOC2007`."""
-    split: Text | None
-    """Name of the list `ImageSets/Main/<split>.txt`; null takes every annotation file."""
-    images: Text = "JPEGImages"
-    """Folder of the pictures in `root`, of the same name in all parts that are joined."""
-    annotations: Text = "Annotations"
-    """Folder of the xml files in `root`, of the same name in all parts that are joined."""
-
-
-LAYOUTS = COCO, VOC = "<coco>", "<voc>"
-"""Tags of the two kinds of splits; pydantic names places in the file with them."""
-
-
-def _layout(value: object) -> str:
-    """The tag of a split."""
-    voc = isinstance(value, list) or (isinstance(value, dict) and value.keys() & {"root", "split"})
-    return VOC if voc else COCO
-
-
-VocSplits = Annotated[list[VocSplitConfig], BeforeValidator(as_list), Field(min_length=1)]
-Split = Annotated[Annotated[SplitConfig, Tag(COCO)] | Annotated[VocSplits, Tag(VOC)], Discriminator(_layout)]
+BoxParts = Parts[
+    Annotated[CocoPart | VocBoxesPart, Field(discriminator="layout"), find_layout(CocoPart, VocBoxesPart)]
+]
 
 
 class DetectionData(DataConfig):
     """The images, and how they are prepared."""
 
-    train: Split | None = None
+    train: BoxParts | None = None
     """The part to learn from: `{images, annotations}` in COCO's layout, `{root, split}` or a list of such,
     which are joined, in VOC's; null where nothing is trained."""
-    val: Split | None = None
+    val: BoxParts | None = None
     """The part to evaluate on, in either layout; null for none."""
     difficult: bool = True
     """Learn objects that VOC's files mark as difficult too; in evaluation they never count."""

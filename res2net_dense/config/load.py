@@ -18,12 +18,13 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from res2net_dense.config.classification import ClassificationConfig
-from res2net_dense.config.detection import LAYOUTS, DetectionConfig
+from res2net_dense.config.detection import DetectionConfig
 from res2net_dense.config.find import find_config
 from res2net_dense.config.saliency import SaliencyConfig
 from res2net_dense.config.schema import Config
 from res2net_dense.config.semantic_segmentation import SegmentationConfig
 from res2net_dense.config.yaml_text import KeyPath, Places, dump_yaml, format_path, one_line, parse_yaml
+from res2net_dense.data.layouts import LAYOUTS
 from res2net_dense.errors import ConfigError
 from res2net_dense.files import write_atomically
 
@@ -248,7 +249,7 @@ def _find_place(path: KeyPath, places: Places) -> str:
 
 def _explain(detail: ErrorDetails, data: dict[str, Any], schema: type[Config]) -> tuple[KeyPath, str]:
     """Turn pydantic's report into a key path and a message."""
-    path, context, kind = _key_path(detail["loc"], schema), detail.get("ctx", {}), detail["type"]
+    path, context, kind = _key_path(detail["loc"], data, schema), detail.get("ctx", {}), detail["type"]
     if kind == "extra_forbidden":
         return path, _explain_unknown(path, data, schema)
     if kind == "conflict":
@@ -280,16 +281,26 @@ def _explain_unknown(path: KeyPath, data: dict[str, Any], schema: type[Config]) 
     return f"unknown key {format_path(path)!r}{hint} Known keys {where}: {', '.join(known)}"
 
 
-def _key_path(location: tuple[int | str, ...], schema: type[Config]) -> KeyPath:
-    """Drop the tags that pydantic puts behind the name of a union: `arch`, or one in brackets."""
+def _key_path(location: tuple[int | str, ...], data: Any, schema: type[Config]) -> KeyPath:
+    """Drop what pydantic puts behind the name of a union, `arch` or `layout`, and the 0 of a list of one that
+    is written without its list.
+    """
     field = schema.model_fields.get(str(location[0])) if len(location) > 1 else None
-    path = (location[0], *location[2:]) if field and field.discriminator else location
-    return tuple(key for key in path if key not in LAYOUTS)
+    path: list[int | str] = []
+    for place, key in enumerate(location):
+        tag = (place == 1 and field and field.discriminator) or (path[:1] == ["data"] and key in LAYOUTS)
+        if not tag and not (isinstance(key, int) and not isinstance(data, list)):
+            path.append(key)
+            data = _value_at((key,), data)
+    return tuple(path)
 
 
 def _value_at(path: KeyPath, data: Any) -> Any:
     for key in path:
-        data = data.get(key) if isinstance(data, dict) else None
+        if isinstance(data, list) and isinstance(key, int):
+            data = data[key] if key < len(data) else None
+        else:
+            data = data.get(key) if isinstance(data, dict) else None
     return data
 
 
@@ -338,19 +349,21 @@ def _fields(path: KeyPath, data: Any, schema: type[Config]) -> dict[str, FieldIn
 
 
 def _likeliest(models: Sequence[type[BaseModel]], data: Any) -> type[BaseModel]:
-    """Of the sections that may stand somewhere the one that is meant: of this `arch`, or with these keys."""
+    """Of the sections that may stand somewhere the one that is meant: of this `arch` or `layout`, or with
+    these keys.
+    """
     section = data if isinstance(data, dict) else {}
     return max(
         models,
         key=lambda model: (
-            _allows(model, section.get("arch")),
+            any(_allows(model, key, section.get(key)) for key in ("arch", "layout")),
             len(section.keys() & model.model_fields.keys()),
         ),
     )
 
 
-def _allows(model: type[BaseModel], arch: Any) -> bool:
-    return "arch" in model.model_fields and arch in get_args(model.model_fields["arch"].annotation)
+def _allows(model: type[BaseModel], key: str, value: Any) -> bool:
+    return key in model.model_fields and value in get_args(model.model_fields[key].annotation)
 
 
 def _all_names(model: type[BaseModel], prefix: str = "") -> Iterator[str]:

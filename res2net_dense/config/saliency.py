@@ -4,19 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, NonNegativeFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
 
-from res2net_dense.config.schema import (
-    Config,
-    DataConfig,
-    EvalConfig,
-    ModelConfig,
-    Pair,
-    Section,
-    Text,
-    as_list,
-    conflict,
-)
+from res2net_dense.config.schema import Config, DataConfig, EvalConfig, ModelConfig, Pair
+from res2net_dense.data.layouts import ImageMasksPart, Parts
+from res2net_dense.sections import Section, conflict
 
 
 class SaliencyLosses(Section):
@@ -57,30 +49,12 @@ class SaliencyModelConfig(ModelConfig):
     """Weight of the loss of a branch that learns the objects' borders; 0 for no such branch."""
 
 
-class SaliencySplit(Section):
-    """Pictures and their masks. A relative root starts at the current working directory."""
-
-    root: Text
-    """Folder of the data set, such as `datasets/DUTS/DUTS-TR`."""
-    list: Text | None = None
-    """Text file in `root` with one name a line; null takes every picture."""
-    images: Text | None = None
-    """Folder of the pictures in `root`; null finds the usual ones, such as `DUTS-TR-Image` or `images`."""
-    masks: Text | None = None
-    """Folder of the masks in `root`: grey pictures, above 128 is salient; null finds the usual ones."""
-    name: Text | None = None
-    """What results call it; null for the published set that it looks like, or the folder's name."""
-
-
-Splits = Annotated[list[SaliencySplit], BeforeValidator(as_list), Field(min_length=1)]
-
-
 class SaliencyData(DataConfig):
     """The images, and how they are prepared."""
 
-    train: Splits | None = None
+    train: Parts[ImageMasksPart] | None = None
     """The part to learn from; several in a list are joined; null where nothing is trained."""
-    val: Splits | None = None
+    val: Parts[ImageMasksPart] | None = None
     """The part to evaluate on; of a list each part has its own scores; null for none."""
     class_names: None = None
     """There are no classes."""

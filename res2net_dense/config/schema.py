@@ -13,8 +13,6 @@ from itertools import pairwise
 from typing import Annotated, Literal
 
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
@@ -22,35 +20,16 @@ from pydantic import (
     PositiveInt,
     model_validator,
 )
-from pydantic_core import PydanticCustomError
+
+from res2net_dense.sections import Section, Text, conflict
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
-Text = Annotated[str, Field(min_length=1)]
 # YAML knows no tuples, and strict mode would refuse a list for one.
 Pair = Annotated[tuple[float, float], Field(strict=False)]
 Betas = Annotated[
     tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]], Field(strict=False)
 ]
 Channels = Annotated[list[float], Field(min_length=3, max_length=3)]
-
-
-def conflict(key: str, value: object, reason: str) -> PydanticCustomError:
-    """Build the error of a field that does not fit another one; `key` is its path inside the section."""
-    return PydanticCustomError("conflict", "{reason}", {"key": key, "value": value, "reason": reason})
-
-
-def as_list(value: object) -> object:
-    """Read a single section where a list of them may stand."""
-    return [value] if isinstance(value, dict) else value
-
-
-class Section(BaseModel):
-    """Base of all sections: unknown keys, implicit conversions and later changes are refused."""
-
-    # Strict, because lax mode takes `true` for 1, "4" for 4 and 4.0 for 4 without a word.
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
-    )
 
 
 class BackboneConfig(Section):

@@ -6,16 +6,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
-from res2net_dense.config.schema import (
-    Config,
-    DataConfig,
-    EvalConfig,
-    ModelConfig,
-    Pair,
-    Section,
-    Text,
-    conflict,
-)
+from res2net_dense.config.schema import Config, DataConfig, EvalConfig, ModelConfig, Pair
+from res2net_dense.data.layouts import Parts, VocMasksPart
+from res2net_dense.sections import Text, conflict
 
 
 class SegmenterConfig(ModelConfig):
@@ -63,25 +56,12 @@ class SegmenterConfig(ModelConfig):
         return self
 
 
-class MaskSplitConfig(Section):
-    """One part of a data set in VOC's layout. A relative root starts at the current working directory."""
-
-    root: Text
-    """Folder of the data set, such as `datasets/VOCdevkit/VOC2012`."""
-    split: Text | None
-    """Name of the list `ImageSets/Segmentation/<split>.txt`; null takes every picture."""
-    images: Text = "JPEGImages"
-    """Folder of the pictures in `root`."""
-    masks: Text = "SegmentationClass"
-    """Folder of the masks in `root`: PNGs whose pixels are labels, 255 is ignored."""
-
-
 class SegmentationData(DataConfig):
     """The images, and how they are prepared."""
 
-    train: MaskSplitConfig | None = None
+    train: Parts[VocMasksPart] | None = None
     """The part to learn from; null where nothing is trained."""
-    val: MaskSplitConfig | None = None
+    val: Parts[VocMasksPart] | None = None
     """The part to evaluate on; null for none."""
     class_names: Annotated[list[Text], Field(min_length=1)] | None = None
     """Names of the classes in the order of their labels, the background included; null takes them from

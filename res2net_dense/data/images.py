@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import glob
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from res2net_dense.errors import DatasetError
 from res2net_dense.types import Sample
+
+if TYPE_CHECKING:
+    import torch  # a configuration is read without it
 
 IMAGE_SUFFIXES = frozenset(
     (
@@ -101,6 +104,8 @@ def read_sample(path: str | Path, image_id: int | str, file_name: str | None = N
 
 def sample_of(pixels: np.ndarray, file_name: str, image_id: int | str) -> Sample:
     """Return (H, W, 3) uint8 RGB pixels as an untransformed sample."""
+    import torch
+
     image = torch.from_numpy(pixels).permute(2, 0, 1)
     return Sample(
         image=image,
@@ -124,12 +129,15 @@ def to_pixels(image: str | Path | Image.Image | np.ndarray | torch.Tensor) -> np
     Raises:
         DatasetError: the file cannot be read, or it is not an image of this form.
     """
+    import torch
+
     if isinstance(image, (str, Path)):
         return read_image(image)
     if isinstance(image, Image.Image):
         if image.mode == "F" or image.mode.startswith("I"):  # PIL's conversion would saturate it
             raise DatasetError(f"a PIL image of mode {image.mode} has more than 8 bits: pass its path")
         return np.array(ImageOps.exif_transpose(image).convert("RGB"))
+
     if isinstance(image, torch.Tensor):
         if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3 or image.numel() == 0:
             raise DatasetError(

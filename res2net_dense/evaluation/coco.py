@@ -10,15 +10,15 @@ import contextlib
 import importlib.util
 import io
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
 import torch
 
 from res2net_dense.errors import ConfigError, DatasetError, MissingDependencyError
-from res2net_dense.evaluation.coco_truth import GroundTruth, Record, read_ground_truth
+from res2net_dense.evaluation.base import Gather, ImageEvaluator
 from res2net_dense.evaluation.tables import align, show
 from res2net_dense.types import Prediction, Sample
 
@@ -32,6 +32,7 @@ except ImportError as error:
     ) from error
 
 Backend = Literal["auto", "pycocotools", "faster_coco_eval"]
+Record = dict[str, Any]
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +44,7 @@ _IOU_50, _IOU_75 = 0, 5
 
 
 def prediction_to_records(
-    prediction: Prediction, image_id: int | str, category_ids: Sequence[int | None]
+    prediction: Prediction, image_id: int | str, category_ids: Sequence[int | str | None]
 ) -> list[Record]:
     """Turn one image's prediction into COCO result records, ready for `json.dump`.
 
@@ -98,38 +99,42 @@ def _encode_masks(masks: torch.Tensor) -> list[Record]:
     return [{"size": [int(n) for n in rle["size"]], "counts": rle["counts"].decode()} for rle in rles]
 
 
-class CocoEvaluator:
-    """Score boxes and masks against a COCO annotation file; all scores are percentages.
+class CocoEvaluator(ImageEvaluator):
+    """Score boxes and masks by COCO's rules; all scores are percentages.
 
     `evaluate` returns, for each of `iou_types`, `AP AP50 AP75 APs APm APl AR1 AR10 AR100 ARs ARm ARl` as
     `bbox/AP` and so on, and the AP of each class as `bbox/AP/<class name>`. A score that does not exist (no
     ground truth of that class or size) is NaN and has no part in the means. The scores are over all images of
-    the file, seen or not.
+    the ground truth, seen or not.
     """
+
+    unseen = "objects of the others count as missed"
 
     def __init__(
         self,
-        annotations: str | Path | Mapping[str, Any],
+        truth: Mapping[str, Any],
         *,
         class_names: Sequence[str],
+        name: str = "annotations",
         iou_types: Sequence[str] = ("bbox", "segm"),
         backend: Backend = "auto",
         max_detections: int = 100,
-        gather: Callable[[Any], list[Any]] | None = None,
+        gather: Gather | None = None,
     ) -> None:
-        """Read and check the ground truth; the caller's file or map is never changed.
+        """Take the ground truth, which is not changed.
 
         Args:
-            annotations: path of the COCO instances json, or its content.
+            truth: in COCO's format with all that scoring reads, as `CocoFile.ground_truth` returns it.
             class_names: the model's classes in label order; they find their category by name.
+            name: what messages call the ground truth.
             iou_types: of `bbox` and `segm`.
             backend: the scorer; `auto` takes faster-coco-eval where it is installed.
             max_detections: so many of the best scored detections of an image count (COCO: 100).
-            gather: collects an object of each process into a list, on each process; default: one process.
+            gather: see `base.Gather`; None for one process.
 
         Raises:
-            DatasetError: the ground truth is missing, broken or inconsistent.
-            ConfigError: an argument is wrong, or no class name is in the file.
+            ConfigError: an argument is wrong, no category has a class name, or masks are to be scored and
+                there are none.
             MissingDependencyError: the backend is not installed.
         """
         if not iou_types or not set(iou_types) <= {"bbox", "segm"}:
@@ -138,103 +143,76 @@ class CocoEvaluator:
             raise ConfigError(f"max_detections is {max_detections}; it must be at least 1")
         self.iou_types = tuple(iou_types)
         self.backend = _resolve_backend(backend)
-        self.class_names = tuple(class_names)
         self._max_detections = max_detections
-        self._gather = gather or (lambda obj: [obj])
-        self._truth = read_ground_truth(annotations, with_masks="segm" in iou_types)
+        # The scorers break ties by image id and order classes by category id: their order must stay.
+        self._images = {
+            image["id"]: {**image, "id": number} for number, image in enumerate(_by_id(truth["images"]), 1)
+        }
+        super().__init__(self._images, class_names=class_names, gather=gather, name=name)
+        self._categories = {
+            entry["id"]: {**entry, "id": number}
+            for number, entry in enumerate(_by_id(truth["categories"]), 1)
+        }
+        self._annotations = [self._numbered(entry, id=n) for n, entry in enumerate(truth["annotations"], 1)]
+        if "segm" in iou_types and not all("segmentation" in entry for entry in self._annotations):
+            raise ConfigError(f"{name}: has objects without a mask; evaluate boxes only (bbox)")
+        self._object_counts = Counter(e["category_id"] for e in truth["annotations"] if not e["iscrowd"])
         self.category_ids = self._match_classes()
         self.reset()
 
-    def _match_classes(self) -> list[int | None]:
+    def _numbered(self, entry: Record, **fields: Any) -> Record:
+        """A record with the numbers of its image and category in place of their ids."""
+        image, category = self._images[entry["image_id"]], self._categories[entry["category_id"]]
+        return {**entry, "image_id": image["id"], "category_id": category["id"], **fields}
+
+    def _match_classes(self) -> list[int | str | None]:
         """Find the category id of every label by name."""
-        truth, names = self._truth, self.class_names
-        ids = {name: category_id for category_id, name in truth.category_names.items()}
-        if len(set(names)) < len(names):
-            raise ConfigError(f"class names must differ from each other, these do not: {', '.join(names)}")
+        names = self.class_names
+        ids = {entry["name"]: category_id for category_id, entry in self._categories.items()}
         absent = [name for name in names if name not in ids]
         if len(absent) == len(names):
             raise ConfigError(
-                f"{truth.source}: has none of the model's classes ({', '.join(names[:5])}...) but "
+                f"{self.name}: has none of the model's classes ({', '.join(names[:5])}...) but "
                 f"{', '.join(list(ids)[:5])}...; use the class names of the file's categories"
             )
         if absent:
-            logger.warning("%s: no category for %s; their AP is n/a", truth.source, ", ".join(absent))
-        unknown = [name for name, i in ids.items() if name not in names and truth.object_counts[i]]
+            logger.warning("%s: no category for %s; their AP is n/a", self.name, ", ".join(absent))
+        unknown = [name for name, i in ids.items() if name not in names and self._object_counts[i]]
         if unknown:
             logger.warning(
                 "%s: has objects of classes the model does not know (%s); they count as missed",
-                truth.source,
+                self.name,
                 ", ".join(unknown),
             )
         self._reported = {name: ids.get(name) for name in (*names, *unknown)}
         return [ids.get(name) for name in names]
 
-    def reset(self) -> None:
-        """Forget all predictions and results."""
-        self._records: dict[int | str, list[Record]] = {}
-        self._results: dict[str, float] = {}
-
-    def process(self, inputs: Sequence[Sample], outputs: Sequence[Prediction]) -> None:
-        """Take in one batch; only run-length encoded masks are kept.
-
-        Args:
-            inputs: the samples; only `image_id` is read.
-            outputs: their predictions at original size.
-
-        Raises:
-            DatasetError: an image is not in the ground truth, comes twice, or has another size there.
-            ConfigError: masks are to be scored and the model gives none, or a label has no class name.
-        """
-        for sample, prediction in zip(inputs, outputs, strict=True):
-            image_id = sample["image_id"]
-            image = self._truth.images.get(image_id)
-            if image is None:
+    def _take(self, image_id: Any, sample: Sample, prediction: Prediction) -> list[Record]:
+        """Only run-length encoded masks are kept."""
+        if "segm" in self.iou_types and "masks" not in prediction and len(prediction["scores"]):
+            raise ConfigError("masks are to be scored but the model gives none; evaluate boxes only (bbox)")
+        records = prediction_to_records(prediction, image_id, self.category_ids)
+        if records and "segm" in self.iou_types:
+            image, (height, width) = self._images[image_id], records[0]["segmentation"]["size"]
+            if (height, width) != (image["height"], image["width"]):
                 raise DatasetError(
-                    f"{self._truth.source}: has no image with id {image_id!r}; evaluate this file's images"
+                    f"{self.name}: image {image_id!r} is {image['width']}x{image['height']} "
+                    f"but its predicted masks are {width}x{height}; correct the size in the file"
                 )
-            if image_id in self._records:
-                raise DatasetError(
-                    f"image {image_id!r} was evaluated twice; call reset() before another evaluation"
-                )
-            if "segm" in self.iou_types and "masks" not in prediction and len(prediction["scores"]):
-                raise ConfigError(
-                    "masks are to be scored but the model gives none; evaluate boxes only (bbox)"
-                )
-            records = prediction_to_records(prediction, image_id, self.category_ids)
-            if records and "segm" in self.iou_types:
-                height, width = records[0]["segmentation"]["size"]
-                if (height, width) != (image["height"], image["width"]):
-                    raise DatasetError(
-                        f"{self._truth.source}: image {image_id!r} is {image['width']}x{image['height']} "
-                        f"but its predicted masks are {width}x{height}; correct the size in the file"
-                    )
-            self._records[image_id] = records
+        return records
 
     def records(self) -> list[Record]:
         """All detections in COCO's results format, by image id; after `evaluate` those of all processes."""
-        return [record for i in self._truth.images if i in self._records for record in self._records[i]]
+        return [record for i in self._images if i in self._seen for record in self._seen[i]]
 
     def evaluate(self) -> dict[str, float]:
         """Gather over all processes and score; every process gets the same result."""
-        merged: dict[int | str, list[Record]] = {}
-        for part in self._gather(self._records):
-            # a sampler that pads gives an image to two processes; it counts once
-            merged = {**part, **merged}
-        self._records = merged
-
-        total = len(self._truth.images)
-        if len(merged) < total:
-            logger.warning(
-                "only %d of the %d images of %s were evaluated; objects of the others count as missed",
-                len(merged),
-                total,
-                self._truth.source,
-            )
+        self._gather_images()
         records = self.records()
         if not records:
             logger.warning(
                 "no detections at all on %d images, so all scores are 0: none was above the score threshold",
-                len(merged),
+                len(self._seen),
             )
         self._results = {}
         for iou_type in self.iou_types:
@@ -242,7 +220,6 @@ class CocoEvaluator:
         return dict(self._results)
 
     def _score(self, records: Sequence[Record], iou_type: str) -> dict[str, float]:
-        truth = self._truth
         # pycocotools takes a detection's area for the size classes: that of the mask when masks are scored
         # (one mask at a time, for pycocotools 2.0.11 fails on a list of more than 255)
         if iou_type == "segm":
@@ -250,18 +227,11 @@ class CocoEvaluator:
         else:
             areas = [record["bbox"][2] * record["bbox"][3] for record in records]
         detections = [
-            {
-                **record,
-                "id": number,
-                "image_id": truth.images[record["image_id"]]["id"],
-                "category_id": truth.category_numbers[record["category_id"]],
-                "area": area,
-                "iscrowd": 0,
-            }
+            self._numbered(record, id=number, area=area, iscrowd=0)
             for number, (record, area) in enumerate(zip(records, areas, strict=True), start=1)
         ]
         limits = sorted({1, 10, self._max_detections})
-        precision, recall = _match(self.backend, truth, detections, iou_type, limits)
+        precision, recall = _match(self.backend, self._dataset(), detections, iou_type, limits)
 
         last = limits.index(self._max_detections)
         results = {
@@ -274,9 +244,18 @@ class CocoEvaluator:
         results |= {f"AR{_AREAS[a]}": _percent(recall[..., a, last]) for a in (1, 2, 3)}
         for name, category_id in self._reported.items():
             # the scorers order the classes by number, and the numbers run from 1
-            column = slice(0) if category_id is None else truth.category_numbers[category_id] - 1
+            column = slice(0) if category_id is None else self._categories[category_id]["id"] - 1
             results[f"AP/{name}"] = _percent(precision[:, :, column, 0, last])
         return {f"{iou_type}/{name}": value for name, value in results.items()}
+
+    def _dataset(self) -> Record:
+        """The ground truth in our numbers, whose annotations may be scribbled on."""
+        return {
+            "info": {},
+            "images": list(self._images.values()),
+            "categories": list(self._categories.values()),
+            "annotations": [dict(annotation) for annotation in self._annotations],
+        }
 
     def table(self) -> str:
         """The last results to read: the overall scores, then each class; empty before `evaluate`."""
@@ -293,8 +272,13 @@ class CocoEvaluator:
         classes = [["class", "objects", *(f"{t}/AP" for t in self.iou_types)]]
         for name, category_id in self._reported.items():
             scores = (show(self._results[f"{t}/AP/{name}"]) for t in self.iou_types)
-            classes.append([name, str(self._truth.object_counts[category_id]), *scores])
+            classes.append([name, str(self._object_counts[category_id]), *scores])
         return f"{align(overall)}\n\n{align(classes)}"
+
+
+def _by_id(entries: Sequence[Record]) -> list[Record]:
+    """Numbers before texts, each in order."""
+    return sorted(entries, key=lambda e: (1, 0, e["id"]) if isinstance(e["id"], str) else (0, e["id"], ""))
 
 
 def _resolve_backend(backend: Backend) -> Literal["pycocotools", "faster_coco_eval"]:
@@ -309,13 +293,13 @@ def _resolve_backend(backend: Backend) -> Literal["pycocotools", "faster_coco_ev
 
 
 def _match(
-    backend: str, truth: GroundTruth, detections: list[Record], iou_type: str, limits: list[int]
+    backend: str, truth: Record, detections: list[Record], iou_type: str, limits: list[int]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Match detections to objects.
 
     Args:
         backend: `pycocotools` or `faster_coco_eval`.
-        truth: the ground truth.
+        truth: the ground truth; its annotations are changed.
         detections: records in the truth's numbers, with `id` from 1, `area` and `iscrowd`; they are changed.
         iou_type: `bbox` or `segm`.
         limits: numbers of best detections of an image to consider, ascending.
@@ -335,7 +319,7 @@ def _match(
     with contextlib.redirect_stdout(io.StringIO()):
         sides = []
         # not through loadRes, which fails where there are no detections
-        for dataset in (truth.dataset(), {**truth.dataset(), "annotations": detections}):
+        for dataset in (truth, {**truth, "annotations": detections}):
             side = coco()
             side.dataset = dataset
             side.createIndex()

@@ -33,6 +33,3 @@ def register_task(task: Task[Any]) -> None:
     """Make a task of your own known to configs, training, prediction and export."""
     CONFIGS[task.name] = task.config_class
     _REGISTERED[task.name] = task
-
-
-from res2net_dense.tasks import _interim  # noqa

@@ -6,6 +6,7 @@ own. A new task is a file beside this one and a line in `config.CONFIGS`.
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +19,8 @@ from torch import Tensor, nn
 
 from res2net_dense.config import Config
 from res2net_dense.convert import check_weights
+from res2net_dense.data.layouts import open_source
+from res2net_dense.data.layouts.listing import some
 from res2net_dense.data.loaders import (
     BatchLoader,
     EvalSet,
@@ -31,6 +34,8 @@ from res2net_dense.engine import distributed
 from res2net_dense.errors import ConfigError, DatasetError
 from res2net_dense.models.graphs import Graph
 from res2net_dense.types import Prediction, ReportingEvaluator, Sample, Source
+
+_log = logging.getLogger(__name__)
 
 C = TypeVar("C", bound=Config)
 
@@ -57,8 +62,6 @@ class Task(ABC, Generic[C]):
     name: ClassVar[str]
     """As in `task:` of a config."""
     config_class: type[C]
-    toy_layout: ClassVar[str] = "coco"
-    """The toy data that fit: `res2net-dense toy --layout ...`."""
     folders: ClassVar[tuple[str, ...]] = ("",)
     """Of the images that `draw` returns, below the output folder."""
     overlay: ClassVar[str] = ""
@@ -71,6 +74,8 @@ class Task(ABC, Generic[C]):
     """Whether its exported files may be in int8."""
     weights_are_whole: ClassVar[bool] = False
     """Whether `backbone.weights` may hold the whole model."""
+    needs: ClassVar[tuple[str, ...]] = ()
+    """What of a `Sample` is learned and scored; a layout that has nothing of it is refused."""
     usual_classes: ClassVar[int | None] = None
     """Number of classes of the usual benchmark, for a model that is built without any data."""
 
@@ -84,14 +89,19 @@ class Task(ABC, Generic[C]):
         """The names of the scores of single classes."""
         return []
 
-    @abstractmethod
     def open_source(self, config: C, *, train: bool) -> Source:
         """Return the samples of `data.train` or `data.val`; opened once.
 
         Raises:
-            ConfigError: the config names none.
+            ConfigError: the config names none, or what does not fit the task.
             DatasetError: the data are missing or broken.
         """
+        return open_source(
+            self.parts(config, train=train),
+            train=train,
+            class_names=config.data.class_names,
+            needs=self.needs,
+        )
 
     @abstractmethod
     def build_model(self, config: C, *, load_weights: bool = True) -> nn.Module:
@@ -143,6 +153,14 @@ class Task(ABC, Generic[C]):
     @abstractmethod
     def summary(self, records: Sequence[Mapping[str, Any]], class_names: Sequence[str], score: float) -> str:
         """Say in a few words what was found in all images, such as `12 objects with score >= 0.5`."""
+
+    def parts(self, config: C, *, train: bool) -> Any:
+        """Return `data.train` or `data.val`; raise a `ConfigError` where it is null."""
+        name = "train" if train else "val"
+        parts = getattr(config.data, name)
+        if parts is None:
+            raise ConfigError(f"data.{name} is not set: name the data there")
+        return parts
 
     def adapt(self, config: C, source: Source) -> C:
         """Fill in the settings that are derived from the data: by default class names and their number."""
@@ -210,7 +228,11 @@ class Task(ABC, Generic[C]):
         if config.data.val is not None or not training:
             parts.append(self.open_source(config, train=False))
         for part in parts:
-            part.check()  # better now than after a day of training
+            if not (training and part is source and config.data.on_error == "skip"):
+                part.check()  # better now than after a day of training
+        for remark in dict.fromkeys(remark for part in parts for remark in part.remarks):
+            if distributed.is_main():
+                _log.warning("%s", remark)
         name = config.train.best_metric
         if name is not None and (config.data.val is not None or training):
             allowed = [*(metric.name for metric in self.metrics(config)), *self.class_metrics(config)]
@@ -281,16 +303,6 @@ class Task(ABC, Generic[C]):
             files, self.eval_transform(config), batch_size=config.eval.batch_size, workers=config.data.workers
         )
 
-    def require(self, section: Any, part: str) -> Any:
-        """Return the section of `data.train` or `data.val`; raise a `ConfigError` where it is null."""
-        if section is None:
-            raise ConfigError(f"data.{part} is not set; name the data, or make a toy set with {self.toy()}")
-        return section
-
-    def toy(self) -> str:
-        """The command that makes a toy set of the task's layout."""
-        return f"`res2net-dense toy --layout {self.toy_layout} --output datasets/toy`"
-
 
 def network_settings(config: Config, load_weights: bool) -> dict[str, Any]:
     """Return the arguments of a model's builder: `backbone` and the section `model`.
@@ -318,8 +330,3 @@ def print_rank0(text: str) -> None:
     """Print in the main process alone."""
     if distributed.is_main():
         print(text, flush=True)
-
-
-def some(names: Sequence[str], count: int = 5) -> str:
-    """The first names, for a message."""
-    return ", ".join(names[:count]) + (", ..." if len(names) > count else "")

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +12,7 @@ from torch import Tensor, nn
 from res2net_dense.config.classification import ClassificationConfig
 from res2net_dense.data.transforms import ClassificationEvalTransform, ClassificationTrainTransform
 from res2net_dense.engine import distributed
-from res2net_dense.errors import ConfigError, DatasetError
+from res2net_dense.errors import ConfigError
 from res2net_dense.models.graphs import ClassificationGraph, Graph
 from res2net_dense.tasks.base import EvalTransform, Metric, Task, TrainTransform, network_settings
 from res2net_dense.types import Prediction, ReportingEvaluator, Sample, Source
@@ -27,8 +25,8 @@ class Classification(Task[ClassificationConfig]):
     """See the module."""
 
     name = "classification"
+    needs = ("label",)
     config_class = ClassificationConfig
-    toy_layout = "imagenet"
     weights_are_whole = True
     usual_classes = 1000
 
@@ -39,16 +37,6 @@ class Classification(Task[ClassificationConfig]):
 
     def class_metrics(self, config: ClassificationConfig) -> list[str]:
         return [f"top1/{name}" for name in config.data.class_names or ()]
-
-    def open_source(self, config: ClassificationConfig, *, train: bool) -> Source:
-        part = "train" if train else "val"
-        root = self.require(getattr(config.data, part), part)
-        if not Path(root).exists():
-            raise DatasetError(
-                f"no data set at {root} (looked in {Path.cwd()}); {self.toy()} makes a toy set"
-            )
-        names = None if config.data.class_names is None else tuple(config.data.class_names)
-        return _open(config.data.format, root, names, train)
 
     def adapt(self, config: ClassificationConfig, source: Source) -> ClassificationConfig:
         if len(source.class_names) < 2:
@@ -117,16 +105,3 @@ class Classification(Task[ClassificationConfig]):
 
 
 TASK = Classification()
-
-
-@functools.lru_cache(maxsize=4)
-def _open(format: str, root: str, names: tuple[str, ...] | None, train: bool) -> Any:
-    from res2net_dense.data.cifar import Cifar
-    from res2net_dense.data.imagenet import ImageFolder
-
-    if format == "folder":
-        return ImageFolder.load(root, class_names=names, allow_empty=not train)
-    dataset = Cifar.load(root, format, train=train)
-    if names is not None and list(names) != dataset.class_names:
-        raise ConfigError(f"data.class_names differs from the classes of {root}; leave it out for CIFAR")
-    return dataset

@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 from torch import Tensor, nn
 
-from res2net_dense.config.detection import DetectionConfig, SplitConfig, VocSplitConfig
+from res2net_dense.config.detection import DetectionConfig
+from res2net_dense.data.layouts import open_source
 from res2net_dense.data.loaders import aspect_ratio_groups
 from res2net_dense.data.transforms import EvalTransform as ResizeTransform
 from res2net_dense.data.transforms import TrainTransform as ResizeTrainTransform
 from res2net_dense.engine import distributed
-from res2net_dense.errors import ConfigError, DatasetError
 from res2net_dense.models.detections import to_prediction
 from res2net_dense.models.graphs import Graph
 from res2net_dense.tasks.base import EvalTransform, Metric, Task, TrainTransform, network_settings
-from res2net_dense.types import Prediction, ReportingEvaluator, Sample, Source
+from res2net_dense.types import BoxSource, Prediction, ReportingEvaluator, Sample
 
 _log = logging.getLogger(__name__)
 
@@ -54,35 +52,14 @@ class Detection(Task[DetectionConfig]):
             return [f"bbox/AP50/{name}" for name in names]
         return [f"{kind}/AP/{name}" for kind in self._iou_types(config) for name in names]
 
-    def open_source(self, config: DetectionConfig, *, train: bool) -> Source:
-        part = "train" if train else "val"
-        split = self.require(getattr(config.data, part), part)
-        names = None if config.data.class_names is None else tuple(config.data.class_names)
-        roots = (
-            [part.root for part in split] if isinstance(split, list) else [split.annotations, split.images]
+    def open_source(self, config: DetectionConfig, *, train: bool) -> BoxSource:
+        return open_source(
+            self.parts(config, train=train),
+            train=train,
+            class_names=config.data.class_names,
+            needs=("boxes", "masks") if self._has_masks(config) else ("boxes",),
+            difficult=config.data.difficult,
         )
-        for path in roots:
-            if not Path(path).exists():
-                raise DatasetError(
-                    f"no data set at {path} (looked in {Path.cwd()}); {self.toy()} makes a toy set"
-                )
-        if isinstance(split, list):
-            return _open_voc(tuple(split), names, config.data.difficult or not train)
-        masks = train and self._has_masks(config)
-        dataset = _open_coco(split, None, masks)
-        return dataset if names in (None, tuple(dataset.class_names)) else _open_coco(split, names, masks)
-
-    def prepare(self, config: DetectionConfig, *, training: bool = True) -> DetectionConfig:
-        config = super().prepare(config, training=training)
-        source: Any = self.open_source(config, train=True) if training else None
-        if source and self._has_masks(config) and not source.has_masks:
-            raise ConfigError(
-                f"model.arch is mask_rcnn, but {source.name} has no segmentations; use a faster_rcnn config "
-                "for boxes alone"
-            )
-        if self._has_masks(config) and self._benchmark(config) == "voc":
-            raise ConfigError("data.val has boxes alone: use a faster_rcnn config, or data with masks")
-        return config
 
     def build_model(self, config: DetectionConfig, *, load_weights: bool = True) -> nn.Module:
         from res2net_dense.models.detection import build_rcnn
@@ -114,25 +91,20 @@ class Detection(Task[DetectionConfig]):
         indices = source.indices_with_objects()
         if data.keep_empty:
             indices = np.arange(len(source))
-        if distributed.is_main():
-            if len(indices) < len(source):
-                _log.warning(
-                    "%s: %d of %d images have no usable object and are left out (data.keep_empty=true takes "
-                    "them)",
-                    source.name,
-                    len(source) - len(indices),
-                    len(source),
-                )
-            for reason, count in source.dropped.items():
-                if count:
-                    _log.warning("%s: %d objects left out: %s", source.name, count, reason)
+        if len(indices) < len(source) and distributed.is_main():
+            _log.warning(
+                "%s: %d of %d images have no usable object, left out (data.keep_empty=true takes them)",
+                source.name,
+                len(source) - len(indices),
+                len(source),
+            )
         grouped = data.aspect_ratio_grouping
         return indices, aspect_ratio_groups(source.aspect_ratios[indices]) if grouped else None
 
     def build_evaluator(self, config: DetectionConfig) -> ReportingEvaluator:
         """Return the evaluator of the benchmark that the validation set's layout belongs to."""
-        source: Any = self.open_source(config, train=False)
-        if self._benchmark(config) == "voc":
+        source = self.open_source(config, train=False)
+        if source.benchmark == "voc":
             from res2net_dense.evaluation.voc import VocEvaluator
 
             return VocEvaluator(
@@ -144,8 +116,9 @@ class Detection(Task[DetectionConfig]):
         from res2net_dense.evaluation.coco import CocoEvaluator
 
         return CocoEvaluator(
-            source.annotation_file,
-            class_names=config.data.class_names or (),
+            source.ground_truth(),
+            class_names=source.class_names,
+            name=source.name,
             iou_types=self._iou_types(config),
             backend=config.eval.backend,
             gather=distributed.gather_objects,
@@ -186,31 +159,8 @@ class Detection(Task[DetectionConfig]):
         return ("bbox", "segm") if self._has_masks(config) else ("bbox",)
 
     def _benchmark(self, config: DetectionConfig) -> str:
-        """`coco` or `voc`."""
-        return "voc" if isinstance(config.data.val, list) else "coco"
+        """Whose rules score `data.val`; COCO's where there is none."""
+        return "coco" if config.data.val is None else self.open_source(config, train=False).benchmark
 
 
 TASK = Detection()
-
-
-@functools.lru_cache(maxsize=4)
-def _open_coco(split: SplitConfig, names: tuple[str, ...] | None, masks: bool) -> Any:
-    from res2net_dense.data.coco import CocoDataset
-
-    return CocoDataset.load(split.annotations, split.images, class_names=names, masks=masks)
-
-
-@functools.lru_cache(maxsize=4)
-def _open_voc(parts: tuple[VocSplitConfig, ...], names: tuple[str, ...] | None, difficult: bool) -> Any:
-    from res2net_dense.data.voc import VocDetection
-
-    first = parts[0]
-    if any((part.images, part.annotations) != (first.images, first.annotations) for part in parts):
-        raise ConfigError("the joined parts of a data set must name the same folders images and annotations")
-    return VocDetection.load(
-        [(part.root, part.split) for part in parts],
-        class_names=names,
-        images=first.images,
-        annotations=first.annotations,
-        difficult=difficult,
-    )

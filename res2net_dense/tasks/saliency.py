@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 from torch import Tensor, nn
 
-from res2net_dense.config.saliency import SaliencyConfig, SaliencySplit
+from res2net_dense.config.saliency import SaliencyConfig
 from res2net_dense.data.loaders import aspect_ratio_groups
 from res2net_dense.data.saliency_transforms import SaliencyEvalTransform, SaliencyTrainTransform
 from res2net_dense.engine import distributed
-from res2net_dense.errors import DatasetError
 from res2net_dense.models.graphs import Graph, SaliencyGraph
 from res2net_dense.models.saliency import build_saliency_model, resized_saliency
 from res2net_dense.tasks.base import EvalTransform, Metric, Task, TrainTransform, network_settings
@@ -40,8 +37,8 @@ class Saliency(Task[SaliencyConfig]):
     """See the module."""
 
     name = "saliency"
+    needs = ("saliency",)
     config_class = SaliencyConfig
-    toy_layout = "duts"
     folders = ("maps", "overlays", "cutouts")
     overlay = "overlays"
     quantizable = True
@@ -56,16 +53,6 @@ class Saliency(Task[SaliencyConfig]):
             for name in sets
             for metric in METRICS
         ]
-
-    def open_source(self, config: SaliencyConfig, *, train: bool) -> Source:
-        part = "train" if train else "val"
-        splits = self.require(getattr(config.data, part), part)
-        for split in splits:
-            if not Path(split.root).exists():
-                raise DatasetError(
-                    f"no data set at {split.root} (looked in {Path.cwd()}); {self.toy()} makes a toy set"
-                )
-        return _open(tuple(splits))
 
     def adapt(self, config: SaliencyConfig, source: Source) -> SaliencyConfig:
         return config  # there are no classes
@@ -151,10 +138,3 @@ class Saliency(Task[SaliencyConfig]):
 
 
 TASK = Saliency()
-
-
-@functools.lru_cache(maxsize=4)
-def _open(splits: tuple[SaliencySplit, ...]) -> Any:
-    from res2net_dense.data.duts import SaliencyDataset, SaliencyPart
-
-    return SaliencyDataset.load([SaliencyPart(**split.model_dump()) for split in splits])

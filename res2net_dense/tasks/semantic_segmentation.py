@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 from torch import Tensor, nn
 
-from res2net_dense.config.semantic_segmentation import MaskSplitConfig, SegmentationConfig
+from res2net_dense.config.semantic_segmentation import SegmentationConfig
 from res2net_dense.data.segmentation_transforms import SegmentationEvalTransform, SegmentationTrainTransform
 from res2net_dense.engine import distributed
-from res2net_dense.errors import ConfigError, DatasetError
+from res2net_dense.errors import ConfigError
 from res2net_dense.models.graphs import Graph, SegmentationGraph
 from res2net_dense.models.semantic_inference import resized_argmax
 from res2net_dense.palette import voc_palette
@@ -31,8 +29,8 @@ class SemanticSegmentation(Task[SegmentationConfig]):
     """See the module."""
 
     name = "semantic_segmentation"
+    needs = ("sem_seg",)
     config_class = SegmentationConfig
-    toy_layout = "voc"
     folders = ("overlays", "masks")
     overlay = "overlays"
     first_category_id = 0  # ids are the pixels of the masks
@@ -44,16 +42,6 @@ class SemanticSegmentation(Task[SegmentationConfig]):
 
     def class_metrics(self, config: SegmentationConfig) -> list[str]:
         return [f"IoU/{name}" for name in config.data.class_names or ()]
-
-    def open_source(self, config: SegmentationConfig, *, train: bool) -> Source:
-        part = "train" if train else "val"
-        split = self.require(getattr(config.data, part), part)
-        if not Path(split.root).exists():
-            raise DatasetError(
-                f"no data set at {split.root} (looked in {Path.cwd()}); {self.toy()} makes a toy set"
-            )
-        names = None if config.data.class_names is None else tuple(config.data.class_names)
-        return _open(split, names)
 
     def adapt(self, config: SegmentationConfig, source: Source) -> SegmentationConfig:
         from res2net_dense.models.segmentation import OUTPUT_STRIDES
@@ -130,12 +118,3 @@ class SemanticSegmentation(Task[SegmentationConfig]):
 
 
 TASK = SemanticSegmentation()
-
-
-@functools.lru_cache(maxsize=4)
-def _open(split: MaskSplitConfig, names: tuple[str, ...] | None) -> Any:
-    from res2net_dense.data.voc import VocSegmentation
-
-    return VocSegmentation.load(
-        split.root, split.split, class_names=names, images=split.images, masks=split.masks
-    )

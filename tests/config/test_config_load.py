@@ -12,7 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from res2net_dense.config import config_to_dict, load_config, parse_config, save_config
-from res2net_dense.data.voc import VOC_CLASSES
+from res2net_dense.data.layouts import CifarPart, ClassFoldersPart, CocoPart, VocBoxesPart
+from res2net_dense.data.layouts.voc_boxes import VOC_CLASSES
 from res2net_dense.errors import ConfigError
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -81,7 +82,7 @@ def test_the_published_segmentation_recipe(depth: int) -> None:
         21,
         16,
     )
-    assert (config.data.train.split, config.data.val.split) == ("trainaug", "val")
+    assert [part.split for part in config.data.train + config.data.val] == ["trainaug", "val"]
     assert tuple(config.data.class_names) == ("background", *VOC_CLASSES)
     assert (config.data.crop_size, config.data.scale, config.data.flip) == (513, (0.5, 2.0), 0.5)
     assert (config.train.iterations, config.train.batch_size) == (30_000, 16)
@@ -222,7 +223,7 @@ def test_a_key_in_the_wrong_section(tmp_path: Path) -> None:
     assert "unknown key 'train.lr'; did you mean 'train.optimizer.lr'?" in message(path, ["train.lr=1"])
     assert "unknown key 'batch_size'; did you mean" in message(path, ["batch_size=1"])
     assert "Known keys at the top: task, backbone" in message(path, ["zzz=1"])
-    assert "Known keys of 'data.train': images, annotations" in message(path, ["data.train.img=1"])
+    assert "Known keys of 'data.train': layout, images, annotations" in message(path, ["data.train.img=1"])
 
 
 def test_duplicate_keys(tmp_path: Path) -> None:
@@ -374,17 +375,23 @@ def test_wrong_overrides(override: str, said: str, tmp_path: Path) -> None:
     assert said in text
 
 
-def test_splits_of_both_layouts(tmp_path: Path) -> None:
+def test_parts_of_both_layouts(tmp_path: Path) -> None:
     path = write(tmp_path, TEXT)
     data = load_config(path, ["data.train={images: a, annotations: b}", "data.val={root: c, split: d}"]).data
-    assert (data.train.images, data.train.annotations) == ("a", "b")
-    assert [(part.root, part.split, part.images) for part in data.val] == [("c", "d", "JPEGImages")]
+    assert data.train == [CocoPart(images="a", annotations="b")]
+    assert data.val == [VocBoxesPart(root="c", split="d")]
+    assert [part.layout for part in (*data.train, *data.val)] == ["coco", "voc-boxes"]
+    said = load_config(path, ["data.train={layout: coco, images: a, annotations: b}"])
+    assert said.data.train == data.train
     joined = load_config(path, ["data.train=[{root: a, split: x}, {root: b, split: null, images: y}]"])
     assert [(part.root, part.split, part.images) for part in joined.data.train] == [
         ("a", "x", "JPEGImages"),
         ("b", None, "y"),
     ]
-    assert parse_config(config_to_dict(joined)) == joined
+    for config in (said, joined):
+        assert parse_config(config_to_dict(config)) == config
+    # One part is saved without its list, so that overrides reach its keys.
+    assert config_to_dict(said)["data"]["train"] == {"layout": "coco", "images": "a", "annotations": "b"}
 
 
 @pytest.mark.parametrize(
@@ -392,19 +399,44 @@ def test_splits_of_both_layouts(tmp_path: Path) -> None:
     [
         ("data.train=[]", "data.train = []"),
         ("data.train=[{split: x}]", "data.train[0].root is missing"),
-        ("data.train={root: a}", "data.train[0].split is missing"),
-        ("data.train={split: a}", "data.train[0].root is missing"),
+        ("data.train={root: a}", "data.train.split is missing"),
+        ("data.train={split: a}", "data.train.root is missing"),
         ("data.train=[{root: a, splitt: x}]", "did you mean 'data.train[0].split'?"),
-        ("data.train={root: a, split: 3}", "data.train[0].split = 3"),
+        ("data.train={root: a, split: 3}", "data.train.split = 3"),
         ("data.train={images: a}", "data.train.annotations is missing"),
         ("data.train={images: a, annotation: b}", "did you mean 'data.train.annotations'?"),
+        ("data.train={layout: voc, root: a}", "layout = 'voc': expected one of 'coco', 'voc-boxes'"),
+        ("data.train={layout: coco, root: a, split: b}", "unknown key 'data.train.root'"),
+        (
+            "data.train=[{images: a, annotations: b}, {images: c, annotations: d}]",
+            "the layout coco takes one part, not 2",
+        ),
+        (
+            "data.train=[{images: a, annotations: b}, {root: c, split: d}]",
+            "must have one layout, not coco and voc-boxes",
+        ),
     ],
 )
-def test_wrong_splits(override: str, said: str, tmp_path: Path) -> None:
+def test_wrong_parts(override: str, said: str, tmp_path: Path) -> None:
     text = message(write(tmp_path, TEXT), [override])
     assert said in text
-    assert "<coco>" not in text  # the tag of a layout is no word of ours
-    assert "<voc>" not in text
+    assert "data.train.coco" not in text  # the tag of a layout is not a key
+
+
+def test_parts_of_classification(tmp_path: Path) -> None:
+    text = TEXT.replace("task: detection", "task: classification")
+    text = "".join(line for line in text.splitlines(keepends=True) if not line.startswith("model"))
+    path = write(tmp_path, text)
+    folders = load_config(path, ["data.train=a", "data.val={root: b}"]).data
+    assert (folders.train, folders.val) == ([ClassFoldersPart(root="a")], [ClassFoldersPart(root="b")])
+    cifar = load_config(path, ["data.train=a", "data.val={root: b}", "data.format=cifar10"])
+    assert cifar.data.train == [CifarPart(layout="cifar10", root="a")]
+    assert cifar.data.val == [CifarPart(layout="cifar10", root="b")]
+    assert load_config(path, ["data.train={layout: cifar10, root: a}"]).data.train == cifar.data.train
+    assert parse_config(config_to_dict(cifar)) == cifar
+    said = message(path, ["data.format=tar"])
+    assert "data.format = 'tar': expected 'folder', 'cifar10' or 'cifar100'" in said
+    assert "expected one of 'class-folders'" in message(path, ["data.train={layout: coco, root: a}"])
 
 
 COCO = "{images: a, annotations: b}"

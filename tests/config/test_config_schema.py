@@ -50,8 +50,8 @@ ALL_SECTIONS = sorted(
 
 def test_every_section_is_found() -> None:
     names = {section.__name__ for section in ALL_SECTIONS}
-    assert {"SegmentationConfig", "BackboneConfig", "SplitConfig", "VocSplitConfig"} <= names
-    assert len(names) == 27
+    assert {"SegmentationConfig", "BackboneConfig", "CocoPart", "VocBoxesPart"} <= names
+    assert len(names) == 29
 
 
 @pytest.mark.parametrize("section", ALL_SECTIONS)

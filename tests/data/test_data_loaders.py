@@ -12,8 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
-from res2net_dense.data.coco import CocoDataset
 from res2net_dense.data.images import read_sample
+from res2net_dense.data.layouts import CocoPart, open_source
 from res2net_dense.data.loaders import (
     EvalSet,
     TrainBatches,
@@ -151,7 +151,10 @@ def same(first, second):
 
 def test_workers_resumption_and_seeds_on_real_data(shared_data):
     folder = shared_data / "coco_tiny"
-    dataset = CocoDataset.load(folder / "annotations" / "instances_train2017.json", folder / "train2017")
+    part = CocoPart(
+        annotations=str(folder / "annotations" / "instances_train2017.json"), images=str(folder / "train2017")
+    )
+    dataset = open_source([part], train=True, needs=["masks"])
     indices = dataset.indices_with_objects()[:12]
     groups = aspect_ratio_groups(dataset.aspect_ratios[indices])
 

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from pycocotools import mask as mask_utils
 
-from res2net_dense.data.coco import CocoDataset
+from res2net_dense.data.layouts import CocoPart, open_source
 from res2net_dense.data.transforms import (
     EvalTransform,
     TrainTransform,
@@ -143,7 +143,8 @@ def test_flip_is_its_own_inverse_and_leaves_the_input_alone():
 
 def test_masks_stay_under_their_boxes_on_real_pictures(shared_data):
     folder = shared_data / "nuts"
-    dataset = CocoDataset.load(folder / "trainval.json", folder / "images")
+    part = CocoPart(annotations=str(folder / "trainval.json"), images=str(folder / "images"))
+    dataset = open_source([part], train=True, needs=["masks"])
     done = horizontal_flip(resize_shortest_edge(dataset.sample(0), 640, 2000))
     height, width = done["image"].shape[1:]
     raw = dataset.sample(0)

@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from res2net_dense.cli import main
-from res2net_dense.data.voc import VOC_CLASSES, VocSegmentation
+from res2net_dense.data.layouts.voc_boxes import VOC_CLASSES
+from res2net_dense.data.layouts.voc_masks import VocMasks, VocMasksPart
 from res2net_dense.palette import voc_palette
 
 scipy_io = pytest.importorskip("scipy.io")
@@ -93,7 +94,8 @@ def test_masks_and_list(folders, capsys):
     assert "5 masks; all of SBD and VOC2012 give 12031" in output.err
     assert "5 masks written" in output.out
 
-    dataset = VocSegmentation.load(voc, "trainaug", class_names=NAMES, masks="SegmentationClassAug")
+    part = VocMasksPart(root=str(voc), split="trainaug", masks="SegmentationClassAug")
+    dataset = VocMasks(part, class_names=NAMES)
     dataset.check()
     # VOC's own where there is one, with its border; else SBD's
     assert [np.unique(dataset.mask(i)).tolist() for i in range(4)] == [

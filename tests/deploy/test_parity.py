@@ -83,14 +83,14 @@ def assert_good(report, graph):
 @pytest.mark.parametrize("spoil", [one_statistic, one_layer_by_a_hundredth], ids=lambda f: f.__name__)
 def test_a_broken_file_is_deleted(spoil, models, tmp_path):
     """And an older one, which it was to replace, stays."""
-    target, new = tmp_path / "model.onnx", tmp_path / ".new.onnx"
+    target, new = tmp_path / "model.torchscript", tmp_path / ".new.torchscript"
     target.write_bytes(b"older")
-    graph = written(SEGMENTATION, models[SEGMENTATION], new, spoil)
-    (tmp_path / ".new.onnx.json").write_text("{}")
+    graph = written(SEGMENTATION, models[SEGMENTATION], new, spoil, format="torchscript")
+    (tmp_path / ".new.torchscript.json").write_text("{}")
     with pytest.raises(ExportError) as error:
         gate(graph, new, get_task(SEGMENTATION), name=target)
     assert_one_line(error, f"{target} is not kept, it differs from the model: logits at", "at most 0.001")
-    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+    assert [path.name for path in tmp_path.iterdir()] == ["model.torchscript"]
     assert target.read_bytes() == b"older"
 
 
@@ -103,6 +103,7 @@ def test_a_small_change_is_noticed_in_every_task(task, spoil, models):
 
 
 def test_a_file_of_one_size_is_tried_at_it(models, tmp_path):
+<<<<<<< HEAD
     graph = written(SEGMENTATION, models[SEGMENTATION], tmp_path / "model.onnx", size=(50, 70), batch=3)
     report = gate(
         graph,
@@ -111,6 +112,11 @@ def test_a_file_of_one_size_is_tried_at_it(models, tmp_path):
         made_pictures(1, (300, 200)),
         model=models[SEGMENTATION],
     )
+=======
+    path = tmp_path / "model.torchscript"
+    graph = written(SEGMENTATION, models[SEGMENTATION], path, format="torchscript", size=(50, 70), batch=3)
+    report = gate(graph, path, made_pictures(1, (300, 200)), model=models[SEGMENTATION])
+>>>>>>> wt/tests
     assert {(row.size, row.batch) for row in report.rows if "predicted" not in row.output} == {((50, 70), 3)}
     assert "made up" not in report.table()
 

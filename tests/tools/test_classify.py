@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from networks import TINY
 from PIL import Image
 
 from res2net_dense import create_classifier, get_model, predict_image
@@ -27,12 +28,12 @@ def pictures(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    """What a classification run leaves, of a network so small that it has no name."""
+    """What a classification run leaves."""
     torch.manual_seed(0)
-    network = create_classifier("res2net50_26w_4s", 3, depths=(1, 1, 1, 1))
+    network = create_classifier(TINY, 3)
     config = {
         "task": "classification",
-        "backbone": {"name": "res2net50_26w_4s"},
+        "backbone": {"name": TINY},
         "model": {"pixel_mean": [120, 120, 120], "pixel_std": [60, 60, 60]},
         "data": {"class_names": ["cat", "dog", "fox"], "resize_size": 48, "crop_size": 40},
     }
@@ -66,7 +67,7 @@ def test_a_table_for_each_picture_and_the_same_as_json(pictures, weights, run_to
         2,
     )
     assert process.returncode == 0, process.stderr
-    model = get_model("res2net50_26w_4s", weights, depths=(1, 1, 1, 1))
+    model = get_model(TINY, weights)
     document = json.loads(out.read_text())
     files = [str(pictures / "b.png"), str(pictures / "deep/c.png")]
     assert [row["file"] for row in document["pictures"]] == files

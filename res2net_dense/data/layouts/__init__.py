@@ -1,0 +1,29 @@
+"""Layouts of data sets, one module each: its part of a configuration, reading, listing and class names.
+
+`open_source` opens a data set of any layout; whoever uses it does not know which.
+"""
+
+from res2net_dense.data.layouts.base import Part, Parts, find_layout, open_source
+from res2net_dense.data.layouts.cifar import CifarPart
+from res2net_dense.data.layouts.class_folders import ClassFoldersPart
+from res2net_dense.data.layouts.coco import CocoPart
+from res2net_dense.data.layouts.image_masks import ImageMasksPart
+from res2net_dense.data.layouts.voc_boxes import VocBoxesPart
+from res2net_dense.data.layouts.voc_masks import VocMasksPart
+
+LAYOUTS = ("coco", "voc-boxes", "voc-masks", "image-masks", "class-folders", "cifar10", "cifar100")
+"""What the key `layout` of a part may be; it is found out from the other keys where it is left out."""
+
+__all__ = [
+    "LAYOUTS",
+    "CifarPart",
+    "ClassFoldersPart",
+    "CocoPart",
+    "ImageMasksPart",
+    "Part",
+    "Parts",
+    "VocBoxesPart",
+    "VocMasksPart",
+    "find_layout",
+    "open_source",
+]

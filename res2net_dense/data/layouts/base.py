@@ -1,0 +1,155 @@
+"""What all layouts share: the base of their config parts, and the one way to open a data set."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, TypeVar
+
+from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer
+from pydantic_core import PydanticCustomError
+
+from res2net_dense.errors import ConfigError, DatasetError
+from res2net_dense.sections import Section
+from res2net_dense.types import Source
+
+
+class Part(Section):
+    """One part of a data set, as a configuration names it; each layout has a class of its own.
+
+    The field `layout` is a literal with a default, so that it may be left out.
+    """
+
+    joins: ClassVar[bool] = False
+    """Whether a source can be made of several parts."""
+    gives: ClassVar[frozenset[str]]
+    """Keys of a `Sample` that the layout has annotations for."""
+    toy: ClassVar[str]
+    """The toy set in this layout: `res2net-dense toy --layout <toy>`."""
+
+    layout: str
+    """How the files are laid out."""
+
+    def paths(self) -> list[str]:
+        """What must be there for anything to be read."""
+        raise NotImplementedError
+
+    @classmethod
+    def open(
+        cls,
+        parts: Sequence[Any],
+        *,
+        train: bool,
+        class_names: Sequence[str] | None,
+        needs: Collection[str],
+        difficult: bool,
+    ) -> Source:
+        """Open parts of this class as `open_source` does."""
+        raise NotImplementedError
+
+
+P = TypeVar("P", bound=Part)
+
+
+def open_source(
+    parts: Sequence[Part],
+    *,
+    train: bool,
+    class_names: Sequence[str] | None = None,
+    needs: Collection[str] = (),
+    difficult: bool = True,
+) -> Any:
+    """Open parts of one layout, joined where there are several; the same ones are read once in a process.
+
+    Args:
+        parts: at least one.
+        train: whether to learn from it. An evaluation takes classes without an image, and CIFAR's test part.
+        class_names: by label; None takes those of the data.
+        needs: keys of a `Sample`, such as `boxes`, that a task uses. Nothing else can stop it.
+        difficult: whether objects that VOC marks as difficult are learned.
+
+    Returns:
+        A `Source`, with the methods of the protocol in `types` that the needs ask for.
+
+    Raises:
+        ConfigError: the parts or class names do not fit each other, or the layout has no such annotations.
+        DatasetError: a file is missing, broken or inconsistent; names the first problem.
+    """
+    if not parts:
+        raise ConfigError("no data set is named; give at least one part")
+    for path in (path for part in parts for path in part.paths()):
+        if not Path(path).exists():
+            raise DatasetError(
+                f"no data set at {path} (looked in {Path.cwd()}); check the path, or make a toy set: "
+                f"`res2net-dense toy --layout {parts[0].toy} --output datasets/toy`"
+            )
+    if missing := set(needs) - parts[0].gives:
+        remedy = "; use a faster_rcnn config for boxes alone" if missing == {"masks"} else ""
+        raise ConfigError(
+            f"{parts[0].paths()[0]} is in the layout {parts[0].layout}, which has no "
+            f"{', '.join(sorted(missing))}{remedy}"
+        )
+    names = None if class_names is None else tuple(class_names)
+    return _open_once(tuple(parts), train, names, frozenset(needs), difficult)
+
+
+@functools.lru_cache(maxsize=4)
+def _open_once(
+    parts: tuple[Part, ...],
+    train: bool,
+    class_names: tuple[str, ...] | None,
+    needs: frozenset[str],
+    difficult: bool,
+) -> Source:
+    return type(parts[0]).open(parts, train=train, class_names=class_names, needs=needs, difficult=difficult)
+
+
+def find_layout(*kinds: type[Part]) -> BeforeValidator:
+    """Fill in the layout of a part: that of the class with most of its keys, the first of equal ones."""
+
+    def fill(value: object) -> object:
+        if not isinstance(value, dict) or "layout" in value:
+            return value
+        likeliest = max(kinds, key=lambda kind: len(value.keys() & kind.model_fields.keys()))
+        return {"layout": likeliest.model_fields["layout"].default, **value}
+
+    return BeforeValidator(fill)
+
+
+def _as_list(value: object) -> object:
+    """Read a single part where a list of them may stand."""
+    return [value] if isinstance(value, dict | Part) else value
+
+
+def _check_joined(parts: list[P]) -> list[P]:
+    layouts = list(dict.fromkeys(part.layout for part in parts))
+    problem = None
+    if len(layouts) > 1:
+        problem = f"parts that are joined must have one layout, not {' and '.join(layouts)}"
+    elif len(parts) > 1 and not parts[0].joins:
+        problem = f"the layout {layouts[0]} takes one part, not {len(parts)}; join the files first"
+    if problem is not None:
+        raise PydanticCustomError("parts", "{problem}", {"problem": problem})
+    return parts
+
+
+Parts = Annotated[
+    list[P],
+    Field(min_length=1),
+    BeforeValidator(_as_list),
+    AfterValidator(_check_joined),
+    PlainSerializer(lambda parts: parts[0] if len(parts) == 1 else parts, return_type=Any),
+]
+"""One part, or a list of parts that are joined."""
+
+
+def dropped_remarks(name: str, dropped: Mapping[str, int]) -> list[str]:
+    """Lines that report what is left out: objects, or what a reason begins with."""
+    remarks = []
+    for reason, count in dropped.items():
+        kind, _, rest = reason.partition(" ")
+        what, why = (kind, rest) if kind in ("polygon", "annotation") else ("object", reason)
+        if count:
+            remarks.append(f"{name}: {count} {what}s left out: {why}")
+    return remarks

@@ -1,0 +1,171 @@
+"""Pictures in one folder a class, as ImageNet has them. Nothing is ever written."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import numpy as np
+
+from res2net_dense.data.images import IMAGE_SUFFIXES, read_sample
+from res2net_dense.data.layouts.base import Part
+from res2net_dense.data.layouts.listing import list_folders, some, walk
+from res2net_dense.errors import DatasetError
+from res2net_dense.sections import Text
+from res2net_dense.types import Sample
+
+_TRAIN = {"train", "training"}
+_HELD_OUT = {"val", "validation", "valid", "test"}
+
+
+class ClassFoldersPart(Part):
+    """Images in one folder a class. A relative root starts at the current working directory."""
+
+    gives: ClassVar[frozenset[str]] = frozenset({"label"})
+    toy: ClassVar[str] = "imagenet"
+
+    layout: Literal["class-folders"] = "class-folders"
+    """How the files are laid out."""
+    root: Text
+    """Folder of the class folders, such as `datasets/imagenet/train`."""
+
+    def paths(self) -> list[str]:
+        """The root."""
+        return [self.root]
+
+    @classmethod
+    def open(
+        cls,
+        parts: Sequence[ClassFoldersPart],
+        *,
+        train: bool,
+        class_names: Sequence[str] | None,
+        needs: Collection[str],
+        difficult: bool,
+    ) -> ClassFolders:
+        """List the images of the one part."""
+        (part,) = parts
+        source = ClassFolders(part, class_names=class_names, allow_empty=not train)
+        if not len(source):
+            raise DatasetError(
+                f"{source.name}: no image in any class folder; check the path, or set data.val=null to train "
+                "without evaluation"
+            )
+        return source
+
+
+class ClassFolders:
+    """Images of `root/<class>/**/*.jpg`, ordered by class, then by path; an `image_id` is a place.
+
+    Attributes:
+        name: what a message calls the set: its root.
+        class_names: by label.
+        labels: (len,) int64, the class of each image.
+        remarks: lines that report files that are left out and classes without an image.
+    """
+
+    def __init__(
+        self,
+        part: ClassFoldersPart,
+        *,
+        class_names: Sequence[str] | None = None,
+        allow_empty: bool = False,
+    ) -> None:
+        """List the images; they are not opened.
+
+        Every folder in the root is a class, with all images in it and its subfolders. What begins with a dot
+        is left out.
+
+        Args:
+            part: where they are.
+            class_names: names of the class folders in label order; None takes all, sorted.
+            allow_empty: whether a class may have no image or, with `class_names`, no folder.
+
+        Raises:
+            DatasetError: there are no class folders, one is empty, they are not those of `class_names`, or
+                they are the parts of a data set.
+        """
+        self.name = part.root
+        self._root = root = Path(part.root)
+        if not root.is_dir():
+            raise DatasetError(f"{root}: {'not a folder' if root.exists() else 'no such folder'}")
+        folders = list_folders(root)
+        _check_folders(root, folders)
+        self.class_names = names = folders if class_names is None else list(class_names)
+        if unknown := [name for name in folders if name not in set(names)]:
+            raise DatasetError(
+                f"{root}: {len(unknown)} folders are no class of the model: {some(unknown)}; move them "
+                "away, or train with them"
+            )
+        files: list[str] = []
+        others: list[str] = []
+        counts = []
+        for name in names:
+            found = sorted(_files(root, name)) if name in set(folders) else []
+            images = [file for file in found if os.path.splitext(file)[1].lower() in IMAGE_SUFFIXES]
+            others += [file for file in found if os.path.splitext(file)[1].lower() not in IMAGE_SUFFIXES]
+            files += images
+            counts.append(len(images))
+        empty = [name for name, count in zip(names, counts, strict=True) if not count]
+        if empty and not allow_empty:
+            raise DatasetError(
+                f"{root}: {len(empty)} of {len(names)} classes have no image: {some(empty)}; fill or "
+                f"remove their folders (images end in {' '.join(sorted(IMAGE_SUFFIXES))})"
+            )
+        self.labels = np.repeat(np.arange(len(names)), counts)
+        self.remarks = []
+        if others:
+            self.remarks.append(
+                f"{root}: left out: {len(others)} files do not end as images do: {some(others)}"
+            )
+        if empty:
+            self.remarks.append(
+                f"{root}: {len(empty)} of {len(names)} classes have no image, such as {empty[0]}; their "
+                "accuracy is n/a"
+            )
+        # One block of bytes: reading Python strings writes their reference counts, and each worker would end
+        # up with a copy of a million of them.
+        self._files = np.array([os.fsencode(file) for file in files], dtype=bytes)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def sample(self, index: int) -> Sample:
+        """Read one image; its `image_id` is the index.
+
+        Raises:
+            DatasetError: it cannot be read.
+        """
+        path = self._root / os.fsdecode(self._files[index])
+        return {**read_sample(path, index), "label": int(self.labels[index])}
+
+    def files(self) -> Iterator[Path]:
+        """The images."""
+        yield from (self._root / os.fsdecode(file) for file in self._files)
+
+    def check(self) -> None:
+        """Nothing is left to check: the images were listed when this was made."""
+
+
+def _check_folders(root: Path, folders: Sequence[str]) -> None:
+    if not folders:
+        flat = sum(name.lower().endswith(tuple(IMAGE_SUFFIXES)) for name in os.listdir(root))
+        raise DatasetError(
+            f"{root}: {flat or 'no'} images and no class folders; put each image into a folder named "
+            "after its class (ImageNet's validation images come flat and must be sorted first)"
+        )
+    names = set(map(str.lower, folders))
+    if names <= _TRAIN | _HELD_OUT or (names & _TRAIN and names & _HELD_OUT):
+        parts = [folder for folder in folders if folder.lower() in _TRAIN | _HELD_OUT]
+        raise DatasetError(
+            f"{root}: the folders {some(parts)} are parts of a data set, not classes; name one of them, "
+            f"such as {root / parts[0]}"
+        )
+
+
+def _files(root: Path, name: str) -> Iterator[str]:
+    """Yield the paths of the files below `root/name`, relative to `root`."""
+    for prefix, files in walk(root / name):
+        yield from (os.path.join(name, prefix, file) for file in files)

@@ -1,0 +1,541 @@
+"""Boxes in VOC's layout: defects first, then real data against another format of the same boxes."""
+
+import hashlib
+import json
+import pickle
+import random
+import re
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from res2net_dense.data.layouts import open_source
+from res2net_dense.data.layouts.listing import index_files
+from res2net_dense.data.layouts.voc_boxes import VOC_CLASSES, VocBoxes, VocBoxesPart
+from res2net_dense.data.layouts.voc_lists import read_names
+from res2net_dense.data.layouts.voc_xml import MAX_BYTES, read_annotation, usable_box
+from res2net_dense.errors import ConfigError, DatasetError, MissingDependencyError
+from res2net_dense.palette import voc_palette
+
+SIZE = "<size><width>60</width><height>40</height><depth>3</depth></size>"
+
+
+def thing(name="dog", box=(11, 6, 30, 25), difficult="0", **fields):
+    edges = "".join(f"<{k}>{v}</{k}>" for k, v in zip(("xmin", "ymin", "xmax", "ymax"), box, strict=True))
+    fields = {"name": name, "difficult": difficult, "bndbox": edges, **fields}
+    return "<object>" + "".join(f"<{k}>{v}</{k}>" for k, v in fields.items() if v is not None) + "</object>"
+
+
+def annotation(*objects, size=SIZE):
+    return f"<annotation><filename>other.jpg</filename>{size}{''.join(objects)}</annotation>"
+
+
+@pytest.fixture
+def voc(tmp_path):
+    """A set of three images of 60 x 40, one dog in each."""
+    root = tmp_path / "VOC"
+    for folder in ("JPEGImages", "Annotations", "ImageSets/Main"):
+        (root / folder).mkdir(parents=True)
+    for number, name in enumerate(("a", "b", "c")):
+        Image.new("RGB", (60, 40), (number, 2, 3)).save(root / "JPEGImages" / f"{name}.png")
+        (root / "Annotations" / f"{name}.xml").write_text(annotation(thing()))
+    (root / "ImageSets" / "Main" / "train.txt").write_text("a\nb\n")
+    (root / "ImageSets" / "Main" / "val.txt").write_text("c\n")
+    return root
+
+
+def load(root, split="train", **options):
+    return join([(root, split)], **options)
+
+
+def join(splits, **options):
+    folders = {key: options.pop(key) for key in ("images", "annotations") if key in options}
+    return VocBoxes([VocBoxesPart(root=str(r), split=s, **folders) for r, s in splits], **options)
+
+
+def fails(function, *parts):
+    with pytest.raises(DatasetError) as error:
+        function()
+    message = str(error.value)
+    assert "\n" not in message
+    for part in parts:
+        assert part in message, message
+
+
+def write(voc, *objects, name="a", size=SIZE):
+    (voc / "Annotations" / f"{name}.xml").write_text(annotation(*objects, size=size))
+
+
+def write_list(voc, text, split="train"):
+    (voc / "ImageSets" / "Main" / f"{split}.txt").write_bytes(
+        text if isinstance(text, bytes) else text.encode()
+    )
+
+
+def test_an_empty_set_is_refused(voc):
+    with pytest.raises(ConfigError, match="no data set"):
+        open_source([], train=True)
+    for text in ("", "\n\r\n  \n", "a -1\nb -1\n"):
+        write_list(voc, text)
+        fails(lambda: load(voc), "train.txt: the list has no names")
+    write(voc, name="c")
+    fails(lambda: load(voc, "val"), "val.txt: no objects")
+    empty = load(voc, "val", class_names=["dog"])
+    sample = empty.sample(0)
+    assert sample["boxes"].shape == (0, 4)
+    assert sample["labels"].shape == (0,)
+    fails(empty.indices_with_objects, "val.txt: no image has an object to learn from (no annotations)")
+    ((boxes, labels, difficult),) = empty.ground_truth()
+    assert (boxes.shape, labels.shape, difficult.shape) == ((0, 4), (0,), (0,))
+
+
+def test_a_clean_set_has_no_finding(voc):
+    dataset = load(voc)
+    assert len(dataset) == 2
+    assert (dataset.class_names, dataset.dropped, dataset.has_masks) == (["dog"], {}, False)
+    dataset.check()
+    assert len(list(dataset.files())) == len({str(file) for file in dataset.files() if file.is_file()}) == 5
+    assert dataset.indices_with_objects().tolist() == [0, 1]
+    assert dataset.aspect_ratios.tolist() == [1.5, 1.5]
+    assert dataset.name == str(voc / "ImageSets" / "Main" / "train.txt")
+    sample = dataset.sample(1)
+    assert (sample["image_id"], sample["file_name"]) == (1, "b.png")
+    assert sample["image"].shape == (3, 40, 60)
+    assert sample["image"][0, 0, 0] == 1
+    assert (sample["original_height"], sample["original_width"]) == (40, 60)
+    # pixels 11 to 30 and 6 to 25, counted from 1
+    assert sample["boxes"].tolist() == [[10, 5, 30, 25]]
+    assert sample["boxes"].dtype == torch.float32
+    assert sample["labels"].tolist() == [0]
+    assert "masks" not in sample
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a\r\nb\r\n", "a \r\n\r\n\tb", "\ufeffa\nb", "a  1\nb  1\nc -1\n",
+        "a\rb\r", "a 0\nb 1\nc -1", "a\nb",
+    ],
+)  # fmt: skip
+def test_lists_as_people_write_them(voc, text):
+    write_list(voc, text)
+    assert [image.file_name for image in load(voc).images] == ["a.png", "b.png"]
+
+
+def test_names_with_blanks_and_numbers(voc):
+    for folder, suffix in (("JPEGImages", ".png"), ("Annotations", ".xml")):
+        (voc / folder / f"a{suffix}").rename(voc / folder / f"my dog 1{suffix}")
+        (voc / folder / f"b{suffix}").rename(voc / folder / f"my cat{suffix}")
+    write_list(voc, "my dog 1\nmy cat 1\nc -1\n")
+    assert [image.file_name for image in load(voc).images] == ["my dog 1.png", "my cat.png"]
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("a\na\n", "line 2: 'a' is listed twice"),
+        ("a 1\nb 1\na 1\n", "line 3: 'a' is listed twice"),
+        ("../a\n", "line 1: '../a' is no name inside"),
+        ("b\n/etc/passwd\n", "line 2: '/etc/passwd' is no name inside"),
+        ("x/../../a", "is no name inside"),
+        ("..\\a", "is no name inside"),
+        ("%2e%2e%2fa", "is no name inside"),
+        ("a\0", "is no name inside"),
+        ("/JPEGImages/a.png /SegmentationClass/a.png", "is no name inside"),
+        ("a 2", "1 of 1 images are not in"),
+        ("a\nb 1", "1 of 2 images are not in"),  # no list of a class has lines without a number
+        (b"\xff\xfea\0", "no text in UTF-8"),
+        ("a\nnone\nx\n", "2 of 3 images are not in"),
+        ("a.png\n", "write names without suffix"),
+    ],
+)
+def test_bad_lists(voc, text, part):
+    write_list(voc, text)
+    fails(lambda: load(voc), "train.txt", part)
+
+
+def test_missing_files_say_where_was_looked(voc, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    fails(lambda: load("VOC", "test"), "VOC/ImageSets/Main/test.txt: list not found", str(voc), "train, val")
+    fails(lambda: load("nowhere"), "nowhere/JPEGImages: image folder not found", str(tmp_path))
+    fails(lambda: load(voc, annotations="xml"), "annotation folder not found")
+    fails(lambda: load(voc, images="png"), "image folder not found")
+    (voc / "ImageSets" / "Main" / "dir.txt").mkdir()
+    fails(lambda: load(voc, "dir"), "cannot be read")
+    write_list(voc, "\n".join(["a", *(f"none{n}" for n in range(100))]))
+    fails(lambda: load(voc), "100 of 101 images are not in", "none0, none1, none2, none3, none4, ...")
+    write_list(voc, "a\nb\nc\n")
+    (voc / "Annotations" / "b.xml").unlink()
+    fails(lambda: load(voc), "1 of 3 annotation files are not in", ": b;")
+    dataset = load(voc, "val")
+    (voc / "JPEGImages" / "c.png").unlink()
+    fails(dataset.check, "1 of 1 images", "are missing: c.png")
+    fails(lambda: dataset.sample(0), "c.png: picture not found")
+
+
+DEFECTS = {
+    "no xml": ("", "not valid xml"),
+    "cut": (annotation(thing())[:-5], "not valid xml"),
+    "binary": ("\x00\x01\x02", "not valid xml"),
+    "unknown encoding": ('<?xml version="1.0" encoding="klingon"?><annotation/>', "not valid xml"),
+    "html": ("<html><body/></html>", "begins with <html>"),
+    "coco": ("{}", "not valid xml"),
+    "DTD": ("<!DOCTYPE annotation><annotation/>", "remove its <!DOCTYPE"),
+    "entity": ('<!DOCTYPE a [<!ENTITY x "y">]><annotation>&x;</annotation>', "remove its <!DOCTYPE"),
+    "external entity": (
+        '<!DOCTYPE a [<!ENTITY x SYSTEM "file:///etc/passwd">]><annotation>&x;</annotation>',
+        "remove its <!DOCTYPE",
+    ),
+    "undefined entity": ("<annotation>&x;</annotation>", "not valid xml"),
+    "no name": (annotation(thing(name=None)), "object 1 has no name"),
+    "blank name": (annotation(thing(), thing(name="  ")), "object 2 has no name"),
+    "no box": (annotation(thing(bndbox=None)), "object 1 (dog): it has no bndbox"),
+    "no edge": (annotation(thing(bndbox="<xmin>1</xmin>")), "object 1 (dog): it has no ymin"),
+    "empty edge": (annotation(thing(box=(1, "", 5, 5))), "object 1 (dog): it has no ymin"),
+    "text": (annotation(thing(box=(1, 2, "three", 4))), "its xmax is 'three', not a number"),
+    "difficult": (annotation(thing(difficult="maybe")), "its difficult is 'maybe', not 0 or 1"),
+    "size text": (annotation(size="<size><width>x</width><height>4</height></size>"), "width is 'x', not a"),
+    "size below 0": (annotation(size="<size><width>-6</width><height>4</height></size>"), "its size -6 x 4"),
+    "size broken": (annotation(size="<size><width>6.5</width><height>4</height></size>"), "its size 6.5 x 4"),
+    "size nan": (annotation(size="<size><width>nan</width><height>4</height></size>"), "its size nan x 4"),
+    "size huge": (
+        annotation(size="<size><width>1e300</width><height>4</height></size>"),
+        "its size 1e+300 x 4",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DEFECTS)
+def test_a_defect_names_the_file(voc, name):
+    text, part = DEFECTS[name]
+    (voc / "Annotations" / "a.xml").write_text(text)
+    fails(lambda: load(voc), "Annotations/a.xml", part)
+
+
+def test_bombs_are_refused_at_once(voc):
+    laughs = "".join(f'<!ENTITY x{n} "{f"&x{n - 1};" * 10}">' for n in range(1, 30))
+    started = time.perf_counter()
+    for text in (
+        f'<!DOCTYPE a [<!ENTITY x0 "ha">{laughs}]><annotation>&x29;</annotation>',
+        "<annotation>" + "<object>" * 100_000 + "</object>" * 100_000 + "</annotation>",
+        "<annotation>" + " " * MAX_BYTES + "</annotation>",
+    ):
+        (voc / "Annotations" / "a.xml").write_text(text)
+        fails(lambda: load(voc), "a.xml")
+    assert time.perf_counter() - started < 5
+
+
+def test_what_cannot_be_learned_from_is_dropped_and_counted(voc):
+    write(
+        voc,
+        thing(box=(10, 10, 10, 20)),
+        thing(box=(10, 20, 20, 20)),
+        thing(box=(30, 10, 10, 20)),
+        thing(box=("nan", 10, 20, 20)),
+        thing(box=(1, 10, "inf", 20)),
+        thing(box=(61, 10, 80, 20)),
+        thing(box=(-30, 10, 0, 20)),
+        thing(name="cat", box=(-5, -5, 70, 70)),
+        thing(name="cat", box=(1.5, 2.25, 7.75, 9)),
+        thing(name="dog", box=("1e300", 1, "2e300", 5)),
+    )
+    dataset = load(voc)
+    assert dataset.dropped == {"empty box": 3, "box not finite": 2, "box outside the image": 3}
+    assert dataset.class_names == ["cat", "dog"]
+    assert dataset.sample(0)["boxes"].tolist() == [[0, 0, 60, 40], [0.5, 1.25, 7.75, 9]]
+    boxes, labels, difficult = dataset.ground_truth()[0]
+    assert boxes.tolist() == [[0, 0, 60, 40], [0.5, 1.25, 7.75, 9]]
+    assert (labels.tolist(), difficult.tolist()) == ([0, 0], [False, False])
+    write(voc, thing(box=(5, 5, 5, 5)))
+    write(voc, thing(box=(99, 5, 199, 9)), name="b")
+    fails(load(voc, class_names=["dog"]).indices_with_objects, "(1 empty box, 1 box outside the image)")
+
+
+def test_a_box_of_one_pixel_width_less_than_nothing():
+    assert usable_box((1, 1, 60, 40), 40, 60) == [0, 0, 60, 40]
+    assert usable_box((60, 40, 60.5, 40.5), 40, 60) == [59, 39, 60, 40]
+    assert usable_box((61, 1, 61.5, 40), 40, 60) == "box outside the image"
+    assert usable_box((3, 3, 3, 9), 40, 60) == "empty box"
+
+
+def test_difficult_objects(voc):
+    write(
+        voc,
+        thing(difficult="1"),
+        thing(name="cat", box=(1, 1, 5, 5)),
+        thing(difficult=None),
+        thing(difficult=""),
+    )
+    write(voc, thing(difficult="1"), name="b")
+    both, easy = load(voc), load(voc, difficult=False)
+    assert both.sample(0)["labels"].tolist() == [1, 0, 1, 1]
+    assert easy.sample(0)["labels"].tolist() == [0, 1, 1]
+    assert (both.dropped, easy.dropped) == ({}, {"difficult object": 2})
+    assert both.indices_with_objects().tolist() == [0, 1]
+    assert easy.indices_with_objects().tolist() == [0]
+    for one, other in zip(both.ground_truth(), easy.ground_truth(), strict=True):
+        assert all((a == b).all() for a, b in zip(one, other, strict=True))
+    assert easy.ground_truth()[0][2].tolist() == [True, False, False, False]
+
+
+def test_boxes_of_parts_are_not_boxes_of_the_object(voc):
+    part = thing("head", (1, 1, 2, 2)).replace("object>", "part>")
+    text = annotation(thing()).replace("<object>", f"<object>{part}")
+    (voc / "Annotations" / "a.xml").write_text(text)
+    dataset = load(voc)
+    assert dataset.class_names == ["dog"]
+    assert dataset.sample(0)["boxes"].tolist() == [[10, 5, 30, 25]]
+
+
+def test_class_names(voc):
+    write(voc, thing(), thing(name="cat"), thing(name="cat"))
+    assert load(voc).class_names == ["cat", "dog"]
+    chosen = load(voc, class_names=["owl", "dog", "cat"])
+    assert chosen.class_names == ["owl", "dog", "cat"]
+    assert chosen.sample(0)["labels"].tolist() == [1, 2, 2]
+    fails(lambda: load(voc, class_names=["dog"]), "train.txt", "cat (2 objects)", "known are dog")
+    fails(lambda: load(voc, class_names=["dog", "cat", "dog"]), "must differ")
+
+
+def test_a_size_that_the_xml_does_not_say(voc):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (40, 60)).save(voc / "JPEGImages" / "a.jpg", exif=exif)
+    (voc / "JPEGImages" / "a.png").unlink()
+    zero = SIZE.replace("60", "0").replace("40", "0")
+    for size in ("", "<size/>", "<size><width>60</width></size>", zero):
+        write(voc, thing(box=(50, 30, 90, 90)), size=size)
+        dataset = load(voc)
+        assert dataset.aspect_ratios[0] == 1.5
+        assert dataset.sample(0)["boxes"].tolist() == [[49, 29, 60, 40]]
+    (voc / "JPEGImages" / "a.jpg").write_bytes(b"no image")
+    fails(lambda: load(voc), "a.jpg: empty or not a image")
+
+
+def test_a_size_other_than_the_images(voc):
+    write(voc, thing(), size=SIZE.replace("60", "61"))
+    dataset = load(voc)
+    fails(lambda: dataset.sample(0), "a.png: the image is 60 x 40", "xml says 61 x 40")
+
+
+def test_images_are_found_by_any_suffix(voc):
+    folder = voc / "JPEGImages"
+    Image.new("RGB", (60, 40), (200, 0, 0)).save(folder / "a.JPG")
+    Image.new("RGB", (60, 40), (200, 0, 0)).save(folder / "b.bmp")
+    (folder / "a.txt").write_text("notes")
+    (folder / ".a.jpg").write_text("hidden")
+    assert [image.file_name for image in load(voc).images] == ["a.JPG", "b.bmp"]
+    (folder / "sub").mkdir()
+    (folder / "a.JPG").rename(folder / "sub" / "d.TIFF")
+    (voc / "Annotations" / "sub").mkdir()
+    (voc / "Annotations" / "a.xml").rename(voc / "Annotations" / "sub" / "d.XML")
+    write_list(voc, "sub/d\n")
+    assert load(voc).images[0].file_name == "sub/d.TIFF"
+
+
+def test_links_out_of_the_folder_are_refused(voc, tmp_path):
+    Image.new("RGB", (60, 40)).save(tmp_path / "secret.png")
+    dataset = load(voc)
+    (voc / "JPEGImages" / "a.png").unlink()
+    (voc / "JPEGImages" / "a.png").symlink_to(tmp_path / "secret.png")
+    for function in (lambda: dataset.sample(0), dataset.check):
+        fails(function, "a.png: leads out of the image folder")
+    write(voc, thing(), size="")
+    fails(lambda: load(voc), "a.png: leads out of the image folder")
+    (voc / "JPEGImages" / "a.png").unlink()
+    (voc / "JPEGImages" / "a.png").symlink_to(voc / "JPEGImages" / "b.png")
+    assert load(voc).sample(0)["image"][0, 0, 0] == 1
+    (tmp_path / "secret.xml").write_text(annotation(thing(name="secret")))
+    (voc / "Annotations" / "a.xml").unlink()
+    (voc / "Annotations" / "a.xml").symlink_to(tmp_path / "secret.xml")
+    fails(lambda: load(voc), "a.xml: leads out of the annotation folder")
+    (voc / "Annotations" / "a.xml").unlink()
+    (voc / "Annotations" / "a.xml").symlink_to(voc / "Annotations" / "a.xml")
+    fails(lambda: load(voc), "a.xml")
+
+
+def test_a_whole_folder_may_be_a_link(voc, tmp_path):
+    (voc / "JPEGImages").rename(tmp_path / "elsewhere")
+    (voc / "JPEGImages").symlink_to(tmp_path / "elsewhere")
+    assert load(voc).sample(1)["image"][0, 0, 0] == 1
+
+
+def test_joined_parts(voc, tmp_path):
+    other = tmp_path / "VOC2012"
+    for folder in ("JPEGImages", "Annotations"):
+        (other / folder).mkdir(parents=True)
+    Image.new("RGB", (30, 60), (9, 9, 9)).save(other / "JPEGImages" / "a.png")
+    (other / "Annotations" / "a.xml").write_text(annotation(thing("ant"), size=""))
+    joined = join([(voc, "train"), (str(other), None), (voc, "val")])
+    assert len(joined) == 4
+    assert joined.class_names == ["ant", "dog"]
+    assert [joined.sample(i)["image_id"] for i in range(4)] == [0, 1, 2, 3]
+    assert [int(joined.sample(i)["image"][0, 0, 0]) for i in range(4)] == [0, 1, 9, 2]
+    assert joined.sample(2)["labels"].tolist() == [0]
+    assert joined.aspect_ratios.tolist() == [1.5, 1.5, 0.5, 1.5]
+    for words in ("train.txt", "VOC2012/Annotations", "val.txt"):
+        assert words in joined.name
+    write_list(voc, "b\nc\n", "val")
+    fails(lambda: join([(voc, "train"), (voc, "val")]), "1 images are in more than one", "b.png")
+
+
+def test_a_set_can_be_sent_to_workers(voc):
+    again = pickle.loads(pickle.dumps(load(voc)))  # noqa: S301 -- what workers do
+    assert again.sample(1)["boxes"].tolist() == [[10, 5, 30, 25]]
+
+
+def test_nothing_is_written(voc):
+    def tree():
+        return {
+            p: (p.stat().st_mtime_ns, hashlib.sha256(p.read_bytes()).digest() if p.is_file() else None)
+            for p in [voc, *voc.rglob("*")]
+        }
+
+    before = tree()
+    dataset = join([(voc, None)])
+    for index in range(len(dataset)):
+        dataset.sample(index)
+    dataset.check()
+    assert tree() == before
+
+
+def mutated(content, chance):
+    """A file with one to three defects: in its bytes, or in what stands between the tags."""
+    content = bytearray(content)
+    bytes_too = chance.random() < 0.3
+    for _ in range(chance.randint(1, 3)):
+        if bytes_too:
+            at = chance.randrange(len(content) + 1)
+            end = at + chance.randrange(40)
+            content[at : chance.choice([at, at + 1, end])] = chance.choice(
+                [b"", b"<", b"&", b"<!DOCTYPE x>", b"\xff", b"\0", b"<object>", bytes(content[at:end])]
+            )
+        else:
+            texts = [m.span(1) for m in re.finditer(rb"<\w+>([^<]*)</", content)]
+            begin, end = chance.choice(texts)
+            content[begin:end] = chance.choice(
+                [
+                    b"",
+                    b"-1",
+                    b"nan",
+                    b"1e400",
+                    b"9" * 400,
+                    b"a\nb",
+                    b"0",
+                    b"1.5",
+                    b"\xc3\xa9",
+                    b"&#10;",
+                    b"41",
+                ]
+            )
+    return bytes(content)
+
+
+def outcome(file):
+    """The annotation, or the message of our error."""
+    try:
+        return read_annotation(file)
+    except DatasetError as error:
+        return str(error)
+
+
+def test_mutated_files_give_our_error_or_an_annotation(tmp_path):
+    good = annotation(thing(), thing("cat", (1, 2, 3, 4), "1"), thing("owl", (0.5, 0, 9, 9))).encode()
+    chance = random.Random(0)
+    file = tmp_path / "x.xml"
+    parsed = 0
+    for _ in range(2000):
+        file.write_bytes(mutated(good, chance))
+        started = time.perf_counter()
+        found = outcome(file)
+        assert time.perf_counter() - started < 2
+        if isinstance(found, str):
+            assert "x.xml" in found
+            assert "\n" not in found
+            continue
+        parsed += 1
+        for item in found.objects:
+            assert item.name
+            box = usable_box(item.edges, 40, 60)
+            assert isinstance(box, str) or 0 <= box[0] < box[2] <= 60
+    assert 400 < parsed < 1600
+
+
+def test_without_defusedxml(voc, monkeypatch):
+    monkeypatch.setitem(sys.modules, "defusedxml", None)
+    monkeypatch.setitem(sys.modules, "defusedxml.ElementTree", None)
+    with pytest.raises(MissingDependencyError, match="pip install"):
+        load(voc)
+
+
+def test_files_are_indexed_without_what_is_hidden(tmp_path):
+    for name in ("b.png", "a.png", "a.jpg", "._a.png", ".hid/c.png", "sub/c.png", "d", "e.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    found = index_files(tmp_path, "folder", (".png", ".jpg"), ".jpg")
+    assert found == {"a": "a.jpg", "b": "b.png", "sub/c": "sub/c.png"}
+
+
+def test_names_of_a_plain_list(tmp_path):
+    (tmp_path / "x.txt").write_text("b 0\na 1\nc -1\n")
+    assert read_names(tmp_path / "x.txt") == ["b", "a"]
+
+
+def test_the_boxes_of_voc_equal_those_of_coco(shared_data):
+    """CVAT wrote both files of `voc2012_100`: its COCO boxes begin at VOC's xmin, ymin, and their width is
+    xmax - xmin; so they lack VOC's first pixel.
+    """
+    folder = shared_data / "voc2012_100"
+    content = json.loads((folder / "gts/coco_format_v1/instances_default.json").read_text())
+    names = {c["id"]: c["name"] for c in content["categories"]}
+    expected = {image["file_name"]: [] for image in content["images"]}
+    files = {image["id"]: image["file_name"] for image in content["images"]}
+    for item in content["annotations"]:
+        x, y, w, h = item["bbox"]
+        box = (x - 1, y - 1, x + w, y + h)
+        expected[files[item["image_id"]]].append((names[item["category_id"]], *box))
+    dataset = join(
+        [(folder, None)], class_names=VOC_CLASSES, images="images", annotations="gts/pascalvoc_format"
+    )
+    assert len(dataset) == len(expected) == 100
+    assert dataset.dropped == {}
+    for image in dataset.images:
+        found = [(dataset.class_names[item.label], *item.box) for item in image.objects]
+        assert sorted(found) == sorted(expected[image.file_name])
+    assert sum(sum(flags) for *_, flags in dataset.ground_truth()) > 10
+    assert dataset.sample(0)["boxes"].shape[1] == 4
+
+
+def test_bccd_has_two_boxes_of_no_size(shared_data):
+    dataset = join([(shared_data / "bccd" / "BCCD", split) for split in ("train", "val", "test")])
+    assert len(dataset) == 205 + 87 + 72
+    assert dataset.class_names == ["Platelets", "RBC", "WBC"]
+    assert dataset.dropped == {"empty box": 2}
+    assert sum(len(labels) for _, labels, _ in dataset.ground_truth()) == 4888 - 2
+    assert dataset.sample(3)["boxes"].min() >= 0
+
+
+def test_the_classes_of_voc():
+    assert len(set(VOC_CLASSES)) == 20
+    assert list(VOC_CLASSES) == sorted(VOC_CLASSES)
+
+
+def test_the_palette(shared_data):
+    file = next((shared_data / "voc2012_seg" / "SegmentationClassAug").glob("*.png"))
+    with Image.open(file) as image:
+        theirs = np.array(image.getpalette(), dtype=np.uint8).reshape(-1, 3)
+    assert (voc_palette() == theirs).all()
+
+
+def test_a_part_of_the_palette():
+    assert voc_palette(0).shape == (0, 3)
+    assert voc_palette(3).tolist() == [[0, 0, 0], [128, 0, 0], [0, 128, 0]]
+    assert voc_palette().dtype == np.uint8
+    assert len(np.unique(voc_palette(), axis=0)) == 256
+    for n in (-1, 257):
+        with pytest.raises(ConfigError, match="0 to 256"):
+            voc_palette(n)

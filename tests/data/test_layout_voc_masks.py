@@ -1,0 +1,376 @@
+"""Masks in VOC's layout: what is no label map first, then real masks."""
+
+import hashlib
+import pickle
+import struct
+import zlib
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from res2net_dense.data.images import MAX_PIXELS
+from res2net_dense.data.layouts.voc_boxes import VOC_CLASSES
+from res2net_dense.data.layouts.voc_masks import VocMasks, VocMasksPart
+from res2net_dense.errors import DatasetError
+from res2net_dense.palette import voc_palette
+
+NAMES = ("background", "cat", "dog", "owl")
+LABELS = np.zeros((40, 60), np.uint8)
+LABELS[10:20, 10:30] = 1
+LABELS[20:30, 10:30] = 2
+LABELS[9, 10:30] = 255
+OTHER = np.full((256, 3), 250, np.uint8)  # with a few colours Pillow writes few bits, and 255 is lost
+OTHER[1:4] = [[10, 20, 30], [200, 100, 50], [1, 200, 1]]
+
+
+def save_palette(file, labels, palette=None):
+    image = Image.fromarray(labels)
+    image.putpalette((voc_palette() if palette is None else palette).tobytes())
+    image.save(file)
+
+
+@pytest.fixture
+def voc(tmp_path):
+    root = tmp_path / "VOC"
+    for folder in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
+        (root / folder).mkdir(parents=True)
+    for number, name in enumerate("abc"):
+        Image.new("RGB", (60, 40), (number, 2, 3)).save(root / "JPEGImages" / f"{name}.png")
+        save_palette(root / "SegmentationClass" / f"{name}.png", LABELS)
+    (root / "ImageSets" / "Segmentation" / "train.txt").write_text("a\nb\n")
+    return root
+
+
+def load(root, split="train", class_names=NAMES, **options):
+    return VocMasks(VocMasksPart(root=str(root), split=split, **options), class_names=class_names)
+
+
+def mask_file(voc, name="a"):
+    return voc / "SegmentationClass" / f"{name}.png"
+
+
+def fails(function, *parts):
+    with pytest.raises(DatasetError) as error:
+        function()
+    message = str(error.value)
+    assert "\n" not in message
+    for part in parts:
+        assert part in message, message
+
+
+def test_a_clean_set_has_no_finding(voc):
+    dataset = load(voc)
+    dataset.check()
+    assert len(dataset) == 2
+    assert dataset.class_names == list(NAMES)
+    assert dataset.name == str(voc)
+    sample = dataset.sample(1)
+    assert (sample["image_id"], sample["file_name"]) == (1, "b.png")
+    assert sample["image"].shape == (3, 40, 60)
+    assert sample["image"][0, 0, 0] == 1
+    assert sample["sem_seg"].dtype == torch.int64
+    assert (sample["sem_seg"].numpy() == LABELS).all()
+    assert dataset.mask(1).dtype == np.uint8
+    assert (dataset.mask(1) == LABELS).all()
+    assert len(load(voc, None)) == 3
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+def test_grey_pixels_that_share_a_byte_are_refused(voc, bits):
+    """Programs that shrink PNGs write so; Pillow and OpenCV then give 85 or 17 for label 1."""
+    rows = b"".join(b"\0" + bytes([0b01010101] * (60 * bits // 8)) for _ in range(40))
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", 60, 40, bits, 0, 0, 0, 0)), (b"IDAT", zlib.compress(rows))]
+    png = b"\x89PNG\r\n\x1a\n"
+    for kind, data in [*chunks, (b"IEND", b"")]:
+        png += struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    mask_file(voc).write_bytes(png)
+    assert np.array(Image.open(mask_file(voc)))[0, 0] in (85, 5 * 17)
+    fails(load(voc).check, "a.png", f"{bits} bits", "palette or grey PNG")
+
+
+def test_other_formats_that_stretch_values_are_refused(voc):
+    """Pillow gives 13 for label 1 of a PGM that ends at 20, and 17 of a grey TIFF of 4 bits."""
+    mask_file(voc).unlink()
+    pgm = voc / "SegmentationClass/a.pgm"
+    pgm.write_bytes(b"P5 60 40 20\n" + bytes([1]) * 2400)
+    fails(load(voc).check, "a.pgm", "changes labels", "PNM")
+    pgm.unlink()
+    tiff = voc / "SegmentationClass/a.tif"
+    tags = [(256, 60), (257, 40), (258, 4), (259, 1), (262, 1), (273, 200), (277, 1), (278, 40), (279, 1200)]
+    fields = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    header = struct.pack("<2sHI", b"II", 42, 8) + struct.pack("<H", len(tags)) + fields
+    tiff.write_bytes(header.ljust(200, b"\0") + bytes([0x11]) * 1200)
+    assert np.array(Image.open(tiff))[0, 0] == 17
+    fails(load(voc).check, "a.tif", "4 bits", "stretch")
+
+
+def test_a_set_of_ignored_borders_is_looked_through(voc):
+    """Masks without an object but with ignored pixels may come first; a label further on tells them apart."""
+    for number in range(60):
+        Image.new("RGB", (60, 40)).save(voc / "JPEGImages" / f"empty{number:02d}.png")
+        save_palette(
+            voc / "SegmentationClass" / f"empty{number:02d}.png",
+            np.where(LABELS == 255, 255, 0).astype(np.uint8),
+        )
+    names = [f"empty{number:02d}" for number in range(60)]
+    (voc / "ImageSets/Segmentation/train.txt").write_text("\n".join(names))
+    fails(load(voc).check, "0 and 255", "write 1")
+    (voc / "ImageSets/Segmentation/train.txt").write_text("\n".join([*names, "a"]))
+    load(voc).check()
+
+
+def test_empty_sets_and_missing_folders(voc, tmp_path):
+    (voc / "ImageSets" / "Segmentation" / "none.txt").write_text("\n")
+    fails(lambda: load(voc, "none"), "none.txt: the list has no names")
+    fails(lambda: load(voc, "val"), "val.txt: list not found", "none, train")
+    fails(lambda: load(voc, masks="Masks"), "Masks: mask folder not found")
+    fails(lambda: load(voc, images="Photos"), "Photos: image folder not found")
+    (tmp_path / "Empty").mkdir()
+    fails(lambda: load(voc, None, images="../Empty"), "no images")
+
+
+def test_class_names(voc):
+    fails(
+        lambda: load(voc, class_names=None),
+        "the class names are not known; set data.class_names",
+        "class_names.txt",
+    )
+    (voc / "labelmap.txt").write_text(
+        "# label:color_rgb:parts:actions\nbackground:0,0,0::\nbig: cat:128,0,0::\nx:1,1,1::\n"
+    )
+    assert load(voc, class_names=None).class_names == ["background", "big: cat", "x"]
+    (voc / "class_names.txt").write_bytes("\ufeffbackground\r\nkoči čka\r\n\r\nowl\r\n".encode())
+    assert load(voc, class_names=None).class_names == ["background", "koči čka", "owl"]
+    for names in ([], ["a", "a"], [str(n) for n in range(256)]):
+        fails(lambda names=names: load(voc, class_names=names), "class names, none twice")
+        (voc / "class_names.txt").write_text("\n".join(names))
+        fails(lambda: load(voc, class_names=None), "class names, none twice")
+    (voc / "class_names.txt").write_bytes(b"\xff\xfe")
+    fails(lambda: load(voc, class_names=None), "class_names.txt: cannot be read as text")
+
+
+def test_missing_files_are_one_line(voc):
+    (voc / "ImageSets" / "Segmentation" / "train.txt").write_text(
+        "\n".join(["a", *(f"n{i}" for i in range(20))])
+    )
+    dataset = load(voc)
+    fails(dataset.check, "train.txt: 20 of 21 images are not in", "n0, n1, n2, n3, n4, ...")
+    fails(lambda: dataset.sample(1), "n0.jpg: picture not found")
+    (voc / "ImageSets" / "Segmentation" / "train.txt").write_text("a\nb\n")
+    mask_file(voc).unlink()
+    dataset = load(voc)
+    fails(dataset.check, "1 of 2 masks are not in", ": a;")
+    fails(lambda: dataset.sample(0), "a.png: picture not found")
+    (voc / "ImageSets" / "Segmentation" / "train.txt").write_text("a\n../b\n")
+    fails(lambda: load(voc), "line 2: '../b' is no name")
+
+
+@pytest.mark.parametrize(
+    ("mode", "kind"), [("P", np.uint8), ("L", np.uint8), ("1", bool), ("I;16", np.uint16), ("I", np.int32)]
+)
+def test_label_maps_of_every_mode(voc, mode, kind):
+    labels = LABELS.clip(max=1) if mode == "1" else LABELS
+    file = mask_file(voc).with_suffix(".tif" if mode == "I" else ".png")
+    mask_file(voc).unlink()
+    image = Image.fromarray(labels.astype(kind))
+    if mode == "P":
+        image.putpalette(voc_palette().tobytes())
+    image.save(file)
+    with Image.open(file) as again:
+        assert again.mode == mode
+    found = load(voc).mask(0)
+    assert found.dtype == np.uint8
+    assert (found == labels).all()
+    found[:] = 0
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA", "CMYK", "F"])
+def test_other_modes_are_refused(voc, mode):
+    mask_file(voc).unlink()
+    Image.fromarray(LABELS).convert(mode).save(mask_file(voc).with_suffix(".tif"))
+    fails(lambda: load(voc).mask(0), "a.tif", f"mode {mode}", "palette PNGs whose indices are the labels")
+
+
+def test_formats_that_change_labels_are_refused(voc):
+    mask_file(voc).unlink()
+    Image.fromarray(LABELS).save(mask_file(voc).with_suffix(".jpg"))
+    fails(lambda: load(voc).mask(0), "a.jpg: a format that changes labels", "PNG")
+    Image.fromarray(LABELS).save(mask_file(voc), format="JPEG")
+    fails(lambda: load(voc).mask(0), "a.png: a format that changes labels")
+
+
+def test_broken_masks(voc):
+    whole = mask_file(voc, "b").read_bytes()
+    for content, part in ((b"", "a.png"), (b"<html>", "a.png"), (whole[: len(whole) // 2], "a.png")):
+        mask_file(voc).write_bytes(content)
+        fails(lambda: load(voc).mask(0), part)
+        fails(load(voc).check, part)
+
+
+def test_a_bomb_is_refused_before_decoding(voc):
+    side = int(MAX_PIXELS**0.5) + 1
+    Image.new("1", (side, side)).save(mask_file(voc))
+    fails(lambda: load(voc).mask(0), "a.png: refused, the header claims over 178 Mpx")
+
+
+def test_labels_past_the_classes(voc):
+    labels = LABELS.copy()
+    labels[3, 7], labels[5, 5] = 4, 200
+    for save in (save_palette, lambda file, array: Image.fromarray(array).save(file)):
+        save(mask_file(voc), labels)
+        fails(
+            lambda: load(voc).mask(0),
+            "a.png",
+            "labels 4, 200 (first at x=7, y=3)",
+            "0 to 3, and 255 is ignored",
+        )
+        fails(load(voc).check, "a.png", "labels 4, 200")
+    Image.fromarray(labels.astype(np.uint16) * 2).save(mask_file(voc))
+    fails(lambda: load(voc).mask(0), "a.png: the mask has values from 0 to 510")
+    (voc / "SegmentationClass" / "a.png").unlink()
+    Image.fromarray(labels.astype(np.int32) - 1).save(mask_file(voc).with_suffix(".tif"))
+    fails(lambda: load(voc).mask(0), "a.tif: the mask has values from -1 to")
+
+
+def test_a_mask_of_another_size(voc):
+    save_palette(mask_file(voc), LABELS[:, :50].copy())
+    for function in (lambda: load(voc).sample(0), load(voc).check):
+        fails(function, "a.png: the mask is 50 x 40", "JPEGImages/a.png", "60 x 40")
+    assert load(voc).mask(0).shape == (40, 50)
+
+
+def test_the_orientation_of_the_image_counts(voc):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    (voc / "JPEGImages" / "a.png").unlink()
+    Image.new("RGB", (40, 60)).save(voc / "JPEGImages" / "a.jpg", exif=exif)
+    load(voc).check()
+    assert load(voc).sample(0)["sem_seg"].shape == (40, 60)
+    save_palette(mask_file(voc), LABELS.T.copy())
+    fails(lambda: load(voc).sample(0), "the mask is 40 x 60", "60 x 40 (EXIF orientation applied)")
+
+
+def re_ordered(labels, order):
+    """Indices and palette as an image editor may write them: colours stay, numbers change."""
+    indices = np.argsort(order)[np.where(labels == 255, 3, labels)].astype(np.uint8)
+    return indices, voc_palette()[np.array([0, 1, 2, 255])][order]
+
+
+def test_a_re_ordered_palette_is_refused(voc):
+    for order in ([1, 0, 2, 3], [3, 2, 1, 0], [2, 0, 1, 3]):
+        indices, palette = re_ordered(LABELS, order)
+        for name in "ab":
+            save_palette(mask_file(voc, name), indices, palette)
+        fails(lambda: load(voc).mask(0), "a.png: index ", "of the palette has the colour", "of label")
+    indices, palette = re_ordered(LABELS, [0, 2, 1, 3])
+    save_palette(mask_file(voc), indices, palette)
+    fails(
+        lambda: load(voc).mask(0),
+        "index 1 of the palette has the colour (0, 128, 0) of label 2 instead of (128, 0, 0)",
+    )
+
+
+def test_colours_taken_for_indices_are_refused(voc):
+    """What `convert("P")` makes of a coloured mask: the same web palette in every file."""
+    image = Image.fromarray(voc_palette()[LABELS]).convert("P")
+    for name in "ab":
+        image.save(mask_file(voc, name))
+    fails(lambda: load(voc).mask(0), "a.png")
+
+
+def test_palettes_that_do_show_the_labels(voc):
+    grey = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 3, axis=1)
+    for palette in (grey, voc_palette(21), np.concatenate([voc_palette(4), np.zeros((252, 3), np.uint8)])):
+        save_palette(mask_file(voc), LABELS, palette)
+        assert (load(voc).mask(0) == LABELS).all()
+    for name in "ab":  # colours of their own, the same in all files
+        save_palette(mask_file(voc, name), LABELS, OTHER)
+    dataset = load(voc)
+    dataset.check()
+    assert (dataset.mask(1) == LABELS).all()
+
+
+def test_a_palette_of_its_own_must_be_that_of_the_set(voc):
+    save_palette(mask_file(voc, "b"), LABELS, OTHER)
+    fails(
+        lambda: load(voc).mask(1), "b.png: index 0", "(250, 250, 250) but (0, 0, 0) in the set's first mask"
+    )
+    save_palette(mask_file(voc), LABELS, OTHER[[3, 1, 2, 0]])
+    fails(
+        lambda: load(voc).mask(1), "b.png: index 0", "(250, 250, 250) but (1, 200, 1) in the set's first mask"
+    )
+    save_palette(mask_file(voc), LABELS.clip(max=1), OTHER[:2].copy())
+    fails(lambda: load(voc).mask(1), "b.png: index 2", "(200, 100, 50) but no colour in the set's first mask")
+    for first in (
+        lambda: Image.fromarray(LABELS).save(mask_file(voc)),
+        lambda: mask_file(voc).write_bytes(b""),
+    ):
+        first()
+        fails(lambda: load(voc).mask(1), "b.png: index 0", "(250, 250, 250) but (0, 0, 0) in VOC's palette")
+
+
+def test_foreground_of_255_is_noticed(voc):
+    for name in "ab":
+        Image.fromarray(np.where(LABELS == 1, 255, 0).astype(np.uint8)).save(mask_file(voc, name))
+    fails(load(voc, class_names=["background", "thing"]).check, "write 1, not 255")
+    Image.fromarray(LABELS.clip(max=1)).save(mask_file(voc, "b"))
+    load(voc, class_names=["background", "thing"]).check()
+    for name in "ab":
+        Image.fromarray(LABELS * 0).save(mask_file(voc, name))
+    load(voc).check()
+
+
+def test_links_out_of_the_folders_are_refused(voc, tmp_path):
+    for folder, what in (("JPEGImages", "image folder"), ("SegmentationClass", "mask folder")):
+        file = voc / folder / "a.png"
+        file.rename(tmp_path / f"{folder}.png")
+        file.symlink_to(tmp_path / f"{folder}.png")
+        fails(lambda: load(voc).sample(0), f"{folder}/a.png: leads out of the {what}")
+        fails(load(voc).check, f"leads out of the {what}")
+        file.unlink()
+        (tmp_path / f"{folder}.png").rename(file)
+    load(voc).check()
+
+
+def test_a_set_can_be_sent_to_workers(voc):
+    again = pickle.loads(pickle.dumps(load(voc)))  # noqa: S301 -- what workers do
+    assert (again.sample(0)["sem_seg"].numpy() == LABELS).all()
+
+
+def test_nothing_is_written(voc):
+    def tree():
+        return {
+            p: (p.stat().st_mtime_ns, hashlib.sha256(p.read_bytes()).digest() if p.is_file() else None)
+            for p in [voc, *voc.rglob("*")]
+        }
+
+    before = tree()
+    dataset = load(voc, None)
+    dataset.check()
+    for index in range(len(dataset)):
+        dataset.sample(index)
+        dataset.mask(index)
+    assert tree() == before
+
+
+def test_real_masks(shared_data):
+    names = ("background", *VOC_CLASSES)
+    root = shared_data / "voc2012_seg"
+    sets = {
+        split: load(root, split, names, masks="SegmentationClassAug")
+        for split in ("all", "our_train", "our_val")
+    }
+    assert [len(dataset) for dataset in sets.values()] == [93, 70, 23]
+    for dataset in sets.values():
+        dataset.check()
+    counts = np.zeros(256, int)
+    for index in range(93):
+        sample = sets["all"].sample(index)
+        assert sample["sem_seg"].shape == sample["image"].shape[1:]
+        counts += np.bincount(sample["sem_seg"].numpy().ravel(), minlength=256)
+    assert (counts[:21] > 0).all()
+    assert counts[21:255].sum() == 0
+    with Image.open(root / "SegmentationClassAug" / "2007_000032.png") as image:
+        assert (np.array(image) == sets["all"].mask(0)).all()
