@@ -103,20 +103,10 @@ def test_a_small_change_is_noticed_in_every_task(task, spoil, models):
 
 
 def test_a_file_of_one_size_is_tried_at_it(models, tmp_path):
-<<<<<<< HEAD
-    graph = written(SEGMENTATION, models[SEGMENTATION], tmp_path / "model.onnx", size=(50, 70), batch=3)
-    report = gate(
-        graph,
-        tmp_path / "model.onnx",
-        get_task(SEGMENTATION),
-        made_pictures(1, (300, 200)),
-        model=models[SEGMENTATION],
-    )
-=======
     path = tmp_path / "model.torchscript"
     graph = written(SEGMENTATION, models[SEGMENTATION], path, format="torchscript", size=(50, 70), batch=3)
-    report = gate(graph, path, made_pictures(1, (300, 200)), model=models[SEGMENTATION])
->>>>>>> wt/tests
+    task, images = get_task(SEGMENTATION), made_pictures(1, (300, 200))
+    report = gate(graph, path, task, images, model=models[SEGMENTATION])
     assert {(row.size, row.batch) for row in report.rows if "predicted" not in row.output} == {((50, 70), 3)}
     assert "made up" not in report.table()
 
