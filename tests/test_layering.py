@@ -13,7 +13,10 @@ PACKAGE = ROOT / "res2net_dense"
 # These are open to everybody and import nothing but each other.
 OPEN = {"types", "errors", "version", "files", "weight_files", "download", "palette", "sections"}
 ALLOWED = {
-    "__init__": {"backbones", "hub"},
+    "__init__": {"backbones", "hub", "deploy", "jobs", "exporting", "predictor"},
+    "jobs": {"config", "deploy", "engine", "tasks"},
+    "exporting": {"config", "data", "deploy", "jobs", "models", "tasks"},
+    "predictor": {"config", "data", "deploy", "engine", "jobs"},
     "cli": None,  # everything
     "toy": set(),
     "hub": {"backbones", "convert", "data"},
@@ -27,7 +30,7 @@ ALLOWED = {
     "report": set(),
     "config": {"data"},  # the parts that its layouts read
     "deploy": {"models", "backbones"},
-    "tasks": {"models", "data", "evaluation", "config", "engine", "convert"},
+    "tasks": {"models", "data", "evaluation", "config", "engine", "convert", "report"},
 }
 
 OPTIONAL_LIBRARIES = {
