@@ -1,6 +1,6 @@
 """Training and evaluation as functions, with results as objects: what the commands call, and notebooks may.
 
-result = train("configs/quick/mask_rcnn_res2net50.yaml", overrides=["train.iterations=100"])
+result = train("quick/mask_rcnn_res2net50", overrides=["train.iterations=100"])
 evaluate(result.folder).metrics["bbox/AP"]
 """
 

@@ -12,13 +12,13 @@ import random
 from pathlib import Path
 from typing import Any
 
-from res2net_dense.data.layouts.base import dropped_remarks
-from res2net_dense.data.layouts.coco_json import UNLISTED, CocoFile, find_id, read_json
 from res2net_dense.errors import ConfigError
 
 
 def split(document: dict[str, Any], val: int, seed: int) -> tuple[dict[str, Any], dict[str, Any]]:
     """Draw `val` images at random; returns the documents of train and val, with all categories in both."""
+    from res2net_dense.data.layouts.coco_json import find_id
+
     images = sorted(document["images"], key=lambda image: str(image["id"]))
     random.Random(seed).shuffle(images)
     parts = []
@@ -37,6 +37,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
+    from res2net_dense.data.layouts.base import dropped_remarks
+    from res2net_dense.data.layouts.coco_json import UNLISTED, CocoFile, read_json
+
     document = read_json(args.annotations)
     whole = CocoFile(document, masks=False, name=str(args.annotations))
     count = len(whole.images)

@@ -412,5 +412,7 @@ def import_albumentations(user: str, extra: str) -> Any:
     try:
         import albumentations
     except ImportError as error:
-        raise MissingDependencyError(f"{user} needs albumentations; pip install -e '.[{extra}]'") from error
+        raise MissingDependencyError(
+            f"{user} needs albumentations; pip install 'res2net_dense[{extra}]'"
+        ) from error
     return albumentations

@@ -2,7 +2,7 @@
 
 Two runs of a program on a busy machine differ by more than two networks do. So all contestants run in one
 process, round by round, and what is compared is the times of one round. Nothing here knows what a contestant
-is: see `tools/benchmark.py`.
+is: see `cli/_contestants.py`.
 """
 
 from __future__ import annotations

@@ -88,7 +88,7 @@ def check_onnx_installed(*, runs: bool = False) -> Any:
     except ImportError as error:
         raise MissingDependencyError(
             f"ONNX files need onnx, onnxscript and onnxruntime ({error}); install them with "
-            '`pip install -e ".[onnx]"`'
+            '`pip install "res2net_dense[onnx]"`'
         ) from error
     return onnx
 

@@ -28,7 +28,7 @@ def import_openvino() -> ModuleType:
         import openvino
     except ImportError as error:
         raise MissingDependencyError(
-            f'OpenVINO files need openvino ({error}); install it with `pip install -e ".[openvino]"`'
+            f'OpenVINO files need openvino ({error}); install it with `pip install "res2net_dense[openvino]"`'
         ) from error
     finally:
         if hides:

@@ -38,7 +38,8 @@ def quantize(source: str | Path, target: str | Path, pictures: Iterable[Tensor])
         from onnxruntime import quantization
     except ImportError as error:
         raise MissingDependencyError(
-            f'int8 files need onnx and onnxruntime ({error}); install them with `pip install -e ".[onnx]"`'
+            f"int8 files need onnx and onnxruntime ({error}); install them with "
+            '`pip install "res2net_dense[onnx]"`'
         ) from error
     source, target = Path(source), Path(target)
     try:

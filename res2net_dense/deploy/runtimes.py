@@ -48,7 +48,7 @@ class OnnxRuntime:
             import onnxruntime
         except ImportError:
             raise MissingDependencyError(
-                f'{path} needs onnxruntime; install it with `pip install -e ".[onnx]"`'
+                f'{path} needs onnxruntime; install it with `pip install "res2net_dense[onnx]"`'
             ) from None
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()

@@ -1,4 +1,4 @@
-"""From a config to a trained or evaluated model: where the tasks meet the engine, for `tools/`."""
+"""From a config to a trained or evaluated model: where the tasks meet the engine."""
 
 from __future__ import annotations
 

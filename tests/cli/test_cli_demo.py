@@ -12,7 +12,7 @@ from res2net_dense.cli import demo
 TINY = [
     "train={iterations: 2, save_every: 2, batch_size: 2, precision: fp32}", "data.workers=0",
     "data={min_size_train: [96], max_size_train: 96, min_size_test: 96, max_size_test: 96}",
-    "model={fpn_channels: 16, box_head_dim: 16, mask_head_convs: 1, mask_head_dim: 16}",
+    "model={fpn_channels: 32, box_head_dim: 32, mask_head_convs: 1, mask_head_dim: 32}",
     "model={rpn_post_nms_test: 5, roi_batch: 16}",
 ]  # fmt: skip
 

@@ -308,7 +308,7 @@ def _mask_utils() -> Any:
         from pycocotools import mask
     except ImportError as error:
         raise MissingDependencyError(
-            "masks of COCO need pycocotools; install it with: pip install -e '.[detection]'"
+            "masks of COCO need pycocotools; install it with: pip install 'res2net_dense[detection]'"
         ) from error
     return mask
 

@@ -101,8 +101,8 @@ def _parse(file: Path) -> Any:
         from defusedxml.common import DefusedXmlException
     except ImportError as error:
         raise MissingDependencyError(
-            "reading VOC's annotations needs defusedxml; install it with: pip install -e '.[detection]' or "
-            "'.[segmentation]'"
+            "reading VOC's annotations needs defusedxml; install it with: pip install "
+            "'res2net_dense[detection]'"
         ) from error
     try:
         with open(file, "rb") as stream:
