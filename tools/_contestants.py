@@ -22,7 +22,7 @@ from res2net_dense.models.classification import ClassificationModel
 from res2net_dense.tasks import get_task
 from res2net_dense.tasks.training import adapted_to
 from res2net_dense.types import Prediction, Sample
-from res2net_dense.weight_files import load_weights_into
+from res2net_dense.weight_files import load_weights_into, open_weights
 
 DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 EXPORTS = ("onnx", "openvino", "torch-export", "torchscript")
@@ -111,8 +111,9 @@ def configured_net(config: Config, device: torch.device, weights: str | None = N
         CheckpointError: the weights cannot be had or do not fit.
         MissingDependencyError: a library that the task needs is not installed.
     """
-    if weights:
-        config = adapted_to(config, Path(weights))
+    file = open_weights(weights) if weights else None
+    if file:
+        config = adapted_to(config, file)
     changes: dict[str, Any] = {}
     if config.model.num_classes is None and config.task in USUAL_CLASSES:
         changes["num_classes"] = len(config.data.class_names or ()) or USUAL_CLASSES[config.task]
@@ -120,8 +121,8 @@ def configured_net(config: Config, device: torch.device, weights: str | None = N
         changes["score_threshold"] = 0.0
     config = config.model_copy(update={"model": config.model.model_copy(update=changes)})
     model = get_task(config.task).build_model(config, load_weights=False)
-    if weights:
-        load_weights_into(model, weights)
+    if file:
+        load_weights_into(model, file)
     else:
         excited(model)
     return Net("ours", config.backbone.name, model.eval().to(device), config)

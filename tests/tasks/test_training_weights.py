@@ -10,7 +10,7 @@ from res2net_dense.backbones import create_classifier
 from res2net_dense.config import config_to_dict, parse_config
 from res2net_dense.errors import CheckpointError, ConfigError
 from res2net_dense.tasks import get_task, training
-from res2net_dense.weight_files import save_weights
+from res2net_dense.weight_files import open_weights, save_weights
 
 CLASSES = ["circle", "square", "star"]
 
@@ -100,12 +100,13 @@ def test_a_run_folder_and_published_weights_are_not_confused(tmp_path, monkeypat
     model = get_task("classification").build_model(config)
     checkpoint = tmp_path / "iter_1.pt"
     torch.save({"model": model.state_dict(), "metadata": {"config": config_to_dict(config)}}, checkpoint)
-    monkeypatch.setattr(training.Checkpointer, "latest", lambda self: checkpoint)
-    assert training.find_weights(config, None) == checkpoint
+    monkeypatch.setattr(training.Checkpointer, "open_latest", lambda self: open_weights(checkpoint))
+    assert training.find_weights(config, None).path == checkpoint
     other = config_of(backbone__weights="imagenet")
     with pytest.raises(CheckpointError, match="did not start from imagenet: give --weights"):
         training.find_weights(other, None)
-    assert training.find_weights(other, "given.pt").name == "given.pt"
+    given = checkpoint.rename(tmp_path / "given.pt")
+    assert training.find_weights(other, str(given)).path == given
 
 
 def test_one_picture_and_batch_norm():
