@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from res2net_dense.backbones import create_classifier
 from res2net_dense.config import load_config
 from res2net_dense.config.load import CONFIGS
-from res2net_dense.data import cifar
+from res2net_dense.data.layouts import cifar
 from res2net_dense.engine.run_folder import open_run_folder
 from res2net_dense.errors import CheckpointError, ConfigError, Res2NetDenseError
 from res2net_dense.tasks import get_task, training
@@ -67,7 +67,7 @@ def train(config, folder):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["data.train=nowhere"], ["nowhere", "looked in", "make_toy.py --layout imagenet"]),
+        (["data.train=nowhere"], ["nowhere", "looked in", "res2net-dense toy --layout imagenet"]),
         (["data.train=null"], ["data.train is not set"]),
         (["data.train={pictures}"], ["not classes", "train"]),
         (["data.train={pictures}/val/star"], ["no class folders"]),

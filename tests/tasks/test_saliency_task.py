@@ -50,7 +50,7 @@ def broken(duts, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["data.train={root: nowhere}"], ["nowhere", "looked in", "make_toy.py --layout duts"]),
+        (["data.train={root: nowhere}"], ["nowhere", "looked in", "res2net-dense toy --layout duts"]),
         (["data.train=null"], ["data.train is not set"]),
         (["data.train.list=train.txt"], ["train.txt"]),
         (["data.train.masks=gt", "data.train.images=images"], ["gt", "mask folder"]),

@@ -57,7 +57,7 @@ def broken(voc, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["data.train.root=nowhere"], ["nowhere", "looked in", "make_toy.py --layout voc"]),
+        (["data.train.root=nowhere"], ["nowhere", "looked in", "res2net-dense toy --layout voc"]),
         (["data.train=null"], ["data.train is not set"]),
         (["data.train.split=trainval2"], ["trainval2.txt", "trainval"]),
         (["data.train.masks=Masks"], ["Masks", "mask folder"]),
