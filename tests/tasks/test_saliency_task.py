@@ -145,7 +145,7 @@ def test_sets_to_train_on_are_joined(load, duts):
         "data.keep_aspect=true",
     )
     batch = next(iter(saliency.build_train_loader(config)))
-    assert len(saliency._load(config, train=True)) == 12
+    assert len(saliency.open_source(config, train=True)) == 12
     losses = saliency.build_model(config).train()(batch)
     assert {"loss_saliency", "loss_side"} <= set(losses)
 

@@ -90,9 +90,7 @@ def test_published_weights_are_scored_with_their_own_head_alone(tmp_path):
     torch.save(create_classifier("res2net50_18w_4s", num_classes=1000).state_dict(), path)
     config = config_of(backbone__weights=str(path), data__class_names=CLASSES, model__num_classes=3)
     assert training.find_weights(config.model_copy(), None) is None
-    with pytest.raises(
-        CheckpointError, match="a head of 1000 classes, the config has 3 classes"
-    ):
+    with pytest.raises(CheckpointError, match="a head of 1000 classes, the config has 3 classes"):
         score(config, None)
 
 
