@@ -10,19 +10,17 @@ DEMO_DIR ?= output/demo
 TESTS = OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder \
   tests/tools $(filter-out tests/tools/ tests/__pycache__/,$(sort $(wildcard tests/*/))) $(wildcard tests/test_*.py)
 
-.PHONY: demo test check parity bench zoo lock clean
+.PHONY: demo test test-all check parity bench zoo lock clean
 
 demo: $(STAMP)
-	$(PY) datasets/make_toy.py --output datasets/toy
-	@test ! -e $(DEMO_DIR) || test -e $(DEMO_DIR)/env.json || { echo "$(DEMO_DIR) is no run folder"; exit 1; }
-	rm -rf $(DEMO_DIR)
-	$(PY) tools/train_net.py --config configs/quick/mask_rcnn_res2net50.yaml --output-dir $(DEMO_DIR)
-	$(PY) tools/predict.py --config $(DEMO_DIR)/config.yaml --weights $(DEMO_DIR)/model_best.safetensors \
-	  --input datasets/toy/coco/val --output $(DEMO_DIR)/predictions
-	@echo "Run folder: $(DEMO_DIR) (results.json, metrics.jsonl); pictures: $(DEMO_DIR)/predictions"
+	$(PY) -m res2net_dense.cli demo --output $(DEMO_DIR)
 
 test: $(STAMP)
 	$(TESTS)
+
+# The slow ones too, which take minutes each: before a release.
+test-all: $(STAMP)
+	$(TESTS) -m "not gpu and not network"
 
 check: $(STAMP)
 	$(PY) -m ruff format --check .
@@ -37,10 +35,10 @@ parity: $(STAMP)
 	PYTHONPATH=build/parity $(PY) -m pytest -m "slow or not slow" tests/backbones tests/convert
 
 bench: $(STAMP)
-	$(PY) tools/benchmark.py --model res2net50_26w_4s res2net50_14w_8s res2net101_26w_4s --batch 1 8 --dtypes fp32 bf16 \
+	$(PY) -m res2net_dense.cli benchmark --model res2net50_26w_4s res2net50_14w_8s res2net101_26w_4s --batch 1 8 --dtypes fp32 bf16 \
 	  --formats eager optimized --against timm resnet50 --repeats 7 --warmup 1 --json output/benchmark.json \
 	  --plot output/benchmark.png
-	$(PY) tools/benchmark.py --model res2net50_26w_4s --batch 1 8 --formats optimized --against timm timm-compiled \
+	$(PY) -m res2net_dense.cli benchmark --model res2net50_26w_4s --batch 1 8 --formats optimized --against timm timm-compiled \
 	  --repeats 7 --warmup 1 --json output/benchmark_compiled.json
 
 zoo: $(STAMP)

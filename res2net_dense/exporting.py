@@ -23,7 +23,6 @@ from res2net_dense.deploy.export import export as write_export
 from res2net_dense.deploy.parity import ParityReport, gate
 from res2net_dense.deploy.quantize import quantize
 from res2net_dense.errors import ConfigError, DatasetError, ExportError, Res2NetDenseError
-from res2net_dense.files import sha256_of
 from res2net_dense.jobs import ConfigLike, load_exported, open_job
 from res2net_dense.models.graphs import Graph
 from res2net_dense.tasks import training
@@ -99,11 +98,12 @@ def export(
     if evaluate or prepared.model.num_classes is None:
         prepared = task.prepare(prepared, training=False)
     prepared = _single_view(task, prepared, log)
-    model, source = training.load_model(prepared, job.weights)
-    model.eval()
+    model = job.model(prepared).eval()
     graph = task.build_graph(model)
     description = describe(task, prepared, graph, output, size=size, batch=batch, dynamic=dynamic)
-    description = replace(description, weights={"file": source.name, "sha256": sha256_of(source)})
+    if job.weights.file:
+        origin = {"file": job.weights.path.name, "sha256": job.weights.file.sha256}
+        description = replace(description, weights=origin)
     if graph.by_tracing:
         log("exported by tracing, for one image at a time")
     photos = list_images(calibration) if calibration is not None else []

@@ -7,7 +7,6 @@ model.extract_features(images)         # {"res2": ..., "res3": ..., "res4": ...,
 
 from __future__ import annotations
 
-import logging
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +15,7 @@ from fnmatch import fnmatchcase
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict, cast
 
 import numpy as np
 import torch
@@ -25,22 +24,26 @@ from torch import nn
 
 from res2net_dense.backbones.registry import (
     ARCHITECTURES,
+    BackboneOptions,
     Classifier,
     canonical_name,
     create_classifier,
+    find_architecture,
     list_backbones,
 )
 from res2net_dense.backbones.weights import WEIGHTS
-from res2net_dense.convert.load import load_found, locate
-from res2net_dense.convert.read import Found, inspect_file
+from res2net_dense.convert.checkpoint import inspect
+from res2net_dense.convert.describe import Found
+from res2net_dense.convert.load import load_found, open_named_weights
 from res2net_dense.convert.structure import structure_of
 from res2net_dense.data.images import read_image
 from res2net_dense.data.transforms import ClassificationEvalTransform
 from res2net_dense.errors import CheckpointError, ConfigError, DatasetError
 from res2net_dense.types import Sample
-from res2net_dense.weight_files import is_path
+from res2net_dense.weight_files import WeightFile, is_path
 
-_logger = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 @dataclass(frozen=True)
@@ -83,17 +86,16 @@ def list_models(pattern: str | None = None, *, pretrained: bool = False) -> list
 
 def get_model(
     name: str,
-    weights: str | Path | None = None,
+    weights: str | Path | WeightFile | None = None,
     *,
     num_classes: int | None = None,
     trust_pickle: bool = False,
-    **options: Any,
+    **options: Unpack[BackboneOptions],
 ) -> Classifier:
     """Build a classifier, in evaluation mode.
 
-    What the file needs is set from the file: number of classes and channels, and the form of the block (see
-    docs/res2net_block.md). What makes another network (depth, width, scale, ...) is not: `name` and the
-    options say it.
+    What the file needs is set from the file: number of classes and channels, and the form of the block. What
+    makes another network (depth, width, scale, ...) is not: `name` and the options say it.
 
     Args:
         name: one of `list_models()`, an alias, or one of `list_models(pretrained=True)`, which names the
@@ -101,12 +103,13 @@ def get_model(
         weights: a tag such as "in1k", "imagenet" for the first published file of the network, the path of a
             file in any of the dialects `read_checkpoint` knows, or None for random weights.
         num_classes: size of the head; by default that of the weights, 1000 without any. Where it differs from
-            the weights', the head starts at random.
+            the weights', the head is randomly initialized.
         trust_pickle: read files that may run code while they are read (.pkl, .pdparams).
-        **options: any other option of `create_classifier`.
+        **options: see `BackboneOptions`; where `in_channels` differs from the file's 3, the first convolution
+            is adapted.
 
     Returns:
-        The network, with two attributes more: `class_names` (a list, or None where nobody knows them) and
+        The network, with two attributes more: `class_names` (a list, or None where they are unknown) and
         `preprocessing`.
 
     Raises:
@@ -117,7 +120,7 @@ def get_model(
     if is_path(name) and name not in ARCHITECTURES:
         raise ConfigError(
             f"{name} is a file, and get_model takes the name of a network first: get_model(NAME, "
-            f"{str(name)!r}); `python tools/convert_checkpoint.py {shlex.quote(str(name))}` says which it is"
+            f"{str(name)!r}); `res2net-dense convert {shlex.quote(str(name))}` says which it is"
         )
     name, _, tag = name.partition(".")
     if tag and weights is not None:
@@ -130,14 +133,14 @@ def get_model(
         vars(model).update(class_names=None, preprocessing=_usual_preprocessing(name))
         return model.eval()
 
-    path, _ = locate(name, weights)
-    found = inspect_file(path, trust_pickle=trust_pickle)
+    file = open_named_weights(name, weights, trust_pickle=trust_pickle)
+    path, found = file.path, inspect(file)
     needs = _check_network(name, path, found, options)
     published = found.structure.num_classes
     classes = published if num_classes is None else num_classes
     if classes is None:
         raise CheckpointError(f"{path} has no classifier head: give num_classes, and train what is built")
-    model = create_classifier(name, classes, **{**needs, **options})
+    model = create_classifier(name, classes, **needs | options)
     load_found(model, name, found)
     names = _class_names(found) if classes == published else None
     vars(model).update(class_names=names, preprocessing=_preprocessing(name, path, found.config))
@@ -190,7 +193,7 @@ def imagenet_classes() -> dict[str, str]:
     return {wordnet_id: name for wordnet_id, _, name in lines}
 
 
-def _check_network(name: str, path: Path, found: Found, options: dict[str, Any]) -> dict[str, Any]:
+def _check_network(name: str, path: Path, found: Found, options: BackboneOptions) -> BackboneOptions:
     """The options that the file needs where it is of the network `name`, built with `options`.
 
     Raises:
@@ -200,14 +203,15 @@ def _check_network(name: str, path: Path, found: Found, options: dict[str, Any])
         wanted = structure_of(create_classifier(name, 1, **options).state_dict())
     form = found.structure.shape()
     if wanted.shape() != form:
-        extra = [f"{key}={value!r}" for key, value in found.options.items() if key in form]
+        extra = [f"{key}={value!r}" for key, value in found.report.options.items() if key in form]
         described = found.structure.describe()
-        what = described if extra else f"{found.name} ({described})"
-        call = ", ".join([repr(found.name), repr(str(path)), *extra])
+        what = described if extra else f"{found.report.name} ({described})"
+        call = ", ".join([repr(found.report.name), repr(str(path)), *extra])
         raise CheckpointError(
             f"{path} is {what}, not {name} ({wanted.describe()}): get_model({call}) builds it"
         )
-    return {key: value for key, value in found.options.items() if key not in form}
+    needs: Any = {key: value for key, value in found.report.options.items() if key not in form}
+    return cast(BackboneOptions, needs)
 
 
 def _class_names(found: Found) -> list[str] | None:
@@ -238,7 +242,7 @@ def _preprocessing(name: str, path: Path, config: dict[str, Any]) -> Preprocessi
 
 
 def _usual_preprocessing(name: str) -> Preprocessing:
-    small = ARCHITECTURES[name].options.get("stem") == "3x3"  # made for the 32x32 pictures of CIFAR
+    small = find_architecture(name).options.get("stem") == "3x3"  # made for the 32x32 pictures of CIFAR
     return Preprocessing(resize_size=32, crop_size=32) if small else Preprocessing()
 
 

@@ -25,7 +25,7 @@ from res2net_dense.engine.run_folder import open_run_folder
 from res2net_dense.errors import CheckpointError, ConfigError, ExportError
 from res2net_dense.tasks import get_task, training
 from res2net_dense.tasks.base import Task, print_rank0
-from res2net_dense.weight_files import read_config
+from res2net_dense.weight_files import open_weights
 
 _log = logging.getLogger(__name__)
 
@@ -52,8 +52,8 @@ class TrainingResult:
 class EvaluationResult:
     """The scores of a model."""
 
-    weights: Path | None
-    """The file that was scored; None for a classifier's published weights."""
+    weights: Path
+    """The file that was scored."""
     metrics: dict[str, float]
     table: str
     """The metrics for people."""
@@ -67,18 +67,17 @@ class Job:
 
     config: Config
     task: Task[Any]
-    weights: Path | None
+    weights: training.Weights
     exported: ExportedModel | None
-    """What `weights` is where it is an exported file."""
+    """The model, where the weights are an exported file."""
 
     def with_classes(self) -> Config:
         """The config with the class names that the weights were trained on."""
-        carried = self.exported.description.config if self.exported else None
-        return training.adapted_to(self.config, self.weights, carried=carried)
+        return training.adapted_to(self.config, self.weights)
 
     def model(self, config: Config) -> nn.Module:
         """The model of `config`, which is `with_classes()` or what `prepare` made of it, with its weights."""
-        return self.exported or training.load_model(config, self.weights)[0]
+        return self.exported or training.load_model(config, self.weights)
 
 
 def train(
@@ -142,11 +141,11 @@ def evaluate(
     try:
         job, device = open_job(config, weights, [*overrides, *folder])
         prepared = job.task.prepare(job.with_classes(), training=False)
-        print_rank0(f"evaluating {job.weights or f'{prepared.backbone.weights} of {prepared.backbone.name}'}")
+        print_rank0(f"evaluating {job.weights.path}")
         metrics, table = training.evaluate_only(prepared, device, job.model(prepared))
     finally:
         distributed.shutdown()
-    return EvaluationResult(job.weights, metrics, table, training.check_expected(prepared, metrics))
+    return EvaluationResult(job.weights.path, metrics, table, training.check_expected(prepared, metrics))
 
 
 def open_job(
@@ -178,14 +177,13 @@ def open_job(
         folder = [f"runtime.output_dir={json.dumps(str(path))}"]
         path = best_weights(path)
     exported = load_exported(path) if path is not None and is_exported(path) else None
+    file = open_weights(path) if path is not None and exported is None else None
     if config is not None:
         loaded = read_config_like(config, [*folder, *overrides])
     elif path is None:
-        raise ConfigError(
-            "--config is missing; only weights (--weights FILE) bring a configuration of their own"
-        )
+        raise ConfigError("--config is missing; only weights (--weights FILE) bring their own configuration")
     else:
-        carried = exported.description.config if exported else read_config(path)
+        carried = exported.description.config if exported else file.config if file else {}
         if not carried:
             raise ConfigError(f"{path} carries no configuration: give the one of its run with --config")
         # A folder of its own: the scores of a file are not those of its run.
@@ -194,12 +192,13 @@ def open_job(
     threads = torch.get_num_threads()
     chosen = training.set_up_device(loaded, device)
     if exported is None:
-        path = training.find_weights(loaded, path)
+        weights_found = training.find_weights(loaded, file)
     else:
         if torch.get_num_threads() != threads:  # a runtime keeps the number that it was opened with
             exported = load_exported(exported.path)
         _warn_of_built_in(exported, loaded)
-    return Job(loaded, get_task(loaded.task), path, exported), chosen
+        weights_found = training.Weights(exported.path, exported.description.config, "exported")
+    return Job(loaded, get_task(loaded.task), weights_found, exported), chosen
 
 
 def best_weights(folder: Path) -> Path:

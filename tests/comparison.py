@@ -1,6 +1,19 @@
 """What tests share that hold a network against a reference: `from comparison import ...`."""
 
 import torch
+from networks import unfilled
+
+
+def built(build, seed=0):
+    """Build a network with random weights that excite every channel, as `like_trained` has them."""
+    network, generator = unfilled(build), torch.Generator().manual_seed(seed)
+    for value in network.state_dict().values():
+        if value.ndim > 1:  # He's bound of a uniform distribution
+            bound = (6 / value[0].numel()) ** 0.5
+            value.uniform_(-bound, bound, generator=generator)
+        else:
+            value.zero_()
+    return like_trained(network, seed)
 
 
 def like_trained(network, seed=0):

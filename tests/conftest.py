@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from filelock import FileLock  # comes with torch
 from launcher import Launcher
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
@@ -20,15 +21,6 @@ def shared_data():
     if not folder.is_dir():
         pytest.skip(f"no real data at {folder}; set RES2NET_DENSE_SHARED_DATA")
     return folder
-
-
-@pytest.fixture(scope="session")
-def toy(tmp_path_factory):
-    """A tiny toy set in COCO layout: 12 pictures to train, 4 to validate."""
-    folder = tmp_path_factory.mktemp("toy")
-    command = [sys.executable, str(ROOT / "datasets" / "make_toy.py"), "--output", str(folder / "toy")]
-    subprocess.run([*command, "--train", "12", "--val", "4", "--size", "96"], check=True, capture_output=True)
-    return folder / "toy"
 
 
 @pytest.fixture(scope="session")
@@ -52,3 +44,43 @@ def run_tool(launcher):
         )
 
     return run
+
+
+@pytest.fixture
+def run_code(run_tool, tmp_path_factory):
+    """Run Python code as a script of its own; returns the finished process with its text."""
+
+    def run(code, *arguments, **keywords):
+        script = tmp_path_factory.mktemp("code") / "script.py"
+        script.write_text(code)
+        return run_tool(script, *arguments, **keywords)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def draw_toy(run_tool, tmp_path_factory):
+    """Draw a toy set, or take what another test or process of this run has drawn; returns its folder."""
+    common = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        common = common.parent
+
+    def draw(layout, *, train, val, size=96):
+        folder = common / f"toy_{layout}_{train}_{val}_{size}"
+        numbers = [f"--train={train}", f"--val={val}", f"--size={size}"]
+        with FileLock(f"{folder}.lock"):
+            if not folder.exists():
+                process = run_tool(
+                    "datasets/make_toy.py", "--layout", layout, "--output", f"{folder}.new", *numbers
+                )
+                assert process.returncode == 0, process.stderr
+                Path(f"{folder}.new").rename(folder)
+        return folder / layout
+
+    return draw
+
+
+@pytest.fixture(scope="session")
+def toy(draw_toy):
+    """A tiny toy set in COCO layout: 12 pictures to train, 4 to validate."""
+    return draw_toy("coco", train=12, val=4).parent

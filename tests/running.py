@@ -16,14 +16,6 @@ ROOT = Path(__file__).resolve().parents[1]
 TRAIN = "tools/train_net.py"
 
 
-def make_toy(folder, layout, *, train, val, size=96):
-    """Draw a tiny toy set; returns its folder."""
-    command = [sys.executable, ROOT / "datasets/make_toy.py", "--layout", layout, "--output", folder]
-    numbers = [f"--train={train}", f"--val={val}", f"--size={size}"]
-    subprocess.run([*map(str, command), *numbers], check=True, capture_output=True)
-    return folder / layout
-
-
 def run_afresh(code):
     """Run Python code in a process of its own; returns what it printed, read as JSON.
 
@@ -55,19 +47,26 @@ def kill_half_way(config, folder, *, at, end):
     assert not (folder / f"checkpoints/iter_{end:07d}.pt").exists(), "it was too fast to be killed half way"
 
 
-def score(config, weights):
-    """Metrics of a weight file, or None for a classifier's published weights, on the CPU."""
-    model, _ = training.load_model(config, weights)
-    return training.evaluate_only(config, torch.device("cpu"), model)[0]
+def score(config, weights=None):
+    """Evaluate weights, as `training.find_weights` finds them, on the CPU; returns the metrics."""
+    found = weights if isinstance(weights, training.Weights) else training.find_weights(config, weights)
+    return training.evaluate_only(config, torch.device("cpu"), training.load_model(config, found))[0]
 
 
-def train_twofold(*arguments):
+def train_under_torchrun(*arguments):
     """Train in two processes under torchrun; returns the finished run with its text."""
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
     process = subprocess.run(
         [*launch, TRAIN, *map(str, arguments)],
         cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
+    assert process.returncode == 0, process.stderr
+    return process
+
+
+def train_twofold(run_tool, *arguments):
+    """The same without the seconds that torchrun and its processes take to start."""
+    process = run_tool("tests/twofold.py", TRAIN, *arguments)
     assert process.returncode == 0, process.stderr
     return process
 
@@ -79,23 +78,30 @@ def assert_one_line(error, *words):
     assert all(word in message for word in words), message
 
 
-def train(config, folder, *shown):
+def train(run_tool, config, folder, *shown):
     """Train without an interruption; the words `shown` are printed. Returns the run folder."""
-    process = start("--config", config, "--output-dir", folder)
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == 0, err
-    assert all(words in out for words in shown), out
+    process = run_tool(TRAIN, "--config", config, "--output-dir", folder)
+    assert process.returncode == 0, process.stderr
+    assert all(words in process.stdout for words in shown), process.stdout
     return folder
 
 
-def assert_resumes_as_never_stopped(config, folder, straight, *overrides, at=4, end=8):
-    """Kill a training half way and resume it in `folder`: it ends bit-equal to the one in `straight`."""
-    kill_half_way(config, folder, at=at, end=end)
-    process = start("--config", config, "--output-dir", folder, "--resume", *overrides)
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == 0, err
-    assert f"after {at} iterations" in out
+def assert_resumes_as_never_stopped(run_tool, config, folder, straight, *overrides, at=4, end=8):
+    """Kill a training while it writes its last checkpoint and resume it in `folder`: it ends bit-equal to the
+    one in `straight`.
+    """
+    arguments = TRAIN, "--config", config, "--output-dir", folder
+    process = run_tool("tests/killed.py", f"iter_{end:07d}", *arguments)
+    assert process.returncode == -signal.SIGKILL, process.stderr
+    assert_goes_on(run_tool, arguments, overrides, at)
     assert_same_run(folder, straight, end)
+
+
+def assert_goes_on(run_tool, arguments, overrides, at):
+    """A killed training resumes from its checkpoint of iteration `at`."""
+    process = run_tool(*arguments, "--resume", *overrides)
+    assert process.returncode == 0, process.stderr
+    assert f"after {at} iterations" in process.stdout
 
 
 def assert_same_run(one, other, iteration):

@@ -2,6 +2,7 @@
 
 import torch
 import torch.nn.functional as F
+from networks import TINY
 from torch import nn
 
 from res2net_dense.models.detection import build_rcnn
@@ -19,7 +20,7 @@ def picture(height, width, seed=0):
     return (F.interpolate(blobs, (height, width), mode="bilinear") * 255).to(torch.uint8)
 
 
-def rcnn(name="res2net50_26w_4s", **settings):
+def rcnn(name=TINY, **settings):
     """Statistics of pictures in its norms, and scores that tell boxes apart."""
     torch.manual_seed(0)
     model = build_rcnn(

@@ -24,13 +24,7 @@ from PIL import Image
 from res2net_dense import create_classifier
 from res2net_dense.convert import read_checkpoint
 from res2net_dense.errors import CheckpointError, Res2NetDenseError
-from res2net_dense.weight_files import (
-    is_path,
-    kind_of,
-    load_weights,
-    read_metadata,
-    read_torch_or_safetensors,
-)
+from res2net_dense.weight_files import is_path, open_weights
 
 ROOT = Path(__file__).resolve().parents[1]
 STATE = {"a.weight": torch.arange(6000.0).reshape(60, 100), "a.bias": torch.ones(60)}
@@ -107,7 +101,7 @@ FOREIGN = {
 
 def said(path, **keywords):
     with pytest.raises(CheckpointError) as caught:
-        read_torch_or_safetensors(path, **keywords)
+        open_weights(path, **keywords)
     message = str(caught.value)
     assert message.startswith(str(path))
     assert "\n" not in message
@@ -121,11 +115,11 @@ def test_weights_are_read_whatever_the_file_is_called(tmp_path, content, suffix)
     path = tmp_path / f"net{suffix}"
     path.write_bytes(content)
     for trust in (False, True):
-        read = read_torch_or_safetensors(path, trust_pickle=trust)
+        read = open_weights(path, trust_pickle=trust).content
         assert read.keys() == STATE.keys()
         assert all(read[name].equal(STATE[name]) for name in STATE)
-    assert load_weights(path).keys() == STATE.keys()
-    assert read_metadata(path) == ({"made": "here"} if content is SAFETENSORS else {})
+    assert open_weights(path).state_dict.keys() == STATE.keys()
+    assert open_weights(path).metadata == ({"made": "here"} if content is SAFETENSORS else {})
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".bin", ""])
@@ -135,7 +129,7 @@ def test_what_else_a_file_is(tmp_path, kind, suffix):
     path = tmp_path / f"net{suffix}"
     path.write_bytes(content)
     with pytest.raises(CheckpointError, match=words):
-        kind_of(path)
+        open_weights(path)
     said(path, trust_pickle=True)
 
 
@@ -146,7 +140,7 @@ def test_the_name_of_a_file_does_not_mislead(tmp_path, kind, suffix):
     path = tmp_path / f"net{suffix}"
     path.write_bytes(content)
     with pytest.raises(CheckpointError, match=words):
-        kind_of(path)
+        open_weights(path)
 
 
 @pytest.mark.parametrize("content", [b"", b"\0", bytes(range(7, 207)) * 9, b"\xff" * 99])
@@ -171,7 +165,7 @@ def test_a_torchscript_program(tmp_path, recwarn):
     # The remedy is what it says.
     remedy = message[message.index("torch.save(") :].replace("weights.pth", str(tmp_path / "weights.pth"))
     exec(remedy, {"torch": torch})  # noqa: S102  # our own message
-    assert load_weights(tmp_path / "weights.pth").keys() == {"weight", "bias"}
+    assert open_weights(tmp_path / "weights.pth").state_dict.keys() == {"weight", "bias"}
 
 
 @pytest.mark.parametrize("content", [as_torch(), as_torch(_use_new_zipfile_serialization=False), SAFETENSORS])
@@ -195,7 +189,7 @@ def test_a_short_safetensors_says_how_much_there_is(tmp_path, length):
     if length > 600:
         assert f"of {len(SAFETENSORS):,} bytes" in message
     with pytest.raises(CheckpointError, match="cut off"):
-        read_metadata(path)
+        open_weights(path)
 
 
 @pytest.mark.parametrize("header", [
@@ -220,7 +214,7 @@ def test_pickles_are_known_by_content_and_refused(tmp_path, protocol, suffix):
     path = tmp_path / f"net{suffix}"
     path.write_bytes(PICKLES[protocol])
     assert "would run code" in said(path)
-    assert read_torch_or_safetensors(path, trust_pickle=True)["a"].tolist() == [1, 1]
+    assert open_weights(path, trust_pickle=True).content["a"].tolist() == [1, 1]
 
 
 def test_the_remedy_can_be_pasted(tmp_path, run_tool):
@@ -228,10 +222,10 @@ def test_the_remedy_can_be_pasted(tmp_path, run_tool):
     path.parent.mkdir()
     path.write_bytes(PICKLES["protocol 2"])
     command = said(path).split("`")[1]
-    python, *arguments = shlex.split(command)
-    assert python == "python"
-    assert arguments[1:] == [str(path), f"{path}.safetensors", "--trust-pickle"]
-    done = run_tool(*arguments)
+    program, subcommand, *arguments = shlex.split(command)
+    assert (program, subcommand) == ("res2net-dense", "convert")
+    assert arguments == [str(path), f"{path}.safetensors", "--trust-pickle"]
+    done = run_tool("tools/convert_checkpoint.py", *arguments)
     assert "names like a, none of a known dialect" in done.stderr  # it was read
 
 
@@ -246,7 +240,9 @@ def test_metadata_is_that_of_the_writer(tmp_path):
     """What the safetensors library itself reads."""
     (tmp_path / "net.bin").write_bytes(SAFETENSORS)
     with safetensors.safe_open(tmp_path / "net.bin", "pt") as file:
-        assert read_metadata(tmp_path / "net.bin") == file.metadata() == json.loads('{"made": "here"}')
+        assert (
+            open_weights(tmp_path / "net.bin").metadata == file.metadata() == json.loads('{"made": "here"}')
+        )
 
 
 @pytest.fixture

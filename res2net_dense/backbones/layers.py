@@ -191,7 +191,7 @@ class DeformableConv2d(DeformConv2d):  # type: ignore[misc]  # torchvision is un
 def init_weights(network: nn.Module) -> None:
     """He initialisation of the convolutions (fan out), as in the paper; norms start as the identity."""
     for module in network.modules():
-        if isinstance(module, (nn.Conv2d, DeformConv2d)):
+        if isinstance(module, (nn.Conv2d, DeformConv2d)) and not module.weight.is_meta:
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
             if module.bias is not None:
                 nn.init.zeros_(module.bias)

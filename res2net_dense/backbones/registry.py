@@ -5,11 +5,17 @@ from __future__ import annotations
 import difflib
 import inspect
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
 
 from res2net_dense.backbones.dla import DLA, DLAClassifier
 from res2net_dense.backbones.res2net import Res2Net, Res2NetClassifier
 from res2net_dense.errors import ConfigError
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from res2net_dense.weight_files import WeightFile
 
 Backbone = Res2Net | DLA
 Classifier = Res2NetClassifier | DLAClassifier
@@ -90,6 +96,14 @@ ARCHITECTURES: dict[str, Architecture] = {
 with its parameter counts; `stage_conv="splits"` is the form of the public re-implementations.
 """
 
+TEST_ARCHITECTURES: dict[str, Architecture] = {
+    "test_res2net": _res2net((2, 1, 1, 1), 32, 4, None, planes=4),
+    "test_res2net_v1b": _res2net((2, 1, 1, 1), 32, 4, None, planes=4, stem="deep"),
+}
+"""Networks of a few thousand parameters, for tests that need any network. They are built by name like the
+others; no list names them and no weights of them are published.
+"""
+
 ALIASES = {
     "res2net50d": "res2net50_v1b_26w_4s",  # timm
     "res2net101d": "res2net101_v1b_26w_4s",
@@ -101,7 +115,7 @@ ALIASES = {
 
 
 def list_backbones() -> list[str]:
-    """Return the names `create_backbone` and `create_classifier` know, sorted; aliases are left out."""
+    """Return the names of the published networks, sorted; aliases are left out."""
     return sorted(ARCHITECTURES)
 
 
@@ -109,34 +123,67 @@ def canonical_name(name: str) -> str:
     """Return our name for `name`, which may be an alias.
 
     Raises:
-        ConfigError: nobody knows the name; the message has the nearest ones.
+        ConfigError: the name is unknown; the message has the nearest ones.
     """
     name = ALIASES.get(name, name)
-    if name not in ARCHITECTURES:
+    if name not in ARCHITECTURES and name not in TEST_ARCHITECTURES:
         near = difflib.get_close_matches(str(name), [*ARCHITECTURES, *ALIASES], n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(list_backbones())}"
         raise ConfigError(f"unknown backbone {name!r}; {hint}")
     return name
 
 
+class BackboneOptions(TypedDict, total=False):
+    """The options of every entry: arguments of `Res2Net`, of which a DLA has a part."""
+
+    in_channels: int
+    output_stride: int
+    out_features: Sequence[str] | None
+    norm: str
+    freeze_at: int
+    drop_path_rate: float
+    checkpoint_activations: bool
+    dcn_stages: Sequence[str]
+    # Another form of the block or the network, which weights must have been trained with.
+    stage_conv: str
+    stage_pool: str
+    stage_split: str
+    pool_padding: str
+    stride_in_1x1: bool
+    norm_eps: float
+    dilate_first: str
+    avg_down_dilated: str
+    zero_init_residual: bool
+    # A network that has no name of its own.
+    depths: Sequence[int]
+    base_width: int
+    scale: int
+    cardinality: int
+    se: bool
+    stem: str
+
+
+def find_architecture(name: str) -> Architecture:
+    """Return what `name` stands for; errors as in `canonical_name`."""
+    return (ARCHITECTURES | TEST_ARCHITECTURES)[canonical_name(name)]
+
+
 def create_backbone(
     name: str,
     *,
-    in_channels: int = 3,
-    output_stride: int = 32,
-    out_features: Sequence[str] | None = None,
-    norm: str = "BN",
-    freeze_at: int = 0,
-    drop_path_rate: float = 0.0,
-    **options: Any,
+    weights: str | Path | WeightFile | None = None,
+    trust_pickle: bool = False,
+    **options: Unpack[BackboneOptions],
 ) -> Backbone:
-    """Build the backbone `name` with random weights.
+    """Build the backbone `name` and load its weights.
 
     Args:
         name: one of `list_backbones()` or an alias.
-        in_channels, output_stride, out_features, norm, freeze_at, drop_path_rate: see `Res2Net`.
-        **options: any other argument of `Res2Net` or `DLA`; `depths`, `base_width`, `scale` and `cardinality`
-            give a network that has no name of its own.
+        weights: "imagenet" for the first published file of the network, a tag such as "in1k", a file in any
+            of the dialects that `read_checkpoint` knows, or None for random weights. The first convolution of
+            weights for RGB is adapted to `in_channels`.
+        trust_pickle: read files that may run code while they are read (.pkl, .pdparams).
+        **options: see `BackboneOptions`.
 
     Returns:
         A module; `forward((N, in_channels, H, W))` gives `dict[str, Tensor]`; `out_channels` and
@@ -144,32 +191,31 @@ def create_backbone(
 
     Raises:
         ConfigError: unknown name, unknown option, or a value without meaning.
+        CheckpointError: the weights cannot be had or read, or are another network's.
     """
-    network, arguments = _find(name, options)
-    return network.network(
-        **arguments,
-        in_channels=in_channels,
-        output_stride=output_stride,
-        out_features=out_features,
-        norm=norm,
-        freeze_at=freeze_at,
-        drop_path_rate=drop_path_rate,
-    )
+    architecture, arguments = _find(name, options)
+    network = architecture.network(**arguments)
+    if weights is not None:
+        from res2net_dense.convert import load_backbone_weights  # which builds networks itself
+
+        load_backbone_weights(network, name, weights, trust_pickle=trust_pickle)
+    return network
 
 
-def create_classifier(name: str, num_classes: int = 1000, in_channels: int = 3, **options: Any) -> Classifier:
-    """Build the plain network `name`; `forward((N, in_channels, H, W))` gives `(N, num_classes)` logits.
+def create_classifier(name: str, num_classes: int = 1000, **options: Unpack[BackboneOptions]) -> Classifier:
+    """Build the plain network `name` with random weights; `get_model` loads some.
 
-    Its state-dict keys are those of the published checkpoints, `extract_features` gives the maps of all
-    stages. Options and errors as in `create_backbone`.
+    Its state-dict keys are those of the published checkpoints; `forward((N, in_channels, H, W))` gives
+    `(N, num_classes)` logits, `extract_features` the maps of all stages. Options and errors as in
+    `create_backbone`.
     """
-    network, arguments = _find(name, options)
-    return network.classifier(**arguments, num_classes=num_classes, in_channels=in_channels)
+    architecture, arguments = _find(name, options)
+    return architecture.classifier(**arguments, num_classes=num_classes)
 
 
-def _find(name: str, options: dict[str, Any]) -> tuple[Architecture, dict[str, Any]]:
+def _find(name: str, options: BackboneOptions) -> tuple[Architecture, dict[str, Any]]:
     """The row of `name`, and its arguments with `options` in them."""
-    architecture = ARCHITECTURES[canonical_name(name)]
+    architecture = find_architecture(name)
     known = inspect.signature(architecture.network).parameters
     for option in options:
         if option not in known:

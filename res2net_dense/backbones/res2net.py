@@ -30,7 +30,9 @@ class Res2Net(nn.Module):
     Args:
         depths: blocks in the stages, such as (3, 4, 6, 3); at most four.
         base_width, scale, cardinality: a split has `floor(planes * base_width / 64) * cardinality` channels,
-            planes 64, 128, 256, 512 in the four stages; a stage has `4 * planes` channels.
+            a stage `4 * planes`.
+        planes: of the first stage, 64 in every published network; they double from stage to stage. The stem
+            has as many channels.
         se: see `Bottle2neck`.
         stem: "7x7"; "deep": three 3x3 convolutions, and shortcuts that average before they project (v1b; "d"
             in timm, "v1d" in mmdetection, "vd" in Paddle); "3x3": no stride, no pool, for small pictures.
@@ -71,6 +73,7 @@ class Res2Net(nn.Module):
         base_width: int = 26,
         scale: int = 4,
         cardinality: int = 1,
+        planes: int = 64,
         se: bool = False,
         stem: str = "7x7",
         in_channels: int = 3,
@@ -92,9 +95,14 @@ class Res2Net(nn.Module):
         zero_init_residual: bool = True,
     ) -> None:
         super().__init__()
-        check_sizes(depths=depths, base_width=base_width, scale=scale, cardinality=cardinality)
+        check_sizes(depths=depths, base_width=base_width, scale=scale, cardinality=cardinality, planes=planes)
         if not 1 <= len(depths) <= 4:
             raise ConfigError(f"depths is {depths!r}; a network has one to four stages")
+        if planes * base_width < 64:
+            raise ConfigError(
+                f"base_width is {base_width} and planes is {planes}: a split would have no channels; "
+                "planes * base_width must be at least 64"
+            )
         check("stride_in_1x1", stride_in_1x1, (False, True))
         features = FEATURES[: len(depths) + 1]
         wanted = check_common(
@@ -119,25 +127,26 @@ class Res2Net(nn.Module):
                 "pool_padding": pool_padding,
             }
         if stem == "deep":
+            half = (planes + 1) // 2
             self.conv1: nn.Module = nn.Sequential(
-                nn.Conv2d(in_channels, 32, 3, 2, padding=1, bias=False),
-                build_norm(norm, 32),
+                nn.Conv2d(in_channels, half, 3, 2, padding=1, bias=False),
+                build_norm(norm, half),
                 nn.ReLU(inplace=True),
-                nn.Conv2d(32, 32, 3, padding=1, bias=False),
-                build_norm(norm, 32),
+                nn.Conv2d(half, half, 3, padding=1, bias=False),
+                build_norm(norm, half),
                 nn.ReLU(inplace=True),
-                nn.Conv2d(32, 64, 3, padding=1, bias=False),
+                nn.Conv2d(half, planes, 3, padding=1, bias=False),
             )
         elif stem == "7x7":
-            self.conv1 = nn.Conv2d(in_channels, 64, 7, 2, padding=3, bias=False)
+            self.conv1 = nn.Conv2d(in_channels, planes, 7, 2, padding=3, bias=False)
         else:
-            self.conv1 = nn.Conv2d(in_channels, 64, 3, padding=1, bias=False)
-        self.bn1 = build_norm(norm, 64)
+            self.conv1 = nn.Conv2d(in_channels, planes, 3, padding=1, bias=False)
+        self.bn1 = build_norm(norm, planes)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.Identity() if stem == "3x3" else nn.MaxPool2d(3, 2, padding=1)
 
         stride, dilation = 1 if stem == "3x3" else 4, 1
-        channels, strides = {"stem": 64}, {"stem": stride}
+        channels, strides = {"stem": planes}, {"stem": stride}
         self.stages = [f"layer{stage + 1}" for stage in range(features.index(wanted[-1]))]
         for stage, layer in enumerate(self.stages):
             feature = features[stage + 1]
@@ -146,11 +155,10 @@ class Res2Net(nn.Module):
             if stride * stage_stride > output_stride:
                 dilation, stage_stride = dilation * stage_stride, 1
             stride *= stage_stride
-            planes = 64 * 2**stage
-            out_channels = planes * EXPANSION
+            out_channels = planes * 2**stage * EXPANSION
             block = partial(
                 Bottle2neck,
-                width=int(planes * base_width / 64) * cardinality,
+                width=int(planes * 2**stage * base_width / 64) * cardinality,
                 out_channels=out_channels,
                 scale=scale,
                 cardinality=cardinality,

@@ -132,13 +132,17 @@ def fetch(row: Weights) -> Path:
             f"{row.key} has no published SHA-256 and is not downloaded by itself: if you trust it, "
             f"`curl -fLO {row.urls[0]}` and give the path of the file as weights{trust}"
         )
-    path = cache_folder() / row.file_name
     try:
-        return download(row.urls, path, sha256=row.sha256)
+        return download(row.urls, cached_path(row), sha256=row.sha256)
     except DownloadError as error:
         hub = f"https://huggingface.co/{row.hub_id}"
         other = f"; or give the path of model.safetensors from {hub} as weights" if row.hub_id else ""
         raise CheckpointError(f"{error}{other}") from None
+
+
+def cached_path(row: Weights) -> Path:
+    """Where the file of `row` is kept, there or not."""
+    return cache_folder() / row.file_name
 
 
 def cache_folder() -> Path:

@@ -108,6 +108,8 @@ def _run(command: Command, args: argparse.Namespace) -> int:
     level = logging.DEBUG if args.debug else logging.WARNING
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr)
     logging.getLogger("res2net_dense").setLevel(level)
+    if not args.debug and os.environ.get("RANK", "0") == "0":  # what a backbone took is always said, once
+        logging.getLogger("res2net_dense.convert").setLevel(logging.INFO)
     logging.captureWarnings(True)
     try:
         return command.main(args)

@@ -21,9 +21,8 @@ from res2net_dense.errors import Res2NetDenseError
 from res2net_dense.hub import get_model
 from res2net_dense.models.classification import ClassificationModel
 from res2net_dense.tasks import get_task
-from res2net_dense.tasks.training import adapted_to
+from res2net_dense.tasks.training import adapted_to, find_weights, load_model
 from res2net_dense.types import Prediction, Sample
-from res2net_dense.weight_files import load_weights_into
 
 DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 LEARNING_WAYS = ("eager", "channels-last", "compiled")
@@ -107,8 +106,9 @@ def configured_net(config: Config, device: torch.device, weights: str | None = N
         CheckpointError: the weights cannot be had or do not fit.
         MissingDependencyError: a library that the task needs is not installed.
     """
-    if weights:
-        config = adapted_to(config, Path(weights))
+    found = find_weights(config, weights) if weights else None
+    if found:
+        config = adapted_to(config, found)
     changes: dict[str, Any] = {}
     task = get_task(config.task)
     if config.model.num_classes is None:
@@ -116,10 +116,10 @@ def configured_net(config: Config, device: torch.device, weights: str | None = N
     if hasattr(config.model, "score_threshold") and not weights:
         changes["score_threshold"] = 0.0
     config = config.model_copy(update={"model": config.model.model_copy(update=changes)})
-    model = task.build_model(config, load_weights=False)
-    if weights:
-        load_weights_into(model, weights)
+    if found:
+        model = load_model(config, found)
     else:
+        model = task.build_model(config, load_weights=False)
         excited(model)
     return Net("ours", config.backbone.name, model.eval().to(device), config)
 
@@ -347,7 +347,7 @@ def _exported(net: Net, way: str, dtype: str, pictures: Tensor, folder: Path) ->
         format=way,
         size=(pictures.shape[-2], pictures.shape[-1]),
         batch=1 if graph.by_tracing else len(pictures),
-        created_by="tools/benchmark.py",
+        created_by="res2net-dense benchmark",
     )
     path = folder / f"{net.name}_{net.backbone}_{len(pictures)}{FORMATS[way]}".replace("+", "_")
     export(graph, path, description)

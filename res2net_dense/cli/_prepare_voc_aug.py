@@ -21,7 +21,7 @@ try:
     from scipy.io import loadmat  # type: ignore[import-untyped]
 except ImportError as error:
     raise MissingDependencyError(
-        f"SBD's files need scipy ({error}); install it with: pip install scipy"
+        f"SBD's files need scipy ({error}); install it with: pip install 'res2net_dense[segmentation]'"
     ) from error
 
 NAMES, MASKS = 10_582, 12_031  # of the whole SBD and VOC2012

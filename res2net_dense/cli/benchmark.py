@@ -30,7 +30,9 @@ TIMM = {"timm": "eager", "timm-channels-last": "channels-last", "timm-compiled":
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", nargs="+", metavar="NAME", help="classifiers by their names")
-    parser.add_argument("--config", metavar="FILE", help="or the model of a configuration (YAML)")
+    parser.add_argument(
+        "--config", metavar="CONFIG", help="or the model of a configuration, a file or a name"
+    )
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="of --config, such as backbone.norm=BN"
     )

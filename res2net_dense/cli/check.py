@@ -16,8 +16,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     from res2net_dense.config import load_config
+    from res2net_dense.data.layouts.listing import some
     from res2net_dense.tasks import get_task
 
     config = load_config(args.config, args.overrides)
-    get_task(config.task).prepare(config)
+    task = get_task(config.task)
+    config = task.prepare(config)
+    for part in ("train", "val"):
+        if getattr(config.data, part) is not None:
+            source = task.open_source(config, train=part == "train")
+            print(f"data.{part}: {len(source)} images of {source.name}")
+    names = task.class_names(config)
+    print(f"{len(names)} classes: {some(names, 12)}")
+    print("no errors found")
     return 0

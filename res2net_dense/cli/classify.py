@@ -83,7 +83,7 @@ def _model(args: argparse.Namespace) -> Classifier:
     """The network of --model and --weights; a file or a full tag says its own."""
     from res2net_dense.convert import read_checkpoint
     from res2net_dense.hub import get_model
-    from res2net_dense.weight_files import is_path
+    from res2net_dense.weight_files import is_path, open_weights
 
     trust = args.trust_pickle
     if args.model:
@@ -91,5 +91,6 @@ def _model(args: argparse.Namespace) -> Classifier:
         return get_model(args.model, weights, trust_pickle=trust)
     if not is_path(args.weights):
         return get_model(args.weights, trust_pickle=trust)
-    checkpoint = read_checkpoint(args.weights, trust_pickle=trust)
-    return get_model(checkpoint.name, args.weights, trust_pickle=trust, **checkpoint.options)
+    file = open_weights(args.weights, trust_pickle=trust)
+    checkpoint = read_checkpoint(file)
+    return get_model(checkpoint.name, file, **checkpoint.options)

@@ -1,14 +1,79 @@
-"""Train Mask R-CNN on drawn data, evaluate it, and predict: all in an empty folder, in minutes."""
+"""Train Mask R-CNN on drawn shapes, evaluate it, and predict on images that it has not seen.
+
+res2net-dense demo [key=value ...]
+
+It needs no download and works in an empty folder. Each step is a command that is shown before it runs.
+"""
 
 from __future__ import annotations
 
 import argparse
+import json
+import shlex
+import shutil
 from pathlib import Path
+
+from res2net_dense import cli
+from res2net_dense.errors import ConfigError
+
+CONFIG = "quick/mask_rcnn_res2net50"
+MARK = "demo.txt"
+"""A file in the run folder of a demo, which the next demo may delete."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, default=Path("output/demo"), help="run folder (output/demo)")
+    parser.add_argument(
+        "--data", type=Path, default=Path("datasets/toy"), help="where the data is drawn (datasets/toy)"
+    )
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help=f"overrides of {CONFIG}, such as train.iterations=50",
+    )
 
 
 def main(args: argparse.Namespace) -> int:
-    raise NotImplementedError
+    output, coco = args.output, args.data / "coco"
+    predictions = output / "predictions"
+    clear(output)
+    parts = [
+        f"data.{part}={json.dumps({'images': str(images), 'annotations': str(annotations)})}"
+        for part in ("train", "val")
+        for images, annotations in [(coco / part, coco / "annotations" / f"{part}.json")]
+    ]
+    debug = ["--debug"] if args.debug else []
+    code = run("toy", "--output", args.data, *debug)
+    if not code:
+        try:
+            code = run("train", "--config", CONFIG, "--output-dir", output, *parts, *args.overrides, *debug)
+        finally:
+            if output.is_dir():
+                (output / MARK).write_text("The next `res2net-dense demo` deletes this folder.\n")
+    if not code:
+        code = run("predict", "--weights", output, "--input", coco / "val", "--output", predictions, *debug)
+    if not code:
+        print(f"run folder: {output} (results.json, metrics.jsonl); predictions: {predictions}")
+    return code
+
+
+def clear(output: Path) -> None:
+    """Delete the run folder of an earlier demo.
+
+    Raises:
+        ConfigError: the folder holds something else.
+    """
+    if (output / MARK).is_file():
+        shutil.rmtree(output)
+    elif output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise ConfigError(
+            f"{output} is not the folder of an earlier demo and is not touched: choose another --output"
+        )
+
+
+def run(*command: str | Path) -> int:
+    """Show a command and run it; returns its exit code."""
+    arguments = list(map(str, command))
+    print(f"$ {cli.PROGRAM} {shlex.join(arguments)}", flush=True)
+    return cli.main(arguments)

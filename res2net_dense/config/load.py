@@ -19,6 +19,7 @@ from pydantic_core import ErrorDetails
 
 from res2net_dense.config.classification import ClassificationConfig
 from res2net_dense.config.detection import DetectionConfig
+from res2net_dense.config.find import find_config
 from res2net_dense.config.saliency import SaliencyConfig
 from res2net_dense.config.schema import Config
 from res2net_dense.config.semantic_segmentation import SegmentationConfig
@@ -43,13 +44,14 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Read a configuration file.
 
     Args:
-        path: The YAML file.
+        path: The YAML file, or the name of one that comes with the package; see `find_config`.
         overrides: Changes to it such as `train.batch_size=2`; the value is read as YAML (`data.train=null`).
 
     Raises:
         ConfigError: A file, a key or a value is wrong.
     """
-    data, places = _read(Path(path), ())
+    path = find_config(path)
+    data, places = _read(path, ())
     places[()] = str(path)
     return _validate(*_overridden(data, places, overrides))
 

@@ -5,9 +5,9 @@ print(checkpoint.report.text())
 backbone = create_backbone(checkpoint.name, **checkpoint.options)
 """
 
+from res2net_dense.convert.checkpoint import Checkpoint, read_checkpoint
 from res2net_dense.convert.dialects import list_dialects
-from res2net_dense.convert.load import check_weights, load_backbone_weights, locate
-from res2net_dense.convert.read import Checkpoint, read_checkpoint
+from res2net_dense.convert.load import check_weights, load_backbone_weights, open_named_weights
 from res2net_dense.convert.report import Report
 from res2net_dense.convert.write import to_dialect, write_checkpoint
 
@@ -17,7 +17,7 @@ __all__ = [
     "check_weights",
     "list_dialects",
     "load_backbone_weights",
-    "locate",
+    "open_named_weights",
     "read_checkpoint",
     "to_dialect",
     "write_checkpoint",

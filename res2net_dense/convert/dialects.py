@@ -268,6 +268,38 @@ DIALECTS: dict[str, Dialect] = {row.name: row for row in _ROWS}
 """By name, in the order in which a file is tried."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Relative:
+    """A published network whose backbone has official names and computes something else."""
+
+    name: str
+    prefix: str
+    """Of its backbone."""
+    parts: tuple[str, ...]
+    """Next to the backbone; no other network has them all."""
+    differs: str
+    """What it does, after its name."""
+
+
+RELATIVES = (
+    Relative(
+        name="InSPyReNet",
+        prefix="backbone.",
+        parts=("context1",),
+        differs="dilates res4 by 2 and the blocks of res5 by 4, 8 and 16 at strides 16 and 32, which is not "
+        "built here: with these weights res4 and res5 differ from its own until they are trained further",
+    ),
+    Relative(
+        name="UACANet",
+        prefix="resnet.",
+        parts=("context2", "attention2"),
+        differs="dilates: UACANet-L as output_stride=16 and dilate_first='full' do here; UACANet-S res4 by 2 "
+        "and res5 by 4 at strides 16 and 32, which is not built here: with its weights res4 and res5 differ "
+        "from its own until they are trained further",
+    ),
+)
+
+
 def list_dialects() -> list[str]:
     """The names `read_checkpoint` and `write_checkpoint` take, sorted."""
     return sorted(DIALECTS)
@@ -277,7 +309,7 @@ def dialect_named(name: str) -> Dialect:
     """The dialect `name`.
 
     Raises:
-        ConfigError: nobody knows it; the message has the nearest ones.
+        ConfigError: it is unknown; the message has the nearest ones.
     """
     if name not in DIALECTS:
         near = difflib.get_close_matches(name, DIALECTS, n=2, cutoff=0.4)

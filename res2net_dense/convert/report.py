@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+BESIDE = "not part of the backbone"
+DEAD = "computed and never used by the official network"
+
 
 @dataclass(frozen=True)
 class Dropped:
@@ -56,6 +59,8 @@ class Report:
     """Whether something says so, and they are not assumed."""
     dilation: dict[str, Any] = field(default_factory=dict)
     """The options of dilated stages, where the file is of a network that may have such; else empty."""
+    differs: str = ""
+    """How the network that the file is of computes something else than any that is built here; else empty."""
     matched: int = 0
     """Tensors that found their place, of `total` that the network has (counters of batches not counted)."""
     total: int = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -12,8 +13,13 @@ import torch
 from torch import Tensor
 
 from res2net_dense.backbones.dla import CHANNELS, DLA
-from res2net_dense.backbones.registry import ARCHITECTURES, Architecture, create_classifier
-from res2net_dense.backbones.res2net import FEATURES, Res2Net
+from res2net_dense.backbones.registry import (
+    ARCHITECTURES,
+    TEST_ARCHITECTURES,
+    Architecture,
+    create_classifier,
+)
+from res2net_dense.backbones.res2net import EXPANSION, FEATURES, Res2Net
 from res2net_dense.errors import CheckpointError
 
 STAGES = 4
@@ -52,6 +58,8 @@ class Structure:
     base_width: int
     scale: int
     cardinality: int
+    planes: int
+    """Of the first stage, 64 in every published network."""
     se: bool
     stage_conv: str
     dcn_stages: tuple[str, ...]
@@ -87,7 +95,9 @@ class Structure:
             "cardinality": self.cardinality,
         }
         if self.stem != "dla":
-            options |= {"se": self.se, "stem": self.stem, "stage_conv": self.stage_conv}
+            options |= {
+                "planes": self.planes, "se": self.se, "stem": self.stem, "stage_conv": self.stage_conv,
+            }  # fmt: skip
         return options
 
     def describe(self) -> str:
@@ -98,6 +108,7 @@ class Structure:
             f"{'-'.join(map(str, self.depths))} blocks",
             f"{self.cardinality}c x {width}" if self.cardinality > 1 else width,
         ]
+        parts += [f"{self.planes} planes"] if self.planes != 64 else []
         parts += ["SE"] if self.se else []
         parts += [f"{self.stage_conv} stage blocks"] if self.stage_conv != "splits" else []
         parts += [f"DCN in {' '.join(self.dcn_stages)}"] if self.dcn_stages else []
@@ -129,7 +140,7 @@ def find_name(structure: Structure) -> tuple[str, dict[str, Any]]:
     """
     wanted = structure.shape()
     found: dict[str, dict[str, Any]] = {}
-    for name, architecture in ARCHITECTURES.items():
+    for name, architecture in (ARCHITECTURES | TEST_ARCHITECTURES).items():
         if (architecture.network is DLA) != (structure.stem == "dla"):
             continue
         theirs = _all_options(architecture)
@@ -194,7 +205,8 @@ def _res2net(state: Mapping[str, Tensor]) -> Structure:
     if "layer1.0.conv3.weight" not in state:
         raise CheckpointError("its blocks are ResNet-18's and 34's, without a third convolution")
     width, scale, cardinality = _block(state, "layer1.1" if depths[0] > 1 else "layer1.0")
-    base_width = width // cardinality  # planes are 64 in the first stage
+    planes = state["layer1.0.conv3.weight"].shape[0] // EXPANSION
+    base_width = math.ceil(width // cardinality * 64 / planes)  # the smallest with this width
     grouped = scale > 1 and "layer1.0.conv2.weight" in state
     dcn = tuple(
         FEATURES[stage]
@@ -208,6 +220,7 @@ def _res2net(state: Mapping[str, Tensor]) -> Structure:
         base_width=base_width,
         scale=scale,
         cardinality=cardinality,
+        planes=planes,
         se=any(".se.fc1." in key for key in state),
         stage_conv="grouped" if grouped else "splits",
         dcn_stages=dcn,
@@ -249,6 +262,7 @@ def _dla(state: Mapping[str, Tensor]) -> Structure:
         base_width=fitting[0],
         scale=scale,
         cardinality=cardinality,
+        planes=64,
         se=False,
         stage_conv="splits",
         dcn_stages=(),

@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from res2net_dense.convert.checkpoint import Checkpoint
 from res2net_dense.convert.dialects import DIALECTS, Dialect, dialect_named
-from res2net_dense.convert.read import Checkpoint
 from res2net_dense.convert.structure import SEMANTICS, structure_of
-from res2net_dense.convert.unwrap import COUNTER
 from res2net_dense.errors import CheckpointError
 from res2net_dense.files import write_atomically
 from res2net_dense.weight_files import save_weights
+from res2net_dense.weight_files.unwrap import COUNTER
 
 _log = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ def to_dialect(state_dict: Mapping[str, Tensor], dialect: str) -> dict[str, Tens
 
     Raises:
         CheckpointError: the library has no such network, or these are no canonical tensors.
-        ConfigError: nobody knows the dialect.
+        ConfigError: the dialect is unknown.
     """
     to = dialect_named(dialect)
     try:

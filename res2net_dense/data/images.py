@@ -137,6 +137,7 @@ def to_pixels(image: str | Path | Image.Image | np.ndarray | torch.Tensor) -> np
         if image.mode == "F" or image.mode.startswith("I"):  # PIL's conversion would saturate it
             raise DatasetError(f"a PIL image of mode {image.mode} has more than 8 bits: pass its path")
         return np.array(ImageOps.exif_transpose(image).convert("RGB"))
+
     if isinstance(image, torch.Tensor):
         if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3 or image.numel() == 0:
             raise DatasetError(

@@ -24,9 +24,9 @@ from torch.optim import Optimizer
 from res2net_dense.engine.distributed import is_main, unwrap
 from res2net_dense.engine.optim import Ema
 from res2net_dense.errors import CheckpointError
-from res2net_dense.files import remove_leftovers, sha256_of, write_atomically
+from res2net_dense.files import remove_leftovers, write_atomically
 from res2net_dense.version import __version__
-from res2net_dense.weight_files import load_strictly, read_torch_or_safetensors, save_weights
+from res2net_dense.weight_files import WeightFile, load_strictly, open_weights, save_weights
 
 FORMAT = 1
 """Goes up when an older version could not read what this one writes."""
@@ -139,12 +139,17 @@ class Checkpointer:
         return path
 
     def latest(self) -> Path | None:
-        """The newest checkpoint that is whole, or None if there are none; as `load_latest`."""
-        found = self.load_latest()
-        return found[0] if found else None
+        """The newest checkpoint that is whole, or None if there are none; as `open_latest`."""
+        found = self.open_latest()
+        return found.path if found else None
 
     def load_latest(self) -> tuple[Path, dict[str, Any]] | None:
-        """The newest checkpoint that is whole with its content, or None if there are none.
+        """Path and content of the newest checkpoint that is whole, or None; as `open_latest`."""
+        found = self.open_latest()
+        return (found.path, found.content) if found else None
+
+    def open_latest(self) -> WeightFile | None:
+        """The newest checkpoint that is whole, opened; None if there are none.
 
         Damaged ones are named in a warning.
 
@@ -156,7 +161,7 @@ class Checkpointer:
             try:
                 if not _sidecar(path).is_file():
                     raise CheckpointError(f"{path} has no {_sidecar(path).name} beside it")
-                return path, self.load(path)
+                return self.open(path)
             except CheckpointError as error:
                 reason = error
                 warnings.warn(f"skipped a checkpoint, going back to the one before: {error}", stacklevel=2)
@@ -169,6 +174,11 @@ class Checkpointer:
 
     @staticmethod
     def load(path: str | Path) -> dict[str, Any]:
+        """The content of a checkpoint; as `open`."""
+        return Checkpointer.open(path).content
+
+    @staticmethod
+    def open(path: str | Path) -> WeightFile:
         """Read a checkpoint on the CPU, checking its sha256 where that lies beside it. Runs no code.
 
         Raises:
@@ -176,15 +186,12 @@ class Checkpointer:
         """
         path = Path(path)
         sidecar = _sidecar(path)
-        if path.is_file() and sidecar.is_file():
-            expected = [
-                line.split()[0] for line in sidecar.read_text(errors="replace").splitlines() if line.split()
-            ]
-            if sha256_of(path) not in expected:
-                raise CheckpointError(
-                    f"{path} is damaged (its sha256 is not the one in {sidecar.name}): use another"
-                )
-        state = read_torch_or_safetensors(path)
+        expected: list[str] = []
+        if sidecar.is_file():
+            words = sidecar.read_text(errors="replace").split()
+            expected = [word for word in words if len(word) == 64] or ["nothing"]
+        file = open_weights(path, sha256=expected)
+        state = file.content
         if not isinstance(state.get("format"), int) or not {"iteration", "model", "optimizer"} <= set(state):
             raise CheckpointError(
                 f"{path} is not a checkpoint of this package: weights alone cannot be resumed from"
@@ -193,7 +200,7 @@ class Checkpointer:
             raise CheckpointError(
                 f"{path} was written by version {state.get('version')}, this is {__version__}: upgrade"
             )
-        return state
+        return file
 
     @staticmethod
     def restore(

@@ -1,7 +1,7 @@
 """Several processes, one a device: PyTorch's own DDP under `torchrun`. With one process everything here does
 nothing.
 
-torchrun --nproc_per_node 8 tools/train_net.py ...
+torchrun --nproc_per_node 8 -m res2net_dense.cli train ...
 """
 
 from __future__ import annotations

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 
 from res2net_dense.errors import ConfigError, DatasetError
-from res2net_dense.evaluation.once import checked_id
+from res2net_dense.evaluation.base import Gather, ImageEvaluator
 from res2net_dense.evaluation.tables import align, show
 from res2net_dense.types import Prediction, Sample
 
@@ -20,7 +19,7 @@ METRICS = ("top1", "top5", "mean_class_accuracy")
 _SHOWN_CLASSES = 30
 
 
-class ClassificationEvaluator:
+class ClassificationEvaluator(ImageEvaluator):
     """Score logits against labels; all scores are percentages.
 
     `evaluate` returns `top1` and `top5` (the share of images whose class is the first, or among the first
@@ -30,74 +29,52 @@ class ClassificationEvaluator:
     not finite, counts as wrong. Of classes with equal logits the first in order is taken.
     """
 
+    unseen = "the others count as wrong"
+
     def __init__(
         self,
         labels: Sequence[int] | np.ndarray,
         *,
         class_names: Sequence[str],
-        gather: Callable[[Any], list[Any]] | None = None,
+        gather: Gather | None = None,
     ) -> None:
         """Take the ground truth.
 
         Args:
             labels: (N,) the class of each image; an image's id is its place in this list.
             class_names: in label order.
-            gather: collects an object of each process into a list, on each process; default: one process.
+            gather: see `base.Gather`; None for one process.
 
         Raises:
             ConfigError: class names repeat.
             DatasetError: a label has no class name.
         """
         self.labels = np.asarray(labels, dtype=np.int64)
-        self.class_names = tuple(class_names)
-        if len(set(self.class_names)) < len(self.class_names):
-            raise ConfigError(f"class names must differ, these do not: {', '.join(self.class_names[:5])}")
+        super().__init__(range(len(self.labels)), class_names=class_names, gather=gather)
         if len(self.labels) and not 0 <= self.labels.min() <= self.labels.max() < len(self.class_names):
             raise DatasetError(
                 f"labels go from {self.labels.min()} to {self.labels.max()}, but there are only "
                 f"{len(self.class_names)} class names"
             )
-        self._gather = gather or (lambda obj: [obj])
         self.reset()
 
-    def reset(self) -> None:
-        """Forget all predictions and results."""
-        self._ranks: dict[int, int] = {}
-        self._results: dict[str, float] = {}
-
-    def process(self, inputs: Sequence[Sample], outputs: Sequence[Prediction]) -> None:
-        """Take in one batch; of each image only the place of its class among the logits is kept.
-
-        Args:
-            inputs: the samples; only `image_id` is read.
-            outputs: their predictions.
-
-        Raises:
-            DatasetError: an image is not in the set, or comes twice.
-            ConfigError: the model has another number of classes.
-        """
-        for sample, prediction in zip(inputs, outputs, strict=True):
-            image_id = checked_id(sample, len(self.labels), self._ranks)
-            logits = prediction["logits"].detach().float().cpu()
-            if len(logits) != len(self.class_names):
-                raise ConfigError(
-                    f"the model has {len(logits)} classes, the data {len(self.class_names)}; set "
-                    "model.num_classes and data.class_names to those it was trained with"
-                )
-            self._ranks[image_id] = _rank(logits, int(self.labels[image_id]))
+    def _take(self, image_id: int, sample: Sample, prediction: Prediction) -> int:
+        """Of each image only the place of its class among the logits is kept."""
+        logits = prediction["logits"].detach().float().cpu()
+        if len(logits) != len(self.class_names):
+            raise ConfigError(
+                f"the model has {len(logits)} classes, the data {len(self.class_names)}; set "
+                "model.num_classes and data.class_names to those it was trained with"
+            )
+        return _rank(logits, int(self.labels[image_id]))
 
     def evaluate(self) -> dict[str, float]:
         """Gather over all processes and score; every process gets the same result."""
-        merged: dict[int, int] = {}
-        for part in self._gather(self._ranks):
-            merged |= part
-        self._ranks = merged
+        self._gather_images()
         total, classes = len(self.labels), len(self.class_names)
-        if len(merged) < total:
-            _log.warning("only %d of %d images were evaluated; the others count as wrong", len(merged), total)
         ranks = np.full(total, classes)
-        ranks[list(merged)] = list(merged.values())
-        if not_finite := sum(rank == classes for rank in merged.values()):
+        ranks[list(self._seen)] = list(self._seen.values())
+        if not_finite := sum(rank == classes for rank in self._seen.values()):
             _log.warning("the logits of %d images are not finite; they count as wrong", not_finite)
 
         counts = np.bincount(self.labels, minlength=classes)

@@ -11,13 +11,14 @@ import importlib.util
 import io
 import logging
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
 import torch
 
 from res2net_dense.errors import ConfigError, DatasetError, MissingDependencyError
+from res2net_dense.evaluation.base import Gather, ImageEvaluator
 from res2net_dense.evaluation.tables import align, show
 from res2net_dense.types import Prediction, Sample
 
@@ -27,7 +28,7 @@ try:
     from pycocotools.cocoeval import COCOeval
 except ImportError as error:
     raise MissingDependencyError(
-        "COCO evaluation needs pycocotools; install it with: pip install -e '.[detection]'"
+        "COCO evaluation needs pycocotools; install it with: pip install 'res2net_dense[detection]'"
     ) from error
 
 Backend = Literal["auto", "pycocotools", "faster_coco_eval"]
@@ -98,7 +99,7 @@ def _encode_masks(masks: torch.Tensor) -> list[Record]:
     return [{"size": [int(n) for n in rle["size"]], "counts": rle["counts"].decode()} for rle in rles]
 
 
-class CocoEvaluator:
+class CocoEvaluator(ImageEvaluator):
     """Score boxes and masks by COCO's rules; all scores are percentages.
 
     `evaluate` returns, for each of `iou_types`, `AP AP50 AP75 APs APm APl AR1 AR10 AR100 ARs ARm ARl` as
@@ -106,6 +107,8 @@ class CocoEvaluator:
     ground truth of that class or size) is NaN and has no part in the means. The scores are over all images of
     the ground truth, seen or not.
     """
+
+    unseen = "objects of the others count as missed"
 
     def __init__(
         self,
@@ -116,7 +119,7 @@ class CocoEvaluator:
         iou_types: Sequence[str] = ("bbox", "segm"),
         backend: Backend = "auto",
         max_detections: int = 100,
-        gather: Callable[[Any], list[Any]] | None = None,
+        gather: Gather | None = None,
     ) -> None:
         """Take the ground truth, which is not changed.
 
@@ -127,7 +130,7 @@ class CocoEvaluator:
             iou_types: of `bbox` and `segm`.
             backend: the scorer; `auto` takes faster-coco-eval where it is installed.
             max_detections: so many of the best scored detections of an image count (COCO: 100).
-            gather: collects an object of each process into a list, on each process; default: one process.
+            gather: see `base.Gather`; None for one process.
 
         Raises:
             ConfigError: an argument is wrong, no category has a class name, or masks are to be scored and
@@ -140,14 +143,12 @@ class CocoEvaluator:
             raise ConfigError(f"max_detections is {max_detections}; it must be at least 1")
         self.iou_types = tuple(iou_types)
         self.backend = _resolve_backend(backend)
-        self.class_names = tuple(class_names)
         self._max_detections = max_detections
-        self._gather = gather or (lambda obj: [obj])
-        self.name = name
         # The scorers break ties by image id and order classes by category id: their order must stay.
         self._images = {
             image["id"]: {**image, "id": number} for number, image in enumerate(_by_id(truth["images"]), 1)
         }
+        super().__init__(self._images, class_names=class_names, gather=gather, name=name)
         self._categories = {
             entry["id"]: {**entry, "id": number}
             for number, entry in enumerate(_by_id(truth["categories"]), 1)
@@ -168,8 +169,6 @@ class CocoEvaluator:
         """Find the category id of every label by name."""
         names = self.class_names
         ids = {entry["name"]: category_id for category_id, entry in self._categories.items()}
-        if len(set(names)) < len(names):
-            raise ConfigError(f"class names must differ from each other, these do not: {', '.join(names)}")
         absent = [name for name in names if name not in ids]
         if len(absent) == len(names):
             raise ConfigError(
@@ -188,72 +187,32 @@ class CocoEvaluator:
         self._reported = {name: ids.get(name) for name in (*names, *unknown)}
         return [ids.get(name) for name in names]
 
-    def reset(self) -> None:
-        """Forget all predictions and results."""
-        self._records: dict[int | str, list[Record]] = {}
-        self._results: dict[str, float] = {}
-
-    def process(self, inputs: Sequence[Sample], outputs: Sequence[Prediction]) -> None:
-        """Take in one batch; only run-length encoded masks are kept.
-
-        Args:
-            inputs: the samples; only `image_id` is read.
-            outputs: their predictions at original size.
-
-        Raises:
-            DatasetError: an image is not in the ground truth, comes twice, or has another size there.
-            ConfigError: masks are to be scored and the model gives none, or a label has no class name.
-        """
-        for sample, prediction in zip(inputs, outputs, strict=True):
-            image_id = sample["image_id"]
-            image = self._images.get(image_id)
-            if image is None:
+    def _take(self, image_id: Any, sample: Sample, prediction: Prediction) -> list[Record]:
+        """Only run-length encoded masks are kept."""
+        if "segm" in self.iou_types and "masks" not in prediction and len(prediction["scores"]):
+            raise ConfigError("masks are to be scored but the model gives none; evaluate boxes only (bbox)")
+        records = prediction_to_records(prediction, image_id, self.category_ids)
+        if records and "segm" in self.iou_types:
+            image, (height, width) = self._images[image_id], records[0]["segmentation"]["size"]
+            if (height, width) != (image["height"], image["width"]):
                 raise DatasetError(
-                    f"{self.name}: has no image with id {image_id!r}; evaluate this file's images"
+                    f"{self.name}: image {image_id!r} is {image['width']}x{image['height']} "
+                    f"but its predicted masks are {width}x{height}; correct the size in the file"
                 )
-            if image_id in self._records:
-                raise DatasetError(
-                    f"image {image_id!r} was evaluated twice; call reset() before another evaluation"
-                )
-            if "segm" in self.iou_types and "masks" not in prediction and len(prediction["scores"]):
-                raise ConfigError(
-                    "masks are to be scored but the model gives none; evaluate boxes only (bbox)"
-                )
-            records = prediction_to_records(prediction, image_id, self.category_ids)
-            if records and "segm" in self.iou_types:
-                height, width = records[0]["segmentation"]["size"]
-                if (height, width) != (image["height"], image["width"]):
-                    raise DatasetError(
-                        f"{self.name}: image {image_id!r} is {image['width']}x{image['height']} "
-                        f"but its predicted masks are {width}x{height}; correct the size in the file"
-                    )
-            self._records[image_id] = records
+        return records
 
     def records(self) -> list[Record]:
         """All detections in COCO's results format, by image id; after `evaluate` those of all processes."""
-        return [record for i in self._images if i in self._records for record in self._records[i]]
+        return [record for i in self._images if i in self._seen for record in self._seen[i]]
 
     def evaluate(self) -> dict[str, float]:
         """Gather over all processes and score; every process gets the same result."""
-        merged: dict[int | str, list[Record]] = {}
-        for part in self._gather(self._records):
-            # a sampler that pads gives an image to two processes; it counts once
-            merged = {**part, **merged}
-        self._records = merged
-
-        total = len(self._images)
-        if len(merged) < total:
-            logger.warning(
-                "only %d of the %d images of %s were evaluated; objects of the others count as missed",
-                len(merged),
-                total,
-                self.name,
-            )
+        self._gather_images()
         records = self.records()
         if not records:
             logger.warning(
                 "no detections at all on %d images, so all scores are 0: none was above the score threshold",
-                len(merged),
+                len(self._seen),
             )
         self._results = {}
         for iou_type in self.iou_types:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 
 from res2net_dense.errors import ConfigError, DatasetError
-from res2net_dense.evaluation.once import checked_id, join
+from res2net_dense.evaluation.base import Gather, ImageEvaluator
 from res2net_dense.evaluation.saliency_measures import ImageScores, f_measure, score_map
 from res2net_dense.evaluation.tables import align, show
 from res2net_dense.types import Prediction, Sample
@@ -101,7 +100,7 @@ class SaliencyScores:
         return self._sums * _UNIT / self.count
 
 
-class SaliencyEvaluator:
+class SaliencyEvaluator(ImageEvaluator):
     """Score saliency maps against masks, one set of images or several.
 
     All scores are in [0, 1], but for E, which by its definition can pass 1 by 1 / (pixels - 1).
@@ -110,13 +109,15 @@ class SaliencyEvaluator:
     prediction counts as a map of zeros, and a warning says how many there were.
     """
 
+    unseen = "the others count as maps of zeros"
+
     def __init__(
         self,
         read_mask: Callable[[int], np.ndarray],
         sets: Sequence[tuple[str, int]],
         *,
         rescale: bool = True,
-        gather: Callable[[Any], list[Any]] | None = None,
+        gather: Gather | None = None,
     ) -> None:
         """Take the ground truth, which is read when it is needed.
 
@@ -124,7 +125,7 @@ class SaliencyEvaluator:
             read_mask: gives of an image's id its mask, (H, W) bool.
             sets: name and number of images of each; ids run on from set to set, from 0.
             rescale: stretch each map to its own minimum and maximum first, as PySODMetrics does.
-            gather: collects an object of each process into a list, on each process; default: one process.
+            gather: see `base.Gather`; None for one process.
 
         Raises:
             ConfigError: there is no set, or two have one name.
@@ -136,39 +137,27 @@ class SaliencyEvaluator:
                 f"sets to be scored need names that differ, these do not: {', '.join(names) or 'none'}"
             )
         self.count = sum(count for _, count in self.sets)
+        super().__init__(range(self.count), gather=gather)
         self.rescale = rescale
         self._read_mask = read_mask
-        self._gather = gather or (lambda obj: [obj])
         self._ends = np.cumsum([count for _, count in self.sets])
         self.reset()
 
     def reset(self) -> None:
         """Forget all predictions and results."""
-        self._seen: set[int] = set()
+        super().reset()
         self._scores = [SaliencyScores() for _ in self.sets]
-        self._results: dict[str, dict[str, float]] = {}
+        self._of_sets: dict[str, dict[str, float]] = {}
 
-    def process(self, inputs: Sequence[Sample], outputs: Sequence[Prediction]) -> None:
-        """Take in one batch; only sums are kept.
-
-        Args:
-            inputs: the samples; only `image_id` is read, and `file_name` for messages.
-            outputs: their predictions, `saliency` (H, W) in [0, 1] at the original size.
-
-        Raises:
-            DatasetError: an image is not in a set, comes twice, or has a mask of another size or one that
-                cannot be read, or its map is not finite or not in [0, 1].
-        """
-        for sample, prediction in zip(inputs, outputs, strict=True):
-            image_id = checked_id(sample, self.count, self._seen)
-            mask, saliency = self._read_mask(image_id), prediction["saliency"].detach().float().cpu().numpy()
-            try:
-                scores = score_map(saliency, mask, rescale=self.rescale)
-            except DatasetError as error:
-                name = sample.get("file_name", "without a name")
-                raise DatasetError(f"image {image_id} ({name}): {error}") from error
-            self._scores[self._set_of(image_id)].add(scores)
-            self._seen.add(image_id)
+    def _take(self, image_id: int, sample: Sample, prediction: Prediction) -> None:
+        """Only sums are kept."""
+        mask, saliency = self._read_mask(image_id), prediction["saliency"].detach().float().cpu().numpy()
+        try:
+            scores = score_map(saliency, mask, rescale=self.rescale)
+        except DatasetError as error:
+            name = sample.get("file_name", "without a name")
+            raise DatasetError(f"image {image_id} ({name}): {error}") from error
+        self._scores[self._set_of(image_id)].add(scores)
 
     def evaluate(self) -> dict[str, float]:
         """Gather over all processes and score; every process gets the same result.
@@ -178,37 +167,31 @@ class SaliencyEvaluator:
                 cannot be read.
         """
         parts = self._gather((self._seen, self._scores))
-        seen = join([ids for ids, _ in parts])
+        seen = self._join_seen([ids for ids, _ in parts])
         totals = [SaliencyScores() for _ in self.sets]
         for _, scores in parts:
             for total, part in zip(totals, scores, strict=True):
                 total.merge(part)
-        if len(seen) < self.count:
-            _log.warning(
-                "only %d of %d images were evaluated; the others count as maps of zeros",
-                len(seen),
-                self.count,
-            )
         for image_id in sorted(set(range(self.count)) - seen):
             mask = self._read_mask(image_id)
             nothing = np.zeros(mask.shape, dtype=np.uint8)
             totals[self._set_of(image_id)].add(score_map(nothing, mask, rescale=self.rescale))
-        self._results = {name: total.metrics() for (name, _), total in zip(self.sets, totals, strict=True)}
+        self._of_sets = {name: total.metrics() for (name, _), total in zip(self.sets, totals, strict=True)}
         if len(self.sets) == 1:
-            return dict(self._results[self.sets[0][0]])
+            return dict(self._of_sets[self.sets[0][0]])
         return {
             f"{name}/{metric}": value
-            for name, metrics in self._results.items()
+            for name, metrics in self._of_sets.items()
             for metric, value in metrics.items()
         }
 
     def table(self) -> str:
         """The last results to read, a row a set, and their protocols; empty before `evaluate`."""
-        if not self._results:
+        if not self._of_sets:
             return ""
         rows = [["set", "images", *_COLUMNS]]
         for name, count in self.sets:
-            scores = self._results[name]
+            scores = self._of_sets[name]
             rows.append([name, str(count), *(show(scores[metric], 4) for metric in _COLUMNS)])
         width = max(map(len, _COLUMNS))
         notes = [f"{metric:{width}}  {PROTOCOLS[metric]}" for metric in _COLUMNS]

@@ -20,7 +20,7 @@ try:
     import cv2
 except ImportError as error:
     raise MissingDependencyError(
-        "the measures of saliency need OpenCV; install it with: pip install -e '.[saliency]'"
+        "the measures of saliency need OpenCV; install it with: pip install 'res2net_dense[saliency]'"
     ) from error
 
 _VALUES = 256

@@ -5,12 +5,11 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 
 from res2net_dense.errors import ConfigError, DatasetError
-from res2net_dense.evaluation.once import checked_id, join
+from res2net_dense.evaluation.base import Gather, ImageEvaluator
 from res2net_dense.evaluation.tables import align, show
 from res2net_dense.types import IGNORE_INDEX, Prediction, Sample
 
@@ -77,7 +76,7 @@ def boundary_bands(labels: np.ndarray) -> np.ndarray:
     return bands
 
 
-class SemanticEvaluator:
+class SemanticEvaluator(ImageEvaluator):
     """Score label maps against masks; all scores are percentages.
 
     `evaluate` returns, over the pixels of the whole set (not as a mean over images) that are not 255:
@@ -94,13 +93,15 @@ class SemanticEvaluator:
     misses of the others. All pixels of an image without a prediction are misses.
     """
 
+    unseen = "all pixels of the others count as missed"
+
     def __init__(
         self,
         read_mask: Callable[[int], np.ndarray],
         count: int,
         *,
         class_names: Sequence[str],
-        gather: Callable[[Any], list[Any]] | None = None,
+        gather: Gather | None = None,
     ) -> None:
         """Take the ground truth, which is read when it is needed.
 
@@ -108,55 +109,38 @@ class SemanticEvaluator:
             read_mask: gives of an image's id its mask, (H, W) integers, 255 is ignored.
             count: number of images; their ids are 0 to `count` - 1.
             class_names: in label order, the background among them.
-            gather: collects an object of each process into a list, on each process; default: one process.
+            gather: see `base.Gather`; None for one process.
 
         Raises:
             ConfigError: class names repeat, or are none or too many.
         """
-        self.class_names = tuple(class_names)
-        if len(set(self.class_names)) < len(self.class_names):
-            raise ConfigError(f"class names must differ, these do not: {', '.join(self.class_names[:5])}")
+        super().__init__(range(count), class_names=class_names, gather=gather)
         if not 1 <= len(self.class_names) <= IGNORE_INDEX:
             raise ConfigError(
                 f"there are {len(self.class_names)} class names; a mask holds 1 to {IGNORE_INDEX} classes"
             )
         self.count = count
         self._read_mask = read_mask
-        self._gather = gather or (lambda obj: [obj])
         self.reset()
 
     def reset(self) -> None:
         """Forget all predictions and results."""
+        super().reset()
         classes = len(self.class_names)
-        self._seen: set[int] = set()
         self._confusion = np.zeros((classes, classes), dtype=np.int64)
         self._boundary = np.zeros((2, classes), dtype=np.int64)  # intersections and unions
-        self._results: dict[str, float] = {}
         self._pixels = np.zeros(classes, dtype=np.int64)
 
-    def process(self, inputs: Sequence[Sample], outputs: Sequence[Prediction]) -> None:
-        """Take in one batch; only counts are kept.
-
-        Args:
-            inputs: the samples; only `image_id` is read.
-            outputs: their predictions, `sem_seg` (H, W) integers at the original size.
-
-        Raises:
-            DatasetError: an image is not in the set, comes twice, or has a mask of another size, or one that
-                cannot be read.
-            ConfigError: a label has no class name.
-        """
-        for sample, prediction in zip(inputs, outputs, strict=True):
-            image_id = checked_id(sample, self.count, self._seen)
-            truth, labels = self._read_mask(image_id), prediction["sem_seg"].detach().cpu().numpy()
-            if truth.shape != labels.shape:
-                raise DatasetError(
-                    f"image {image_id} ({sample.get('file_name', 'without a name')}): its mask is "
-                    f"{_size(truth)} but its prediction {_size(labels)}; both must have the picture's size"
-                )
-            self._confusion += confusion_matrix(truth, labels, len(self.class_names))
-            self._boundary += _boundary_counts(truth, labels, len(self.class_names))
-            self._seen.add(image_id)
+    def _take(self, image_id: int, sample: Sample, prediction: Prediction) -> None:
+        """Only counts are kept."""
+        truth, labels = self._read_mask(image_id), prediction["sem_seg"].detach().cpu().numpy()
+        if truth.shape != labels.shape:
+            raise DatasetError(
+                f"image {image_id} ({sample.get('file_name', 'without a name')}): its mask is "
+                f"{_size(truth)} but its prediction {_size(labels)}; both must have the image's size"
+            )
+        self._confusion += confusion_matrix(truth, labels, len(self.class_names))
+        self._boundary += _boundary_counts(truth, labels, len(self.class_names))
 
     def evaluate(self) -> dict[str, float]:
         """Gather over all processes and score; every process gets the same result.
@@ -166,16 +150,10 @@ class SemanticEvaluator:
                 cannot be read.
         """
         parts = self._gather((self._seen, self._confusion, self._boundary))
-        seen = join([ids for ids, _, _ in parts])
+        seen = self._join_seen([ids for ids, _, _ in parts])
         confusion = np.sum([matrix for _, matrix, _ in parts], axis=0)
         intersections, unions = np.sum([counts for _, _, counts in parts], axis=0)
         pixels = confusion.sum(axis=1)
-        if len(seen) < self.count:
-            _log.warning(
-                "only %d of %d images were evaluated; all pixels of the others count as missed",
-                len(seen),
-                self.count,
-            )
         for image_id in sorted(set(range(self.count)) - seen):
             truth = self._read_mask(image_id)
             pixels += _count_classes(_true_labels(truth, len(pixels)), len(pixels))

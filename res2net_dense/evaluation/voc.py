@@ -9,14 +9,14 @@ threshold is right and later ones are wrong; one that belongs to a `difficult` o
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 
 from res2net_dense.errors import ConfigError, DatasetError
-from res2net_dense.evaluation.once import checked_id
+from res2net_dense.evaluation.base import Gather, ImageEvaluator
 from res2net_dense.evaluation.tables import align, show
 from res2net_dense.types import Prediction, Sample
 
@@ -166,7 +166,7 @@ def _average_precision(
     return 100 * float(highest[places[places < len(right)]].sum()) / 11
 
 
-class VocEvaluator:
+class VocEvaluator(ImageEvaluator):
     """Score boxes by VOC's rules; all scores are percentages.
 
     `evaluate` returns `bbox/AP` (the mean over IoU 0.50, 0.55, ..., 0.95), `bbox/AP50` (VOC's own mAP) and
@@ -179,13 +179,15 @@ class VocEvaluator:
     width, so the overlaps are the kit's.
     """
 
+    unseen = "the objects of the others count as missed"
+
     def __init__(
         self,
         ground_truth: Sequence[tuple[Any, Any, Any]],
         *,
         class_names: Sequence[str],
         method: Method = "area",
-        gather: Callable[[Any], list[Any]] | None = None,
+        gather: Gather | None = None,
     ) -> None:
         """Take the ground truth.
 
@@ -194,77 +196,46 @@ class VocEvaluator:
                 of its objects; an image's id is its place in this list.
             class_names: in label order.
             method: as in `voc_ap`.
-            gather: collects an object of each process into a list, on each process; default: one process.
+            gather: see `base.Gather`; None for one process.
 
         Raises:
             ConfigError: class names repeat, or the method is unknown.
             DatasetError: a label has no class name, a box is not finite, or the lengths differ.
         """
         _check_method(method)
-        self.class_names = tuple(class_names)
-        if len(set(self.class_names)) < len(self.class_names):
-            raise ConfigError(f"class names must differ, these do not: {', '.join(self.class_names[:5])}")
+        super().__init__(range(len(ground_truth)), class_names=class_names, gather=gather)
         self.method = method
-        self._gather = gather or (lambda obj: [obj])
-        self._count = len(ground_truth)
         parts = [_truth(index, *objects, len(self.class_names)) for index, objects in enumerate(ground_truth)]
-        self._images = np.repeat(np.arange(self._count), [len(labels) for _, labels, _ in parts])
+        self._images = np.repeat(np.arange(len(parts)), [len(labels) for _, labels, _ in parts])
         self._boxes = np.concatenate([np.zeros((0, 4)), *(boxes for boxes, _, _ in parts)])
         self._labels = np.concatenate([np.zeros(0, np.int64), *(labels for _, labels, _ in parts)])
         self._difficult = np.concatenate([np.zeros(0, bool), *(flags for _, _, flags in parts)])
         self.reset()
 
-    def reset(self) -> None:
-        """Forget all predictions and results."""
-        self._detections: dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
-        self._results: dict[str, float] = {}
-
-    def process(self, inputs: Sequence[Sample], outputs: Sequence[Prediction]) -> None:
-        """Take in one batch; detections whose score or box is not finite are left out with a warning.
-
-        Args:
-            inputs: the samples; only `image_id` is read.
-            outputs: their predictions: `boxes`, `labels` and `scores`.
-
-        Raises:
-            DatasetError: an image is not in the set, or comes twice.
-            ConfigError: a label has no class name.
-        """
-        for sample, prediction in zip(inputs, outputs, strict=True):
-            image_id = checked_id(sample, self._count, self._detections)
-            boxes, labels, scores = (prediction[key].detach().cpu() for key in ("boxes", "labels", "scores"))
-            if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(self.class_names):
-                raise ConfigError(
-                    f"the model predicts label {int(labels.max())} but the data has only "
-                    f"{len(self.class_names)} classes; set the number of classes and the class names to "
-                    "those it was trained with"
-                )
-            finite = torch.isfinite(scores) & torch.isfinite(boxes).all(dim=1)
-            if not finite.all():
-                _log.warning(
-                    "image %d: left out %d detections whose score or box is not finite",
-                    image_id,
-                    int((~finite).sum()),
-                )
-            self._detections[image_id] = (
-                boxes[finite].double().numpy(),
-                labels[finite].numpy(),
-                scores[finite].double().numpy(),
+    def _take(
+        self, image_id: int, sample: Sample, prediction: Prediction
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Detections whose score or box is not finite are left out with a warning."""
+        boxes, labels, scores = (prediction[key].detach().cpu() for key in ("boxes", "labels", "scores"))
+        if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(self.class_names):
+            raise ConfigError(
+                f"the model predicts label {int(labels.max())} but the data has only "
+                f"{len(self.class_names)} classes; set the number of classes and the class names to "
+                "those it was trained with"
             )
+        finite = torch.isfinite(scores) & torch.isfinite(boxes).all(dim=1)
+        if not finite.all():
+            _log.warning(
+                "image %d: left out %d detections whose score or box is not finite",
+                image_id,
+                int((~finite).sum()),
+            )
+        return boxes[finite].double().numpy(), labels[finite].numpy(), scores[finite].double().numpy()
 
     def evaluate(self) -> dict[str, float]:
         """Gather over all processes and score; every process gets the same result."""
-        merged: dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
-        for part in self._gather(self._detections):
-            # a sampler that pads gives an image to two processes; it counts once
-            merged = {**part, **merged}
-        self._detections = merged
-        if len(merged) < self._count:
-            _log.warning(
-                "only %d of %d images were evaluated; the objects of the others count as missed",
-                len(merged),
-                self._count,
-            )
+        self._gather_images()
+        merged: dict[Any, tuple[np.ndarray, np.ndarray, np.ndarray]] = self._seen
         ids = sorted(merged)  # equal scores rank by image, in whatever order they came
         images = np.repeat(ids, [len(merged[i][2]) for i in ids]).astype(np.int64)
         boxes = np.concatenate([np.zeros((0, 4)), *(merged[i][0] for i in ids)])

@@ -18,7 +18,6 @@ from torch import Tensor
 
 from res2net_dense.backbones import create_backbone
 from res2net_dense.backbones.registry import Backbone as Network
-from res2net_dense.convert import load_backbone_weights
 from res2net_dense.errors import ConfigError, MissingDependencyError
 
 # detectron2 calls what newer torch versions deprecate. Its users can do nothing about these three, so they
@@ -34,7 +33,7 @@ try:
         from detectron2.modeling.backbone.fpn import FPN, LastLevelMaxPool
 except ImportError as error:
     raise MissingDependencyError(
-        f"detection needs detectron2 ({error}); `python tools/doctor.py` names the command that installs it"
+        f"detection needs detectron2 ({error}); `res2net-dense doctor` names the command that installs it"
     ) from error
 
 
@@ -97,6 +96,7 @@ def build_res2net_backbone_dense(cfg: CfgNode, input_shape: ShapeSpec) -> Res2Ne
     node = cfg.MODEL.RES2NET
     net = create_backbone(
         node.NAME,
+        weights=node.WEIGHTS or None,
         in_channels=input_shape.channels,
         out_features=node.OUT_FEATURES,
         norm=node.NORM,
@@ -105,8 +105,6 @@ def build_res2net_backbone_dense(cfg: CfgNode, input_shape: ShapeSpec) -> Res2Ne
         checkpoint_activations=node.CHECKPOINT_ACTIVATIONS,
         **{key.lower(): node[key] for key, default in _OPTIONS.items() if node[key] != default},
     )
-    if node.WEIGHTS:
-        load_backbone_weights(net, node.NAME, node.WEIGHTS)
     return Res2NetBackbone(net)
 
 

@@ -18,13 +18,19 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
 from res2net_dense.backbones import create_backbone
 from res2net_dense.backbones.dla import DLA
-from res2net_dense.backbones.registry import ARCHITECTURES, canonical_name
+from res2net_dense.backbones.registry import (
+    ARCHITECTURES,
+    TEST_ARCHITECTURES,
+    BackboneOptions,
+    canonical_name,
+    find_architecture,
+)
 from res2net_dense.backbones.res2net import FEATURES
 from res2net_dense.backbones.weights import WEIGHTS, find_weights
 from res2net_dense.convert import load_backbone_weights
@@ -36,8 +42,13 @@ try:
 except ImportError as error:
     raise MissingDependencyError(
         f"segmentation needs segmentation_models_pytorch ({error}); install it with "
-        '`pip install -e ".[segmentation]"`'
+        "`pip install 'res2net_dense[segmentation]'`"
     ) from error
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from res2net_dense.weight_files import WeightFile
 
 PREFIX = "r2d-"
 
@@ -54,9 +65,7 @@ class Encoder(nn.Module, EncoderMixin):  # type: ignore[misc]  # smp is untyped
     Args:
         name: of the network, see `create_backbone`.
         depth: features besides the picture, 1 to 5; stages past the last one are not built.
-        output_stride: 32, 16 or 8; the last stages dilate instead, by our rules.
-        in_channels: channels of the picture.
-        **options: of `create_backbone`.
+        **options: of `create_backbone`; `out_features` is set from `depth`.
 
     Attributes:
         semantics, dilation_rules: see `Res2Net`.
@@ -65,27 +74,21 @@ class Encoder(nn.Module, EncoderMixin):  # type: ignore[misc]  # smp is untyped
         ConfigError: an argument has no meaning.
     """
 
-    def __init__(
-        self, name: str, *, depth: int = 5, output_stride: int = 32, in_channels: int = 3, **options: Any
-    ) -> None:
+    def __init__(self, name: str, *, depth: int = 5, **options: Unpack[BackboneOptions]) -> None:
         super().__init__()
+        output_stride, in_channels = options.get("output_stride", 32), options.get("in_channels", 3)
         if depth not in range(1, 6):
             raise EncoderError(f"depth is {depth!r}; an encoder has 1 to 5 features besides the picture")
         if output_stride not in (8, 16, 32):
             raise EncoderError(f"output_stride is {output_stride!r}; allowed: 8, 16, 32")
         self._name = canonical_name(name)
-        if {**ARCHITECTURES[self._name].options, **options}.get("stem") == "3x3":
+        if {**find_architecture(name).options, **options}.get("stem") == "3x3":
             raise EncoderError(
                 f"{name} with a 3x3 stem is for small pictures and never shrinks them as an encoder of smp "
                 "must; choose a network with another stem"
             )
-        network = create_backbone(
-            name,
-            in_channels=in_channels,
-            output_stride=output_stride,
-            out_features=FEATURES[:depth],
-            **options,
-        )
+        options["out_features"] = FEATURES[:depth]
+        network = create_backbone(name, **options)
         # The feature of stride 2 is the map before the max pool.
         stem = "level1" if isinstance(network, DLA) else "relu"
         self._ends = [stem, *network.stages]
@@ -152,26 +155,30 @@ class Encoder(nn.Module, EncoderMixin):  # type: ignore[misc]  # smp is untyped
 
 
 def build_encoder(
-    name: str, *, depth: int = 5, output_stride: int = 32, in_channels: int = 3, **options: Any
+    name: str,
+    *,
+    weights: str | Path | WeightFile | None = None,
+    trust_pickle: bool = False,
+    depth: int = 5,
+    **options: Unpack[BackboneOptions],
 ) -> Encoder:
-    """Build the encoder of the network `name` with random weights, for `model.encoder` of an smp model.
+    """Build the encoder of the network `name` and load its weights, for `model.encoder` of an smp model.
 
     Args:
         name: one of `list_backbones()` or an alias, with or without `r2d-`.
-        depth, output_stride, in_channels: see `Encoder`; they must be those that the model was built with.
-        **options: of `create_backbone`, such as `norm`, `freeze_at`, `drop_path_rate`,
-            `checkpoint_activations`, `stage_pool` and `dcn_stages`.
+        weights, trust_pickle: see `create_backbone`.
+        depth: see `Encoder`; like `output_stride` and `in_channels` it must be that of the model.
+        **options: of `create_backbone`.
 
     Raises:
         ConfigError: an argument has no meaning.
+        CheckpointError: the weights cannot be had or read, or are another network's.
     """
-    return Encoder(
-        name.removeprefix(PREFIX),
-        depth=depth,
-        output_stride=output_stride,
-        in_channels=in_channels,
-        **options,
-    )
+    name = name.removeprefix(PREFIX)
+    encoder = Encoder(name, depth=depth, **options)
+    if weights is not None:
+        load_backbone_weights(encoder, name, weights, trust_pickle=trust_pickle)
+    return encoder
 
 
 @dataclass(frozen=True)
@@ -244,7 +251,7 @@ def _read(reference: _Reference, **_: Any) -> _Reference:
 
 _hook("hf_hub_download", _download)
 _hook("load_file", _read)
-for _name, _architecture in ARCHITECTURES.items():
+for _name, _architecture in (ARCHITECTURES | TEST_ARCHITECTURES).items():
     if _architecture.options.get("stem") != "3x3":
         smp_encoders.encoders[PREFIX + _name] = {
             "encoder": Encoder,

@@ -1,4 +1,4 @@
-"""How fast the contestants of `tools/benchmark.py` are, as bars."""
+"""How fast the contestants of `res2net-dense benchmark` are, as bars."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def require_matplotlib() -> type[Figure]:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise MissingDependencyError(
-            "a picture of the benchmark needs matplotlib; install it with: pip install -e '.[saliency]'"
+            "a chart needs matplotlib; install it with: pip install 'res2net_dense[saliency]'"
         ) from error
     return Figure
 
@@ -38,7 +38,7 @@ def plot_benchmark(results: Sequence[Mapping[str, Any]], *, caption: str = "") -
     middle half of the rounds; the text has the median and the images a second.
 
     Args:
-        results: `results` of the JSON of `tools/benchmark.py`.
+        results: `results` of the JSON of `res2net-dense benchmark`.
         caption: below the panels: machine and settings.
 
     Returns:

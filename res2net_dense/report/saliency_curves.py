@@ -37,7 +37,7 @@ def plot_curves(methods: Mapping[str, Mapping[str, np.ndarray]]) -> Figure:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise MissingDependencyError(
-            "curves need matplotlib; install it with: pip install -e '.[saliency]'"
+            "curves need matplotlib; install it with: pip install 'res2net_dense[saliency]'"
         ) from error
 
     # a figure of its own, without pyplot, changes no setting of a notebook and needs no screen

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from res2net_dense.config import Config
 from res2net_dense.convert import check_weights
 from res2net_dense.data.layouts import open_source
+from res2net_dense.data.layouts.listing import some
 from res2net_dense.data.loaders import (
     BatchLoader,
     EvalSet,
@@ -61,8 +62,6 @@ class Task(ABC, Generic[C]):
     name: ClassVar[str]
     """As in `task:` of a config."""
     config_class: type[C]
-    toy_layout: ClassVar[str] = "coco"
-    """The toy data that fit: `res2net-dense toy --layout ...`."""
     folders: ClassVar[tuple[str, ...]] = ("",)
     """Of the images that `draw` returns, below the output folder."""
     overlay: ClassVar[str] = ""
@@ -154,6 +153,14 @@ class Task(ABC, Generic[C]):
     @abstractmethod
     def summary(self, records: Sequence[Mapping[str, Any]], class_names: Sequence[str], score: float) -> str:
         """Say in a few words what was found in all images, such as `12 objects with score >= 0.5`."""
+
+    def parts(self, config: C, *, train: bool) -> Any:
+        """Return `data.train` or `data.val`; raise a `ConfigError` where it is null."""
+        name = "train" if train else "val"
+        parts = getattr(config.data, name)
+        if parts is None:
+            raise ConfigError(f"data.{name} is not set: name the data there")
+        return parts
 
     def adapt(self, config: C, source: Source) -> C:
         """Fill in the settings that are derived from the data: by default class names and their number."""
@@ -296,18 +303,6 @@ class Task(ABC, Generic[C]):
             files, self.eval_transform(config), batch_size=config.eval.batch_size, workers=config.data.workers
         )
 
-    def parts(self, config: C, *, train: bool) -> Any:
-        """Return `data.train` or `data.val`; raise a `ConfigError` where it is null."""
-        name = "train" if train else "val"
-        parts = getattr(config.data, name)
-        if parts is None:
-            raise ConfigError(f"data.{name} is not set; name the data, or make a toy set with {self.toy()}")
-        return parts
-
-    def toy(self) -> str:
-        """The command that makes a toy set of the task's layout."""
-        return f"`res2net-dense toy --layout {self.toy_layout} --output datasets/toy`"
-
 
 def network_settings(config: Config, load_weights: bool) -> dict[str, Any]:
     """Return the arguments of a model's builder: `backbone` and the section `model`.
@@ -335,8 +330,3 @@ def print_rank0(text: str) -> None:
     """Print in the main process alone."""
     if distributed.is_main():
         print(text, flush=True)
-
-
-def some(names: Sequence[str], count: int = 5) -> str:
-    """The first names, for a message."""
-    return ", ".join(names[:count]) + (", ..." if len(names) > count else "")

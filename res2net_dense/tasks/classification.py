@@ -27,7 +27,6 @@ class Classification(Task[ClassificationConfig]):
     name = "classification"
     needs = ("label",)
     config_class = ClassificationConfig
-    toy_layout = "imagenet"
     weights_are_whole = True
     usual_classes = 1000
 

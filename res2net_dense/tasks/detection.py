@@ -93,8 +93,7 @@ class Detection(Task[DetectionConfig]):
             indices = np.arange(len(source))
         if len(indices) < len(source) and distributed.is_main():
             _log.warning(
-                "%s: %d of %d images have no usable object and are left out (data.keep_empty=true takes "
-                "them)",
+                "%s: %d of %d images have no usable object, left out (data.keep_empty=true takes them)",
                 source.name,
                 len(source) - len(indices),
                 len(source),

@@ -39,7 +39,6 @@ class Saliency(Task[SaliencyConfig]):
     name = "saliency"
     needs = ("saliency",)
     config_class = SaliencyConfig
-    toy_layout = "duts"
     folders = ("maps", "overlays", "cutouts")
     overlay = "overlays"
     quantizable = True

@@ -31,7 +31,6 @@ class SemanticSegmentation(Task[SegmentationConfig]):
     name = "semantic_segmentation"
     needs = ("sem_seg",)
     config_class = SegmentationConfig
-    toy_layout = "voc"
     folders = ("overlays", "masks")
     overlay = "overlays"
     first_category_id = 0  # ids are the pixels of the masks

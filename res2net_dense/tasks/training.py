@@ -6,15 +6,16 @@ import logging
 import os
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from res2net_dense.config import Config, config_to_dict, parse_config, save_config
-from res2net_dense.convert import load_backbone_weights, locate
+from res2net_dense.convert import load_backbone_weights, open_named_weights
 from res2net_dense.engine import distributed
 from res2net_dense.engine.checkpointer import Checkpointer
 from res2net_dense.engine.inference import evaluate
@@ -23,8 +24,8 @@ from res2net_dense.engine.optim import Ema, build_optimizer, build_schedule, sca
 from res2net_dense.engine.trainer import seed_everything, train
 from res2net_dense.errors import CheckpointError, ConfigError
 from res2net_dense.tasks import get_task
-from res2net_dense.tasks.base import print_rank0
-from res2net_dense.weight_files import load_weights_into, read_config
+from res2net_dense.tasks.base import print_rank0, updated
+from res2net_dense.weight_files import WeightFile, load_weights_into, open_weights
 
 # What a resumed run may change without being another run.
 _FREE_ON_RESUME = (
@@ -209,99 +210,100 @@ def evaluate_only(config: Config, device: torch.device, model: nn.Module) -> tup
     return metrics, evaluator.table()
 
 
-def load_model(config: Config, weights: Path | None) -> tuple[nn.Module, Path]:
-    """Build the model of a config and load its weights; return it and the file of the weights.
+@dataclass(frozen=True)
+class Weights:
+    """The weights of a model, opened."""
+
+    path: Path
+    config: Mapping[str, Any]
+    """The configuration that they carry; empty without one."""
+    kind: Literal["model", "published", "exported"]
+    """A whole model of ours, `backbone.weights` of a model that is its backbone, or an exported file."""
+    file: WeightFile | None = None
+    """None for an exported file."""
+
+
+def find_weights(config: Config, weights: str | Path | WeightFile | None = None) -> Weights:
+    """Open the file that was named, or the newest whole checkpoint of the run folder; where there is neither,
+    the `backbone.weights` of a classifier.
+
+    Raises:
+        CheckpointError: there are none, or it is unclear which of two are meant.
+    """
+    folder = Path(config.runtime.output_dir)
+    if weights is None:
+        file = Checkpointer(folder, tidy=False).open_latest()
+    else:
+        file = weights if isinstance(weights, WeightFile) else open_weights(weights)
+    published = config.backbone.weights if get_task(config.task).weights_are_whole else None
+    if file is None and not published:
+        raise CheckpointError(
+            f"no checkpoint under {folder / 'checkpoints'}; name the weights with --weights FILE"
+        )
+    if file is None:
+        file = open_named_weights(config.backbone.name, published or "")
+        return Weights(file.path, file.config, "published", file)
+    if not weights and published and file.config.get("backbone", {}).get("weights") != published:
+        raise CheckpointError(
+            f"{folder} has a checkpoint that did not start from {published}: give --weights {file.path} to "
+            f"score it, or another --output-dir to score {published}"
+        )
+    return Weights(file.path, file.config, "model", file)
+
+
+def load_model(config: Config, weights: Weights) -> nn.Module:
+    """Build the model of a config and load its weights.
 
     Args:
         config: with its classes known.
-        weights: of the whole model; None for the `backbone.weights` of a classifier, head included.
+        weights: not of an exported file.
 
     Raises:
         CheckpointError: the weights do not fit the model, or have no head for these classes.
     """
     model = get_task(config.task).build_model(config, load_weights=False)
-    if weights is not None:
-        load_weights_into(model, weights)
-        return model, weights
-    name, published = config.backbone.name, config.backbone.weights or ""
-    report = load_backbone_weights(model.get_submodule("backbone"), name, published)
+    file = weights.file or weights.path
+    if weights.kind == "model":
+        load_weights_into(model, file)
+        return model
+    report = load_backbone_weights(model.get_submodule("backbone"), config.backbone.name, file)
     if report.num_classes != config.model.num_classes:
         found = f"a head of {report.num_classes} classes" if report.num_classes else "no head"
         raise CheckpointError(
             f"{report.file} has {found}, the config has {config.model.num_classes} classes: train a head "
             "first and name its file with --weights, or list the classes of the weights in data.class_names"
         )
-    return model, Path(report.file)
+    return model
 
 
-def find_weights(config: Config, weights: str | Path | None) -> Path | None:
-    """Return the file that was named, or the newest whole checkpoint of the run folder.
-
-    Returns:
-        Its path; None where there is neither, but `backbone.weights` holds the whole network: a classifier.
-
-    Raises:
-        CheckpointError: there is neither, or it cannot be told which of two is meant.
-    """
-    folder = Path(config.runtime.output_dir)
-    path = Path(weights) if weights else Checkpointer(folder, tidy=False).latest()
-    published = config.backbone.weights if get_task(config.task).weights_are_whole else None
-    if path is None and not published:
-        raise CheckpointError(
-            f"no checkpoint under {folder / 'checkpoints'}; name the weights with --weights FILE"
-        )
-    if path is not None and not weights and published:
-        started_from = read_config(path).get("backbone", {}).get("weights")
-        if started_from != published:
-            raise CheckpointError(
-                f"{folder} has a checkpoint that did not start from {published}: give --weights {path} to "
-                f"score it, or another --output-dir to score {published}"
-            )
-    return path
-
-
-def adapted_to(config: Config, weights: Path | None, *, carried: Mapping[str, Any] | None = None) -> Config:
-    """Fill in the class names that a weight file of ours was trained on, where the config has none.
+def adapted_to(config: Config, weights: Weights) -> Config:
+    """Fill in the class names that weights were trained on, where the config has none.
 
     Settings with which the same tensors would be another network must be those of the file; a warning names
-    other picture sizes and output strides.
-
-    Args:
-        config: as it was loaded.
-        weights: of the whole model; None for a classifier's `backbone.weights`.
-        carried: the configuration in `weights`, where it is no weight file but an exported one.
+    other image sizes and output strides.
 
     Raises:
         ConfigError: the config is for another task, network or classes than the weights.
-        CheckpointError: the file cannot be read.
     """
-    if weights is None:
-        weights, _ = locate(config.backbone.name, config.backbone.weights or "")
-        carried = read_config(weights)  # loading will compare the network
-    else:
-        exported = carried is not None
-        carried = read_config(weights) if carried is None else carried
-        _check_same_network(weights, flat(carried), flat(config_to_dict(config)), built_in=exported)
+    carried, path = weights.config, weights.path
+    if weights.kind != "published":  # of those, loading compares the network
+        built_in = weights.kind == "exported"
+        _check_same_network(path, flat(carried), flat(config_to_dict(config)), built_in=built_in)
     names = carried.get("data", {}).get("class_names")
     given = config.data.class_names
     if names and given and list(given) != list(names):
         raise ConfigError(
-            f"{weights} was trained on the classes {', '.join(names[:5])}, but data.class_names has "
+            f"{path} was trained on the classes {', '.join(names[:5])}, but data.class_names has "
             f"{', '.join(given[:5])}"
         )
     if names is None or given:
         return config
     if config.model.num_classes not in (None, len(names)):
         raise ConfigError(
-            f"{weights} was trained on {len(names)} classes, but model.num_classes is "
+            f"{path} was trained on {len(names)} classes, but model.num_classes is "
             f"{config.model.num_classes}: use the config.yaml of its run"
         )
-    return config.model_copy(
-        update={
-            "data": config.data.model_copy(update={"class_names": names}),
-            "model": config.model.model_copy(update={"num_classes": len(names)}),
-        }
-    )
+    return updated(config, data={"class_names": names}, model={"num_classes": len(names)})
 
 
 def _check_same_network(

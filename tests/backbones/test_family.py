@@ -3,7 +3,8 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from comparison import difference, like_trained
+from comparison import built, difference, like_trained
+from networks import TINY, TINY_V1B, every_network, unfilled
 from timm.layers import SEModule
 from timm.models.res2net import Bottle2neck as TimmBottle2neck
 from timm.models.resnet import Bottleneck
@@ -27,8 +28,10 @@ def dilated(name, output_stride):
     options = {"avg_down_dilated": "same2"} if ARCHITECTURES[name].options.get("stem") == "deep" else {}
     if not any(part in name for part in ("dla", "50", "next")):
         options["depths"] = (2, 2, 3, 2)  # the deep ones repeat one block
-    plain = like_trained(res2net_dense.create_backbone(name, **options)).eval()
-    network = res2net_dense.create_backbone(name, output_stride=output_stride, **options).eval()
+    plain = built(lambda: res2net_dense.create_backbone(name, **options)).eval()
+    network = unfilled(
+        lambda: res2net_dense.create_backbone(name, output_stride=output_stride, **options)
+    ).eval()
     network.load_state_dict(plain.state_dict())
     x = torch.randn(1, 3, 64, 96, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
@@ -36,7 +39,7 @@ def dilated(name, output_stride):
 
 
 # the gate of SE averages over all positions, also those between
-@pytest.mark.parametrize("name", [name for name in IMAGENET if not name.startswith("se_")])
+@every_network(name for name in IMAGENET if not name.startswith("se_"))
 def test_dilation_keeps_what_the_network_computes(name):
     plain, network = dilated(name, 16)
     assert difference(network["res4"], plain["res4"]) <= 1e-5
@@ -114,8 +117,8 @@ class TimmCifar(nn.Module):
 def test_networks_for_small_pictures_equal_timms_blocks(name, form):
     options = ARCHITECTURES[name].options
     shape = [options[key] for key in ("base_width", "scale", "cardinality")]
-    theirs = like_trained(TimmCifar(*shape, grouped=form == "grouped", se=name.startswith("se_"))).eval()
-    ours = res2net_dense.create_classifier(name, num_classes=10, stage_conv=form).eval()
+    theirs = built(lambda: TimmCifar(*shape, grouped=form == "grouped", se=name.startswith("se_"))).eval()
+    ours = unfilled(lambda: res2net_dense.create_classifier(name, num_classes=10, stage_conv=form)).eval()
     ours.load_state_dict(theirs.state_dict())
     x = torch.randn(2, 3, 24, 20, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
@@ -149,9 +152,9 @@ def test_a_deformable_convolution_looks_where_its_offsets_say():
     torch.testing.assert_close(layer(x), expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["res2net50_14w_8s", "resnet50", "res2net50_v1b_26w_4s"])
+@pytest.mark.parametrize("name", [TINY, TINY_V1B, "resnet50"])
 def test_deformable_stages(name, tmp_path):
-    options = {"depths": (1, 1, 2), "dcn_stages": ("res3", "res4"), "zero_init_residual": False}
+    options = {"depths": (1, 1, 2), "planes": 4, "dcn_stages": ("res3", "res4"), "zero_init_residual": False}
     network = res2net_dense.create_backbone(name, output_stride=8, **options)
     x = torch.randn(2, 3, 64, 64)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.05)
@@ -178,9 +181,9 @@ def test_deformable_stages_must_exist():
         res2net_dense.create_backbone("res2next29_6c_24w_4s", dcn_stages=("res5",))
 
 
-@pytest.mark.parametrize("name", ["res2net50_26w_4s", "res2net50_v1b_26w_4s", "res2net_dla60", "resnet50"])
+@pytest.mark.parametrize("name", [TINY, TINY_V1B, "res2net_dla60", "resnet50"])
 def test_torchvision_takes_it_apart_in_the_right_order(name):
-    network = like_trained(res2net_dense.create_backbone(name)).eval()
+    network = built(lambda: res2net_dense.create_backbone(name)).eval()
     fpn = BackboneWithFPN(
         network,
         return_layers={stage: str(index) for index, stage in enumerate(network.stages)},
@@ -196,10 +199,9 @@ def test_torchvision_takes_it_apart_in_the_right_order(name):
 
 def test_torchvisions_mask_rcnn_learns_on_it():
     torch.manual_seed(0)
-    network = res2net_dense.create_backbone("res2net50_26w_4s", depths=(1, 1, 1, 1))
-    fpn = BackboneWithFPN(
-        network, {"layer1": "0", "layer2": "1", "layer3": "2", "layer4": "3"}, [256, 512, 1024, 2048], 64
-    )
+    network = res2net_dense.create_backbone(TINY)
+    channels = list(network.out_channels.values())
+    fpn = BackboneWithFPN(network, {"layer1": "0", "layer2": "1", "layer3": "2", "layer4": "3"}, channels, 64)
     model = MaskRCNN(fpn, num_classes=2, min_size=64, max_size=64)
     box = torch.tensor([[8.0, 8.0, 40.0, 48.0]])
     mask = torch.zeros(1, 64, 64, dtype=torch.uint8)
@@ -227,9 +229,7 @@ def paddle_block(block, x):
 
 def test_paddles_block():
     options = {"stage_pool": "strided", "stage_split": "strided", "pool_padding": "ignored"}
-    network = like_trained(
-        res2net_dense.create_backbone("res2net50_v1b_26w_4s", depths=(2, 2), **options)
-    ).eval()
+    network = like_trained(res2net_dense.create_backbone(TINY_V1B, depths=(2, 2), **options)).eval()
     x = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         expected = network.maxpool(network.relu(network.bn1(network.conv1(x))))
@@ -237,24 +237,24 @@ def test_paddles_block():
             for block in layer:
                 expected = paddle_block(block, expected)
             assert difference(network(x)[feature], expected) <= 1e-5
-        official = res2net_dense.create_backbone("res2net50_v1b_26w_4s", depths=(2, 2)).eval()
+        official = res2net_dense.create_backbone(TINY_V1B, depths=(2, 2)).eval()
         official.load_state_dict(network.state_dict())  # the same keys
         assert difference(official(x)["res2"], network(x)["res2"]) > 1e-2
 
 
 def test_semantics_are_said():
     options = {"stage_pool": "strided", "stride_in_1x1": True, "norm_eps": 0.0}
-    network = res2net_dense.create_backbone("res2net50_26w_4s", norm="FrozenBN", **options)
+    network = res2net_dense.create_backbone(TINY, norm="FrozenBN", **options)
     assert network.semantics == {**options, "stage_split": "always", "pool_padding": "counted"}
-    assert network.layer3[1].bns[0].eps == 0.0
+    assert network.layer1[1].bns[0].eps == 0.0
     assert res2net_dense.create_backbone("resnet50").semantics == {"stride_in_1x1": False, "norm_eps": 1e-5}
 
 
 def test_classifiers_give_features_too():
     x = torch.randn(1, 3, 64, 64)
-    for name in ("res2net50_26w_4s", "res2next_dla60", "res2next29_6c_24w_4s"):
-        classifier = res2net_dense.create_classifier(name, num_classes=5).eval()
-        backbone = res2net_dense.create_backbone(name).eval()
+    for name in (TINY, "res2next_dla60", "res2next29_6c_24w_4s"):
+        classifier = built(lambda name=name: res2net_dense.create_classifier(name, num_classes=5)).eval()
+        backbone = unfilled(lambda name=name: res2net_dense.create_backbone(name)).eval()
         backbone.load_state_dict(
             {k: v for k, v in classifier.state_dict().items() if not k.startswith("fc.")}
         )
@@ -268,8 +268,8 @@ def test_classifiers_give_features_too():
 
 def test_dilation_rules_are_said_where_they_act():
     options = {"dilate_first": "full", "avg_down_dilated": "same2"}
-    assert res2net_dense.create_backbone("res2net50d", **options).dilation_rules == {}
-    assert res2net_dense.create_backbone("res2net50d", output_stride=16, **options).dilation_rules == options
+    assert res2net_dense.create_backbone(TINY_V1B, **options).dilation_rules == {}
+    assert res2net_dense.create_backbone(TINY_V1B, output_stride=16, **options).dilation_rules == options
     assert res2net_dense.create_backbone("resnet50", output_stride=8).dilation_rules == {
         "dilate_first": "previous"
     }

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from res2net_dense.backbones import create_classifier, weights
 from res2net_dense.convert import Report, read_checkpoint, to_dialect, write_checkpoint
 from res2net_dense.errors import CheckpointError
-from res2net_dense.weight_files import read_torch_or_safetensors, save_weights
+from res2net_dense.weight_files import open_weights, save_weights
 
 SMALL = {"depths": (1, 1, 1, 1), "base_width": 4}
 
@@ -336,7 +336,7 @@ def test_metadata_of_somebody_else_is_no_config(tmp_path, state):
     for metadata in ({"metadata": "no json"}, {"metadata": '"text"'}, {"metadata": '{"config": [1]}'}, {}):
         save_weights(tmp_path / "w.safetensors", state, metadata)
         assert read_checkpoint(tmp_path / "w.safetensors").report.config == {}
-    assert "conv1.weight" in read_torch_or_safetensors(tmp_path / "w.safetensors")
+    assert "conv1.weight" in open_weights(tmp_path / "w.safetensors").content
 
 
 def test_the_tool_explains_converts_and_overwrites_nothing(tmp_path, state, run_tool):
@@ -351,7 +351,7 @@ def test_the_tool_explains_converts_and_overwrites_nothing(tmp_path, state, run_
     assert done.returncode == 0, done.stderr
     assert "127 of 127 matched" in done.stdout
     assert json.loads(report.read_text())["matched"] == 127
-    assert "features.0.weight" in read_torch_or_safetensors(target)
+    assert "features.0.weight" in open_weights(target).content
     done = run_tool("tools/convert_checkpoint.py", source, source)
     assert (done.returncode, done.stderr) == (1, f"error: {source} exists; --force overwrites it\n")
     assert source.read_bytes() == before

@@ -4,14 +4,17 @@ import dataclasses
 import hashlib
 import json
 import logging
+import pickle
 
 import pytest
 import torch
 
+from res2net_dense import get_model
 from res2net_dense.backbones import create_backbone, create_classifier, weights
-from res2net_dense.convert import load_backbone_weights, locate, to_dialect
-from res2net_dense.errors import CheckpointError
-from res2net_dense.weight_files import save_weights
+from res2net_dense.convert import load_backbone_weights, open_named_weights, read_checkpoint, to_dialect
+from res2net_dense.convert.load import adapt_input
+from res2net_dense.errors import CheckpointError, ConfigError
+from res2net_dense.weight_files import open_weights, save_weights
 
 NAME = "res2net50_26w_4s"
 SMALL = {"depths": (1, 1, 1, 1), "base_width": 4}
@@ -100,9 +103,10 @@ def test_a_tensor_missing_inside_is_refused(tmp_path):
 
 def test_other_channels_and_norms_are_refused_with_the_reason(tmp_path):
     path, _ = saved(tmp_path / "w.pth")
-    refused(
-        create_backbone(NAME, in_channels=1, **SMALL), path, "of 3 channels, the backbone was built for 1"
-    )
+    four, _ = saved(tmp_path / "four.pth", in_channels=4)
+    for channels in (1, 3, 6):
+        module = create_backbone(NAME, in_channels=channels, **SMALL)
+        refused(module, four, f"of 4 channels, the backbone was built for {channels}: only weights for RGB")
     refused(create_backbone(NAME, norm="GN", **SMALL), path, "has batch norm, .* with group norm")
     path, state = saved(tmp_path / "gn.pth", dialect="res2net_dense", norm="GN")
     refused(create_backbone(NAME, norm="GN", **SMALL), path, "no running statistics")
@@ -111,6 +115,110 @@ def test_other_channels_and_norms_are_refused_with_the_reason(tmp_path):
     module = create_backbone(NAME, norm="GN", **SMALL)
     load_backbone_weights(module, NAME, path)
     assert module.bn1.weight.equal(state["bn1.weight"])
+
+
+FIRST = {
+    NAME: "conv1.weight",
+    "res2net50_v1b_26w_4s": "conv1.0.weight",
+    "res2net_dla60": "base_layer.0.weight",
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "channels"),
+    [*((NAME, n) for n in (1, 2, 4, 6, 7)), *((name, 4) for name in FIRST if name != NAME)],
+)
+def test_the_first_convolution_is_adapted_as_timm_and_smp_do(tmp_path, caplog, name, channels):
+    timm = pytest.importorskip("timm")
+    smp_utils = pytest.importorskip("segmentation_models_pytorch.encoders._utils")
+    options = {} if "dla" in name else SMALL
+    network = create_classifier(name, 5, **options)
+    path, first = tmp_path / "w.pth", FIRST[name]
+    torch.save(network.state_dict(), path)
+    theirs = timm.models.adapt_input_conv(channels, network.state_dict()[first].clone())
+    with caplog.at_level(logging.INFO, "res2net_dense"):
+        backbone = create_backbone(name, weights=path, in_channels=channels, **options)
+    state = backbone.state_dict()
+    assert state[first].equal(theirs)
+    others = [key for key in state if key != first]
+    assert all(state[key].equal(network.state_dict()[key]) for key in others)
+    assert len(caplog.messages) == 1
+    assert f"{first} adapted from 3 to {channels} input channels" in caplog.text
+    for model in (get_model(name, path, in_channels=channels, **options), backbone):
+        assert model.state_dict()[first].equal(theirs)
+        assert model.eval()(torch.zeros(1, channels, 32, 32)) is not None
+    smp_utils.patch_first_conv(network, channels, pretrained=True)
+    assert network.state_dict()[first].equal(theirs)
+
+
+def test_adapted_half_precision_is_rounded_once(tmp_path):
+    timm = pytest.importorskip("timm")
+    weight = torch.randn(8, 3, 7, 7).half()
+    for channels in (1, 5):
+        adapted = adapt_input(weight, channels)
+        assert adapted.dtype == torch.float16
+        assert adapted.equal(timm.models.adapt_input_conv(channels, weight.clone()))
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_create_backbone_loads_and_says_what_it_took(tmp_path, caplog, suffix):
+    state = create_classifier(NAME, 5, **SMALL).state_dict()
+    path = tmp_path / f"w{suffix}"
+    save_weights(path, state, {}) if suffix == ".safetensors" else torch.save({"model": state}, path)
+    with caplog.at_level(logging.INFO, "res2net_dense"):
+        backbone = create_backbone(NAME, weights=path, out_features=["res3"], **SMALL)
+    assert all(value.equal(state[key]) for key, value in backbone.state_dict().items())
+    (line,) = caplog.messages
+    for words in (
+        str(path),
+        " tensors of res2net50_26w_4s",
+        "layer3 (",
+        "layer4 (",
+        "fc (2, not built here)",
+    ):
+        assert words in line
+    assert create_backbone(NAME, weights=open_weights(path), **SMALL).conv1.weight.equal(
+        state["conv1.weight"]
+    )
+    with pytest.raises(CheckpointError, match="no such tag"):
+        create_backbone(NAME, weights="in22k")
+    with pytest.raises(ConfigError, match="did you mean output_stride"):
+        create_backbone(NAME, weights=path, **{**SMALL, "output_stide": 8})
+
+
+def test_pickles_need_trust(tmp_path):
+    state = create_classifier(NAME, 5, **SMALL).state_dict()
+    path = tmp_path / "w.pkl"
+    path.write_bytes(pickle.dumps({key: value.numpy() for key, value in state.items()}))
+    with pytest.raises(CheckpointError, match="trust_pickle=True"):
+        create_backbone(NAME, weights=path, **SMALL)
+    network = create_backbone(NAME, weights=path, trust_pickle=True, **SMALL)
+    assert network.conv1.weight.equal(state["conv1.weight"])
+
+
+@pytest.mark.parametrize(("prefix", "parts", "words"), [
+    ("backbone.", ("context1", "context2", "decoder", "attention0"), "InSPyReNet dilates res4 by 2"),
+    ("backbone.", ("context1", "spyd"), "InSPyReNet dilates res4 by 2"),
+    ("resnet.", ("context2", "decoder", "attention2"), "UACANet dilates"),
+    ("resnet.", ("rfb2_1", "agg1", "ra4_conv1"), ""),  # PraNet
+    ("resnet.", ("NCD", "RS5"), ""),  # SINet-V2
+    ("backbone.", ("decode_head",), ""),
+    ("backbone.", (), ""),
+])  # fmt: skip
+def test_other_dilation_that_the_parts_show_is_said(tmp_path, caplog, prefix, parts, words):
+    """These networks dilate at strides 16 and 32, which equal names do not tell."""
+    name = "res2net50_v1b_26w_4s"
+    state = create_classifier(name, 5, **SMALL).state_dict()
+    around = {f"module.{prefix}{key}": value for key, value in state.items()}
+    around |= {f"module.{part}.conv.weight": torch.ones(1) for part in parts}
+    torch.save(around, tmp_path / "w.pth")
+    report = read_checkpoint(tmp_path / "w.pth").report
+    assert report.differs.startswith(words)
+    assert bool(report.differs) == bool(words)
+    assert words in report.text()
+    create_backbone(name, weights=tmp_path / "w.pth", **SMALL)
+    warned = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert warned == ([f"{tmp_path / 'w.pth'}: {report.differs}"] if words else [])
 
 
 def test_half_precision_becomes_the_networks(tmp_path):
@@ -174,7 +282,7 @@ def test_a_classifier_keeps_its_own_head_where_the_files_does_not_fit(tmp_path, 
     report = load_backbone_weights(other, NAME, path)
     assert other.fc.weight.equal(before)
     assert other.conv1.weight.equal(state["conv1.weight"])
-    assert "a head of 5 classes: the network's own, of 3 classes, starts anew" in caplog.text
+    assert "a head of 5 classes: the network's own, of 3 classes, is randomly initialized" in caplog.text
     assert [(item.group, item.reason) for item in report.dropped] == [("fc", "the network has 3 classes")]
 
     path, _ = saved(tmp_path / "w.pth", dialect="smp")
@@ -200,7 +308,7 @@ def test_a_tag_is_found_in_the_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("RES2NET_DENSE_CACHE", str(tmp_path))
     path.rename(tmp_path / row.file_name)
     for tag in ("imagenet", "in1k", f"{NAME}.in1k"):
-        assert locate(NAME, tag)[1].key == row.key
+        assert open_named_weights(NAME, tag).path == tmp_path / row.file_name
         module = create_backbone(NAME, **SMALL)
         report = load_backbone_weights(module, NAME, tag)
         assert report.semantics_from == f"the weights table, {row.key}"

@@ -83,7 +83,6 @@ def test_files_that_are_no_images_are_counted_and_named(tmp_path):
         f"{tmp_path}: left out: 7 files do not end as images do: "
         f"{', '.join(f'b/deep/{n}.txt' for n in range(5))}, ..."
     ]
-    assert dataset.left_out.endswith(", b/deep/4.txt, ...")
     dataset = load(tmp_path, class_names=["c", "b", "a"], allow_empty=True)
     assert dataset.labels.tolist() == [1, 2, 2]
 

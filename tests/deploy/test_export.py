@@ -8,6 +8,7 @@ import sys
 import pytest
 import torch
 from exporting import description_of, graph_of, settled, tiny_model
+from networks import TINY, TINY_V1B
 from running import assert_one_line
 
 from res2net_dense.backbones import create_classifier, list_backbones
@@ -132,9 +133,9 @@ def test_one_of_both_may_be_fixed(graphs, tmp_path, fixed):
 
 slow = pytest.mark.slow
 FAMILIES = [
-    pytest.param({"name": "res2net50_v1b_26w_4s"}, id="v1b, whose shortcuts round sizes up"),
-    pytest.param({"name": "res2net50_26w_4s", "norm": "GN"}, id="GN"),
-    pytest.param({"name": "res2next29_6c_24w_4s"}, id="CIFAR"),
+    pytest.param({"name": TINY_V1B}, id="v1b, whose shortcuts round sizes up"),
+    pytest.param({"name": TINY, "norm": "GN"}, id="GN"),
+    pytest.param({"name": "res2next29_6c_24w_4s", "planes": 8}, id="CIFAR"),
     pytest.param({"name": "se_res2net50_26w_4s"}, id="se", marks=slow),
     pytest.param({"name": "res2next50"}, id="next", marks=slow),
     pytest.param({"name": "res2net50_14w_8s", "norm": "FrozenBN"}, id="FrozenBN", marks=slow),
@@ -154,7 +155,7 @@ def test_every_kind_of_backbone(tmp_path, backbone):
 
 def test_deformable_convolutions(tmp_path):
     """ONNX has them, OpenVINO's reader has not."""
-    network = create_classifier("res2net50_26w_4s", 5, depths=(1, 1), dcn_stages=("res3",))
+    network = create_classifier(TINY, 5, depths=(1, 1), dcn_stages=("res3",))
     graph, path = ClassificationGraph(settled(ClassificationModel(network))), tmp_path / "dcn.onnx"
     export(graph, path, description_of("classification", graph))
     assert_runs_as(graph, path, sizes=[(65, 97), (33, 200)], batches=[1, 3])
@@ -175,8 +176,8 @@ def test_every_backbone(tmp_path, name):
 
 
 def test_deeplab_on_a_backbone_of_ours(tmp_path):
-    backbone = {"name": "res2net50_14w_8s", "depths": (1, 1, 1, 1)}
-    model = build_segmentation_model(backbone=backbone, arch="deeplabv3plus", num_classes=5)
+    backbone, smp = {"name": TINY}, {"decoder_channels": 16}
+    model = build_segmentation_model(backbone=backbone, arch="deeplabv3plus", num_classes=5, smp=smp)
     graph, path = SegmentationGraph(settled(model)), tmp_path / "deeplab.onnx"
     export(graph, path, description_of("semantic_segmentation", graph))
     assert_runs_as(graph, path, tolerance=1e-3)
@@ -200,7 +201,7 @@ def test_other_architectures_of_segmentation(tmp_path, arch):
 @pytest.mark.parametrize("edge", [1.0, pytest.param(0.0, marks=slow)])
 def test_saliency_on_a_backbone_of_ours(tmp_path, edge):
     """Down to maps of one pixel, smaller than the windows of its means."""
-    backbone = {"name": "res2net50_14w_8s", "depths": (1, 1, 1, 1)}
+    backbone = {"name": TINY}
     graph = SaliencyGraph(settled(build_saliency_model(backbone=backbone, channels=8, edge_weight=edge)))
     path, sizes = tmp_path / "saliency.onnx", [*SIZES, (7, 90), (1, 1)]
     export(graph, path, description_of("saliency", graph))

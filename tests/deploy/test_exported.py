@@ -79,7 +79,7 @@ def test_detections_are_those_of_the_model():
 
     from res2net_dense.models.detection_graph import RcnnGraph
 
-    model = rcnn("res2net50_18w_4s")
+    model = rcnn()
     batch = [sample(picture(96, 128)[0], (61, 90)), sample(picture(90, 101, 1)[0], (200, 180))]
     with torch.no_grad():
         expected = [model([one])[0] for one in batch]

@@ -6,7 +6,8 @@ from functools import partial
 
 import pytest
 import torch
-from comparison import difference, like_trained
+from comparison import built, difference, like_trained
+from networks import TINY, TINY_V1B, every_network
 from timm.layers import BatchNormAct2d
 from torch import nn
 
@@ -20,30 +21,28 @@ from res2net_dense.models.detection import build_rcnn
 from res2net_dense.models.saliency import build_saliency_model
 from res2net_dense.models.segmentation import build_segmentation_model
 
-NAME = "res2net50_26w_4s"
 OPTIONS = [
     {"norm": "FrozenBN"},
     {"norm": "GN"},
     {"freeze_at": 3},
     {"output_stride": 8},
-    {"output_stride": 16, "dilate_first": "full", "name": "res2net50_v1b_26w_4s"},
-    {"output_stride": 16, "avg_down_dilated": "same2", "name": "res2net50_v1b_26w_4s"},
+    {"output_stride": 16, "dilate_first": "full", "name": TINY_V1B},
+    {"output_stride": 16, "avg_down_dilated": "same2", "name": TINY_V1B},
     {"stage_pool": "strided"},
     {"stage_pool": "strided", "stride_in_1x1": True},
     {"stage_split": "strided", "stage_pool": "strided"},
     {"pool_padding": "ignored"},
     {"stage_conv": "grouped"},
     {"dcn_stages": ("res3", "res5")},
-    {"dcn_stages": ("res4",), "name": "resnet50"},
+    {"dcn_stages": ("res4",), "name": "resnet50", "planes": 4},
     {"drop_path_rate": 0.2, "checkpoint_activations": True},
     {"in_channels": 5},
     {"out_features": ("stem", "res3")},
 ]
 
 
-@torch.no_grad()
-def network(name=NAME, **options):
-    return like_trained(create_backbone(name, **options)).eval()
+def network(name=TINY, **options):
+    return built(lambda: create_backbone(name, **options)).eval()
 
 
 def picture(batch=2, channels=3, height=40, width=41):
@@ -59,11 +58,11 @@ def assert_equal_features(ours, theirs, x, tolerance=1e-5):
         assert difference(feature, reference[name]) < tolerance, name
 
 
-@pytest.mark.parametrize("name", list_backbones())
+@every_network()
 def test_every_network(name):
     features = network(name, out_features=None)
     assert_equal_features(optimize_for_inference(features), features, picture(height=33))
-    classifier = like_trained(create_classifier(name)).eval()
+    classifier = built(lambda: create_classifier(name)).eval()
     fast = optimize_for_inference(classifier)
     with torch.no_grad():
         assert difference(fast(picture()), classifier(picture())) < 1e-5
@@ -72,7 +71,7 @@ def test_every_network(name):
     assert norms == plain == []
 
 
-@pytest.mark.parametrize("name", [n for n in list_backbones() if "next" not in n and "res2net" in n])
+@every_network(name for name in list_backbones() if "next" not in name and "res2net" in name)
 def test_zero_channels_change_nothing(name):
     net = network(name)
     fast = optimize_for_inference(net, pad_width=8)
@@ -88,7 +87,7 @@ def test_every_option(options):
         assert_equal_features(optimize_for_inference(net, **settings), net, x)
 
 
-@pytest.mark.parametrize("name", [NAME, "res2net50_v1b_26w_4s", "res2net_dla60", "resnet50"])
+@pytest.mark.parametrize("name", ["res2net50_26w_4s", "res2net50_v1b_26w_4s", "res2net_dla60", "resnet50"])
 @pytest.mark.parametrize("dcn", [(), ("res4",)])
 def test_half_precision(name, dcn):
     if dcn and name == "res2net_dla60":
@@ -105,7 +104,7 @@ def test_half_precision(name, dcn):
 
 
 def test_the_model_stays_as_it_was_and_goes_on_learning():
-    net = create_backbone(NAME, out_features=("res2",))
+    net = create_backbone(TINY, out_features=("res2",))
     before = copy.deepcopy(net.state_dict())
     optimize_for_inference(net, dtype=torch.bfloat16, pad_width=8)
     assert net.training
@@ -216,7 +215,7 @@ def test_hooks_inside_a_block_keep_what_they_have_seen(options):
 
 def test_a_block_by_itself_leaves_its_input():
     block = optimize_for_inference(network()).layer1[1]
-    x = torch.randn(1, 256, 8, 8)
+    x = torch.randn(1, 16, 8, 8)
     before = x.clone()
     with torch.no_grad():
         block(x)
@@ -338,21 +337,23 @@ def assert_equal_predictions(model, batch):
 
 
 def test_classification():
-    model = build_classifier_model(backbone={"name": NAME}, num_classes=5)
+    model = build_classifier_model(backbone={"name": TINY}, num_classes=5)
     assert_equal_predictions(model, list(samples(((64, 64), (64, 64)))))
 
 
 @pytest.mark.parametrize("arch", ["deeplabv3plus", "unet", "pspnet", "upernet"])
 @pytest.mark.parametrize("norm", ["BN", "GN"])
 def test_segmentation(arch, norm):
-    model = build_segmentation_model(backbone={"name": NAME}, arch=arch, num_classes=4, norm=norm)
+    model = build_segmentation_model(backbone={"name": TINY}, arch=arch, num_classes=4, norm=norm)
     assert_equal_predictions(model, list(samples()))
 
 
 @pytest.mark.parametrize("norm", ["BN", "GN"])
-@pytest.mark.parametrize("name", [NAME, "se_res2net50_26w_4s", "res2net_dla60"])
-def test_saliency_of_pictures_of_different_sizes(name, norm):
-    model = build_saliency_model(backbone={"name": name}, channels=16, norm=norm, edge_weight=1.0)
+@pytest.mark.parametrize(
+    "backbone", [{"name": TINY}, {"name": TINY, "se": True}, {"name": "res2net_dla60"}], ids=str
+)
+def test_saliency_of_pictures_of_different_sizes(backbone, norm):
+    model = build_saliency_model(backbone=backbone, channels=16, norm=norm, edge_weight=1.0)
     assert_equal_predictions(model, list(samples()))
 
 
@@ -361,7 +362,7 @@ def test_saliency_of_pictures_of_different_sizes(name, norm):
 def test_rcnn(norm, mask):
     torch.manual_seed(0)
     model = build_rcnn(
-        backbone={"name": NAME, "norm": "FrozenBN" if norm == "" else "BN"},
+        backbone={"name": TINY, "norm": "FrozenBN" if norm == "" else "BN"},
         num_classes=3, norm=norm, mask=mask, box_head_convs=2, **SMALL,
     )  # fmt: skip
     fast = assert_equal_predictions(model, list(samples()))

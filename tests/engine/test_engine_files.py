@@ -19,7 +19,7 @@ from res2net_dense.engine.checkpointer import Checkpointer
 from res2net_dense.engine.optim import Ema, build_optimizer
 from res2net_dense.engine.run_folder import open_run_folder, release_run_folder
 from res2net_dense.errors import CheckpointError, ConfigError
-from res2net_dense.weight_files import load_weights, load_weights_into, read_metadata, save_weights
+from res2net_dense.weight_files import load_weights_into, open_weights, save_weights
 
 
 def network() -> nn.Module:
@@ -69,7 +69,7 @@ def test_save_restore_and_keep(tmp_path: Path) -> None:
     assert other_ema.updates == 1
     torch.testing.assert_close(optimizer.state_dict(), other_optimizer.state_dict(), rtol=0, atol=0)
     # The averaged weights are what a checkpoint is used for.
-    torch.testing.assert_close(load_weights(path), dict(ema.module.state_dict()), rtol=0, atol=0)
+    torch.testing.assert_close(open_weights(path).state_dict, dict(ema.module.state_dict()), rtol=0, atol=0)
     # Going back to 20 and saving 25 leaves the old branch behind.
     checkpointer.save(25, model=model, optimizer=optimizer)
     assert (checkpointer.latest() or path).name == "iter_0000025.pt"
@@ -168,12 +168,10 @@ Checkpointer(sys.argv[1]).save(20, model=model, optimizer=torch.optim.SGD(model.
 """
 
 
-def test_full_disk(tmp_path: Path) -> None:
+def test_full_disk(run_code, tmp_path: Path) -> None:
     checkpointer = saved_run(tmp_path, [10])
     before = sorted(path.name for path in checkpointer.checkpoints.iterdir())
-    result = subprocess.run(
-        [sys.executable, "-c", FULL_DISK, tmp_path, "500"], capture_output=True, text=True
-    )
+    result = run_code(FULL_DISK, tmp_path, "500")
     assert result.returncode != 0
     message = result.stderr.splitlines()[-1]
     assert "CheckpointError" in message
@@ -215,7 +213,7 @@ def test_bad_weight_files(tmp_path: Path) -> None:
     (tmp_path / "folder.pt").mkdir()
     names = [path.name for path in tmp_path.iterdir()] + ["absent.pt"]
     for name in names:
-        for read in (load_weights, Checkpointer.load):
+        for read in (lambda path: open_weights(path).state_dict, Checkpointer.load):
             with pytest.raises(CheckpointError, match=name) as caught:
                 read(tmp_path / name)
             assert "\n" not in str(caught.value)
@@ -229,9 +227,11 @@ def test_weights_round_trip(tmp_path: Path) -> None:
     weights = dict(model.state_dict())
     weights["tied"] = weights["0.weight"]
     path = save_weights(tmp_path / "a" / "w.safetensors", weights, {"iteration": "3"})
-    assert read_metadata(path) == {"iteration": "3"}
-    torch.testing.assert_close(load_weights(path), load_file(path), rtol=0, atol=0)
-    torch.testing.assert_close(load_weights(path)["tied"], model[0].weight.detach(), rtol=0, atol=0)  # type: ignore[index]
+    assert open_weights(path).metadata == {"iteration": "3"}
+    torch.testing.assert_close(open_weights(path).state_dict, load_file(path), rtol=0, atol=0)
+    torch.testing.assert_close(
+        open_weights(path).state_dict["tied"], model[0].weight.detach(), rtol=0, atol=0
+    )  # type: ignore[index]
     with pytest.raises(CheckpointError, match="9 of 9 tensors match; 1 unexpected: tied") as caught:
         load_weights_into(network(), path)
     assert str(path) in str(caught.value)
@@ -244,7 +244,7 @@ def test_weights_round_trip(tmp_path: Path) -> None:
         load_weights_into(network(), tmp_path / "w.pth")
     assert isinstance(model.state_dict(), OrderedDict)
     checkpointer = saved_run(tmp_path / "run", [7])
-    assert read_metadata(checkpointer.checkpoints / "iter_0000007.pt")["metadata"] == {
+    assert open_weights(checkpointer.checkpoints / "iter_0000007.pt").metadata["metadata"] == {
         "task": "toy",
         "sizes": [1, 2],
     }

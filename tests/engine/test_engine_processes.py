@@ -3,22 +3,19 @@
 import json
 import os
 import signal
-import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
-from test_engine_trainer import Net, assert_equal, child, run, samples
+from test_engine_trainer import IMPORTS, Net, assert_equal, run, samples
 from torch import nn
 
 from res2net_dense.engine.checkpointer import Checkpointer
 from res2net_dense.engine.metric_log import MetricLog
 from res2net_dense.engine.optim import build_optimizer
 from res2net_dense.engine.trainer import train
-from res2net_dense.weight_files import load_weights
+from res2net_dense.weight_files import open_weights
 
 
 def test_sigterm_saves_and_resumes(tmp_path: Path) -> None:
@@ -62,7 +59,7 @@ def test_signal_during_evaluation(tmp_path: Path) -> None:
     assert (checkpointer.checkpoints / "iter_0000003.pt").exists()
 
 
-def test_second_signal_ends_at_once() -> None:
+def test_second_signal_ends_at_once(run_code) -> None:
     code = """
 import time
 class Slow(Net):
@@ -73,7 +70,7 @@ class Slow(Net):
 model = Slow()
 train(model, samples(2), build_optimizer(model, lr=0.1), lambda _: 1.0, iterations=3, device="cpu")
 """
-    assert child(code).returncode == -signal.SIGTERM
+    assert run_code(IMPORTS + code).returncode == -signal.SIGTERM
 
 
 DISTRIBUTED = """
@@ -103,35 +100,27 @@ finally:  # as the tools do: gloo's threads end the process with SIGABRT if it l
 """
 
 
-def two_processes(folder: Path, *, stopping: bool = False, nan: bool = False) -> list[tuple[int, str]]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    source = (
-        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\nfrom test_engine_trainer import *\n"
-    )
-    source += DISTRIBUTED.format(folder=str(folder), stopping=stopping, nan=nan)
-    children = []
-    for rank in "01":
-        variables = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
-        environment = os.environ | variables | {"MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
-        children.append(
-            subprocess.Popen(
-                [sys.executable, "-c", source], env=environment, stderr=subprocess.PIPE, text=True
-            )
-        )
-    outputs = [process.communicate(timeout=120)[1] for process in children]
-    return [(process.returncode, output) for process, output in zip(children, outputs, strict=True)]
+@pytest.fixture
+def two_processes(run_tool, tmp_path):
+    """Learn in two processes: their exit codes, and what they have written."""
+
+    def run(folder: Path, *, stopping: bool = False, nan: bool = False) -> tuple[list[int], str]:
+        script = tmp_path / "distributed.py"
+        script.write_text(IMPORTS + DISTRIBUTED.format(folder=str(folder), stopping=stopping, nan=nan))
+        process = run_tool("tests/twofold.py", script)
+        return [int(code) for code in process.stdout.splitlines()[-1].split()], process.stderr
+
+    return run
 
 
-def test_two_processes_learn_what_one_learns(tmp_path: Path) -> None:
-    results = two_processes(tmp_path / "two")
-    assert [code for code, _ in results] == [0, 0], results
+def test_two_processes_learn_what_one_learns(two_processes, tmp_path: Path) -> None:
+    codes, output = two_processes(tmp_path / "two")
+    assert codes == [0, 0], output
     one = Net(plain=True)
     log = MetricLog(tmp_path / "one", iterations=4, tensorboard=False)
     optimizer = build_optimizer(one, lr=0.1)
     train(one, samples(8), optimizer, lambda _: 1.0, iterations=4, device="cpu", log=log, log_every=1)
-    weights = load_weights(tmp_path / "two" / "model_best.safetensors")
+    weights = open_weights(tmp_path / "two" / "model_best.safetensors").state_dict
     torch.testing.assert_close(weights, dict(one.state_dict()), rtol=1e-6, atol=1e-6)
     for ours, theirs in zip(
         (tmp_path / "two" / "metrics.jsonl").read_text().splitlines(),
@@ -144,9 +133,10 @@ def test_two_processes_learn_what_one_learns(tmp_path: Path) -> None:
         assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-4)
 
 
-def test_two_processes_stop_together(tmp_path: Path) -> None:
-    results = two_processes(tmp_path / "signal", stopping=True)
-    assert [code for code, _ in results] == [143, 143], results
+def test_two_processes_stop_together(two_processes, tmp_path: Path) -> None:
+    codes, output = two_processes(tmp_path / "signal", stopping=True)
+    assert codes == [143, 143], output
     assert Checkpointer(tmp_path / "signal").latest() is not None
-    results = two_processes(tmp_path / "nan", nan=True)
-    assert all(code == 1 and "DivergedError" in output for code, output in results), results
+    codes, output = two_processes(tmp_path / "nan", nan=True)
+    assert codes == [1, 1], output
+    assert output.count("DivergedError: ") == 2, output

@@ -7,8 +7,6 @@ import math
 import os
 import random
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,7 +24,7 @@ from res2net_dense.engine.optim import Ema, build_optimizer, build_schedule
 from res2net_dense.engine.trainer import MAX_SKIPPED, DivergedError, OutOfMemoryError, train
 from res2net_dense.errors import ConfigError, DatasetError
 from res2net_dense.types import Sample
-from res2net_dense.weight_files import load_weights, read_metadata
+from res2net_dense.weight_files import open_weights
 
 
 class Net(nn.Module):
@@ -157,16 +155,11 @@ def assert_equal(a: nn.Module, b: nn.Module) -> None:
     torch.testing.assert_close(state(a), state(b), rtol=0, atol=0)
 
 
-def child(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    source = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\nfrom pathlib import Path\n"
-    source += "from test_engine_trainer import *\n" + code
-    return subprocess.run(
-        [sys.executable, "-c", source],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env=os.environ | environment,
-    )
+IMPORTS = f"""
+import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
+from pathlib import Path
+from test_engine_trainer import *
+"""
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -188,14 +181,14 @@ def test_equals_detectron2() -> None:
     [{}, {"average": True, "precision": "bf16", "accumulate": 2}],
     ids=["plain", "ema bf16 accumulated"],
 )
-def test_resume_is_exact(tmp_path: Path, options: dict[str, Any]) -> None:
+def test_resume_is_exact(run_code, tmp_path: Path, options: dict[str, Any]) -> None:
     whole, metrics, ema = run(tmp_path / "whole", **options)
     with pytest.raises(RuntimeError, match="crash"):
         run(tmp_path / "parts", **options, crash=7 * options.get("accumulate", 1))
     with open(tmp_path / "parts" / "metrics.jsonl", "a") as file:
         file.write('{"iteration": 8, "l')
-    result = child(
-        f"model, metrics, ema = run(Path({str(tmp_path / 'parts')!r}), start=True, **{options!r})\n"
+    result = run_code(
+        f"{IMPORTS}model, metrics, ema = run(Path({str(tmp_path / 'parts')!r}), start=True, **{options!r})\n"
         f"print(json.dumps(metrics))"
     )
     assert result.returncode == 0, result.stderr
@@ -219,8 +212,10 @@ def test_resume_is_exact(tmp_path: Path, options: dict[str, Any]) -> None:
     ).read_text()
     # Not by bytes: safetensors writes its metadata in any order.
     best = [tmp_path / name / "model_best.safetensors" for name in ("whole", "parts")]
-    torch.testing.assert_close(load_weights(best[0]), load_weights(best[1]), rtol=0, atol=0)
-    assert read_metadata(best[0]) == read_metadata(best[1])
+    torch.testing.assert_close(
+        open_weights(best[0]).state_dict, open_weights(best[1]).state_dict, rtol=0, atol=0
+    )
+    assert open_weights(best[0]).metadata == open_weights(best[1]).metadata
 
 
 def test_same_seed_same_run() -> None:
@@ -372,8 +367,8 @@ def test_best_model(tmp_path: Path, scores: tuple[float, ...], lower: bool, iter
         checkpointer=Checkpointer(tmp_path, metadata={"task": "toy"}),
     )
     path = tmp_path / "model_best.safetensors"
-    torch.testing.assert_close(load_weights(path), weights[iteration - 1], rtol=0, atol=0)
-    about = read_metadata(path)
+    torch.testing.assert_close(open_weights(path).state_dict, weights[iteration - 1], rtol=0, atol=0)
+    about = open_weights(path).metadata
     assert about["iteration"] == str(iteration)
     assert json.loads(about["metadata"]) == {"task": "toy"}
     assert json.loads(about["metrics"]) == {"score": scores[iteration - 1]}

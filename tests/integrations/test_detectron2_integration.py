@@ -12,6 +12,7 @@ from detectron2.data.datasets import register_coco_instances
 from detectron2.engine import DefaultTrainer
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, build_backbone, build_model
+from networks import TINY
 
 import res2net_dense
 from res2net_dense.errors import ConfigError
@@ -73,6 +74,22 @@ def test_the_plain_backbone_equals_ours(tmp_path):
         assert a.equal(b)
 
 
+@pytest.mark.parametrize("channels", [1, 4])
+def test_weights_are_adapted_to_the_channels_of_the_input(tmp_path, channels, caplog):
+    name = "res2net50_18w_4s"
+    torch.save(res2net_dense.create_classifier(name, 2).state_dict(), tmp_path / "w.pth")
+    cfg = config(tmp_path, "build_res2net_backbone_dense")
+    cfg.MODEL.RES2NET.NAME, cfg.MODEL.RES2NET.WEIGHTS = name, str(tmp_path / "w.pth")
+    cfg.MODEL.RES2NET.OUT_FEATURES = ["res2"]
+    with caplog.at_level("INFO", "res2net_dense"):
+        theirs = build_backbone(cfg, ShapeSpec(channels=channels)).net
+    ours = res2net_dense.create_backbone(
+        name, weights=tmp_path / "w.pth", in_channels=channels, out_features=["res2"]
+    )
+    assert all(value.equal(ours.state_dict()[key]) for key, value in theirs.state_dict().items())
+    assert f"adapted from 3 to {channels} input channels" in caplog.text
+
+
 @pytest.fixture
 def registered(toy):
     name = "toy_of_the_integration_test"
@@ -84,6 +101,7 @@ def registered(toy):
 
 def test_detectron2s_own_trainer_runs(tmp_path, registered):
     cfg = config(tmp_path)
+    cfg.MODEL.RES2NET.NAME = TINY
     cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = (registered,), ()
     cfg.DATALOADER.NUM_WORKERS = 0
     cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN = (64,), 64

@@ -17,7 +17,8 @@ import tempfile
 import pytest
 import segmentation_models_pytorch as smp
 import torch
-from comparison import difference, like_trained
+from comparison import built, difference, like_trained
+from networks import TINY, TINY_V1B, every_network, unfilled
 from torch import nn
 
 import res2net_dense
@@ -59,8 +60,8 @@ def small(name, output_stride=32, depth=5):
 
 def test_every_network_is_registered_but_those_for_small_pictures():
     ours = [name for name in smp.encoders.get_encoder_names() if name.startswith("r2d-")]
-    assert sorted(ours) == [f"r2d-{name}" for name in NAMES]
-    assert len(ours) == len(ARCHITECTURES) - 6
+    assert sorted(ours) == [f"r2d-{name}" for name in sorted([*NAMES, TINY, TINY_V1B])]
+    assert len(NAMES) == len(ARCHITECTURES) - 6
 
 
 @every_kind
@@ -175,7 +176,7 @@ def test_what_torchscript_takes_is_said(options, scriptable):
 
 
 @pytest.mark.parametrize("output_stride", [8, 16, 32])
-@pytest.mark.parametrize("name", NAMES)
+@every_network(NAMES)
 def test_every_network_has_features_of_its_strides(name, output_stride):
     with torch.device("meta"):
         encoder = smp.encoders.get_encoder(f"r2d-{name}", output_stride=output_stride).eval()
@@ -234,8 +235,8 @@ TIMM = {
 
 @every_kind
 def test_features_are_timms(name):
-    theirs = like_trained(smp.encoders.get_encoder(TIMM[name])).eval()
-    ours = build_encoder(name).eval()
+    theirs = built(lambda: smp.encoders.get_encoder(TIMM[name])).eval()
+    ours = unfilled(lambda: build_encoder(name)).eval()
     ours.load_state_dict({key.removeprefix("model."): value for key, value in theirs.state_dict().items()})
     x = picture(64, 96)
     assert ours.out_channels == theirs.out_channels
@@ -247,12 +248,12 @@ def test_features_are_timms(name):
 @pytest.mark.parametrize("output_stride", [8, 16])
 @pytest.mark.parametrize("name", ["res2net50_26w_4s", "res2net50_v1b_26w_4s"])
 def test_dilated_features_are_timms_but_for_the_shortcut_of_v1b(name, output_stride):
-    theirs = like_trained(smp.encoders.get_encoder(TIMM[name], output_stride=output_stride)).eval()
+    theirs = built(lambda: smp.encoders.get_encoder(TIMM[name], output_stride=output_stride)).eval()
     state = {key.removeprefix("model."): value for key, value in theirs.state_dict().items()}
     x = picture(48, 80)
 
     def differences(**options):
-        ours = build_encoder(name, output_stride=output_stride, **options).eval()
+        ours = unfilled(lambda: build_encoder(name, output_stride=output_stride, **options)).eval()
         ours.load_state_dict(state)
         with torch.no_grad():
             return [difference(*pair) for pair in zip(ours(x), theirs(x), strict=True)]
@@ -374,6 +375,8 @@ def test_loaded_weights_for_other_channels_are_smps(published, in_channels):
     assert encoder.conv1.weight.shape == (64, in_channels, 7, 7)
     assert encoder.conv1.weight.equal(theirs[0].weight)
     assert encoder.bn1.weight.equal(state["bn1.weight"])
+    ours = build_encoder(NAME, weights=path, in_channels=in_channels, depth=1)
+    assert all(value.equal(encoder.state_dict()[key]) for key, value in ours.state_dict().items())
 
 
 @pytest.mark.parametrize(
@@ -415,6 +418,7 @@ def hub(published, monkeypatch):
 
 def test_other_encoders_are_left_alone_even_when_loaded_twice(hub, published):
     others = {k: v for k, v in smp.encoders.encoders.items() if not k.startswith("r2d-")}
+    ours = len(smp.encoders.encoders) - len(others)
     settings = smp.encoders.encoders["resnet18"]["pretrained_settings"]["imagenet"]
     plain = (smp.encoders.hf_hub_download, smp.encoders.load_file)
     for _ in range(2):
@@ -422,7 +426,7 @@ def test_other_encoders_are_left_alone_even_when_loaded_twice(hub, published):
     after = (smp.encoders.hf_hub_download, smp.encoders.load_file)
     assert tuple(function.without_r2d for function in after) == plain  # hooked once, not twice
     assert {k: v for k, v in smp.encoders.encoders.items() if not k.startswith("r2d-")} == others
-    assert len(smp.encoders.encoders) == len(others) + len(NAMES)
+    assert len(smp.encoders.encoders) == len(others) + ours
 
     smp.encoders.get_encoder("resnet18", weights="imagenet")
     repository, revision = settings["repo_id"], settings["revision"]
@@ -509,6 +513,8 @@ def test_wrong_arguments_are_named_with_a_remedy(arguments, words):
 
 def test_without_smp_the_message_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "segmentation_models_pytorch", None)
-    with pytest.raises(MissingDependencyError, match=r'pip install -e "\.\[segmentation\]"') as caught:
+    with pytest.raises(
+        MissingDependencyError, match=r"pip install 'res2net_dense\[segmentation\]'"
+    ) as caught:
         runpy.run_path(integration.__file__)
     assert "\n" not in str(caught.value)

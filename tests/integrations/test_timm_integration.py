@@ -6,6 +6,7 @@ import sys
 import pytest
 import timm
 import torch
+from networks import every_network
 
 import res2net_dense
 from res2net_dense.errors import ConfigError
@@ -22,7 +23,7 @@ def test_only_what_timm_lacks_is_registered():
     assert not {"res2net50_v1b_26w_4s", "res2net_dla60", "resnet50"} & set(NAMES)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@every_network(NAMES)
 def test_timm_builds_the_same_network(name):
     with torch.device("meta"):
         theirs = timm.create_model(f"{name}.r2d", num_classes=7, in_chans=1)
@@ -86,3 +87,18 @@ def test_gradient_checkpointing_and_parameter_groups():
 def test_no_weights_are_pretended():
     with pytest.raises(RuntimeError, match="No pretrained weights"):
         timm.create_model("se_res2net50_26w_4s", pretrained=True, **SMALL)
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_a_file_of_ours_with_other_channels(tmp_path, channels):
+    """timm adapts the first convolution by itself, and as we do."""
+    name = "se_res2net50_26w_4s"
+    state = res2net_dense.create_classifier(name, 3, **SMALL).state_dict()
+    torch.save(state, tmp_path / "w.pth")
+    theirs = timm.create_model(
+        name, pretrained=True, num_classes=3, in_chans=channels,
+        pretrained_cfg_overlay={"file": str(tmp_path / "w.pth"), "num_classes": 3}, **SMALL,
+    )  # fmt: skip
+    ours = res2net_dense.create_backbone(name, weights=tmp_path / "w.pth", in_channels=channels, **SMALL)
+    for key, value in ours.state_dict().items():
+        assert value.equal(theirs.state_dict()[key]), key

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 from detectron2.structures import BitMasks, Boxes, PolygonMasks
+from networks import TINY, every_network
 
-import res2net_dense
 from res2net_dense.errors import ConfigError
 from res2net_dense.models.detection import OWNED, _to_detectron2, build_rcnn
 
@@ -34,7 +34,7 @@ def sample(objects=1, height=64, width=96, **more):
 @pytest.mark.parametrize("mask", [True, False])
 @pytest.mark.parametrize("objects", [(0,), (0, 2), (3, 1)])
 def test_losses_are_finite_with_and_without_objects(mask, objects):
-    model = build_rcnn(backbone={"name": "res2net50_18w_4s"}, num_classes=2, mask=mask, **SMALL)
+    model = build_rcnn(backbone={"name": TINY}, num_classes=2, mask=mask, **SMALL)
     losses = model([sample(count) for count in objects])
     names = {"loss_cls", "loss_box_reg", "loss_rpn_cls", "loss_rpn_loc"} | ({"loss_mask"} if mask else set())
     assert set(losses) == names
@@ -45,9 +45,7 @@ def test_losses_are_finite_with_and_without_objects(mask, objects):
 
 @pytest.mark.parametrize("mask", [True, False])
 def test_predictions_are_at_the_original_size(mask):
-    model = build_rcnn(
-        backbone={"name": "res2net50_18w_4s"}, num_classes=2, mask=mask, score_threshold=0.0, **SMALL
-    )
+    model = build_rcnn(backbone={"name": TINY}, num_classes=2, mask=mask, score_threshold=0.0, **SMALL)
     with torch.no_grad():
         predictions = model.eval()([sample(), sample(height=32, width=32)])
     assert len(predictions) == 2
@@ -65,16 +63,14 @@ def test_predictions_are_at_the_original_size(mask):
 
 
 def test_no_detection_is_a_prediction_too():
-    model = build_rcnn(
-        backbone={"name": "res2net50_18w_4s"}, num_classes=2, score_threshold=1.0, **SMALL
-    ).eval()
+    model = build_rcnn(backbone={"name": TINY}, num_classes=2, score_threshold=1.0, **SMALL).eval()
     with torch.no_grad():
         (prediction,) = model([sample(0)])
     assert prediction["boxes"].shape == (0, 4)
     assert prediction["masks"].shape == (0, 128, 192)
 
 
-@pytest.mark.parametrize("name", res2net_dense.list_backbones())
+@every_network()
 def test_every_backbone_feeds_it(name):
     if "next29" in name:  # three stages, for small pictures
         with pytest.raises(ConfigError, match="res5.*allowed: stem, res2, res3, res4"):
@@ -98,7 +94,7 @@ def test_masks_reach_detectron2_in_the_form_they_came():
 
 def test_half_precision_does_not_move_boxes():
     """Features of a ramp, pooled under autocast: a box rounded to half precision reads a different place."""
-    model = build_rcnn(backbone={"name": "res2net50_18w_4s"}, num_classes=2, **SMALL)
+    model = build_rcnn(backbone={"name": TINY}, num_classes=2, **SMALL)
     ramp = torch.arange(512.0).expand(1, 1, 512, 512)
     box = Boxes(torch.tensor([[1061.0, 1061.0, 1064.0, 1064.0]]))  # bfloat16 knows 1056, 1064, ...
     pooler = model.roi_heads.box_pooler
@@ -112,7 +108,7 @@ def test_half_precision_does_not_move_boxes():
 
 def test_every_parameter_gets_a_gradient():
     """An unused parameter would stop DDP."""
-    model = build_rcnn(backbone={"name": "res2net50_18w_4s"}, num_classes=2, **SMALL)
+    model = build_rcnn(backbone={"name": TINY}, num_classes=2, **SMALL)
     sum(model([sample(2), sample(1)]).values()).backward()
     assert [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
 
@@ -120,12 +116,12 @@ def test_every_parameter_gets_a_gradient():
 @pytest.mark.parametrize("key", OWNED)
 def test_a_key_of_ours_is_refused_with_its_name(key):
     with pytest.raises(ConfigError, match="set it there"):
-        build_rcnn(backbone={"name": "res2net50_18w_4s"}, num_classes=2, detectron2={key: 1})
+        build_rcnn(backbone={"name": TINY}, num_classes=2, detectron2={key: 1})
 
 
 def test_detectron2_keys_pass_through_or_are_refused():
     model = build_rcnn(
-        backbone={"name": "res2net50_18w_4s"},
+        backbone={"name": TINY},
         num_classes=2,
         detectron2={"MODEL.RPN.BBOX_REG_LOSS_TYPE": "giou"},
         **SMALL,
@@ -139,17 +135,17 @@ def test_detectron2_keys_pass_through_or_are_refused():
         {"MODEL.ROI_HEADS.NAME": "Nope"},
     ):
         with pytest.raises(ConfigError, match=r"model\.detectron2"):
-            build_rcnn(backbone={"name": "res2net50_18w_4s"}, num_classes=2, detectron2=settings, **SMALL)
+            build_rcnn(backbone={"name": TINY}, num_classes=2, detectron2=settings, **SMALL)
 
 
 @pytest.mark.parametrize(
     "backbone",
     [
         {"name": "res2net_dla60"},
-        {"name": "se_res2net50_26w_4s", "dcn_stages": ["res4", "res5"]},
-        {"name": "res2net50_18w_4s", "stage_split": "strided", "pool_padding": "ignored", "norm_eps": 1e-3},
+        {"name": TINY, "se": True, "dcn_stages": ["res4", "res5"]},
+        {"name": TINY, "stage_split": "strided", "pool_padding": "ignored", "norm_eps": 1e-3},
     ],
-    ids=lambda backbone: backbone["name"],
+    ids=str,
 )
 def test_every_kind_of_backbone_learns_masks(backbone):
     model = build_rcnn(backbone=backbone, num_classes=2, **SMALL)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from exporting import sample, settled
+from networks import TINY
 
 from res2net_dense.backbones import create_classifier
 from res2net_dense.deploy.parity import made_pictures
@@ -13,19 +14,19 @@ from res2net_dense.models.segmentation import build_segmentation_model
 from res2net_dense.tasks import get_task
 
 SIZES = [(64, 64), (65, 97), (96, 160), (33, 200), (1, 1), (7, 90)]
-SHALLOW = {"name": "res2net50_14w_8s", "depths": (1, 1, 1, 1)}
+BACKBONE = {"name": TINY}
 
 
 def classifier():
-    return settled(ClassificationModel(create_classifier(num_classes=5, **SHALLOW)))
+    return settled(ClassificationModel(create_classifier(num_classes=5, **BACKBONE)))
 
 
 def segmenter(arch="deeplabv3plus", num_classes=5, **options):
-    return settled(build_segmentation_model(backbone=SHALLOW, arch=arch, num_classes=num_classes, **options))
+    return settled(build_segmentation_model(backbone=BACKBONE, arch=arch, num_classes=num_classes, **options))
 
 
 def saliency(**options):
-    return settled(build_saliency_model(backbone=SHALLOW, channels=8, **options))
+    return settled(build_saliency_model(backbone=BACKBONE, channels=8, **options))
 
 
 @pytest.fixture(scope="module")

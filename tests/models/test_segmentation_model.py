@@ -6,6 +6,7 @@ import pytest
 import segmentation_models_pytorch as smp
 import torch
 import torch.nn.functional as F
+from networks import TINY
 from torch import nn
 
 from res2net_dense.backbones import create_backbone
@@ -19,13 +20,12 @@ from res2net_dense.models.segmentation import (
     build_segmentation_model,
 )
 
-NAME = "res2net50_26w_4s"
 ARCHITECTURES = SegmenterConfig.model_fields["arch"].annotation.__args__
 
 
 def build(arch="deeplabv3plus", num_classes=4, **settings):
     torch.manual_seed(0)
-    backbone = {"name": NAME, **settings.pop("backbone", {})}
+    backbone = {"name": TINY, **settings.pop("backbone", {})}
     return build_segmentation_model(backbone=backbone, arch=arch, num_classes=num_classes, **settings)
 
 
@@ -71,7 +71,7 @@ def test_logits_equal_smps_own_network(stride):
     """The same weights in smp's DeepLabv3+ with its own forward, at an odd multiple of 16."""
     model = build(output_stride=stride).eval()
     reference = smp.DeepLabV3Plus(
-        f"r2d-{NAME}", encoder_weights=None, encoder_output_stride=stride, classes=4,
+        f"r2d-{TINY}", encoder_weights=None, encoder_output_stride=stride, classes=4,
         decoder_atrous_rates=(6, 12, 18) if stride == 16 else (12, 24, 36),
     ).eval()  # fmt: skip
     state = {key.replace("backbone.", "encoder.", 1): value for key, value in model.state_dict().items()}
@@ -230,7 +230,7 @@ def test_settings_without_meaning_are_refused_in_one_line(settings, words):
 
 def test_options_and_weights_of_the_backbone(tmp_path):
     torch.manual_seed(1)
-    net = create_backbone(NAME)
+    net = create_backbone(TINY)
     for value in net.state_dict().values():
         if value.is_floating_point():
             value.uniform_(0.1, 0.9)

@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from networks import TINY
 from PIL import Image
-from running import make_toy, score
+from running import score
 from safetensors.torch import load_file
 
 from res2net_dense.backbones import create_classifier
@@ -24,8 +25,8 @@ from res2net_dense.tasks import get_task, training
 
 ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
-TINY = [
-    "backbone.name=res2net50_18w_4s",
+SETTINGS = [
+    f"backbone.name={TINY}",
     "data.crop_size=32",
     "data.resize_size=36",
     "data.workers=0",
@@ -36,9 +37,9 @@ TINY = [
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
+def pictures(draw_toy):
     """20 toy pictures to train, 20 to validate."""
-    return make_toy(tmp_path_factory.mktemp("toy"), "imagenet", train=20, val=20, size=64)
+    return draw_toy("imagenet", train=20, val=20, size=64)
 
 
 @pytest.fixture
@@ -48,7 +49,7 @@ def load(pictures, tmp_path):
     def load(*overrides, config="quick/classification_res2net50.yaml"):
         places = [f"data.train={pictures}/train", f"data.val={pictures}/val"]
         folder = f"runtime.output_dir={tmp_path / 'run'}"
-        return load_config(ROOT / "configs" / config, [*places, *TINY, folder, *overrides])
+        return load_config(ROOT / "configs" / config, [*places, *SETTINGS, folder, *overrides])
 
     return load
 
@@ -157,7 +158,7 @@ def test_deformable_stages_train_save_load_and_evaluate(load, tmp_path, precisio
     assert any("layer3" in key for key in offsets)
     assert any(weights[key].any() for key in offsets)  # they start at 0 and have learnt
     config = get_task("classification").prepare(load(*options), training=False)
-    newest = training.find_weights(config, None)
+    newest = training.find_weights(config)
     assert score(config, newest) == pytest.approx(metrics, nan_ok=True)
     plain = get_task("classification").prepare(load(), training=False)
     with pytest.raises(CheckpointError, match="does not fit"):
@@ -166,23 +167,23 @@ def test_deformable_stages_train_save_load_and_evaluate(load, tmp_path, precisio
 
 def test_published_weights_are_evaluated_with_their_head(load, tmp_path, caplog):
     with pytest.raises(CheckpointError, match="no checkpoint under"):
-        training.find_weights(load(), None)
+        training.find_weights(load())
     torch.manual_seed(0)
-    net, path = create_classifier("res2net50_18w_4s", 10), tmp_path / "plain.pth"
+    net, path = create_classifier(TINY, 10), tmp_path / "plain.pth"
     torch.save(net.state_dict(), path)
     config = load(f"backbone.weights={path}", "train.precision=fp32")
-    assert training.find_weights(config, None) is None
+    assert training.find_weights(config).kind == "published"
     task = get_task("classification")
     config = task.prepare(config, training=False)
-    metrics = score(config, None)
-    assert "starts anew" not in caplog.text
+    metrics = score(config)
+    assert "randomly initialized" not in caplog.text
 
     torch.save({f"backbone.{key}": value for key, value in net.state_dict().items()}, path)
     assert score(load("train.precision=fp32", "model.num_classes=10"), path) == metrics
 
-    torch.save(create_classifier("res2net50_18w_4s", 1000).state_dict(), path)
+    torch.save(create_classifier(TINY, 1000).state_dict(), path)
     with pytest.raises(CheckpointError, match="a head of 1000 classes, the config has 10"):
-        score(config, None)
+        score(config)
 
 
 def test_cifar_in_both_forms(load, tmp_path, monkeypatch):

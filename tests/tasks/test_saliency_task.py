@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from networks import TINY
 from PIL import Image
-from running import assert_one_line, make_toy
+from running import assert_one_line
 
 from res2net_dense.config import config_to_dict, load_config
 from res2net_dense.data.layouts.saliency_sets import KNOWN_SETS
@@ -18,14 +19,14 @@ from res2net_dense.tasks import get_task
 
 saliency = get_task("saliency")
 ROOT = Path(__file__).resolve().parents[2]
-TINY = ["backbone.name=res2net50_18w_4s", "data.workers=0", "train.iterations=2", "train.batch_size=4",
+SETTINGS = [f"backbone.name={TINY}", "data.workers=0", "train.iterations=2", "train.batch_size=4",
         "runtime.device=cpu", "data.size=64"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def duts(tmp_path_factory):
+def duts(draw_toy):
     """A toy set in DUTS' layout: 8 pictures to train, 4 to validate."""
-    return make_toy(tmp_path_factory.mktemp("toy"), "duts", train=8, val=4)
+    return draw_toy("duts", train=8, val=4)
 
 
 @pytest.fixture
@@ -36,7 +37,7 @@ def load(duts, tmp_path):
         splits = [f"data.train={{root: {root}/train}}", f"data.val={{root: {root}/val}}"]
         folder = f"runtime.output_dir={tmp_path / 'run'}"
         config = ROOT / "configs/quick/sod_res2net50.yaml"
-        return load_config(config, [*splits, *TINY, folder, *overrides])
+        return load_config(config, [*splits, *SETTINGS, folder, *overrides])
 
     return load
 

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from networks import TINY
 from PIL import Image
-from running import assert_one_line, make_toy
+from running import assert_one_line
 from safetensors.torch import save_file
 
 from res2net_dense.config import config_to_dict, load_config
@@ -22,14 +23,14 @@ from res2net_dense.tasks import get_task, training
 detection, semantic_segmentation = get_task("detection"), get_task("semantic_segmentation")
 ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
-TINY = ["backbone.name=res2net50_18w_4s", "data.workers=0", "train.iterations=2", "train.batch_size=4",
+SETTINGS = [f"backbone.name={TINY}", "data.workers=0", "train.iterations=2", "train.batch_size=4",
         "runtime.device=cpu"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def voc(tmp_path_factory):
+def voc(draw_toy):
     """A toy set in VOC's layout: 12 pictures to train, 4 to validate."""
-    return make_toy(tmp_path_factory.mktemp("toy"), "voc", train=12, val=4)
+    return draw_toy("voc", train=12, val=4)
 
 
 @pytest.fixture
@@ -43,7 +44,7 @@ def load(voc, tmp_path):
             splits = ["data.train=null", "data.val=null", *splits]
             sizes = ["data.min_size_train=[96]", "data.min_size_test=96"]
         folder = f"runtime.output_dir={tmp_path / 'run'}"
-        return load_config(ROOT / "configs" / config, [*splits, *sizes, *TINY, folder, *overrides])
+        return load_config(ROOT / "configs" / config, [*splits, *sizes, *SETTINGS, folder, *overrides])
 
     return load
 
@@ -200,7 +201,7 @@ def weights(load, tmp_path):
     config = semantic_segmentation.prepare(load())
     metadata = {"metadata": json.dumps({"config": config_to_dict(config)})}
     save_file(semantic_segmentation.build_model(config).state_dict(), tmp_path / "w.safetensors", metadata)
-    return tmp_path / "w.safetensors"
+    return training.find_weights(config, tmp_path / "w.safetensors")
 
 
 def test_another_output_stride_is_said(load, weights, caplog):

@@ -5,13 +5,14 @@ import logging
 
 import pytest
 import torch
+from networks import TINY
 from running import score
 
 from res2net_dense.backbones import create_classifier
 from res2net_dense.config import config_to_dict, parse_config
 from res2net_dense.errors import CheckpointError, ConfigError
 from res2net_dense.tasks import get_task, training
-from res2net_dense.weight_files import save_weights
+from res2net_dense.weight_files import open_weights, save_weights
 
 CLASSES = ["circle", "square", "star"]
 
@@ -20,7 +21,7 @@ def config_of(**changes):
     """A classifier's configuration; `backbone__norm_eps=...` changes one setting."""
     data = {
         "task": "classification",
-        "backbone": {"name": "res2net50_18w_4s"},
+        "backbone": {"name": TINY},
         "model": {"arch": "classifier"},
         "data": {"val": "val", "crop_size": 32, "resize_size": 36},
         "train": {"iterations": 1, "batch_size": 2, "optimizer": {"lr": 0.1}},
@@ -36,7 +37,8 @@ def weights(tmp_path_factory):
     """A file of a run, with its configuration."""
     config = config_of(data__class_names=CLASSES, model__num_classes=3)
     metadata = {"metadata": json.dumps({"config": config_to_dict(config)})}
-    return save_weights(tmp_path_factory.mktemp("run") / "model.safetensors", {"a": torch.zeros(1)}, metadata)
+    path = tmp_path_factory.mktemp("run") / "model.safetensors"
+    return training.find_weights(config, save_weights(path, {"a": torch.zeros(1)}, metadata))
 
 
 def test_classes_come_from_the_weights(weights):
@@ -70,7 +72,7 @@ def test_another_task_is_refused(weights):
     detector = parse_config(
         {
             "task": "detection",
-            "backbone": {"name": "res2net50_18w_4s"},
+            "backbone": {"name": TINY},
             "model": {"arch": "faster_rcnn"},
             "train": {"iterations": 1, "batch_size": 2, "optimizer": {"lr": 0.1}},
         }
@@ -87,11 +89,11 @@ def test_another_picture_size_is_said(weights, caplog):
 
 def test_published_weights_are_scored_with_their_own_head_alone(tmp_path):
     path = tmp_path / "published.pth"
-    torch.save(create_classifier("res2net50_18w_4s", num_classes=1000).state_dict(), path)
+    torch.save(create_classifier(TINY, num_classes=1000).state_dict(), path)
     config = config_of(backbone__weights=str(path), data__class_names=CLASSES, model__num_classes=3)
-    assert training.find_weights(config.model_copy(), None) is None
+    assert training.find_weights(config).kind == "published"
     with pytest.raises(CheckpointError, match="a head of 1000 classes, the config has 3 classes"):
-        score(config, None)
+        score(config)
 
 
 def test_a_run_folder_and_published_weights_are_not_confused(tmp_path, monkeypatch):
@@ -99,12 +101,12 @@ def test_a_run_folder_and_published_weights_are_not_confused(tmp_path, monkeypat
     model = get_task("classification").build_model(config)
     checkpoint = tmp_path / "iter_1.pt"
     torch.save({"model": model.state_dict(), "metadata": {"config": config_to_dict(config)}}, checkpoint)
-    monkeypatch.setattr(training.Checkpointer, "latest", lambda self: checkpoint)
-    assert training.find_weights(config, None) == checkpoint
+    monkeypatch.setattr(training.Checkpointer, "open_latest", lambda self: open_weights(checkpoint))
+    assert training.find_weights(config).path == checkpoint
     other = config_of(backbone__weights="imagenet")
     with pytest.raises(CheckpointError, match="did not start from imagenet: give --weights"):
-        training.find_weights(other, None)
-    assert training.find_weights(other, "given.pt").name == "given.pt"
+        training.find_weights(other)
+    assert training.find_weights(other, checkpoint).path == checkpoint
 
 
 def test_one_picture_and_batch_norm():

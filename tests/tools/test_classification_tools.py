@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from networks import TINY
 from PIL import Image
-from running import TRAIN, assert_resumes_as_never_stopped, make_toy, score, train, train_twofold
+from running import TRAIN, assert_resumes_as_never_stopped, score, train, train_twofold
 
 from res2net_dense.config import load_config
 
@@ -16,9 +17,9 @@ QUICK = ROOT / "configs/quick/classification_res2net50.yaml"
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
+def pictures(draw_toy):
     """40 toy pictures to train, 20 to validate."""
-    return make_toy(tmp_path_factory.mktemp("toy"), "imagenet", train=40, val=20, size=64)
+    return draw_toy("imagenet", train=40, val=20, size=64)
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +28,7 @@ def tiny(pictures, tmp_path_factory):
     path = tmp_path_factory.mktemp("config") / "tiny.yaml"
     config = {
         "_base_": str(QUICK),
-        "backbone": {"name": "res2net50_18w_4s", "drop_path_rate": 0.1},
+        "backbone": {"name": TINY, "drop_path_rate": 0.1},
         "model": {"label_smoothing": 0.1, "mixup_alpha": 0.4, "cutmix_alpha": 1.0},
         "data": {
             "train": f"{pictures}/train", "val": f"{pictures}/val", "crop_size": 32, "resize_size": 36,
@@ -44,9 +45,9 @@ def tiny(pictures, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def trained(tiny, tmp_path_factory):
+def trained(tiny, run_tool, tmp_path_factory):
     """A run folder of 8 iterations, never interrupted."""
-    return train(tiny, tmp_path_factory.mktemp("run") / "straight", "mean_class_accuracy")
+    return train(run_tool, tiny, tmp_path_factory.mktemp("run") / "straight", "mean_class_accuracy")
 
 
 def test_the_run_folder_is_complete(trained):
@@ -69,14 +70,14 @@ def test_evaluating_later_repeats_the_numbers(trained, run_tool, tmp_path):
     assert (tmp_path / "new/results.json").read_text() == before
 
 
-def test_killed_and_resumed_equals_never_stopped(tiny, trained, tmp_path):
+def test_killed_and_resumed_equals_never_stopped(tiny, trained, run_tool, tmp_path):
     """With mixing, drop path, colours, averages, bf16, accumulation, and another number of workers."""
-    assert_resumes_as_never_stopped(tiny, tmp_path / "killed", trained, "data.workers=0")
+    assert_resumes_as_never_stopped(run_tool, tiny, tmp_path / "killed", trained, "data.workers=0")
 
 
-def test_two_processes_under_torchrun(tiny, tmp_path):
+def test_two_processes_under_torchrun(tiny, run_tool, tmp_path):
     changes = ["data.workers=0", "train.iterations=2"]
-    train_twofold("--config", tiny, "--output-dir", tmp_path / "run", *changes)
+    train_twofold(run_tool, "--config", tiny, "--output-dir", tmp_path / "run", *changes)
     together = json.loads((tmp_path / "run/results.json").read_text())
     config = load_config(tmp_path / "run/config.yaml", [f"runtime.output_dir={tmp_path / 'again'}"])
     newest = tmp_path / "run/checkpoints/iter_0000002.pt"

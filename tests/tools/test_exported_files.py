@@ -6,58 +6,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-import yaml
 from PIL import Image
-from running import TRAIN, make_toy
-from torch import nn
+from running import TRAIN
+from tiny_tasks import classification, detection, saliency, segmentation, write_config, write_weights
 
-from res2net_dense.config import config_to_dict, load_config
-from res2net_dense.tasks import get_task
-from res2net_dense.weight_files import save_weights
+from res2net_dense.config import load_config
 
 ROOT = Path(__file__).resolve().parents[2]
 PREDICT = "tools/predict.py"
 EXPORT = "tools/export.py"
 
 
-def segmentation(folder):
-    voc = make_toy(folder, "voc", train=8, val=4)
-    return "deeplabv3plus_res2net50", voc / "JPEGImages", {
-        "train": {"root": str(voc), "split": "train"}, "val": {"root": str(voc), "split": "val"},
-        "crop_size": 64,
-    }  # fmt: skip
-
-
-def classification(folder):
-    pictures = make_toy(folder, "imagenet", train=16, val=8, size=64)
-    return "classification_res2net50", pictures / "val", {
-        "train": f"{pictures}/train", "val": f"{pictures}/val", "crop_size": 64, "resize_size": 72,
-    }  # fmt: skip
-
-
-def saliency(folder):
-    duts = make_toy(folder, "duts", train=8, val=4)
-    val = next(path.parent for path in sorted((duts / "val").rglob("*.jpg")))
-    return "sod_res2net50", val, {
-        "train": {"root": f"{duts}/train"}, "val": {"root": f"{duts}/val"}, "size": 80, "keep_aspect": True,
-    }  # fmt: skip
-
-
-def detection(folder):
-    coco = make_toy(folder, "coco", train=8, val=4)
-    return "mask_rcnn_res2net50", coco / "val", {
-        name: {"images": f"{coco}/{name}", "annotations": f"{coco}/annotations/{name}.json"}
-        for name in ("train", "val")
-    } | {"min_size_train": [96], "max_size_train": 96, "min_size_test": 96, "max_size_test": 96}  # fmt: skip
-
-
-MODELS = {
-    classification: {},
-    segmentation: {"smp": {"decoder_channels": 32}},
-    saliency: {"channels": 16},
-    detection: {"score_threshold": 0.0, "fpn_channels": 32, "box_head_dim": 64, "mask_head_dim": 32},
-}
 KINDS = [
     pytest.param((segmentation, ".onnx"), id="segmentation"),
     pytest.param((classification, ".pt2"), id="classification", marks=pytest.mark.slow),
@@ -78,42 +37,17 @@ def run(run_tool):
 
 
 @pytest.fixture(scope="module", params=KINDS)
-def made(request, run, tmp_path_factory):
+def made(request, run, draw_toy, tmp_path_factory):
     """Of a task: config, weights, the exported file, pictures."""
     kind, suffix = request.param
     folder = tmp_path_factory.mktemp("made")
-    base, pictures, data = kind(folder)
-    config = {
-        "_base_": str(ROOT / f"configs/quick/{base}.yaml"),
-        "backbone": {"name": "res2net50_18w_4s"},
-        "model": MODELS[kind],
-        "data": {**data, "workers": 0},
-        "train": {"iterations": 1, "batch_size": 4, "reference_batch": 4, "precision": "fp32"},
-        "runtime": {"device": "cpu", "threads": 1, "output_dir": str(folder / "run")},
-    }
-    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    _, pictures = write_config(kind, draw_toy, folder)
     write_weights(folder / "config.yaml", folder / "weights.safetensors")
     run(
         EXPORT, "--config", folder / "config.yaml", "--weights", folder / "weights.safetensors",
         "--output", folder / f"model{suffix}", "--dynamic",
     )  # fmt: skip
     return folder / "config.yaml", folder / "weights.safetensors", folder / f"model{suffix}", pictures
-
-
-def write_weights(config, path):
-    """Weights as if trained: random ones whose norms have seen a batch, and the configuration."""
-    config = load_config(config)
-    task = get_task(config.task)
-    config = task.prepare(config)
-    torch.manual_seed(0)
-    model = task.build_model(config).train()
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.momentum = None  # the mean of what it sees
-    with torch.no_grad():
-        model(next(iter(task.build_train_loader(config))))
-    metadata = {"metadata": json.dumps({"config": config_to_dict(config)})}
-    save_weights(path, model.state_dict(), metadata)
 
 
 def assert_near(one, other):

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from networks import TINY
 from PIL import Image
-from running import TRAIN, assert_resumes_as_never_stopped, make_toy, score, train, train_twofold
+from running import TRAIN, assert_resumes_as_never_stopped, score, train, train_twofold
 from safetensors import safe_open
 
 from res2net_dense.config import load_config
@@ -18,9 +19,9 @@ QUICK = ROOT / "configs/quick/sod_res2net50.yaml"
 
 
 @pytest.fixture(scope="module")
-def duts(tmp_path_factory):
+def duts(draw_toy):
     """A toy set in DUTS' layout: 16 pictures to train, 5 to validate."""
-    return make_toy(tmp_path_factory.mktemp("toy"), "duts", train=16, val=5)
+    return draw_toy("duts", train=16, val=5)
 
 
 @pytest.fixture(scope="module")
@@ -29,8 +30,8 @@ def tiny(duts, tmp_path_factory):
     path = tmp_path_factory.mktemp("config") / "tiny.yaml"
     config = {
         "_base_": str(QUICK),
-        "backbone": {"name": "res2net50_18w_4s", "drop_path_rate": 0.1},
-        "model": {"channels": 16, "edge_weight": 0.5, "losses": {"ssim": 0.5, "structure": 0.5}},
+        "backbone": {"name": TINY, "drop_path_rate": 0.1},
+        "model": {"channels": 8, "edge_weight": 0.5, "losses": {"ssim": 0.5, "structure": 0.5}},
         "data": {
             "train": {"root": f"{duts}/train"}, "val": {"root": f"{duts}/val"},
             "size": None, "keep_aspect": True, "crop": [0.6, 0.9], "rotate": 10.0,
@@ -49,9 +50,9 @@ def tiny(duts, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def trained(tiny, tmp_path_factory):
+def trained(tiny, run_tool, tmp_path_factory):
     """A run folder of 8 iterations, never interrupted."""
-    return train(tiny, tmp_path_factory.mktemp("run") / "straight", "weighted_F", "beta^2")
+    return train(run_tool, tiny, tmp_path_factory.mktemp("run") / "straight", "weighted_F", "beta^2")
 
 
 def test_evaluating_later_repeats_the_numbers_on_several_sets_at_once(trained, duts, run_tool, tmp_path):
@@ -72,10 +73,10 @@ def test_evaluating_later_repeats_the_numbers_on_several_sets_at_once(trained, d
     assert sum(name.startswith("seen/") for name in after) == len(before)
 
 
-def test_two_processes_score_as_one(tiny, tmp_path):
+def test_two_processes_score_as_one(tiny, run_tool, tmp_path):
     """And the smallest error chooses the best model."""
     changes = ["data.workers=0", "train.iterations=3", "train.eval_every=1", "train.best_metric=MAE"]
-    train_twofold("--config", tiny, "--output-dir", tmp_path / "run", *changes)
+    train_twofold(run_tool, "--config", tiny, "--output-dir", tmp_path / "run", *changes)
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     errors = {line["iteration"]: line["metrics"]["MAE"] for line in lines if "metrics" in line}
     with safe_open(tmp_path / "run/model_best.safetensors", "pt") as best:
@@ -87,9 +88,9 @@ def test_two_processes_score_as_one(tiny, tmp_path):
     assert score(config, newest) == together
 
 
-def test_killed_and_resumed_equals_never_stopped(tiny, trained, tmp_path):
+def test_killed_and_resumed_equals_never_stopped(tiny, trained, run_tool, tmp_path):
     """With drop path, crops, rotation, colours, averages, bf16, accumulation, another number of workers."""
-    assert_resumes_as_never_stopped(tiny, tmp_path / "killed", trained, "data.workers=0")
+    assert_resumes_as_never_stopped(run_tool, tiny, tmp_path / "killed", trained, "data.workers=0")
 
 
 def test_maps_are_written_and_score_as_in_training(trained, duts, run_tool, tmp_path):

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from networks import TINY
 from PIL import Image
-from running import TRAIN, assert_resumes_as_never_stopped, make_toy, score, train, train_twofold
+from running import TRAIN, assert_resumes_as_never_stopped, score, train, train_twofold
 
 from res2net_dense.config import load_config
 from res2net_dense.data.layouts.voc_boxes import VOC_CLASSES
@@ -18,9 +19,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
-def voc(tmp_path_factory):
+def voc(draw_toy):
     """A toy set in VOC's layout: 16 pictures to train, 5 to validate."""
-    return make_toy(tmp_path_factory.mktemp("toy"), "voc", train=16, val=5)
+    return draw_toy("voc", train=16, val=5)
 
 
 @pytest.fixture(scope="module")
@@ -29,8 +30,8 @@ def tiny(voc, tmp_path_factory):
     path = tmp_path_factory.mktemp("config") / "tiny.yaml"
     config = {
         "_base_": str(ROOT / "configs/quick/deeplabv3plus_res2net50.yaml"),
-        "backbone": {"name": "res2net50_18w_4s", "drop_path_rate": 0.1},
-        "model": {"aux_weight": 0.4, "smp": {"decoder_channels": 32}},
+        "backbone": {"name": TINY, "drop_path_rate": 0.1},
+        "model": {"aux_weight": 0.4, "smp": {"decoder_channels": 16}},
         "data": {
             "train": {"root": str(voc), "split": "train"}, "val": {"root": str(voc), "split": "val"},
             "crop_size": 64, "photometric": "strong", "workers": 2,
@@ -47,9 +48,9 @@ def tiny(voc, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def trained(tiny, tmp_path_factory):
+def trained(tiny, run_tool, tmp_path_factory):
     """A run folder of 8 iterations, never interrupted."""
-    return train(tiny, tmp_path_factory.mktemp("run") / "straight", "boundary_mIoU")
+    return train(run_tool, tiny, tmp_path_factory.mktemp("run") / "straight", "boundary_mIoU")
 
 
 def test_the_run_folder_is_complete(trained):
@@ -72,15 +73,15 @@ def test_evaluating_later_repeats_the_numbers(trained, run_tool, tmp_path):
     assert (tmp_path / "new/results.json").read_text() == before
 
 
-def test_killed_and_resumed_equals_never_stopped(tiny, trained, tmp_path):
+def test_killed_and_resumed_equals_never_stopped(tiny, trained, run_tool, tmp_path):
     """With drop path, dropout, colours, averages, bf16, accumulation, and another number of workers."""
-    assert_resumes_as_never_stopped(tiny, tmp_path / "killed", trained, "data.workers=0")
+    assert_resumes_as_never_stopped(run_tool, tiny, tmp_path / "killed", trained, "data.workers=0")
 
 
 @pytest.mark.slow  # detection and saliency do the same by default
-def test_two_processes_score_as_one(tiny, tmp_path):
+def test_two_processes_score_as_one(tiny, run_tool, tmp_path):
     changes = ["data.workers=0", "train.iterations=2"]
-    train_twofold("--config", tiny, "--output-dir", tmp_path / "run", *changes)
+    train_twofold(run_tool, "--config", tiny, "--output-dir", tmp_path / "run", *changes)
     together = json.loads((tmp_path / "run/results.json").read_text())
     config = load_config(tmp_path / "run/config.yaml", [f"runtime.output_dir={tmp_path / 'again'}"])
     newest = tmp_path / "run/checkpoints/iter_0000002.pt"

@@ -10,8 +10,17 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from networks import TINY
 from PIL import Image
-from running import TRAIN, assert_resumes_as_never_stopped, train, train_twofold
+from running import (
+    TRAIN,
+    assert_goes_on,
+    assert_same_run,
+    kill_half_way,
+    train,
+    train_twofold,
+    train_under_torchrun,
+)
 from safetensors.torch import load_file
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -24,11 +33,12 @@ def tiny(toy, tmp_path_factory):
     path = tmp_path_factory.mktemp("config") / "tiny.yaml"
     config = {
         "_base_": str(QUICK),
-        "backbone": {"name": "res2net50_18w_4s"},
+        "backbone": {"name": TINY},
         # every score counts, and many boxes: the numbers that are compared below must not all be 0
         "model": {
-            "score_threshold": 0.0, "detections_per_image": 400,
-            "fpn_channels": 32, "box_head_dim": 64, "mask_head_dim": 32,
+            "score_threshold": 0.0, "detections_per_image": 400, "anchor_sizes": [8, 16, 32, 64, 128],
+            "fpn_channels": 32, "box_head_dim": 64, "mask_head_dim": 32, "rpn_batch": 32, "roi_batch": 32,
+            "rpn_pre_nms_train": 100, "rpn_post_nms_train": 50,
         },
         "data": {
             "train": {"images": f"{toy}/coco/train", "annotations": f"{toy}/coco/annotations/train.json"},
@@ -36,7 +46,10 @@ def tiny(toy, tmp_path_factory):
             "min_size_train": [64, 96], "max_size_train": 96, "min_size_test": 96, "max_size_test": 96,
             "photometric": "light", "workers": 2,
         },
-        "train": {"iterations": 20, "batch_size": 2, "reference_batch": 2, "save_every": 10, "log_every": 5},
+        "train": {
+            "iterations": 20, "batch_size": 2, "reference_batch": 2, "save_every": 10, "log_every": 5,
+            "optimizer": {"lr": 0.005}, "precision": "fp32",
+        },
         "runtime": {"device": "cpu", "threads": 1},
     }  # fmt: skip
     path.write_text(yaml.safe_dump(config))
@@ -44,9 +57,9 @@ def tiny(toy, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def trained(tiny, tmp_path_factory):
+def trained(tiny, run_tool, tmp_path_factory):
     """A run folder of 20 iterations, never interrupted."""
-    return train(tiny, tmp_path_factory.mktemp("run") / "straight", "bbox")  # the table
+    return train(run_tool, tiny, tmp_path_factory.mktemp("run") / "straight", "bbox")  # the table
 
 
 def one_line_error(process, *words):
@@ -103,9 +116,11 @@ def test_evaluating_later_repeats_the_numbers(trained, run_tool, tmp_path):
     assert (tmp_path / "new/results.json").read_text() == before
 
 
-def test_killed_and_resumed_equals_never_stopped(tiny, trained, tmp_path):
+def test_killed_and_resumed_equals_never_stopped(tiny, trained, run_tool, tmp_path):
     folder = tmp_path / "killed"
-    assert_resumes_as_never_stopped(tiny, folder, trained, at=10, end=20)
+    kill_half_way(tiny, folder, at=10, end=20)
+    assert_goes_on(run_tool, [TRAIN, "--config", tiny, "--output-dir", folder], [], 10)
+    assert_same_run(folder, trained, 20)
     for key, value in load_file(trained / "model_best.safetensors").items():
         assert load_file(folder / "model_best.safetensors")[key].equal(value), key
 
@@ -136,7 +151,7 @@ def test_resuming_another_run_is_refused(trained, run_tool):
     process = run_tool(
         TRAIN, "--config", config, "--output-dir", trained, "--resume", "train.optimizer.lr=0.1"
     )
-    one_line_error(process, "train.optimizer.lr was 0.0008 and is 0.1", "--output-dir")
+    one_line_error(process, "train.optimizer.lr was 0.005 and is 0.1", "--output-dir")
 
 
 def test_checkpoints_that_are_all_damaged_are_not_overwritten(tiny, trained, run_tool, tmp_path):
@@ -159,8 +174,8 @@ def test_a_failed_start_does_not_burn_the_folder(tiny, run_tool, tmp_path):
 def test_two_processes_under_torchrun(tiny, run_tool, tmp_path):
     """Batch norm too: what is evaluated is what is saved."""
     arguments = ["--config", tiny, "--output-dir", tmp_path / "run"]
-    assert train_twofold(*arguments, "--dry-run").stdout.count("all well") == 1
-    train_twofold(*arguments, "train.iterations=4")
+    assert train_twofold(run_tool, *arguments, "--dry-run").stdout.count("all well") == 1
+    train_under_torchrun(*arguments, "train.iterations=4")
     together = json.loads((tmp_path / "run/results.json").read_text())
     run = tmp_path / "run"
     alone = run_tool(TRAIN, "--config", run / "config.yaml", "--output-dir", run, "--eval-only")
@@ -309,7 +324,7 @@ def test_predict_says_what_is_wrong(trained, run_tool, tmp_path):
     one_line_error(run_tool(*base, "--weights", tmp_path / "no.pth", "--input", picture), "no.pth")
     one_line_error(
         run_tool(*base, "--weights", weights, "--input", picture, "backbone.name=res2net50_26w_4s"),
-        "trained with backbone.name=res2net50_18w_4s",
+        f"trained with backbone.name={TINY}",
     )
     one_line_error(
         run_tool(*base[:-1], tmp_path, "--weights", weights, "--input", picture),
@@ -344,5 +359,5 @@ def test_doctor_names_what_is_broken_and_the_remedy(run_tool, tmp_path):
     process = run_tool("tools/doctor.py", env={**os.environ, "PYTHONPATH": str(tmp_path)})
     assert process.returncode == 1
     assert "built for another numpy" in process.stdout
-    assert 'pip install -e ".[detection]"' in process.stdout
+    assert "pip install 'res2net_dense[detection]'" in process.stdout
     assert "The main job cannot run." in process.stdout

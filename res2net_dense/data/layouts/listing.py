@@ -176,6 +176,6 @@ def check_size(mask: Path, shape: tuple[int, ...], picture: Path, size: tuple[in
         )
 
 
-def some(names: Sequence[str]) -> str:
+def some(names: Sequence[str], count: int = 5) -> str:
     """The first names, for a message."""
-    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+    return ", ".join(names[:count]) + (", ..." if len(names) > count else "")

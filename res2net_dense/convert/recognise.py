@@ -1,4 +1,4 @@
-"""Whose names the tensors of a file have, and where in the file its backbone is."""
+"""The third step: whose names the tensors of a file have, and where in the file its backbone is."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from res2net_dense.convert.dialects import DIALECTS, Dialect, list_dialects
+from res2net_dense.convert.dialects import DIALECTS, RELATIVES, Dialect, Relative, list_dialects
 from res2net_dense.convert.report import printable, shorten
 from res2net_dense.convert.structure import Structure
-from res2net_dense.convert.unwrap import COUNTER
 from res2net_dense.errors import CheckpointError
+from res2net_dense.weight_files.unwrap import COUNTER
 
 CANONICAL = ("official", "torchvision", "dla", "timm", "res2net_dense")
 """The dialects with exactly the canonical names, in the order in which they claim a file."""
@@ -33,7 +33,7 @@ class Place(NamedTuple):
 
     def holds(self, key: str) -> bool:
         """Whether a tensor without a canonical name belongs to the backbone all the same: what it computes
-        nobody here knows, so it cannot be left out.
+        is unknown, so it cannot be left out.
         """
         if not key.startswith(self.prefix):
             return False
@@ -52,7 +52,7 @@ class Place(NamedTuple):
         return printable(".".join([*parts[:shared], first]))
 
 
-def detect(
+def recognise(
     state: Mapping[str, Tensor], wanted: Dialect | None, prefix: str | None = None, *, own: bool
 ) -> Place:
     """Find the backbone in a file.
@@ -108,6 +108,13 @@ def dilation_of(place: Place, beside: Iterable[str]) -> dict[str, str]:
     marks = place.dialect.dilates_with
     shown = not marks or any(name.split(".")[0] in marks for name in beside)
     return rules if shown else {}
+
+
+def relative_of(place: Place, beside: Iterable[str]) -> Relative | None:
+    """The published network of other dilation that the parts `beside` a backbone with official names show."""
+    parts = {name.split(".")[0] for name in beside}
+    fitting = (row for row in RELATIVES if place.prefix.endswith(row.prefix) and parts.issuperset(row.parts))
+    return next(fitting, None) if place.dialect.name in CANONICAL else None
 
 
 def _is_of(dialect: Dialect, prefix: str, state: Mapping[str, Tensor], stem: str, *, own: bool) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -34,28 +34,35 @@ WRAPPERS = (
 _PARALLEL = re.compile(r"(^|\.)(?:module|_orig_mod)(?=\.)\.")
 
 
-def unwrap(content: Mapping[str, Any]) -> tuple[dict[str, Tensor], list[str], list[str]]:
-    """Find the named tensors of a checkpoint.
+class Unwrapped(NamedTuple):
+    """The named tensors of a file."""
+
+    tensors: dict[str, Tensor]
+    """By names without the `module.` of parallel and the `_orig_mod.` of compiled models."""
+    wrappers: list[str]
+    """The keys that led to them."""
+    others: list[str]
+    """The names of entries next to them that are not tensors."""
+
+
+def unwrap(content: Mapping[str, Any]) -> Unwrapped:
+    """Find the named tensors of a checkpoint; none is not an error.
 
     Args:
         content: what the file holds: tensors or numpy arrays by name, or dicts that lead to them.
-
-    Returns:
-        The tensors, by names without the `module.` of parallel and the `_orig_mod.` of compiled models; the
-        keys that led to them; the names of entries beside them that are no tensors.
 
     Raises:
         CheckpointError: dicts without an end, or numbers that torch does not have; the reason alone.
     """
     wrappers: list[str] = []
-    while name := next((name for name in WRAPPERS if _holds_tensors(content.get(name), {})), None):
+    while name := next((name for name in WRAPPERS if holds_tensors(content.get(name))), None):
         if len(wrappers) == DEPTH:
             raise CheckpointError(f"its dicts lie in each other more than {DEPTH} deep, or in themselves")
         wrappers.append(name)
         content = content[name]
     if not any(map(_is_tensor, content.values())):
         known: dict[int, bool] = {}
-        parts = {name: value for name, value in content.items() if _holds_tensors(value, known)}
+        parts = {name: value for name, value in content.items() if holds_tensors(value, known)}
         content = {f"{name}.{key}": value for name, part in parts.items() for key, value in part.items()}
     tensors, others = {}, []
     for key, value in content.items():
@@ -66,7 +73,7 @@ def unwrap(content: Mapping[str, Any]) -> tuple[dict[str, Tensor], list[str], li
             lone = str(key).endswith(COUNTER) and tensor.shape == (1,)  # numpy and Paddle know no scalars
             tensors[str(key)] = tensor.reshape(()) if lone else tensor
     plain = {_strip(key): value for key, value in tensors.items()}
-    return (plain if len(plain) == len(tensors) else tensors), wrappers, others
+    return Unwrapped(plain if len(plain) == len(tensors) else tensors, wrappers, others)
 
 
 def _strip(key: str) -> str:
@@ -75,14 +82,15 @@ def _strip(key: str) -> str:
     return key
 
 
-def _holds_tensors(value: Any, known: dict[int, bool], depth: int = 1) -> bool:
+def holds_tensors(value: Any, known: dict[int, bool] | None = None, depth: int = 1) -> bool:
     """Whether there are tensors in a dict; `known` are the answers so far, by `id`."""
+    known = {} if known is None else known
     if not isinstance(value, Mapping) or depth > DEPTH:
         return False
     if id(value) not in known:
         known[id(value)] = False  # a dict in itself adds nothing
         known[id(value)] = any(
-            _is_tensor(item) or _holds_tensors(item, known, depth + 1) for item in value.values()
+            _is_tensor(item) or holds_tensors(item, known, depth + 1) for item in value.values()
         )
     return known[id(value)]
 

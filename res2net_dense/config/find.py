@@ -1,0 +1,54 @@
+"""Where a configuration is: a path, or the name of one that comes with the package."""
+
+from __future__ import annotations
+
+import os
+from difflib import get_close_matches
+from pathlib import Path
+
+from res2net_dense.config.yaml_text import one_line
+from res2net_dense.errors import ConfigError
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+
+
+def find_config(name: str | Path) -> Path:
+    """Return the file that `--config` means.
+
+    Args:
+        name: a path, or a name such as `mask_rcnn_res2net50` or `quick/mask_rcnn_res2net50`.
+
+    Raises:
+        ConfigError: there is neither such a file nor such a name.
+    """
+    text = Path(name).as_posix()
+    if os.path.isfile(name):
+        return Path(name)
+    names = config_names()
+    if text in names:
+        return _folder() / f"{text}.yaml"
+    wanted = text.removesuffix(".yaml").removesuffix(".yml")
+    known = [known for known in names if f"/{wanted}".endswith(f"/{known}")]
+    if known:  # the path in a checkout of what the package has
+        raise ConfigError(
+            one_line(f"{name}: no such file; the configuration of this name is {max(known, key=len)}")
+        )
+    if wanted != text:
+        return Path(name)  # the message for a missing file names its neighbours
+    nearest = get_close_matches(text, names, n=3, cutoff=0.4) or names
+    raise ConfigError(
+        one_line(f"{name}: no such file and no configuration of this name; nearest: {', '.join(nearest)}")
+    )
+
+
+def config_names() -> list[str]:
+    """Return the names of the configurations that come with the package, sorted."""
+    folder = _folder()
+    files = (path.relative_to(folder) for path in folder.rglob("*.yaml"))
+    return sorted(file.with_suffix("").as_posix() for file in files if file.parts[0] != "_base_")
+
+
+def _folder() -> Path:
+    """The folder of the configurations: in the package, or next to it in a checkout."""
+    installed = _PACKAGE / "configs"
+    return installed if installed.is_dir() else _PACKAGE.parent / "configs"

@@ -1,0 +1,23 @@
+"""Weight files: opened once, read without running code, written atomically, loaded strictly.
+
+    file = open_weights("model_best.safetensors")
+    file.kind, file.sha256, file.metadata, file.config
+    load_weights_into(model, file)
+
+`kinds` says what a file is by its content, `reading` opens it, `unwrap` finds the named tensors in it,
+`models` loads and saves them. The names that other libraries give to tensors are the matter of `convert`.
+"""
+
+from res2net_dense.weight_files.kinds import SUFFIXES, is_path
+from res2net_dense.weight_files.models import load_strictly, load_weights_into, save_weights
+from res2net_dense.weight_files.reading import WeightFile, open_weights
+
+__all__ = [
+    "SUFFIXES",
+    "WeightFile",
+    "is_path",
+    "load_strictly",
+    "load_weights_into",
+    "open_weights",
+    "save_weights",
+]

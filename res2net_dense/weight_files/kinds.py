@@ -1,0 +1,147 @@
+"""What a file is, by its content, whatever it is called: weights of some kind, or one line on what it is
+instead.
+"""
+
+from __future__ import annotations
+
+import codecs
+import os
+import re
+import zipfile
+from pathlib import Path
+from typing import BinaryIO
+
+from res2net_dense.errors import CheckpointError
+
+SUFFIXES = (".pth", ".pt", ".ckpt", ".bin", ".tar", ".safetensors", ".pkl", ".pdparams")
+"""What weight files are called; what they are is read from their content."""
+
+_OLD_TORCH = bytes.fromhex("80028a0a6cfc9c46f9206aa85019")
+"""How files begin that torch wrote before version 1.6."""
+
+_PICKLE = re.compile(rb"\x80|\([dlt]p|[}\]]q|c[\w.]+\n[\w.]+\n")
+"""How Python's pickles begin, in every protocol."""
+
+LONGEST_HEADER = 100_000_000
+"""Bytes of JSON that safetensors reads at most."""
+
+_UNPACK = "unpack it and give the weight file in it"
+_FOREIGN = (
+    (
+        re.compile(rb"version https://git-lfs"),
+        "a git-lfs pointer, the stand-in for a file not fetched yet: run `git lfs pull` in its repository",
+    ),
+    (
+        re.compile(rb"\s*<"),
+        "a web page, not weights: the download led to a login or error page, get it again",
+    ),
+    (
+        re.compile(rb"\x1f\x8b|\xfd7zXZ\0|BZh[1-9]|\x28\xb5\x2f\xfd|7z\xbc\xaf|Rar!"),
+        f"compressed (gzip, xz, bzip2, zstd, 7z or rar): {_UNPACK}",
+    ),
+    (re.compile(rb".{257}ustar", re.DOTALL), f"a tar archive: {_UNPACK}"),
+    (
+        re.compile(rb"\x89PNG|\xff\xd8\xff|GIF8|RIFF.{4}WEBP", re.DOTALL),
+        "a picture, not weights: give the weight file, and pictures where the command takes them",
+    ),
+    (
+        re.compile(rb"\x89HDF\r\n"),
+        "an HDF5 file, as Keras and MATLAB write them: use a file of a PyTorch or Paddle implementation",
+    ),
+    (
+        re.compile(rb"\x08[\x01-\x1f]\x12"),
+        "an ONNX program, not weights: use the checkpoint that it was exported from",
+    ),
+)
+"""How files begin that are not weights, and what to say of them."""
+
+
+def is_path(weights: str | Path) -> bool:
+    """Whether `weights` means a file, there or not, rather than a name or tag."""
+    if isinstance(weights, Path) or os.sep in weights or "/" in weights:
+        return True
+    return weights.endswith(SUFFIXES) or Path(weights).is_file()
+
+
+def kind_of(path: Path, file: BinaryIO) -> str:
+    """The kind of an opened weight file: "safetensors", "torch" or "pickle".
+
+    Only how it begins is read, and the table of contents of a zip archive, which torch's files are.
+
+    Raises:
+        CheckpointError: It is surely none: empty, cut off, or something else; the message says what.
+    """
+    head = file.read(512)
+    if not head:
+        raise CheckpointError(f"{path} is empty: the copy or download was cut off, get it again")
+    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= LONGEST_HEADER:
+        return "safetensors"
+    if head.startswith(b"PK"):
+        _check_zip(path, file)
+        return "torch"
+    if head.startswith(_OLD_TORCH):
+        return "torch"
+    if _PICKLE.match(head):
+        return "pickle"
+    for beginning, what in _FOREIGN:
+        if beginning.match(head):
+            raise CheckpointError(f"{path} is {what}")
+    if text := _as_text(head):
+        raise not_weights(path, f"text that begins {text[:50]!r}")
+    if path.suffix == ".safetensors":
+        return "safetensors"
+    if path.suffix in (".pkl", ".pdparams"):
+        return "pickle"
+    raise not_weights(path, f"of no known kind, it begins with the bytes {head[:8].hex(' ')}")
+
+
+def damaged(path: Path, error: Exception) -> CheckpointError:
+    """What to say of a file that a library could not read."""
+    text = str(error).strip() or type(error).__name__
+    if isinstance(error, EOFError) or any(word in text for word in ("EOF", "truncated", "Ran out of input")):
+        return cut_off(path)
+    # torch puts a page of advice before its reason.
+    return not_weights(path, text.rpartition("WeightsUnpickler error: ")[2].splitlines()[0][:150])
+
+
+def not_weights(path: Path, reason: str) -> CheckpointError:
+    """What to say of a file that is surely of no use."""
+    return CheckpointError(f"{path} is damaged or no weight file ({reason}): get it again or use another")
+
+
+def cut_off(path: Path, how_much: str = "") -> CheckpointError:
+    """What to say of a file whose end is missing."""
+    found = f" ({how_much})" if how_much else ""
+    return CheckpointError(
+        f"{path} is damaged, cut off{found}: the copy or download was not finished, get it again"
+    )
+
+
+def _check_zip(path: Path, file: BinaryIO) -> None:
+    """Raise `CheckpointError` unless the archive can be a file of torch."""
+    if not zipfile.is_zipfile(file):  # the table of contents stands at the end
+        raise cut_off(path)
+    try:
+        with zipfile.ZipFile(file) as archive:
+            names = archive.namelist()
+    except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
+        raise damaged(path, error) from None
+    inner = {name.partition("/")[2] for name in names}
+    if "constants.pkl" in inner:
+        raise CheckpointError(
+            f"{path} is a TorchScript program, not weights: if you trust whoever made it, export its "
+            f"state_dict once with torch.save(torch.jit.load({str(path)!r}).state_dict(), 'weights.pth')"
+        )
+    if "data.pkl" not in inner:
+        found = f"with {', '.join(names[:3])}" if names else "with nothing"
+        raise CheckpointError(f"{path} is a zip archive {found} in it, not a file of torch: {_UNPACK}")
+
+
+def _as_text(head: bytes) -> str:
+    """The beginning of a text file on one line; empty if it is none."""
+    try:
+        text = codecs.getincrementaldecoder("utf-8")().decode(head)  # the last character may be cut
+    except UnicodeDecodeError:
+        return ""
+    words = " ".join(text.split())
+    return words if words.isprintable() else ""

@@ -1,0 +1,248 @@
+"""The door through which every weight file comes: opened once, hashed, read without running code."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pickle
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from res2net_dense.errors import CheckpointError
+from res2net_dense.weight_files.kinds import LONGEST_HEADER, cut_off, damaged, kind_of, not_weights
+from res2net_dense.weight_files.unwrap import WRAPPERS, Unwrapped, holds_tensors, unwrap
+
+_OF_ITSELF = ("version", "iteration", "metadata", "best", "metrics")
+"""What our checkpoints say of themselves."""
+
+_BLOCK = 1 << 20
+
+
+@dataclass(frozen=True)
+class WeightFile:
+    """A weight file that was opened and read, on the CPU."""
+
+    path: Path
+    kind: str
+    """"safetensors", "torch" or "pickle"."""
+    size: int
+    """Bytes."""
+    sha256: str
+    content: dict[str, Any]
+    """All that is in it, as it was stored."""
+    metadata: dict[str, Any]
+    """What it says of itself: the strings of a safetensors file, or of a checkpoint all but the tensors."""
+    left_out: tuple[str, ...] = ()
+    """Classes whose objects were not read, because what a file says of them could run code."""
+
+    @cached_property
+    def unwrapped(self) -> Unwrapped:
+        """The named tensors, without wrappers and the prefixes of parallel and compiled models.
+
+        Raises:
+            CheckpointError: See `unwrap`; the message names the file.
+        """
+        try:
+            return unwrap(self.content)
+        except CheckpointError as error:
+            raise CheckpointError(f"{self.path} is not a weight file: {error}") from None
+
+    @property
+    def state_dict(self) -> dict[str, Tensor]:
+        """The named tensors; of a checkpoint the averaged weights if there are any.
+
+        Raises:
+            CheckpointError: There are none.
+        """
+        if not self.unwrapped.tensors:
+            names = [str(name) for name in self.content][:3]
+            found = f"keys like {', '.join(names)}" if names else "nothing"
+            raise CheckpointError(
+                f"{self.path} is not a weight file: it holds {found} instead of named tensors"
+            )
+        return self.unwrapped.tensors
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """The configuration that a file of ours carries, as plain data; empty for others."""
+        about = self.metadata.get("metadata")
+        try:
+            if isinstance(about, str):  # safetensors holds strings only
+                about = json.loads(about)
+            config = about.get("config") if isinstance(about, dict) else None
+            return json.loads(json.dumps(config)) if isinstance(config, dict) else {}
+        except (TypeError, ValueError, RecursionError):  # a file of somebody else
+            return {}
+
+
+def open_weights(
+    file: str | Path | WeightFile, *, trust_pickle: bool = False, sha256: Sequence[str] = ()
+) -> WeightFile:
+    """Open a weight file: `.safetensors`, a checkpoint of ours, `.pt` or `.pth`; an opened one is returned.
+
+    The file is opened once. Nothing in it is run: objects of classes that torch does not read without running
+    code are left out, unless they are the weights themselves.
+
+    Args:
+        file: The file.
+        trust_pickle: Read Python pickles too, and torch files of whole pickled models. Such a file can run
+            any code when it is read: only for files whose maker you trust.
+        sha256: Hashes, or their first digits, of which the file must have one; checked before it is read.
+
+    Raises:
+        CheckpointError: The file is missing, damaged, not a weight file, or would have to run code; where it
+            is refused for the code in it, the message names the flag.
+    """
+    if isinstance(file, WeightFile):
+        return file
+    path = Path(file)
+    if not path.is_file():
+        raise CheckpointError(
+            f"{path} does not exist" if not path.exists() else f"{path} is a folder, not a weight file"
+        )
+    try:
+        with open(path, "rb") as opened:
+            return _read(path, opened, trust_pickle=trust_pickle, sha256=sha256)
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror}") from None
+
+
+def _read(path: Path, file: BinaryIO, *, trust_pickle: bool, sha256: Sequence[str]) -> WeightFile:
+    kind = kind_of(path, file)
+    digest = _hash(file)
+    if sha256 and not digest.startswith(tuple(sha256)):
+        raise CheckpointError(
+            f"{path} is damaged: its sha256 begins {digest[:8]}, not {' or '.join(s[:8] for s in sha256)}; "
+            "use another or get it again"
+        )
+    about: dict[str, Any] | None = None
+    left_out: tuple[str, ...] = ()
+    content: Any
+    file.seek(0)
+    if kind == "safetensors":
+        content, about = _read_safetensors(path, file)
+    elif trust_pickle:
+        content = _unpickle_trusted(path, file, kind)
+    elif kind == "pickle":
+        raise _refused(path)
+    else:
+        content, left_out = _read_torch(path, file)
+    if isinstance(content, nn.Module):
+        content = content.state_dict()
+    if not isinstance(content, dict):
+        raise CheckpointError(
+            f"{path} is not a weight file: it holds a {type(content).__name__} instead of a dict"
+        )
+    if about is None:
+        about = {key: content[key] for key in _OF_ITSELF if key in content}
+    size = os.fstat(file.fileno()).st_size
+    return WeightFile(path, kind, size, digest, content, about, left_out)
+
+
+def _hash(file: BinaryIO) -> str:
+    digest = hashlib.sha256()
+    file.seek(0)
+    while block := file.read(_BLOCK):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def _read_safetensors(path: Path, file: BinaryIO) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The tensors, and the strings beside them."""
+    data = file.read()
+    length = int.from_bytes(data[:8], "little")
+    try:
+        tensors = safetensors.torch.load(data)
+        return tensors, dict(json.loads(data[8 : 8 + length]).get("__metadata__") or {})
+    except (safetensors.SafetensorError, ValueError, LookupError, TypeError, AttributeError) as error:
+        reason = error
+    try:
+        header = json.loads(data[8 : 8 + min(length, LONGEST_HEADER)])
+        ends = [row["data_offsets"][1] for name, row in header.items() if name != "__metadata__"]
+        needed = 8 + length + max(ends, default=0)
+    except (ValueError, LookupError, TypeError, AttributeError):
+        needed = 8 + length if length <= LONGEST_HEADER else 8
+    if len(data) < needed:
+        raise cut_off(path, f"{len(data):,} of {needed:,} bytes")
+    raise not_weights(path, str(reason).splitlines()[0][:150])
+
+
+def _read_torch(path: Path, file: BinaryIO) -> tuple[Any, tuple[str, ...]]:
+    """The content, and the classes whose objects were left out."""
+    try:  # given a path, torch goes by the suffix
+        return torch.load(file, map_location="cpu", weights_only=True), ()
+    except pickle.UnpicklingError as error:
+        # The same error stands for rubbish; torch names the function only where there is one to run.
+        if not any(word in str(error) for word in ("GLOBAL", "Unsupported class", "unrecognized")):
+            raise damaged(path, error) from None
+    except Exception as error:  # a damaged pickle can raise anything at all
+        raise damaged(path, error) from None
+    try:
+        return _read_with_stand_ins(file)
+    except Exception:  # whatever it is, the file wanted to run code
+        raise _refused(path) from None
+
+
+class StandIn:
+    """Takes the place of every object of a class that torch does not know; it holds and does nothing."""
+
+    def __new__(cls, *_: object, **__: object) -> StandIn:  # noqa: PYI034  # no subclasses
+        return super().__new__(cls)
+
+    def __setstate__(self, _: object) -> None:
+        """Drop what the file says of the object."""
+
+
+def _read_with_stand_ins(file: BinaryIO) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Read a torch file with a `StandIn` for each name that torch refuses.
+
+    The reader is torch's own for weights only, which imports nothing that a file names: it looks names up in
+    a table, and here the unknown ones lead to `StandIn`. Names that torch blocks, such as those of `os`, stay
+    refused. OpenMMLab's training checkpoints need it for their logs.
+
+    Raises:
+        ValueError: The weights themselves would be stand-ins.
+        Exception: Torch cannot read it like that.
+    """
+    file.seek(0)
+    names = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(file))
+    file.seek(0)
+    with torch.serialization.safe_globals([(StandIn, name) for name in names]):
+        content = torch.load(file, map_location="cpu", weights_only=True)
+    wrapped = isinstance(content, dict) and [content.get(name) for name in WRAPPERS]
+    if not wrapped or any(isinstance(value, StandIn) for value in wrapped) or not holds_tensors(content):
+        raise ValueError("no weights without their objects")
+    return content, tuple(names)
+
+
+def _unpickle_trusted(path: Path, file: BinaryIO, kind: str) -> Any:
+    """The only place that reads what can run code; called with `trust_pickle` alone."""
+    try:
+        if kind == "pickle":
+            return pickle.load(file, encoding="latin1")  # noqa: S301  # the caller was asked for trust
+        return torch.load(file, map_location="cpu", weights_only=False, encoding="latin1")
+    except ImportError as error:
+        raise CheckpointError(
+            f"{path} holds objects of a library that is not installed ({error}): install it, or save the "
+            "tensors alone where it is"
+        ) from None
+    except Exception as error:  # a damaged pickle can raise anything at all
+        raise damaged(path, error) from None
+
+
+def _refused(path: Path) -> CheckpointError:
+    return CheckpointError(
+        f"{path} would run code while loading (a Python pickle), refused: if you trust whoever made it, give "
+        "trust_pickle=True, or make a safe copy once with `res2net-dense convert "
+        f"{shlex.quote(str(path))} {shlex.quote(f'{path}.safetensors')} --trust-pickle`"
+    )

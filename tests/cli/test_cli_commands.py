@@ -1,0 +1,159 @@
+"""The command: every subcommand answers `--help` without PyTorch, and the scripts of a checkout call it."""
+
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from res2net_dense import cli
+from res2net_dense.cli import benchmark, convert, export
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPTS = {
+    "tools/train_net.py": "train",
+    "tools/predict.py": "predict",
+    "tools/export.py": "export",
+    "tools/convert_checkpoint.py": "convert",
+    "tools/evaluate_saliency.py": "score-saliency",
+    "tools/classify.py": "classify",
+    "tools/doctor.py": "doctor",
+    "tools/benchmark.py": "benchmark",
+    "datasets/make_toy.py": "toy",
+    "datasets/split_coco.py": "split",
+    "datasets/prepare_duts.py": "prepare-duts",
+    "datasets/prepare_voc_aug.py": "prepare-voc-aug",
+}
+
+
+def run(*command, cwd=ROOT):
+    return subprocess.run(
+        [sys.executable, *map(str, command)], cwd=cwd, capture_output=True, text=True, timeout=120
+    )
+
+
+def test_the_table_has_all_modules():
+    modules = {path.stem for path in Path(cli.__file__).parent.glob("[!_]*.py")}
+    assert {name.replace("-", "_") for name in cli.COMMANDS} == modules
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_help(name, capsys):
+    with pytest.raises(SystemExit, match="0"):
+        cli.main([name, "--help"])
+    text = capsys.readouterr().out
+    assert text.startswith(f"usage: res2net-dense {name} ")
+    assert "--debug" in text
+    assert cli.load(name).__doc__.splitlines()[0] in text
+
+
+def test_help_imports_no_library():
+    """In one process, which is what takes time; the modules of all subcommands are imported in it."""
+    code = (
+        "import json, sys\n"
+        "from res2net_dense import cli\n"
+        "for name in cli.COMMANDS: cli.parser_of(name, cli.load(name)).format_help()\n"
+        "print(json.dumps(sorted({name.partition('.')[0] for name in sys.modules})))"
+    )
+    process = run("-c", code)
+    assert process.returncode == 0, process.stderr
+    heavy = {"torch", "torchvision", "numpy", "cv2", "PIL", "pydantic", "yaml", "tqdm", "scipy", "matplotlib"}
+    assert not heavy & set(json.loads(process.stdout))
+
+
+def test_only_the_module_that_was_asked_for_is_imported():
+    code = (
+        "import sys\n"
+        "from res2net_dense import cli\n"
+        "try: cli.main(['convert', '--help'])\n"
+        "except SystemExit: print(*(name for name in sys.modules if name.startswith('res2net_dense.cli.')))"
+    )
+    assert run("-c", code).stdout.splitlines()[-1] == "res2net_dense.cli.convert"
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"]])
+def test_the_list_of_commands(arguments, capsys):
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(arguments)
+    text = capsys.readouterr().out
+    assert all(f"  {name} " in text for name in cli.COMMANDS)
+
+
+def test_an_unknown_command_is_named_with_the_nearest(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["trian", "--config", "x"])
+    assert "unknown command 'trian'; did you mean 'train'?" in capsys.readouterr().err
+
+
+def test_as_a_module():
+    process = run("-m", "res2net_dense.cli", "--version")
+    assert process.returncode == 0
+    assert process.stdout.startswith("res2net-dense ")
+
+
+def test_user_errors_are_one_line_and_debug_shows_where(capsys, tmp_path):
+    line = ["doctor", "--models", "--json", str(tmp_path / "none" / "x.json")]
+    assert cli.main(line) == 1
+    assert len(capsys.readouterr().err.splitlines()) == 1
+    with pytest.raises(cli.Res2NetDenseError, match="there is no folder"):
+        cli.main([*line, "--debug"])
+
+
+def test_a_missing_library_names_the_doctor(monkeypatch, capsys):
+    def main(args):
+        raise ModuleNotFoundError("No module named 'x'", name="x")
+
+    monkeypatch.setattr(convert, "main", main)
+    assert cli.main(["convert", "a.pth"]) == 1
+    assert capsys.readouterr().err == "error: x is not installed; `res2net-dense doctor` says how to get it\n"
+
+
+@pytest.mark.parametrize(("script", "name"), SCRIPTS.items())
+def test_scripts_are_thin_and_reach_the_command(script, name):
+    source = (ROOT / script).read_text()
+    assert len(source.splitlines()) <= 15
+    (call,) = [
+        node
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Call) and getattr(node.func, "id", None) == "main"
+    ]
+    assert ast.unparse(call) == f"main(['{name}', *sys.argv[1:]])"
+
+
+def test_all_scripts_are_listed():
+    scripts = [*ROOT.glob("tools/*.py"), *ROOT.glob("datasets/*.py")]
+    assert {str(path.relative_to(ROOT)) for path in scripts} == set(SCRIPTS)
+
+
+def test_a_script_from_another_folder(tmp_path):
+    process = run(ROOT / "tools/train_net.py", "--help", cwd=tmp_path)
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.startswith("usage: res2net-dense train ")
+
+
+def test_names_in_help_are_those_of_the_libraries():
+    """They are written a second time, so that `--help` need not import what has them."""
+    from res2net_dense.cli._contestants import DTYPES
+    from res2net_dense.convert import list_dialects
+    from res2net_dense.deploy.export import FORMATS
+
+    assert list(convert.DIALECTS) == list_dialects()
+    assert set(export.FORMATS) == set(benchmark.EXPORTS) == set(FORMATS)
+    assert list(benchmark.DTYPES) == list(DTYPES)
+
+
+def test_the_public_names_are_found_when_asked_for():
+    code = (
+        "import sys, res2net_dense\n"
+        "assert 'torch' not in sys.modules\n"
+        "for name in res2net_dense.__all__: getattr(res2net_dense, name)\n"
+        "assert set(res2net_dense.__all__) <= set(dir(res2net_dense))\n"
+        "assert 'torch' in sys.modules\n"
+        "res2net_dense.no_such_name"
+    )
+    process = run("-c", code)
+    assert process.stderr.splitlines()[-1] == (
+        "AttributeError: module 'res2net_dense' has no attribute 'no_such_name'"
+    )

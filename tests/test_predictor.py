@@ -1,0 +1,142 @@
+"""`Predictor`: what cannot be predicted first, then that every way to a prediction gives the same one."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from exporting import assert_same
+from PIL import Image
+from running import assert_one_line
+from tiny_tasks import classification, detection, saliency, segmentation, write_config, write_weights
+
+from res2net_dense import Predictor, export
+from res2net_dense.cli import main
+from res2net_dense.data.images import read_image
+from res2net_dense.errors import CheckpointError, ConfigError, DatasetError, ExportError
+
+TASKS = [classification, segmentation, saliency, detection]
+
+
+@pytest.fixture(scope="module", params=TASKS, ids=lambda kind: kind.__name__)
+def made(request, draw_toy, tmp_path_factory):
+    """A run folder of a task and its ONNX file."""
+    folder = tmp_path_factory.mktemp("made")
+    write_config(request.param, draw_toy, folder)
+    run = folder / "run"
+    run.mkdir()
+    write_weights(folder / "config.yaml", run / "model_best.safetensors", sure=True)
+    shutil.copy(folder / "config.yaml", run)
+    export(run, folder / "model.onnx", dynamic=True)
+    return run, folder / "model.onnx"
+
+
+@pytest.fixture
+def run(made):
+    return made[0]
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """Photos of odd sizes: one that a camera turned, a wide, a gray one."""
+    folder = tmp_path_factory.mktemp("photos")
+    rng = np.random.default_rng(0)
+
+    def blobs(height, width):
+        small = rng.integers(0, 256, (height // 12 + 2, width // 12 + 2, 3), np.uint8)
+        return Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC)
+
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    blobs(61, 83).save(folder / "a.jpg", exif=turned)
+    blobs(45, 130).save(folder / "b.png")
+    blobs(97, 64).convert("L").save(folder / "c.png")
+    return [folder / name for name in ("a.jpg", "b.png", "c.png")]
+
+
+def assert_equal(one, other):
+    """Two predictions are equal to the bit."""
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        assert torch.equal(value, other[name]), name
+
+
+def test_all_ways_to_a_prediction_agree(made, photos, tmp_path, capsys):
+    run, file = made
+    predictor = Predictor.load(run)
+    predictions = predictor(photos)
+    for photo, prediction in zip(photos, predictions, strict=True):
+        height, width = read_image(photo).shape[:2]
+        for name in ("sem_seg", "saliency", "masks"):
+            if name in prediction:
+                assert prediction[name].shape[-2:] == (height, width)
+    assert read_image(photos[0]).shape[:2] == (83, 61), "the photo is turned"
+    assert_same(predictions, Predictor.load(file)(photos), tolerance=1e-3)
+
+    given = ["--input", photos[0].parent, "--output", tmp_path / "out"]
+    assert main([*map(str, ["predict", "--weights", run, *given])]) == 0
+    document = json.loads((tmp_path / "out/predictions.json").read_text())
+    records = [
+        record
+        for number, prediction in enumerate(predictions, 1)
+        for record in predictor.task.to_records(prediction, number)
+    ]
+    assert [{**one, "id": None} for one in document["annotations"]] == [
+        {**one, "id": None} for one in json.loads(json.dumps(records))
+    ]
+    assert records
+    overlay = tmp_path / "out" / predictor.task.overlay / "b.png"
+    drawn = predictor.draw(photos[1], predictions[1])
+    assert np.array_equal(np.asarray(Image.open(overlay)), np.asarray(drawn))
+
+
+def test_an_image_may_come_in_any_form(run, photos):
+    predictor = Predictor.load(run, device="cpu")
+    expected = predictor(photos[0])
+    pixels = read_image(photos[0])
+    forms = [str(photos[0]), Image.open(photos[0]), pixels, torch.from_numpy(pixels).permute(2, 0, 1)]
+    for form in forms:
+        assert_equal(predictor(form), expected)
+    for prediction in predictor([*forms, photos[0]]):
+        assert_equal(prediction, expected)
+    assert predictor([]) == []
+
+
+def test_a_rewritten_network_predicts_the_same(run, photos):
+    expected = Predictor.load(run)(photos)
+    assert_same(expected, Predictor.load(run).optimize()(photos), tolerance=1e-3)
+    assert Predictor.load(run).optimize(torch.bfloat16).to("cpu")(photos[0]).keys() == expected[0].keys()
+
+
+def test_what_is_not_an_image_is_one_line(run, tmp_path):
+    predictor = Predictor.load(run)
+    (tmp_path / "text.png").write_text("no image")
+    for wrong, words in [
+        (tmp_path / "none.png", "none.png"),
+        (tmp_path / "text.png", "text.png"),
+        (np.zeros((4, 4), np.uint8), "(H, W, 3) uint8"),
+        (np.zeros((4, 4, 3)), "float64"),
+        (torch.zeros(4, 4, 3, dtype=torch.uint8), "(3, H, W) uint8"),
+        (Image.new("I;16", (4, 4)), "more than 8 bits"),
+    ]:
+        with pytest.raises(DatasetError) as error:
+            predictor(wrong)
+        assert_one_line(error, words)
+    with pytest.raises(DatasetError, match="a list is not a path"):
+        predictor([[0]])
+
+
+def test_what_holds_no_model_is_one_line(made, tmp_path):
+    run, file = made
+    with pytest.raises(CheckpointError, match="is not a run folder"):
+        Predictor.load(tmp_path)
+    with pytest.raises(CheckpointError, match="does not exist"):
+        Predictor.load(tmp_path / "none.safetensors")
+    torch.save({"weight": torch.zeros(1)}, tmp_path / "theirs.pt")
+    with pytest.raises(ConfigError, match="carries no configuration: give the one of its run"):
+        Predictor.load(tmp_path / "theirs.pt")
+    with pytest.raises(ConfigError, match="is an exported file: optimize the run"):
+        Predictor.load(file).optimize()
+    with pytest.raises(ExportError, match="does not exist"):
+        Predictor.load(tmp_path / "none.onnx")

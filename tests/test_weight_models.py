@@ -1,0 +1,102 @@
+"""Weights of whole models: wrappers come off as they do for backbones, and what does not fit is refused."""
+
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from res2net_dense.errors import CheckpointError
+from res2net_dense.weight_files import load_weights_into, open_weights, save_weights
+
+
+def network():
+    torch.manual_seed(0)
+    parts = {"backbone": nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)), "model": nn.Linear(4, 2)}
+    return nn.ModuleDict(parts)
+
+
+OWN = network().state_dict()
+OTHER = {name: torch.zeros_like(value) for name, value in OWN.items()}
+WRAPPED = {
+    "plain": (OWN, []),
+    "parallel": ({f"module.{name}": value for name, value in OWN.items()}, []),
+    "compiled": ({f"_orig_mod.{name}": value for name, value in OWN.items()}, []),
+    "compiled and parallel": ({f"module._orig_mod.{name}": value for name, value in OWN.items()}, []),
+    "model_state_dict": ({"model_state_dict": OWN, "epoch": 3}, ["model_state_dict"]),
+    "net": ({"net": OWN, "acc": 0.5}, ["net"]),
+    "lightning": (
+        {"state_dict": {f"model.{name}": value for name, value in OWN.items()}, "epoch": 1},
+        ["state_dict"],
+    ),
+    "averaged": ({"model": OTHER, "ema": {"model": OWN, "updates": 3}}, ["ema", "model"]),
+    "without average": ({"model": OWN, "ema": None, "optimizer": {"state": {}}}, ["model"]),
+    "state_dict_ema": ({"state_dict": OTHER, "state_dict_ema": OWN}, ["state_dict_ema"]),
+    "model_ema": (
+        {"model": OTHER, "model_ema": {f"module.{name}": value for name, value in OWN.items()}},
+        ["model_ema"],
+    ),
+    "AveragedModel": (torch.optim.swa_utils.AveragedModel(network()).state_dict(), []),
+}
+
+
+@pytest.mark.parametrize("how", WRAPPED)
+def test_wrappers_come_off(tmp_path, how):
+    content, wrappers = WRAPPED[how]
+    torch.save(content, tmp_path / "w.pth")
+    model = network()
+    for parameter in model.parameters():
+        nn.init.ones_(parameter)
+    file = open_weights(tmp_path / "w.pth")
+    assert file.unwrapped.wrappers == wrappers
+    load_weights_into(model, file)
+    assert all(value.equal(OWN[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize(("content", "words"), [
+    ({"encoder.a": torch.ones(1), "b": torch.ones(2)}, "0 of 9 tensors match; 9 missing: .*2 unexpected"),
+    ({name: value for name, value in OWN.items() if name != "model.bias"}, "8 of 9 .*1 missing: model.bias"),
+    ({f"net.{name}": value for name, value in OWN.items() if name != "model.bias"}, "1 missing: model.bias"),
+    (
+        {"criterion.weight": torch.ones(1), **{f"model.{name}": value for name, value in OWN.items()}},
+        "unexpected: criterion.weight",
+    ),
+    ({**OWN, "model.weight": torch.ones(1, 4)}, r"of another shape: model.weight is \(1, 4\) in the file"),
+])  # fmt: skip
+def test_what_does_not_fit_is_refused_with_a_remedy(tmp_path, content, words):
+    torch.save(content, tmp_path / "w.pth")
+    model = network()
+    nn.init.ones_(model["model"].weight)
+    with pytest.raises(CheckpointError, match=words) as caught:
+        load_weights_into(model, tmp_path / "w.pth")
+    assert "\n" not in str(caught.value)
+    assert f"`res2net-dense convert {tmp_path / 'w.pth'}` says what the file holds" in str(caught.value)
+    assert bool((model["model"].weight == 1).all())
+
+
+def test_what_an_opened_file_says_of_itself(tmp_path):
+    config = {"task": "saliency", "backbone": {"name": "resnet50"}}
+    about = {"iteration": 3, "metadata": {"config": config}}
+    torch.save({"model": OWN, "optimizer": {}, **about}, tmp_path / "iter.pt")
+    strings = {"iteration": "3", "metadata": json.dumps({"config": config})}
+    save_weights(tmp_path / "best.safetensors", OWN, strings)
+    for name, metadata in (("iter.pt", about), ("best.safetensors", strings)):
+        file = open_weights(tmp_path / name)
+        assert file.metadata == metadata
+        assert file.config == config
+        assert file.size == (tmp_path / name).stat().st_size
+        assert open_weights(file) is file
+
+
+@pytest.mark.parametrize("metadata", ["no json", '"text"', '{"config": [1]}', "[" * 99999])
+def test_metadata_of_somebody_else_is_no_config(tmp_path, metadata):
+    assert open_weights(save_weights(tmp_path / "w.safetensors", OWN, {"metadata": metadata})).config == {}
+
+
+def test_a_file_with_another_hash_is_refused_before_it_is_read(tmp_path, monkeypatch):
+    torch.save(OWN, tmp_path / "w.pth")
+    digest = open_weights(tmp_path / "w.pth").sha256
+    assert open_weights(tmp_path / "w.pth", sha256=["0" * 64, digest[:8]]).sha256 == digest
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("it was read"))
+    with pytest.raises(CheckpointError, match="is damaged: its sha256 begins"):
+        open_weights(tmp_path / "w.pth", sha256=["00000000"])

@@ -1,0 +1,170 @@
+"""Each weight file is opened once on its way into a network, however it gets there."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import sys
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+import safetensors
+import safetensors.torch
+import torch
+from PIL import Image
+from torch import nn
+
+from res2net_dense import Predictor, create_backbone, create_classifier, evaluate, export, get_model
+from res2net_dense.backbones import weights
+from res2net_dense.config import config_to_dict, parse_config
+from res2net_dense.convert import load_backbone_weights, read_checkpoint
+from res2net_dense.engine.checkpointer import Checkpointer
+from res2net_dense.tasks import get_task
+from res2net_dense.weight_files import load_weights_into, open_weights, save_weights
+
+NAME = "res2net50_26w_4s"
+SMALL = {"depths": (1, 1, 1, 1), "base_width": 4}
+KINDS = [".safetensors", ".pth", "old.pth"]
+
+_watched: dict[str, int] = {}
+
+
+def _count(event, arguments):
+    if event == "open" and isinstance(arguments[0], (str, bytes)):
+        path = os.path.realpath(os.fsdecode(arguments[0]))
+        if path in _watched:
+            _watched[path] += 1
+
+
+sys.addaudithook(_count)
+
+
+@contextmanager
+def opened(path, times):
+    """Python opens `path` so many times, and libraries never by themselves."""
+    path = os.path.realpath(path)
+    _watched[path] = 0
+    try:
+        yield
+        assert _watched[path] == times
+    finally:
+        del _watched[path]
+
+
+@pytest.fixture(autouse=True)
+def no_other_door(monkeypatch):
+    """Safetensors opens files in Rust, where no hook sees it."""
+
+    def fail(*_, **__):
+        raise AssertionError("opens the file itself")
+
+    monkeypatch.setattr(safetensors.torch, "load_file", fail)
+    monkeypatch.setattr(safetensors, "safe_open", fail)
+
+
+def saved(path, network):
+    if path.suffix == ".safetensors":
+        return save_weights(path, network.state_dict(), {})
+    torch.save(network.state_dict(), path, _use_new_zipfile_serialization="old" not in path.name)
+    return path
+
+
+def test_the_count_counts(tmp_path):
+    path = saved(tmp_path / "w.pth", nn.Linear(2, 2))
+    with opened(path, 3):
+        path.read_bytes()
+        torch.load(path)
+        os.close(os.open(path, os.O_RDONLY))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_whole_model(tmp_path, kind):
+    path = saved(tmp_path / f"w{kind}", nn.Linear(2, 2))
+    with opened(path, 1):
+        file = open_weights(path)
+        assert file.sha256
+        assert file.metadata == file.config == {}
+        load_weights_into(nn.Linear(2, 2), file)
+    with opened(path, 1):
+        load_weights_into(nn.Linear(2, 2), path)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_backbone_and_a_classifier(tmp_path, kind):
+    path = saved(tmp_path / f"w{kind}", create_classifier(NAME, 3, **SMALL))
+    for load in (
+        lambda: load_backbone_weights(create_backbone(NAME, **SMALL), NAME, path),
+        lambda: create_backbone(NAME, weights=path, **SMALL),
+        lambda: get_model(NAME, path, **SMALL),
+        lambda: get_model(NAME, open_weights(path), **SMALL),
+        lambda: read_checkpoint(path),
+    ):
+        with opened(path, 1):
+            load()
+
+
+def test_a_published_file_is_verified_by_the_same_reading(tmp_path, monkeypatch):
+    path = saved(tmp_path / "w.pth", create_classifier(NAME, 3, **SMALL))
+    row = weights.WEIGHTS[f"{NAME}.in1k"]
+    digits = hashlib.sha256(path.read_bytes()).hexdigest()[:8]
+    monkeypatch.setitem(weights.WEIGHTS, row.key, dataclasses.replace(row, sha256=digits))
+    monkeypatch.setenv("RES2NET_DENSE_CACHE", str(tmp_path))
+    path = path.rename(tmp_path / row.file_name)
+    with opened(path, 1):
+        create_backbone(NAME, weights="imagenet", **SMALL)
+    with opened(path, 1):
+        get_model(f"{NAME}.in1k", **SMALL)
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A configuration of a classifier with two validation images, and its model."""
+    for name in ("a", "b"):
+        (tmp_path / "val" / name).mkdir(parents=True)
+        Image.fromarray(np.zeros((40, 40, 3), np.uint8)).save(tmp_path / "val" / name / "x.png")
+    config = parse_config({
+        "task": "classification",
+        "backbone": {"name": "res2net50_18w_4s"},
+        "model": {"arch": "classifier", "num_classes": 2},
+        "data": {"val": str(tmp_path / "val"), "crop_size": 32, "resize_size": 36, "workers": 0},
+        "train": {"iterations": 1, "batch_size": 2, "optimizer": {"lr": 0.1}, "precision": "fp32"},
+        "runtime": {"output_dir": str(tmp_path / "run"), "device": "cpu"},
+    })  # fmt: skip
+    return config, get_task("classification").build_model(config)
+
+
+def test_evaluating_the_newest_checkpoint(tmp_path, run, capsys):
+    config, model = run
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    checkpointer = Checkpointer(tmp_path / "run", metadata={"config": config_to_dict(config)})
+    path = checkpointer.save(1, model=model, optimizer=optimizer)
+    with opened(path, 1):
+        result = evaluate(config=config)
+    assert result.weights == path
+    assert f"evaluating {path}" in capsys.readouterr().out
+    with opened(path, 1):
+        Predictor.load(path)
+
+
+def test_evaluating_published_weights(tmp_path, run):
+    config, model = run
+    path = saved(tmp_path / "published.pth", model.get_submodule("backbone"))
+    backbone = config.backbone.model_copy(update={"weights": str(path)})
+    config = config.model_copy(update={"backbone": backbone})
+    with opened(path, 1):
+        assert evaluate(config=config).weights == path
+
+
+@pytest.mark.parametrize("suffix", [".torchscript", ".pt2"])
+def test_an_exported_file(tmp_path, run, suffix):
+    """Of the others no hook sees the reading, which is done in C++."""
+    config, model = run
+    metadata = {"metadata": json.dumps({"config": config_to_dict(config)})}
+    path = save_weights(tmp_path / "w.safetensors", model.state_dict(), metadata)
+    output = tmp_path / f"model{suffix}"
+    with opened(path, 1):
+        export(path, output)
+    for use in (Predictor.load, evaluate):
+        with opened(output, 1):
+            use(output)
