@@ -46,7 +46,7 @@ def test_flat_images_as_imagenets_validation_set(tmp_path):
     plant(tmp_path, [f"ILSVRC2012_val_0000000{n}.JPEG" for n in range(3)])
     text = said(tmp_path)
     assert "3 images and no class folders" in text
-    assert "datasets/README.md" in text
+    assert "must be sorted first" in text
 
 
 def test_the_folder_above(tmp_path):
@@ -74,13 +74,15 @@ def test_a_class_named_train(tmp_path):
 def test_files_that_are_no_images_are_counted_and_named(tmp_path):
     plant(tmp_path, ["a/0.png", "a/1.JFIF", "b/0.jpg", "outside.txt", "b/.hidden.txt"])
     dataset = load(tmp_path)
-    assert (len(dataset), dataset.left_out) == (3, "")
+    assert (len(dataset), dataset.remarks) == (3, [])
     assert dataset.sample(1)["file_name"].endswith("1.JFIF")
     plant(tmp_path, [f"b/deep/{n}.txt" for n in range(7)])
     dataset = load(tmp_path)
     assert len(dataset) == 3
-    assert dataset.left_out.startswith("7 files do not end as images do: b/deep/0.txt, ")
-    assert dataset.left_out.endswith(", b/deep/4.txt, ...")
+    assert dataset.remarks == [
+        f"{tmp_path}: left out: 7 files do not end as images do: "
+        f"{', '.join(f'b/deep/{n}.txt' for n in range(5))}, ..."
+    ]
     dataset = load(tmp_path, class_names=["c", "b", "a"], allow_empty=True)
     assert dataset.labels.tolist() == [1, 2, 2]
 

@@ -553,12 +553,14 @@ def test_annotations_of_unlisted_images_are_left_out(both, tmp_path, capsys):
 
 def test_objects_without_a_mask_are_left_out_of_training_and_truth(both):
     data = pair()
-    line = [10, 10, 20, 10, 30, 10]
+    line = [0.1, 0.2, 0.3, 0.6, 0.2, 0.4]
     data["annotations"] += [
         annotation(3, segmentation=[], bbox=[0, 0, 5, 5]),
         annotation(4, segmentation=[line]),
         annotation(5, segmentation=[[5, 5, 5, 5, 5, 5], SQUARE]),
-        annotation(6, segmentation=SQUARE),  # one polygon without its list
+        annotation(
+            6, segmentation=[10, 10, 30, 20, 30, 10, 10, 20]
+        ),  # one, crossing itself, without its list
         annotation(7, bbox=[5, 5, 0, 3]),
         annotation(8, bbox=[500, 5, 3, 3]),
         annotation(9, segmentation=[], iscrowd=1),

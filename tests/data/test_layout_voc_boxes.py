@@ -313,7 +313,7 @@ def test_a_size_that_the_xml_does_not_say(voc):
         assert dataset.aspect_ratios[0] == 1.5
         assert dataset.sample(0)["boxes"].tolist() == [[49, 29, 60, 40]]
     (voc / "JPEGImages" / "a.jpg").write_bytes(b"no image")
-    fails(lambda: load(voc), "a.jpg: empty or not a image")
+    fails(lambda: load(voc), "a.jpg: empty or not a picture")
 
 
 def test_a_size_other_than_the_images(voc):

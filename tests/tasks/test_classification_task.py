@@ -71,17 +71,17 @@ def train(config, folder):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["data.train=nowhere"], ["nowhere", "looked in", "make_toy.py --layout imagenet"]),
+        (["data.train=nowhere"], ["nowhere", "looked in", "res2net-dense toy --layout imagenet"]),
         (["data.train=null"], ["data.train is not set"]),
         (["data.train={pictures}"], ["not classes", "train"]),
         (["data.train={pictures}/val/star"], ["no class folders"]),
         (["data.val={one}"], ["2 folders are no class", "zebra"]),
-        (["data.train={one}", "data.val=null"], ["zebra", "no picture"]),
+        (["data.train={one}", "data.val=null"], ["zebra", "no image"]),
         (["data.train={one}/lonely", "data.val=null"], ["class lion alone", "two or more"]),
         (["data.format=cifar10"], ["no files of cifar10"]),
         (["model.num_classes=7"], ["model.num_classes is 7", "10 classes"]),
         (["train.best_metric=top3"], ["top3", "top1"]),
-        (["data.val={one}/none"], ["none", "no picture in any class folder", "data.val"]),
+        (["data.val={one}/none"], ["none", "no image in any class folder", "data.val"]),
         (["train.accumulate=3"], ["accumulate"]),
         (["backbone.name=dla60", "backbone.stage_pool=strided"], ["has no option"]),
         (["backbone.name=res2net50"], ["did you mean"]),
@@ -126,7 +126,7 @@ def test_training_says_what_it_learns_from(load, pictures, tmp_path, capsys, cap
     said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("data.train: ")]
     names = sorted(path.name for path in (pictures / "train").iterdir())
     assert said == [f"data.train: 20 pictures of 10 classes: {', '.join(names[:5])}, ..."]
-    assert caplog.text.count("left out: 1 files do not end as pictures do: star/list.txt") == 1
+    assert caplog.text.count("left out: 1 files do not end as images do: star/list.txt") == 1
 
 
 def test_a_class_without_validation_pictures_is_not_scored(load, pictures, tmp_path, caplog):
@@ -134,7 +134,7 @@ def test_a_class_without_validation_pictures_is_not_scored(load, pictures, tmp_p
     shutil.rmtree(tmp_path / "val/star")
     with caplog.at_level(logging.WARNING):
         metrics = train(load(f"data.val={tmp_path / 'val'}"), tmp_path / "run")
-    assert "1 of 10 classes have no picture, such as star" in caplog.text
+    assert "1 of 10 classes have no image, such as star" in caplog.text
     assert json.loads((tmp_path / "run/results.json").read_text())["top1/star"] is None
     assert np.isnan(metrics["top1/star"])
 

@@ -51,7 +51,7 @@ def broken(duts, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["data.train={root: nowhere}"], ["nowhere", "looked in", "make_toy.py --layout duts"]),
+        (["data.train={root: nowhere}"], ["nowhere", "looked in", "res2net-dense toy --layout duts"]),
         (["data.train=null"], ["data.train is not set"]),
         (["data.train.list=train.txt"], ["train.txt"]),
         (["data.train.masks=gt", "data.train.images=images"], ["gt", "mask folder"]),
@@ -146,7 +146,7 @@ def test_sets_to_train_on_are_joined(load, duts):
         "data.keep_aspect=true",
     )
     batch = next(iter(saliency.build_train_loader(config)))
-    assert len(saliency._load(config, train=True)) == 12
+    assert len(saliency.open_source(config, train=True)) == 12
     losses = saliency.build_model(config).train()(batch)
     assert {"loss_saliency", "loss_side"} <= set(losses)
 

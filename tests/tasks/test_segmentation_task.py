@@ -16,7 +16,7 @@ from res2net_dense.config import config_to_dict, load_config
 from res2net_dense.engine import distributed
 from res2net_dense.engine.inference import evaluate
 from res2net_dense.engine.run_folder import open_run_folder
-from res2net_dense.errors import ConfigError, Res2NetDenseError
+from res2net_dense.errors import ConfigError, DatasetError, Res2NetDenseError
 from res2net_dense.palette import voc_palette
 from res2net_dense.tasks import get_task, training
 
@@ -58,7 +58,7 @@ def broken(voc, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["data.train.root=nowhere"], ["nowhere", "looked in", "make_toy.py --layout voc"]),
+        (["data.train.root=nowhere"], ["nowhere", "looked in", "res2net-dense toy --layout voc"]),
         (["data.train=null"], ["data.train is not set"]),
         (["data.train.split=trainval2"], ["trainval2.txt", "trainval"]),
         (["data.train.masks=Masks"], ["Masks", "mask folder"]),
@@ -107,7 +107,7 @@ def spoil_palette(root, name):
 def spoil_list(root, name):
     with open(root / "ImageSets/Segmentation/train.txt", "a") as file:
         file.write("gone\n")
-    return ["1 of 13 pictures", "gone", "train.txt"]
+    return ["1 of 13 images", "gone", "train.txt"]
 
 
 def spoil_masks(root, name):
@@ -261,7 +261,7 @@ def test_voc_detection_says_what_does_not_fit(load, arguments, words):
 def test_voc_has_no_masks_for_mask_rcnn(load):
     with pytest.raises(ConfigError) as error:
         detection.prepare(load(config="quick/mask_rcnn_res2net50.yaml"))
-    assert_one_line(error, "mask_rcnn", "faster_rcnn")
+    assert_one_line(error, "voc-boxes, which has no masks", "faster_rcnn")
 
 
 def test_parts_are_joined(load, voc):
@@ -270,7 +270,7 @@ def test_parts_are_joined(load, voc):
     loader = detection.build_train_loader(config)
     assert len(loader.loader.dataset.source) == 16
     parts = f"[{{root: {voc}, split: train, images: A}}, {{root: {voc}, split: val}}]"
-    with pytest.raises(ConfigError, match="same folders"):
+    with pytest.raises(DatasetError, match="A: image folder not found"):
         detection.prepare(load(f"data.train={parts}", config=RCNN))
 
 

@@ -112,7 +112,7 @@ def test_a_wrong_turn_is_one_line(tiny, run_tool, tmp_path):
     assert process.returncode == 1
     assert "Traceback" not in process.stderr
     assert len([line for line in process.stderr.splitlines() if line.startswith("error: ")]) == 1
-    assert "make_toy.py --layout imagenet" in process.stderr
+    assert "res2net-dense toy --layout imagenet" in process.stderr
 
 
 @pytest.mark.slow

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, TypeVar
+from typing import Annotated, Any, ClassVar, NamedTuple, TypeVar
 
 from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer
 from pydantic_core import PydanticCustomError
@@ -13,6 +13,15 @@ from pydantic_core import PydanticCustomError
 from res2net_dense.errors import ConfigError, DatasetError
 from res2net_dense.sections import Section
 from res2net_dense.types import Source
+
+
+class Request(NamedTuple):
+    """What is asked of a layout; see `open_source`."""
+
+    train: bool
+    class_names: tuple[str, ...] | None
+    needs: frozenset[str]
+    difficult: bool
 
 
 class Part(Section):
@@ -36,15 +45,7 @@ class Part(Section):
         raise NotImplementedError
 
     @classmethod
-    def open(
-        cls,
-        parts: Sequence[Any],
-        *,
-        train: bool,
-        class_names: Sequence[str] | None,
-        needs: Collection[str],
-        difficult: bool,
-    ) -> Source:
+    def open(cls, parts: Sequence[Any], request: Request) -> Source:
         """Open parts of this class as `open_source` does."""
         raise NotImplementedError
 
@@ -78,31 +79,25 @@ def open_source(
     """
     if not parts:
         raise ConfigError("no data set is named; give at least one part")
-    for path in (path for part in parts for path in part.paths()):
-        if not Path(path).exists():
-            raise DatasetError(
-                f"no data set at {path} (looked in {Path.cwd()}); check the path, or make a toy set: "
-                f"`res2net-dense toy --layout {parts[0].toy} --output datasets/toy`"
-            )
     if missing := set(needs) - parts[0].gives:
         remedy = "; use a faster_rcnn config for boxes alone" if missing == {"masks"} else ""
         raise ConfigError(
             f"{parts[0].paths()[0]} is in the layout {parts[0].layout}, which has no "
             f"{', '.join(sorted(missing))}{remedy}"
         )
+    for path in (path for part in parts for path in part.paths()):
+        if not Path(path).exists():
+            raise DatasetError(
+                f"no data set at {path} (looked in {Path.cwd()}); check the path, or make a toy set: "
+                f"`res2net-dense toy --layout {parts[0].toy} --output datasets/toy`"
+            )
     names = None if class_names is None else tuple(class_names)
-    return _open_once(tuple(parts), train, names, frozenset(needs), difficult)
+    return _open_once(tuple(parts), Request(train, names, frozenset(needs), difficult))
 
 
 @functools.lru_cache(maxsize=4)
-def _open_once(
-    parts: tuple[Part, ...],
-    train: bool,
-    class_names: tuple[str, ...] | None,
-    needs: frozenset[str],
-    difficult: bool,
-) -> Source:
-    return type(parts[0]).open(parts, train=train, class_names=class_names, needs=needs, difficult=difficult)
+def _open_once(parts: tuple[Part, ...], request: Request) -> Source:
+    return type(parts[0]).open(parts, request)
 
 
 def find_layout(*kinds: type[Part]) -> BeforeValidator:

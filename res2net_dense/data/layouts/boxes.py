@@ -66,8 +66,8 @@ class Boxes(Generic[I]):
         *,
         class_names: Sequence[str],
         dropped: Mapping[str, int],
-        object_counts: Sequence[int],
-        aspect_ratios: Sequence[float],
+        object_counts: Sequence[int] | np.ndarray,
+        aspect_ratios: Sequence[float] | np.ndarray,
         says: str,
     ) -> None:
         """Take what a layout has read.

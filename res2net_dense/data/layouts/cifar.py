@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import io
 import pickle
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, ClassVar, Literal
 
 import numpy as np
 
-from res2net_dense.data.layouts.base import Part
+from res2net_dense.data.layouts.base import Part, Request
 from res2net_dense.errors import ConfigError, DatasetError
 from res2net_dense.sections import Text
 from res2net_dense.types import Sample
@@ -85,19 +85,11 @@ class CifarPart(Part):
         return [self.root]
 
     @classmethod
-    def open(
-        cls,
-        parts: Sequence[CifarPart],
-        *,
-        train: bool,
-        class_names: Sequence[str] | None,
-        needs: Collection[str],
-        difficult: bool,
-    ) -> Cifar:
+    def open(cls, parts: Sequence[CifarPart], request: Request) -> Cifar:
         """Read the one part."""
         (part,) = parts
-        source = Cifar(part, train=train)
-        if class_names is not None and list(class_names) != source.class_names:
+        source = Cifar(part, train=request.train)
+        if request.class_names is not None and list(request.class_names) != source.class_names:
             raise ConfigError(
                 f"data.class_names differs from the classes of {part.root}; leave it out for CIFAR"
             )

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import ClassVar, Literal
 
 import numpy as np
 
 from res2net_dense.data.images import IMAGE_SUFFIXES, read_sample
-from res2net_dense.data.layouts.base import Part
+from res2net_dense.data.layouts.base import Part, Request
 from res2net_dense.data.layouts.listing import list_folders, some, walk
 from res2net_dense.errors import DatasetError
 from res2net_dense.sections import Text
@@ -36,18 +36,10 @@ class ClassFoldersPart(Part):
         return [self.root]
 
     @classmethod
-    def open(
-        cls,
-        parts: Sequence[ClassFoldersPart],
-        *,
-        train: bool,
-        class_names: Sequence[str] | None,
-        needs: Collection[str],
-        difficult: bool,
-    ) -> ClassFolders:
+    def open(cls, parts: Sequence[ClassFoldersPart], request: Request) -> ClassFolders:
         """List the images of the one part."""
         (part,) = parts
-        source = ClassFolders(part, class_names=class_names, allow_empty=not train)
+        source = ClassFolders(part, class_names=request.class_names, allow_empty=not request.train)
         if not len(source):
             raise DatasetError(
                 f"{source.name}: no image in any class folder; check the path, or set data.val=null to train "

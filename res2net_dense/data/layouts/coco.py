@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from res2net_dense.data.layouts.base import Part
+from res2net_dense.data.layouts.base import Part, Request
 from res2net_dense.data.layouts.boxes import Boxes, BoxImage
 from res2net_dense.data.layouts.coco_json import CROWD, CocoFile, Segmentation, clip_box, decode, unpack
 from res2net_dense.errors import ConfigError, DatasetError
@@ -36,19 +36,11 @@ class CocoPart(Part):
         return [self.annotations, self.images]
 
     @classmethod
-    def open(
-        cls,
-        parts: Sequence[CocoPart],
-        *,
-        train: bool,
-        class_names: Sequence[str] | None,
-        needs: Collection[str],
-        difficult: bool,
-    ) -> CocoBoxes:
+    def open(cls, parts: Sequence[CocoPart], request: Request) -> CocoBoxes:
         """Read the one part."""
         (part,) = parts
-        file = _read_once(part.annotations, part.images, "masks" in needs)
-        if "masks" in needs and not file.has_masks and any(file.counts):
+        file = _read_once(part.annotations, part.images, "masks" in request.needs)
+        if "masks" in request.needs and not file.has_masks and any(file.counts):
             crowds = (
                 f" but those of {file.crowds} crowd regions (iscrowd = 1), which are not learned: set "
                 "iscrowd to 0 where they are objects"
@@ -57,7 +49,7 @@ class CocoPart(Part):
                 f"{file.name} has no segmentations{crowds if file.crowds else ''}; use a faster_rcnn config "
                 "for boxes alone"
             )
-        return CocoBoxes(file, Path(part.images), class_names=class_names, train=train)
+        return CocoBoxes(file, Path(part.images), class_names=request.class_names, train=request.train)
 
 
 @functools.lru_cache(maxsize=4)

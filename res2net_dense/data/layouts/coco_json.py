@@ -68,6 +68,8 @@ class CocoFile:
         has_masks: whether objects have segmentations; False where masks are not needed.
         dropped: how many annotations or polygons are left out, by reason.
         crowds: how many objects are crowd regions.
+        object_counts: (images,) int64, how many objects each image has, crowds left out.
+        aspect_ratios: (images,) float64, width / height of each.
     """
 
     def __init__(
@@ -108,8 +110,9 @@ class CocoFile:
         _collect(self.name, "annotation", entries, self._add_annotation)
         self.groups = self._find_groups(content["categories"])
         self.images = PackedRecords(self._records.values(), unpack)
-        self.object_counts = [sum(not item.crowd for item in r.objects) for r in self._records.values()]
-        self.aspect_ratios = [(r.width or 1) / (r.height or 1) for r in self._records.values()]
+        records = self._records.values()
+        self.object_counts = np.array([sum(not item.crowd for item in r.objects) for r in records])
+        self.aspect_ratios = np.array([(r.width or 1) / (r.height or 1) for r in records])
         del self._records
 
     def ground_truth(self) -> dict[str, Any]:
@@ -117,12 +120,12 @@ class CocoFile:
 
         Masks are compressed run-length codes.
         """
-        annotations = []
+        annotations, ids = [], list(self.categories)
         for image in self.images:
             for item in image.objects:
                 entry: dict[str, Any] = {
                     "image_id": image.image_id,
-                    "category_id": list(self.categories)[item.category],
+                    "category_id": ids[item.category],
                     "bbox": item.bbox,
                     "area": item.area,
                     "iscrowd": int(item.crowd),
@@ -174,7 +177,7 @@ class CocoFile:
         self.counts[self._places[category]] += 1
         crowd = _flag(entry.get("iscrowd"))
         try:
-            bbox, area, segmentation = self._shape(entry, image, crowd)
+            bbox, area, segmentation = self._shape(entry, image)
         except _UnusableError as error:
             self.dropped[str(error)] += 1
             return
@@ -182,7 +185,7 @@ class CocoFile:
         image.objects.append(CocoObject(self._places[category], bbox, crowd, area, segmentation))
 
     def _shape(
-        self, entry: dict[str, Any], image: CocoRecord, crowd: bool
+        self, entry: dict[str, Any], image: CocoRecord
     ) -> tuple[list[float], float, Segmentation | None]:
         """Box, area and segmentation of an object; `_UnusableError` if it has none to learn from."""
         given, height, width = entry.get("bbox"), image.height, image.width
@@ -236,7 +239,7 @@ class CocoFile:
                 dropped["polygon under 3 points or of odd length"] += 1
             elif np.abs(polygon).max() > limit:
                 dropped["polygon far outside the image"] += 1
-            elif not _shoelace(polygon):
+            elif _is_line(polygon):
                 dropped["polygon whose points lie on a line"] += 1
             else:
                 kept.append(polygon.tolist())
@@ -481,10 +484,11 @@ def _bounds(segmentation: Segmentation) -> list[float]:
     return [*low.tolist(), *(high - low).tolist()]
 
 
-def _shoelace(polygon: np.ndarray) -> float:
-    """Twice the area of a polygon, with a sign."""
-    x, y = polygon[::2] - polygon[0], polygon[1::2] - polygon[1]
-    return float(x @ np.roll(y, -1) - y @ np.roll(x, -1))
+def _is_line(polygon: np.ndarray) -> bool:
+    """Whether all points lie on a line, or are one: such a polygon covers no pixel."""
+    points = polygon.reshape(-1, 2) - polygon[:2]
+    far = points[np.abs(points).sum(axis=1).argmax()]
+    return bool((np.abs(points @ [-far[1], far[0]]) <= 1e-3 * np.hypot(*far)).all())
 
 
 def _checked_runs(code: dict[str, Any], height: int, width: int) -> np.ndarray:

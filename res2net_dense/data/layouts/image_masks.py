@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import builtins
 import functools
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -15,7 +15,7 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from res2net_dense.data.images import IMAGE_SUFFIXES, image_size, read_sample
-from res2net_dense.data.layouts.base import Part
+from res2net_dense.data.layouts.base import Part, Request
 from res2net_dense.data.layouts.image_mask_files import (
     MASKS_BESIDE_PICTURES,
     PICTURES_BESIDE_MASKS,
@@ -59,15 +59,7 @@ class ImageMasksPart(Part):
         return [self.root]
 
     @classmethod
-    def open(
-        cls,
-        parts: Sequence[ImageMasksPart],
-        *,
-        train: bool,
-        class_names: Sequence[str] | None,
-        needs: Collection[str],
-        difficult: bool,
-    ) -> ImageMasks:
+    def open(cls, parts: Sequence[ImageMasksPart], request: Request) -> ImageMasks:
         """Pair the files of the parts and join them."""
         return ImageMasks(parts)
 

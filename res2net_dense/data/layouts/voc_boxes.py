@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from res2net_dense.data.images import IMAGE_SUFFIXES, image_size
-from res2net_dense.data.layouts.base import Part
+from res2net_dense.data.layouts.base import Part, Request
 from res2net_dense.data.layouts.boxes import Boxes, BoxImage
 from res2net_dense.data.layouts.listing import check_present, index_files, some
 from res2net_dense.data.layouts.voc_lists import list_file, read_names
@@ -57,17 +57,11 @@ class VocBoxesPart(Part):
         return [self.root]
 
     @classmethod
-    def open(
-        cls,
-        parts: Sequence[VocBoxesPart],
-        *,
-        train: bool,
-        class_names: Sequence[str] | None,
-        needs: Collection[str],
-        difficult: bool,
-    ) -> VocBoxes:
+    def open(cls, parts: Sequence[VocBoxesPart], request: Request) -> VocBoxes:
         """Read the parts and join them."""
-        return VocBoxes(parts, class_names=class_names, difficult=difficult or not train)
+        return VocBoxes(
+            parts, class_names=request.class_names, difficult=request.difficult or not request.train
+        )
 
 
 @dataclass(frozen=True)

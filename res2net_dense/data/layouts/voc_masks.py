@@ -6,14 +6,14 @@ JPEGImages/<name>.jpg      SegmentationClass/<name>.png      ImageSets/Segmentat
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import ClassVar, Literal
 
 import numpy as np
 
 from res2net_dense.data.images import IMAGE_SUFFIXES, image_size, read_sample
-from res2net_dense.data.layouts.base import Part
+from res2net_dense.data.layouts.base import Part, Request
 from res2net_dense.data.layouts.label_masks import read_mask, read_palette
 from res2net_dense.data.layouts.listing import check_present, check_size, index_files, some
 from res2net_dense.data.layouts.voc_lists import list_file, read_names
@@ -48,18 +48,10 @@ class VocMasksPart(Part):
         return [self.root]
 
     @classmethod
-    def open(
-        cls,
-        parts: Sequence[VocMasksPart],
-        *,
-        train: bool,
-        class_names: Sequence[str] | None,
-        needs: Collection[str],
-        difficult: bool,
-    ) -> VocMasks:
+    def open(cls, parts: Sequence[VocMasksPart], request: Request) -> VocMasks:
         """List the files of the one part."""
         (part,) = parts
-        return VocMasks(part, class_names=class_names)
+        return VocMasks(part, class_names=request.class_names)
 
 
 class VocMasks:
