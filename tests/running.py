@@ -45,7 +45,7 @@ def kill_half_way(config, folder, *, at, end):
     assert not (folder / f"checkpoints/iter_{end:07d}.pt").exists(), "it was too fast to be killed half way"
 
 
-def train_under_torchrun(*arguments):
+def train_under_torchrun(run_tool, *arguments):
     """Train in two processes under torchrun; returns the finished run with its text."""
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
     process = subprocess.run(
