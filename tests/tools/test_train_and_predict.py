@@ -171,11 +171,14 @@ def test_a_failed_start_does_not_burn_the_folder(tiny, run_tool, tmp_path):
     assert process.returncode == 0, process.stderr
 
 
-def test_two_processes_under_torchrun(tiny, run_tool, tmp_path):
+@pytest.mark.parametrize(
+    "launch", [train_twofold, pytest.param(train_under_torchrun, marks=pytest.mark.slow)]
+)
+def test_two_processes_under_torchrun(launch, tiny, run_tool, tmp_path):
     """Batch norm too: what is evaluated is what is saved."""
     arguments = ["--config", tiny, "--output-dir", tmp_path / "run"]
-    assert train_twofold(run_tool, *arguments, "--dry-run").stdout.count("all well") == 1
-    train_under_torchrun(*arguments, "train.iterations=4")
+    assert launch(run_tool, *arguments, "--dry-run").stdout.count("all well") == 1
+    launch(run_tool, *arguments, "train.iterations=4")
     together = json.loads((tmp_path / "run/results.json").read_text())
     run = tmp_path / "run"
     alone = run_tool(TRAIN, "--config", run / "config.yaml", "--output-dir", run, "--eval-only")
