@@ -47,7 +47,6 @@ def kill_half_way(config, folder, *, at, end):
     assert not (folder / f"checkpoints/iter_{end:07d}.pt").exists(), "it was too fast to be killed half way"
 
 
-<<<<<<< HEAD
 def score(config, weights=None):
     """Evaluate weights, as `training.find_weights` finds them, on the CPU; returns the metrics."""
     found = weights if isinstance(weights, training.Weights) else training.find_weights(config, weights)
@@ -55,9 +54,6 @@ def score(config, weights=None):
 
 
 def train_under_torchrun(*arguments):
-=======
-def train_under_torchrun(run_tool, *arguments):
->>>>>>> wt/tests
     """Train in two processes under torchrun; returns the finished run with its text."""
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
     process = subprocess.run(
