@@ -53,7 +53,7 @@ def score(config, weights=None):
     return training.evaluate_only(config, torch.device("cpu"), training.load_model(config, found))[0]
 
 
-def train_under_torchrun(*arguments):
+def train_under_torchrun(run_tool, *arguments):
     """Train in two processes under torchrun; returns the finished run with its text."""
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
     process = subprocess.run(
