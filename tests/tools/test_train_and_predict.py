@@ -136,7 +136,7 @@ def test_resuming_another_run_is_refused(trained, run_tool):
     process = run_tool(
         TRAIN, "--config", config, "--output-dir", trained, "--resume", "train.optimizer.lr=0.1"
     )
-    one_line_error(process, "train.optimizer.lr was 0.0008 and is 0.1", "--output-dir")
+    one_line_error(process, "train.optimizer.lr was 0.001 and is 0.1", "--output-dir")
 
 
 def test_checkpoints_that_are_all_damaged_are_not_overwritten(tiny, trained, run_tool, tmp_path):
@@ -190,7 +190,7 @@ def test_real_pictures_train_evaluate_and_predict(tiny, shared_data, run_tool, t
 
 @pytest.mark.slow
 def test_toy_training_learns(run_tool, tmp_path):
-    """`make demo`: shapes that the network has not seen, about nine minutes on two cores."""
+    """`make demo`: shapes that the network has not seen."""
     run_tool("datasets/make_toy.py", "--output", tmp_path / "toy")
     toy = tmp_path / "toy/coco"
     splits = [
