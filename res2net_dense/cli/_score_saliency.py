@@ -27,7 +27,7 @@ from res2net_dense.errors import ConfigError, DatasetError
 from res2net_dense.evaluation.saliency import METRICS, PROTOCOLS, ImageScores, SaliencyScores, score_map
 from res2net_dense.evaluation.tables import align, show
 from res2net_dense.files import write_atomically
-from res2net_dense.report.saliency import SheetRow, contact_sheet
+from res2net_dense.report.saliency import SheetRow, saliency_sheet
 from res2net_dense.report.saliency_curves import plot_curves
 
 _SAY_EVERY = 500
@@ -266,7 +266,7 @@ def worst(
             f"{stem}   MAE {scores[stem]['MAE']:.4f}   max F {scores[stem]['max_F']:.4f}   {method.name}"
         )
         rows.append(SheetRow(shown, inside, scaled, caption))
-    return contact_sheet(rows)
+    return saliency_sheet(rows)
 
 
 def resized(saliency: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

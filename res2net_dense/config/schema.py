@@ -168,8 +168,9 @@ class TrainConfig(Section):
     """Longest allowed gradient (2-norm over all weights); null for no limit."""
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Decay of the moving average of the weights that is evaluated and saved; null for none."""
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Number format of the forward pass, in training and evaluation; fp16 needs CUDA."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "fp32"
+    """Number format of the forward pass, in training and evaluation; fp16 needs CUDA. auto is bf16 where the
+    device is fast in it, else fp32: a CPU that is not takes ten times as long."""
     channels_last: bool = False
     """Keep the channels of a pixel together in memory; often faster with mixed precision."""
     compile: bool = False

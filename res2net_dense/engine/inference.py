@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sized
@@ -16,20 +17,39 @@ from res2net_dense.engine.distributed import is_main
 from res2net_dense.errors import ConfigError
 from res2net_dense.types import Evaluator, Prediction, Sample
 
-PRECISIONS = ("fp32", "bf16", "fp16")
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
 _SECONDS_BETWEEN_LINES = 10.0
 
 
-def autocast(device: str | torch.device, precision: str) -> AbstractContextManager[object]:
-    """The context in which a forward pass runs in `precision`: `fp32`, `bf16` or `fp16`; weights stay
-    float32.
+def resolve_precision(device: str | torch.device, precision: str) -> str:
+    """`fp32`, `bf16` or `fp16`; for `auto` bf16 where PyTorch has fast code for it on the device, else fp32.
 
     Raises:
         ConfigError: The precision is unknown.
     """
     if precision not in PRECISIONS:
         raise ConfigError(f"unknown precision {precision!r}: choose one of {', '.join(PRECISIONS)}")
+    if precision != "auto":
+        return precision
+    return "bf16" if _has_fast_bf16(torch.device(device).type) else "fp32"
+
+
+@functools.cache
+def _has_fast_bf16(kind: str) -> bool:
+    """On a CPU without it a convolution in bf16 takes ten times as long as in fp32."""
+    if kind == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def autocast(device: str | torch.device, precision: str) -> AbstractContextManager[object]:
+    """The context in which a forward pass runs in `precision`, one of `PRECISIONS`; weights stay float32.
+
+    Raises:
+        ConfigError: The precision is unknown.
+    """
+    precision = resolve_precision(device, precision)
     if precision == "fp32":
         return nullcontext()
     return torch.autocast(torch.device(device).type, torch.bfloat16 if precision == "bf16" else torch.float16)
@@ -66,7 +86,7 @@ def evaluate(
         loader: Batches of samples, finite; it may be empty.
         evaluator: Takes inputs and predictions, which are on the CPU.
         device: Where the model is.
-        precision: `fp32`, `bf16` or `fp16`.
+        precision: One of `PRECISIONS`.
         channels_last: Whether to lay the weights out as (N, H, W, C), which is faster on recent GPUs.
         progress: Whether to show a bar on a terminal, or lines elsewhere.
 

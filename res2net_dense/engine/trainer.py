@@ -82,7 +82,7 @@ def train(
         start_iteration: How many steps were done before.
         accumulate: Micro-batches in a step; their gradients are averaged.
         clip_grad_norm: Largest 2-norm of the gradient of all parameters; None does not clip.
-        precision: `fp32`, `bf16` or `fp16`; the last needs `scaler`.
+        precision: `auto`, `fp32`, `bf16` or `fp16`; the last needs `scaler`.
         ema: Moving average, updated after each step, and evaluated and published instead of the weights.
         scaler: Loss scaler for `fp16`. Steps it leaves out for an infinite gradient are normal.
         seed: Of all random numbers inside the model.

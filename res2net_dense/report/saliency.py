@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
+from PIL import Image, ImageChops, ImageFilter
 
 from res2net_dense.errors import ConfigError
+from res2net_dense.report.sheet import rows_sheet
 
 _MIN_SIDE = 480  # smaller pictures are enlarged: an outline needs pixels
 _MAX_SIDE = 4096  # but not beyond this: a strip one pixel wide would fill the memory
@@ -16,8 +17,6 @@ _TINT, _TINT_ALPHA = (255, 120, 0), 0.15
 _DIMMED = 0.5  # brightness of what is not salient
 _LIGHT, _DARK = (255, 255, 255), (40, 40, 40)  # outlines
 _TITLES = ("picture", "mask", "map", "overlay")
-_PAPER = (250, 250, 250)
-_GAP, _LETTERS = 8, 13
 
 
 class SheetRow(NamedTuple):
@@ -93,7 +92,7 @@ def cut_out(image: np.ndarray, saliency: np.ndarray) -> Image.Image:
     return picture
 
 
-def contact_sheet(rows: Sequence[SheetRow], *, cell: int = 240) -> Image.Image:
+def saliency_sheet(rows: Sequence[SheetRow], *, cell: int = 240) -> Image.Image:
     """Put pictures, their masks, maps and overlays beside each other, a row a picture.
 
     Args:
@@ -106,28 +105,7 @@ def contact_sheet(rows: Sequence[SheetRow], *, cell: int = 240) -> Image.Image:
     Raises:
         ConfigError: there are no rows, or a mask or map has another size than its picture.
     """
-    if not rows:
-        raise ConfigError("a contact sheet needs at least one picture")
-    width, step = len(_TITLES) * (cell + _GAP) + _GAP, _LETTERS + _GAP
-    strips = [_strip(row, cell) for row in rows]
-    height = step + sum(strip[0].height + step + _GAP for strip in strips)
-    sheet = Image.new("RGB", (width, height), _PAPER)
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(_LETTERS)
-    columns = [_GAP + number * (cell + _GAP) for number in range(len(_TITLES))]
-    for left, title in zip(columns, _TITLES, strict=True):
-        draw.text((left + cell // 2, step // 2), title, fill="black", font=font, anchor="mm")
-    top = step
-    for row, strip in zip(rows, strips, strict=True):
-        for left, picture in zip(columns, strip, strict=True):
-            if picture is not None:
-                sheet.paste(picture, (left + (cell - picture.width) // 2, top))
-        top += strip[0].height
-        caption = " ".join(row.caption[:300].split())  # measuring thousands of letters takes seconds
-        while caption and font.getlength(caption) > width - 2 * _GAP:
-            caption = caption.rstrip("…")[:-1] + "…" * (len(caption) > 2)
-        draw.text((_GAP, top + step // 2), caption, fill=_DARK, font=font, anchor="lm")
-        top += step + _GAP
-    return sheet
+    return rows_sheet([(_strip(row, cell), row.caption or " ") for row in rows], titles=_TITLES, tile=cell)
 
 
 def _strip(row: SheetRow, cell: int) -> tuple[Image.Image, Image.Image | None, Image.Image, Image.Image]:

@@ -18,7 +18,7 @@ from res2net_dense.config import Config, config_to_dict, parse_config, save_conf
 from res2net_dense.convert import load_backbone_weights, open_named_weights
 from res2net_dense.engine import distributed
 from res2net_dense.engine.checkpointer import Checkpointer
-from res2net_dense.engine.inference import evaluate
+from res2net_dense.engine.inference import evaluate, resolve_precision
 from res2net_dense.engine.metric_log import MetricLog, write_results
 from res2net_dense.engine.optim import Ema, build_optimizer, build_schedule, scale_lr
 from res2net_dense.engine.trainer import seed_everything, train
@@ -135,7 +135,7 @@ def train_and_evaluate(
     print_rank0(
         f"{config.model.arch} on {config.backbone.name}: {options.iterations} iterations of "
         f"{options.batch_size} images, lr {lr:g} ({options.optimizer.lr:g} for {options.reference_batch} "
-        f"images), {options.precision} on {device}, in {folder}"
+        f"images), {resolve_precision(device, options.precision)} on {device}, in {folder}"
     )
 
     evaluator = task.build_evaluator(config) if config.data.val else None

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from res2net_dense.engine import distributed
-from res2net_dense.engine.inference import evaluate, predict
+from res2net_dense.engine import distributed, inference
+from res2net_dense.engine.inference import autocast, evaluate, predict, resolve_precision
 from res2net_dense.engine.metric_log import MetricLog, write_results
 from res2net_dense.errors import ConfigError
 from res2net_dense.types import Prediction, Sample
@@ -65,6 +65,20 @@ def test_evaluate_and_predict() -> None:
     assert model.training
     with pytest.raises(ValueError, match="0 predictions for 1 images"):
         list(predict(Mute(), [[sample(1)]], device="cpu"))
+
+
+def test_auto_is_the_fast_precision_of_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    for fast, expected, dtype in ((True, "bf16", torch.bfloat16), (False, "fp32", torch.float32)):
+        monkeypatch.setattr(inference, "_has_fast_bf16", {"cpu": fast, "cuda": not fast}.__getitem__)
+        assert resolve_precision("cpu", "auto") == expected
+        assert resolve_precision("cpu", "fp32") == "fp32"
+        assert resolve_precision("cuda:0", "auto") == ("fp32" if fast else "bf16")
+        with autocast("cpu", "auto"):
+            assert nn.Linear(2, 2)(torch.ones(1, 2)).dtype == dtype
+    monkeypatch.undo()
+    assert resolve_precision("cpu", "auto") in ("bf16", "fp32")
+    with pytest.raises(ConfigError, match="unknown precision 'fp8': choose one of auto, fp32"):
+        resolve_precision("cpu", "fp8")
 
 
 class Mute(nn.Module):

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from res2net_dense.errors import ConfigError, MissingDependencyError
-from res2net_dense.report.saliency import SheetRow, contact_sheet, cut_out, draw_saliency, saliency_image
+from res2net_dense.report.saliency import SheetRow, cut_out, draw_saliency, saliency_image, saliency_sheet
 from res2net_dense.report.saliency_curves import plot_curves
 
 
@@ -52,7 +52,11 @@ def test_what_is_no_map_is_refused(saliency, message):
 
 
 def test_a_map_of_another_size_is_refused():
-    for draw in (draw_saliency, cut_out, lambda *pair: contact_sheet([SheetRow(pair[0], None, pair[1], "")])):
+    for draw in (
+        draw_saliency,
+        cut_out,
+        lambda *pair: saliency_sheet([SheetRow(pair[0], None, pair[1], "")]),
+    ):
         with pytest.raises(ConfigError, match=r"\(4, 6\).*\(4, 5\)"):
             draw(noise(4, 5), np.zeros((4, 6)))
 
@@ -124,7 +128,7 @@ def test_arrays_that_cannot_be_written_to_or_lie_in_another_order_are_no_harm():
 
 def test_a_sheet_has_four_pictures_a_row():
     rows = [SheetRow(np.full((50, 100, 3), (0, 200, 0), np.uint8), square(50, 100) > 0, square(50, 100), "a")]
-    sheet = np.asarray(contact_sheet(rows * 2, cell=200)).astype(int)
+    sheet = np.asarray(saliency_sheet(rows * 2, cell=200)).astype(int)
     green = (sheet == (0, 200, 0)).all(axis=-1)
     assert green.sum() == 2 * 200 * 100
     # mask and map: the same square, a quarter of each cell
@@ -137,19 +141,19 @@ def test_any_size_and_caption_fits():
     captions = ["", "x" * 5000, "two\nlines", "Füße 日本", "…" * 400]
     sizes = [(1, 1), (300, 20), (20, 300), (1, 3000), (700, 500)]
     rows = [SheetRow(noise(*s), None, square(*s), c) for s, c in zip(sizes, captions, strict=True)]
-    sheet = np.asarray(contact_sheet(rows, cell=120))
+    sheet = np.asarray(saliency_sheet(rows, cell=120))
     assert sheet.shape[1] == 4 * 128 + 8
     assert (sheet[:, -7:] == 250).all()
 
 
 def test_a_sheet_of_nothing_is_refused():
     with pytest.raises(ConfigError, match="at least one"):
-        contact_sheet([])
+        saliency_sheet([])
 
 
 def test_a_mask_of_another_size_is_refused():
     with pytest.raises(ConfigError, match=r"mask has shape \(4, 6\).*\(4, 5\)"):
-        contact_sheet([SheetRow(noise(4, 5), np.zeros((4, 6), bool), square(4, 5), "")])
+        saliency_sheet([SheetRow(noise(4, 5), np.zeros((4, 6), bool), square(4, 5), "")])
 
 
 # curves

@@ -22,7 +22,7 @@ CONFIGS = {
         ("backbone.weights=gone.pth", ["gone.pth", "does not exist"]),
         ("backbone.weights=in2k", ["in2k", "no such tag", "in1k"]),
         ("train.precision=fp16", ["fp16", "needs CUDA"]),
-        ("runtime.device=cuda:7", ["cuda:7"]),
+        ("runtime.device=cuda:99", ["cuda"]),
         ("backbone.norm=BatchNorm", ["backbone.norm", "BatchNorm"]),
         (None, ["no data set at nowhere", "res2net-dense toy --layout"]),
     ],

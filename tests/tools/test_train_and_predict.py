@@ -211,7 +211,7 @@ def test_real_pictures_train_evaluate_and_predict(tiny, shared_data, run_tool, t
 
 @pytest.mark.slow
 def test_toy_training_learns(run_tool, tmp_path):
-    """`make demo`: shapes that the network has not seen, about nine minutes on two cores."""
+    """`make demo`: shapes that the network has not seen."""
     run_tool("datasets/make_toy.py", "--output", tmp_path / "toy")
     toy = tmp_path / "toy/coco"
     splits = [
