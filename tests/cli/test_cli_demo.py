@@ -6,10 +6,13 @@ import pytest
 
 pytest.importorskip("detectron2")
 
+from networks import TINY
+
 from res2net_dense import cli
 from res2net_dense.cli import demo
 
-TINY = [
+SMALL = [
+    f"backbone.name={TINY}",
     "train={iterations: 2, save_every: 2, batch_size: 2, precision: fp32}", "data.workers=0",
     "data={min_size_train: [96], max_size_train: 96, min_size_test: 96, max_size_test: 96}",
     "model={fpn_channels: 32, box_head_dim: 32, mask_head_convs: 1, mask_head_dim: 32}",
@@ -27,7 +30,7 @@ def small(monkeypatch):
 
 def test_a_demo_and_its_folder(small, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert cli.main(["demo", "--data", "elsewhere", *TINY]) == 0
+    assert cli.main(["demo", "--data", "elsewhere", *SMALL]) == 0
     out = capsys.readouterr().out
     assert [line.split()[2] for line in out.splitlines() if line.startswith("$ ")] == [
         "toy",
@@ -35,7 +38,9 @@ def test_a_demo_and_its_folder(small, tmp_path, monkeypatch, capsys):
         "predict",
     ]
     run = tmp_path / "output/demo"
-    assert "predictions: output/demo/predictions" in out.splitlines()[-1]
+    assert "CPU cores" in out.splitlines()[0], "how long it takes"
+    assert out.splitlines()[-1].endswith("output/demo/overlays.png")
+    assert (run / "overlays.png").is_file()
     assert len(list((run / "predictions").glob("*.png"))) == 2
     assert "bbox/AP" in json.loads((run / "results.json").read_text())
     assert "elsewhere/coco/annotations/val.json" in (run / "config.yaml").read_text()
