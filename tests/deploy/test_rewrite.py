@@ -363,8 +363,8 @@ def test_rcnn(norm, mask):
     torch.manual_seed(0)
     model = build_rcnn(
         backbone={"name": TINY, "norm": "FrozenBN" if norm == "" else "BN"},
-        num_classes=3, norm=norm, mask=mask, box_head_convs=2, **SMALL,
+        num_classes=3, norm=norm, mask=mask, box_head_convs=2, detections_per_image=50, **SMALL,
     )  # fmt: skip
     fast = assert_equal_predictions(model, list(samples()))
     with torch.no_grad():
-        assert len(fast(list(samples()))[0]["boxes"]) == 100
+        assert len(fast(list(samples()))[0]["boxes"]) == 50
