@@ -123,13 +123,13 @@ def test_what_is_not_an_image_is_one_line(run, tmp_path):
         with pytest.raises(DatasetError) as error:
             predictor(wrong)
         assert_one_line(error, words)
-    with pytest.raises(DatasetError, match="a list is not a path"):
+    with pytest.raises(DatasetError, match="a list is not an image"):
         predictor([[0]])
 
 
 def test_what_holds_no_model_is_one_line(made, tmp_path):
     run, file = made
-    with pytest.raises(CheckpointError, match="is not a run folder"):
+    with pytest.raises(CheckpointError, match="is it a run folder"):
         Predictor.load(tmp_path)
     with pytest.raises(CheckpointError, match="does not exist"):
         Predictor.load(tmp_path / "none.safetensors")
