@@ -123,8 +123,9 @@ def test_the_masks_themselves_have_no_error(load):
 def test_several_sets_are_scored_apart(load, duts):
     """Each as if it were alone, and the first one's score chooses the best model."""
     several = load(f"data.val=[{{root: {duts}/val}}, {{root: {duts}/train, name: seen}}]")
-    assert saliency.best_metric(several) == "val/max_F"
-    assert saliency.best_metric(load()) == "max_F"
+    assert saliency.best_metric(several).name == "val/max_F"
+    assert saliency.best_metric(load()).name == "max_F"
+    assert saliency.best_metric(load("train.best_metric=MAE")).direction == "min"
     assert saliency.prepare(several, training=False) == several
     model = saliency.build_model(several, load_weights=False)
 

@@ -277,7 +277,7 @@ def test_parts_are_joined(load, voc):
 def test_the_boxes_themselves_score_100(load):
     config = detection.prepare(load(config=RCNN))
     assert config.data.class_names == ["circle", "rectangle", "star", "triangle"]
-    assert detection.best_metric(config) == "bbox/AP50"
+    assert detection.best_metric(config).name == "bbox/AP50"
     evaluator = detection.build_evaluator(config)
     for batch in detection.build_eval_loader(config):
         for sample in batch:
