@@ -89,14 +89,14 @@ def export(
     """
     output = check_output(output, size=size, batch=batch, dynamic=dynamic, int8=calibration is not None)
     job, _ = open_job(config, weights, overrides, device=CPU)
-    task, prepared = job.task, job.config
+    task = job.task
     if job.exported is not None:
         raise ConfigError(f"{job.exported.path} is exported already: give the weights of its run")
     if calibration is not None and not task.quantizable:
         raise ConfigError(f"int8 files are not for the task {task.name}: leave --int8 out")
     prepared = job.with_classes()
     if evaluate or prepared.model.num_classes is None:
-        prepared = task.prepare(prepared, training=False)
+        prepared = job.prepared()
     prepared = _single_view(task, prepared, log)
     model = job.model(prepared).eval()
     graph = task.build_graph(model)

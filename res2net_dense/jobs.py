@@ -75,6 +75,13 @@ class Job:
         """The config with the class names that the weights were trained on."""
         return training.adapted_to(self.config, self.weights)
 
+    def prepared(self) -> Config:
+        """The config with the settings derived from weights and data, both checked."""
+        config = self.with_classes()
+        if self.exported is None:  # no library of the network is needed for an exported one
+            self.task.check(config, weights=False)
+        return self.task.prepare(config, training=False)
+
     def model(self, config: Config) -> nn.Module:
         """The model of `config`, which is `with_classes()` or what `prepare` made of it, with its weights."""
         return self.exported or training.load_model(config, self.weights)
@@ -140,7 +147,7 @@ def evaluate(
     folder = [f"runtime.output_dir={json.dumps(str(output_dir))}"] if output_dir else []
     try:
         job, device = open_job(config, weights, [*overrides, *folder])
-        prepared = job.task.prepare(job.with_classes(), training=False)
+        prepared = job.prepared()
         print_rank0(f"evaluating {job.weights.path}")
         metrics, table = training.evaluate_only(prepared, device, job.model(prepared))
     finally:

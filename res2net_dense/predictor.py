@@ -42,7 +42,7 @@ class Predictor:
     def __init__(self, job: Job, device: torch.device) -> None:
         config = job.with_classes()
         if config.model.num_classes is None:
-            config = job.task.prepare(config, training=False)
+            config = job.prepared()
         self.config: Config = config
         self.class_names: list[str] = job.task.class_names(config)
         self.device = device

@@ -1,6 +1,7 @@
 """Who may import whom, read from the source: `docs/architecture.md` has the same table in words."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -87,6 +88,13 @@ def test_optional_libraries_stay_in_their_files(path):
         library = name.split(".")[0]
         if library in OPTIONAL_LIBRARIES:
             assert str(path.relative_to(PACKAGE)) in OPTIONAL_LIBRARIES[library], f"{path} imports {name}"
+
+
+def test_nothing_outside_tasks_asks_which_task_it_is():
+    names = "detection|classification|semantic_segmentation|saliency"
+    for path in MODULES:
+        found = re.findall(rf"[!=]= *[\"']({names})[\"']|\btask *[!=]= *[\"']", path.read_text())
+        assert room(path) == "tasks" or not found, path
 
 
 def test_every_room_is_in_the_table():

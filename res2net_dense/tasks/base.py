@@ -195,15 +195,19 @@ class Task(ABC, Generic[C]):
 
     # What all tasks share.
 
-    def check(self, config: C) -> None:
+    def check(self, config: C, *, weights: bool = True) -> None:
         """Raise the errors that a config has without any data: in backbone, architecture, weights.
+
+        Args:
+            config: as it was loaded.
+            weights: whether `backbone.weights` will be needed.
 
         Raises:
             ConfigError: a setting has no meaning for this network.
             CheckpointError: `backbone.weights` cannot be found.
             MissingDependencyError: a library is not installed.
         """
-        if config.backbone.weights:
+        if weights and config.backbone.weights:
             check_weights(config.backbone.name, config.backbone.weights)
         if config.model.num_classes is None:
             config = updated(config, model={"num_classes": self.usual_classes or 2})
@@ -219,9 +223,10 @@ class Task(ABC, Generic[C]):
                 validation set are taken.
 
         Raises:
-            Res2NetDenseError: the first problem of the config, then of the data.
+            Res2NetDenseError: for a training the first problem of the config, then of the data.
         """
-        self.check(config)
+        if training:
+            self.check(config)
         source = self.open_source(config, train=training)
         config = self.adapt(config, source)
         parts = [source] if training else []
