@@ -117,12 +117,15 @@ def train(
                 run = Path(distributed.gather_objects(temporary)[0])
                 metrics = training.train_and_evaluate(loaded, device, run, dry_run=True)
                 distributed.barrier()
+            print_rank0(
+                "dry run: two training and two evaluation steps, a checkpoint written and read: all well"
+            )
             return TrainingResult(run, metrics, as_expected=True)
         run = open_run_folder(loaded.runtime.output_dir, resume=resume)
         metrics = training.train_and_evaluate(loaded, device, run, resume=resume)
+        return TrainingResult(run, metrics, training.check_expected(loaded, metrics))
     finally:
         distributed.shutdown()
-    return TrainingResult(run, metrics, training.check_expected(loaded, metrics))
 
 
 def evaluate(
@@ -150,9 +153,10 @@ def evaluate(
         prepared = job.prepared()
         print_rank0(f"evaluating {job.weights.path}")
         metrics, table = training.evaluate_only(prepared, device, job.model(prepared))
+        as_expected = training.check_expected(prepared, metrics)
     finally:
         distributed.shutdown()
-    return EvaluationResult(job.weights.path, metrics, table, training.check_expected(prepared, metrics))
+    return EvaluationResult(job.weights.path, metrics, table, as_expected)
 
 
 def open_job(

@@ -28,7 +28,6 @@ def main(args: argparse.Namespace) -> int:
     if args.eval_only:
         return evaluate.main(args)
     from res2net_dense import jobs
-    from res2net_dense.tasks.base import print_rank0
 
     if args.weights:
         raise ConfigError(
@@ -43,6 +42,4 @@ def main(args: argparse.Namespace) -> int:
         resume=args.resume,
         dry_run=args.dry_run,
     )
-    if args.dry_run:
-        print_rank0("dry run: two training and two evaluation steps, a checkpoint written and read: all well")
     return 0 if result.as_expected else 1

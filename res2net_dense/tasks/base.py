@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Literal, NamedTuple, TypeVar
 
@@ -242,7 +243,9 @@ class Task(ABC, Generic[C]):
         if name is not None and (config.data.val is not None or training):
             allowed = [*(metric.name for metric in self.metrics(config)), *self.class_metrics(config)]
             if name not in allowed:
-                raise ConfigError(f"train.best_metric is {name!r}; there are {some(allowed, 12)}")
+                near = get_close_matches(name, allowed, n=1)
+                hint = f"did you mean {near[0]}? " if near else ""
+                raise ConfigError(f"train.best_metric is {name!r}; {hint}there are {some(allowed, 12)}")
         return config
 
     def best_metric(self, config: C) -> Metric:

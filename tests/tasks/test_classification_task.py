@@ -115,7 +115,9 @@ def test_the_top_five_of_four_classes_choose_no_checkpoint(load, pictures, tmp_p
     prepare(config)
     shutil.rmtree(tmp_path / "some" / place.name)
     config = load(f"data.train={tmp_path}/./some", "data.val=null", "train.best_metric=top5")
-    with pytest.raises(ConfigError, match="'top5'; there are top1, mean_class_accuracy, top1/"):
+    with pytest.raises(
+        ConfigError, match="'top5'; did you mean top1.* there are top1, mean_class_accuracy, top1/"
+    ):
         prepare(config)
 
 

@@ -95,7 +95,7 @@ def test_predictions_are_listed_and_drawn(trained, pictures, run_tool, tmp_path)
         "--weights", trained / "model_best.safetensors", "--output", tmp_path / "out",
     )  # fmt: skip
     assert process.returncode == 0, process.stderr
-    assert "2 pictures" in process.stdout
+    assert "2 images" in process.stdout
     assert "1 files skipped" in process.stdout
     document = json.loads((tmp_path / "out/predictions.json").read_text())
     assert [category["name"] for category in document["categories"]][-1] == "triangle"

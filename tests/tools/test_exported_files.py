@@ -185,7 +185,7 @@ def test_wrong_turns_are_one_line(segmenter, run_tool, tmp_path):
     config, exported = segmenter
     rest = ["--input", tmp_path, "--output", tmp_path / "out"]
     line = error_of(run_tool(PREDICT, "--weights", tmp_path / "model.safetensors", *rest))
-    assert "--config is missing" in line
+    assert "model.safetensors does not exist" in line
     line = error_of(run_tool(PREDICT, "--weights", tmp_path / "model.onnx", *rest))
     assert f"{tmp_path / 'model.onnx'} does not exist" in line
     line = error_of(run_tool(PREDICT, "--weights", exported, *rest, "data.colour=1"))

@@ -102,7 +102,7 @@ def test_maps_are_written_and_score_as_in_training(trained, duts, run_tool, tmp_
         "--weights", trained / "model_best.safetensors", "--output", tmp_path / "out",
     )  # fmt: skip
     assert process.returncode == 0, process.stderr
-    assert "5 pictures" in process.stdout
+    assert "5 images" in process.stdout
     assert "1 files skipped" in process.stdout
     document = json.loads((tmp_path / "out/predictions.json").read_text())
     assert document["categories"] == [{"id": 1, "name": "salient object"}]

@@ -99,7 +99,7 @@ def test_masks_and_overlays_are_written(trained, voc, run_tool, tmp_path):
         "--weights", trained / "model_best.safetensors", "--output", tmp_path / "out",
     )  # fmt: skip
     assert process.returncode == 0, process.stderr
-    assert "2 pictures" in process.stdout
+    assert "2 images" in process.stdout
     assert "of 5 classes found" in process.stdout
     assert "1 files skipped" in process.stdout
     document = json.loads((tmp_path / "out/predictions.json").read_text())

@@ -253,7 +253,7 @@ def test_expected_scores_decide_the_exit_code(trained, run_tool):
     [
         (["--config", "configs/nowhere.yaml"], ["configs/nowhere.yaml"]),
         (["--config", "configs/mask_rcnn_res2net50.yaml"],
-         ["datasets/coco", "looked in", "datasets/README.md", "configs/quick"]),
+         ["datasets/coco", "looked in", "res2net-dense toy --layout coco"]),
         (["--config", "{tiny}", "train.batchsize=2"], ["train.batchsize", "train.batch_size"]),
         (["--config", "{tiny}", "train.batch_size=two"], ["train.batch_size", "two"]),
         (["--config", "{tiny}", "backbone.name=res2net50_26w4s"], ["did you mean res2net50_26w_4s"]),
