@@ -83,7 +83,8 @@ class Predictor:
         """Predict.
 
         Args:
-            images: one image or several, see `Photo`. EXIF orientation is applied.
+            images: one image or several, see `Photo`; an array or tensor of four dimensions is several. EXIF
+                orientation is applied.
 
         Returns:
             A prediction for one image, a list for several; on the CPU, in the frame of the image as it was
@@ -93,7 +94,8 @@ class Predictor:
             DatasetError: an image cannot be read or is not an image.
             ExportError: an exported file does not take this size.
         """
-        if isinstance(images, (str, Path, Image.Image, np.ndarray, Tensor)):
+        several = isinstance(images, (np.ndarray, Tensor)) and images.ndim == 4
+        if isinstance(images, (str, Path, Image.Image, np.ndarray, Tensor)) and not several:
             return self([images])[0]
         samples = (self._transform(_to_sample(image, number)) for number, image in enumerate(images))
         return [prediction for _, prediction in self._predict(_batches(samples, self.config.eval.batch_size))]

@@ -100,6 +100,7 @@ def test_an_image_may_come_in_any_form(run, photos):
         assert_equal(predictor(form), expected)
     together = predictor([*forms, photos[0]])  # a batch of several may round in another way
     assert_same([expected] * 5, together, tolerance=1e-5)
+    assert len(predictor(torch.stack([forms[-1]] * 2))) == 2
     assert predictor([]) == []
 
 
