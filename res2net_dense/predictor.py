@@ -94,8 +94,9 @@ class Predictor:
             DatasetError: an image cannot be read or is not an image.
             ExportError: an exported file does not take this size.
         """
-        several = isinstance(images, (np.ndarray, Tensor)) and images.ndim == 4
-        if isinstance(images, (str, Path, Image.Image, np.ndarray, Tensor)) and not several:
+        if isinstance(images, (np.ndarray, Tensor)) and images.ndim == 4:
+            images = list(images)
+        if isinstance(images, (str, Path, Image.Image, np.ndarray, Tensor)):
             return self([images])[0]
         samples = (self._transform(_to_sample(image, number)) for number, image in enumerate(images))
         return [prediction for _, prediction in self._predict(_batches(samples, self.config.eval.batch_size))]
