@@ -3,6 +3,7 @@
 from unittest import mock
 
 import pytest
+import torch
 from torch import nn
 
 from res2net_dense.backbones import list_backbones
@@ -12,6 +13,8 @@ TINY = "test_res2net"
 TINY_V1B = "test_res2net_v1b"
 TINY_RESNET = "test_resnet"
 TINY_CIFAR = "test_se_res2next29"
+SMALL = {"depths": (1, 1, 1, 1), "base_width": 32, "planes": 4}
+"""Options that make any network but a DLA this small, for tests of a published name."""
 FORMS = (
     "res2net50_26w_4s", "res2net50_v1b_26w_4s", "res2next50", "se_res2net50_26w_4s", "resnet50",
     "se_resnet50", "res2net_dla60", "res2next_dla60", "dla60", "dla60x", "res2next29_6c_24w_4s",
@@ -43,3 +46,10 @@ def unfilled(build):
     )
     with mock.patch.multiple(nn.init, **dict.fromkeys(random, lambda tensor, *_, **__: tensor)):
         return build()
+
+
+def hollow(build):
+    """Tensors with the names and shapes of a network's that share one number: their file is small."""
+    with torch.device("meta"):
+        state = build().state_dict()
+    return {key: torch.zeros((), dtype=value.dtype).expand(value.shape) for key, value in state.items()}

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from networks import SMALL, TINY
 from PIL import Image
 from safetensors.torch import save_file
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, ImageNetInfo, create_transform
@@ -24,7 +25,6 @@ from res2net_dense.models.classification import ClassificationModel
 from res2net_dense.weight_files import save_weights
 
 NAME = "res2net50_26w_4s"
-TINY = {"depths": (1, 1, 1, 1)}
 
 
 def randomised(network):
@@ -51,18 +51,25 @@ def picture(tmp_path_factory):
     return path
 
 
-@pytest.fixture
-def published(tmp_path, monkeypatch):
-    """A published file in the cache, made by timm: its row, and timm's network."""
+@pytest.fixture(scope="module")
+def timms(tmp_path_factory):
+    """A network of timm and its file."""
     torch.manual_seed(0)
     theirs = randomised(timm.create_model("res2net50_14w_8s", pretrained=False))
-    file = tmp_path / "weights.pth"
+    file = tmp_path_factory.mktemp("cache") / "weights.pth"
     torch.save(theirs.state_dict(), file)
+    return theirs, file
+
+
+@pytest.fixture
+def published(timms, monkeypatch):
+    """A published file in the cache, made by timm: its row, and timm's network."""
+    theirs, file = timms
     row = Weights(
         name="res2net50_14w_8s", tag="test_in1k", urls=("http://localhost:9/weights.pth",),
         sha256=hashlib.sha256(file.read_bytes()).hexdigest()[:8], resize_size=240,
     )  # fmt: skip
-    monkeypatch.setenv("RES2NET_DENSE_CACHE", str(tmp_path))
+    monkeypatch.setenv("RES2NET_DENSE_CACHE", str(file.parent))
     monkeypatch.setitem(WEIGHTS, row.key, row)
     return row, theirs, file
 
@@ -70,7 +77,7 @@ def published(tmp_path, monkeypatch):
 @pytest.fixture
 def tiny():
     torch.manual_seed(0)
-    return randomised(create_classifier(NAME, 3, **TINY))
+    return randomised(create_classifier(NAME, 3, **SMALL))
 
 
 def run_file(path, network, names, **changes):
@@ -142,7 +149,7 @@ class TestListModels:
 
 class TestWithoutWeights:
     def test_a_network_in_evaluation_mode(self):
-        model = get_model(NAME, num_classes=7, in_channels=4, **TINY)
+        model = get_model(NAME, num_classes=7, in_channels=4, **SMALL)
         assert not model.training
         assert model.class_names is None
         assert model.preprocessing == Preprocessing()
@@ -199,19 +206,20 @@ class TestPublishedWeights:
 
     def test_a_copy_elsewhere_is_the_same(self, published, tmp_path):
         row, _, file = published
-        copy = file.rename(tmp_path / "copy.pth")
+        copy = tmp_path / "copy.pth"
+        copy.hardlink_to(file)
         model = get_model(row.name, copy)
         assert model.preprocessing.resize_size == 240
         assert model.class_names == _IMAGENET_CATEGORIES
 
     def test_imagenette_row(self, tmp_path, monkeypatch, tiny):
         """Ten outputs that mean ten classes of ImageNet."""
-        tiny.fc = torch.nn.Linear(2048, 10)
+        tiny.fc = torch.nn.Linear(128, 10)
         torch.save(tiny.state_dict(), tmp_path / "ten.pth")
         real = WEIGHTS[f"{NAME}.holocron_imagenette"]
         digest = hashlib.sha256((tmp_path / "ten.pth").read_bytes()).hexdigest()
         monkeypatch.setitem(WEIGHTS, real.key, replace(real, sha256=digest, dialect="official"))
-        model = get_model(NAME, tmp_path / "ten.pth", **TINY)
+        model = get_model(NAME, tmp_path / "ten.pth", **SMALL)
         assert model.class_names[0] == "tench"
         assert model.class_names[-1] == "parachute"
 
@@ -231,7 +239,7 @@ class TestFiles:
         return path
 
     def test_round_trip_of_a_network_without_a_name(self, tmp_path, tiny):
-        model = get_model(NAME, str(self.save(tmp_path / "w.safetensors", tiny)), **TINY)
+        model = get_model(NAME, str(self.save(tmp_path / "w.safetensors", tiny)), **SMALL)
         x = torch.randn(1, 3, 64, 64)
         assert model(x).equal(tiny(x))
         assert model.num_classes == 3
@@ -240,30 +248,31 @@ class TestFiles:
 
     def test_semantics_of_a_run_are_applied(self, tmp_path):
         torch.manual_seed(0)
-        strided = randomised(create_classifier(NAME, 3, stage_pool="strided", **TINY))
+        wide = {**SMALL, "planes": 16}  # in fewer channels the difference may be lost
+        strided = randomised(create_classifier(NAME, 3, stage_pool="strided", **wide))
         path = run_file(
             tmp_path / "w.safetensors", strided, ["a", "b", "c"], backbone={"stage_pool": "strided"}
         )
         x = torch.randn(1, 3, 64, 64)
-        assert get_model(NAME, path, **TINY)(x).equal(strided(x))
-        usual = create_classifier(NAME, 3, **TINY).eval()
+        assert get_model(NAME, path, **wide)(x).equal(strided(x))
+        usual = create_classifier(NAME, 3, **wide).eval()
         usual.load_state_dict(strided.state_dict())
         assert not usual(x).allclose(strided(x), rtol=1e-3)
         with pytest.raises(CheckpointError, match="needs stage_pool='strided'") as error:
-            get_model(NAME, path, stage_pool="always", **TINY)
+            get_model(NAME, path, stage_pool="always", **wide)
         assert one_line(error)
 
     def test_another_head_is_said_and_starts_anew(self, tmp_path, tiny, caplog):
         path = run_file(tmp_path / "w.safetensors", tiny, ["a", "b", "c"])
-        model = get_model(NAME, path, num_classes=5, **TINY)
+        model = get_model(NAME, path, num_classes=5, **SMALL)
         assert "randomly initialized" in caplog.text
-        assert model.fc.weight.shape == (5, 2048)
+        assert model.fc.weight.shape == (5, 128)
         assert model.class_names is None
         assert model.layer1[0].conv3.weight.equal(tiny.layer1[0].conv3.weight)
 
     def test_the_same_head_is_kept(self, tmp_path, tiny, caplog):
         path = run_file(tmp_path / "w.safetensors", tiny, ["a", "b", "c"])
-        model = get_model(NAME, path, num_classes=3, **TINY)
+        model = get_model(NAME, path, num_classes=3, **SMALL)
         assert model.fc.weight.equal(tiny.fc.weight)
         assert model.class_names == ["a", "b", "c"]
         assert "randomly initialized" not in caplog.text
@@ -272,13 +281,13 @@ class TestFiles:
         state = {key: value for key, value in tiny.state_dict().items() if not key.startswith("fc.")}
         save_file(state, tmp_path / "w.safetensors")
         with pytest.raises(CheckpointError, match="no classifier head: give num_classes") as error:
-            get_model(NAME, tmp_path / "w.safetensors", **TINY)
+            get_model(NAME, tmp_path / "w.safetensors", **SMALL)
         assert one_line(error)
-        assert get_model(NAME, tmp_path / "w.safetensors", num_classes=2, **TINY).fc.out_features == 2
+        assert get_model(NAME, tmp_path / "w.safetensors", num_classes=2, **SMALL).fc.out_features == 2
 
     def test_a_thousand_classes_are_imagenets(self, tmp_path, tiny):
-        tiny.fc = torch.nn.Linear(2048, 1000)
-        model = get_model(NAME, self.save(tmp_path / "w.safetensors", tiny), **TINY)
+        tiny.fc = torch.nn.Linear(128, 1000)
+        model = get_model(NAME, self.save(tmp_path / "w.safetensors", tiny), **SMALL)
         assert model.class_names == _IMAGENET_CATEGORIES
 
     def call_in(self, error):
@@ -289,19 +298,20 @@ class TestFiles:
 
     def test_another_network(self, tmp_path, tiny):
         path = self.save(tmp_path / "it's.safetensors", tiny)
-        with pytest.raises(CheckpointError, match="1-1-1-1 blocks, 26w x 4s, not resnet50 ") as error:
+        with pytest.raises(
+            CheckpointError, match="1-1-1-1 blocks, 32w x 4s, 4 planes, not resnet50 "
+        ) as error:
             get_model("resnet50", path)
         names, options = self.call_in(error)
-        assert names == (NAME, str(path))
-        assert options == TINY
+        assert (names, options) == ((TINY, str(path)), {"depths": (1, 1, 1, 1)})
         assert get_model(*names, **options).fc.weight.equal(tiny.fc.weight)
 
     @pytest.mark.parametrize("theirs", [
-        {"depths": (1, 1, 1, 1)},
-        {"depths": (1, 1, 1, 1), "base_width": 10},
-        {"depths": (1, 1, 1, 1), "scale": 2},
-        {"depths": (1, 1, 1, 1), "cardinality": 2},
-        {"depths": (1, 1, 1, 1), "se": True},
+        SMALL,
+        {**SMALL, "base_width": 48},
+        {**SMALL, "scale": 2},
+        {**SMALL, "cardinality": 2},
+        {**SMALL, "se": True},
     ])  # fmt: skip
     def test_a_network_without_a_name_is_asked_for_in_full(self, tmp_path, theirs):
         network = create_classifier(NAME, 2, **theirs)
@@ -320,12 +330,12 @@ class TestFiles:
         path = self.save(tmp_path / "w.safetensors", tiny)
         with pytest.raises(CheckpointError, match=r"not dla60 \(DLA, ") as error:
             get_model("dla60", path)
-        assert self.call_in(error) == ((NAME, str(path)), TINY)
+        assert self.call_in(error) == ((TINY, str(path)), {"depths": (1, 1, 1, 1)})
 
     def test_channels_are_set_from_the_file(self, tmp_path):
-        network = create_classifier(NAME, 2, in_channels=4, **TINY)
+        network = create_classifier(NAME, 2, in_channels=4, **SMALL)
         path = self.save(tmp_path / "w.safetensors", network)
-        assert get_model(NAME, path, **TINY).conv1.weight.equal(network.conv1.weight)
+        assert get_model(NAME, path, **SMALL).conv1.weight.equal(network.conv1.weight)
 
     def test_a_file_instead_of_a_name(self, tmp_path):
         for path in ("my.pth", tmp_path / "net", "runs/it's.safetensors"):
@@ -337,7 +347,7 @@ class TestFiles:
     def test_a_file_with_the_name_of_a_network_does_not_matter(self, tmp_path, monkeypatch):
         (tmp_path / NAME).touch()
         monkeypatch.chdir(tmp_path)
-        assert get_model(NAME, num_classes=2, **TINY).num_classes == 2
+        assert get_model(NAME, num_classes=2, **SMALL).num_classes == 2
 
     @pytest.mark.parametrize("content", [b"", b"<html>", b"rubbish" * 99])
     def test_no_weight_file(self, tmp_path, content):
@@ -363,13 +373,13 @@ class TestFiles:
 
 class TestRunsOfOurs:
     def test_names_and_preprocessing_come_from_the_config(self, tmp_path, tiny):
-        model = get_model(NAME, run_file(tmp_path / "w.safetensors", tiny, ["cat", "dog", "fox"]), **TINY)
+        model = get_model(NAME, run_file(tmp_path / "w.safetensors", tiny, ["cat", "dog", "fox"]), **SMALL)
         assert model.class_names == ["cat", "dog", "fox"]
         assert model.preprocessing == Preprocessing((100, 110, 120), (50, 60, 70), 48, 40)
 
     def test_wordnet_ids_become_words(self, tmp_path, tiny):
         model = get_model(
-            NAME, run_file(tmp_path / "w.safetensors", tiny, ["n01440764", "n01443537", "mine"]), **TINY
+            NAME, run_file(tmp_path / "w.safetensors", tiny, ["n01440764", "n01443537", "mine"]), **SMALL
         )
         assert model.class_names == ["tench", "goldfish", "mine"]
 
@@ -381,7 +391,7 @@ class TestRunsOfOurs:
     def test_a_damaged_config_is_one_line(self, tmp_path, tiny, changes):
         path = run_file(tmp_path / "w.safetensors", tiny, ["a", "b", "c"], **changes)
         with pytest.raises(CheckpointError, match="damaged configuration") as error:
-            get_model(NAME, path, **TINY)
+            get_model(NAME, path, **SMALL)
         assert one_line(error)
 
     def test_predicts_as_the_run_evaluates(self, tmp_path, tiny, picture):
@@ -389,7 +399,7 @@ class TestRunsOfOurs:
         from res2net_dense.data.images import read_sample
         from res2net_dense.data.transforms import ClassificationEvalTransform
 
-        model = get_model(NAME, run_file(tmp_path / "w.safetensors", tiny, ["a", "b", "c"]), **TINY)
+        model = get_model(NAME, run_file(tmp_path / "w.safetensors", tiny, ["a", "b", "c"]), **SMALL)
         trained = ClassificationModel(tiny, pixel_mean=(100, 110, 120), pixel_std=(50, 60, 70)).eval()
         with torch.inference_mode():
             logits = trained([ClassificationEvalTransform(48, 40)(read_sample(picture, 0))])[0]["logits"]
@@ -474,4 +484,4 @@ class TestPredictImage:
 
     def test_a_network_that_does_not_take_rgb(self, picture):
         with pytest.raises(ConfigError, match="takes 1 channels"):
-            predict_image(get_model(NAME, num_classes=2, in_channels=1, **TINY), picture)
+            predict_image(get_model(NAME, num_classes=2, in_channels=1, **SMALL), picture)

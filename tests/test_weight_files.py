@@ -3,7 +3,6 @@
 import argparse
 import bz2
 import gzip
-import importlib
 import io
 import json
 import lzma
@@ -12,21 +11,21 @@ import shlex
 import struct
 import tarfile
 import zipfile
-from pathlib import Path
 
 import numpy as np
 import pytest
 import safetensors
 import safetensors.torch
 import torch
+from networks import TINY
 from PIL import Image
 
 from res2net_dense import create_classifier
+from res2net_dense.cli import convert
 from res2net_dense.convert import read_checkpoint
 from res2net_dense.errors import CheckpointError, Res2NetDenseError
 from res2net_dense.weight_files import is_path, open_weights
 
-ROOT = Path(__file__).resolve().parents[1]
 STATE = {"a.weight": torch.arange(6000.0).reshape(60, 100), "a.bias": torch.ones(60)}
 
 
@@ -247,13 +246,11 @@ def test_metadata_is_that_of_the_writer(tmp_path):
 
 @pytest.fixture
 def converter(monkeypatch, tmp_path):
-    """`tools/convert_checkpoint.py` in this process: its `main`, with the arguments by name."""
-    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+    """`res2net-dense convert` in this process: its `main`, with the arguments by name."""
     monkeypatch.chdir(tmp_path)
-    tool = importlib.import_module("convert_checkpoint")
     usual = {"destination": None, "to": "res2net_dense", "dialect": None, "prefix": None, "report": None}
     usual |= {"force": False, "partial": False, "trust_pickle": False}
-    return lambda source, **given: tool.main(argparse.Namespace(source=source, **{**usual, **given}))
+    return lambda source, **given: convert.main(argparse.Namespace(source=source, **{**usual, **given}))
 
 
 @pytest.mark.parametrize("force", [False, True])
@@ -280,7 +277,7 @@ def test_the_converter_notices_wrong_arguments_first(tmp_path, converter, argume
 
 def test_the_converter_overwrites_when_told(tmp_path, converter, capsys):
     torch.manual_seed(0)
-    state = create_classifier("res2net50_26w_4s", 2, depths=(1, 1, 1, 1)).state_dict()
+    state = create_classifier(TINY, 2).state_dict()
     torch.save(state, tmp_path / "net.pth")
     for name in ("new.pth", "r.json"):
         (tmp_path / name).write_text("old")
@@ -294,7 +291,7 @@ def test_the_converter_overwrites_when_told(tmp_path, converter, capsys):
 
 
 def test_the_converter_takes_the_backbone_it_is_told(tmp_path, converter, capsys):
-    states = [create_classifier("res2net50_26w_4s", 2, depths=(1, 1, 1, 1)).state_dict() for _ in range(2)]
+    states = [create_classifier(TINY, 2).state_dict() for _ in range(2)]
     both = zip(("teacher.", "student."), states, strict=True)
     torch.save({prefix + key: value for prefix, state in both for key, value in state.items()}, "net.pth")
     with pytest.raises(CheckpointError, match="2 backbones"):

@@ -14,14 +14,14 @@ from res2net_dense.convert.dialects import DIALECTS
 from res2net_dense.convert.structure import SEMANTICS, expected_shapes, find_name, structure_of
 from res2net_dense.errors import CheckpointError, ConfigError
 
-SMALL = {"depths": (2, 1, 1, 1), "base_width": 4}
-LONG = {"depths": (1, 1, 8, 1), "base_width": 4}
-CIFAR = {"depths": (2, 2, 2), "base_width": 4}
+SMALL = {"depths": (2, 1, 1, 1), "base_width": 32, "planes": 4}
+LONG = {**SMALL, "depths": (1, 1, 8, 1)}
+CIFAR = {**SMALL, "depths": (2, 2, 2)}
 NETWORKS = {
     "7x7": ("res2net50_26w_4s", SMALL),
     "7x7 of 8 splits": ("res2net50_14w_8s", SMALL),
     "7x7 of 2 splits": ("res2net50_48w_2s", SMALL),
-    "7x7 with groups": ("res2next50", {"depths": (1, 1, 1, 1)}),
+    "7x7 with groups": ("res2next50", {**SMALL, "depths": (1, 1, 1, 1)}),
     "7x7 as deep as 101": ("res2net101_26w_4s", LONG),
     "deep": ("res2net50_v1b_26w_4s", SMALL),
     "deep as deep as 101": ("res2net101_v1b_26w_4s", LONG),
@@ -32,7 +32,7 @@ NETWORKS = {
     "SE resnet": ("se_resnet50", SMALL),
     "CIFAR": ("res2next29_6c_24w_4s", CIFAR),
     "CIFAR with splits": ("res2next29_6c_24w_4s", {**CIFAR, "stage_conv": "splits"}),
-    "DLA": ("res2net_dla60", {}),
+    "DLA": ("res2net_dla60", {"base_width": 4}),
     "DLA with groups": ("dla60x", {}),
     "four channels": ("res2net50_26w_4s", {**SMALL, "in_channels": 4}),
     "group norm": ("res2net50_26w_4s", {**SMALL, "norm": "GN"}),
@@ -249,7 +249,7 @@ def test_names_are_those_written_down(dialect, stem):
 @pytest.mark.parametrize(("depths", "name"), [((1, 1, 6, 1), "res4b"), ((1, 1, 7, 1), "res4b1")])
 def test_paddle_counts_blocks_by_letters_or_numbers(depths, name):
     """From 101 layers on the third stage has too many for letters."""
-    names = to_dialect(random_state("res2net50_v1b_26w_4s", depths=depths, base_width=4), "paddle")
+    names = to_dialect(random_state("res2net50_v1b_26w_4s", **{**SMALL, "depths": depths}), "paddle")
     assert f"bb_2_1.{name}_branch2b_3._conv.weight" in names
     assert "bb_2_0.res4a_branch2b_1._conv.weight" in names
 

@@ -11,6 +11,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from networks import TINY, TINY_V1B
 
 from res2net_dense import get_model
 from res2net_dense.backbones import create_backbone, create_classifier, weights
@@ -19,7 +20,7 @@ from res2net_dense.errors import CheckpointError
 from res2net_dense.weight_files import save_weights
 
 NAME, DEEP = "res2net50_26w_4s", "res2net50_v1b_26w_4s"
-SMALL = {"depths": (1, 2, 1, 1), "base_width": 4}
+SMALL = {"depths": (1, 2, 1, 1), "base_width": 32, "planes": 4}
 
 
 @pytest.fixture(scope="module")
@@ -97,10 +98,10 @@ def test_two_backbones_of_any_kinds_are_told_apart_by_the_prefix(state, deep_sta
     message = refused(both, f"2 backbones, under 'student.{inner}', 'teacher.': choose one with prefix=")
     assert "--prefix" in message
     student = read(both, prefix=f"student.{inner}")
-    assert (student.name, student.report.dialect == "mmpretrain") == (DEEP, dialect == "mmpretrain")
+    assert (student.name, student.report.dialect == "mmpretrain") == (TINY_V1B, dialect == "mmpretrain")
     assert student.state_dict["layer1.0.conv1.weight"].equal(deep_state["layer1.0.conv1.weight"])
     teacher = read(both, prefix="teacher")
-    assert teacher.name == NAME
+    assert teacher.name == TINY
     assert teacher.state_dict["conv1.weight"].equal(state["conv1.weight"])
     assert "student" in {item.group for item in teacher.report.dropped}
     refused(both, "no backbone under 'pupil.', but under 'student.", prefix="pupil")
@@ -242,7 +243,7 @@ def test_dilated_stages_are_what_the_parts_show(tmp_path, state, deep_state, cas
 
 
 def test_dilation_of_a_dla_and_of_our_own_config(tmp_path, state):
-    dla = create_classifier("res2net_dla60", 5).state_dict()
+    dla = create_classifier("res2net_dla60", 5, base_width=4).state_dict()
     torch.save(to_dialect(dla, "smp") | {"decoder.weight": torch.ones(1)}, tmp_path / "dla.pth")
     report = read_checkpoint(tmp_path / "dla.pth").report
     assert report.dilation == {}
@@ -258,8 +259,8 @@ def test_dilation_of_a_dla_and_of_our_own_config(tmp_path, state):
 
 
 def test_more_splits_than_any_dialect_names(read, refused):
-    options = {"depths": (1, 1, 1, 1), "base_width": 1, "scale": 65}
-    many = create_classifier(NAME, 5, **options).state_dict()
+    options = {"depths": (1, 1, 1, 1), "base_width": 16, "scale": 65}
+    many = create_classifier(TINY, 5, **options).state_dict()
     checkpoint = read(many)
     assert checkpoint.options == options
     assert checkpoint.report.dialect == "res2net_dense"
@@ -279,7 +280,7 @@ def test_names_in_messages_are_short_and_of_one_line(state, refused):
 
 def test_one_tensor_short_is_one_tensor_short(state, refused, read):
     refused({k: v for k, v in state.items() if k != "layer2.1.bn1.weight"}, "1 missing: layer2.1.bn1.weight")
-    long = create_classifier(NAME, 5, depths=(1, 1, 4, 1), base_width=4).state_dict()
+    long = create_classifier(NAME, 5, **{**SMALL, "depths": (1, 1, 4, 1)}).state_dict()
     refused(
         {k: v for k, v in long.items() if k != "layer3.1.conv1.weight"}, "1 missing: layer3.1.conv1.weight"
     )
@@ -290,7 +291,7 @@ def test_one_tensor_short_is_one_tensor_short(state, refused, read):
 
 
 def test_our_classifier_stays_itself_in_our_dialect(tmp_path):
-    network = create_classifier(NAME, 3).state_dict()
+    network = create_classifier(NAME, 3, **SMALL).state_dict()
     config = {
         "task": "classification",
         "backbone": {"name": NAME, "stage_pool": "strided"},
@@ -300,9 +301,9 @@ def test_our_classifier_stays_itself_in_our_dialect(tmp_path):
     own = save_weights(
         tmp_path / "own.safetensors", below("net.", network), {"metadata": json.dumps({"config": config})}
     )
-    before = get_model(NAME, own)
+    before = get_model(NAME, own, **SMALL)
     for suffix in (".safetensors", ".pth"):
-        after = get_model(NAME, write_checkpoint(read_checkpoint(own), tmp_path / f"new{suffix}"))
+        after = get_model(NAME, write_checkpoint(read_checkpoint(own), tmp_path / f"new{suffix}"), **SMALL)
         assert after.class_names == ["cat", "dog", "fox"] == before.class_names
         assert after.preprocessing == before.preprocessing
         assert after.preprocessing.crop_size == 40
@@ -311,12 +312,12 @@ def test_our_classifier_stays_itself_in_our_dialect(tmp_path):
 
 def test_a_published_file_keeps_its_classes_and_pictures(tmp_path, monkeypatch):
     row = weights.WEIGHTS[f"{NAME}.holocron_imagenette"]
-    torch.save(to_dialect(create_classifier(NAME, 10).state_dict(), "holocron"), tmp_path / "w.pth")
+    torch.save(to_dialect(create_classifier(NAME, 10, **SMALL).state_dict(), "holocron"), tmp_path / "w.pth")
     digest = hashlib.sha256((tmp_path / "w.pth").read_bytes()).hexdigest()
     monkeypatch.setitem(weights.WEIGHTS, row.key, dataclasses.replace(row, sha256=digest))
-    before = get_model(NAME, tmp_path / "w.pth")
+    before = get_model(NAME, tmp_path / "w.pth", **SMALL)
     new = write_checkpoint(read_checkpoint(tmp_path / "w.pth"), tmp_path / "new.safetensors")
-    after = get_model(NAME, new)
+    after = get_model(NAME, new, **SMALL)
     assert after.class_names == before.class_names
     assert after.class_names[0] == "tench"
     assert after.preprocessing == before.preprocessing

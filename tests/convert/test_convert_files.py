@@ -12,14 +12,13 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from networks import SMALL, hollow
 from safetensors.torch import save_file
 
 from res2net_dense.backbones import create_classifier, weights
 from res2net_dense.convert import Report, read_checkpoint, to_dialect, write_checkpoint
 from res2net_dense.errors import CheckpointError
 from res2net_dense.weight_files import open_weights, save_weights
-
-SMALL = {"depths": (1, 1, 1, 1), "base_width": 4}
 
 
 @pytest.fixture(scope="module")
@@ -97,18 +96,18 @@ def renamed(state, old, new):
 OTHER_NETWORKS = {
     "VGG": (lambda _: {"features.0.weight": torch.ones(64, 3, 3, 3), "classifier.0.bias": torch.ones(4096)},
             "names like features.0.weight, classifier.0.bias, none of a known dialect"),
-    "ResNet-18": (lambda _: torchvision.models.resnet18().state_dict(), "without a third convolution"),
+    "ResNet-18": (lambda _: hollow(torchvision.models.resnet18), "without a third convolution"),
     "noise": (lambda _: {"a": torch.ones(2), "b": torch.ones(3)}, "names like a, b, none of a known dialect"),
     "renamed": (lambda s: renamed(s, "layer1", "stage1"), "none of a known dialect"),
     "renamed inside": (lambda s: renamed(s, "bns.1", "bns.9"), r"missing: layer1\.0\.bns\.1.*left over"),
-    "two stems": (lambda s: changed(s, **{"conv1.0.weight": torch.ones(32, 3, 3, 3)}),
+    "two stems": (lambda s: changed(s, **{"conv1.0.weight": torch.ones(2, 3, 3, 3)}),
                   "left over: conv1.weight"),
-    "another stem": (lambda s: changed(s, **{"conv1.weight": torch.ones(64, 3, 5, 5)}),
-                     r"conv1.weight is \(64, 3, 5, 5\), not \(64, 3, 7, 7\)"),
-    "mixed scales": (lambda s: changed(s, **{"layer3.0.convs.0.weight": torch.ones(8, 8, 3, 3)}),
+    "another stem": (lambda s: changed(s, **{"conv1.weight": torch.ones(4, 3, 5, 5)}),
+                     r"conv1.weight is \(4, 3, 5, 5\), not \(4, 3, 7, 7\)"),
+    "mixed scales": (lambda s: changed(s, **{"layer3.0.convs.0.weight": torch.ones(4, 4, 3, 3)}),
                      r"1 of another shape: layer3\.0\.convs\.0\.weight"),
-    "flat": (lambda s: changed(s, **{"conv1.weight": torch.ones(64)}), "shapes that no network"),
-    "no convolution": (lambda s: changed(s, **{"layer1.0.convs.0.weight": torch.ones(0, 4, 3, 3)}), "shapes"),
+    "flat": (lambda s: changed(s, **{"conv1.weight": torch.ones(4)}), "shapes that no network"),
+    "no convolution": (lambda s: changed(s, **{"layer1.0.convs.0.weight": torch.ones(0, 2, 3, 3)}), "shapes"),
     "another attention": (lambda s: changed(s, **{"layer1.0.eca.weight": torch.ones(3)}),
                           "left over: layer1.0.eca"),
     "a stage short": (lambda s: {k: v for k, v in s.items() if not k.startswith(("layer4", "fc"))},
@@ -156,7 +155,7 @@ def test_any_mutation_is_read_or_refused_in_a_line(tmp_path, state, deep_state):
 )
 def test_relatives_that_are_not_built_here_are_refused(tmp_path, name, words):
     timm = pytest.importorskip("timm")
-    torch.save(timm.create_model(name).state_dict(), tmp_path / "w.pth")
+    torch.save(hollow(lambda: timm.create_model(name)), tmp_path / "w.pth")
     refused(tmp_path / "w.pth", words)
 
 
@@ -316,9 +315,10 @@ def test_the_report_for_people_and_programs(tmp_path, state):
     text = report.text()
     for words in (
         str(tmp_path / "w.pth"), report.sha256, "torch, under state_dict", "poolnet, prefix 'base.resnet.'",
-        "7x7 stem, 1-1-1-1 blocks, 4w x 4s", "5 classes", "3 channels, float32", "stage_pool=always",
+        "7x7 stem, 1-1-1-1 blocks, 32w x 4s, 4 planes", "5 classes", "3 channels, float32",
+        "stage_pool=always",
         f"{report.total} of {report.total} matched", "1 in score: not part of the backbone",
-        "create_backbone('res2net50_26w_4s', depths=(1, 1, 1, 1), base_width=4, dilate_first='full')",
+        "create_backbone('test_res2net', depths=(1, 1, 1, 1), dilate_first='full')",
         "output_stride=16",
     ):  # fmt: skip
         assert words in text

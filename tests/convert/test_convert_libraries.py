@@ -215,7 +215,7 @@ def holocron_shapes(depths, width, scale, deep):
 )
 def test_names_and_shapes_written_down(tmp_path, dialect, shapes, name):
     tensors = {
-        key: torch.zeros(shape, dtype=torch.int64 if key.endswith("tracked") else torch.float16)
+        key: torch.zeros((), dtype=torch.int64 if key.endswith("tracked") else torch.float16).expand(shape)
         for key, shape in shapes.items()
     }
     torch.save({"state_dict": tensors}, tmp_path / "w.pth")

@@ -8,6 +8,7 @@ import pickle
 
 import pytest
 import torch
+from networks import SMALL, TINY
 
 from res2net_dense import get_model
 from res2net_dense.backbones import create_backbone, create_classifier, weights
@@ -17,7 +18,6 @@ from res2net_dense.errors import CheckpointError, ConfigError
 from res2net_dense.weight_files import open_weights, save_weights
 
 NAME = "res2net50_26w_4s"
-SMALL = {"depths": (1, 1, 1, 1), "base_width": 4}
 
 
 def saved(path, name=NAME, dialect="official", classes=5, **options):
@@ -56,7 +56,7 @@ def test_a_backbone_takes_the_stages_it_builds(tmp_path, caplog, norm, dialect):
     assert report.matched == report.total
     left_out = {item.group for item in report.dropped}
     assert left_out == ({"layer4"} if dialect == "smp" else {"layer4", "fc"})
-    assert f"took {report.total} tensors of {NAME} ({dialect}" in caplog.text
+    assert f"took {report.total} tensors of {TINY} ({dialect}" in caplog.text
 
 
 def test_a_file_without_its_last_stage_fits_a_backbone_without_it(tmp_path):
@@ -77,20 +77,19 @@ def test_a_file_without_its_last_stage_fits_a_backbone_without_it(tmp_path):
     [
         ("res2net50_v1b_26w_4s", {}),  # another stem
         ("res2net50_14w_8s", {}),  # another scale
-        (NAME, {"base_width": 5}),
+        (NAME, {"base_width": 48}),
         (NAME, {"depths": (1, 1, 2, 1)}),
         (NAME, {"se": True}),
         ("resnet50", {}),
         ("res2next50", {}),
-        ("res2net_dla60", {"depths": (1, 2, 3, 1)}),
+        ("res2net_dla60", {"base_width": 4}),
     ],
 )
 def test_the_wrong_network_is_refused_with_both_described(tmp_path, other, options):
     path, _ = saved(tmp_path / "w.pth")
-    message = refused(
-        create_backbone(other, **{**SMALL, **options}), path, "the backbone was built as", other
-    )
-    assert "7x7 stem, 1-1-1-1 blocks, 4w x 4s" in message
+    module = create_backbone(other, **(options if "dla" in other else {**SMALL, **options}))
+    message = refused(module, path, "the backbone was built as", other)
+    assert "7x7 stem, 1-1-1-1 blocks, 32w x 4s, 4 planes" in message
     assert f"built as {other} (" in message
 
 
@@ -131,7 +130,7 @@ FIRST = {
 def test_the_first_convolution_is_adapted_as_timm_and_smp_do(tmp_path, caplog, name, channels):
     timm = pytest.importorskip("timm")
     smp_utils = pytest.importorskip("segmentation_models_pytorch.encoders._utils")
-    options = {} if "dla" in name else SMALL
+    options = {"base_width": 4} if "dla" in name else SMALL
     network = create_classifier(name, 5, **options)
     path, first = tmp_path / "w.pth", FIRST[name]
     torch.save(network.state_dict(), path)
@@ -171,7 +170,7 @@ def test_create_backbone_loads_and_says_what_it_took(tmp_path, caplog, suffix):
     (line,) = caplog.messages
     for words in (
         str(path),
-        " tensors of res2net50_26w_4s",
+        f" tensors of {TINY} ",
         "layer3 (",
         "layer4 (",
         "fc (2, not built here)",
@@ -321,16 +320,16 @@ def test_our_detector_s_backbone_goes_into_any_network(tmp_path, caplog, setting
     from res2net_dense.models.detection import build_rcnn
 
     small = {"fpn_channels": 32, "norm": "GN", "box_head_dim": 32, "mask_head_convs": 1, "mask_head_dim": 32}
-    backbone = {"name": "res2net50_18w_4s", "norm": "FrozenBN", "freeze_at": 2, **settings}
+    backbone = {"name": TINY, "norm": "FrozenBN", "freeze_at": 2, **settings}
     detector = build_rcnn(backbone=backbone, num_classes=2, **small).state_dict()
     config = {"task": "detection", "backbone": backbone, "data": {"class_names": ["nut", "bolt"]}}
     safe = save_weights(tmp_path / "best.safetensors", detector, {"metadata": json.dumps({"config": config})})
     torch.save({"model": detector, "metadata": {"config": config}, "iteration": 3}, tmp_path / "iter_3.pt")
     for path in (safe, tmp_path / "iter_3.pt"):
         caplog.clear()
-        module = create_backbone("res2net50_18w_4s", out_features=("res3",), **settings)
+        module = create_backbone(TINY, out_features=("res3",), **settings)
         with caplog.at_level(logging.INFO, "res2net_dense"):
-            report = load_backbone_weights(module, "res2net50_18w_4s", path)
+            report = load_backbone_weights(module, TINY, path)
         for key, value in module.state_dict().items():
             assert key.endswith("num_batches_tracked") or value.equal(
                 detector[f"backbone.bottom_up.net.{key}"]
@@ -341,4 +340,4 @@ def test_our_detector_s_backbone_goes_into_any_network(tmp_path, caplog, setting
         assert "res2net_dense under backbone.bottom_up.net." in caplog.text
         assert "roi_heads" in caplog.text
     if settings:
-        refused(create_backbone("res2net50_18w_4s"), safe, r"stage_pool='strided' \(config in the file\)")
+        refused(create_backbone(TINY), safe, r"stage_pool='strided' \(config in the file\)")

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from res2net_dense.backbones import create_backbone, create_classifier
 from res2net_dense.convert import read_checkpoint, to_dialect
 
-DEPTHS = (2, 2, 1, 1)
+SMALL = {"depths": (2, 2, 1, 1), "base_width": 48, "planes": 16}
 
 
 class Names:
@@ -159,7 +159,7 @@ def paddleclas(tensors, x):
 
 def random_network(name, **options):
     """A small network in evaluation, whose norms do something."""
-    network = create_classifier(name, 5, depths=DEPTHS, base_width=12, **options)
+    network = create_classifier(name, 5, **SMALL, **options)
     generator = torch.Generator().manual_seed(3)
     for key, value in network.state_dict().items():
         if key.endswith(("running_var", "bn3.weight", "bns.0.weight", "bns.2.weight")):
@@ -188,12 +188,12 @@ def test_a_fork_s_file_computes_what_the_fork_does(tmp_path, dialect):
     tensors = to_dialect(random_network(name).state_dict(), dialect)
     torch.save(tensors, tmp_path / "fork.pth")
     read = read_checkpoint(tmp_path / "fork.pth")
-    assert read.options == {"depths": DEPTHS, "base_width": 12, **semantics}
+    assert read.options == {**SMALL, **semantics}
     assert read.report.semantics_from == f"the dialect {dialect}"
     assert read.report.semantics_known
     state = {key: value for key, value in read.state_dict.items() if not key.startswith("fc.")}
     outputs = []
-    for options in (read.options, {"depths": DEPTHS, "base_width": 12}):
+    for options in (read.options, SMALL):
         network = create_backbone(read.name, **options).eval()
         network.load_state_dict(state)
         with torch.no_grad():
