@@ -59,14 +59,18 @@ def run_code(run_tool, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def draw_toy(run_tool, tmp_path_factory):
+def run_folder(tmp_path_factory):
+    """A folder that all processes of this run of the tests share."""
+    folder = tmp_path_factory.getbasetemp()
+    return folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+
+
+@pytest.fixture(scope="session")
+def draw_toy(run_tool, run_folder):
     """Draw a toy set, or take what another test or process of this run has drawn; returns its folder."""
-    common = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        common = common.parent
 
     def draw(layout, *, train, val, size=96):
-        folder = common / f"toy_{layout}_{train}_{val}_{size}"
+        folder = run_folder / f"toy_{layout}_{train}_{val}_{size}"
         numbers = [f"--train={train}", f"--val={val}", f"--size={size}"]
         with FileLock(f"{folder}.lock"):
             if not folder.exists():

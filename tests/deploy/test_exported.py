@@ -4,18 +4,18 @@ import io
 import json
 import os
 import pickle
-import subprocess
+import shutil
 import sys
 import zipfile
 
 import pytest
 import torch
-from exporting import assert_same, description_of, graph_of, sample, stood_in, tiny_model
+from exporting import assert_same, graph_of, sample, stood_in, tiny_model
 from running import ROOT, assert_one_line
 from torch._export.serde.schema import SCHEMA_VERSION
 
 from res2net_dense.deploy.description import Description
-from res2net_dense.deploy.export import FORMATS, export
+from res2net_dense.deploy.export import FORMATS
 from res2net_dense.deploy.exported import is_exported
 from res2net_dense.deploy.parity import made_pictures
 from res2net_dense.engine.inference import predict
@@ -32,13 +32,13 @@ def segmenter():
 
 
 @pytest.fixture(scope="module")
-def folder(segmenter, tmp_path_factory):
+def folder(tiny_file, tmp_path_factory):
     """That network as files of any size and number of pictures, one of every format."""
     folder = tmp_path_factory.mktemp("exports")
-    graph = graph_of("semantic_segmentation", segmenter)
     for format, suffix in FORMATS.items():
-        description = description_of("semantic_segmentation", graph, format=format)
-        export(graph, folder / f"model{suffix}", description)
+        file = tiny_file("semantic_segmentation", format)
+        shutil.copy(file, folder / f"model{suffix}")
+    shutil.copy(file.with_suffix(".bin"), folder / "model.bin")
     return folder
 
 
@@ -308,24 +308,3 @@ def test_a_missing_library_is_named(library, suffix, tmp_path, monkeypatch):
     with pytest.raises(MissingDependencyError) as error:
         load_exported(tmp_path / f"model{suffix}")
     assert_one_line(error, library, "pip install")
-
-
-def test_loading_and_running_phones_nobody(folder, tmp_path):
-    code = (
-        "import socket, sys, torch\n"
-        "def refuse(*arguments, **keywords):\n"
-        "    print('CALLED', *arguments)\n"
-        "    raise OSError('no network')\n"
-        "socket.socket.connect = socket.getaddrinfo = socket.create_connection = refuse\n"
-        "from res2net_dense.jobs import load_exported\n"
-        "for path in sys.argv[1:]:\n"
-        "    image = torch.zeros(3, 40, 40, dtype=torch.uint8)\n"
-        "    sample = {'image': image, 'original_height': 40, 'original_width': 40}\n"
-        "    prediction, = load_exported(path)([sample])\n"
-        "    print(tuple(prediction['sem_seg'].shape))\n"
-    )
-    home = {**os.environ, "HOME": str(tmp_path)}  # where telemetry keeps its ids
-    command = [sys.executable, "-c", code, *(str(folder / f"model{suffix}") for suffix in FORMATS.values())]
-    answer = subprocess.run(command, capture_output=True, text=True, env=home, check=True)
-    assert answer.stdout == "(40, 40)\n" * len(FORMATS)
-    assert not any("intel" in path.name.lower() for path in tmp_path.iterdir())

@@ -46,10 +46,10 @@ def one_layer_by_a_hundredth(graph):
     first(graph, nn.Conv2d).weight *= 1.01
 
 
-def test_a_true_file_passes(models, tmp_path):
-    graph = written(SEGMENTATION, models[SEGMENTATION], tmp_path / "model.onnx")
-    report = gate(graph, tmp_path / "model.onnx", get_task(SEGMENTATION), model=models[SEGMENTATION])
-    assert (tmp_path / "model.onnx").exists()
+def test_a_true_file_passes(models, tiny_file):
+    graph, file = graph_of(SEGMENTATION, models[SEGMENTATION]), tiny_file(SEGMENTATION, "onnx")
+    report = gate(graph, file, get_task(SEGMENTATION), model=models[SEGMENTATION])
+    assert file.exists()
     assert_good(report, graph)
     table = report.table()
     header = ["size", "batch", "output", "max", "difference", "agreement", "verdict"]

@@ -87,7 +87,7 @@ def test_every_option(options):
         assert_equal_features(optimize_for_inference(net, **settings), net, x)
 
 
-@pytest.mark.parametrize("name", ["res2net50_26w_4s", "res2net50_v1b_26w_4s", "res2net_dla60", "resnet50"])
+@pytest.mark.parametrize("name", [TINY, TINY_V1B, "res2net_dla60", TINY_RESNET])
 @pytest.mark.parametrize("dcn", [(), ("res4",)])
 def test_half_precision(name, dcn):
     if dcn and name == "res2net_dla60":

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from networks import TINY, unfilled
 from PIL import Image
 from running import assert_one_line
 from torch import nn
@@ -157,9 +158,8 @@ def test_timms_name_of_a_network_may_be_another(name):
     ],
 )
 def test_what_the_libraries_do_not_have(backbone, model, reason):
-    net = contestants.configured_net(
-        config("semantic_segmentation", "deeplabv3plus", backbone=backbone, model=model), CPU
-    )
+    settings = config("semantic_segmentation", "deeplabv3plus", backbone=backbone, model=model)
+    net = unfilled(lambda: contestants.configured_net(settings, CPU))
     with pytest.raises(contestants.Unavailable, match=reason):
         contestants.timms_net(net)
 
@@ -189,7 +189,7 @@ def test_the_baseline_is_first_and_nobody_runs_twice():
 
 
 def test_weights_of_a_file_are_what_runs(tmp_path):
-    settings = config("classification", *CONFIGS["classification"][:1], model={"num_classes": 5})
+    settings = config("classification", "classifier", backbone={"name": TINY}, model={"num_classes": 5})
     net = contestants.configured_net(settings, CPU)
     net.model.backbone.fc.bias.data.fill_(7)
     metadata = {"metadata": json.dumps({"config": {"data": {"class_names": list("abcde")}}})}
@@ -198,7 +198,7 @@ def test_weights_of_a_file_are_what_runs(tmp_path):
     assert outcome(again)["logits"].equal(outcome(net)["logits"])
     assert again.config.data.class_names == list("abcde")
     path = save_weights(tmp_path / "network.safetensors", net.model.backbone.state_dict(), {})
-    named = contestants.named_net(NAME, CPU, str(path))
+    named = contestants.named_net(TINY, CPU, str(path))
     assert contestants.differences(outcome(named), outcome(net))["logits"] <= 1e-5
 
 
@@ -207,7 +207,7 @@ def test_weights_of_a_file_are_what_runs(tmp_path):
 
 @pytest.fixture(scope="module")
 def net():
-    return contestants.named_net(NAME, CPU)
+    return contestants.named_net(TINY, CPU)
 
 
 @pytest.mark.parametrize("way", ["eager", "channels-last", "optimized", "torchscript"])
@@ -227,7 +227,7 @@ def test_files_are_left_out_where_they_cannot_be_had(net, tmp_path):
 @pytest.mark.parametrize("part", ["running_mean", "weight"])
 def test_a_wrong_result_is_an_error_and_no_fast_time(net, part, tmp_path):
     wrong = dataclasses.replace(net, model=contestants.copy.deepcopy(net.model))
-    getattr(wrong.model.layer3[2].bns[1], part).data.mul_(1.5).add_(0.1)
+    getattr(wrong.model.layer1[1].bns[1], part).data.mul_(1.5).add_(0.1)
     call = contestants.make_way(wrong, "eager", "fp32", pictures(), tmp_path)
     with pytest.raises(contestants.WrongResultError) as error:
         tool.try_out(tool.Contestant(wrong, "eager", "fp32"), call, outcome(net), CPU)
@@ -271,11 +271,11 @@ def test_what_was_not_found_and_what_was_made_up_count_alike():
 
 
 def test_too_little_memory_is_one_line(run_tool):
-    process = run_tool(TOOL, "--model", NAME, "--size", "10000000", "--formats", "eager")
+    process = run_tool(TOOL, "--model", TINY, "--size", "10000000", "--formats", "eager")
     assert process.returncode == 1
     assert "Traceback" not in process.stderr
     last = process.stderr.splitlines()[-1]
-    assert last.startswith(f"error: {NAME}, batch 1, 10000000x10000000: not enough memory; lower --batch")
+    assert last.startswith(f"error: {TINY}, batch 1, 10000000x10000000: not enough memory; lower --batch")
 
 
 def test_where_nothing_compiles_the_reason_is_said(net):
