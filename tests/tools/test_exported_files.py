@@ -18,7 +18,8 @@ EXPORT = "tools/export.py"
 
 
 KINDS = [
-    pytest.param((segmentation, ".onnx"), id="segmentation"),
+    pytest.param((segmentation, ".torchscript"), id="segmentation"),
+    pytest.param((segmentation, ".onnx"), id="segmentation, onnx", marks=pytest.mark.slow),
     pytest.param((classification, ".pt2"), id="classification", marks=pytest.mark.slow),
     pytest.param((saliency, ".xml"), id="saliency", marks=pytest.mark.slow),
     pytest.param((detection, ".torchscript"), id="detection", marks=pytest.mark.slow),
@@ -190,8 +191,9 @@ def test_wrong_turns_are_one_line(segmenter, run_tool, tmp_path):
     assert f"{tmp_path / 'model.onnx'} does not exist" in line
     line = error_of(run_tool(PREDICT, "--weights", exported, *rest, "data.colour=1"))
     assert "unknown key 'data.colour'" in line
-    (tmp_path / "broken.onnx").write_bytes(exported.read_bytes()[:5000])
-    line = error_of(run_tool(TRAIN, "--eval-only", "--weights", tmp_path / "broken.onnx"))
-    assert "broken.onnx cannot be loaded, it is damaged" in line
+    broken = tmp_path / f"broken{exported.suffix}"
+    broken.write_bytes(exported.read_bytes()[:5000])
+    line = error_of(run_tool(TRAIN, "--eval-only", "--weights", broken))
+    assert f"{broken.name} cannot be loaded, it is damaged" in line
     line = error_of(run_tool(TRAIN, "--config", config, "--weights", exported))
     assert "--weights goes with --eval-only" in line
