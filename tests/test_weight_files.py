@@ -3,7 +3,6 @@
 import argparse
 import bz2
 import gzip
-import importlib
 import io
 import json
 import lzma
@@ -22,6 +21,7 @@ import torch
 from PIL import Image
 
 from res2net_dense import create_classifier
+from res2net_dense.cli import convert
 from res2net_dense.convert import read_checkpoint
 from res2net_dense.errors import CheckpointError, Res2NetDenseError
 from res2net_dense.weight_files import is_path, open_weights
@@ -247,13 +247,11 @@ def test_metadata_is_that_of_the_writer(tmp_path):
 
 @pytest.fixture
 def converter(monkeypatch, tmp_path):
-    """`tools/convert_checkpoint.py` in this process: its `main`, with the arguments by name."""
-    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+    """`res2net-dense convert` in this process: its `main`, with the arguments by name."""
     monkeypatch.chdir(tmp_path)
-    tool = importlib.import_module("convert_checkpoint")
     usual = {"destination": None, "to": "res2net_dense", "dialect": None, "prefix": None, "report": None}
     usual |= {"force": False, "partial": False, "trust_pickle": False}
-    return lambda source, **given: tool.main(argparse.Namespace(source=source, **{**usual, **given}))
+    return lambda source, **given: convert.main(argparse.Namespace(source=source, **{**usual, **given}))
 
 
 @pytest.mark.parametrize("force", [False, True])
