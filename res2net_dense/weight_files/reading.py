@@ -188,9 +188,9 @@ def _read_pickled(path: Path, file: BinaryIO, kind: str, *, trusted: bool) -> tu
             if not trusted:
                 raise
             file.seek(0)
-    if not trusted:
-        raise _refused(path)
-    return _unpickle_trusted(path, file, kind), ()
+    if trusted:
+        return _unpickle_trusted(path, file, kind), ()
+    raise _refused(path)
 
 
 def _read_torch(path: Path, file: BinaryIO) -> tuple[Any, tuple[str, ...]]:
