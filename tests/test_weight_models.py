@@ -36,6 +36,23 @@ WRAPPED = {
         {"model": OTHER, "model_ema": {f"module.{name}": value for name, value in OWN.items()}},
         ["model_ema"],
     ),
+    "ema_model": ({"model": OTHER, "ema_model": OWN}, ["ema_model"]),
+    "params_ema": ({"params": OTHER, "params_ema": OWN}, ["params_ema"]),
+    "ema between": (
+        {"model_state_dict": OTHER, "model_ema_state_dict": OWN},
+        ["model_ema_state_dict"],
+    ),
+    "three deep": (
+        {"model": {"state_dict": {f"module.{name}": value for name, value in OWN.items()}}, "epoch": 3},
+        ["model", "state_dict"],
+    ),
+    "an unknown wrapper": ({"checkpoint": {"model": OWN}, "epoch": 3}, ["checkpoint", "model"]),
+    "state": ({"state": {"model": OWN, "optimizers": {"a": {"b": torch.ones(1)}}}}, ["state", "model"]),
+    "sharded": ({f"_fsdp_wrapped_module.{name}": value for name, value in OWN.items()}, []),
+    "activation checkpointing": (
+        {name.replace(".", "._checkpoint_wrapped_module.", 1): value for name, value in OWN.items()},
+        [],
+    ),
     "AveragedModel": (torch.optim.swa_utils.AveragedModel(network()).state_dict(), []),
 }
 

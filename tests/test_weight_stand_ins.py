@@ -81,6 +81,8 @@ def test_a_training_checkpoint_of_mmengine(tmp_path, history_buffer, monkeypatch
     assert not any(name.startswith("mmengine") for name in sys.modules)
     assert not torch_knows_stand_ins()
     load_backbone_weights(create_classifier(NAME, **SMALL), NAME, tmp_path / "iter.pth")
+    trusted = open_weights(tmp_path / "iter.pth", trust_pickle=True)  # needs no more than without
+    assert set(trusted.state_dict) == set(content["state_dict"])
 
 
 def torch_knows_stand_ins():
@@ -169,10 +171,18 @@ def test_what_torch_blocks_stays_refused(tmp_path):
 def test_weights_that_are_objects_are_refused(tmp_path):
     """There is nothing to read without them, so the flag is the remedy."""
     module = torch.nn.Linear(2, 2)
-    for content in ({"model": module}, {"model": module, "ema": None, "opt": {"x": torch.ones(1)}}, module):
+    other = torch.nn.Linear(2, 2)
+    for content in (
+        module,
+        {"model": module},
+        {"model": module, "ema": None, "opt": {"x": torch.ones(1)}},
+        {"model": other.state_dict(), "ema_model": module},
+    ):
         torch.save(content, tmp_path / "w.pth")
         with pytest.raises(CheckpointError, match="would run code.*--trust-pickle"):
             open_weights(tmp_path / "w.pth")
+        tensors = open_weights(tmp_path / "w.pth", trust_pickle=True).state_dict
+        assert tensors["weight"].equal(module.weight)
 
 
 def test_a_stand_in_holds_nothing():

@@ -17,13 +17,13 @@ from res2net_dense.errors import ConfigError
 
 def split(document: dict[str, Any], val: int, seed: int) -> tuple[dict[str, Any], dict[str, Any]]:
     """Draw `val` images at random; returns the documents of train and val, with all categories in both."""
-    from res2net_dense.data.layouts.coco_json import find_id
+    from res2net_dense.data.layouts.coco_json import find_id, id_table
 
     images = sorted(document["images"], key=lambda image: str(image["id"]))
     random.Random(seed).shuffle(images)
     parts = []
     for chosen in (images[val:], images[:val]):
-        ids = {image["id"] for image in chosen}
+        ids = id_table(image["id"] for image in chosen)
         annotations = [a for a in document["annotations"] if find_id(a["image_id"], ids) is not None]
         parts.append({**document, "images": chosen, "annotations": annotations})
     return parts[0], parts[1]

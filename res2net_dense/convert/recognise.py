@@ -106,15 +106,24 @@ def dilation_of(place: Place, beside: Iterable[str]) -> dict[str, str]:
     """
     rules = place.dialect.dilation(place.stem)
     marks = place.dialect.dilates_with
-    shown = not marks or any(name.split(".")[0] in marks for name in beside)
-    return rules if shown else {}
+    outer = place.dialect.outside(place.prefix)
+    return rules if not marks or _parts(beside, outer).intersection(marks) else {}
 
 
 def relative_of(place: Place, beside: Iterable[str]) -> Relative | None:
     """The published network of other dilation that the parts `beside` a backbone with official names show."""
-    parts = {name.split(".")[0] for name in beside}
-    fitting = (row for row in RELATIVES if place.prefix.endswith(row.prefix) and parts.issuperset(row.parts))
-    return next(fitting, None) if place.dialect.name in CANONICAL else None
+    if place.dialect.name not in CANONICAL:
+        return None
+    for row in RELATIVES:
+        outer = place.prefix.removesuffix(row.prefix)
+        if place.prefix.endswith(row.prefix) and _parts(beside, outer).issuperset(row.parts):
+            return row
+    return None
+
+
+def _parts(beside: Iterable[str], outer: str) -> set[str]:
+    """The parts next to a backbone, of a network whose names all begin with `outer`."""
+    return {name.removeprefix(outer).split(".")[0] for name in beside}
 
 
 def _is_of(dialect: Dialect, prefix: str, state: Mapping[str, Tensor], stem: str, *, own: bool) -> bool:

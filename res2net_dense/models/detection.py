@@ -28,7 +28,7 @@ FEATURES = ["res2", "res3", "res4", "res5"]
 
 # detectron2's keys that have a name of ours, so that a setting has one place.
 OWNED = {
-    "INPUT.FORMAT": "nothing: images are RGB",
+    "INPUT.FORMAT": "the images, which are RGB",
     "MODEL.META_ARCHITECTURE": "model.arch",
     "MODEL.BACKBONE.NAME": "backbone.name",
     "MODEL.BACKBONE.FREEZE_AT": "backbone.freeze_at",
@@ -198,7 +198,7 @@ def _pass_through(cfg: CfgNode, settings: Mapping[str, Any]) -> None:
     for key, value in settings.items():
         if key in OWNED or key.startswith("MODEL.RES2NET."):
             raise ConfigError(
-                f"model.detectron2: {key} is set by {OWNED.get(key, 'the backbone section')}; set it there"
+                f"model.detectron2: {key} is set by {OWNED.get(key, 'the backbone section')}; remove it here"
             )
         if not key.startswith(("MODEL.", "TEST.")) or key.startswith("MODEL.RESNETS."):
             raise ConfigError(f"model.detectron2: {key} has no effect here; only MODEL.* and TEST.* are read")

@@ -48,8 +48,8 @@ OWNED = {
     "decoder_atrous_rates": "model.atrous_rates",
     "decoder_use_norm": "model.norm",
     "classes": "model.num_classes",
-    "in_channels": "nothing: pictures are RGB",
-    "activation": "nothing: the network gives logits",
+    "in_channels": "the images, which are RGB",
+    "activation": "the network, which gives logits",
     "aux_params": "model.aux_weight, another head",
 }
 
@@ -298,7 +298,7 @@ def _check_arguments(arch: str, arguments: Mapping[str, Any]) -> None:
     allowed = sorted(names - OWNED.keys() - {"self", "kwargs"})
     for name in arguments:
         if name in OWNED:
-            raise ConfigError(f"model.smp: {name} is set by {OWNED[name]}; set it there")
+            raise ConfigError(f"model.smp: {name} is set by {OWNED[name]}; remove it here")
         if name not in allowed:
             raise ConfigError(f"model.smp: {arch} has no {name}; it has {', '.join(allowed)}")
 

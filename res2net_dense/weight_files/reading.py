@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from res2net_dense.errors import CheckpointError
 from res2net_dense.weight_files.kinds import LONGEST_HEADER, cut_off, damaged, kind_of, not_weights
-from res2net_dense.weight_files.unwrap import WRAPPERS, Unwrapped, holds_tensors, unwrap
+from res2net_dense.weight_files.unwrap import Unwrapped, holds_tensors, unwrap, wrappers_in
 
 _OF_ITSELF = ("version", "iteration", "metadata", "best", "metrics")
 """What our checkpoints say of themselves."""
@@ -131,15 +131,12 @@ def _read(path: Path, file: BinaryIO, *, trust_pickle: bool, sha256: Sequence[st
     file.seek(0)
     if kind == "safetensors":
         content, about = _read_safetensors(path, file)
-    elif trust_pickle:
-        content = _unpickle_trusted(path, file, kind)
-    elif kind == "pickle":
-        raise _refused(path)
     else:
-        content, left_out = _read_torch(path, file)
-    if isinstance(content, nn.Module):
-        content = content.state_dict()
-    if not isinstance(content, dict):
+        content, left_out = _read_pickled(path, file, kind, trusted=trust_pickle)
+    content = _without_modules(content)
+    if isinstance(content, dict):
+        content = {key: _without_modules(value) for key, value in content.items()}
+    else:
         raise CheckpointError(
             f"{path} is not a weight file: it holds a {type(content).__name__} instead of a dict"
         )
@@ -147,6 +144,11 @@ def _read(path: Path, file: BinaryIO, *, trust_pickle: bool, sha256: Sequence[st
         about = {key: content[key] for key in _OF_ITSELF if key in content}
     size = os.fstat(file.fileno()).st_size
     return WeightFile(path, kind, size, digest, content, about, left_out)
+
+
+def _without_modules(value: Any) -> Any:
+    """The tensors of a pickled network; anything else as it is."""
+    return value.state_dict() if isinstance(value, nn.Module) else value
 
 
 def _hash(file: BinaryIO) -> str:
@@ -175,6 +177,20 @@ def _read_safetensors(path: Path, file: BinaryIO) -> tuple[dict[str, Any], dict[
     if len(data) < needed:
         raise cut_off(path, f"{len(data):,} of {needed:,} bytes")
     raise not_weights(path, str(reason).splitlines()[0][:150])
+
+
+def _read_pickled(path: Path, file: BinaryIO, kind: str, *, trusted: bool) -> tuple[Any, tuple[str, ...]]:
+    """As `_read_torch`; trust is used only where nothing can be read without it."""
+    if kind == "torch":
+        try:
+            return _read_torch(path, file)
+        except CheckpointError:
+            if not trusted:
+                raise
+            file.seek(0)
+    if trusted:
+        return _unpickle_trusted(path, file, kind), ()
+    raise _refused(path)
 
 
 def _read_torch(path: Path, file: BinaryIO) -> tuple[Any, tuple[str, ...]]:
@@ -219,8 +235,8 @@ def _read_with_stand_ins(file: BinaryIO) -> tuple[dict[str, Any], tuple[str, ...
     file.seek(0)
     with torch.serialization.safe_globals([(StandIn, name) for name in names]):
         content = torch.load(file, map_location="cpu", weights_only=True)
-    wrapped = isinstance(content, dict) and [content.get(name) for name in WRAPPERS]
-    if not wrapped or any(isinstance(value, StandIn) for value in wrapped) or not holds_tensors(content):
+    weights = [content[name] for name in wrappers_in(content)] if isinstance(content, dict) else []
+    if not holds_tensors(content) or any(isinstance(value, StandIn) for value in weights):
         raise ValueError("no weights without their objects")
     return content, tuple(names)
 

@@ -16,12 +16,7 @@ COUNTER = "num_batches_tracked"
 DEPTH = 8
 """How deep a file's dicts may lie in each other; tensors further down are not looked for."""
 
-# Averaged weights first: they are what a checkpoint is used for.
-WRAPPERS = (
-    "state_dict_ema",
-    "ema_state_dict",
-    "model_ema",
-    "ema",
+_WRAPPERS = (
     "state_dict",
     "model_state_dict",
     "model_state",
@@ -31,7 +26,9 @@ WRAPPERS = (
     "weights",
     "params",
 )
-_PARALLEL = re.compile(r"(^|\.)(?:module|_orig_mod)(?=\.)\.")
+"""Keys of the weights in a checkpoint; those of averaged weights have `ema` as well, as `model_ema`."""
+_AVERAGED = re.compile(r"^ema(?:_|$)|_ema(?=_|$)")
+_PARALLEL = re.compile(r"(^|\.)(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)(?=\.)\.")
 
 
 class Unwrapped(NamedTuple):
@@ -55,7 +52,7 @@ def unwrap(content: Mapping[str, Any]) -> Unwrapped:
         CheckpointError: dicts without an end, or numbers that torch does not have; the reason alone.
     """
     wrappers: list[str] = []
-    while name := next((name for name in WRAPPERS if holds_tensors(content.get(name))), None):
+    while name := _next_wrapper(content):
         if len(wrappers) == DEPTH:
             raise CheckpointError(f"its dicts lie in each other more than {DEPTH} deep, or in themselves")
         wrappers.append(name)
@@ -74,6 +71,26 @@ def unwrap(content: Mapping[str, Any]) -> Unwrapped:
             tensors[str(key)] = tensor.reshape(()) if lone else tensor
     plain = {_strip(key): value for key, value in tensors.items()}
     return Unwrapped(plain if len(plain) == len(tensors) else tensors, wrappers, others)
+
+
+def wrappers_in(content: Mapping[Any, Any]) -> list[str]:
+    """The keys that weights have in checkpoints, averaged weights first: they are what it is used for."""
+    found = []
+    for key in content:
+        if isinstance(key, str):
+            plain = _AVERAGED.sub("", key)
+            if plain in _WRAPPERS or key == "ema":
+                found.append((plain == key, _WRAPPERS.index(plain) if plain else -1, key))
+    return [key for *_, key in sorted(found)]
+
+
+def _next_wrapper(content: Mapping[Any, Any]) -> str | None:
+    """The key that leads to the tensors: one known by name, or the only one, of dicts alone."""
+    if name := next((name for name in wrappers_in(content) if holds_tensors(content[name])), None):
+        return name
+    parts = [name for name, value in content.items() if _is_tensor(value) or holds_tensors(value)]
+    lone = content[parts[0]] if len(parts) == 1 and isinstance(parts[0], str) else None
+    return parts[0] if isinstance(lone, Mapping) and not any(map(_is_tensor, lone.values())) else None
 
 
 def _strip(key: str) -> str:

@@ -87,8 +87,9 @@ def test_an_unknown_command_is_named_with_the_nearest(capsys):
     assert "unknown command 'trian'; did you mean 'train'?" in capsys.readouterr().err
 
 
-def test_as_a_module():
-    process = run("-m", "res2net_dense.cli", "--version")
+@pytest.mark.parametrize("module", ["res2net_dense", "res2net_dense.cli"])
+def test_as_a_module(module):
+    process = run("-m", module, "--version")
     assert process.returncode == 0
     assert process.stdout.startswith("res2net-dense ")
 

@@ -204,12 +204,13 @@ def test_pickles_need_trust(tmp_path):
     ("backbone.", ("decode_head",), ""),
     ("backbone.", (), ""),
 ])  # fmt: skip
-def test_other_dilation_that_the_parts_show_is_said(tmp_path, caplog, prefix, parts, words):
+@pytest.mark.parametrize("outer", ["module.", "model.", "net.model."])
+def test_other_dilation_that_the_parts_show_is_said(tmp_path, caplog, outer, prefix, parts, words):
     """These networks dilate at strides 16 and 32, which equal names do not tell."""
     name = "res2net50_v1b_26w_4s"
     state = create_classifier(name, 5, **SMALL).state_dict()
-    around = {f"module.{prefix}{key}": value for key, value in state.items()}
-    around |= {f"module.{part}.conv.weight": torch.ones(1) for part in parts}
+    around = {f"{outer}{prefix}{key}": value for key, value in state.items()}
+    around |= {f"{outer}{part}.conv.weight": torch.ones(1) for part in parts}
     torch.save(around, tmp_path / "w.pth")
     report = read_checkpoint(tmp_path / "w.pth").report
     assert report.differs.startswith(words)

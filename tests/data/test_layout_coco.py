@@ -190,7 +190,7 @@ def test_a_bad_image_is_refused(load, fields):
     "entry", [5, {"id": 1}, {"name": "x"}, {"id": 7, "name": "x"}, {"id": 9, "name": "dog"}]
 )
 def test_a_bad_category_is_refused(load, entry):
-    data = content()
+    data = content(*(annotation(n, category_id=i) for n, i in enumerate((1, 3, 7, 9))))
     data["categories"].append(entry)
     fails(load, data, "set.json", "categor")
 
@@ -421,7 +421,8 @@ def both(load, tmp_path):
         assert {**val.dropped, **train.dropped} == train.dropped
         train.check()
         assert fed_back(val, masks="masks" in needs) == pytest.approx(100)
-        assert len(split(file, tmp_path)) == 2
+        parts = split(file, tmp_path)
+        assert sum(len(part["annotations"]) for part in parts) == sum(train.file.counts)
         return train
 
     return function
@@ -481,6 +482,7 @@ def test_another_encoding_names_the_remedy(load):
         {"id": 1},
         {"area": None, "iscrowd": None},
         {"area": float("nan")},
+        {"area": -1},
         {"iscrowd": False},
         {"iscrowd": "0"},
         {"bbox": ["10", "10", "20", "10.0"]},
@@ -510,6 +512,30 @@ def test_ids_and_sizes_as_texts(both):
     source = both(data)
     assert (source.class_names, source.category_ids) == (["cat", "dog"], ["3", "7"])
     assert source.sample(0)["image_id"] == "1"
+
+
+@pytest.mark.parametrize("in_images", [True, False])
+@pytest.mark.parametrize("way", ["{:03}", " {}", float, str])
+def test_ids_are_written_in_other_ways_on_one_side(both, way, in_images):
+    data = pair()
+    for key, entries in (("image_id", data["images"]), ("category_id", data["categories"])):
+        key, entries = ("id", entries) if in_images else (key, data["annotations"])
+        for entry in entries:
+            entry[key] = way.format(entry[key]) if isinstance(way, str) else way(entry[key])
+    for entry in data["images"] + data["categories"] if not in_images else data["annotations"]:
+        for key in {"id", "image_id", "category_id"} & set(entry):
+            entry[key] = str(entry[key])
+    source = both(data)
+    assert source.remarks == []
+    assert [len(source.sample(i)["boxes"]) for i in (0, 1)] == [1, 1]
+
+
+def test_an_id_that_is_listed_as_written_goes_first(load):
+    data = pair()
+    data["images"][1]["id"] = "1"
+    data["annotations"][1]["image_id"] = "1"
+    data["annotations"].append(annotation(3, image_id="01"))
+    assert load(data).file.object_counts.tolist() == [1, 2]
 
 
 def test_names_that_are_numbers(both):
@@ -622,6 +648,35 @@ def test_a_category_that_only_groups_others_is_not_a_class(both):
     assert both(data, class_names=["pets", "cat", "dog"]).class_names == ["pets", "cat", "dog"]
     data["annotations"].append(annotation(3, category_id=0))
     assert both(data).class_names == ["pets", "cat", "dog"]
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"id": 0, "name": "dog", "supercategory": "none"},  # Roboflow's project, named like its class
+        {"id": 0, "name": None},
+        {"id": 0},
+        {"id": 7, "name": "dog"},
+    ],
+)
+def test_a_bad_category_without_objects_is_left_out(both, entry):
+    data = pair()
+    for position in (0, 2):
+        whole = {
+            **data,
+            "categories": [*data["categories"][:position], entry, *data["categories"][position:]],
+        }
+        source = both(whole)
+        assert (source.class_names, source.category_ids) == (["cat", "dog"], [3, 7])
+        assert source.remarks == []
+
+
+def test_a_group_whose_name_is_a_number(both):
+    data = pair()
+    for entry in data["categories"]:
+        entry["supercategory"] = "5"
+    data["categories"].append({"id": 0, "name": 5})
+    assert both(data).class_names == ["cat", "dog"]
 
 
 def test_a_category_above_itself_is_a_class(both):

@@ -115,7 +115,7 @@ def test_every_parameter_gets_a_gradient():
 
 @pytest.mark.parametrize("key", OWNED)
 def test_a_key_of_ours_is_refused_with_its_name(key):
-    with pytest.raises(ConfigError, match="set it there"):
+    with pytest.raises(ConfigError, match="remove it here"):
         build_rcnn(backbone={"name": TINY}, num_classes=2, detectron2={key: 1})
 
 

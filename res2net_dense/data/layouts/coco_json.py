@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -101,19 +102,22 @@ class CocoFile:
             )
         self.dropped: Counter[str] = Counter()
         self.crowds = 0
-        self.categories = _read_categories(self.name, content["categories"])
+        entries = content["annotations"]
+        above = _read_categories(self.name, content["categories"], entries)
+        self.categories = {category: name for category, (name, _) in above.items()}
         self._places = {category: place for place, category in enumerate(self.categories)}
+        self._category_ids = id_table(self.categories)
         self.counts = [0] * len(self.categories)
         self._records = self._read_images(content["images"], folder)
-        entries = content["annotations"]
+        self._image_ids = id_table(self._records)
         self.has_masks = masks and any(map(_may_have_mask, entries))
         _collect(self.name, "annotation", entries, self._add_annotation)
-        self.groups = self._find_groups(content["categories"])
+        self.groups = self._find_groups(dict(above.values()))
         self.images = PackedRecords(self._records.values(), unpack)
         records = self._records.values()
         self.object_counts = np.array([sum(not item.crowd for item in r.objects) for r in records])
         self.aspect_ratios = np.array([(r.width or 1) / (r.height or 1) for r in records])
-        del self._records
+        del self._records, self._image_ids
 
     def ground_truth(self) -> dict[str, Any]:
         """The content for `CocoEvaluator`: COCO's format with every key that scoring reads.
@@ -139,9 +143,8 @@ class CocoFile:
             "annotations": annotations,
         }
 
-    def _find_groups(self, entries: list[Any]) -> list[str]:
+    def _find_groups(self, above: dict[str, Any]) -> list[str]:
         """Categories without an object that are the supercategory of others and have none themselves."""
-        above = {entry["name"]: entry.get("supercategory") for entry in entries}
         used = {name for name, count in zip(self.categories.values(), self.counts, strict=True) if count}
         return [
             name
@@ -166,12 +169,12 @@ class CocoFile:
         return records
 
     def _add_annotation(self, entry: Any) -> None:
-        image_id = find_id(_checked_id(entry, "image_id"), self._records)
+        image_id = find_id(_checked_id(entry, "image_id"), self._image_ids)
         if image_id is None:
             self.dropped[UNLISTED] += 1
             return
         image = self._records[image_id]
-        category = find_id(_checked_id(entry, "category_id"), self._places)
+        category = find_id(_checked_id(entry, "category_id"), self._category_ids)
         if category is None:
             raise ValueError(f"there is no category {entry['category_id']!r:.80}")
         self.counts[self._places[category]] += 1
@@ -279,16 +282,24 @@ def check_format(name: str, content: Any) -> None:
         )
 
 
-def find_id(value: int | str, known: Collection[int | str]) -> int | str | None:
-    """Find an id as it is written where it is defined: 7 is also "7" and the other way round.
+def id_table(ids: Iterable[int | str]) -> dict[int | str, int | str]:
+    """Ids by each way to write them, for `find_id`: "007" is also 7."""
+    ids = list(ids)
+    table: dict[int | str, int | str] = {
+        number: i for i in reversed(ids) if (number := _whole(i)) is not None
+    }
+    return table | {i: i for i in ids}
+
+
+def find_id(value: int | str, table: Mapping[int | str, int | str]) -> int | str | None:
+    """Find an id as it is written where it is defined: 7 is also "7" and "007", and the other way round.
 
     Returns:
-        None if it is not known.
+        None if it is not in the table.
     """
-    if value in known:
-        return value
-    other = str(value) if isinstance(value, int) else _whole(value)
-    return other if other is not None and other in known else None
+    number = _whole(value)
+    ways = (value,) if number is None else (value, str(number), number)
+    return next((table[way] for way in ways if way in table), None)
 
 
 def encode(segmentation: Segmentation, height: int, width: int) -> dict[str, Any]:
@@ -322,7 +333,7 @@ def unpack(record: list[Any]) -> CocoRecord:
     return CocoRecord(image_id, file_name, height, width, [CocoObject(*item) for item in objects])
 
 
-def _collect(name: str, what: str, entries: list[Any], add: Callable[[Any], None]) -> None:
+def _collect(name: str, what: str, entries: list[Any], add: Callable[[Any], object]) -> None:
     """Add each entry; raise `DatasetError` with the first problem and their number."""
     problems = []
     for place, entry in enumerate(entries):
@@ -335,22 +346,36 @@ def _collect(name: str, what: str, entries: list[Any], add: Callable[[Any], None
         raise DatasetError(f"{name}: {problems[0]}{more}; correct the file")
 
 
-def _read_categories(name: str, entries: list[Any]) -> dict[int | str, str]:
-    """Names by category id: numbers before texts, each in order."""
-    found: dict[int | str, str] = {}
+def _read_categories(
+    name: str, entries: list[Any], annotations: list[Any]
+) -> dict[int | str, tuple[str, Any]]:
+    """Name and supercategory by category id: numbers before texts, each in order.
+
+    A category that no annotation has cannot stop anything: with a name that is missing or taken, as where
+    Roboflow lists a project named like its class, it is left out.
+    """
+    used = id_table(set(_valid_ids(annotations, "category_id")))
+    found: dict[int | str, tuple[str, Any]] = {}
+    taken: dict[str, int | str] = {}
 
     def add(entry: Any) -> None:
         category = _checked_id(entry, "id")
         text = str(entry.get("name")) if type(entry.get("name")) is int else entry.get("name")
+        problem = ""
         if not isinstance(text, str):
-            raise ValueError("it needs a text as name")
-        if category in found:
-            raise ValueError("its id is used twice; renumber the categories")
-        if text in found.values():
-            raise ValueError(f"its name {text!r:.80} is used twice; rename or merge the categories")
-        found[category] = text
+            problem = "it needs a text as name"
+        elif category in found and found[category][0] != text:
+            problem = "its id is used twice; renumber the categories"
+        elif taken.get(text, category) != category:
+            problem = f"its name {text!r:.80} is used twice; rename or merge the categories"
+        if not problem:
+            taken[text] = category
+            found[category] = text, entry.get("supercategory")
+        elif find_id(category, used) is not None:
+            raise ValueError(problem)
 
-    _collect(name, "category", entries, add)
+    _collect(name, "category", entries, lambda entry: _checked_id(entry, "id"))
+    _collect(name, "category", sorted(entries, key=lambda entry: find_id(entry["id"], used) is None), add)
     if not found:
         raise DatasetError(f"{name}: it has no categories; check that this is the right file")
     return {i: found[i] for i in sorted(found, key=_order)}
@@ -364,6 +389,12 @@ def _order(value: int | str) -> tuple[bool, int, str]:
 def _name(entry: Any, place: int) -> str:
     """How a message calls an entry: by id, or by its place in the file where it has none."""
     return f"{entry['id']!r:.80}" if isinstance(entry, dict) and "id" in entry else f"at place {place}"
+
+
+def _valid_ids(entries: list[Any], key: str) -> Iterator[int | str]:
+    for entry in entries:
+        with suppress(ValueError):
+            yield _checked_id(entry, key)
 
 
 def _checked_id(entry: Any, key: str) -> int | str:
@@ -420,8 +451,9 @@ def _may_have_mask(entry: Any) -> bool:
 
 def _whole(value: Any) -> int | None:
     """A whole number, written as a text or a float too; None for anything else."""
-    if isinstance(value, str) and len(value) < 20 and value.removeprefix("-").isdecimal():
-        return int(value)
+    if isinstance(value, str):
+        text = value.strip()
+        return int(text) if len(text) < 20 and text.removeprefix("-").isdecimal() else None
     if isinstance(value, float) and value.is_integer():
         return int(value)
     return value if type(value) is int else None
@@ -442,9 +474,9 @@ def _numbers(values: Any) -> np.ndarray | None:
 
 
 def _area(value: Any) -> float | None:
-    """A given area; None where it must be computed."""
+    """A given area that COCO's scores take; None where it must be computed."""
     values = _numbers([value]) if type(value) in (int, float, str) else None
-    return None if values is None else float(values[0])
+    return float(values[0]) if values is not None and 0 <= values[0] <= 1e10 else None
 
 
 def _inside(bbox: list[float], height: int | None, width: int | None) -> list[float]:
