@@ -224,7 +224,7 @@ def _class_names(found: Found) -> list[str] | None:
 
 
 def _preprocessing(name: str, path: Path, config: dict[str, Any]) -> Preprocessing:
-    if config.get("task") != "classification":
+    if "resize_size" not in (config.get("data") or {}):  # not of a classifier
         return _usual_preprocessing(name)
     try:
         model, data = config["model"], config["data"]

@@ -236,6 +236,8 @@ def read_config_like(config: ConfigLike, overrides: Sequence[str] = ()) -> Confi
     if isinstance(config, (str, Path)):
         return load_config(config, overrides)
     content = config_to_dict(config) if isinstance(config, Config) else config
+    if not isinstance(content, Mapping):
+        raise ConfigError(f"a {type(content).__name__} is not a configuration: pass a path, a name or a dict")
     return parse_config(content, overrides=overrides)
 
 

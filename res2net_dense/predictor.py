@@ -7,7 +7,7 @@ predictor.draw("street.jpg", prediction).save("overlay.png")
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import overload
 
@@ -20,6 +20,7 @@ from res2net_dense.config import Config
 from res2net_dense.data.images import read_sample, sample_of, to_pixels
 from res2net_dense.deploy.exported import ExportedModel
 from res2net_dense.deploy.rewrite import optimize_for_inference
+from res2net_dense.engine.distributed import existing_device
 from res2net_dense.engine.inference import predict
 from res2net_dense.errors import ConfigError, ExportError, Res2NetDenseError
 from res2net_dense.jobs import ConfigLike, Job, open_job
@@ -98,6 +99,8 @@ class Predictor:
             images = list(images)
         if isinstance(images, (str, Path, Image.Image, np.ndarray, Tensor)):
             return self([images])[0]
+        if not isinstance(images, Iterable):
+            return self([images])[0]  # not an image: the error of a list with it
         samples = (self._transform(_to_sample(image, number)) for number, image in enumerate(images))
         return [prediction for _, prediction in self._predict(_batches(samples, self.config.eval.batch_size))]
 
@@ -141,10 +144,18 @@ class Predictor:
         return self.task.draw(to_pixels(image), prediction, self.class_names, score)
 
     def to(self, device: str | torch.device) -> Predictor:
-        """Move the model; an exported file stays on the CPU. Returns itself."""
+        """Move the model; an exported file stays on the CPU.
+
+        Returns:
+            Itself.
+
+        Raises:
+            ConfigError: there is no such device.
+        """
+        chosen = existing_device(device)
         if not isinstance(self.model, ExportedModel):
-            self.device = torch.device(device)
-            self.model.to(self.device)
+            self.device = chosen
+            self.model.to(chosen)
         return self
 
     def optimize(self, dtype: torch.dtype | None = None) -> Predictor:

@@ -139,21 +139,6 @@ class BoxSource(Source, Protocol):
         """What the evaluator of the benchmark takes."""
 
 
-class MaskSource(Source, Protocol):
-    """A source of one mask for each image."""
-
-    def mask(self, index: int) -> np.ndarray:
-        """Read one mask alone, (H, W); raises `DatasetError`."""
-
-
-class LabelSource(Source, Protocol):
-    """A source of images that have one class each."""
-
-    @property
-    def labels(self) -> np.ndarray:
-        """(len,) int64."""
-
-
 class Evaluator(Protocol):
     """Three methods, detectron2's names."""
 

@@ -132,6 +132,20 @@ def test_what_is_not_an_image_is_one_line(run, tmp_path):
         assert_one_line(error, words)
     with pytest.raises(DatasetError, match="a list is not an image"):
         predictor([[0]])
+    with pytest.raises(DatasetError, match="a NoneType is not an image"):
+        predictor(None)
+
+
+def test_a_device_that_is_not_there_is_one_line(run, photos):
+    with pytest.raises(ConfigError, match="unknown device 'gpu': use cpu, cuda or one GPU such as cuda:1"):
+        Predictor.load(run, device="gpu")
+    predictor = Predictor.load(run)
+    for device in ("gpu", "cuda:99"):
+        with pytest.raises(ConfigError) as error:
+            predictor.to(device)
+        assert_one_line(error, "device")
+    assert predictor.device == torch.device("cpu"), "it stays where it was"
+    assert predictor(photos[0])
 
 
 def test_what_holds_no_model_is_one_line(made, tmp_path):

@@ -122,7 +122,8 @@ class SaliencyEvalTransform:
 
     def __call__(self, sample: Sample) -> Sample:
         """Transform one sample; `image` comes out (3, H, W) uint8, contiguous."""
-        sample = cast(Sample, {key: value for key, value in sample.items() if key != "saliency"})
+        sample = sample.copy()
+        sample.pop("saliency", None)
         sample = _resized(sample, self.size, self.keep_aspect, self.max_size)
         sample["image"] = sample["image"].contiguous()
         return sample

@@ -79,7 +79,7 @@ def batch_rows(
         if name != "labels":
             worst = difference(value, other)
             good = within(worst, tolerance.difference)
-        if name != "saliency":
+        if name in ("logits", "labels"):
             labels = other.long() if name == "labels" else _of_classes(other).argmax(1)
             apart = difference(expected["logits"], got["logits"])
             share, explained = _agreement(_of_classes(expected["logits"]), labels, apart)

@@ -30,18 +30,10 @@ def init_distributed(device: str | torch.device | None = None) -> torch.device:
         The device of this process: the CPU, or the GPU of its local rank.
 
     Raises:
-        ConfigError: Only part of torchrun's environment is set, it is no number, or there are fewer GPUs than
-            processes.
+        ConfigError: Only part of torchrun's environment is set, it is no number, there are fewer GPUs than
+            processes, or the device does not exist.
     """
-    chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    if chosen.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(
-            "device cuda was asked for, but PyTorch sees no GPU: use device cpu or check the driver"
-        )
-    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(
-            f"there is no device {chosen}: PyTorch sees {torch.cuda.device_count()} GPUs, from cuda:0"
-        )
+    chosen = existing_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     missing = [name for name in _VARIABLES if name not in os.environ]
     # MASTER_* alone are often set by a cluster's own scripts and mean nothing without a rank.
     if {"RANK", "WORLD_SIZE", "LOCAL_RANK"} <= set(missing):
@@ -67,6 +59,27 @@ def init_distributed(device: str | torch.device | None = None) -> torch.device:
         torch.cuda.set_device(chosen)
     if size > 1 and not distributed.is_initialized():
         distributed.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+    return chosen
+
+
+def existing_device(device: str | torch.device) -> torch.device:
+    """Return the device of this name.
+
+    Raises:
+        ConfigError: There is no such device.
+    """
+    try:
+        chosen = torch.device(device)
+    except RuntimeError:
+        raise ConfigError(f"unknown device {device!r}: use cpu, cuda or one GPU such as cuda:1") from None
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(
+            "device cuda was asked for, but PyTorch sees no GPU: use device cpu or check the driver"
+        )
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(
+            f"there is no device {chosen}: PyTorch sees {torch.cuda.device_count()} GPUs, from cuda:0"
+        )
     return chosen
 
 

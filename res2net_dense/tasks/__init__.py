@@ -30,6 +30,14 @@ def get_task(name: str) -> Task[Any]:
 
 
 def register_task(task: Task[Any]) -> None:
-    """Make a task of your own known to configs, training, prediction and export."""
+    """Make a task of your own known to configs, training, prediction and export.
+
+    Registering it again replaces it.
+
+    Raises:
+        ConfigError: the package has a task of this name.
+    """
+    if task.name in CONFIGS and task.name not in _REGISTERED:
+        raise ConfigError(f"{task.name} is a task of the package: give yours another name")
     CONFIGS[task.name] = task.config_class
     _REGISTERED[task.name] = task

@@ -73,7 +73,7 @@ def set_up_device(config: Config, device: str | torch.device | None = None) -> t
     Raises:
         ConfigError: the device does not exist or cannot do what the config asks for.
     """
-    wanted = str(device or config.runtime.device)
+    wanted = str(config.runtime.device if device is None else device)
     device = distributed.init_distributed(None if wanted == "auto" else wanted)
     if config.train.precision == "fp16" and device.type != "cuda":
         raise ConfigError("train.precision is fp16, which needs CUDA; use bf16 or fp32 on a CPU")

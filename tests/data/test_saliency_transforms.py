@@ -235,7 +235,7 @@ def test_evaluation_drops_the_mask_and_needs_no_library(monkeypatch):
 
 def test_missing_library_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "albumentations", None)
-    with pytest.raises(MissingDependencyError, match=r"\.\[saliency\]"):
+    with pytest.raises(MissingDependencyError, match=r"res2net_dense\[saliency\]"):
         SaliencyTrainTransform(64)
 
 

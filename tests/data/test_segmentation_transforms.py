@@ -264,7 +264,7 @@ def test_wrong_options_are_named(options):
 
 def test_missing_library_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "albumentations", None)
-    with pytest.raises(MissingDependencyError, match=r"\.\[segmentation\]"):
+    with pytest.raises(MissingDependencyError, match=r"res2net_dense\[segmentation\]"):
         SegmentationTrainTransform(64)
     SegmentationEvalTransform()  # needs none
 

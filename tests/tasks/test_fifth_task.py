@@ -215,3 +215,10 @@ def test_shared_checks_apply_to_it(config):
 def test_an_unknown_task_names_those_there_are():
     with pytest.raises(ConfigError, match="unknown task 'x'; known: detection, .*brightness"):
         get_task("x")
+
+
+def test_a_task_of_the_package_is_not_replaced():
+    register_task(Brightness())  # again, as in a notebook
+    with pytest.raises(ConfigError, match="classification is a task of the package"):
+        register_task(get_task("classification"))
+    assert "classification" not in REGISTERED
