@@ -6,9 +6,8 @@ import torch
 from res2net_dense import create_backbone, create_classifier, list_backbones, list_models
 from res2net_dense.backbones.registry import TEST_ARCHITECTURES
 from res2net_dense.backbones.weights import WEIGHTS
-from res2net_dense.convert.checkpoint import inspect
+from res2net_dense.convert import read_checkpoint
 from res2net_dense.errors import ConfigError
-from res2net_dense.weight_files import open_weights
 
 every_tiny = pytest.mark.parametrize("name", TEST_ARCHITECTURES)
 
@@ -26,7 +25,7 @@ def test_they_are_small_and_no_list_has_them(name):
 @every_tiny
 def test_a_file_is_recognised(name, tmp_path):
     torch.save(create_classifier(name, num_classes=10).state_dict(), tmp_path / "net.pth")
-    found = inspect(open_weights(tmp_path / "net.pth"))
+    found = read_checkpoint(tmp_path / "net.pth")
     assert (found.name, found.options) == (name, {})
     assert "4 planes" in found.report.structure
 

@@ -289,17 +289,17 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
 )
 def test_hostile_texts_are_refused_at_once(text: str, said: str, tmp_path: Path) -> None:
     path = write(tmp_path, text)
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(ConfigError, match=said):
         load_config(path)
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2
 
 
 def test_the_alias_bomb_takes_no_second(tmp_path: Path) -> None:
     path = write(tmp_path, BOMB)
-    start = time.perf_counter()
+    start = time.process_time()
     message(path)
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 1
 
 
 def test_aliases_in_moderation(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from torch import nn
 
 from res2net_dense.models.detection_graph import RcnnGraph, _GroupNormOfNone
 from res2net_dense.models.detections import to_prediction
-from res2net_dense.tasks import detection
+from res2net_dense.tasks import get_task
 
 SIZES = [(160, 224), (64, 64), (97, 65), (200, 133)]
 
@@ -58,7 +58,7 @@ def test_nothing_proposed():
 @pytest.mark.parametrize("mask", [True, False])
 def test_it_is_the_model(mask):
     model = rcnn(mask=mask)
-    graph = detection.build_graph(model)
+    graph = get_task("detection").build_graph(model)
     assert graph.outputs == ("boxes", "labels", "scores", *(("masks",) if mask else ()))
     assert (graph.divisor, graph.by_tracing, graph.training) == (32, True, False)
     for size in SIZES:
