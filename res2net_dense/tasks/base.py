@@ -243,8 +243,8 @@ class Task(ABC, Generic[C]):
         if name is not None and (config.data.val is not None or training):
             allowed = [*(metric.name for metric in self.metrics(config)), *self.class_metrics(config)]
             if name not in allowed:
-                near = get_close_matches(name, allowed, n=1)
-                hint = f"did you mean {near[0]}? " if near else ""
+                near = get_close_matches(name, allowed)
+                hint = f"did you mean {' or '.join(near)}? " if near else ""
                 raise ConfigError(f"train.best_metric is {name!r}; {hint}there are {some(allowed, 12)}")
         return config
 

@@ -275,7 +275,7 @@ def test_a_classifier_keeps_its_own_head_where_the_files_does_not_fit(tmp_path, 
     same = create_classifier(NAME, 5, **SMALL)
     load_backbone_weights(same, NAME, path)
     assert same.fc.weight.equal(state["fc.weight"])
-    assert caplog.messages == []
+    assert [record.message for record in caplog.records if record.levelno >= logging.WARNING] == []
 
     other = create_classifier(NAME, 3, **SMALL)
     before = other.fc.weight.clone()

@@ -298,7 +298,7 @@ def test_faster_rcnn_learns_from_voc_and_is_scored_again_the_same(load, tmp_path
     training.load_weights_into(model, folder / "model_best.safetensors")
     evaluator = detection.build_evaluator(config)
     after = evaluate(
-        model, detection.build_eval_loader(config), evaluator, device=CPU, precision="bf16",
+        model, detection.build_eval_loader(config), evaluator, device=CPU, precision=config.train.precision,
         channels_last=True,
     )  # fmt: skip
     assert after == pytest.approx(before, nan_ok=True, abs=0)
