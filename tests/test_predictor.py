@@ -16,20 +16,28 @@ from res2net_dense.cli import main
 from res2net_dense.data.images import read_image
 from res2net_dense.errors import CheckpointError, ConfigError, DatasetError, ExportError
 
-TASKS = [classification, segmentation, saliency, detection]
+TASKS = [
+    pytest.param((classification, ".onnx"), id="classification"),
+    pytest.param((detection, ".onnx"), id="detection"),
+    pytest.param((segmentation, ".torchscript"), id="segmentation"),
+    pytest.param((saliency, ".torchscript"), id="saliency"),
+    pytest.param((segmentation, ".onnx"), id="segmentation-onnx", marks=pytest.mark.slow),
+    pytest.param((saliency, ".onnx"), id="saliency-onnx", marks=pytest.mark.slow),
+]
 
 
-@pytest.fixture(scope="module", params=TASKS, ids=lambda kind: kind.__name__)
+@pytest.fixture(scope="module", params=TASKS)
 def made(request, draw_toy, tmp_path_factory):
-    """A run folder of a task and its ONNX file."""
+    """A run folder of a task and its exported file."""
+    kind, suffix = request.param
     folder = tmp_path_factory.mktemp("made")
-    write_config(request.param, draw_toy, folder)
+    write_config(kind, draw_toy, folder)
     run = folder / "run"
     run.mkdir()
     write_weights(folder / "config.yaml", run / "model_best.safetensors", sure=True)
     shutil.copy(folder / "config.yaml", run)
-    export(run, folder / "model.onnx", dynamic=True)
-    return run, folder / "model.onnx"
+    export(run, folder / f"model{suffix}", dynamic=True)
+    return run, folder / f"model{suffix}"
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ import pytest
 import safetensors
 import safetensors.torch
 import torch
+from networks import TINY
 from PIL import Image
 from torch import nn
 
@@ -127,7 +128,7 @@ def run(tmp_path):
         Image.fromarray(np.zeros((40, 40, 3), np.uint8)).save(tmp_path / "val" / name / "x.png")
     config = parse_config({
         "task": "classification",
-        "backbone": {"name": "res2net50_18w_4s"},
+        "backbone": {"name": TINY},
         "model": {"arch": "classifier", "num_classes": 2},
         "data": {"val": str(tmp_path / "val"), "crop_size": 32, "resize_size": 36, "workers": 0},
         "train": {"iterations": 1, "batch_size": 2, "optimizer": {"lr": 0.1}, "precision": "fp32"},
