@@ -6,6 +6,8 @@ bug of ours.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 class Res2NetDenseError(Exception):
     """Base of the errors below."""
@@ -33,3 +35,13 @@ class ExportError(Res2NetDenseError):
 
 class DownloadError(Res2NetDenseError):
     """A file could not be downloaded, or what came is not the file; the message has the way by hand."""
+
+
+def first_few(names: Sequence[object], count: int = 5) -> str:
+    """The first names, for a message: `a, b, c, ...`."""
+    return ", ".join(map(str, names[:count])) + (", ..." if len(names) > count else "")
+
+
+def one_line(error: BaseException, limit: int = 200) -> str:
+    """The first `limit` letters of an error of another library on one line; its class if it has no text."""
+    return " ".join(str(error).split())[:limit] or type(error).__name__

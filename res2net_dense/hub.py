@@ -8,8 +8,6 @@ model.extract_features(images)         # {"res2": ..., "res3": ..., "res4": ...,
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cache
@@ -33,11 +31,12 @@ from res2net_dense.backbones.registry import (
 )
 from res2net_dense.backbones.weights import WEIGHTS
 from res2net_dense.convert.checkpoint import inspect
-from res2net_dense.convert.describe import Found
+from res2net_dense.convert.describe import ParsedCheckpoint
 from res2net_dense.convert.load import load_found, open_named_weights
 from res2net_dense.convert.structure import structure_of
 from res2net_dense.data.images import to_pixels
 from res2net_dense.data.transforms import ClassificationEvalTransform
+from res2net_dense.engine.inference import evaluation_mode
 from res2net_dense.errors import CheckpointError, ConfigError
 from res2net_dense.types import Sample
 from res2net_dense.weight_files import WeightFile, is_path
@@ -61,7 +60,7 @@ class Preprocessing:
     """Side of the square in pixels."""
 
 
-class Guess(TypedDict):
+class ClassPrediction(TypedDict):
     """One of the classes that a network names for a picture."""
 
     label: str
@@ -149,7 +148,7 @@ def get_model(
 
 def predict_image(
     model: nn.Module, image: str | Path | Image.Image | np.ndarray, *, top: int = 5
-) -> list[Guess]:
+) -> list[ClassPrediction]:
     """Say what is on a picture, on the model's device and in its precision.
 
     Args:
@@ -175,12 +174,12 @@ def predict_image(
     square = ClassificationEvalTransform(how.resize_size, how.crop_size)(Sample(image=pixels))["image"]
     mean, std = (torch.tensor(values).reshape(3, 1, 1) for values in (how.mean, how.std))
     batch = ((square - mean) / std)[None].to(first.device, first.dtype)
-    with torch.inference_mode(), _evaluating(model):
+    with torch.inference_mode(), evaluation_mode(model):
         scores = model(batch)[0].float().softmax(0)
     best = scores.topk(min(top, len(scores)))
     names = getattr(model, "class_names", None)
     return [
-        Guess(label=names[index] if names else f"class {index}", score=score, index=index)
+        ClassPrediction(label=names[index] if names else f"class {index}", score=score, index=index)
         for score, index in zip(best.values.tolist(), best.indices.tolist(), strict=True)
     ]
 
@@ -193,7 +192,9 @@ def imagenet_classes() -> dict[str, str]:
     return {wordnet_id: name for wordnet_id, _, name in lines}
 
 
-def _check_network(name: str, path: Path, found: Found, options: BackboneOptions) -> BackboneOptions:
+def _check_network(
+    name: str, path: Path, found: ParsedCheckpoint, options: BackboneOptions
+) -> BackboneOptions:
     """The options that the file needs where it is of the network `name`, built with `options`.
 
     Raises:
@@ -214,7 +215,7 @@ def _check_network(name: str, path: Path, found: Found, options: BackboneOptions
     return cast(BackboneOptions, needs)
 
 
-def _class_names(found: Found) -> list[str] | None:
+def _class_names(found: ParsedCheckpoint) -> list[str] | None:
     """What the outputs of the file's head mean; everybody's 1000 classes are ImageNet's."""
     classes = found.structure.num_classes
     if found.class_names is not None and len(found.class_names) == classes:
@@ -244,15 +245,3 @@ def _preprocessing(name: str, path: Path, config: dict[str, Any]) -> Preprocessi
 def _usual_preprocessing(name: str) -> Preprocessing:
     small = find_architecture(name).options.get("stem") == "3x3"  # made for the 32x32 pictures of CIFAR
     return Preprocessing(resize_size=32, crop_size=32) if small else Preprocessing()
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode; every module gets its own mode back, frozen ones included."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training

@@ -18,7 +18,7 @@ ALLOWED = {
     "__main__": {"cli"},
     "cli": None,  # everything
     "toy": set(),
-    "hub": {"backbones", "convert", "data"},
+    "hub": {"backbones", "convert", "data", "engine"},
     "backbones": {"convert"},  # `create_backbone` calls it for weights, inside the function
     "convert": {"backbones"},
     "integrations": {"backbones", "convert"},

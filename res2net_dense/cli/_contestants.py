@@ -91,7 +91,7 @@ def named_net(name: str, device: torch.device, weights: str | None = None, *, le
         network = get_model(name, weights)
     else:
         network = create_classifier(name)
-        (awake if learning else excited)(network)
+        (awake if learning else randomize_norms)(network)
     return Net("ours", canonical_name(name), network.eval().to(device), None)
 
 
@@ -120,7 +120,7 @@ def configured_net(config: Config, device: torch.device, weights: str | None = N
         model = load_model(config, found)
     else:
         model = task.build_model(config, load_weights=False)
-        excited(model)
+        randomize_norms(model)
     return Net("ours", config.backbone.name, model.eval().to(device), config)
 
 
@@ -226,7 +226,7 @@ def _device_of(module: nn.Module) -> torch.device:
     return next(module.parameters()).device
 
 
-def excited(model: nn.Module) -> None:
+def randomize_norms(model: nn.Module) -> None:
     """Give the batch norms of an untrained network statistics and scales in place.
 
     As they are made they multiply by one and subtract zero, and an error in what is done to them would hide.

@@ -18,11 +18,11 @@ from tqdm import tqdm
 
 from res2net_dense.data.images import list_images, read_image
 from res2net_dense.data.layouts.image_masks import ImageMasksPart, PartFiles, find_files
-from res2net_dense.data.layouts.listing import check_size, some
+from res2net_dense.data.layouts.listing import check_size
 from res2net_dense.data.layouts.saliency_sets import KNOWN_SETS, count_warning, known_name
 from res2net_dense.data.paths import check_inside
 from res2net_dense.data.saliency_masks import RULE, SALIENT_ABOVE, read_mask_values
-from res2net_dense.errors import ConfigError, DatasetError
+from res2net_dense.errors import ConfigError, DatasetError, first_few
 from res2net_dense.files import sha256_of, write_atomically
 
 FORMAT = 1
@@ -300,7 +300,7 @@ def prepare(options: argparse.Namespace) -> int:
     readable = [pair for pair in pairs if pair.fault is None]
     for group in repeated(readable):
         masks = "one mask" if len({pair.mask_sha256 for pair in group}) == 1 else "different masks"
-        warnings.append(f"{some([pair.image for pair in group])}: the same picture, with {masks}")
+        warnings.append(f"{first_few([pair.image for pair in group])}: the same picture, with {masks}")
     if manifest is not None:
         faults += changes(manifest, pairs)
     if others is not None:

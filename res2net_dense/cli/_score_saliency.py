@@ -20,10 +20,10 @@ from tqdm import tqdm
 from res2net_dense.cli.score_saliency import SHEET_ROWS
 from res2net_dense.data.images import IMAGE_SUFFIXES, read_image
 from res2net_dense.data.layouts.image_mask_files import PICTURES_BESIDE_MASKS
-from res2net_dense.data.layouts.listing import check_present, check_size, index_once, some
+from res2net_dense.data.layouts.listing import check_present, check_size, index_once
 from res2net_dense.data.layouts.saliency_sets import count_warning, known_name, set_name
 from res2net_dense.data.saliency_masks import RULE, read_grey, read_saliency_mask
-from res2net_dense.errors import ConfigError, DatasetError
+from res2net_dense.errors import ConfigError, DatasetError, first_few
 from res2net_dense.evaluation.saliency import METRICS, PROTOCOLS, ImageScores, SaliencyScores, score_map
 from res2net_dense.evaluation.tables import align, show
 from res2net_dense.files import write_atomically
@@ -201,7 +201,7 @@ def find_masks(folder: Path) -> dict[str, Path]:
         if masks.clashes or masks.by_stem.keys() != files.by_stem.keys():
             raise DatasetError(
                 f"{folder}: {len(files.clashes)} files have the name of another but for the suffix "
-                f"({some(files.clashes)}); leave one mask of each name"
+                f"({first_few(files.clashes)}); leave one mask of each name"
             )
         files = masks
     return {stem: folder / file for stem, file in sorted(files.by_stem.items())}
@@ -222,20 +222,20 @@ def find_maps(name: str, folder: Path, masks: Path, stems: Sequence[str]) -> lis
     missing = [stem for stem in stems if stem not in files.by_stem]
     extra = sorted(files.by_stem.keys() - set(stems))
     if missing:
-        others = f"; maps there without a mask: {some(extra)}" if extra else ""
+        others = f"; maps there without a mask: {first_few(extra)}" if extra else ""
         raise DatasetError(
-            f"{folder}: {len(missing)} of {len(stems)} masks in {masks} have no map: {some(missing)}"
+            f"{folder}: {len(missing)} of {len(stems)} masks in {masks} have no map: {first_few(missing)}"
             f"{others}; all masks are scored or none: add the missing maps under their masks' names"
         )
     if files.clashes:
         raise DatasetError(
             f"{folder}: {len(files.clashes)} maps have the name of another but for the suffix "
-            f"({some(files.clashes)}); leave one of each"
+            f"({first_few(files.clashes)}); leave one of each"
         )
     if extra:
         print(
             f"warning: {name}: {len(extra)} of {len(files.by_stem)} maps in {folder} have no mask and are "
-            f"left out: {some(extra)}",
+            f"left out: {first_few(extra)}",
             file=sys.stderr,
         )
     return [folder / files.by_stem[stem] for stem in stems]

@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     from res2net_dense.config import load_config
-    from res2net_dense.data.layouts.listing import some
+    from res2net_dense.errors import first_few
     from res2net_dense.tasks import get_task
 
     config = load_config(args.config, args.overrides)
@@ -27,6 +27,6 @@ def main(args: argparse.Namespace) -> int:
             source = task.open_source(config, train=part == "train")
             print(f"data.{part}: {len(source)} images of {source.name}")
     names = task.class_names(config)
-    print(f"{len(names)} classes: {some(names, 12)}")
+    print(f"{len(names)} classes: {first_few(names, 12)}")
     print("no errors found")
     return 0

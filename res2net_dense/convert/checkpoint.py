@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from res2net_dense.convert.describe import Found, describe, own_config
+from res2net_dense.convert.describe import ParsedCheckpoint, describe, own_config
 from res2net_dense.convert.dialects import Dialect, dialect_named
 from res2net_dense.convert.recognise import recognise
 from res2net_dense.convert.report import Dropped, Report, first_three, printable, shorten
@@ -85,7 +85,9 @@ def read_checkpoint(
     return match(inspect(opened, wanted=wanted, prefix=prefix), partial=partial)
 
 
-def inspect(file: WeightFile, *, wanted: Dialect | None = None, prefix: str | None = None) -> Found:
+def inspect(
+    file: WeightFile, *, wanted: Dialect | None = None, prefix: str | None = None
+) -> ParsedCheckpoint:
     """Find out what a file is; arguments and errors as in `read_checkpoint`."""
     tensors = file.unwrapped.tensors
     try:
@@ -98,7 +100,9 @@ def inspect(file: WeightFile, *, wanted: Dialect | None = None, prefix: str | No
         raise _unreadable(file.path, error) from None
 
 
-def match(found: Found, *, partial: bool = False, parts: Collection[str] | None = None) -> Checkpoint:
+def match(
+    found: ParsedCheckpoint, *, partial: bool = False, parts: Collection[str] | None = None
+) -> Checkpoint:
     """Hold a file against its network: all tensors are there, and no others.
 
     Args:

@@ -20,7 +20,7 @@ from res2net_dense.weight_files.unwrap import COUNTER
 
 
 @dataclass(frozen=True)
-class Found:
+class ParsedCheckpoint:
     """A file whose names are understood, before they are held against a network."""
 
     state: dict[str, Tensor]
@@ -33,7 +33,7 @@ class Found:
     """The file's names of what is inside the backbone and has no canonical name."""
 
 
-def describe(file: WeightFile, place: Place, translated: Translated, *, wanted: bool) -> Found:
+def describe(file: WeightFile, place: Place, translated: Translated, *, wanted: bool) -> ParsedCheckpoint:
     """Find out which network the tensors are of.
 
     Args:
@@ -99,7 +99,7 @@ def describe(file: WeightFile, place: Place, translated: Translated, *, wanted: 
     if row is not None:
         names = names or _row_class_names(row)
         config = config or _config_of(row)
-    return Found(state, structure, report, names, config, translated.left_over)
+    return ParsedCheckpoint(state, structure, report, names, config, translated.left_over)
 
 
 def own_config(file: WeightFile) -> dict[str, Any]:

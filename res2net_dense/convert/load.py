@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from res2net_dense.backbones.res2net import FEATURES
 from res2net_dense.backbones.weights import cached_path, fetch, find_weights
 from res2net_dense.convert.checkpoint import inspect, match
-from res2net_dense.convert.describe import Found
+from res2net_dense.convert.describe import ParsedCheckpoint
 from res2net_dense.convert.report import Dropped, Report
 from res2net_dense.convert.structure import FIRST_TENSORS, Structure, structure_of
 from res2net_dense.errors import CheckpointError
@@ -50,7 +50,7 @@ def load_backbone_weights(
     return load_found(module, name, inspect(open_named_weights(name, weights, trust_pickle=trust_pickle)))
 
 
-def load_found(module: nn.Module, name: str, found: Found) -> Report:
+def load_found(module: nn.Module, name: str, found: ParsedCheckpoint) -> Report:
     """`load_backbone_weights` of a file that `inspect` has explained."""
     report = found.report
     path = Path(report.file)

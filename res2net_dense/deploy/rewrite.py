@@ -27,8 +27,8 @@ _BATCH_NORMS = {
     "FrozenNorm",
     "FrozenBatchNorm2d",
     "NaiveSyncBatchNorm",
-    "SparingBatchNorm2d",
-    "SparingSyncBatchNorm",
+    "SingleValueSafeBatchNorm2d",
+    "SingleValueSafeSyncBatchNorm",
 }
 
 # Modules of ours that run attributes of these names one after the other: convolution, norm, ReLU.

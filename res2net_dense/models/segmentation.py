@@ -174,7 +174,7 @@ class SegmentationModel(nn.Module):
         return (image.to(mean.device) - mean) / std
 
 
-class _Sparing(nn.modules.batchnorm._BatchNorm):
+class _SingleValueSafe(nn.modules.batchnorm._BatchNorm):
     """Batch norm that spares itself where a channel has one value, as behind a pool over a single picture.
 
     There is no variance then: PyTorch's raises an error. This one uses its running statistics, as in
@@ -192,12 +192,12 @@ class _Sparing(nn.modules.batchnorm._BatchNorm):
         )
 
 
-class SparingBatchNorm2d(_Sparing, nn.BatchNorm2d):
-    """See `_Sparing`."""
+class SingleValueSafeBatchNorm2d(_SingleValueSafe, nn.BatchNorm2d):
+    """See `_SingleValueSafe`."""
 
 
-class SparingSyncBatchNorm(_Sparing, nn.SyncBatchNorm):
-    """See `_Sparing`; with several processes there is always more than one value."""
+class SingleValueSafeSyncBatchNorm(_SingleValueSafe, nn.SyncBatchNorm):
+    """See `_SingleValueSafe`; with several processes there is always more than one value."""
 
 
 @functools.cache
@@ -229,7 +229,7 @@ def build_segmentation_model(
         num_classes: the background counted as one.
         output_stride: see `OUTPUT_STRIDES`; None for the usual one.
         atrous_rates: of the DeepLabs; None for `ATROUS_RATES`.
-        norm: in decoder and head: "BN", "SyncBN" or "GN". The batch norms are `_Sparing`.
+        norm: in decoder and head: "BN", "SyncBN" or "GN". The batch norms are `_SingleValueSafe`.
         aux_weight: of the loss of a second head (3x3 convolution, norm, ReLU, dropout, 1x1 convolution) on
             the last map but one; 0 for none.
         class_weights: one for each class; None for equal ones.
@@ -344,11 +344,11 @@ def _set_norm(module: nn.Module, norm: str) -> None:
             continue
         channels = child.num_features
         if norm == "SyncBN":
-            new: nn.Module = SparingSyncBatchNorm(channels, child.eps, child.momentum)
+            new: nn.Module = SingleValueSafeSyncBatchNorm(channels, child.eps, child.momentum)
         elif norm == "GN" and channels >= MIN_GROUP:  # PAN has maps of one channel
             new = group_norm(channels)
         elif norm in ("BN", "GN"):
-            new = SparingBatchNorm2d(channels, child.eps, child.momentum)
+            new = SingleValueSafeBatchNorm2d(channels, child.eps, child.momentum)
         else:
             raise ConfigError(f"model.norm is {norm!r}; allowed: BN, SyncBN, GN")
         setattr(module, name, new)

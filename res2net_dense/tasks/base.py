@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from res2net_dense.config import Config
 from res2net_dense.convert import check_weights
 from res2net_dense.data.layouts import open_source
-from res2net_dense.data.layouts.listing import some
 from res2net_dense.data.loaders import (
     BatchLoader,
     EvalSet,
@@ -32,7 +31,7 @@ from res2net_dense.data.loaders import (
     train_loader,
 )
 from res2net_dense.engine import distributed
-from res2net_dense.errors import ConfigError, DatasetError
+from res2net_dense.errors import ConfigError, DatasetError, first_few
 from res2net_dense.models.graphs import Graph
 from res2net_dense.types import Prediction, ReportingEvaluator, Sample, Source
 
@@ -170,7 +169,7 @@ class Task(ABC, Generic[C]):
         if classes is not None and classes != len(names):
             raise ConfigError(
                 f"model.num_classes is {classes}, but {source.name} has {len(names)} classes "
-                f"({some(names)}); set model.num_classes=null to count them there"
+                f"({first_few(names)}); set model.num_classes=null to count them there"
             )
         return updated(config, data={"class_names": names}, model={"num_classes": len(names)})
 
@@ -245,7 +244,7 @@ class Task(ABC, Generic[C]):
             if name not in allowed:
                 near = get_close_matches(name, allowed)
                 hint = f"did you mean {' or '.join(near)}? " if near else ""
-                raise ConfigError(f"train.best_metric is {name!r}; {hint}there are {some(allowed, 12)}")
+                raise ConfigError(f"train.best_metric is {name!r}; {hint}there are {first_few(allowed, 12)}")
         return config
 
     def best_metric(self, config: C) -> Metric:
@@ -270,7 +269,7 @@ class Task(ABC, Generic[C]):
         indices = np.arange(len(source)) if indices is None else indices
         names = self.class_names(config)
         print_rank0(
-            f"data.train: {len(indices)} images of {source.name}, {len(names)} classes: {some(names)}"
+            f"data.train: {len(indices)} images of {source.name}, {len(names)} classes: {first_few(names)}"
         )
         batches = TrainBatches(
             len(indices),

@@ -58,7 +58,7 @@ _NETWORK = (
 )
 
 # Settings of the network that may well differ later: DeepLab is trained at stride 16 and scored at 8.
-_SEEN_AGAIN = ("model.output_stride", "model.atrous_rates", "data.keep_aspect")
+OVERRIDABLE_AT_EVAL = ("model.output_stride", "model.atrous_rates", "data.keep_aspect")
 
 _log = logging.getLogger(__name__)
 
@@ -323,7 +323,9 @@ def _check_same_network(
         if key in new and old[key] != new[key]:
             size = key.startswith("data.") and key.endswith(("size", "_size_test"))
             again = (
-                key in _SEEN_AGAIN and new[key] is not None and not (built_in and key.startswith("model."))
+                key in OVERRIDABLE_AT_EVAL
+                and new[key] is not None
+                and not (built_in and key.startswith("model."))
             )
             if size or again:
                 _log.warning("%s was trained with %s=%s, now it is %s", weights, key, old[key], new[key])

@@ -15,8 +15,8 @@ from res2net_dense.errors import CheckpointError, ConfigError
 from res2net_dense.models import segmentation
 from res2net_dense.models.segmentation import (
     OWNED,
-    SparingBatchNorm2d,
-    SparingSyncBatchNorm,
+    SingleValueSafeBatchNorm2d,
+    SingleValueSafeSyncBatchNorm,
     build_segmentation_model,
 )
 
@@ -136,7 +136,9 @@ def test_one_picture_a_step_neither_crashes_nor_poisons(norm, caplog):
     segmentation._warn_once.cache_clear()
     model = build(norm=norm, backbone={"norm": norm}).train()
     pooled = model.decoder.aspp[0].convs[4][2]
-    assert isinstance(pooled, {"BN": SparingBatchNorm2d, "SyncBN": SparingSyncBatchNorm}[norm])
+    assert isinstance(
+        pooled, {"BN": SingleValueSafeBatchNorm2d, "SyncBN": SingleValueSafeSyncBatchNorm}[norm]
+    )
     for seed in range(3):
         losses = model([sample(seed=seed)])
         losses["loss_sem_seg"].backward()
@@ -152,7 +154,7 @@ def test_one_picture_a_step_neither_crashes_nor_poisons(norm, caplog):
 
 
 def test_sparing_norm_is_batch_norm_elsewhere():
-    plain, sparing = nn.BatchNorm2d(5), SparingBatchNorm2d(5)
+    plain, sparing = nn.BatchNorm2d(5), SingleValueSafeBatchNorm2d(5)
     x = torch.randn(2, 5, 1, 1)
     for mode in (True, False):
         torch.testing.assert_close(plain.train(mode)(x), sparing.train(mode)(x), rtol=0, atol=0)

@@ -11,9 +11,8 @@ import numpy as np
 
 from res2net_dense.data.images import image_size, read_sample
 from res2net_dense.data.layouts.base import dropped_remarks
-from res2net_dense.data.layouts.listing import some
 from res2net_dense.data.paths import check_inside
-from res2net_dense.errors import DatasetError
+from res2net_dense.errors import DatasetError, first_few
 from res2net_dense.types import Sample
 
 _CHECKED_SIZES = 1000
@@ -121,7 +120,7 @@ class Boxes(Generic[I]):
                 missing.append(image.file_name)
         if missing:
             raise DatasetError(
-                f"{len(missing)} of {len(self)} images of {self.name} are missing: {some(missing)}"
+                f"{len(missing)} of {len(self)} images of {self.name} are missing: {first_few(missing)}"
             )
         for image in self.images[:_CHECKED_SIZES]:
             image.check_size(image_size(image.path), self._says)

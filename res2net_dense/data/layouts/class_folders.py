@@ -11,8 +11,8 @@ import numpy as np
 
 from res2net_dense.data.images import IMAGE_SUFFIXES, read_sample
 from res2net_dense.data.layouts.base import Part, Request
-from res2net_dense.data.layouts.listing import list_folders, some, walk
-from res2net_dense.errors import DatasetError
+from res2net_dense.data.layouts.listing import list_folders, walk
+from res2net_dense.errors import DatasetError, first_few
 from res2net_dense.sections import Text
 from res2net_dense.types import Sample
 
@@ -88,7 +88,7 @@ class ClassFolders:
         self.class_names = names = folders if class_names is None else list(class_names)
         if unknown := [name for name in folders if name not in set(names)]:
             raise DatasetError(
-                f"{root}: {len(unknown)} folders are no class of the model: {some(unknown)}; move them "
+                f"{root}: {len(unknown)} folders are no class of the model: {first_few(unknown)}; move them "
                 "away, or train with them"
             )
         files: list[str] = []
@@ -103,14 +103,14 @@ class ClassFolders:
         empty = [name for name, count in zip(names, counts, strict=True) if not count]
         if empty and not allow_empty:
             raise DatasetError(
-                f"{root}: {len(empty)} of {len(names)} classes have no image: {some(empty)}; fill or "
+                f"{root}: {len(empty)} of {len(names)} classes have no image: {first_few(empty)}; fill or "
                 f"remove their folders (images end in {' '.join(sorted(IMAGE_SUFFIXES))})"
             )
         self.labels = np.repeat(np.arange(len(names)), counts)
         self.remarks = []
         if others:
             self.remarks.append(
-                f"{root}: left out: {len(others)} files do not end as images do: {some(others)}"
+                f"{root}: left out: {len(others)} files do not end as images do: {first_few(others)}"
             )
         if empty:
             self.remarks.append(
@@ -152,7 +152,7 @@ def _check_folders(root: Path, folders: Sequence[str]) -> None:
     if names <= _TRAIN | _HELD_OUT or (names & _TRAIN and names & _HELD_OUT):
         parts = [folder for folder in folders if folder.lower() in _TRAIN | _HELD_OUT]
         raise DatasetError(
-            f"{root}: the folders {some(parts)} are parts of a data set, not classes; name one of them, "
+            f"{root}: the folders {first_few(parts)} are parts of a data set, not classes; name one of them, "
             f"such as {root / parts[0]}"
         )
 

@@ -7,9 +7,9 @@ from collections.abc import Collection
 from pathlib import Path, PurePosixPath
 
 from res2net_dense.data.images import IMAGE_SUFFIXES
-from res2net_dense.data.layouts.listing import list_folders, list_names, read_lines, some
+from res2net_dense.data.layouts.listing import list_folders, list_names, read_lines
 from res2net_dense.data.paths import is_inside
-from res2net_dense.errors import DatasetError
+from res2net_dense.errors import DatasetError, first_few
 
 IMAGE_FOLDERS = (
     *("images", "image", "imgs", "img", "im"),
@@ -45,7 +45,7 @@ def find_folders(root: Path) -> tuple[str, str]:
         for places in ([""], folders):
             found = [pair for place in places for pair in find(root, place)]
             if len(found) > 1:
-                options = some([f"{images} with {masks}" for images, masks in found])
+                options = first_few([f"{images} with {masks}" for images, masks in found])
                 raise DatasetError(
                     f"{root}: there are several folders of pictures or masks ({options}); "
                     "set images and masks to the two folders"
@@ -55,7 +55,7 @@ def find_folders(root: Path) -> tuple[str, str]:
     raise DatasetError(
         f"{root}: no folders of pictures and masks; looked for {', '.join(IMAGE_FOLDERS)} beside "
         f"{', '.join(MASK_FOLDERS)}, or .jpg and .png in one folder, and found "
-        f"{some(folders) or 'no folders'}; set images and masks to the two folders"
+        f"{first_few(folders) or 'no folders'}; set images and masks to the two folders"
     )
 
 

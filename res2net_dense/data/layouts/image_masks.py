@@ -22,12 +22,12 @@ from res2net_dense.data.layouts.image_mask_files import (
     find_folders,
     read_list,
 )
-from res2net_dense.data.layouts.listing import Files, check_present, check_size, index_once, some
+from res2net_dense.data.layouts.listing import Files, check_present, check_size, index_once
 from res2net_dense.data.layouts.saliency_sets import count_warning, known_name, set_name
 from res2net_dense.data.packed import PackedRecords
 from res2net_dense.data.paths import check_inside, is_inside
 from res2net_dense.data.saliency_masks import read_saliency_mask
-from res2net_dense.errors import ConfigError, DatasetError
+from res2net_dense.errors import ConfigError, DatasetError, first_few
 from res2net_dense.sections import Text
 from res2net_dense.types import Sample
 
@@ -162,7 +162,7 @@ class ImageMasks:
         names = [files.name for files in found]
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
-            sources = some([str(files.source) for files in found if files.name == twice])
+            sources = first_few([str(files.source) for files in found if files.name == twice])
             raise ConfigError(f"two data sets are called {twice} ({sources}); give each a name of its own")
         for files in found:
             _check_pairs(files)
@@ -264,7 +264,7 @@ def _check_pairs(files: PartFiles) -> None:
         if kind.clashes:
             raise DatasetError(
                 f"{folder}: {len(kind.clashes)} files have the name of another but for the suffix: "
-                f"{some(kind.clashes)}; remove one of each"
+                f"{first_few(kind.clashes)}; remove one of each"
             )
     source = str(files.source)
     check_present(files.names, files.pictures.by_stem, "pictures", files.image_folder, source)
@@ -272,10 +272,10 @@ def _check_pairs(files: PartFiles) -> None:
     if no_mask:
         raise DatasetError(
             f"{source}: {len(no_mask)} of {len(files.names)} pictures have no mask in {files.mask_folder}: "
-            f"{some(no_mask)}; add the masks, or list the pictures that have one"
+            f"{first_few(no_mask)}; add the masks, or list the pictures that have one"
         )
     if no_picture:
         raise DatasetError(
             f"{files.mask_folder}: {len(no_picture)} of {len(files.masks.by_stem)} masks have no picture in "
-            f"{files.image_folder}: {some(no_picture)}; add the pictures, or list those that are there"
+            f"{files.image_folder}: {first_few(no_picture)}; add the pictures, or list those that are there"
         )

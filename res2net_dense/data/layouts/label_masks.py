@@ -10,8 +10,7 @@ from PIL import Image, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 
 from res2net_dense.data.images import image_size
-from res2net_dense.data.layouts.listing import some
-from res2net_dense.errors import DatasetError
+from res2net_dense.errors import DatasetError, first_few
 from res2net_dense.palette import voc_palette
 from res2net_dense.types import IGNORE_INDEX
 
@@ -73,7 +72,7 @@ def read_mask(path: Path, classes: int, shared_palette: Callable[[], np.ndarray 
     if len(unknown):
         y, x = np.argwhere(mask == unknown[0])[0]
         raise DatasetError(
-            f"{path}: the mask has labels {some(list(map(str, unknown)))} (first at x={x}, y={y}), but the "
+            f"{path}: the mask has labels {first_few(unknown)} (first at x={x}, y={y}), but the "
             f"{classes} classes are 0 to {classes - 1}, and {IGNORE_INDEX} is ignored; correct the mask or "
             "the list of class names"
         )

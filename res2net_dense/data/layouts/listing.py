@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from res2net_dense.errors import DatasetError
+from res2net_dense.errors import DatasetError, first_few
 
 
 class Files(NamedTuple):
@@ -93,7 +93,9 @@ def index_once(folder: Path, what: str, suffixes: Collection[str]) -> Files:
         DatasetError: the folder is not there, cannot be read, has no such file, or has a link to a folder.
     """
     if not folder.is_dir():
-        there = some(list_folders(folder.parent)) or "no folders" if folder.parent.is_dir() else "nothing"
+        there = (
+            first_few(list_folders(folder.parent)) or "no folders" if folder.parent.is_dir() else "nothing"
+        )
         raise DatasetError(
             f"{folder}: {what} not found (looked in {folder.absolute()}); beside it there are {there}"
         )
@@ -136,7 +138,7 @@ def read_lines(file: Path) -> dict[int, str]:
         lines = file.read_bytes().decode("utf-8-sig").replace("\r", "\n").split("\n")
     except FileNotFoundError:
         others = sorted(path.stem for path in file.parent.glob("*.txt"))
-        there = f"the lists there are {some(others)}" if others else f"{file.parent} has no lists"
+        there = f"the lists there are {first_few(others)}" if others else f"{file.parent} has no lists"
         raise DatasetError(f"{file}: list not found (looked in {file.absolute()}); {there}") from None
     except OSError as error:
         raise DatasetError(f"{file}: the list cannot be read ({error.strerror}); check the path") from error
@@ -163,7 +165,8 @@ def check_present(names: Sequence[str], found: Collection[str], what: str, folde
         suffixed = os.path.splitext(missing[0])[0] in found
         hint = "write names without suffix" if suffixed else "add them or correct the list"
         raise DatasetError(
-            f"{source}: {len(missing)} of {len(names)} {what} are not in {folder}: {some(missing)}; {hint}"
+            f"{source}: {len(missing)} of {len(names)} {what} are not in {folder}: "
+            f"{first_few(missing)}; {hint}"
         )
 
 
@@ -174,8 +177,3 @@ def check_size(mask: Path, shape: tuple[int, ...], picture: Path, size: tuple[in
             f"{mask}: the mask is {shape[1]} x {shape[0]} but the picture {picture} is {size[1]} x {size[0]} "
             "(EXIF orientation applied); make them equal"
         )
-
-
-def some(names: Sequence[str], count: int = 5) -> str:
-    """The first names, for a message."""
-    return ", ".join(names[:count]) + (", ..." if len(names) > count else "")

@@ -17,12 +17,12 @@ import numpy as np
 from res2net_dense.data.images import IMAGE_SUFFIXES, image_size
 from res2net_dense.data.layouts.base import Part, Request
 from res2net_dense.data.layouts.boxes import Boxes, BoxImage
-from res2net_dense.data.layouts.listing import check_present, index_files, some
+from res2net_dense.data.layouts.listing import check_present, index_files
 from res2net_dense.data.layouts.voc_lists import list_file, read_names
 from res2net_dense.data.layouts.voc_xml import read_annotation, usable_box
 from res2net_dense.data.packed import PackedRecords
 from res2net_dense.data.paths import check_inside
-from res2net_dense.errors import DatasetError
+from res2net_dense.errors import DatasetError, first_few
 from res2net_dense.sections import Text
 from res2net_dense.types import Sample
 
@@ -235,8 +235,8 @@ def _check_once(records: Sequence[list[Any]], source: str) -> None:
     twice = [file_name for (_, file_name), count in counts.items() if count > 1]
     if twice:
         raise DatasetError(
-            f"{source}: {len(twice)} images are in more than one of these lists: {some(twice)}; join lists "
-            "that share none"
+            f"{source}: {len(twice)} images are in more than one of these lists: {first_few(twice)}; join "
+            "lists that share none"
         )
 
 
@@ -256,12 +256,12 @@ def _match_class_names(found: Sequence[str], class_names: Sequence[str] | None, 
             raise DatasetError(f"{source}: no objects, so no classes; check the xml or give class names")
         return sorted(set(found))
     if len(set(class_names)) < len(class_names):
-        raise DatasetError(f"{source}: class names must differ, these do not: {some(list(class_names))}")
+        raise DatasetError(f"{source}: class names must differ, these do not: {first_few(list(class_names))}")
     counts = Counter(found)
     unknown = [f"{name} ({count} objects)" for name, count in counts.items() if name not in set(class_names)]
     if unknown:
         raise DatasetError(
-            f"{source}: {len(unknown)} classes are none of the model's: {some(unknown)}; known are "
+            f"{source}: {len(unknown)} classes are none of the model's: {first_few(unknown)}; known are "
             f"{', '.join(class_names)}"
         )
     return list(class_names)

@@ -15,11 +15,11 @@ import numpy as np
 from res2net_dense.data.images import IMAGE_SUFFIXES, image_size, read_sample
 from res2net_dense.data.layouts.base import Part, Request
 from res2net_dense.data.layouts.label_masks import read_mask, read_palette
-from res2net_dense.data.layouts.listing import check_present, check_size, index_files, some
+from res2net_dense.data.layouts.listing import check_present, check_size, index_files
 from res2net_dense.data.layouts.voc_lists import list_file, read_names
 from res2net_dense.data.packed import PackedRecords
 from res2net_dense.data.paths import check_inside
-from res2net_dense.errors import DatasetError
+from res2net_dense.errors import DatasetError, first_few
 from res2net_dense.sections import Text
 from res2net_dense.types import IGNORE_INDEX, Sample
 
@@ -99,7 +99,7 @@ class VocMasks:
         if len(set(found)) < len(found) or not 0 < len(found) <= IGNORE_INDEX:
             raise DatasetError(
                 f"{root}: there must be 1 to {IGNORE_INDEX} class names, none twice, but there are "
-                f"{len(found)}: {some(found)}"
+                f"{len(found)}: {first_few(found)}"
             )
         self._list = str(source)
         self._files: PackedRecords[tuple[str, str, str]] = PackedRecords(
