@@ -10,7 +10,7 @@ DEMO_DIR ?= output/demo
 TESTS = OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder \
   tests/tools $(filter-out tests/tools/ tests/__pycache__/,$(sort $(wildcard tests/*/))) $(wildcard tests/test_*.py)
 
-.PHONY: demo test test-all check parity bench zoo lock clean
+.PHONY: demo test test-all check parity bench docs lock clean
 
 demo: $(STAMP)
 	$(PY) -m res2net_dense.cli demo --output $(DEMO_DIR)
@@ -41,8 +41,9 @@ bench: $(STAMP)
 	$(PY) -m res2net_dense.cli benchmark --model res2net50_26w_4s --batch 1 8 --formats optimized --against timm timm-compiled \
 	  --repeats 7 --warmup 1 --json output/benchmark_compiled.json
 
-zoo: $(STAMP)
+docs: $(STAMP)
 	$(PY) docs/make_model_zoo.py
+	$(PY) docs/make_reference.py
 
 $(STAMP): requirements/lock.txt requirements/detectron2.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 10) else "Python 3.10 or newer is needed, \

@@ -232,7 +232,7 @@ def test_timm_has_the_same_under_the_hub_id(row):
 
 def test_the_model_zoo_is_up_to_date():
     page = runpy.run_path(str(DOCS / "make_model_zoo.py"))["model_zoo"]()
-    assert (DOCS / "model_zoo.md").read_text(encoding="utf-8") == page, "run `make zoo`"
+    assert (DOCS / "model_zoo.md").read_text(encoding="utf-8") == page, "run `make docs`"
     for name in res2net_dense.list_backbones():
         assert f"| `{name}` |" in page
     for row in ROWS:
