@@ -1,4 +1,4 @@
-"""What every part of a configuration is made of, open to all packages: a data layout has one of its own."""
+"""What every part of a configuration is made of, for all packages: a data layout has one of its own."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Text = Annotated[str, Field(min_length=1)]
 class Section(BaseModel):
     """Base of all sections: unknown keys, implicit conversions and later changes are refused."""
 
-    # Strict, because lax mode takes `true` for 1, "4" for 4 and 4.0 for 4 without a word.
+    # Strict, because lax mode silently takes `true` for 1, "4" for 4 and 4.0 for 4.
     model_config = ConfigDict(
         extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
     )

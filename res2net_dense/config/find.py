@@ -6,7 +6,7 @@ import os
 from difflib import get_close_matches
 from pathlib import Path
 
-from res2net_dense.config.yaml_text import one_line
+from res2net_dense.config.yaml_text import fold
 from res2net_dense.errors import ConfigError
 
 _PACKAGE = Path(__file__).resolve().parents[1]
@@ -31,13 +31,13 @@ def find_config(name: str | Path) -> Path:
     known = [known for known in names if f"/{wanted}".endswith(f"/{known}")]
     if known:  # the path in a checkout of what the package has
         raise ConfigError(
-            one_line(f"{name}: no such file; the configuration of this name is {max(known, key=len)}")
+            fold(f"{name}: no such file; the configuration of this name is {max(known, key=len)}")
         )
     if wanted != text:
         return Path(name)  # the message for a missing file names its neighbours
     nearest = get_close_matches(text, names, n=3, cutoff=0.4) or names
     raise ConfigError(
-        one_line(f"{name}: no such file and no configuration of this name; nearest: {', '.join(nearest)}")
+        fold(f"{name}: no such file and no configuration of this name; nearest: {', '.join(nearest)}")
     )
 
 

@@ -1,6 +1,6 @@
-"""The schema of a configuration: one class a section, and the docstring under a field is its description.
+"""The schema of a configuration: one class per section; the docstring under a field is its description.
 
-What the tasks share is here; a task adds its own sections in a file beside this one and joins them in a
+What the tasks share is here; a task adds its own sections in a file next to this one and joins them in a
 subclass of `Config`, which `load.CONFIGS` names.
 
 Only what a file alone can tell is checked here. Names of backbones, files on disk and the abilities of the
@@ -13,6 +13,7 @@ from itertools import pairwise
 from typing import Annotated, Literal
 
 from pydantic import (
+    AfterValidator,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
@@ -20,16 +21,32 @@ from pydantic import (
     PositiveInt,
     model_validator,
 )
+from pydantic_core import PydanticCustomError
 
 from res2net_dense.sections import Section, Text, conflict
 
+
+def _check_ascending(pair: tuple[float, float]) -> tuple[float, float]:
+    if pair[0] > pair[1]:
+        raise PydanticCustomError("ascending", "must be two ascending numbers")
+    return pair
+
+
 Fraction = Annotated[float, Field(ge=0, le=1)]
-# YAML knows no tuples, and strict mode would refuse a list for one.
+BelowOne = Annotated[float, Field(ge=0, lt=1)]
+Share = Annotated[float, Field(gt=0, le=1)]
+# YAML has no tuples, and strict mode would refuse a list for one.
 Pair = Annotated[tuple[float, float], Field(strict=False)]
-Betas = Annotated[
-    tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]], Field(strict=False)
-]
+Range = Annotated[tuple[PositiveFloat, PositiveFloat], Field(strict=False), AfterValidator(_check_ascending)]
+Shares = Annotated[tuple[Share, Share], Field(strict=False), AfterValidator(_check_ascending)]
 Channels = Annotated[list[float], Field(min_length=3, max_length=3)]
+
+
+def check_not_above(section: Section, low: str, high: str) -> None:
+    """Refuse a section whose field `low`, a number, a list of numbers or None, exceeds its field `high`."""
+    value, limit = getattr(section, low), getattr(section, high)
+    if value is not None and (max(value) if isinstance(value, list) else value) > limit:
+        raise conflict(low, value, f"must not exceed {high} = {limit}")
 
 
 class BackboneConfig(Section):
@@ -38,13 +55,13 @@ class BackboneConfig(Section):
     name: Text
     """Published name, such as `res2net50_26w_4s`."""
     weights: Text | None = None
-    """Weights to start from: `imagenet` (the published ones), the path of a file, or null (random)."""
+    """Weights to start from: `imagenet` (the published ones), the path of a file, or null for random ones."""
     freeze_at: Annotated[int, Field(ge=0, le=5)] = 0
     """Leading parts of the backbone that keep their weights: 0 none, 1 the stem, 2 the stem and res2, ... 5
     all (4 where it has three stages). What is built on it, a classifier's last layer too, still learns."""
     norm: Literal["BN", "FrozenBN", "SyncBN", "GN"] = "BN"
     """Normalization layers; FrozenBN keeps the statistics and scales of the weights it starts from."""
-    drop_path_rate: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    drop_path_rate: BelowOne = 0.0
     """Probability that training drops the last block's residual branch; earlier blocks get linearly less."""
     checkpoint_activations: bool = False
     """Recompute activations in the backward pass: less memory, more time."""
@@ -108,9 +125,9 @@ class OptimizerConfig(Section):
     """The method; adam has its weight decay in the gradient, adamw apart from it."""
     lr: PositiveFloat
     """Peak learning rate at `train.reference_batch`; it is scaled linearly to `train.batch_size`."""
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    momentum: BelowOne = 0.9
     """Momentum of SGD."""
-    betas: Betas = (0.9, 0.999)
+    betas: Annotated[tuple[BelowOne, BelowOne], Field(strict=False)] = (0.9, 0.999)
     """Decay rates of the two averages of Adam and AdamW."""
     weight_decay: NonNegativeFloat = 1e-4
     """Weight decay."""
@@ -133,7 +150,7 @@ class ScheduleConfig(Section):
     """Factor on the learning rate at the start of the warm-up."""
     milestones: list[PositiveInt] = []
     """Iterations at which multistep multiplies the learning rate by `gamma`."""
-    gamma: Annotated[float, Field(gt=0, le=1)] = 0.1
+    gamma: Share = 0.1
     """Factor of multistep."""
     power: PositiveFloat = 0.9
     """Exponent of poly."""

@@ -256,7 +256,7 @@ def test_tags_are_refused_and_never_run(value: str, tmp_path: Path) -> None:
 
 def test_core_tags_are_checked(tmp_path: Path) -> None:
     assert load_config(write(tmp_path, TEXT), ["train.batch_size=!!int '8'"]).train.batch_size == 8
-    assert "'x' is no int" in message(tmp_path / "x.yaml", ["train.batch_size=!!int x"])
+    assert "'x' is not of the kind int" in message(tmp_path / "x.yaml", ["train.batch_size=!!int x"])
 
 
 BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(

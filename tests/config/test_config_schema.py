@@ -184,7 +184,7 @@ def test_wrong_values_are_named(section: str, value: Any, said: str) -> None:
         ("model", {"num_classes": "ten"}, "model.num_classes = 'ten': should be a valid integer > 0"),
         ("data", {"format": "zip"}, "'folder', 'cifar10' or 'cifar100'"),
         ("data", {"train": {"images": "x"}}, "data.train"),
-        ("data", {"crop_size": 300}, "data.resize_size = 256: must not be below crop_size = 300"),
+        ("data", {"crop_size": 300}, "data.crop_size = 300: must not exceed resize_size = 256"),
         ("data", {"crop_scale": [0.5, 0.1]}, "data.crop_scale = [0.5, 0.1]"),
         ("data", {"crop_scale": [0.0, 1.0]}, "data.crop_scale"),
         ("data", {"crop_ratio": [2.0, 1.0]}, "data.crop_ratio"),
@@ -226,6 +226,6 @@ def test_class_names_and_num_classes_agree() -> None:
         parse_config(minimal(data=names, model={"arch": "mask_rcnn", "num_classes": 3}))
 
 
-def test_keys_that_are_no_words() -> None:
+def test_keys_that_are_not_words() -> None:
     with pytest.raises(ConfigError):
         parse_config(minimal() | {3: 4})  # type: ignore[operator]

@@ -192,7 +192,7 @@ BAD_MASKS = {
     "dark": (lambda f: Image.fromarray(MASK // 2).save(f), ["brightest value is 127", "above 128"]),
     "128": (lambda f: Image.new("L", (60, 40), 128).save(f), ["brightest value is 128"]),
     "empty file": (lambda f: f.write_bytes(b""), ["empty or not an image"]),
-    "text": (lambda f: f.write_text("<html>"), ["not a picture"]),
+    "text": (lambda f: f.write_text("<html>"), ["not an image"]),
     "half": (half, ["cannot be read"]),
     "bomb": (bomb, ["refused", "Mpx"]),
     "missing": (lambda f: f.unlink(), ["mask not found", "check the path"]),
