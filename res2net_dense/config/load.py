@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from pydantic import ValidationError
 from res2net_dense.config.classification import ClassificationConfig
 from res2net_dense.config.detection import DetectionConfig
 from res2net_dense.config.explain import explain, explain_task, show
-from res2net_dense.config.find import find_config
+from res2net_dense.config.find import find_config, missing_file
 from res2net_dense.config.saliency import SaliencyConfig
 from res2net_dense.config.schema import Config
 from res2net_dense.config.semantic_segmentation import SegmentationConfig
@@ -116,14 +115,12 @@ def _read(path: Path, parents: tuple[Path, ...]) -> Section:
     for name in names:
         base = path.parent / name
         if not os.path.isfile(base):
-            raise ConfigError(f"{data.places[_BASE]}: {_BASE}: {_missing_file(base)}")
+            raise ConfigError(f"{data.places[_BASE]}: {_BASE}: {missing_file(base)}")
         merged = _merge(merged, _read(base, (*parents, resolved)))
     return _merge(merged, data)
 
 
 def _read_text(path: Path) -> str:
-    if not os.path.isfile(path):
-        raise ConfigError(_missing_file(path))
     try:
         with open(path, "rb") as file:
             content = file.read(MAX_BYTES + 1)
@@ -135,16 +132,6 @@ def _read_text(path: Path) -> str:
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise ConfigError(f"{path}:{line}: not UTF-8 text") from None
-
-
-def _missing_file(path: Path) -> str:
-    folder = Path(os.path.abspath(path)).parent
-    if not os.path.isdir(folder):
-        return fold(f"{path}: no such file: the folder {folder} does not exist")
-    names = sorted(file.name for file in folder.iterdir() if file.suffix in (".yaml", ".yml"))
-    nearest = get_close_matches(path.name, names, n=3, cutoff=0.4) or names[:3]
-    hint = f"; nearest there: {', '.join(nearest)}" if nearest else " and no other configuration"
-    return fold(f"{path}: no such file in {folder}{hint}")
 
 
 def _merge(base: Mapping[str, Any], change: Section) -> Section:
