@@ -77,7 +77,7 @@ def _explain_one(detail: ErrorDetails, data: Mapping[str, Any], schema: type[Con
     if kind == "extra_forbidden":
         return path, _explain_unknown(spot, schema)
     if kind == "conflict":
-        path = (*path, *filter(None, context["key"].split(".")))
+        path = (*path, *context["key"].split("."))
         return path, f"{format_path(path)} = {show(context['value'])}: {context['reason']}"
     if kind.startswith("union_tag"):
         tag = context["discriminator"].strip("'")

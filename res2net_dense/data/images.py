@@ -15,28 +15,16 @@ from res2net_dense.types import Sample
 if TYPE_CHECKING:
     import torch  # a configuration is read without it
 
-IMAGE_SUFFIXES = frozenset(
-    (
-        *(".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".tif", ".tiff"),
-        *(".webp", ".pgm", ".ppm", ".pnm", ".jp2"),
-    )
-)
+_SUFFIXES = "jpg jpeg jfif png bmp gif tif tiff webp pgm ppm pnm jp2"
+IMAGE_SUFFIXES = frozenset(f".{suffix}" for suffix in _SUFFIXES.split())
 MAX_PIXELS = 178_000_000
 """Larger images are refused before decoding: a few kilobytes of file can otherwise fill the memory."""
 
 # Raster formats only: Pillow would hand an EPS file to Ghostscript, which runs programs.
 _FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM", "JPEG2000")
 _ORIENTATION_TAG = 0x0112
-_TURNS = Image.Transpose
-_TRANSPOSES = {
-    2: _TURNS.FLIP_LEFT_RIGHT,
-    3: _TURNS.ROTATE_180,
-    4: _TURNS.FLIP_TOP_BOTTOM,
-    5: _TURNS.TRANSPOSE,
-    6: _TURNS.ROTATE_270,
-    7: _TURNS.TRANSVERSE,
-    8: _TURNS.ROTATE_90,
-}
+_TURNS = "FLIP_LEFT_RIGHT ROTATE_180 FLIP_TOP_BOTTOM TRANSPOSE ROTATE_270 TRANSVERSE ROTATE_90"
+_TRANSPOSES = {value: Image.Transpose[name] for value, name in enumerate(_TURNS.split(), start=2)}
 
 
 def read_image(path: str | Path) -> np.ndarray:
