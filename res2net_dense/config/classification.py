@@ -6,17 +6,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
 
-from res2net_dense.config.schema import (
-    BelowOne,
-    Config,
-    DataConfig,
-    ModelConfig,
-    Range,
-    Shares,
-    check_not_above,
-)
+from res2net_dense.config.schema import Config, DataConfig, ModelConfig
 from res2net_dense.data.layouts import CifarPart, ClassFoldersPart, Parts, find_layout
-from res2net_dense.sections import conflict
+from res2net_dense.sections import BelowOne, Range, Shares, conflict
 
 ClassParts = Parts[
     Annotated[
@@ -89,7 +81,7 @@ class ClassificationData(DataConfig):
 
     @model_validator(mode="after")
     def _check_crops(self) -> ClassificationData:
-        check_not_above(self, "crop_size", "resize_size")
+        self.check_not_above("crop_size", "resize_size")
         return self
 
 
@@ -106,9 +98,8 @@ class ClassificationConfig(Config):
     @model_validator(mode="after")
     def _check_one_rate(self) -> ClassificationConfig:
         if self.train.optimizer.backbone_lr_factor != 1:
-            raise conflict(
+            raise self.conflict(
                 "train.optimizer.backbone_lr_factor",
-                self.train.optimizer.backbone_lr_factor,
                 "must be 1: the head is a part of the network here (backbone.freeze_at can spare stages)",
             )
         return self

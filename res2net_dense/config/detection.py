@@ -6,15 +6,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from res2net_dense.config.schema import (
-    Config,
-    DataConfig,
-    EvalConfig,
-    Fraction,
-    ModelConfig,
-    check_not_above,
-)
+from res2net_dense.config.schema import Config, DataConfig, EvalConfig, ModelConfig
 from res2net_dense.data.layouts import CocoPart, Parts, VocBoxesPart, find_layout
+from res2net_dense.sections import Fraction
 
 
 class RCNNConfig(ModelConfig):
@@ -102,8 +96,8 @@ class DetectionData(DataConfig):
 
     @model_validator(mode="after")
     def _check_sizes(self) -> DetectionData:
-        check_not_above(self, "min_size_train", "max_size_train")
-        check_not_above(self, "min_size_test", "max_size_test")
+        self.check_not_above("min_size_train", "max_size_train")
+        self.check_not_above("min_size_test", "max_size_test")
         return self
 
 

@@ -6,9 +6,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
 
-from res2net_dense.config.schema import Config, DataConfig, EvalConfig, ModelConfig, Shares
+from res2net_dense.config.schema import Config, DataConfig, EvalConfig, ModelConfig
 from res2net_dense.data.layouts import ImageMasksPart, Parts
-from res2net_dense.sections import Section, conflict
+from res2net_dense.sections import Section, Shares
 
 Edge = Annotated[int, Field(gt=0, le=32766)]
 """Pixels; OpenCV refuses to rotate what is larger."""
@@ -29,7 +29,7 @@ class SaliencyLosses(Section):
     @model_validator(mode="after")
     def _check(self) -> SaliencyLosses:
         if not (self.bce or self.iou or self.ssim or self.structure):
-            raise conflict("bce", self.bce, "one of the losses must be above 0")
+            raise self.conflict("bce", "one of the losses must be above 0")
         return self
 
 
@@ -78,7 +78,7 @@ class SaliencyData(DataConfig):
     @model_validator(mode="after")
     def _check_sizes(self) -> SaliencyData:
         if self.size is None and not self.keep_aspect:
-            raise conflict("keep_aspect", False, "squares need data.size; set it, or data.keep_aspect=true")
+            raise self.conflict("keep_aspect", "squares need data.size; set it, or data.keep_aspect=true")
         return self
 
 

@@ -12,41 +12,11 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Annotated, Literal
 
-from pydantic import (
-    AfterValidator,
-    Field,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-    model_validator,
-)
-from pydantic_core import PydanticCustomError
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from res2net_dense.sections import Section, Text, conflict
+from res2net_dense.sections import BelowOne, Fraction, Pair, Section, Share, Text
 
-
-def _check_ascending(pair: tuple[float, float]) -> tuple[float, float]:
-    if pair[0] > pair[1]:
-        raise PydanticCustomError("ascending", "must be two ascending numbers")
-    return pair
-
-
-Fraction = Annotated[float, Field(ge=0, le=1)]
-BelowOne = Annotated[float, Field(ge=0, lt=1)]
-Share = Annotated[float, Field(gt=0, le=1)]
-# YAML has no tuples, and strict mode would refuse a list for one.
-Pair = Annotated[tuple[float, float], Field(strict=False)]
-Range = Annotated[tuple[PositiveFloat, PositiveFloat], Field(strict=False), AfterValidator(_check_ascending)]
-Shares = Annotated[tuple[Share, Share], Field(strict=False), AfterValidator(_check_ascending)]
 Channels = Annotated[list[float], Field(min_length=3, max_length=3)]
-
-
-def check_not_above(section: Section, low: str, high: str) -> None:
-    """Refuse a section whose field `low`, a number, a list of numbers or None, exceeds its field `high`."""
-    value, limit = getattr(section, low), getattr(section, high)
-    if value is not None and (max(value) if isinstance(value, list) else value) > limit:
-        raise conflict(low, value, f"must not exceed {high} = {limit}")
 
 
 class BackboneConfig(Section):
@@ -114,7 +84,7 @@ class DataConfig(Section):
     @model_validator(mode="after")
     def _check_names(self) -> DataConfig:
         if self.class_names and len(set(self.class_names)) < len(self.class_names):
-            raise conflict("class_names", self.class_names, "must not repeat a name")
+            raise self.conflict("class_names", "must not repeat a name")
         return self
 
 
@@ -162,7 +132,7 @@ class ScheduleConfig(Section):
     @model_validator(mode="after")
     def _check(self) -> ScheduleConfig:
         if any(left >= right for left, right in pairwise(self.milestones)):
-            raise conflict("milestones", self.milestones, "must increase")
+            raise self.conflict("milestones", "must increase")
         return self
 
 
@@ -209,13 +179,9 @@ class TrainConfig(Section):
     @model_validator(mode="after")
     def _check(self) -> TrainConfig:
         if self.batch_size % self.accumulate:
-            raise conflict("accumulate", self.accumulate, f"must divide batch_size = {self.batch_size}")
+            raise self.conflict("accumulate", f"must divide batch_size = {self.batch_size}")
         if self.schedule.milestones and self.schedule.milestones[-1] >= self.iterations:
-            raise conflict(
-                "schedule.milestones",
-                self.schedule.milestones,
-                f"must be below train.iterations = {self.iterations}",
-            )
+            raise self.conflict("schedule.milestones", f"must be below train.iterations = {self.iterations}")
         return self
 
 
@@ -267,7 +233,7 @@ class Config(Section):
     def _check_classes(self) -> Config:
         names, count = self.data.class_names, self.model.num_classes
         if names is not None and count is not None and len(names) != count:
-            raise conflict(
-                "model.num_classes", count, f"must equal the number of data.class_names, {len(names)}"
+            raise self.conflict(
+                "model.num_classes", f"must equal the number of data.class_names, {len(names)}"
             )
         return self

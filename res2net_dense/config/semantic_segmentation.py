@@ -6,16 +6,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
-from res2net_dense.config.schema import (
-    Config,
-    DataConfig,
-    EvalConfig,
-    ModelConfig,
-    Range,
-    check_not_above,
-)
+from res2net_dense.config.schema import Config, DataConfig, EvalConfig, ModelConfig
 from res2net_dense.data.layouts import Parts, VocMasksPart
-from res2net_dense.sections import Text, conflict
+from res2net_dense.sections import Range, Text
 
 
 class SegmenterConfig(ModelConfig):
@@ -57,9 +50,9 @@ class SegmenterConfig(ModelConfig):
     def _check(self) -> SegmenterConfig:
         weights, count = self.class_weights, self.num_classes
         if weights is not None and count is not None and len(weights) != count:
-            raise conflict("class_weights", weights, f"must be one for each of {count} classes")
+            raise self.conflict("class_weights", f"must be one for each of {count} classes")
         if weights is not None and not any(weights):
-            raise conflict("class_weights", weights, "at least one must be above 0")
+            raise self.conflict("class_weights", "at least one must be above 0")
         return self
 
 
@@ -88,7 +81,7 @@ class SegmentationData(DataConfig):
 
     @model_validator(mode="after")
     def _check_sizes(self) -> SegmentationData:
-        check_not_above(self, "min_size_test", "max_size_test")
+        self.check_not_above("min_size_test", "max_size_test")
         return self
 
 
@@ -108,7 +101,7 @@ class SegmentationEval(EvalConfig):
     @model_validator(mode="after")
     def _check_window(self) -> SegmentationEval:
         if self.window_stride is not None and (self.window is None or self.window_stride > self.window):
-            raise conflict("window_stride", self.window_stride, "must not exceed eval.window, which it needs")
+            raise self.conflict("window_stride", "must not exceed eval.window, which it needs")
         return self
 
 

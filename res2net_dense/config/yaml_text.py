@@ -63,8 +63,9 @@ def parse_yaml(text: str, place: Callable[[int], str]) -> Any:
         ConfigError: It is not valid YAML, has a tag or a duplicate key, or is too deep or too large.
     """
     try:
-        node = _Loader(text).get_single_node()
-        return None if node is None else _Plain(place).read(node, ())
+        loader = _Loader(text, place)
+        node = loader.get_single_node()
+        return None if node is None else loader.plain(node, ())
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         raise ConfigError(f"{place(line)}: the character {error.character!r} is not allowed") from None
@@ -90,48 +91,32 @@ def fold(text: str) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """Builds the tree of nodes, and stops early at a text that is too deep or too large."""
+    """Builds the tree of nodes and turns it into plain data; stops at what is too deep or too large."""
 
     yaml_implicit_resolvers: dict[str, Any] = {}
-    nodes = depth = 0
+
+    def __init__(self, text: str, place: Callable[[int], str]) -> None:
+        super().__init__(text)
+        self.place = place
+        self.depth = self.composed = self.expanded = 0
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        self.nodes += 1
+        self.composed += 1
         self.depth += 1
-        _check_size(self.depth, self.nodes, self.get_mark())
+        _check_size(self.depth, self.composed, self.get_mark())
         node = super().compose_node(parent, index)
         self.depth -= 1
         return node
 
-
-class _Dumper(yaml.SafeDumper):
-    """Quotes strings that would be something else under YAML 1.1 or 1.2."""
-
-    def ignore_aliases(self, data: Any) -> bool:
-        return True
-
-
-for _kind in ("null", "bool", "int", "float"):
-    for _class in (_Loader, _Dumper):
-        _class.add_implicit_resolver(_TAG + _kind, re.compile(f"^(?:{_SCALARS[_kind][0]})$"), None)
-
-
-class _Plain:
-    """Turns nodes into plain data."""
-
-    def __init__(self, place: Callable[[int], str]) -> None:
-        self.place = place
-        self.nodes = 0
-
-    def read(self, node: yaml.Node, path: KeyPath) -> Any:
+    def plain(self, node: yaml.Node, path: KeyPath) -> Any:
         # Aliases share nodes, so the tree can be far larger than the text, even endless.
-        self.nodes += 1
-        _check_size(len(path), self.nodes, node.start_mark)
+        self.expanded += 1
+        _check_size(len(path), self.expanded, node.start_mark)
         kind = node.tag.removeprefix(_TAG)
         if isinstance(node, yaml.MappingNode) and kind == "map":
             return self.section(node, path)
         if isinstance(node, yaml.SequenceNode) and kind == "seq":
-            return [self.read(item, (*path, index)) for index, item in enumerate(node.value)]
+            return [self.plain(item, (*path, index)) for index, item in enumerate(node.value)]
         if not isinstance(node, yaml.ScalarNode) or kind not in _SCALARS:
             raise _error(f"the tag {node.tag!r} is not allowed", node.start_mark)
         pattern, convert = _SCALARS[kind]
@@ -154,8 +139,20 @@ class _Plain:
                 raise _error(f"duplicate key {name!r}, first on line {lines[key]}", key_node.start_mark)
             lines[key] = key_node.start_mark.line + 1
             section.places[key] = self.place(lines[key])
-            section[key] = self.read(value_node, (*path, key))
+            section[key] = self.plain(value_node, (*path, key))
         return section
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes strings that would be something else under YAML 1.1 or 1.2."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+for _kind in ("null", "bool", "int", "float"):
+    for _class in (_Loader, _Dumper):
+        _class.add_implicit_resolver(_TAG + _kind, re.compile(f"^(?:{_SCALARS[_kind][0]})$"), None)
 
 
 def _text(node: yaml.ScalarNode) -> str:
