@@ -266,13 +266,15 @@ class RandomFlip:
 
 
 class Albumentations:
-    """Transforms of albumentations on an image and its label maps; maps are sampled nearest.
+    """Transforms of albumentations on an image and its label maps, which are sampled nearest.
 
-    Boxes and masks of objects would stay where they are, so what moves pixels is not for samples with boxes.
+    Objects cannot follow: of samples with boxes only colours can be changed.
     """
 
     def __init__(self, *transforms: Any) -> None:
-        self.compose = _import_albumentations().Compose(transforms) if transforms else None
+        A: Any = _import_albumentations() if transforms else None
+        self.compose = A.Compose(transforms) if A else None
+        self.moves = not all(isinstance(transform, A.ImageOnlyTransform) for transform in transforms)
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
         seed = int(rng.integers(2**31))
@@ -280,7 +282,9 @@ class Albumentations:
             return sample
         # `set_random_seed` would give every step the same numbers: all or none would apply, in lockstep.
         self.compose.set_random_state(np.random.default_rng(seed), random.Random(seed))
-        keys = [key for key in OUTSIDE if key in sample]
+        if self.moves and "boxes" in sample:
+            raise NotImplementedError("these transforms move pixels, and the boxes would not follow")
+        keys = [key for key in OUTSIDE if self.moves and key in sample]
         maps = {"masks": [sample[key].float().numpy() for key in keys]} if keys else {}
         done = self.compose(image=to_array(sample["image"]), **maps)
         changed = cast(Sample, {**sample, "image": to_tensor(done["image"])})

@@ -232,6 +232,11 @@ def test_angles_are_drawn_evenly_and_corners_are_mirrored():
     assert (abs(np.histogram(angles, [-21, -10, 0, 10, 21])[0] / 300 - 0.25) < 0.08).all()
 
 
+def test_a_rotation_does_not_leave_boxes_behind():
+    with pytest.raises(NotImplementedError, match="boxes would not follow"):
+        Pipeline(random_rotation(5))(with_objects())
+
+
 def test_missing_library_is_named_where_it_is_needed(monkeypatch):
     monkeypatch.setitem(sys.modules, "albumentations", None)
     for build in (lambda: colour_changes("light"), lambda: random_rotation(5)):
