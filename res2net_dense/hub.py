@@ -35,7 +35,7 @@ from res2net_dense.convert.describe import ParsedCheckpoint
 from res2net_dense.convert.load import load_found, open_named_weights
 from res2net_dense.convert.structure import structure_of
 from res2net_dense.data.images import to_pixels
-from res2net_dense.data.transforms import ClassificationEvalTransform
+from res2net_dense.data.transforms import Pipeline, ResizeAndCenterCrop
 from res2net_dense.engine.inference import evaluation_mode
 from res2net_dense.errors import CheckpointError, ConfigError
 from res2net_dense.types import Sample
@@ -171,7 +171,7 @@ def predict_image(
         raise ConfigError(f"the network takes {first.shape[1]} channels and a picture has 3: RGB")
     how: Preprocessing = getattr(model, "preprocessing", Preprocessing())
     pixels = torch.from_numpy(to_pixels(image)).permute(2, 0, 1)
-    square = ClassificationEvalTransform(how.resize_size, how.crop_size)(Sample(image=pixels))["image"]
+    square = Pipeline(ResizeAndCenterCrop(how.resize_size, how.crop_size))(Sample(image=pixels))["image"]
     mean, std = (torch.tensor(values).reshape(3, 1, 1) for values in (how.mean, how.std))
     batch = ((square - mean) / std)[None].to(first.device, first.dtype)
     with torch.inference_mode(), evaluation_mode(model):

@@ -1,24 +1,49 @@
-"""What every part of a configuration is made of, open to all packages: a data layout has one of its own."""
+"""What every part of a configuration is made of, for all packages: a data layout has one of its own."""
 
 from __future__ import annotations
 
+from operator import attrgetter
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveFloat
 from pydantic_core import PydanticCustomError
-
-Text = Annotated[str, Field(min_length=1)]
 
 
 class Section(BaseModel):
     """Base of all sections: unknown keys, implicit conversions and later changes are refused."""
 
-    # Strict, because lax mode takes `true` for 1, "4" for 4 and 4.0 for 4 without a word.
+    # Strict, because lax mode silently takes `true` for 1, "4" for 4 and 4.0 for 4.
     model_config = ConfigDict(
         extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
     )
 
+    def conflict(self, key: str, reason: str) -> PydanticCustomError:
+        """Build the error of a field that does not fit another one; `key` is its path inside the section."""
+        return conflict(key, attrgetter(key)(self), reason)
+
+    def check_not_above(self, low: str, high: str) -> None:
+        """Raise an error if the field `low`, which is a number, a list or None, exceeds the field `high`."""
+        value, limit = getattr(self, low), getattr(self, high)
+        if value is not None and (max(value) if isinstance(value, list) else value) > limit:
+            raise self.conflict(low, f"must not exceed {high} = {limit}")
+
 
 def conflict(key: str, value: object, reason: str) -> PydanticCustomError:
-    """Build the error of a field that does not fit another one; `key` is its path inside the section."""
+    """Build the error of a value that is not a field; see `Section.conflict`."""
     return PydanticCustomError("conflict", "{reason}", {"key": key, "value": value, "reason": reason})
+
+
+def _check_ascending(pair: tuple[float, float]) -> tuple[float, float]:
+    if pair[0] > pair[1]:
+        raise PydanticCustomError("ascending", "must be two ascending numbers")
+    return pair
+
+
+Text = Annotated[str, Field(min_length=1)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+BelowOne = Annotated[float, Field(ge=0, lt=1)]
+Share = Annotated[float, Field(gt=0, le=1)]
+# YAML has no tuples, and strict mode would refuse a list for one.
+Pair = Annotated[tuple[float, float], Field(strict=False)]
+Range = Annotated[tuple[PositiveFloat, PositiveFloat], Field(strict=False), AfterValidator(_check_ascending)]
+Shares = Annotated[tuple[Share, Share], Field(strict=False), AfterValidator(_check_ascending)]

@@ -397,12 +397,13 @@ class TestRunsOfOurs:
     def test_predicts_as_the_run_evaluates(self, tmp_path, tiny, picture):
         """The pixels and the normalisation of the task's own loader and model."""
         from res2net_dense.data.images import read_sample
-        from res2net_dense.data.transforms import ClassificationEvalTransform
+        from res2net_dense.data.transforms import Pipeline, ResizeAndCenterCrop
 
         model = get_model(NAME, run_file(tmp_path / "w.safetensors", tiny, ["a", "b", "c"]), **SMALL)
         trained = ClassificationModel(tiny, pixel_mean=(100, 110, 120), pixel_std=(50, 60, 70)).eval()
         with torch.inference_mode():
-            logits = trained([ClassificationEvalTransform(48, 40)(read_sample(picture, 0))])[0]["logits"]
+            sample = Pipeline(ResizeAndCenterCrop(48, 40))(read_sample(picture, 0))
+            logits = trained([sample])[0]["logits"]
         scores = {guess["index"]: guess["score"] for guess in predict_image(model, picture)}
         assert [scores[index] for index in range(3)] == pytest.approx(logits.softmax(0).tolist(), rel=1e-5)
 

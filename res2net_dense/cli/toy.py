@@ -4,13 +4,13 @@
 
 writes `datasets/toy/coco/{train,val}/*.png` and `datasets/toy/coco/annotations/{train,val}.json`. The same
 arguments give the same bytes. Later shapes hide earlier ones, and annotations cover what is visible. Each
-class leans to a hue of its own, as things do, but a fifth of the shapes have any colour. Some training
+class tends to a hue of its own, as things do, but a fifth of the shapes have any colour. Some training
 images are empty, and the category ids have gaps, as in real files.
 
     res2net-dense toy --layout imagenet --output datasets/toy
 
-writes `datasets/toy/imagenet/{train,val}/<class>/*.png` for classification: ten classes, one shape a picture
-on a cluttered ground, of any size, turn and colour, so that colour tells nothing of the class.
+writes `datasets/toy/imagenet/{train,val}/<class>/*.png` for classification: ten classes, one shape per image
+on a cluttered ground, of any size, turn and colour, so that the colour does not tell the class.
 
     res2net-dense toy --layout voc --output datasets/toy
 
@@ -18,13 +18,13 @@ writes the scenes of `coco` to `datasets/toy/voc` in VOC's layout, as JPEG, for 
 segmentation; here only a twentieth of the shapes have any colour. There are `Annotations/*.xml`,
 `SegmentationClass/*.png` (0 background, 1 to 4 the classes of `class_names.txt`, 255 on a border of two
 pixels around what is seen of a shape) and `ImageSets/{Main,Segmentation}/{train,val,trainval}.txt`. The
-numbers of the validation pictures follow those of the training pictures. A shape is `truncated` if any of it
+numbers of the validation images follow those of the training images. A shape is `truncated` if any of it
 is hidden, and `difficult` if less than 0.6 of it is visible.
 
     res2net-dense toy --layout duts --output datasets/toy
 
 writes `datasets/toy/duts/{train,val}/images/*.jpg` and `masks/*.png` for salient object detection: one to
-three shapes of one piece and any hue that stand out from a duller, grainy ground. The pictures have many
+three shapes of one piece and of any hue that stand out from a duller, grainy ground. The images have many
 sizes; the masks are smooth at the outlines as those of DUTS, above 128 where most of a pixel is covered.
 """
 

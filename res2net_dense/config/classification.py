@@ -6,9 +6,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
 
-from res2net_dense.config.schema import Config, DataConfig, ModelConfig, Pair
+from res2net_dense.config.schema import Config, DataConfig, ModelConfig
 from res2net_dense.data.layouts import CifarPart, ClassFoldersPart, Parts, find_layout
-from res2net_dense.sections import conflict
+from res2net_dense.sections import BelowOne, Range, Shares, conflict
 
 ClassParts = Parts[
     Annotated[
@@ -27,15 +27,15 @@ class ClassifierConfig(ModelConfig):
     arch: Literal["classifier"] = "classifier"
     """The architecture."""
     keep_head: bool = True
-    """Start from the last layer of `backbone.weights` too, where it has as many classes."""
-    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Start from the last layer of `backbone.weights` too if it has as many classes."""
+    label_smoothing: BelowOne = 0.0
     """Share of the target that is spread over all classes (Szegedy et al., arXiv 1512.00567)."""
     mixup_alpha: NonNegativeFloat = 0.0
-    """Blend the images of a batch, with weights drawn from Beta(alpha, alpha) (arXiv 1710.09412); 0 for not.
+    """Blend the images of a batch, with weights from Beta(alpha, alpha) (arXiv 1710.09412); 0 for never.
     With CutMix too, each batch takes one of the two."""
     cutmix_alpha: NonNegativeFloat = 0.0
     """Paste a rectangle from image to image, its area drawn from Beta(alpha, alpha) (arXiv 1905.04899); 0 for
-    not."""
+    never."""
 
 
 class ClassificationData(DataConfig):
@@ -54,9 +54,9 @@ class ClassificationData(DataConfig):
     train_crop: Literal["resized", "padded"] = "resized"
     """In training, cut out a random part and resize it (ImageNet), or shift the image by up to `padding`
     pixels (CIFAR)."""
-    crop_scale: Pair = (0.08, 1.0)
+    crop_scale: Shares = (0.08, 1.0)
     """Smallest and largest share of the image's area that a `resized` crop takes."""
-    crop_ratio: Pair = (3 / 4, 4 / 3)
+    crop_ratio: Range = (3 / 4, 4 / 3)
     """Smallest and largest width / height of it."""
     padding: NonNegativeInt = 4
     """Black pixels added on each side before a `padded` crop."""
@@ -81,14 +81,7 @@ class ClassificationData(DataConfig):
 
     @model_validator(mode="after")
     def _check_crops(self) -> ClassificationData:
-        if self.resize_size < self.crop_size:
-            raise conflict("resize_size", self.resize_size, f"must not be below crop_size = {self.crop_size}")
-        low, high = self.crop_scale
-        if not 0 < low <= high <= 1:
-            raise conflict("crop_scale", [low, high], "must be two ascending numbers above 0 and up to 1")
-        low, high = self.crop_ratio
-        if not 0 < low <= high:
-            raise conflict("crop_ratio", [low, high], "must be two ascending numbers above 0")
+        self.check_not_above("crop_size", "resize_size")
         return self
 
 
@@ -105,9 +98,8 @@ class ClassificationConfig(Config):
     @model_validator(mode="after")
     def _check_one_rate(self) -> ClassificationConfig:
         if self.train.optimizer.backbone_lr_factor != 1:
-            raise conflict(
+            raise self.conflict(
                 "train.optimizer.backbone_lr_factor",
-                self.train.optimizer.backbone_lr_factor,
                 "must be 1: the head is a part of the network here (backbone.freeze_at can spare stages)",
             )
         return self

@@ -6,9 +6,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from res2net_dense.config.schema import Config, DataConfig, EvalConfig, Fraction, ModelConfig
+from res2net_dense.config.schema import Config, DataConfig, EvalConfig, ModelConfig
 from res2net_dense.data.layouts import CocoPart, Parts, VocBoxesPart, find_layout
-from res2net_dense.sections import conflict
+from res2net_dense.sections import Fraction
 
 
 class RCNNConfig(ModelConfig):
@@ -27,9 +27,9 @@ class RCNNConfig(ModelConfig):
     box_head_convs: NonNegativeInt = 0
     """3x3 convolutions of the box head before its fully connected layers."""
     rpn_batch: PositiveInt = 256
-    """Anchors sampled an image for the proposal losses."""
+    """Anchors sampled per image for the proposal losses."""
     roi_batch: PositiveInt = 512
-    """Proposals sampled an image for the losses of the heads."""
+    """Proposals sampled per image for the losses of the heads."""
     rpn_pre_nms_train: PositiveInt = 2000
     """Best proposals of a level that enter non-maximum suppression in training."""
     rpn_post_nms_train: PositiveInt = 1000
@@ -41,7 +41,7 @@ class RCNNConfig(ModelConfig):
     score_threshold: Fraction = 0.05
     """Detections below this score are dropped."""
     nms_threshold: Fraction = 0.5
-    """Of two detections of a class that overlap more than this IoU the weaker is dropped."""
+    """Of two detections of a class that overlap more than this IoU, the weaker one is dropped."""
     detections_per_image: PositiveInt = 100
     """The most detections kept of one image."""
     detectron2: dict[str, Any] = {}
@@ -96,16 +96,8 @@ class DetectionData(DataConfig):
 
     @model_validator(mode="after")
     def _check_sizes(self) -> DetectionData:
-        if max(self.min_size_train) > self.max_size_train:
-            raise conflict(
-                "min_size_train",
-                self.min_size_train,
-                f"must not exceed max_size_train = {self.max_size_train}",
-            )
-        if self.min_size_test > self.max_size_test:
-            raise conflict(
-                "min_size_test", self.min_size_test, f"must not exceed max_size_test = {self.max_size_test}"
-            )
+        self.check_not_above("min_size_train", "max_size_train")
+        self.check_not_above("min_size_test", "max_size_test")
         return self
 
 

@@ -6,7 +6,7 @@ import os
 from difflib import get_close_matches
 from pathlib import Path
 
-from res2net_dense.config.yaml_text import one_line
+from res2net_dense.config.yaml_text import fold
 from res2net_dense.errors import ConfigError
 
 _PACKAGE = Path(__file__).resolve().parents[1]
@@ -30,15 +30,24 @@ def find_config(name: str | Path) -> Path:
     wanted = text.removesuffix(".yaml").removesuffix(".yml")
     known = [known for known in names if f"/{wanted}".endswith(f"/{known}")]
     if known:  # the path in a checkout of what the package has
-        raise ConfigError(
-            one_line(f"{name}: no such file; the configuration of this name is {max(known, key=len)}")
-        )
-    if wanted != text:
-        return Path(name)  # the message for a missing file names its neighbours
-    nearest = get_close_matches(text, names, n=3, cutoff=0.4) or names
-    raise ConfigError(
-        one_line(f"{name}: no such file and no configuration of this name; nearest: {', '.join(nearest)}")
-    )
+        problem = f"{name}: no such file; the configuration of this name is {max(known, key=len)}"
+    elif wanted != text:
+        problem = missing_file(Path(name))
+    else:
+        nearest = get_close_matches(text, names, n=3, cutoff=0.4) or names
+        problem = f"{name}: no such file and no configuration of this name; nearest: {', '.join(nearest)}"
+    raise ConfigError(fold(problem))
+
+
+def missing_file(path: Path) -> str:
+    """Return the message for a file that is not there, with its neighbours."""
+    folder = Path(os.path.abspath(path)).parent
+    if not os.path.isdir(folder):
+        return fold(f"{path}: no such file: the folder {folder} does not exist")
+    names = sorted(file.name for file in folder.iterdir() if file.suffix in (".yaml", ".yml"))
+    nearest = get_close_matches(path.name, names, n=3, cutoff=0.4) or names[:3]
+    hint = f"; nearest there: {', '.join(nearest)}" if nearest else " and no other configuration"
+    return fold(f"{path}: no such file in {folder}{hint}")
 
 
 def config_names() -> list[str]:

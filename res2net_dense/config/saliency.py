@@ -6,9 +6,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
 
-from res2net_dense.config.schema import Config, DataConfig, EvalConfig, ModelConfig, Pair
+from res2net_dense.config.schema import Config, DataConfig, EvalConfig, ModelConfig
 from res2net_dense.data.layouts import ImageMasksPart, Parts
-from res2net_dense.sections import Section, conflict
+from res2net_dense.sections import Section, Shares
+
+Edge = Annotated[int, Field(gt=0, le=32766)]
+"""Pixels; OpenCV refuses to rotate what is larger."""
 
 
 class SaliencyLosses(Section):
@@ -26,7 +29,7 @@ class SaliencyLosses(Section):
     @model_validator(mode="after")
     def _check(self) -> SaliencyLosses:
         if not (self.bce or self.iou or self.ssim or self.structure):
-            raise conflict("bce", self.bce, "one of the losses must be above 0")
+            raise self.conflict("bce", "one of the losses must be above 0")
         return self
 
 
@@ -40,9 +43,9 @@ class SaliencyModelConfig(ModelConfig):
     channels: PositiveInt = 64
     """Channels of the decoder."""
     norm: Literal["BN", "SyncBN", "GN"] = "BN"
-    """Normalization in the decoder. Batches of a few pictures want GN."""
+    """Normalization in the decoder. Batches of a few images need GN."""
     losses: SaliencyLosses = SaliencyLosses()
-    """What a map is judged by."""
+    """The losses of a map."""
     side_weight: NonNegativeFloat = 1.0
     """Weight of the losses of the decoder's deeper levels (deep supervision); 0 for none."""
     edge_weight: NonNegativeFloat = 0.0
@@ -58,27 +61,24 @@ class SaliencyData(DataConfig):
     """The part to evaluate on; of a list each part has its own scores; null for none."""
     class_names: None = None
     """There are no classes."""
-    size: PositiveInt | None = None
-    """Length of the longer edge, in training and evaluation; null takes pictures as they are. The result has
-    the picture's own size in any case."""
+    size: Edge | None = None
+    """Length of the longer edge, in training and evaluation; null takes images as they are. The result has
+    the image's own size in any case."""
     keep_aspect: bool = True
-    """Keep the shape of pictures; false warps them to squares of `size`, which is fastest and the only way in
-    which `train.compile` pays: every new set of sizes would be compiled anew."""
-    max_size: PositiveInt = 1024
+    """Keep the shape of images; false warps them to squares of `size`, which is fastest and the only case in
+    which `train.compile` pays off: it compiles again for every new set of sizes."""
+    max_size: Edge = 1024
     """The longer edge never exceeds this where `size` is null."""
-    crop: Pair = (1.0, 1.0)
-    """Smallest and largest part of a picture's height, and of its width, that a random crop keeps in
+    crop: Shares = (1.0, 1.0)
+    """Smallest and largest part of an image's height, and of its width, that a random crop keeps in
     training."""
     rotate: Annotated[float, Field(ge=0, le=180)] = 0.0
     """Largest angle of a random rotation in training, in degrees."""
 
     @model_validator(mode="after")
     def _check_sizes(self) -> SaliencyData:
-        low, high = self.crop
-        if not 0 < low <= high <= 1:
-            raise conflict("crop", [low, high], "must be two ascending numbers above 0, at most 1")
         if self.size is None and not self.keep_aspect:
-            raise conflict("keep_aspect", False, "squares need data.size; set it, or data.keep_aspect=true")
+            raise self.conflict("keep_aspect", "squares need data.size; set it, or data.keep_aspect=true")
         return self
 
 

@@ -1,6 +1,6 @@
-"""The schema of a configuration: one class a section, and the docstring under a field is its description.
+"""The schema of a configuration: one class per section; the docstring under a field is its description.
 
-What the tasks share is here; a task adds its own sections in a file beside this one and joins them in a
+What the tasks share is here; a task adds its own sections in a file next to this one and joins them in a
 subclass of `Config`, which `load.CONFIGS` names.
 
 Only what a file alone can tell is checked here. Names of backbones, files on disk and the abilities of the
@@ -12,23 +12,10 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Annotated, Literal
 
-from pydantic import (
-    Field,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-    model_validator,
-)
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from res2net_dense.sections import Section, Text, conflict
+from res2net_dense.sections import BelowOne, Fraction, Pair, Section, Share, Text
 
-Fraction = Annotated[float, Field(ge=0, le=1)]
-# YAML knows no tuples, and strict mode would refuse a list for one.
-Pair = Annotated[tuple[float, float], Field(strict=False)]
-Betas = Annotated[
-    tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]], Field(strict=False)
-]
 Channels = Annotated[list[float], Field(min_length=3, max_length=3)]
 
 
@@ -38,13 +25,13 @@ class BackboneConfig(Section):
     name: Text
     """Published name, such as `res2net50_26w_4s`."""
     weights: Text | None = None
-    """Weights to start from: `imagenet` (the published ones), the path of a file, or null (random)."""
+    """Weights to start from: `imagenet` (the published ones), the path of a file, or null for random ones."""
     freeze_at: Annotated[int, Field(ge=0, le=5)] = 0
     """Leading parts of the backbone that keep their weights: 0 none, 1 the stem, 2 the stem and res2, ... 5
     all (4 where it has three stages). What is built on it, a classifier's last layer too, still learns."""
     norm: Literal["BN", "FrozenBN", "SyncBN", "GN"] = "BN"
     """Normalization layers; FrozenBN keeps the statistics and scales of the weights it starts from."""
-    drop_path_rate: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    drop_path_rate: BelowOne = 0.0
     """Probability that training drops the last block's residual branch; earlier blocks get linearly less."""
     checkpoint_activations: bool = False
     """Recompute activations in the backward pass: less memory, more time."""
@@ -97,7 +84,7 @@ class DataConfig(Section):
     @model_validator(mode="after")
     def _check_names(self) -> DataConfig:
         if self.class_names and len(set(self.class_names)) < len(self.class_names):
-            raise conflict("class_names", self.class_names, "must not repeat a name")
+            raise self.conflict("class_names", "must not repeat a name")
         return self
 
 
@@ -108,9 +95,9 @@ class OptimizerConfig(Section):
     """The method; adam has its weight decay in the gradient, adamw apart from it."""
     lr: PositiveFloat
     """Peak learning rate at `train.reference_batch`; it is scaled linearly to `train.batch_size`."""
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    momentum: BelowOne = 0.9
     """Momentum of SGD."""
-    betas: Betas = (0.9, 0.999)
+    betas: Annotated[tuple[BelowOne, BelowOne], Field(strict=False)] = (0.9, 0.999)
     """Decay rates of the two averages of Adam and AdamW."""
     weight_decay: NonNegativeFloat = 1e-4
     """Weight decay."""
@@ -133,7 +120,7 @@ class ScheduleConfig(Section):
     """Factor on the learning rate at the start of the warm-up."""
     milestones: list[PositiveInt] = []
     """Iterations at which multistep multiplies the learning rate by `gamma`."""
-    gamma: Annotated[float, Field(gt=0, le=1)] = 0.1
+    gamma: Share = 0.1
     """Factor of multistep."""
     power: PositiveFloat = 0.9
     """Exponent of poly."""
@@ -145,7 +132,7 @@ class ScheduleConfig(Section):
     @model_validator(mode="after")
     def _check(self) -> ScheduleConfig:
         if any(left >= right for left, right in pairwise(self.milestones)):
-            raise conflict("milestones", self.milestones, "must increase")
+            raise self.conflict("milestones", "must increase")
         return self
 
 
@@ -192,13 +179,9 @@ class TrainConfig(Section):
     @model_validator(mode="after")
     def _check(self) -> TrainConfig:
         if self.batch_size % self.accumulate:
-            raise conflict("accumulate", self.accumulate, f"must divide batch_size = {self.batch_size}")
+            raise self.conflict("accumulate", f"must divide batch_size = {self.batch_size}")
         if self.schedule.milestones and self.schedule.milestones[-1] >= self.iterations:
-            raise conflict(
-                "schedule.milestones",
-                self.schedule.milestones,
-                f"must be below train.iterations = {self.iterations}",
-            )
+            raise self.conflict("schedule.milestones", f"must be below train.iterations = {self.iterations}")
         return self
 
 
@@ -250,7 +233,7 @@ class Config(Section):
     def _check_classes(self) -> Config:
         names, count = self.data.class_names, self.model.num_classes
         if names is not None and count is not None and len(names) != count:
-            raise conflict(
-                "model.num_classes", count, f"must equal the number of data.class_names, {len(names)}"
+            raise self.conflict(
+                "model.num_classes", f"must equal the number of data.class_names, {len(names)}"
             )
         return self

@@ -6,9 +6,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
-from res2net_dense.config.schema import Config, DataConfig, EvalConfig, ModelConfig, Pair
+from res2net_dense.config.schema import Config, DataConfig, EvalConfig, ModelConfig
 from res2net_dense.data.layouts import Parts, VocMasksPart
-from res2net_dense.sections import Text, conflict
+from res2net_dense.sections import Range, Text
 
 
 class SegmenterConfig(ModelConfig):
@@ -37,10 +37,10 @@ class SegmenterConfig(ModelConfig):
     """Dilation rates of the DeepLabs' pyramid; null for (6, 12, 18) at output stride 16 and (12, 24, 36) at
     8."""
     norm: Literal["BN", "SyncBN", "GN"] = "BN"
-    """Normalization in what is built on the backbone. Batches of one or two pictures want GN."""
+    """Normalization in what is built on the backbone. Batches of one or two images need GN."""
     aux_weight: NonNegativeFloat = 0.0
-    """Weight of the loss of a second, simple head on the last map but one, used in training alone; 0 for
-    none. PSPNet's authors have 0.4."""
+    """Weight of the loss of a second, simple head on the last map but one, used in training only; 0 for
+    none. PSPNet's authors use 0.4."""
     class_weights: Annotated[list[NonNegativeFloat], Field(min_length=1)] | None = None
     """Weight of each class in the loss, for rare classes; null for equal ones."""
     smp: dict[str, Any] = {}
@@ -50,9 +50,9 @@ class SegmenterConfig(ModelConfig):
     def _check(self) -> SegmenterConfig:
         weights, count = self.class_weights, self.num_classes
         if weights is not None and count is not None and len(weights) != count:
-            raise conflict("class_weights", weights, f"must be one for each of {count} classes")
+            raise self.conflict("class_weights", f"must be one for each of {count} classes")
         if weights is not None and not any(weights):
-            raise conflict("class_weights", weights, "at least one must be above 0")
+            raise self.conflict("class_weights", "at least one must be above 0")
         return self
 
 
@@ -67,27 +67,21 @@ class SegmentationData(DataConfig):
     """Names of the classes in the order of their labels, the background included; null takes them from
     `class_names.txt` or `labelmap.txt` in the data set's folder."""
     crop_size: PositiveInt = 513
-    """Side of the square that is cut out of a picture in training."""
+    """Side of the square that is cut out of an image in training."""
     base_size: PositiveInt | None = None
-    """Length of the shorter edge to which a picture is brought before it is scaled at random; null takes
-    pictures as they are."""
-    scale: Pair = (0.5, 2.0)
-    """Smallest and largest factor by which a picture is scaled at random before the crop."""
+    """Length of the shorter edge to which an image is brought before it is scaled at random; null takes
+    images as they are."""
+    scale: Range = (0.5, 2.0)
+    """Smallest and largest factor by which an image is scaled at random before the crop."""
     min_size_test: PositiveInt | None = None
-    """Length of the shorter edge in evaluation; null takes pictures as they are. The result has the picture's
+    """Length of the shorter edge in evaluation; null takes images as they are. The result has the image's
     own size in any case."""
     max_size_test: PositiveInt = 2048
     """The longer edge never exceeds this in evaluation."""
 
     @model_validator(mode="after")
     def _check_sizes(self) -> SegmentationData:
-        low, high = self.scale
-        if not 0 < low <= high:
-            raise conflict("scale", [low, high], "must be two ascending numbers above 0")
-        if self.min_size_test is not None and self.min_size_test > self.max_size_test:
-            raise conflict(
-                "min_size_test", self.min_size_test, f"must not exceed max_size_test = {self.max_size_test}"
-            )
+        self.check_not_above("min_size_test", "max_size_test")
         return self
 
 
@@ -95,19 +89,19 @@ class SegmentationEval(EvalConfig):
     """The evaluation."""
 
     scales: Annotated[list[PositiveFloat], Field(min_length=1)] = [1.0]
-    """Sizes, as factors, at which each picture is looked at; their results are averaged."""
+    """Sizes, as factors, at which each image is seen; the results are averaged."""
     flip: bool = False
-    """Look at the mirrored picture too."""
+    """See the mirrored image too."""
     window: PositiveInt | None = None
-    """Side of the window that slides over the picture, as `data.min_size_test` and `max_size_test` leave it;
-    null looks at the whole picture at once."""
+    """Side of the window that slides over the image, as `data.min_size_test` and `max_size_test` leave it;
+    null sees the whole image at once."""
     window_stride: PositiveInt | None = None
     """Pixels from one window to the next; null for two thirds of `window`."""
 
     @model_validator(mode="after")
     def _check_window(self) -> SegmentationEval:
         if self.window_stride is not None and (self.window is None or self.window_stride > self.window):
-            raise conflict("window_stride", self.window_stride, "must not exceed eval.window, which it needs")
+            raise self.conflict("window_stride", "must not exceed eval.window, which it needs")
         return self
 
 

@@ -1,1 +1,1 @@
-"""Data sets: reading pictures and annotations, transforming them, and batching them as `list[Sample]`."""
+"""Data sets: reading images and annotations, transforming them, and batching them as `list[Sample]`."""

@@ -1,4 +1,4 @@
-"""Reading pictures: every file becomes RGB in 0-255, or a `DatasetError` that names it."""
+"""Reading images: every file becomes RGB in 0-255, or a `DatasetError` that names it."""
 
 from __future__ import annotations
 
@@ -9,40 +9,29 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from res2net_dense.errors import DatasetError
+from res2net_dense.errors import DatasetError, one_line
 from res2net_dense.types import Sample
 
 if TYPE_CHECKING:
     import torch  # a configuration is read without it
 
-IMAGE_SUFFIXES = frozenset(
-    (
-        *(".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".tif", ".tiff"),
-        *(".webp", ".pgm", ".ppm", ".pnm", ".jp2"),
-    )
-)
+_SUFFIXES = "jpg jpeg jfif png bmp gif tif tiff webp pgm ppm pnm jp2"
+IMAGE_SUFFIXES = frozenset(f".{suffix}" for suffix in _SUFFIXES.split())
 MAX_PIXELS = 178_000_000
-"""Larger pictures are refused before decoding: a few kilobytes of file can otherwise fill the memory."""
+"""Larger images are refused before decoding: a few kilobytes of file can otherwise fill the memory."""
 
 # Raster formats only: Pillow would hand an EPS file to Ghostscript, which runs programs.
 _FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM", "JPEG2000")
 _ORIENTATION_TAG = 0x0112
-_TRANSPOSES = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
+_TURNS = "FLIP_LEFT_RIGHT ROTATE_180 FLIP_TOP_BOTTOM TRANSPOSE ROTATE_270 TRANSVERSE ROTATE_90"
+_TRANSPOSES = {value: Image.Transpose[name] for value, name in enumerate(_TURNS.split(), start=2)}
 
 
 def read_image(path: str | Path) -> np.ndarray:
-    """Read a picture as RGB.
+    """Read an image as RGB.
 
     The EXIF orientation is applied, an animation gives its first frame, and transparency is dropped (the
-    colours stored under it stay). Pictures of more than 8 bits are scaled, never saturated:
+    colours stored under it stay). Images of more than 8 bits are scaled, never saturated:
 
     * 16-bit grey is divided by 257, so that 65535 becomes 255;
     * 32-bit integers count as 0..255, 0..65535 or 0..2^31 - 1, the first range that holds the largest value;
@@ -55,13 +44,13 @@ def read_image(path: str | Path) -> np.ndarray:
         (H, W, 3) uint8 RGB, writable.
 
     Raises:
-        DatasetError: the file is missing, empty, no picture, cut off, damaged, or larger than `MAX_PIXELS`.
+        DatasetError: the file is missing, empty, not an image, cut off, damaged, or larger than `MAX_PIXELS`.
     """
     try:
         with _open(path) as image:
             orientation = _orientation(image)
             image.load()
-            # `format` is lost by transposing, and the bit depth of an integer picture depends on it.
+            # `format` is lost by transposing, and the bit depth of an integer image depends on it.
             is_16_bit = image.mode.startswith("I;16") or image.format in ("PNG", "PPM")
             turned = image.transpose(_TRANSPOSES[orientation]) if orientation in _TRANSPOSES else image
             return _to_rgb(turned, is_16_bit)
@@ -70,13 +59,10 @@ def read_image(path: str | Path) -> np.ndarray:
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
-    """Read the size from the header, as `read_image` would return it (EXIF orientation applied).
-
-    Returns:
-        (height, width) in pixels.
+    """Read (height, width) from the header, as `read_image` would return it (EXIF orientation applied).
 
     Raises:
-        DatasetError: the file is missing, no picture, or larger than `MAX_PIXELS`.
+        DatasetError: the file is missing, not an image, or larger than `MAX_PIXELS`.
     """
     try:
         with _open(path) as image:
@@ -87,14 +73,7 @@ def image_size(path: str | Path) -> tuple[int, int]:
 
 
 def read_sample(path: str | Path, image_id: int | str, file_name: str | None = None) -> Sample:
-    """Read a picture as an untransformed sample.
-
-    `image` is a (3, H, W) view of the (H, W, 3) pixels: transforms get the latter back without a copy.
-
-    Args:
-        path: the file.
-        image_id: the id that the sample carries.
-        file_name: the name that the sample carries; the path by default.
+    """Read an image as an untransformed sample; `file_name` is by default the path.
 
     Raises:
         DatasetError: as `read_image`.
@@ -103,16 +82,18 @@ def read_sample(path: str | Path, image_id: int | str, file_name: str | None = N
 
 
 def sample_of(pixels: np.ndarray, file_name: str, image_id: int | str) -> Sample:
-    """Return (H, W, 3) uint8 RGB pixels as an untransformed sample."""
+    """Return (H, W, 3) uint8 RGB pixels as an untransformed sample.
+
+    `image` is a (3, H, W) view of them: transforms get the pixels back without a copy.
+    """
     import torch
 
-    image = torch.from_numpy(pixels).permute(2, 0, 1)
     return Sample(
-        image=image,
+        image=torch.from_numpy(pixels).permute(2, 0, 1),
         file_name=file_name,
         image_id=image_id,
-        original_height=image.shape[1],
-        original_width=image.shape[2],
+        original_height=pixels.shape[0],
+        original_width=pixels.shape[1],
     )
 
 
@@ -134,29 +115,23 @@ def to_pixels(image: str | Path | Image.Image | np.ndarray | torch.Tensor) -> np
     if isinstance(image, (str, Path)):
         return read_image(image)
     if isinstance(image, Image.Image):
-        if image.mode == "F" or image.mode.startswith("I"):  # PIL's conversion would saturate it
+        if image.mode.startswith(("F", "I")):  # PIL's conversion would saturate it
             raise DatasetError(f"a PIL image of mode {image.mode} has more than 8 bits: pass its path")
         return np.array(ImageOps.exif_transpose(image).convert("RGB"))
-
+    shape = tuple(getattr(image, "shape", ()))
     if isinstance(image, torch.Tensor):
-        if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3 or image.numel() == 0:
-            raise DatasetError(
-                f"a tensor {tuple(image.shape)} of {image.dtype} is not an image: pass (3, H, W) uint8, RGB"
-            )
-        return image.detach().cpu().permute(1, 2, 0).contiguous().numpy().copy()
-    if not isinstance(image, np.ndarray):
-        raise DatasetError(
-            f"a {type(image).__name__} is not an image: pass a path, PIL image, array or tensor"
-        )
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
-        raise DatasetError(
-            f"an array {image.shape} of {image.dtype} is not an image: pass (H, W, 3) uint8, RGB"
-        )
-    return np.array(image)
+        if image.dtype == torch.uint8 and len(shape) == 3 and shape[0] == 3 and image.numel():
+            return np.array(image.detach().cpu().permute(1, 2, 0).numpy(), order="C")
+        raise DatasetError(f"a tensor {shape} of {image.dtype} is not an image: pass (3, H, W) uint8, RGB")
+    if isinstance(image, np.ndarray):
+        if image.dtype == np.uint8 and len(shape) == 3 and shape[2] == 3 and image.size:
+            return np.array(image)
+        raise DatasetError(f"an array {shape} of {image.dtype} is not an image: pass (H, W, 3) uint8, RGB")
+    raise DatasetError(f"a {type(image).__name__} is not an image: pass a path, PIL image, array or tensor")
 
 
 def list_images(pattern: str | Path) -> list[Path]:
-    """List pictures.
+    """List images.
 
     Args:
         pattern: a file (taken whatever its suffix), a folder (searched with its subfolders), or a glob
@@ -176,7 +151,7 @@ def list_images(pattern: str | Path) -> list[Path]:
     found = sorted(p for p in candidates if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
     if not found:
         raise DatasetError(
-            f"{pattern}: no pictures found from {Path.cwd()}; give a file, a folder or a quoted pattern "
+            f"{pattern}: no images found from {Path.cwd()}; give a file, a folder or a quoted pattern "
             f"with one of {' '.join(sorted(IMAGE_SUFFIXES))}"
         )
     return found
@@ -186,21 +161,18 @@ def _open(path: str | Path) -> Image.Image:
     image = Image.open(path, formats=_FORMATS)
     if image.width * image.height > MAX_PIXELS:
         image.close()
-        raise Image.DecompressionBombError(f"{image.width} x {image.height}")
+        raise Image.DecompressionBombError
     return image
 
 
 def _orientation(image: Image.Image) -> int:
     """The EXIF orientation that is still to be applied, from the header alone."""
-    if image.format == "TIFF":  # Pillow turns these itself
-        return 1
-    if (
-        image.format == "PNG" and "exif" not in image.info
-    ):  # Pillow would decode the pixels to look behind them
+    # Pillow turns TIFFs itself; of a PNG it would decode the pixels to look behind them.
+    if image.format == "TIFF" or (image.format == "PNG" and "exif" not in image.info):
         return 1
     try:
         return int(image.getexif().get(_ORIENTATION_TAG, 1))
-    except Exception:  # a damaged EXIF block is no reason to lose the picture
+    except Exception:  # a damaged EXIF block is not a reason to lose the image
         return 1
 
 
@@ -222,12 +194,11 @@ def _to_rgb(image: Image.Image, is_16_bit: bool) -> np.ndarray:
 
 def _as_dataset_error(path: str | Path, error: Exception) -> DatasetError:
     if isinstance(error, FileNotFoundError):
-        return DatasetError(f"{path}: picture not found (looked in {Path(path).absolute()}); check the path")
-    if isinstance(error, Image.DecompressionBombError):
-        return DatasetError(
-            f"{path}: refused, the header claims over {MAX_PIXELS // 10**6} Mpx; scale the picture down"
-        )
-    if isinstance(error, UnidentifiedImageError):
-        return DatasetError(f"{path}: empty or not a picture in a known format; replace or remove the file")
-    reason = " ".join(str(error).split()) or type(error).__name__
-    return DatasetError(f"{path}: the picture cannot be read ({reason}); replace or remove the file")
+        problem = f"image not found (looked in {Path(path).absolute()}); check the path"
+    elif isinstance(error, Image.DecompressionBombError):
+        problem = f"refused, the header claims over {MAX_PIXELS // 10**6} Mpx; scale the image down"
+    elif isinstance(error, UnidentifiedImageError):
+        problem = "empty or not an image in a known format; replace or remove the file"
+    else:
+        problem = f"the image cannot be read ({one_line(error)}); replace or remove the file"
+    return DatasetError(f"{path}: {problem}")

@@ -1,6 +1,6 @@
-"""From a data set to batches of `list[Sample]`: which pictures, in which order, read by how many processes.
+"""From a data set to batches of `list[Sample]`: which images, in which order, read by how many processes.
 
-Everything random hangs on (seed, epoch, position), never on a process: any number of workers gives the same
+Everything random depends on (seed, epoch, position), never on a process: any number of workers gives the same
 bits, and a run continues at iteration k as if it had never stopped. Workers return their errors as values
 and the main process raises or logs them, so that a user reads one line and not a worker's traceback.
 """
@@ -27,7 +27,7 @@ Key = tuple[int, int]
 """(epoch, position) of one training sample."""
 
 Item = tuple[Sample | None, list[DatasetError]]
-"""The sample, or None where it could not be had, and the errors met on the way."""
+"""The sample, or None where there is none, and the errors met on the way."""
 
 _MAX_REPLACEMENTS = 10
 _MAPS = {"image", "sem_seg", "saliency"}
@@ -37,20 +37,20 @@ _logger = logging.getLogger(__name__)
 class TrainBatches:
     """The endless order of training samples, as lists of (epoch, position).
 
-    Each iteration takes one batch from a stream of shuffled epochs. With groups all pictures of a batch are
-    of one group; what does not fill a batch waits for the next epoch, so no picture is left out. The batch
-    is cut into `accumulate * world_size` equal chunks, and rank r gets the chunks r, world_size + r, ...:
-    one list each.
+    Each iteration takes one batch from a stream of shuffled epochs. With groups all images of a batch are of
+    one group; what does not fill a batch waits for the next epoch, so no image is left out. The batch is cut
+    into `accumulate * world_size` equal chunks, and rank r gets the chunks r, world_size + r, ...: one list
+    each.
 
     Args:
         size: number of positions.
-        batch_size: pictures of one optimizer step, over all processes and accumulated steps.
+        batch_size: images of one optimizer step, over all processes and accumulated steps.
         seed: of the order.
         groups: (size,) integers; None puts all into one group. See `aspect_ratio_groups`.
         rank: of this process.
         world_size: number of processes.
         accumulate: chunks whose gradients are added up before a step.
-        start_iteration: optimizer steps already done in an earlier run; skipped without reading a picture.
+        start_iteration: optimizer steps already done in an earlier run; skipped without reading an image.
 
     Raises:
         DatasetError: `size` is 0.
@@ -70,9 +70,7 @@ class TrainBatches:
         start_iteration: int = 0,
     ) -> None:
         if size < 1:
-            raise DatasetError(
-                "the training set is empty: there is no picture to learn from; check what data.train names"
-            )
+            raise DatasetError("the training set is empty; check what data.train names")
         chunks = world_size * accumulate
         if batch_size < 1 or batch_size % chunks:
             raise ConfigError(
@@ -82,17 +80,13 @@ class TrainBatches:
         self.batch_size = batch_size
         self.seed = seed
         self.groups = [0] * size if groups is None else groups.tolist()
-        self.rank = rank
-        self.world_size = world_size
-        self.accumulate = accumulate
+        self.chunk_size = batch_size // chunks
+        self.starts = range(rank * self.chunk_size, batch_size, world_size * self.chunk_size)
         self.start_iteration = start_iteration
 
     def __iter__(self) -> Iterator[list[Key]]:
-        chunk_size = self.batch_size // (self.world_size * self.accumulate)
         for batch in itertools.islice(self._batches(), self.start_iteration, None):
-            for step in range(self.accumulate):
-                first = (step * self.world_size + self.rank) * chunk_size
-                yield batch[first : first + chunk_size]
+            yield from (batch[start : start + self.chunk_size] for start in self.starts)
 
     def _batches(self) -> Iterator[list[Key]]:
         waiting: dict[int, list[Key]] = {group: [] for group in set(self.groups)}
@@ -110,10 +104,10 @@ class TrainSet(Dataset[Item]):
 
     Args:
         source: the data set.
-        indices: which of its samples to use; a position is a place in this list.
-        transform: such as `TrainTransform`.
+        indices: which of its samples to use; a position is an index into this list.
+        transform: such as a `transforms.Pipeline`.
         seed: of the transforms.
-        on_error: "raise" ends at a broken picture; "skip" puts the next readable one in its place.
+        on_error: "raise" ends at a broken image; "skip" puts the next readable one in its place.
     """
 
     def __init__(
@@ -125,29 +119,23 @@ class TrainSet(Dataset[Item]):
         seed: int,
         on_error: Literal["raise", "skip"] = "raise",
     ) -> None:
-        if on_error not in ("raise", "skip"):
-            raise ConfigError(f"on_error {on_error!r} is unknown; use raise or skip")
         self.source = source
         self.indices = np.asarray(indices, dtype=np.int64)
         self.transform = transform
         self.seed = seed
-        self.on_error = on_error
-
-    def __len__(self) -> int:
-        return len(self.indices)
+        self.attempts = min(_MAX_REPLACEMENTS, len(self.indices)) if on_error == "skip" else 1
 
     def __getitem__(self, key: Key) -> Item:
         epoch, position = key
-        attempts = min(_MAX_REPLACEMENTS, len(self)) if self.on_error == "skip" else 1
         errors: list[DatasetError] = []
-        for offset in range(attempts):
-            index = int(self.indices[(position + offset) % len(self)])
+        for offset in range(self.attempts):
+            index = int(self.indices[(position + offset) % len(self.indices)])
             try:
                 raw = self.source.sample(index)
             except DatasetError as error:
                 errors.append(error)
-                continue
-            return self.transform(raw, np.random.default_rng([self.seed, epoch, position])), errors
+            else:
+                return self.transform(raw, np.random.default_rng([self.seed, epoch, position])), errors
         return None, errors
 
 
@@ -168,36 +156,37 @@ class EvalSet(Dataset[Item]):
             return None, [error]
 
 
-class FileSet(Dataset[Item]):
-    """Transformed samples of picture files without annotations; `image_id` is the running number from 0."""
+class _Files:
+    """Image files without annotations; `image_id` is the running number from 0."""
 
-    def __init__(self, files: Sequence[Path], transform: Callable[[Sample], Sample]) -> None:
-        self.files = [str(file) for file in files]
-        self.transform = transform
+    def __init__(self, files: Sequence[Path]) -> None:
+        self.files = list(map(str, files))
 
     def __len__(self) -> int:
         return len(self.files)
 
-    def __getitem__(self, index: int) -> Item:
-        try:
-            return self.transform(read_sample(self.files[index], index)), []
-        except DatasetError as error:
-            return None, [error]
+    def sample(self, index: int) -> Sample:
+        return read_sample(self.files[index], index)
 
 
 class BatchLoader:
-    """Iterates over batches of `list[Sample]`; each pass starts anew.
+    """Iterates over batches of `list[Sample]`; each pass starts from the beginning.
 
-    A broken picture raises its `DatasetError` here. One that was replaced (`on_error="skip"`) is logged as a
+    A broken image raises its `DatasetError` here. One that was replaced (`on_error="skip"`) is logged as a
     warning and counted in `skipped`.
+
+    Args:
+        dataset: the samples.
+        batches: the keys of the samples of each batch, such as `TrainBatches`.
+        workers: reading processes, 0 reads in this one.
     """
 
-    def __init__(self, loader: DataLoader[Any]) -> None:
-        self.loader = loader
+    def __init__(self, dataset: Dataset[Item], batches: Iterable[list[Any]], *, workers: int) -> None:
+        self.loader = _data_loader(dataset, batches, workers)
         self.skipped = 0
 
     def __len__(self) -> int:
-        """Number of batches of this process; a TypeError for the endless training loader."""
+        """Number of batches of this process; a TypeError for endless batches."""
         return len(self.loader)
 
     def __iter__(self) -> Iterator[list[Sample]]:
@@ -206,43 +195,28 @@ class BatchLoader:
 
     def _sample(self, sample: Sample | None, errors: list[DatasetError]) -> Sample:
         if sample is None:
-            raise (
-                errors[-1]
-                if len(errors) == 1
-                else DatasetError(f"{errors[-1]} ({len(errors)} in a row are broken)")
-            )
+            if len(errors) == 1:
+                raise errors[0]
+            raise DatasetError(f"{errors[-1]} ({len(errors)} in a row are broken)")
         for error in errors:
             _logger.warning("skipped: %s", error)
         self.skipped += len(errors)
         return sample
 
 
-def train_loader(dataset: TrainSet, batches: TrainBatches, *, workers: int) -> BatchLoader:
-    """The endless loader of training batches.
-
-    Args:
-        dataset: the samples.
-        batches: their order; its `size` is `len(dataset)`.
-        workers: reading processes, 0 reads in this one.
-    """
-    return BatchLoader(_data_loader(dataset, batches, workers))
-
-
 def eval_loader(
     dataset: EvalSet, *, batch_size: int, workers: int, rank: int = 0, world_size: int = 1
 ) -> BatchLoader:
-    """One pass in which every picture comes exactly once over all processes.
+    """One pass in which every image comes exactly once over all processes.
 
     Args:
         dataset: the samples.
         batch_size: of this process.
         workers: reading processes, 0 reads in this one.
-        rank: of this process; it gets every `world_size`-th picture.
+        rank: of this process; it gets every `world_size`-th image.
         world_size: number of processes.
     """
-    return BatchLoader(
-        _data_loader(dataset, _chunks(range(rank, len(dataset), world_size), batch_size), workers)
-    )
+    return BatchLoader(dataset, _chunks(range(rank, len(dataset), world_size), batch_size), workers=workers)
 
 
 def predict_loader(
@@ -252,8 +226,8 @@ def predict_loader(
 
     Either list may be empty; every file is in exactly one of them.
     """
-    dataset = FileSet(files, transform)
-    chunks = _chunks(range(len(dataset)), batch_size)
+    dataset = EvalSet(cast(Source, _Files(files)), transform)
+    chunks = _chunks(range(len(files)), batch_size)
     for numbers, batch in zip(chunks, _data_loader(dataset, chunks, workers), strict=True):
         items = _unpack(batch)
         samples = [sample for sample, _ in items if sample is not None]
@@ -261,7 +235,7 @@ def predict_loader(
 
 
 def aspect_ratio_groups(ratios: np.ndarray) -> np.ndarray:
-    """Groups of pictures that pad well together: 0 where width / height > 1, else 1, as detectron2.
+    """Groups of images that pad well together: 0 where width / height > 1, else 1, as detectron2.
 
     Args:
         ratios: (N,) width / height.
@@ -269,12 +243,10 @@ def aspect_ratio_groups(ratios: np.ndarray) -> np.ndarray:
     Returns:
         (N,) int64.
     """
-    return np.where(np.asarray(ratios) > 1, 0, 1).astype(np.int64)
+    return np.where(np.asarray(ratios) > 1, 0, 1)
 
 
 def _chunks(indices: range, size: int) -> list[list[int]]:
-    if size < 1:
-        raise ConfigError(f"the batch size must be at least 1, not {size}")
     return [list(indices[first : first + size]) for first in range(0, len(indices), size)]
 
 
@@ -294,32 +266,32 @@ def _pack(items: list[Item]) -> tuple[list[Item], dict[str, Tensor]]:
     """Join the maps of a batch that have one size for the way from a worker to the main process.
 
     Each tensor on that way holds an open file, and Linux allows a process 1024 of them: four workers with two
-    batches of 256 pictures on their way would need 2048.
+    batches of 256 images on their way would need 2048.
     """
-    packed: dict[str, Tensor] = {}
-    samples = [cast(dict[str, Any], sample) for sample, _ in items if sample is not None]
-    if get_worker_info() is not None and samples:
-        for key in _MAPS & samples[0].keys():
-            if len({sample[key].shape for sample in samples}) == 1:
-                packed[key] = torch.stack([sample[key] for sample in samples])
-    bare = [
-        (
-            None if sample is None else cast(Sample, {k: v for k, v in sample.items() if k not in packed}),
-            errors,
-        )
-        for sample, errors in items
-    ]
-    return bare, packed
+    if get_worker_info() is None:
+        return items, {}
+    # copies, as a source may hand out what it keeps
+    items = [(None if sample is None else sample.copy(), errors) for sample, errors in items]
+    samples = _samples(items)
+    packed = {
+        key: torch.stack([sample.pop(key) for sample in samples])
+        for key in (_MAPS & samples[0].keys() if samples else ())
+        if len({sample[key].shape for sample in samples}) == 1
+    }
+    return items, packed
 
 
 def _unpack(batch: tuple[list[Item], dict[str, Tensor]]) -> list[Item]:
     """Undo `_pack`."""
     items, packed = batch
-    samples = [cast(dict[str, Any], sample) for sample, _ in items if sample is not None]
     for key, maps in packed.items():
-        for sample, one in zip(samples, maps, strict=True):
+        for sample, one in zip(_samples(items), maps, strict=True):
             sample[key] = one
     return items
+
+
+def _samples(items: list[Item]) -> list[dict[str, Any]]:
+    return [cast(dict[str, Any], sample) for sample, _ in items if sample is not None]
 
 
 def _init_worker(worker: int) -> None:

@@ -28,7 +28,6 @@ from res2net_dense.data.loaders import (
     TrainSet,
     eval_loader,
     predict_loader,
-    train_loader,
 )
 from res2net_dense.engine import distributed
 from res2net_dense.errors import ConfigError, DatasetError, first_few
@@ -288,7 +287,7 @@ class Task(ABC, Generic[C]):
             seed=config.runtime.seed,
             on_error=config.data.on_error,
         )
-        return train_loader(samples, batches, workers=config.data.workers)
+        return BatchLoader(samples, batches, workers=config.data.workers)
 
     def build_eval_loader(self, config: C) -> BatchLoader:
         """Return this process's part of the validation images, each once."""

@@ -10,7 +10,14 @@ from PIL import Image
 from torch import Tensor, nn
 
 from res2net_dense.config.classification import ClassificationConfig
-from res2net_dense.data.transforms import ClassificationEvalTransform, ClassificationTrainTransform
+from res2net_dense.data.transforms import (
+    PaddedCrop,
+    Pipeline,
+    RandomFlip,
+    RandomResizedCrop,
+    ResizeAndCenterCrop,
+    colour_changes,
+)
 from res2net_dense.engine import distributed
 from res2net_dense.errors import ConfigError
 from res2net_dense.models.graphs import ClassificationGraph, Graph
@@ -57,18 +64,16 @@ class Classification(Task[ClassificationConfig]):
 
     def train_transform(self, config: ClassificationConfig) -> TrainTransform:
         data = config.data
-        return ClassificationTrainTransform(
-            data.crop_size,
-            crop=data.train_crop,
-            scale=data.crop_scale,
-            ratio=data.crop_ratio,
-            padding=data.padding,
-            flip=data.flip,
-            photometric=data.photometric,
+        return Pipeline(
+            PaddedCrop(data.crop_size, data.padding)
+            if data.train_crop == "padded"
+            else RandomResizedCrop(data.crop_size, data.crop_scale, data.crop_ratio),
+            RandomFlip(data.flip),
+            colour_changes(data.photometric),
         )
 
     def eval_transform(self, config: ClassificationConfig) -> EvalTransform:
-        return ClassificationEvalTransform(config.data.resize_size, config.data.crop_size)
+        return Pipeline(ResizeAndCenterCrop(config.data.resize_size, config.data.crop_size))
 
     def image_size(self, config: ClassificationConfig) -> tuple[int, int] | None:
         return config.data.crop_size, config.data.crop_size

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from res2net_dense.config.detection import DetectionConfig
 from res2net_dense.data.layouts import open_source
 from res2net_dense.data.loaders import aspect_ratio_groups
-from res2net_dense.data.transforms import EvalTransform as ResizeTransform
-from res2net_dense.data.transforms import TrainTransform as ResizeTrainTransform
+from res2net_dense.data.transforms import Pipeline, RandomFlip, ResizeShortestEdge, colour_changes
 from res2net_dense.engine import distributed
 from res2net_dense.models.detections import to_prediction
 from res2net_dense.models.graphs import Graph
@@ -76,15 +75,14 @@ class Detection(Task[DetectionConfig]):
 
     def train_transform(self, config: DetectionConfig) -> TrainTransform:
         data = config.data
-        return ResizeTrainTransform(
-            min_sizes=data.min_size_train,
-            max_size=data.max_size_train,
-            flip=data.flip,
-            photometric=data.photometric,
+        return Pipeline(
+            ResizeShortestEdge(data.min_size_train, data.max_size_train),
+            RandomFlip(data.flip),
+            colour_changes(data.photometric),
         )
 
     def eval_transform(self, config: DetectionConfig) -> EvalTransform:
-        return ResizeTransform(config.data.min_size_test, config.data.max_size_test)
+        return Pipeline(ResizeShortestEdge([config.data.min_size_test], config.data.max_size_test))
 
     def sampling(self, config: DetectionConfig, source: Any) -> tuple[np.ndarray | None, np.ndarray | None]:
         data = config.data

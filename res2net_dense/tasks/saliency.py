@@ -11,7 +11,15 @@ from torch import Tensor, nn
 
 from res2net_dense.config.saliency import SaliencyConfig
 from res2net_dense.data.loaders import aspect_ratio_groups
-from res2net_dense.data.saliency_transforms import SaliencyEvalTransform, SaliencyTrainTransform
+from res2net_dense.data.transforms import (
+    Pipeline,
+    RandomFlip,
+    RandomPart,
+    ResizeLongestEdge,
+    colour_changes,
+    drop_maps,
+    random_rotation,
+)
 from res2net_dense.engine import distributed
 from res2net_dense.models.graphs import Graph, SaliencyGraph
 from res2net_dense.models.saliency import build_saliency_model, resized_saliency
@@ -68,19 +76,18 @@ class Saliency(Task[SaliencyConfig]):
 
     def train_transform(self, config: SaliencyConfig) -> TrainTransform:
         data = config.data
-        return SaliencyTrainTransform(
-            data.size,
-            keep_aspect=data.keep_aspect,
-            max_size=data.max_size,
-            crop=data.crop,
-            rotate=data.rotate,
-            flip=data.flip,
-            photometric=data.photometric,
+        # Rotated at the size that comes out: nothing larger than that is ever rotated.
+        return Pipeline(
+            RandomPart(data.crop),
+            ResizeLongestEdge(data.size, data.keep_aspect, data.max_size),
+            random_rotation(data.rotate),
+            RandomFlip(data.flip),
+            colour_changes(data.photometric),
         )
 
     def eval_transform(self, config: SaliencyConfig) -> EvalTransform:
         data = config.data
-        return SaliencyEvalTransform(data.size, keep_aspect=data.keep_aspect, max_size=data.max_size)
+        return Pipeline(drop_maps, ResizeLongestEdge(data.size, data.keep_aspect, data.max_size))
 
     def sampling(self, config: SaliencyConfig, source: Any) -> tuple[np.ndarray | None, np.ndarray | None]:
         # Upright and wide images apart, or half of a batch would be padding.

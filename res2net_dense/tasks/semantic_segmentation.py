@@ -10,7 +10,15 @@ from PIL import Image
 from torch import Tensor, nn
 
 from res2net_dense.config.semantic_segmentation import SegmentationConfig
-from res2net_dense.data.segmentation_transforms import SegmentationEvalTransform, SegmentationTrainTransform
+from res2net_dense.data.transforms import (
+    PadToSquare,
+    Pipeline,
+    RandomFlip,
+    RandomScaledCrop,
+    ResizeShortestEdge,
+    colour_changes,
+    drop_maps,
+)
 from res2net_dense.engine import distributed
 from res2net_dense.errors import ConfigError
 from res2net_dense.models.graphs import Graph, SegmentationGraph
@@ -67,17 +75,19 @@ class SemanticSegmentation(Task[SegmentationConfig]):
 
     def train_transform(self, config: SegmentationConfig) -> TrainTransform:
         data = config.data
-        return SegmentationTrainTransform(
-            data.crop_size,
-            base_size=data.base_size,
-            scale=data.scale,
-            flip=data.flip,
-            photometric=data.photometric,
-            fill=[round(mean) for mean in config.model.pixel_mean],
+        # Around the image is the mean, of which the normalization makes zeros.
+        red, green, blue = (min(255, max(0, round(mean))) for mean in config.model.pixel_mean)
+        return Pipeline(
+            RandomScaledCrop(data.crop_size, data.base_size, data.scale),
+            RandomFlip(data.flip),
+            colour_changes(data.photometric),
+            PadToSquare(data.crop_size, (red, green, blue)),
         )
 
     def eval_transform(self, config: SegmentationConfig) -> EvalTransform:
-        return SegmentationEvalTransform(config.data.min_size_test, config.data.max_size_test)
+        data = config.data
+        sizes = [] if data.min_size_test is None else [data.min_size_test]
+        return Pipeline(drop_maps, ResizeShortestEdge(sizes, data.max_size_test))
 
     def build_evaluator(self, config: SegmentationConfig) -> ReportingEvaluator:
         """Return the evaluator of the validation set, which reads the masks at their own size."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import shutil
-import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,55 +15,36 @@ from PIL import Image
 
 from res2net_dense.errors import DatasetError
 from res2net_dense.palette import voc_palette
-from res2net_dense.toy.shapes import (
-    CLASSES,
-    EMPTY_EVERY,
-    SPLITS,
-    Scene,
-    area,
-    make_picture,
-    make_salient,
-    scenes,
-)
+from res2net_dense.toy.shapes import CLASSES, SPLITS, Scene, area, draws, make_image, make_salient, scenes
 
 VERSION = 1
 CATEGORY_IDS = {"circle": 1, "rectangle": 3, "triangle": 7, "star": 12}
 DIFFICULT = 0.6  # VOC's evaluation leaves out a shape of which a smaller share is visible
 # From scratch a label map learns colours in minutes and shapes in hours; a box head sees shapes at once.
 VOC_ANY_COLOUR = 0.05
+_VOC_LISTS = "ImageSets/Main", "ImageSets/Segmentation"
 
 
-def write_imagenet(root: Path, arguments: dict[str, int]) -> None:
+def write_imagenet(root: Path, seed: int, size: int, counts: dict[str, int]) -> None:
     """Write both splits in ImageNet's layout, the classes in turn."""
-    for split in SPLITS:
-        for name in CLASSES:
-            (root / split / name).mkdir(parents=True)
-        for index in range(arguments[split]):
+    for split, count in counts.items():
+        _make_folders(root / split, *CLASSES)
+        for index, (rng, _) in enumerate(draws(seed, split, count)):
             name = CLASSES[index % len(CLASSES)]
-            rng = np.random.default_rng([arguments["seed"], SPLITS.index(split), index])
-            _write_image(root / split / name / f"{index:06d}.png", make_picture(rng, name, arguments["size"]))
+            _write_image(root / split / name / f"{index:06d}.png", make_image(rng, name, size))
 
 
-def _write_image(path: Path, image: np.ndarray, *options: int) -> None:
-    if not cv2.imwrite(str(path), image[..., ::-1], options):
-        raise DatasetError(f"{path}: cannot be written; check the disk and the folder")
-
-
-def write_coco(root: Path, arguments: dict[str, int]) -> None:
+def write_coco(root: Path, seed: int, size: int, counts: dict[str, int]) -> None:
     """Write both splits in COCO's layout."""
-    (root / "annotations").mkdir(parents=True)
-    for split in SPLITS:
-        (root / split).mkdir()
+    _make_folders(root, "annotations", *counts)
+    licence = {"id": 1, "name": "CC0", "url": "https://creativecommons.org/publicdomain/zero/1.0/"}
+    for split, count in counts.items():
         images: list[dict[str, object]] = []
         annotations: list[dict[str, object]] = []
-        for index, scene in enumerate(scenes(arguments["seed"], split, arguments[split], arguments["size"])):
-            file_name = f"{index:06d}.png"
-            _write_image(root / split / file_name, scene.image)
-            height, width = scene.image.shape[:2]
-            image_id = index + 1
-            images.append(
-                {"id": image_id, "file_name": file_name, "height": height, "width": width, "license": 1}
-            )
+        for image_id, scene in enumerate(scenes(seed, split, count, size), start=1):
+            name = f"{image_id - 1:06d}.png"
+            _write_image(root / split / name, scene.image)
+            images.append({"id": image_id, "file_name": name, "height": size, "width": size, "license": 1})
             for shape in scene.shapes:
                 low, high = shape.box
                 annotations.append(
@@ -80,9 +60,7 @@ def write_coco(root: Path, arguments: dict[str, int]) -> None:
                 )
         content = {
             "info": {"description": f"toy shapes, {split}", "version": str(VERSION)},
-            "licenses": [
-                {"id": 1, "name": "CC0", "url": "https://creativecommons.org/publicdomain/zero/1.0/"}
-            ],
+            "licenses": [licence],
             "images": images,
             "annotations": annotations,
             "categories": [
@@ -92,112 +70,44 @@ def write_coco(root: Path, arguments: dict[str, int]) -> None:
         (root / "annotations" / f"{split}.json").write_text(json.dumps(content))
 
 
-def write_voc(root: Path, arguments: dict[str, int]) -> None:
+def write_voc(root: Path, seed: int, size: int, counts: dict[str, int]) -> None:
     """Write both splits in VOC's layout."""
-    for folder in (
-        "JPEGImages",
-        "Annotations",
-        "SegmentationClass",
-        "ImageSets/Main",
-        "ImageSets/Segmentation",
-    ):
-        (root / folder).mkdir(parents=True)
-    names: dict[str, list[str]] = {}
-    for split in SPLITS:
-        first = sum(map(len, names.values()))
-        names[split] = [f"{first + index:06d}" for index in range(arguments[split])]
-        found = scenes(
-            arguments["seed"], split, arguments[split], arguments["size"], any_colour=VOC_ANY_COLOUR
-        )
+    _make_folders(root, "Annotations", "JPEGImages", "SegmentationClass", *_VOC_LISTS)
+    names: dict[str, list[str]] = {"trainval": []}
+    for split, count in counts.items():
+        names[split] = [f"{len(names['trainval']) + index:06d}" for index in range(count)]
+        names["trainval"] += names[split]
+        found = scenes(seed, split, count, size, any_colour=VOC_ANY_COLOUR)
         for name, scene in zip(names[split], found, strict=True):
-            _write_image(root / "JPEGImages" / f"{name}.jpg", scene.image, cv2.IMWRITE_JPEG_QUALITY, 95)
-            (root / "Annotations" / f"{name}.xml").write_bytes(_voc_xml(f"{name}.jpg", scene))
+            _write_image(root / "JPEGImages" / f"{name}.jpg", scene.image)
+            text = _to_xml("annotation", _describe_voc(f"{name}.jpg", scene)) + "\n"
+            (root / "Annotations" / f"{name}.xml").write_text(text)
             mask = Image.fromarray(_voc_mask(scene))
             mask.putpalette(voc_palette().tobytes())
             mask.save(root / "SegmentationClass" / f"{name}.png")
-    names["trainval"] = [name for split in SPLITS for name in names[split]]
-    for task in ("Main", "Segmentation"):
+    for folder in _VOC_LISTS:
         for split, listed in names.items():
-            (root / "ImageSets" / task / f"{split}.txt").write_text("".join(f"{name}\n" for name in listed))
+            (root / folder / f"{split}.txt").write_text("".join(f"{name}\n" for name in listed))
     (root / "class_names.txt").write_text("\n".join(["background", *CATEGORY_IDS]) + "\n")
 
 
-def _voc_mask(scene: Scene) -> np.ndarray:
-    """The label of each pixel, (H, W) uint8; 255 on both sides of every outline, one pixel each."""
-    numbers = np.zeros(scene.image.shape[:2], np.uint8)
-    for number, shape in enumerate(scene.shapes, start=1):
-        numbers[shape.mask] = number
-    labels = np.array([0, *(1 + list(CATEGORY_IDS).index(shape.name) for shape in scene.shapes)], np.uint8)
-    kernel = np.ones((3, 3), np.uint8)
-    return np.where(cv2.dilate(numbers, kernel) == cv2.erode(numbers, kernel), labels[numbers], np.uint8(255))
+def write_duts(root: Path, seed: int, size: int, counts: dict[str, int]) -> None:
+    """Write both splits as a folder of images and one of masks."""
+    for split, count in counts.items():
+        _make_folders(root / split, "images", "masks")
+        for index, (rng, empty) in enumerate(draws(seed, split, count)):
+            image, mask = make_salient(rng, size, empty=empty)
+            _write_image(root / split / "images" / f"{index:06d}.jpg", image)
+            Image.fromarray(mask).save(root / split / "masks" / f"{index:06d}.png")
 
 
-def _voc_xml(file_name: str, scene: Scene) -> bytes:
-    """VOC's annotation of a picture; its boxes are whole pixels from 1 on, the last one included."""
-    height, width, depth = scene.image.shape
-    objects = []
-    for shape in scene.shapes:
-        (xmin, ymin), (xmax, ymax) = (corner.tolist() for corner in shape.box)
-        objects.append(
-            {
-                "name": shape.name,
-                "pose": "Unspecified",
-                "truncated": int(shape.visible < 1),
-                "difficult": int(shape.visible < DIFFICULT),
-                "bndbox": {
-                    "xmin": math.floor(xmin) + 1,
-                    "ymin": math.floor(ymin) + 1,
-                    "xmax": math.ceil(xmax),
-                    "ymax": math.ceil(ymax),
-                },
-            }
-        )
-    root = ElementTree.Element("annotation")
-    _fill(
-        root,
-        {
-            "folder": "voc",
-            "filename": file_name,
-            "source": {"database": "toy shapes", "annotation": "toy shapes", "image": "drawn"},
-            "size": {"width": width, "height": height, "depth": depth},
-            "segmented": 1,
-        },
-    )
-    for fields in objects:
-        _fill(ElementTree.SubElement(root, "object"), fields)
-    ElementTree.indent(root, "\t")
-    return ElementTree.tostring(root) + b"\n"
-
-
-def _fill(parent: ElementTree.Element, fields: dict[str, Any]) -> None:
-    for name, value in fields.items():
-        child = ElementTree.SubElement(parent, name)
-        if isinstance(value, dict):
-            _fill(child, value)
-        else:
-            child.text = str(value)
-
-
-def write_duts(root: Path, arguments: dict[str, int]) -> None:
-    """Write both splits as a folder of pictures and one of masks."""
-    for split in SPLITS:
-        for folder in ("images", "masks"):
-            (root / split / folder).mkdir(parents=True)
-        for index in range(arguments[split]):
-            rng = np.random.default_rng([arguments["seed"], SPLITS.index(split), index])
-            empty = split == "train" and index % EMPTY_EVERY == EMPTY_EVERY - 1
-            image, mask = make_salient(rng, arguments["size"], empty=empty)
-            name = f"{index:06d}"
-            _write_image(root / split / "images" / f"{name}.jpg", image, cv2.IMWRITE_JPEG_QUALITY, 95)
-            Image.fromarray(mask).save(root / split / "masks" / f"{name}.png")
-
-
-WRITERS: dict[str, Callable[[Path, dict[str, int]], None]] = {
+WRITERS: dict[str, Callable[[Path, int, int, dict[str, int]], None]] = {
     "coco": write_coco,
     "imagenet": write_imagenet,
     "voc": write_voc,
     "duts": write_duts,
 }
+"""Each is given the folder, the seed, the size of the images and their number in each split."""
 
 
 def make(output: Path, layout: str, arguments: dict[str, int]) -> str:
@@ -221,7 +131,65 @@ def make(output: Path, layout: str, arguments: dict[str, int]) -> str:
     # under another name until complete, so that an interrupted run leaves nothing that looks finished
     partial = output / f".{layout}.partial"
     shutil.rmtree(partial, ignore_errors=True)
-    WRITERS[layout](partial, arguments)
+    counts = {split: arguments[split] for split in SPLITS}
+    WRITERS[layout](partial, arguments["seed"], arguments["size"], counts)
     (partial / manifest.name).write_text(wanted)
     partial.replace(root)
     return f"{root}: {arguments['train']} training and {arguments['val']} validation images written"
+
+
+def _make_folders(root: Path, *names: str) -> None:
+    for name in names:
+        (root / name).mkdir(parents=True)
+
+
+def _write_image(path: Path, image: np.ndarray) -> None:
+    if not cv2.imwrite(str(path), image[..., ::-1]):
+        raise DatasetError(f"{path}: cannot be written; check the disk and the folder")
+
+
+def _voc_mask(scene: Scene) -> np.ndarray:
+    """The label of each pixel, (H, W) uint8; 255 on both sides of every outline, one pixel each."""
+    numbers = np.zeros(scene.image.shape[:2], np.uint8)
+    for number, shape in enumerate(scene.shapes, start=1):
+        numbers[shape.mask] = number
+    labels = np.array([0, *(1 + list(CATEGORY_IDS).index(shape.name) for shape in scene.shapes)], np.uint8)
+    kernel = np.ones((3, 3), np.uint8)
+    return np.where(cv2.dilate(numbers, kernel) == cv2.erode(numbers, kernel), labels[numbers], np.uint8(255))
+
+
+def _describe_voc(file_name: str, scene: Scene) -> dict[str, Any]:
+    """VOC's annotation of an image; its boxes are whole pixels from 1 on, the last one included."""
+    height, width, depth = scene.image.shape
+    objects = []
+    for shape in scene.shapes:
+        (xmin, ymin), (xmax, ymax) = (corner.tolist() for corner in shape.box)
+        corners = math.floor(xmin) + 1, math.floor(ymin) + 1, math.ceil(xmax), math.ceil(ymax)
+        objects.append(
+            {
+                "name": shape.name,
+                "pose": "Unspecified",
+                "truncated": int(shape.visible < 1),
+                "difficult": int(shape.visible < DIFFICULT),
+                "bndbox": dict(zip(("xmin", "ymin", "xmax", "ymax"), corners, strict=True)),
+            }
+        )
+    return {
+        "folder": "voc",
+        "filename": file_name,
+        "source": {"database": "toy shapes", "annotation": "toy shapes", "image": "drawn"},
+        "size": {"width": width, "height": height, "depth": depth},
+        "segmented": 1,
+        "object": objects,
+    }
+
+
+def _to_xml(name: str, value: Any, indent: str = "") -> str:
+    """An element as text; a list gives several."""
+    if isinstance(value, list):
+        return "\n".join(_to_xml(name, one, indent) for one in value)
+    if isinstance(value, dict):
+        # of an empty list nothing is left
+        inner = "\n".join(_to_xml(key, one, indent + "\t") for key, one in value.items() if one != [])
+        return f"{indent}<{name}>\n{inner}\n{indent}</{name}>"
+    return f"{indent}<{name}>{value}</{name}>"

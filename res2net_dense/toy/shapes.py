@@ -1,10 +1,10 @@
-"""The pictures of the toy sets: scenes of shapes that hide each other, and pictures of one shape."""
+"""The images of the toy sets: scenes of shapes that hide each other, and images of one shape."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -25,8 +25,7 @@ GRAIN = 14.0  # of the ground of salient shapes, which have none; standard devia
 MUTED = 0.2, 0.5  # least and largest share of its colour that such a ground keeps
 
 
-@dataclass(frozen=True)
-class Shape:
+class Shape(NamedTuple):
     """One object of a scene."""
 
     name: str
@@ -44,50 +43,120 @@ class Shape:
         return points.min(axis=0), points.max(axis=0)
 
 
-@dataclass(frozen=True)
-class Scene:
-    """A picture and all that is in it; the writers below turn scenes into files."""
+class Scene(NamedTuple):
+    """An image and all that is in it."""
 
     image: np.ndarray
     """(H, W, 3) uint8, RGB."""
     shapes: list[Shape]
 
 
-def make_scene(rng: np.random.Generator, size: int, *, empty: bool = False, any_colour: float = 0.2) -> Scene:
-    """Draw a size x size picture with one to five shapes, or none.
+def draws(seed: int, split: str, count: int) -> Iterator[tuple[np.random.Generator, bool]]:
+    """Yield the generator of each image of a split, and whether it has no objects.
 
-    The share `any_colour` of them has a colour that says nothing of the class.
+    An image does not depend on how many there are.
+    """
+    for index in range(count):
+        empty = split == "train" and index % EMPTY_EVERY == EMPTY_EVERY - 1
+        yield np.random.default_rng([seed, SPLITS.index(split), index]), empty
+
+
+def scenes(seed: int, split: str, count: int, size: int, *, any_colour: float = 0.2) -> Iterator[Scene]:
+    """Yield the scenes of a split; see `make_scene`."""
+    for rng, empty in draws(seed, split, count):
+        yield make_scene(rng, size, empty=empty, any_colour=any_colour)
+
+
+def make_scene(rng: np.random.Generator, size: int, *, empty: bool = False, any_colour: float = 0.2) -> Scene:
+    """Draw a size x size image with one to five shapes, or none.
+
+    The share `any_colour` of them has a colour that does not depend on the class.
     """
     image = _ground(rng, size)
-    names: list[str] = []
-    whole: list[int] = []
-    visible: list[np.ndarray] = []
+    drawn: list[tuple[str, int, np.ndarray]] = []  # name, size when whole, and what is visible
     wanted = 0 if empty else int(rng.integers(1, 6))
-    # a shape that would hide another too much is drawn anew elsewhere; the first always fits
+    # a shape that would hide another too much is drawn again elsewhere; the first always fits
     for _ in range(20 * wanted):
-        if len(names) == wanted:
+        if len(drawn) == wanted:
             break
         name = str(rng.choice(list(HUES)))
         fine = _draw(_outline(rng, name, size), size)
-        below = [mask & ~fine for mask in visible]
-        if not all(map(_is_visible, below, whole)):
-            continue
-        _paint(rng, image, fine, _colours(rng, name, any_colour))
-        names.append(name)
-        whole.append(int(fine.sum()))
-        visible = [*below, fine]
-    image = np.clip(image + rng.normal(0, 4, image.shape), 0, 255).astype(np.uint8)
+        below = [(other, whole, mask & ~fine) for other, whole, mask in drawn]
+        if all(_is_visible(mask, whole) for _, whole, mask in below):
+            if rng.random() < any_colour:
+                colours = rng.uniform(10, 245, (40, 3))
+            else:
+                colours = _vivid(rng, (HUES[name] + rng.uniform(-25, 25, 40)) % 360)
+            _paint(rng, image, fine, colours)
+            drawn = [*below, (name, int(fine.sum()), fine)]
     return Scene(
-        image,
+        _finished(rng, image),
         [
-            Shape(n, _coarse(v) >= 0.5, _trace(v), float(v.sum() / w))
-            for n, v, w in zip(names, visible, whole, strict=True)
+            Shape(name, _coarse(mask) >= 0.5, _trace(mask), float(mask.sum() / whole))
+            for name, whole, mask in drawn
         ],
     )
 
 
-def _ground(rng: np.random.Generator, size: int) -> np.ndarray:
-    """(size, size, 3) float RGB: a gradient, low-contrast stripes and blotches."""
+def make_image(rng: np.random.Generator, name: str, size: int) -> np.ndarray:
+    """(size, size, 3) uint8 RGB: one shape of class `name` over a ground with lines and specks."""
+    image = 0.5 * _ground(rng, size)  # shapes are the lighter part, which halves the time to learn them
+    for _ in range(int(rng.integers(2, 7))):
+        _scratch(rng, image, (5, 150), 0.7)
+    radius, turn = size * rng.uniform(0.26, 0.48), rng.uniform(0, 2 * math.pi)
+    place = rng.uniform(0.9 * radius, size - 0.9 * radius, 2)
+    fine = _thing(rng, name, radius, turn, place, size)
+    _paint(rng, image, fine, rng.uniform(90, 250, (40, 3)))
+    return _finished(rng, image)
+
+
+def make_salient(
+    rng: np.random.Generator, size: int, *, empty: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draw an image whose longer edge is `size`, with one to three shapes that stand out, or none.
+
+    The ground is dull, grainy and of two kinds on both sides of a line, one of them lighter: brightness and
+    the distance from its mean colour do not tell shapes from it. On it are faint lines and specks. Shapes are
+    what is vivid, smooth and compact, which a network learns in minutes.
+
+    Returns:
+        The image, (H, W, 3) uint8 RGB, and how much of each pixel shapes cover, (H, W) uint8, 0 to 255.
+    """
+    height = width = size
+    if rng.random() < 0.5:
+        height = round(size * rng.uniform(0.6, 1))
+    else:
+        width = round(size * rng.uniform(0.6, 1))
+    # what is drawn is square; the rest of it is cut off in the end
+    first, second = (_ground(rng, size, muted=MUTED) for _ in range(2))
+    y, x = np.mgrid[:size, :size]
+    angle, middle = rng.uniform(0, 2 * math.pi), rng.uniform(0.25, 0.75, 2) * (width, height)
+    beyond = np.cos(angle) * (x - middle[0]) + np.sin(angle) * (y - middle[1]) > 0
+    image = np.where(beyond[..., None], first + 25, second - 25) + rng.normal(0, GRAIN, (size, size, 1))
+    for _ in range(int(rng.integers(4, 13))):
+        _scratch(rng, image, (5, 250), 0.45)
+    covered = np.zeros((DETAIL * size, DETAIL * size), bool)
+    for _ in range(0 if empty else int(rng.choice([1, 2, 3], p=[0.6, 0.25, 0.15]))):
+        name = str(rng.choice(SOLID))
+        radius = min(height, width) * rng.uniform(0.22, 0.45)
+        place = rng.uniform(0.8 * radius, np.array([width, height]) - 0.8 * radius)
+        fine = _thing(rng, name, radius, rng.uniform(0, 2 * math.pi), place, size)
+        _paint(rng, image, fine, _vivid(rng, rng.uniform(0, 360, 40)))
+        covered |= fine
+    mask = np.round(255 * _coarse(covered)).astype(np.uint8)
+    return _finished(rng, image)[:height, :width], mask[:height, :width]
+
+
+def area(polygon: np.ndarray) -> float:
+    """The area inside an outline (K, 2)."""
+    x, y = polygon.T
+    return float(abs(np.dot(x, np.roll(y, 1)) - np.dot(y, np.roll(x, 1))) / 2)
+
+
+def _ground(rng: np.random.Generator, size: int, muted: tuple[float, float] | None = None) -> np.ndarray:
+    """(size, size, 3) float RGB: a gradient, low-contrast stripes and blotches; with `muted` only a share of
+    their saturation, drawn between both.
+    """
     y, x = np.mgrid[:size, :size] / size
     first, second = rng.uniform(30, 225, (2, 3))
     second = first + 0.5 * (second - first)
@@ -98,21 +167,29 @@ def _ground(rng: np.random.Generator, size: int) -> np.ndarray:
     image += waves[..., None] * rng.uniform(0, 14)
     blotches = rng.normal(0, 1, (12, 12, 3)).astype(np.float32)
     image += cv2.resize(blotches, (size, size), interpolation=cv2.INTER_CUBIC) * rng.uniform(0, 12)
+    if muted:
+        grey = image.mean(axis=2, keepdims=True)
+        image = grey + rng.uniform(*muted) * (image - grey)
     return np.asarray(image)
 
 
+def _finished(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
+    """The image as uint8, with a little noise."""
+    return np.clip(image + rng.normal(0, 4, image.shape), 0, 255).astype(np.uint8)
+
+
 def _outline(rng: np.random.Generator, name: str, size: int) -> np.ndarray:
-    """(K, 2) corners in pixels of a shape that lies wholly in the picture."""
+    """(K, 2) corners in pixels of a shape that lies wholly in the image."""
     diameter = size * (12 + 78 * rng.random() ** 1.5) / 160
-    turn = math.radians(rng.uniform(-20, 20))
+    turn, radii = math.radians(rng.uniform(-20, 20)), np.ones(1)
     if name == "circle":
-        angles, radii = np.linspace(0, 2 * math.pi, 64, endpoint=False), np.ones(64)
+        angles = np.linspace(0, 2 * math.pi, 64, endpoint=False)
     elif name == "rectangle":
         half = math.atan(rng.uniform(0.6, 1.0))
-        angles, radii = np.array([half, math.pi - half, math.pi + half, -half]), np.ones(4)
+        angles = np.array([half, math.pi - half, math.pi + half, -half])
         turn += rng.choice([0, math.pi / 2])
     elif name == "triangle":
-        angles, radii = np.arange(3) * 2 * math.pi / 3 - math.pi / 2, np.ones(3)
+        angles = np.arange(3) * 2 * math.pi / 3 - math.pi / 2
     else:
         angles, radii = np.arange(10) * math.pi / 5 - math.pi / 2, np.tile([1.0, 0.45], 5)
     points = radii[:, None] * np.stack([np.cos(angles + turn), np.sin(angles + turn)], axis=1)
@@ -135,11 +212,19 @@ def _coarse(fine: np.ndarray) -> np.ndarray:
 
 
 def _is_visible(fine: np.ndarray, whole: int) -> bool:
-    """Whether enough is left of a shape of so many fine pixels, and no hole, which polygons cannot tell."""
+    """Whether enough is left of a shape of so many fine pixels, and no hole, which polygons cannot have."""
     if fine.sum() < whole and fine.sum() < max(MIN_VISIBLE * whole, MIN_PIXELS * DETAIL**2):
         return False
     _, hierarchy = cv2.findContours(fine.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
     return bool((hierarchy[0, :, 3] < 0).all())
+
+
+def _trace(fine: np.ndarray) -> list[np.ndarray]:
+    """Outlines of a fine mask's pieces in pixels of the image, crumbs below four pixels left out."""
+    contours, _ = cv2.findContours(fine.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    smooth = [cv2.approxPolyDP(c, 1.0, closed=True)[:, 0] for c in contours]
+    polygons = [(c + 0.5) / DETAIL for c in smooth if len(c) >= 3]
+    return [p for p in polygons if area(p) >= 4]
 
 
 def _paint(rng: np.random.Generator, image: np.ndarray, fine: np.ndarray, colours: np.ndarray) -> None:
@@ -154,51 +239,11 @@ def _paint(rng: np.random.Generator, image: np.ndarray, fine: np.ndarray, colour
     image += alpha * (colour + shade - image)
 
 
-def _colours(rng: np.random.Generator, name: str, any_colour: float, count: int = 40) -> np.ndarray:
-    """Colours for a shape to choose from, (count, 3) float RGB."""
-    if rng.random() < any_colour:
-        return rng.uniform(10, 245, (count, 3))
-    return _vivid(rng, (HUES[name] + rng.uniform(-25, 25, count)) % 360)
-
-
 def _vivid(rng: np.random.Generator, hues: np.ndarray) -> np.ndarray:
     """Saturated colours of the hues, which are in degrees; (K, 3) float RGB."""
     count = len(hues)
     hsv = np.stack([hues, rng.uniform(0.5, 1, count), rng.uniform(0.4, 1, count)], axis=1)
     return np.asarray(cv2.cvtColor(hsv[None].astype(np.float32), cv2.COLOR_HSV2RGB)[0] * 255)
-
-
-def _trace(fine: np.ndarray) -> list[np.ndarray]:
-    """Outlines of a fine mask's pieces in pixels of the image, crumbs below four pixels left out."""
-    contours, _ = cv2.findContours(fine.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
-    smooth = [cv2.approxPolyDP(c, 1.0, closed=True)[:, 0] for c in contours]
-    polygons = [(c + 0.5) / DETAIL for c in smooth if len(c) >= 3]
-    return [p for p in polygons if area(p) >= 4]
-
-
-def area(polygon: np.ndarray) -> float:
-    x, y = polygon.T
-    return float(abs(np.dot(x, np.roll(y, 1)) - np.dot(y, np.roll(x, 1))) / 2)
-
-
-def scenes(seed: int, split: str, count: int, size: int, *, any_colour: float = 0.2) -> Iterator[Scene]:
-    """The scenes of a split; one does not depend on how many there are. See `make_scene`."""
-    for index in range(count):
-        rng = np.random.default_rng([seed, SPLITS.index(split), index])
-        empty = split == "train" and index % EMPTY_EVERY == EMPTY_EVERY - 1
-        yield make_scene(rng, size, empty=empty, any_colour=any_colour)
-
-
-def make_picture(rng: np.random.Generator, name: str, size: int) -> np.ndarray:
-    """(size, size, 3) uint8 RGB: one shape of class `name` over a ground with lines and specks."""
-    image = 0.5 * _ground(rng, size)  # shapes are the lighter part, which halves the time to learn them
-    for _ in range(int(rng.integers(2, 7))):
-        _scratch(rng, image, (5, 150), 0.7)
-    radius, turn = size * rng.uniform(0.26, 0.48), rng.uniform(0, 2 * math.pi)
-    place = rng.uniform(0.9 * radius, size - 0.9 * radius, 2)
-    fine = _thing(rng, name, radius, turn, place, size)
-    _paint(rng, image, fine, rng.uniform(90, 250, (40, 3)))
-    return np.clip(image + rng.normal(0, 4, image.shape), 0, 255).astype(np.uint8)
 
 
 def _scratch(rng: np.random.Generator, image: np.ndarray, colours: tuple[int, int], opacity: float) -> None:
@@ -216,54 +261,8 @@ def _thing(
 ) -> np.ndarray:
     """A shape of class `name` around `place`, xy in pixels, as a fine mask."""
     rotation = np.array([[math.cos(turn), math.sin(turn)], [-math.sin(turn), math.cos(turn)]])
-    fine = np.zeros((DETAIL * size, DETAIL * size), bool)
-    for piece in _pieces(rng, name):
-        fine |= _draw(piece @ rotation * radius + place, size)
-    return fine
-
-
-def _muted(image: np.ndarray, share: float) -> np.ndarray:
-    """The picture with only a share of its saturation."""
-    grey = image.mean(axis=2, keepdims=True)
-    return np.asarray(grey + share * (image - grey))
-
-
-def make_salient(
-    rng: np.random.Generator, size: int, *, empty: bool = False
-) -> tuple[np.ndarray, np.ndarray]:
-    """Draw a picture whose longer edge is `size`, with one to three shapes that stand out, or none.
-
-    The ground is dull, grainy and of two kinds on both sides of a line, one of them lighter: brightness and
-    the distance from its mean colour do not tell shapes from it. On it are faint lines and specks. Shapes are
-    what is vivid, smooth and compact, which a network learns in minutes.
-
-    Returns:
-        The picture, (H, W, 3) uint8 RGB, and how much of each pixel shapes cover, (H, W) uint8, 0 to 255.
-    """
-    height = width = size
-    if rng.random() < 0.5:
-        height = round(size * rng.uniform(0.6, 1))
-    else:
-        width = round(size * rng.uniform(0.6, 1))
-    # what is drawn is square; the rest of it is cut off in the end
-    first, second = (_muted(_ground(rng, size), rng.uniform(*MUTED)) for _ in range(2))
-    y, x = np.mgrid[:size, :size]
-    angle, middle = rng.uniform(0, 2 * math.pi), rng.uniform(0.25, 0.75, 2) * (width, height)
-    beyond = np.cos(angle) * (x - middle[0]) + np.sin(angle) * (y - middle[1]) > 0
-    image = np.where(beyond[..., None], first + 25, second - 25) + rng.normal(0, GRAIN, (size, size, 1))
-    for _ in range(int(rng.integers(4, 13))):
-        _scratch(rng, image, (5, 250), 0.45)
-    covered = np.zeros((DETAIL * size, DETAIL * size), bool)
-    for _ in range(0 if empty else int(rng.choice([1, 2, 3], p=[0.6, 0.25, 0.15]))):
-        name = str(rng.choice(SOLID))
-        radius = min(height, width) * rng.uniform(0.22, 0.45)
-        place = rng.uniform(0.8 * radius, np.array([width, height]) - 0.8 * radius)
-        fine = _thing(rng, name, radius, rng.uniform(0, 2 * math.pi), place, size)
-        _paint(rng, image, fine, _vivid(rng, rng.uniform(0, 360, 40)))
-        covered |= fine
-    image = np.clip(image + rng.normal(0, 4, image.shape), 0, 255).astype(np.uint8)
-    mask = np.round(255 * _coarse(covered)).astype(np.uint8)
-    return image[:height, :width], mask[:height, :width]
+    outlines = [piece @ rotation * radius + place for piece in _pieces(rng, name)]
+    return np.asarray(np.logical_or.reduce([_draw(outline, size) for outline in outlines]))
 
 
 def _pieces(rng: np.random.Generator, name: str) -> list[np.ndarray]:

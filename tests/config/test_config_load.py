@@ -256,7 +256,7 @@ def test_tags_are_refused_and_never_run(value: str, tmp_path: Path) -> None:
 
 def test_core_tags_are_checked(tmp_path: Path) -> None:
     assert load_config(write(tmp_path, TEXT), ["train.batch_size=!!int '8'"]).train.batch_size == 8
-    assert "'x' is no int" in message(tmp_path / "x.yaml", ["train.batch_size=!!int x"])
+    assert "'x' is not of the kind int" in message(tmp_path / "x.yaml", ["train.batch_size=!!int x"])
 
 
 BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
@@ -280,7 +280,7 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
         ("? [a]\n: 1\n", "a key must be a word"),
         ("task:\tdetection\n\tbackbone: 1\n", "'\\\\t'|tab"),
         ("a: [1, 2\n", "expected"),
-        ("a: *nobody\n", "undefined alias"),
+        ("a: *absent\n", "undefined alias"),
         ('a: "\\UFFFFFFFF"\n', "not valid YAML"),
         ('a: "\\ud800"\n', "surrogate"),
         ("%YAML 1." + "9" * 5000 + "\n--- a", "not valid YAML"),
@@ -445,7 +445,7 @@ VOC = "{root: c, split: d}"
 
 @pytest.mark.parametrize(("below", "above"), [(COCO, VOC), (VOC, COCO)])
 def test_a_split_of_the_other_layout_takes_the_place_of_one(below: str, above: str, tmp_path: Path) -> None:
-    """Half of each would name folders that nobody wrote."""
+    """Half of each would name folders that are in neither."""
     write(tmp_path, TEXT + f"data: {{train: {below}}}\n", "base.yaml")
     path = write(tmp_path, f"_base_: base.yaml\ndata: {{train: {above}}}\n")
     expected = load_config(write(tmp_path, TEXT, "plain.yaml"), [f"data.train={above}"])

@@ -1,4 +1,4 @@
-"""Reading pictures: the broken ones first, then every mode that Pillow knows, then orientation."""
+"""Reading images: the broken ones first, then every mode that Pillow knows, then orientation."""
 
 import struct
 import zlib
@@ -69,16 +69,16 @@ def test_a_bomb_is_refused_from_its_header(tmp_path):
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "PA"])
 def test_every_eight_bit_mode_becomes_rgb(tmp_path, mode):
-    picture = Image.fromarray(noise())
-    picture = picture.convert("P") if mode == "PA" else picture
+    image = Image.fromarray(noise())
+    image = image.convert("P") if mode == "PA" else image
     path = tmp_path / ("a.tiff" if mode in ("CMYK", "YCbCr", "PA") else "a.png")
-    picture.convert(mode).save(path)
+    image.convert(mode).save(path)
     pixels = read_image(path)
     assert pixels.dtype == np.uint8
     assert pixels.shape == (40, 60, 3)
     assert pixels.flags.writeable
     expected = np.asarray(
-        picture.convert("L" if mode in ("L", "LA", "1") else "RGB").convert("RGB"), dtype=float
+        image.convert("L" if mode in ("L", "LA", "1") else "RGB").convert("RGB"), dtype=float
     )
     assert np.abs(pixels - expected).mean() < (130 if mode == "1" else 40)
 
@@ -123,7 +123,7 @@ def test_dark_sixteen_bits_stay_dark(tmp_path):
         (np.array([[-5, 0, 2**31 - 1]], dtype=np.int32), [0, 0, 255]),
     ],
 )
-def test_float_and_integer_pictures(tmp_path, values, expected):
+def test_float_and_integer_images(tmp_path, values, expected):
     Image.fromarray(values).save(tmp_path / "a.tiff")
     assert read_image(tmp_path / "a.tiff")[0, :, 0].tolist() == expected
 
@@ -144,11 +144,11 @@ def test_odd_sizes(tmp_path, size):
 @pytest.mark.parametrize("kind", ["jpg", "png", "tiff", "webp"])
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_orientation_is_applied_once_as_opencv_does(tmp_path, kind, orientation):
-    picture = Image.fromarray(noise(24, 40) // 8 + np.arange(40, dtype=np.uint8)[None, :, None] * 5)
+    image = Image.fromarray(noise(24, 40) // 8 + np.arange(40, dtype=np.uint8)[None, :, None] * 5)
     exif = Image.Exif()
     exif[0x0112] = orientation
     path = tmp_path / f"a.{kind}"
-    picture.save(
+    image.save(
         path,
         exif=exif,
         **({"quality": 95} if kind == "jpg" else {"lossless": True} if kind == "webp" else {}),
@@ -200,9 +200,9 @@ def test_sample_shares_memory_with_the_pixels(tmp_path):
 
 
 def test_listing(tmp_path):
-    with pytest.raises(DatasetError, match="no pictures"):
+    with pytest.raises(DatasetError, match="no images"):
         list_images(tmp_path)
-    with pytest.raises(DatasetError, match="no pictures"):
+    with pytest.raises(DatasetError, match="no images"):
         list_images(tmp_path / "*.jpg")
     (tmp_path / "sub").mkdir()
     for name in ("b.JPG", "a.png", "sub/c.jpeg", "notes.txt", "[x].png"):

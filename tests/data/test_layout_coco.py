@@ -225,7 +225,7 @@ def test_a_missing_or_differently_sized_picture(load):
     (load.images / "2.png").unlink()
     with pytest.raises(DatasetError, match=r"1 of 2 images of .*set.json are missing: 2.png"):
         dataset.check()
-    with pytest.raises(DatasetError, match="2.png: picture not found"):
+    with pytest.raises(DatasetError, match="2.png: image not found"):
         dataset.sample(1)
 
 

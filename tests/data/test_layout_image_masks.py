@@ -183,7 +183,7 @@ def half(file):
 
 
 BAD_MASKS = {
-    "colour": (colour, ["colour picture", "mixed up"]),
+    "colour": (colour, ["colour image", "mixed up"]),
     "16 bits": (sixteen_bits, ["more than 8 bits", "8-bit grey"]),
     "float": (lambda f: Image.fromarray(MASK / np.float32(255)).save(f, "tiff"), ["more than 8 bits"]),
     "CMYK": (lambda f: Image.fromarray(MASK).convert("CMYK").save(f, "jpeg"), ["mode CMYK"]),
@@ -191,8 +191,8 @@ BAD_MASKS = {
     "0 and 1": (lambda f: Image.fromarray(MASK // 255).save(f), ["only go to 1", "multiply", "by 255"]),
     "dark": (lambda f: Image.fromarray(MASK // 2).save(f), ["brightest value is 127", "above 128"]),
     "128": (lambda f: Image.new("L", (60, 40), 128).save(f), ["brightest value is 128"]),
-    "empty file": (lambda f: f.write_bytes(b""), ["empty or not a picture"]),
-    "text": (lambda f: f.write_text("<html>"), ["not a picture"]),
+    "empty file": (lambda f: f.write_bytes(b""), ["empty or not an image"]),
+    "text": (lambda f: f.write_text("<html>"), ["not an image"]),
     "half": (half, ["cannot be read"]),
     "bomb": (bomb, ["refused", "Mpx"]),
     "missing": (lambda f: f.unlink(), ["mask not found", "check the path"]),

@@ -174,7 +174,7 @@ def test_missing_files_say_where_was_looked(voc, tmp_path, monkeypatch):
     dataset = load(voc, "val")
     (voc / "JPEGImages" / "c.png").unlink()
     fails(dataset.check, "1 of 1 images", "are missing: c.png")
-    fails(lambda: dataset.sample(0), "c.png: picture not found")
+    fails(lambda: dataset.sample(0), "c.png: image not found")
 
 
 DEFECTS = {
@@ -313,7 +313,7 @@ def test_a_size_that_the_xml_does_not_say(voc):
         assert dataset.aspect_ratios[0] == 1.5
         assert dataset.sample(0)["boxes"].tolist() == [[49, 29, 60, 40]]
     (voc / "JPEGImages" / "a.jpg").write_bytes(b"no image")
-    fails(lambda: load(voc), "a.jpg: empty or not a picture")
+    fails(lambda: load(voc), "a.jpg: empty or not an image")
 
 
 def test_a_size_other_than_the_images(voc):

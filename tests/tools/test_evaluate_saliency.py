@@ -350,17 +350,17 @@ def sixteen(kind):
          r"masks: 1 files have the name of another .*0\.png"),
         (put("masks/0.bmp", Image.new("L", (60, 40))), r"masks: 1 files have the name of another .*0\.png"),
         (put("good/0.png", Image.new("L", (61, 40))), r"good/0\.png: .* 61x40, .* is 60x40; .*--resize"),
-        (put("good/0.png", coloured("RGB")), r"good/0\.png: the map is a (palette in colour|colour picture)"),
-        (put("good/0.png", coloured("P")), r"good/0\.png: the map is a (palette in colour|colour picture)"),
+        (put("good/0.png", coloured("RGB")), r"good/0\.png: the map is a (palette in colour|colour image)"),
+        (put("good/0.png", coloured("P")), r"good/0\.png: the map is a (palette in colour|colour image)"),
         (put("good/0.png", cut_out()), r"good/0\.png: the map has transparent pixels"),
         (put("good/0.png", sixteen(np.uint16)), r"good/0\.png: the map has more than 8 bits"),
         (lambda sets: [remove("good/0.png")(sets), put("good/0.tif", sixteen(np.float32))(sets)],
          r"good/0\.tif: the map has more than 8 bits"),
-        (write("good/0.png", b""), r"good/0\.png: empty or not a picture"),
-        (write("good/0.png", b"<html>"), r"good/0\.png: empty or not a picture"),
-        (cut_in_half, r"good/0\.png: the picture cannot be read"),
-        (write("masks/0.png", b"<html>"), r"masks/0\.png: empty or not a picture"),
-        (put("masks/0.png", coloured("RGB")), r"masks/0\.png: the mask is a colour picture"),
+        (write("good/0.png", b""), r"good/0\.png: empty or not an image"),
+        (write("good/0.png", b"<html>"), r"good/0\.png: empty or not an image"),
+        (cut_in_half, r"good/0\.png: the image cannot be read"),
+        (write("masks/0.png", b"<html>"), r"masks/0\.png: empty or not an image"),
+        (put("masks/0.png", coloured("RGB")), r"masks/0\.png: the mask is a colour image"),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("workers", [0, 2])
@@ -415,7 +415,7 @@ def test_an_error_in_a_worker_ends_the_tool_with_one_line(run_tool, sets):
     process = run_tool(SCRIPT, "--predictions", sets / "good", "--masks", sets / "masks", "--workers", 2)
     assert process.returncode == 1
     assert process.stdout == ""
-    assert process.stderr.splitlines()[0].startswith(f"error: {sets / 'good/3.png'}: empty or not a picture")
+    assert process.stderr.splitlines()[0].startswith(f"error: {sets / 'good/3.png'}: empty or not an image")
     assert len(process.stderr.splitlines()) == 1
 
 

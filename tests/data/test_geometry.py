@@ -1,4 +1,4 @@
-"""Transforms: empty samples first, then detectron2's own transforms as the reference."""
+"""Moving a sample: detectron2's own transforms and OpenCV as the reference."""
 
 import cv2
 import numpy as np
@@ -7,17 +7,9 @@ import torch
 from PIL import Image
 from pycocotools import mask as mask_utils
 
+from res2net_dense.data.geometry import crop, drop_empty_objects, horizontal_flip, resize_to
 from res2net_dense.data.layouts import CocoPart, open_source
-from res2net_dense.data.transforms import (
-    EvalTransform,
-    TrainTransform,
-    drop_empty_objects,
-    horizontal_flip,
-    resize_shortest_edge,
-    resize_to,
-    shortest_edge_size,
-)
-from res2net_dense.errors import ConfigError
+from res2net_dense.data.transforms import Pipeline, RandomFlip, ResizeShortestEdge, shortest_edge_size
 
 reference = pytest.importorskip("detectron2.data.transforms", reason="detectron2 is the reference")
 
@@ -60,20 +52,20 @@ def snapshot(sample):
     return plain
 
 
+def resized(sample, short, max_size):
+    return Pipeline(ResizeShortestEdge([short], max_size))(sample)
+
+
 @pytest.mark.parametrize("masks", ["polygons", "bitmaps", None])
 def test_a_sample_without_objects_passes(masks):
     sample = make(boxes=(), masks=masks)
-    done = TrainTransform(min_sizes=[32], max_size=100, flip=1.0, photometric="light")(
-        sample, np.random.default_rng(0)
-    )
+    done = Pipeline(ResizeShortestEdge([32], 100), RandomFlip(1.0))(sample)
     assert done["boxes"].shape == (0, 4)
     assert done["labels"].shape == (0,)
     assert done["image"].shape == (3, 32, 43)
     assert len(done.get("masks", ())) == 0
-    bare = {
-        key: sample[key] for key in ("image", "file_name", "image_id", "original_height", "original_width")
-    }
-    assert set(EvalTransform(32, 100)(bare)) == set(bare)
+    bare = {key: sample[key] for key in ("image", "file_name", "image_id")}
+    assert set(resized(bare, 32, 100)) == set(bare)
 
 
 def without_ties(height, width, new_height, new_width):
@@ -100,7 +92,7 @@ def test_resize_and_flip_equal_detectron2(size):
     resize = reference.ResizeShortestEdge(size[0], size[1]).get_transform(pixels)
     flip = reference.HFlipTransform(resize.new_w)
     both = reference.TransformList([resize, flip])
-    done = horizontal_flip(resize_shortest_edge(sample, *size))
+    done = horizontal_flip(resized(sample, *size))
     np.testing.assert_array_equal(done["image"].permute(1, 2, 0), both.apply_image(pixels))
     np.testing.assert_allclose(done["boxes"], both.apply_box(sample["boxes"].numpy()), rtol=1e-6, atol=1e-4)
     for polygons, before in zip(done["masks"], sample["masks"], strict=True):
@@ -132,20 +124,16 @@ def test_flip_is_its_own_inverse_and_leaves_the_input_alone():
         flipped = horizontal_flip(sample)
         assert flipped["boxes"][0].tolist() == [44, 6, 60, 30]
         assert snapshot(horizontal_flip(flipped)) == before
-        TrainTransform(min_sizes=[32], max_size=99, flip=1.0, photometric="strong")(
-            sample, np.random.default_rng(1)
-        )
-        TrainTransform(min_sizes=[48], max_size=99, flip=0.0, photometric="strong")(
-            sample, np.random.default_rng(1)
-        )
+        Pipeline(ResizeShortestEdge([32], 99), RandomFlip(1.0))(sample)
+        crop(sample, -3, 5, 90, 20, (1, 2, 3))
         assert snapshot(sample) == before
 
 
-def test_masks_stay_under_their_boxes_on_real_pictures(shared_data):
+def test_masks_stay_under_their_boxes_on_real_images(shared_data):
     folder = shared_data / "nuts"
     part = CocoPart(annotations=str(folder / "trainval.json"), images=str(folder / "images"))
     dataset = open_source([part], train=True, needs=["masks"])
-    done = horizontal_flip(resize_shortest_edge(dataset.sample(0), 640, 2000))
+    done = horizontal_flip(resized(dataset.sample(0), 640, 2000))
     height, width = done["image"].shape[1:]
     raw = dataset.sample(0)
     for polygons, before in zip(done["masks"], raw["masks"], strict=True):
@@ -173,63 +161,35 @@ def test_thin_boxes_and_empty_bitmaps_go_from_every_field():
     assert drop_empty_objects(untouched) is untouched
 
 
-@pytest.mark.parametrize("photometric", ["none", "light", "strong"])
-def test_the_generator_alone_decides(photometric):
-    transform = TrainTransform(min_sizes=[32, 48, 64], max_size=100, photometric=photometric)
-    another = TrainTransform(min_sizes=[32, 48, 64], max_size=100, photometric=photometric)
-    first = [transform(make(), np.random.default_rng([5, n])) for n in range(30)]
-    np.random.seed(3)
-    again = [another(make(), np.random.default_rng([5, n])) for n in reversed(range(30))][::-1]
-    for one, two in zip(first, again, strict=True):
-        assert snapshot(one) == snapshot(two)
-    assert {sample["image"].shape[1] for sample in first} == {32, 48, 64}
-    for sample in first:
-        assert sample["image"].dtype == torch.uint8
-        assert sample["image"].is_contiguous()
-        assert (sample["original_height"], sample["original_width"], sample["image_id"]) == (48, 64, 3)
-    if photometric != "none":
-        colours = TrainTransform(min_sizes=[48], max_size=100, flip=0.0, photometric=photometric)
-        different = [
-            colours(make(), np.random.default_rng(n))["image"].float().mean().item() for n in range(200)
-        ]
-        plain = make()["image"].float().mean().item()
-        # light leaves 25 % as they are, strong 5 %; steps drawing the same numbers would leave 50 and 30 %
-        assert np.mean(np.array(different) == plain) < {"light": 0.35, "strong": 0.1}[photometric]
-        assert len(set(different)) > {"light": 0.65, "strong": 0.9}[photometric] * len(different)
+def test_a_crop_equals_detectron2():
+    for masks in ("polygons", "bitmaps"):
+        sample = make(boxes=((4, 6, 20, 30), (0, 0, 64, 48), (30, 2, 60, 9)), masks=masks)
+        cut = reference.CropTransform(10, 5, 40, 30)
+        done = crop(sample, 5, 10, 30, 40)
+        np.testing.assert_array_equal(
+            done["image"].permute(1, 2, 0), cut.apply_image(sample["image"].permute(1, 2, 0).numpy())
+        )
+        np.testing.assert_array_equal(done["sem_seg"], cut.apply_segmentation(sample["sem_seg"].numpy()))
+        boxes = cut.apply_box(sample["boxes"].numpy()).clip(0, (40, 30, 40, 30))
+        np.testing.assert_array_equal(done["boxes"], boxes)
+        if masks == "bitmaps":
+            assert torch.equal(done["masks"], sample["masks"][:, 5:35, 10:50])
+        else:
+            assert done["masks"][1][0].tolist() == [-10, -5, 54, -5, 54, 43]
 
 
-def test_colour_changes_only_the_picture():
-    sample = make()
-    for name in ("light", "strong"):
-        changed = TrainTransform(min_sizes=[48], max_size=100, flip=0.0, photometric=name)
-        done = [snapshot(changed(sample, np.random.default_rng(n))) for n in range(10)]
-        plain = snapshot(sample)
-        assert any(one["image"] != plain["image"] for one in done)
-        for one in done:
-            assert {**one, "image": 0} == {**plain, "image": 0}
-
-
-def test_flips_are_as_frequent_as_asked():
-    sample = make()
-    for share in (0.0, 0.5, 1.0):
-        transform = TrainTransform(min_sizes=[48], max_size=100, flip=share)
-        flips = [transform(sample, np.random.default_rng(n))["boxes"][0, 0].item() == 44 for n in range(200)]
-        assert abs(np.mean(flips) - share) < 0.1
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"min_sizes": []},
-        {"min_sizes": [0]},
-        {"max_size": 0},
-        {"flip": 1.5},
-        {"flip": float("nan")},
-        {"photometric": "wild"},
-    ],
-)
-def test_wrong_options_are_named(options):
-    with pytest.raises(ConfigError):
-        TrainTransform(**{"min_sizes": [800], "max_size": 1333, **options})
-    with pytest.raises(ConfigError):
-        EvalTransform(0, 10)
+def test_a_crop_beyond_the_border_is_filled():
+    sample = make(4, 6, masks="bitmaps", boxes=((0, 0, 6, 4),))
+    done = crop(sample, -1, 4, 6, 3)
+    expected = torch.zeros(3, 6, 3, dtype=torch.uint8)
+    expected[:, 1:5, :2] = sample["image"][:, :, 4:]
+    assert torch.equal(done["image"], expected)
+    assert done["boxes"].tolist() == [[0, 1, 2, 5]]
+    outside = torch.ones(6, 3, dtype=torch.bool)
+    outside[1:5, :2] = False
+    assert (done["sem_seg"][outside] == 255).all()
+    assert (done["saliency"][outside] == 0).all()
+    assert torch.equal(done["masks"][0], ~outside)
+    filled = crop(sample, -1, 4, 6, 3, (9, 8, 7))["image"]
+    assert torch.equal(filled[:, ~outside], expected[:, ~outside])
+    assert (filled[:, outside] == torch.tensor([[9], [8], [7]])).all()

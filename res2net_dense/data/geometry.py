@@ -1,0 +1,143 @@
+"""Move all of a sample together: image, boxes, masks and label maps.
+
+Boxes and polygons are moved as coordinates, so they stay exact: a flip maps x to W - x, a resize multiplies
+by new size / old size. Label maps and bitmaps are sampled at pixel centres. Every function takes a `Sample`
+and leaves it as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal, cast
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from res2net_dense.types import IGNORE_INDEX, Sample
+
+Map = Literal["sem_seg", "saliency"]
+OUTSIDE: dict[Map, int] = {"sem_seg": IGNORE_INDEX, "saliency": 0}
+"""The maps that a sample may have, with the value of a pixel outside the image."""
+MIN_BOX_SIZE = 1e-3
+"""Pixels. A moved box that is thinner is dropped."""
+
+
+def resize_to(sample: Sample, height: int, width: int) -> Sample:
+    """Resize to (height, width): the image bilinear with antialiasing, label maps and bitmaps nearest."""
+    old_height, old_width = sample["image"].shape[1:]
+    if (old_height, old_width) == (height, width):
+        return sample
+    image = Image.fromarray(to_array(sample["image"])).resize((width, height), Image.Resampling.BILINEAR)
+    # floor((i + 0.5) * old / new) in whole numbers: floats would round a centre on a pixel border at random
+    rows = (2 * torch.arange(height) + 1) * old_height // (2 * height)
+    columns = (2 * torch.arange(width) + 1) * old_width // (2 * width)
+    return _moved(
+        sample,
+        to_tensor(np.array(image)),
+        lambda grid, _: grid[..., rows[:, None], columns],
+        scale=(width / old_width, height / old_height),
+    )
+
+
+def horizontal_flip(sample: Sample) -> Sample:
+    """Mirror left and right."""
+    image = sample["image"]
+    return _moved(
+        sample, image.flip(-1), lambda grid, _: grid.flip(-1), scale=(-1, 1), shift=(image.shape[2], 0)
+    )
+
+
+def crop(
+    sample: Sample,
+    top: int,
+    left: int,
+    height: int,
+    width: int,
+    fill: tuple[int, int, int] = (0, 0, 0),
+) -> Sample:
+    """Cut out a rectangle, which may be larger than the image.
+
+    Boxes are clipped to it; polygons are not, as they are only read inside their box.
+
+    Args:
+        sample: what to cut.
+        top: first row; negative above the image.
+        left: first column; negative left of the image.
+        height: of the rectangle in pixels.
+        width: of the rectangle in pixels.
+        fill: RGB outside the image. Masks and maps have `OUTSIDE` there, or 0.
+    """
+    old_height, old_width = sample["image"].shape[1:]
+    edges = -left, left + width - old_width, -top, top + height - old_height
+
+    def cut(grid: Tensor, outside: int) -> Tensor:
+        return nn.functional.pad(grid, edges, value=outside)
+
+    image = cut(sample["image"], 0)
+    if any(fill):
+        outside = cut(torch.zeros(old_height, old_width, dtype=torch.bool), 1)
+        image[:, outside] = torch.tensor(fill, dtype=torch.uint8)[:, None]
+    moved = _moved(sample, image, cut, shift=(-left, -top))
+    if "boxes" in moved:
+        moved["boxes"] = moved["boxes"].clamp(torch.zeros(4), torch.tensor([width, height] * 2))
+    return moved
+
+
+def drop_empty_objects(sample: Sample) -> Sample:
+    """Remove objects whose box is thinner than `MIN_BOX_SIZE` or whose bitmap has no pixel left."""
+    if "boxes" not in sample:
+        return sample
+    boxes, masks = sample["boxes"], sample.get("masks")
+    keep = (boxes[:, 2:] - boxes[:, :2] >= MIN_BOX_SIZE).all(dim=1)
+    if isinstance(masks, Tensor):
+        keep &= masks.flatten(1).any(dim=1)
+    if bool(keep.all()):
+        return sample
+    kept = cast(Sample, {**sample, "boxes": boxes[keep], "labels": sample["labels"][keep]})
+    if isinstance(masks, Tensor):
+        kept["masks"] = masks[keep]
+    elif masks is not None:
+        kept["masks"] = [masks[index] for index in keep.nonzero()[:, 0].tolist()]
+    return kept
+
+
+def to_array(image: Tensor) -> np.ndarray:
+    """(3, H, W) -> (H, W, 3), without a copy for an image as it was read."""
+    return np.ascontiguousarray(image.permute(1, 2, 0).numpy())
+
+
+def to_tensor(image: np.ndarray) -> Tensor:
+    """(H, W, 3) -> (3, H, W), without a copy."""
+    return torch.from_numpy(image).permute(2, 0, 1)
+
+
+def _moved(
+    sample: Sample,
+    image: Tensor,
+    move_grid: Callable[[Tensor, int], Tensor],
+    *,
+    scale: tuple[float, float] = (1, 1),
+    shift: tuple[float, float] = (0, 0),
+) -> Sample:
+    """A new sample with this image. A point (x, y) moves to scale * (x, y) + shift; `move_grid` takes a mask
+    or map and its value outside the image.
+    """
+    moved = cast(Sample, {**sample, "image": image})
+    if "boxes" in sample:
+        factors, offsets = torch.tensor([scale, shift], dtype=torch.float64)
+        corners = sample["boxes"].reshape(-1, 2, 2) * factors + offsets
+        # a flip exchanges left and right
+        moved["boxes"] = torch.cat([corners.amin(dim=1), corners.amax(dim=1)], dim=1).float()
+    masks = sample.get("masks")
+    if isinstance(masks, Tensor):
+        moved["masks"] = move_grid(masks, 0)
+    elif masks is not None:
+        moved["masks"] = [
+            [(polygon.reshape(-1, 2) * scale + shift).ravel() for polygon in polygons] for polygons in masks
+        ]
+    for key, outside in OUTSIDE.items():
+        if key in sample:
+            moved[key] = move_grid(sample[key], outside)
+    return moved
