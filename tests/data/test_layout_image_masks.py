@@ -1,6 +1,5 @@
 """Images and masks of salient objects: what is wrong with them first, then real ones."""
 
-import hashlib
 import io
 import os
 import pickle
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from reading import fails, snapshot
 
 from res2net_dense.data.layouts.image_masks import ImageMasks, ImageMasksPart
 from res2net_dense.data.layouts.saliency_sets import KNOWN_SETS, count_warning, known_name
@@ -43,15 +43,6 @@ def part(root, list=None, **options):
 
 def load(root, list=None, **options):
     return ImageMasks([part(root, list, **options)])
-
-
-def fails(function, *parts, kind=DatasetError):
-    with pytest.raises(kind) as error:
-        function()
-    message = str(error.value)
-    assert "\n" not in message
-    for part in parts:
-        assert part in message, message
 
 
 def write_png(file, width, height, bits, colour, data):
@@ -480,10 +471,7 @@ def test_a_set_without_any_object_is_refused(mine):
 
 
 def test_nothing_is_written_and_workers_share_records(mine):
-    before = {
-        path: (path.stat().st_mtime_ns, hashlib.sha256(path.read_bytes()).digest())
-        for path in mine.rglob("*.*")
-    }
+    before = snapshot(mine)
     for path in (mine / "images", mine / "masks", mine):
         path.chmod(0o500)
     try:
@@ -494,11 +482,7 @@ def test_nothing_is_written_and_workers_share_records(mine):
     finally:
         for path in (mine, mine / "images", mine / "masks"):
             path.chmod(0o700)
-    after = {
-        path: (path.stat().st_mtime_ns, hashlib.sha256(path.read_bytes()).digest())
-        for path in mine.rglob("*.*")
-    }
-    assert after == before
+    assert snapshot(mine) == before
 
 
 def test_links_to_folders_are_named_not_passed_over(tmp_path, mine):

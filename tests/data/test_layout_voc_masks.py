@@ -1,6 +1,5 @@
 """Masks in VOC's layout: what is no label map first, then real masks."""
 
-import hashlib
 import pickle
 import struct
 import zlib
@@ -9,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from reading import fails, snapshot
 
 from res2net_dense.data.images import MAX_PIXELS
 from res2net_dense.data.layouts.voc_boxes import VOC_CLASSES
 from res2net_dense.data.layouts.voc_masks import VocMasks, VocMasksPart
-from res2net_dense.errors import DatasetError
 from res2net_dense.palette import voc_palette
 
 NAMES = ("background", "cat", "dog", "owl")
@@ -49,15 +48,6 @@ def load(root, split="train", class_names=NAMES, **options):
 
 def mask_file(voc, name="a"):
     return voc / "SegmentationClass" / f"{name}.png"
-
-
-def fails(function, *parts):
-    with pytest.raises(DatasetError) as error:
-        function()
-    message = str(error.value)
-    assert "\n" not in message
-    for part in parts:
-        assert part in message, message
 
 
 def test_a_clean_set_has_no_finding(voc):
@@ -336,19 +326,13 @@ def test_a_set_can_be_sent_to_workers(voc):
 
 
 def test_nothing_is_written(voc):
-    def tree():
-        return {
-            p: (p.stat().st_mtime_ns, hashlib.sha256(p.read_bytes()).digest() if p.is_file() else None)
-            for p in [voc, *voc.rglob("*")]
-        }
-
-    before = tree()
+    before = snapshot(voc)
     dataset = load(voc, None)
     dataset.check()
     for index in range(len(dataset)):
         dataset.sample(index)
         dataset.mask(index)
-    assert tree() == before
+    assert snapshot(voc) == before
 
 
 def test_real_masks(shared_data):

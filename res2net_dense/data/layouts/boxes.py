@@ -49,12 +49,7 @@ class Boxes:
     """Images with boxes; a layout makes a `types.BoxSource` of it.
 
     Attributes:
-        name: what a message calls the set.
         images: a lazy sequence of images with their objects.
-        class_names: by label.
-        dropped: how many objects are left out, by reason.
-        remarks: lines that report them.
-        aspect_ratios: (len,) float64, width / height of each image.
     """
 
     def __init__(
@@ -75,9 +70,9 @@ class Boxes:
             name: what a message calls the set.
             images: by index.
             class_names: by label.
-            dropped: see above.
+            dropped: how many objects are left out, by reason.
             object_counts: how many objects of each image are learned.
-            aspect_ratios: see above.
+            aspect_ratios: width / height of each image.
             sizes: what a message calls the file that gives the sizes of the images.
             difficult: whether difficult objects are learned.
         """
@@ -95,11 +90,7 @@ class Boxes:
         return len(self.images)
 
     def indices_with_objects(self) -> np.ndarray:
-        """Images with at least one object to learn from, (N,) int64, N > 0.
-
-        Raises:
-            DatasetError: there is none.
-        """
+        """Images with at least one object to learn from, (N,) int64, N > 0; raises `DatasetError`."""
         indices = np.flatnonzero(self._object_counts)
         if not len(indices):
             reasons = ", ".join(f"{count} {reason}" for reason, count in self.dropped.items())
@@ -110,11 +101,7 @@ class Boxes:
         return indices
 
     def check(self) -> None:
-        """Find what would stop a run: missing images, and wrong sizes of the first thousand.
-
-        Raises:
-            DatasetError: the first problem.
-        """
+        """Raise `DatasetError` if an image is missing, or one of the first thousand has another size."""
         missing = [image.file_name for image in self.images if not image.path.is_file()]
         if missing:
             raise DatasetError(
@@ -168,16 +155,7 @@ def is_empty(box: list[float]) -> bool:
 
 
 def check_class_names(source: str, counts: Mapping[str, int], class_names: Sequence[str]) -> list[str]:
-    """Return the class names to use.
-
-    Args:
-        source: what a message calls the set.
-        counts: how many objects of each name there are.
-        class_names: by label.
-
-    Raises:
-        DatasetError: they repeat, or an object has another name.
-    """
+    """Return class names; raises `DatasetError` if they repeat or one of the counted objects has another."""
     if len(set(class_names)) < len(class_names):
         raise DatasetError(
             f"{source}: the class names have duplicates: {', '.join(class_names)}; remove them"

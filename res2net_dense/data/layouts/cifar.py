@@ -19,41 +19,40 @@ TRAIN_SIZE, TEST_SIZE = 50_000, 10_000
 
 
 class _Set(NamedTuple):
-    """The files of one set, in one folder."""
+    """The files of one set."""
 
     archive: str
     folder: str
-    """What the archive unpacks to."""
-    pickled: tuple[str, str]
-    """The folder of the Python version, and its file of class names."""
     train: tuple[str, ...]
     test: str
     names: str
     classes: int
     label_bytes: int
     """How many precede each image; the last of them is the label."""
+    pickled: str
+    """The Python version's file of class names."""
 
 
 _SETS = {
     "cifar10": _Set(
         archive="cifar-10-binary.tar.gz",
         folder="cifar-10-batches-bin",
-        pickled=("cifar-10-batches-py", "batches.meta"),
         train=tuple(f"data_batch_{n}.bin" for n in range(1, 6)),
         test="test_batch.bin",
         names="batches.meta.txt",
         classes=10,
         label_bytes=1,
+        pickled="batches.meta",
     ),
     "cifar100": _Set(
         archive="cifar-100-binary.tar.gz",
         folder="cifar-100-binary",
-        pickled=("cifar-100-python", "meta"),
         train=("train.bin",),
         test="test.bin",
         names="fine_label_names.txt",
         classes=100,
         label_bytes=2,
+        pickled="meta",
     ),
 }
 
@@ -85,11 +84,9 @@ class Cifar:
     """The training or test part of CIFAR-10 or CIFAR-100 in memory; an `image_id` is an index.
 
     Attributes:
-        name: what a message calls the set: its folder.
         class_names: by label; CIFAR-100's are the 100 fine ones.
         labels: (len,) int64.
         images: (len, 3, 32, 32) uint8, RGB.
-        remarks: none.
     """
 
     remarks: Sequence[str] = ()
@@ -110,10 +107,9 @@ class Cifar:
         self.images = records[:, files.label_bytes :].reshape(-1, *SHAPE)
         self.labels = records[:, files.label_bytes - 1].astype(np.int64)
         self.class_names = list(read_lines(root / files.names).values())
-        if len(set(self.class_names)) != files.classes:
+        if (count := len(set(self.class_names))) != files.classes:
             raise DatasetError(
-                f"{root / files.names}: {len(set(self.class_names))} class names instead of {files.classes}; "
-                "get the file again"
+                f"{root / files.names}: {count} class names instead of {files.classes}; get the file again"
             )
         if len(wrong := np.flatnonzero(self.labels >= files.classes)):
             raise DatasetError(
@@ -150,13 +146,13 @@ def _check_root(root: Path, layout: str) -> None:
     if (root / wanted.folder).is_dir():
         raise DatasetError(f"{root}: the files of {layout} are one folder down, in {root / wanted.folder}")
     for name, files in _SETS.items():
-        pickled, meta = files.pickled
         if (root / files.test).is_file():
             raise DatasetError(f"{root}: holds {name}, not {layout}; set layout: {name}")
-        if (root / meta).is_file() or (files is wanted and (root / pickled).is_dir()):
-            raise DatasetError(
-                f"{root}: {pickled} is the pickled version; get the binary version ({files.archive})"
-            )
+        for place in (root / files.pickled, *root.glob(f"cifar-*/{files.pickled}")):
+            if place.is_file():
+                raise DatasetError(
+                    f"{place.parent} is the pickled version; get the binary version ({files.archive})"
+                )
     raise DatasetError(f"{root}: no files of {layout}; expected {wanted.train[0]} ({wanted.folder})")
 
 

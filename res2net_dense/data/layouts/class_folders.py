@@ -42,10 +42,7 @@ class ClassFolders:
     """Images of `root/<class>/**/*.jpg`, ordered by class, then by path; an `image_id` is an index.
 
     Attributes:
-        name: what a message calls the set: its root.
-        class_names: by label.
         labels: (len,) int64, the class of each image.
-        remarks: lines that report files that are left out and classes without an image.
     """
 
     def __init__(
@@ -112,11 +109,7 @@ class ClassFolders:
         return len(self._files)
 
     def sample(self, index: int) -> Sample:
-        """Read one image; its `image_id` is the index.
-
-        Raises:
-            DatasetError: it cannot be read.
-        """
+        """Read one image; raises `DatasetError`."""
         path = self._root / os.fsdecode(self._files[index])
         return {**read_sample(path, index), "label": int(self.labels[index])}
 

@@ -66,8 +66,6 @@ class CocoBoxes(Boxes):
     Attributes:
         file: the parsed json.
         category_ids: the json's category id by label; None for a class that the json does not have.
-        benchmark: whose rules it is scored by.
-        has_masks: whether samples carry masks.
     """
 
     benchmark = "coco"
@@ -94,11 +92,9 @@ class CocoBoxes(Boxes):
         self.file = file
         self.has_masks = file.has_masks
         ids = {name: category for category, name in file.categories.items()}
-        if class_names is None:
-            names = [name for name in ids if name not in file.groups]
-        else:
-            counts = dict(zip(ids, file.counts, strict=True))
-            names = check_class_names(file.name, counts, class_names)
+        names = [name for name in ids if name not in file.groups]
+        if class_names is not None:
+            names = check_class_names(file.name, dict(zip(ids, file.counts, strict=True)), class_names)
         self.category_ids = [ids.get(name) for name in names]
         places = {name: label for label, name in enumerate(names)}
         labels = [places.get(name, -1) for name in ids]  # -1 of a class without an object
@@ -122,10 +118,7 @@ class CocoBoxes(Boxes):
         """Read one image with its objects, untransformed.
 
         `masks` are polygons where every object of the image has them, else a (N, H, W) bool tensor; the key
-        is missing unless `has_masks`.
-
-        Raises:
-            DatasetError: as `Boxes.sample`.
+        is missing unless `has_masks`. Raises `DatasetError` as `Boxes.sample`.
         """
         import torch
 

@@ -94,9 +94,15 @@ class CocoFile:
         Raises:
             DatasetError: it is missing, broken or inconsistent; names the first problem and their number.
         """
-        content = source if isinstance(source, Mapping) else read_json(Path(source))
-        self.name = name if isinstance(source, Mapping) else str(source)
-        check_format(self.name, content)
+        content: Any = source
+        if isinstance(source, str | Path):
+            content, name = read_json(Path(source)), str(source)
+        self.name = name
+        keys = ("images", "categories", "annotations")
+        if not isinstance(content, Mapping) or not all(isinstance(content.get(key), list) for key in keys):
+            raise DatasetError(
+                f"{self.name}: not in COCO's instance format, which is an object with lists {', '.join(keys)}"
+            )
         if folder is not None:
             check_folder(folder, "image folder")
         self.dropped: Counter[str] = Counter()
@@ -106,7 +112,11 @@ class CocoFile:
         self.categories = {category: name for category, (name, _) in above.items()}
         self.counts = [0] * len(above)
         records = _read_images(self.name, content["images"], folder)
-        self.has_masks = masks and any(map(_may_have_mask, entries))
+        self.has_masks = masks and any(
+            entry.get("segmentation") and entry.get("iscrowd") in (None, 0, "0")
+            for entry in entries
+            if isinstance(entry, dict)
+        )
         image_ids, category_ids = id_table(record.image_id for record in records), id_table(above)
         _collect(
             self.name,
@@ -114,7 +124,14 @@ class CocoFile:
             entries,
             lambda entry: self._add_annotation(entry, records, image_ids, category_ids),
         )
-        self.groups = _find_groups(dict(above.values()), self.counts)
+        named = {name for name, count in zip(self.categories.values(), self.counts, strict=True) if count}
+        supercategories = {own for _, own in above.values() if isinstance(own, str)}
+        # those without an object that are the supercategory of others and have none themselves
+        self.groups = [
+            name
+            for name, own in above.values()
+            if named and name not in named and own in (None, "", "none") and name in supercategories
+        ]
         self.images = PackedRecords(records, unpack)
         self.object_counts = np.array([sum(not item.crowd for item in r.objects) for r in records])
         self.aspect_ratios = np.array([(r.width or 1) / (r.height or 1) for r in records])
@@ -210,10 +227,10 @@ class _UnusableError(Exception):
     """An object that is left out; the text is the reason."""
 
 
-def read_json(file: Path) -> dict[str, Any]:
-    """The content of a file in COCO's format; raises `DatasetError`."""
+def read_json(file: Path) -> Any:
+    """The content of a file; raises `DatasetError`."""
     try:
-        content = json.loads(file.read_bytes().decode("utf-8-sig"))
+        return json.loads(file.read_bytes().decode("utf-8-sig"))
     except FileNotFoundError:
         raise DatasetError(
             f"{file}: annotation file not found (looked in {file.absolute()}); check the path"
@@ -226,17 +243,6 @@ def read_json(file: Path) -> dict[str, Any]:
         raise DatasetError(f"{file}: not text in UTF-8 ({error.reason}); save the file as UTF-8") from error
     except (ValueError, RecursionError) as error:  # the message of a JSONDecodeError has line and column
         raise DatasetError(f"{file}: not valid json: {error}; write the file again") from error
-    check_format(str(file), content)
-    return content
-
-
-def check_format(name: str, content: Any) -> None:
-    """Raise `DatasetError` unless this is an object with lists `images`, `categories` and `annotations`."""
-    keys = ("images", "categories", "annotations")
-    if not isinstance(content, Mapping) or not all(isinstance(content.get(key), list) for key in keys):
-        raise DatasetError(
-            f"{name}: not in COCO's instance format, which is an object with lists {', '.join(keys)}"
-        )
 
 
 def id_table(ids: Iterable[int | str]) -> dict[int | str, int]:
@@ -318,16 +324,6 @@ def _read_categories(
     return {i: found[i] for i in sorted(found, key=order.__getitem__)}
 
 
-def _find_groups(above: dict[str, Any], counts: list[int]) -> list[str]:
-    """Categories without an object that are the supercategory of others and have none themselves."""
-    used = {name for name, count in zip(above, counts, strict=True) if count}
-    return [
-        name
-        for name, own in above.items()
-        if used and name not in used and own in (None, "", "none") and name in above.values()
-    ]
-
-
 def _read_images(name: str, entries: list[Any], folder: Path | None) -> list[CocoRecord]:
     records: dict[int | str, CocoRecord] = {}
     resolved = None if folder is None else folder.resolve()
@@ -376,12 +372,6 @@ def _check_id(entry: Any, key: str) -> int | str:
     if type(value) not in (int, str):
         raise ValueError(f"its {key} {value!r:.80} is neither an integer nor a text")
     return value
-
-
-def _may_have_mask(entry: Any) -> bool:
-    return (
-        isinstance(entry, dict) and bool(entry.get("segmentation")) and entry.get("iscrowd") in (None, 0, "0")
-    )
 
 
 def _whole(value: Any) -> int | None:

@@ -30,9 +30,6 @@ def find_folders(root: Path) -> tuple[str, str]:
 
     They are recognised by their names. Images as .jpg and masks as .png may share a folder of any name.
 
-    Args:
-        root: an existing folder.
-
     Returns:
         Both, relative to the root and with forward slashes; the same twice where images and masks share it.
 

@@ -90,15 +90,13 @@ def find_files(part: ImageMasksPart) -> PartFiles:
             raise DatasetError(
                 f"{root}: {folder!r} is not a folder inside it; give paths relative to the root"
             )
-    places = [root / folder for folder in folders]
-    if places[0].resolve() == places[1].resolve():
+    image_folder, mask_folder = (root / folder for folder in folders)
+    if image_folder.resolve() == mask_folder.resolve():
         what = "folder of both images and masks"
-        images, masks = (index_files(places[0], what, suffixes) for suffixes in SHARED_SUFFIXES)
+        images, masks = (index_files(image_folder, what, suffixes) for suffixes in SHARED_SUFFIXES)
     else:
-        images, masks = (
-            index_files(place, what, IMAGE_SUFFIXES)
-            for place, what in zip(places, ("image folder", "mask folder"), strict=True)
-        )
+        images = index_files(image_folder, "image folder", IMAGE_SUFFIXES)
+        masks = index_files(mask_folder, "mask folder", IMAGE_SUFFIXES)
     if part.list is None:
         source, names = images.folder, sorted(images.by_stem)
     else:
@@ -112,10 +110,7 @@ class ImageMasks(MaskPairs):
     """Pairs of images and masks of one or more parts; a mask is (H, W) bool.
 
     Attributes:
-        name: what a message calls the set: its lists and image folders.
-        class_names: the one class.
         parts: name and count of each part.
-        remarks: lines that report known sets with another count than published.
     """
 
     key = "saliency"
@@ -153,10 +148,8 @@ class ImageMasks(MaskPairs):
         return sizes[:, 1] / sizes[:, 0]
 
     def check(self) -> None:
-        """Look for what would stop a training: wrong sizes or values of the first masks of each part.
-
-        Raises:
-            DatasetError: the first problem, or no mask of all has a salient pixel.
+        """Raise `DatasetError` if one of the first masks of a part has another size than its image or wrong
+        values, or if no mask at all has a salient pixel.
         """
         ends = itertools.accumulate(count for _, count in self.parts)
         salient = False

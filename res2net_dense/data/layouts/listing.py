@@ -99,11 +99,7 @@ def index_files(folder: Path, what: str, suffixes: Collection[str], preferred: s
 
 
 def read_lines(file: Path) -> dict[int, str]:
-    """Read a list: what is on each line, by line number from 1; blank lines are left out.
-
-    Raises:
-        DatasetError: it is missing or not text.
-    """
+    """Read the lines of a list that are not blank, by line number from 1; raises `DatasetError`."""
     try:
         lines = file.read_bytes().decode("utf-8-sig").replace("\r", "\n").split("\n")
     except FileNotFoundError:
@@ -121,7 +117,7 @@ def check_names(file: Path, names: Mapping[int, str]) -> list[str]:
     """Return the names of a list, given by line number.
 
     Raises:
-        DatasetError: there are none, one leads out of the data set, or one is listed twice.
+        DatasetError: there is none, one leads out of the data set, or one is repeated.
     """
     found: dict[str, None] = {}
     for number, name in names.items():
@@ -139,17 +135,17 @@ def check_names(file: Path, names: Mapping[int, str]) -> list[str]:
 
 
 def check_present(names: Sequence[str], found: Collection[str], what: str, folder: Path, source: str) -> None:
-    """Check that there is a file for every name.
+    """Check that there is a file for every name that the source (a list, say) has.
 
     Args:
         names: all that are needed.
         found: those there are files for.
-        what: what the files are, such as "images".
+        what: what a message calls the files, such as "images".
         folder: where they should be.
-        source: what needs them, for the message.
+        source: of the names.
 
     Raises:
-        DatasetError: how many are missing, and the first of them.
+        DatasetError: some are missing.
     """
     missing = [name for name in names if name not in found]
     if missing:

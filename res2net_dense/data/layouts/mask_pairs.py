@@ -52,8 +52,8 @@ class MaskPairs:
         """Read one image and its mask, untransformed.
 
         Raises:
-            DatasetError: the image or the mask is missing, broken or outside its folder, the mask is not one
-                of this layout, or they differ in size.
+            DatasetError: one of them is missing, broken or outside its folder, the mask is not one of this
+                layout, or they differ in size.
         """
         import torch
 
@@ -65,11 +65,7 @@ class MaskPairs:
         return sample
 
     def mask(self, index: int) -> np.ndarray:
-        """Read one mask as `_read_mask` does, (H, W); the image is not looked at.
-
-        Raises:
-            DatasetError: it is missing, broken, outside its folder or not a mask of this layout.
-        """
+        """Read one mask, (H, W); the image is not looked at. Raises `DatasetError` as `sample`."""
         return self._read_mask(self._paths(index)[1])
 
     def _read_mask(self, path: Path) -> np.ndarray:

@@ -52,10 +52,6 @@ class VocBoxes(Boxes):
     """The joined boxes of one or more parts; an `image_id` is an index.
 
     Boxes that cannot be learned from (empty, outside the image, not finite) are left out and counted.
-
-    Attributes:
-        benchmark: whose rules it is scored by.
-        has_masks: False.
     """
 
     benchmark = "voc"
@@ -91,7 +87,12 @@ class VocBoxes(Boxes):
                 size, objects = _read_objects(xml, image_folder, image, dropped)
                 records.append([len(records), image, str(image_folder), *size, objects])
         name = " + ".join(map(str, sources))
-        _check_once(records, name)
+        places = Counter((folder, file_name) for _, file_name, folder, *_ in records)
+        if twice := [file_name for (_, file_name), count in places.items() if count > 1]:
+            raise DatasetError(
+                f"{name}: {len(twice)} images are in more than one of these lists: {first_few(twice)}; join "
+                "lists that share none"
+            )
         counts = Counter(class_name for *_, objects in records for class_name, _, _ in objects)
         if class_names is None and not counts:
             raise DatasetError(f"{name}: no objects, so no classes; check the xml or give class names")
@@ -111,10 +112,8 @@ class VocBoxes(Boxes):
         )
 
     def ground_truth(self) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """The objects of each image for `VocEvaluator`, difficult ones too, by index.
-
-        Returns:
-            For each image boxes (N, 4) float64 xyxy, labels (N,) int64 and difficult (N,) bool.
+        """Boxes (N, 4) float64 xyxy, labels (N,) int64 and difficult (N,) bool of each image, by index, for
+        `VocEvaluator`; difficult objects too.
         """
         return [
             (
@@ -132,15 +131,15 @@ def _read_objects(
     """Size of the image, which is read from it if the xml has none, and name, box and difficult flag of each
     object; unusable boxes are counted in `dropped`.
     """
-    annotation = read_annotation(xml)
-    size = annotation.size or image_size(path_inside(image_folder, image, "image folder"))
+    size, found = read_annotation(xml)
+    size = size or image_size(path_inside(image_folder, image, "image folder"))
     objects = []
-    for item in annotation.objects:
-        box = usable_box(item.edges, *size)
+    for name, edges, difficult in found:
+        box = usable_box(edges, *size)
         if isinstance(box, str):
             dropped[box] += 1
         else:
-            objects.append((item.name, box, item.difficult))
+            objects.append((name, box, difficult))
     return size, objects
 
 
@@ -148,14 +147,3 @@ def _unpack(labels: dict[str, int], record: list[Any]) -> BoxImage:
     image_id, file_name, folder, height, width, objects = record
     found = [BoxObject(labels[name], box, difficult) for name, box, difficult in objects]
     return BoxImage(image_id, file_name, Path(folder), height, width, found)
-
-
-def _check_once(records: Sequence[list[Any]], source: str) -> None:
-    """Check that no image is in two of the joined lists; raises `DatasetError`."""
-    counts = Counter((folder, file_name) for _, file_name, folder, *_ in records)
-    twice = [file_name for (_, file_name), count in counts.items() if count > 1]
-    if twice:
-        raise DatasetError(
-            f"{source}: {len(twice)} images are in more than one of these lists: {first_few(twice)}; join "
-            "lists that share none"
-        )

@@ -39,13 +39,7 @@ class VocMasksPart(VocPart):
 
 
 class VocMasks(MaskPairs):
-    """Images and their masks, (H, W) uint8: labels of `class_names`, and 255 for pixels to ignore.
-
-    Attributes:
-        name: what a message calls the set: its root.
-        class_names: by label, the background among them.
-        remarks: none.
-    """
+    """Images and their masks, (H, W) uint8: labels of `class_names`, and 255 for pixels to ignore."""
 
     key = "sem_seg"
     dtype = np.int64
@@ -74,11 +68,7 @@ class VocMasks(MaskPairs):
             )
 
     def check(self) -> None:
-        """Look for what would stop a training: wrong sizes or labels of the first masks.
-
-        Raises:
-            DatasetError: the first problem.
-        """
+        """Raise `DatasetError` if one of the first masks has another size than its image or wrong labels."""
         used = np.zeros(256, dtype=bool)
         for index in range(len(self)):
             if index >= CHECKED_MASKS and (used[1:IGNORE_INDEX].any() or not used[IGNORE_INDEX]):
