@@ -142,9 +142,11 @@ def _check_runs(code: dict[str, Any], height: int, width: int) -> np.ndarray:
 
 def _is_line(polygon: list[float]) -> bool:
     """Whether all points lie on a line, or are one: such a polygon covers no pixel."""
-    points = np.array(polygon).reshape(-1, 2) - polygon[:2]
-    far = points[np.abs(points).sum(axis=1).argmax()]
-    return bool((np.abs(points @ [-far[1], far[0]]) <= 1e-3 * np.hypot(*far)).all())
+    left, top = polygon[:2]
+    points = [(x - left, y - top) for x, y in zip(polygon[::2], polygon[1::2], strict=True)]
+    far_x, far_y = max(points, key=lambda point: abs(point[0]) + abs(point[1]))
+    limit = 1e-3 * math.hypot(far_x, far_y)
+    return all(abs(y * far_x - x * far_y) <= limit for x, y in points)
 
 
 def _mask_utils() -> Any:
