@@ -137,7 +137,7 @@ def test_names_with_blanks_and_numbers(voc):
         ("a\0", "is not a name inside"),
         ("/JPEGImages/a.png /SegmentationClass/a.png", "is not a name inside"),
         ("a 2", "1 of 1 images are not in"),
-        ("a\nb 1", "1 of 2 images are not in"),  # no list of a class has lines without a number
+        ("a\nb 1", "1 of 2 images are not in"),  # a list of a class has a number on each line
         (b"\xff\xfea\0", "not text in UTF-8"),
         ("a\nnone\nx\n", "2 of 3 images are not in"),
         ("a.png\n", "write names without suffix"),

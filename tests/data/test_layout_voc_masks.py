@@ -1,4 +1,4 @@
-"""Masks in VOC's layout: what is no label map first, then real masks."""
+"""Masks in VOC's layout: what is not a label map first, then real masks."""
 
 import pickle
 import struct
