@@ -15,8 +15,7 @@ the width), labels are contiguous from 0 (background is no label), the ignored p
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypedDict
 
 import numpy as np
@@ -105,9 +104,6 @@ class Source(Protocol):
 
     def sample(self, index: int) -> Sample:
         """Read one, untransformed; raises `DatasetError`."""
-
-    def files(self) -> Iterable[Path]:
-        """Every file that is needed."""
 
     def check(self) -> None:
         """Look for what would stop a run, such as missing files; raises `DatasetError` with the first."""

@@ -40,7 +40,7 @@ OPTIONAL_LIBRARIES = {
     "segmentation_models_pytorch": {"integrations/smp.py", "models/segmentation.py", "cli/_contestants.py"},
     "timm": {"integrations/timm.py", "cli/_contestants.py"},
     "albumentations": {"data/transforms.py"},
-    "pycocotools": {"data/layouts/coco_json.py", "evaluation/coco.py"},
+    "pycocotools": {"data/layouts/coco_masks.py", "evaluation/coco.py"},
     "defusedxml": {"data/layouts/voc_xml.py"},
     "cv2": {"evaluation/saliency_measures.py", "toy/layouts.py", "toy/shapes.py"},
     "matplotlib": {"report/saliency_curves.py", "report/benchmark_chart.py"},

@@ -20,7 +20,7 @@ from res2net_dense.data.images import list_images, read_image
 from res2net_dense.data.layouts.image_masks import ImageMasksPart, PartFiles, find_files
 from res2net_dense.data.layouts.listing import check_size
 from res2net_dense.data.layouts.saliency_sets import KNOWN_SETS, count_warning, known_name
-from res2net_dense.data.paths import check_inside
+from res2net_dense.data.paths import path_inside
 from res2net_dense.data.saliency_masks import RULE, SALIENT_ABOVE, read_mask_values
 from res2net_dense.errors import ConfigError, DatasetError, first_few
 from res2net_dense.files import sha256_of, write_atomically
@@ -68,8 +68,8 @@ def inspect(job: tuple[str, Path, str, Path, str]) -> Pair:
         return Pair(name, image, mask, fault=Fault(kind, str(error)))
 
     try:
-        check_inside(picture_file, image_folder, "image folder")
-        check_inside(mask_file, mask_folder, "mask folder")
+        path_inside(image_folder, image, "image folder")
+        path_inside(mask_folder, mask, "mask folder")
     except DatasetError as error:
         return broken("outside the folder", error)
     try:
@@ -130,11 +130,11 @@ def file_faults(files: PartFiles) -> list[Fault]:
     """What is wrong with the names of the files."""
     no_picture, no_mask, alone = files.missing()
     named = (
-        ("missing picture", files.image_folder, no_picture),
-        ("missing mask", files.mask_folder, no_mask),
-        ("mask without picture", files.mask_folder, [files.masks.by_stem[name] for name in alone]),
-        ("two files of one name", files.image_folder, files.pictures.clashes),
-        ("two files of one name", files.mask_folder, files.masks.clashes),
+        ("missing picture", files.images.folder, no_picture),
+        ("missing mask", files.masks.folder, no_mask),
+        ("mask without picture", files.masks.folder, [files.masks.by_stem[name] for name in alone]),
+        ("two files of one name", files.images.folder, files.images.clashes),
+        ("two files of one name", files.masks.folder, files.masks.clashes),
     )
     return [Fault(kind, f"{folder / name}: {kind}") for kind, folder, names in named for name in names]
 
@@ -282,13 +282,13 @@ def prepare(options: argparse.Namespace) -> int:
     # what may fail early does so before the long work
     manifest = None if options.check is None else read_manifest(options.check)
     others = None if options.against is None else list_others(options.against, root)
-    folders = files.image_folder.resolve(), files.mask_folder.resolve()
+    folders = files.images.folder.resolve(), files.masks.folder.resolve()
     jobs = [
-        (name, folders[0], files.pictures.by_stem[name], folders[1], files.masks.by_stem[name])
+        (name, folders[0], files.images.by_stem[name], folders[1], files.masks.by_stem[name])
         for name in files.names
-        if name in files.pictures.by_stem and name in files.masks.by_stem
+        if name in files.images.by_stem and name in files.masks.by_stem
     ]
-    print(f"{files.name}: {len(jobs)} pairs of {files.image_folder} and {files.mask_folder}", flush=True)
+    print(f"{files.name}: {len(jobs)} pairs of {files.images.folder} and {files.masks.folder}", flush=True)
     faults, warnings = file_faults(files), []
     miscounted = count_warning(files.name, len(files.names))
     if miscounted and options.name:

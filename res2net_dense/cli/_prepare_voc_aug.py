@@ -12,7 +12,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from res2net_dense.data.layouts.listing import check_present, index_files
-from res2net_dense.data.layouts.voc_lists import read_names
+from res2net_dense.data.layouts.voc_files import read_names
 from res2net_dense.errors import DatasetError, MissingDependencyError
 from res2net_dense.files import write_atomically
 from res2net_dense.palette import voc_palette
@@ -50,7 +50,7 @@ def make_plan(voc: Path, sbd: Path) -> Plan:
         (sbd_names, sbd / "cls", "masks of SBD", ".mat", sbd),
         ([*voc_train, *voc_val], voc / "SegmentationClass", "masks of VOC", ".png", lists),
     ):
-        files = index_files(folder, f"folder of the {what}", (suffix,), suffix)
+        files = index_files(folder, f"folder of the {what}", (suffix,)).by_stem
         check_present(names, files, what, folder, str(source))
         sources |= {name: folder / files[name] for name in names}
     trained = (set(sbd_names) | set(voc_train)) - set(voc_val)
@@ -111,7 +111,7 @@ def prepare(voc: Path, sbd: Path, output: Path) -> None:
     folder, file = output / MASK_FOLDER, output / "ImageSets" / "Segmentation" / "trainaug.txt"
     done = []
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        there = index_files(folder, "mask folder", (".png",), ".png")
+        there = index_files(folder, "mask folder", (".png",)).by_stem
         if missing := plan.masks.keys() - there.keys():
             raise DatasetError(
                 f"{folder}: holds {len(there)} masks, but {len(missing)} of {len(plan.masks)} are not among "

@@ -19,8 +19,8 @@ from tqdm import tqdm
 
 from res2net_dense.cli.score_saliency import SHEET_ROWS
 from res2net_dense.data.images import IMAGE_SUFFIXES, read_image
-from res2net_dense.data.layouts.image_mask_files import PICTURES_BESIDE_MASKS
-from res2net_dense.data.layouts.listing import check_present, check_size, index_once
+from res2net_dense.data.layouts.image_mask_files import SHARED_SUFFIXES
+from res2net_dense.data.layouts.listing import check_present, check_size, index_files
 from res2net_dense.data.layouts.saliency_sets import count_warning, known_name, set_name
 from res2net_dense.data.saliency_masks import RULE, read_grey, read_saliency_mask
 from res2net_dense.errors import ConfigError, DatasetError, first_few
@@ -195,9 +195,9 @@ def check_output(option: str, file: Path, suffixes: Sequence[str], inputs: Seque
 
 def find_masks(folder: Path) -> dict[str, Path]:
     """All masks by their names, in the order of the names; JPEGs beside masks of their names are pictures."""
-    files = index_once(folder, "folder of masks", IMAGE_SUFFIXES)
+    files = index_files(folder, "folder of masks", IMAGE_SUFFIXES)
     if files.clashes:
-        masks = index_once(folder, "folder of masks", IMAGE_SUFFIXES - set(PICTURES_BESIDE_MASKS))
+        masks = index_files(folder, "folder of masks", IMAGE_SUFFIXES - set(SHARED_SUFFIXES[0]))
         if masks.clashes or masks.by_stem.keys() != files.by_stem.keys():
             raise DatasetError(
                 f"{folder}: {len(files.clashes)} files have the name of another but for the suffix "
@@ -209,16 +209,16 @@ def find_masks(folder: Path) -> dict[str, Path]:
 
 def find_pictures(folder: Path, stems: Sequence[str]) -> dict[str, Path]:
     """The picture of each mask; raises `DatasetError` where there is none."""
-    files = index_once(folder, "folder of pictures", IMAGE_SUFFIXES)
+    files = index_files(folder, "folder of pictures", IMAGE_SUFFIXES)
     if files.clashes:  # masks beside their pictures
-        files = index_once(folder, "folder of pictures", PICTURES_BESIDE_MASKS)
+        files = index_files(folder, "folder of pictures", SHARED_SUFFIXES[0])
     check_present(stems, files.by_stem, "pictures", folder, "--images")
     return {stem: folder / files.by_stem[stem] for stem in stems}
 
 
 def find_maps(name: str, folder: Path, masks: Path, stems: Sequence[str]) -> list[Path]:
     """The map of each mask; raises `DatasetError` where there is none or more than one."""
-    files = index_once(folder, "folder of maps", IMAGE_SUFFIXES)
+    files = index_files(folder, "folder of maps", IMAGE_SUFFIXES)
     missing = [stem for stem in stems if stem not in files.by_stem]
     extra = sorted(files.by_stem.keys() - set(stems))
     if missing:

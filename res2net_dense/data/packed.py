@@ -27,12 +27,9 @@ class PackedRecords(Sequence[T], Generic[T]):
             decode: makes an item of a record; workers that are not forked need it picklable.
         """
         self._decode = decode
-        block, ends = bytearray(), [0]
-        for record in records:
-            block += json.dumps(record, separators=(",", ":")).encode()
-            ends.append(len(block))
-        self._block = np.frombuffer(bytes(block), dtype=np.uint8)
-        self._ends = np.array(ends)
+        encoded = [json.dumps(record, separators=(",", ":")).encode() for record in records]
+        self._block = np.frombuffer(b"".join(encoded), dtype=np.uint8)
+        self._ends = np.cumsum([0, *map(len, encoded)])
 
     def decoded(self, decode: Callable[[Any], U]) -> PackedRecords[U]:
         """The same records, not copied, of which another function makes the items."""

@@ -35,9 +35,9 @@ def said(root, **options):
 
 
 def test_no_folder_a_file_and_an_empty_folder(tmp_path):
-    assert "no such folder" in said(tmp_path / "absent")
+    assert "folder of class folders not found" in said(tmp_path / "absent")
     (tmp_path / "file").write_text("x")
-    assert "not a folder" in said(tmp_path / "file")
+    assert "it is a file" in said(tmp_path / "file")
     (tmp_path / "empty").mkdir()
     assert "no images and no class folders" in said(tmp_path / "empty")
 
@@ -98,7 +98,7 @@ def test_empty_classes_are_named(tmp_path):
 
 def test_other_classes_than_the_models(tmp_path):
     plant(tmp_path, ["cat/0.png", "dog/0.png"])
-    assert "1 folders are no class of the model: dog" in said(tmp_path, class_names=["cat", "cow"])
+    assert "1 folders are not classes of the model: dog" in said(tmp_path, class_names=["cat", "cow"])
     assert "1 of 3 classes have no image: cow" in said(tmp_path, class_names=["cat", "cow", "dog"])
     assert len(load(tmp_path, class_names=["cat", "cow", "dog"], allow_empty=True)) == 2
 

@@ -1,6 +1,5 @@
-"""Pictures and masks of salient objects: what is wrong with them first, then real ones."""
+"""Images and masks of salient objects: what is wrong with them first, then real ones."""
 
-import hashlib
 import io
 import os
 import pickle
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from reading import fails, snapshot
 
 from res2net_dense.data.layouts.image_masks import ImageMasks, ImageMasksPart
 from res2net_dense.data.layouts.saliency_sets import KNOWN_SETS, count_warning, known_name
@@ -43,15 +43,6 @@ def part(root, list=None, **options):
 
 def load(root, list=None, **options):
     return ImageMasks([part(root, list, **options)])
-
-
-def fails(function, *parts, kind=DatasetError):
-    with pytest.raises(kind) as error:
-        function()
-    message = str(error.value)
-    assert "\n" not in message
-    for part in parts:
-        assert part in message, message
 
 
 def write_png(file, width, height, bits, colour, data):
@@ -148,7 +139,7 @@ def test_all_or_nothing_may_be_salient(tmp_path, value):
     assert mask.all() == mask.any() == (value > 0)
 
 
-def test_orientation_is_applied_to_masks_as_to_pictures(mine):
+def test_orientation_is_applied_to_masks_as_to_images(mine):
     exif = Image.Exif()
     exif[0x0112] = 6
     for folder, suffix, content in (("images", "jpg", PHOTO), ("masks", "png", MASK)):
@@ -266,7 +257,7 @@ def test_a_root_without_known_folders(mine, tmp_path):
     (mine / "masks").rename(mine / "truth")
     fails(
         lambda: load(mine),
-        "mine: no folders of pictures and masks",
+        "mine: no folders of images and masks",
         "ground_truth_mask",
         "images, truth",
         "set images",
@@ -287,7 +278,7 @@ def test_several_folders_are_not_guessed(mine):
 
 @pytest.mark.parametrize("folder", ["../mine/images", "a/../../x", "..", "/etc", "a\\b", "%2e%2e/x"])
 def test_folders_stay_in_the_root(mine, folder):
-    fails(lambda: load(mine, images=folder, masks="masks"), "is no folder inside it")
+    fails(lambda: load(mine, images=folder, masks="masks"), "is not a folder inside it")
 
 
 def test_links_out_of_the_folder_are_refused(mine, tmp_path):
@@ -311,10 +302,10 @@ def test_empty_folders(mine):
     fails(lambda: load(mine), "images: the image folder has no file")
 
 
-def test_one_folder_of_pictures_alone_is_no_set(mine):
+def test_one_folder_of_images_alone_is_not_a_set(mine):
     fails(
         lambda: load(mine, images="images", masks="images"),
-        "folder of both pictures and masks has no file",
+        "folder of both images and masks has no file",
         ".png",
     )
 
@@ -322,15 +313,15 @@ def test_one_folder_of_pictures_alone_is_no_set(mine):
 # pairs
 
 
-def test_pictures_and_masks_that_have_no_partner(mine):
+def test_images_and_masks_that_have_no_partner(mine):
     (mine / "masks" / "b.png").rename(mine / "masks" / "d.png")
-    fails(lambda: load(mine), "1 of 3 pictures have no mask", ": b; add the masks")
+    fails(lambda: load(mine), "1 of 3 images have no mask", ": b; add the masks")
     (mine / "images" / "b.jpg").unlink()
-    fails(lambda: load(mine), "1 of 3 masks have no picture", ": d; add the pictures")
+    fails(lambda: load(mine), "1 of 3 masks have no image", ": d; add the images")
     (mine / "val.txt").write_text("a\nc\n")
     assert len(load(mine, "val.txt")) == 2
     (mine / "val.txt").write_text("a\nb\nx\n")
-    fails(lambda: load(mine, "val.txt"), "val.txt: 2 of 3 pictures are not in", "b, x")
+    fails(lambda: load(mine, "val.txt"), "val.txt: 2 of 3 images are not in", "b, x")
 
 
 def test_two_files_of_one_name(mine):
@@ -399,16 +390,16 @@ def test_names_with_blanks_and_dots(mine):
         ("", ["has no names"]),
         ("\n \n", ["has no names"]),
         ("a\nb\na\n", ["line 3: 'a' is listed twice"]),
-        ("a\na.jpg\n", ["line 2: 'a.jpg' is listed twice"]),
-        ("../a\n", ["line 1: '../a' is no name inside"]),
-        ("/etc/passwd\n", ["line 1", "no name inside"]),
-        ("%2e%2e/a\n", ["line 1", "no name inside"]),
-        ("a\\b\n", ["line 1", "no name inside"]),
-        ("a\0\n", ["line 1", "no name inside"]),
+        ("a\na.jpg\n", ["line 2: 'a' is listed twice"]),
+        ("../a\n", ["line 1: '../a' is not a name inside"]),
+        ("/etc/passwd\n", ["line 1", "not a name inside"]),
+        ("%2e%2e/a\n", ["line 1", "not a name inside"]),
+        ("a\\b\n", ["line 1", "not a name inside"]),
+        ("a\0\n", ["line 1", "not a name inside"]),
         ("a 1\nb -1\n", ["line 1", "'1' is not the mask of 'a'"]),
         ("a.jpg b.png\n", ["line 1", "'b.png' is not the mask of 'a.jpg'"]),
-        ("a b c\n", ["line 1", "a name a line, or a picture and its mask"]),
-        ("a\nx.txt\n", ["1 of 2 pictures are not in", "x.txt"]),
+        ("a b c\n", ["line 1", "one per line, or an image and its mask"]),
+        ("a\nx.txt\n", ["1 of 2 images are not in", "x.txt"]),
     ],
 )  # fmt: skip
 def test_wrong_lists(mine, text, parts):
@@ -419,7 +410,7 @@ def test_wrong_lists(mine, text, parts):
 def test_lists_that_cannot_be_read(mine):
     fails(lambda: load(mine, "no.txt"), "no.txt: list not found", "looked in")
     (mine / "bad.txt").write_bytes(b"\xff\xfe\x00\x9f")
-    fails(lambda: load(mine, "bad.txt"), "bad.txt: no text in UTF-8")
+    fails(lambda: load(mine, "bad.txt"), "bad.txt: not text in UTF-8")
 
 
 # parts, names, counts
@@ -480,10 +471,7 @@ def test_a_set_without_any_object_is_refused(mine):
 
 
 def test_nothing_is_written_and_workers_share_records(mine):
-    before = {
-        path: (path.stat().st_mtime_ns, hashlib.sha256(path.read_bytes()).digest())
-        for path in mine.rglob("*.*")
-    }
+    before = snapshot(mine)
     for path in (mine / "images", mine / "masks", mine):
         path.chmod(0o500)
     try:
@@ -494,11 +482,7 @@ def test_nothing_is_written_and_workers_share_records(mine):
     finally:
         for path in (mine, mine / "images", mine / "masks"):
             path.chmod(0o700)
-    after = {
-        path: (path.stat().st_mtime_ns, hashlib.sha256(path.read_bytes()).digest())
-        for path in mine.rglob("*.*")
-    }
-    assert after == before
+    assert snapshot(mine) == before
 
 
 def test_links_to_folders_are_named_not_passed_over(tmp_path, mine):

@@ -197,7 +197,7 @@ def test_missing_folders_and_lists(folders, tmp_path, capsys):
     fails((tmp_path / "none", sbd), capsys, "train.txt: list not found")
     fails((voc, tmp_path / "none"), capsys, "train.txt: list not found")
     (sbd / "val.txt").write_text("c\n../e\n")
-    fails(folders, capsys, "line 2: '../e' is no name")
+    fails(folders, capsys, "line 2: '../e' is not a name")
     (sbd / "val.txt").write_text("c\ne\n")
     (voc / "SegmentationClass" / "c.png").unlink()
     fails(folders, capsys, "1 of 3 masks of VOC are not in", ": c;")

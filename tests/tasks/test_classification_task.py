@@ -3,7 +3,6 @@
 import hashlib
 import json
 import logging
-import pickle
 import shutil
 from pathlib import Path
 
@@ -75,13 +74,13 @@ def train(config, folder):
         (["data.train=null"], ["data.train is not set"]),
         (["data.train={pictures}"], ["not classes", "train"]),
         (["data.train={pictures}/val/star"], ["no class folders"]),
-        (["data.val={one}"], ["2 folders are no class", "zebra"]),
+        (["data.val={one}"], ["2 folders are not classes", "zebra"]),
         (["data.train={one}", "data.val=null"], ["zebra", "no image"]),
         (["data.train={one}/lonely", "data.val=null"], ["class lion alone", "two or more"]),
         (["data.format=cifar10"], ["no files of cifar10"]),
         (["model.num_classes=7"], ["model.num_classes is 7", "10 classes"]),
         (["train.best_metric=top3"], ["top3", "top1"]),
-        (["data.val={one}/none"], ["none", "no image in any class folder", "data.val"]),
+        (["data.val={one}/none"], ["none", "10 of 10 classes have no image", "data.val"]),
         (["train.accumulate=3"], ["accumulate"]),
         (["backbone.name=dla60", "backbone.stage_pool=strided"], ["has no option"]),
         (["backbone.name=res2net50"], ["did you mean"]),
@@ -199,33 +198,25 @@ def test_published_weights_are_evaluated_with_their_head(load, tmp_path, caplog)
         score(config)
 
 
-def test_cifar_in_both_forms(load, tmp_path, monkeypatch):
+def test_cifar_is_trained_and_scored(load, tmp_path, monkeypatch):
     monkeypatch.setattr(cifar, "TRAIN_SIZE", 20)
     monkeypatch.setattr(cifar, "TEST_SIZE", 20)
     rng = np.random.default_rng(0)
     labels, pixels = rng.integers(0, 100, 20), rng.integers(0, 256, (20, 3072), dtype=np.uint8)
-    names = [f"thing_{n}" for n in range(100)]
-    binary, python = tmp_path / "cifar-100-binary", tmp_path / "cifar-100-python"
-    binary.mkdir(), python.mkdir()
+    folder = tmp_path / "cifar-100-binary"
+    folder.mkdir()
     records = np.concatenate([labels[:, None], labels[:, None], pixels], axis=1).astype(np.uint8)
     for part in ("train", "test"):
-        (binary / f"{part}.bin").write_bytes(records.tobytes())
-        content = {b"data": pixels, b"fine_labels": labels.tolist(), b"coarse_labels": labels.tolist()}
-        (python / part).write_bytes(pickle.dumps(content, 4))
-    (binary / "fine_label_names.txt").write_text("\n".join(names))
-    (python / "meta").write_bytes(pickle.dumps({b"fine_label_names": names}, 4))
-    results = []
-    for folder in (binary, python):
-        short = [
-            f"data.train={folder}",
-            f"data.val={folder}",
-            "train.schedule.milestones=[]",
-            "data.resize_size=32",
-        ]
-        config = load(*short, config="classification_res2next29_cifar100.yaml")
-        results.append(train(config, tmp_path / folder.suffix / folder.name / "run"))
-    assert results[0] == pytest.approx(results[1], nan_ok=True)
-    assert "top1/thing_99" in results[0]
+        (folder / f"{part}.bin").write_bytes(records.tobytes())
+    (folder / "fine_label_names.txt").write_text("\n".join(f"thing_{n}" for n in range(100)))
+    short = [
+        f"data.train={folder}",
+        f"data.val={folder}",
+        "train.schedule.milestones=[]",
+        "data.resize_size=32",
+    ]
+    config = load(*short, config="classification_res2next29_cifar100.yaml")
+    assert "top1/thing_99" in train(config, tmp_path / "run")
 
 
 def test_a_run_of_an_older_version_is_resumed(load, tmp_path):

@@ -66,7 +66,7 @@ def test_what_does_not_fit_is_said_before_training(load, arguments, words):
 
 def spoil_missing(mask):
     mask.unlink()
-    return ["1 of 8 pictures have no mask", mask.stem]
+    return ["1 of 8 images have no mask", mask.stem]
 
 
 def spoil_size(mask):

@@ -400,7 +400,7 @@ def test_wrong_arguments_are_one_line(score, sets, monkeypatch, predictions, key
 def test_pictures_that_lack_or_differ_are_one_line(score, sets):
     images = draw_pictures(sets)
     Image.open(images / "2.jpg").resize((9, 9)).save(images / "2.jpg")
-    with pytest.raises(DatasetError, match=r"2\.png: the mask is 33 x 33 but the picture .*2\.jpg is 9 x 9"):
+    with pytest.raises(DatasetError, match=r"2\.png: the mask is 33 x 33 but the image .*2\.jpg is 9 x 9"):
         score(sets / "good", sheet=sets / "worst.png", images=images)
     (images / "2.jpg").unlink()
     with pytest.raises(DatasetError, match="1 of 6 pictures are not in .*images: 2"):

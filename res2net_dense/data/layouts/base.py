@@ -11,12 +11,12 @@ from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer
 from pydantic_core import PydanticCustomError
 
 from res2net_dense.errors import ConfigError, DatasetError
-from res2net_dense.sections import Section
+from res2net_dense.sections import Section, Text
 from res2net_dense.types import Source
 
 
 class Request(NamedTuple):
-    """What is asked of a layout; see `open_source`."""
+    """How a part is to be opened; see `open_source`."""
 
     train: bool
     class_names: tuple[str, ...] | None
@@ -25,7 +25,7 @@ class Request(NamedTuple):
 
 
 class Part(Section):
-    """One part of a data set, as a configuration names it; each layout has a class of its own.
+    """One part of a data set, as a configuration names it; each layout has its own subclass.
 
     The field `layout` is a literal with a default, so that it may be left out.
     """
@@ -41,13 +41,24 @@ class Part(Section):
     """How the files are laid out."""
 
     def paths(self) -> list[str]:
-        """What must be there for anything to be read."""
+        """The files and folders without which nothing can be read."""
         raise NotImplementedError
 
     @classmethod
     def open(cls, parts: Sequence[Any], request: Request) -> Source:
         """Open parts of this class as `open_source` does."""
         raise NotImplementedError
+
+
+class RootPart(Part):
+    """A part whose files all lie in one folder."""
+
+    root: Text
+    """Folder of the data set."""
+
+    def paths(self) -> list[str]:
+        """The root."""
+        return [self.root]
 
 
 P = TypeVar("P", bound=Part)
@@ -65,9 +76,10 @@ def open_source(
 
     Args:
         parts: at least one.
-        train: whether to learn from it. An evaluation takes classes without an image, and CIFAR's test part.
+        train: whether the set is for training. An evaluation accepts classes without an image, and takes
+            CIFAR's test part.
         class_names: by label; None takes those of the data.
-        needs: keys of a `Sample`, such as `boxes`, that a task uses. Nothing else can stop it.
+        needs: keys of a `Sample`, such as `boxes`, that a task uses; faults of other annotations are ignored.
         difficult: whether objects that VOC marks as difficult are learned.
 
     Returns:
@@ -112,11 +124,6 @@ def find_layout(*kinds: type[Part]) -> BeforeValidator:
     return BeforeValidator(fill)
 
 
-def _as_list(value: object) -> object:
-    """Read a single part where a list of them may stand."""
-    return [value] if isinstance(value, dict | Part) else value
-
-
 def _check_joined(parts: list[P]) -> list[P]:
     layouts = list(dict.fromkeys(part.layout for part in parts))
     problem = None
@@ -132,7 +139,7 @@ def _check_joined(parts: list[P]) -> list[P]:
 Parts = Annotated[
     list[P],
     Field(min_length=1),
-    BeforeValidator(_as_list),
+    BeforeValidator(lambda value: [value] if isinstance(value, dict | Part) else value),
     AfterValidator(_check_joined),
     PlainSerializer(lambda parts: parts[0] if len(parts) == 1 else parts, return_type=Any),
 ]
@@ -140,7 +147,7 @@ Parts = Annotated[
 
 
 def dropped_remarks(name: str, dropped: Mapping[str, int]) -> list[str]:
-    """Lines that report what is left out: objects, or what a reason begins with."""
+    """Report what is left out: objects, or what the reason begins with ("polygon", "annotation")."""
     remarks = []
     for reason, count in dropped.items():
         kind, _, rest = reason.partition(" ")

@@ -3,24 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from res2net_dense.data.images import image_size, read_sample
 from res2net_dense.data.layouts.base import dropped_remarks
-from res2net_dense.data.paths import check_inside
+from res2net_dense.data.paths import path_inside
 from res2net_dense.errors import DatasetError, first_few
 from res2net_dense.types import Sample
 
 _CHECKED_SIZES = 1000
 
 
-@dataclass(frozen=True)
-class BoxImage:
-    """One image of a set, and what its annotations say of its size."""
+class BoxObject(NamedTuple):
+    """One object to learn from or to find."""
+
+    label: int
+    box: list[float]
+    """xyxy in continuous pixels from 0, clipped to the image, never empty."""
+    difficult: bool = False
+    segmentation: Any = None
+    """A `coco_masks.Segmentation`; None where masks are not needed."""
+
+
+class BoxImage(NamedTuple):
+    """One image of a set and its objects, and the size that its annotations give."""
 
     image_id: int | str
     file_name: str
@@ -28,57 +37,44 @@ class BoxImage:
     """The resolved image folder, which `file_name` is relative to."""
     height: int
     width: int
+    objects: list[BoxObject]
 
     @property
     def path(self) -> Path:
-        """The file."""
-        return self.folder / self.file_name
-
-    def check_size(self, size: tuple[int, int], says: str) -> None:
-        """Raise `DatasetError` unless the image is (height, width) as the annotations say."""
-        if size != (self.height, self.width):
-            raise DatasetError(
-                f"{self.path}: the image is {size[1]} x {size[0]} (EXIF orientation applied) but {says} says "
-                f"{self.width} x {self.height}; correct one of them"
-            )
+        """The file, which need not be there; raises `DatasetError` if a link leads out of the folder."""
+        return path_inside(self.folder, self.file_name, "image folder")
 
 
-I = TypeVar("I", bound=BoxImage)  # noqa: E741
-
-
-class Boxes(Generic[I]):
+class Boxes:
     """Images with boxes; a layout makes a `types.BoxSource` of it.
 
     Attributes:
-        name: what a message calls the set.
         images: a lazy sequence of images with their objects.
-        class_names: by label.
-        dropped: how many objects are left out, by reason.
-        remarks: lines that report them.
-        aspect_ratios: (len,) float64, width / height of each image.
     """
 
     def __init__(
         self,
         name: str,
-        images: Sequence[I],
+        images: Sequence[BoxImage],
         *,
         class_names: Sequence[str],
         dropped: Mapping[str, int],
         object_counts: Sequence[int] | np.ndarray,
         aspect_ratios: Sequence[float] | np.ndarray,
-        says: str,
+        sizes: str,
+        difficult: bool = True,
     ) -> None:
-        """Take what a layout has read.
+        """Store what a layout has read.
 
         Args:
             name: what a message calls the set.
             images: by index.
             class_names: by label.
-            dropped: see above.
+            dropped: how many objects are left out, by reason.
             object_counts: how many objects of each image are learned.
-            aspect_ratios: see above.
-            says: what a message calls that which gives the sizes of the images.
+            aspect_ratios: width / height of each image.
+            sizes: what a message calls the file that gives the sizes of the images.
+            difficult: whether difficult objects are learned.
         """
         self.name = name
         self.images = images
@@ -87,17 +83,14 @@ class Boxes(Generic[I]):
         self.remarks = dropped_remarks(name, dropped)
         self.aspect_ratios = np.array(aspect_ratios, dtype=np.float64)
         self._object_counts = np.array(object_counts)
-        self._says = says
+        self._sizes = sizes
+        self._difficult = difficult
 
     def __len__(self) -> int:
         return len(self.images)
 
     def indices_with_objects(self) -> np.ndarray:
-        """Images with at least one object to learn from, (N,) int64, N > 0.
-
-        Raises:
-            DatasetError: there is none.
-        """
+        """Images with at least one object to learn from, (N,) int64, N > 0; raises `DatasetError`."""
         indices = np.flatnonzero(self._object_counts)
         if not len(indices):
             reasons = ", ".join(f"{count} {reason}" for reason, count in self.dropped.items())
@@ -108,26 +101,70 @@ class Boxes(Generic[I]):
         return indices
 
     def check(self) -> None:
-        """Look for what would stop a run: images that are not there, and wrong sizes of the first thousand.
-
-        Raises:
-            DatasetError: the first problem.
-        """
-        missing = []
-        for image in self.images:
-            check_inside(image.path, image.folder, "image folder")
-            if not image.path.is_file():
-                missing.append(image.file_name)
+        """Raise `DatasetError` if an image is missing, or one of the first thousand has another size."""
+        missing = [image.file_name for image in self.images if not image.path.is_file()]
         if missing:
             raise DatasetError(
                 f"{len(missing)} of {len(self)} images of {self.name} are missing: {first_few(missing)}"
             )
         for image in self.images[:_CHECKED_SIZES]:
-            image.check_size(image_size(image.path), self._says)
+            self._check_size(image, image_size(image.path))
 
-    def _read(self, image: I) -> Sample:
-        """The image alone; raises `DatasetError` as `sample` does."""
-        check_inside(image.path, image.folder, "image folder")
+    def sample(self, index: int) -> Sample:
+        """Read one image with its boxes and labels, untransformed.
+
+        Raises:
+            DatasetError: the image cannot be read, lies outside the image folder, or has another size than
+                the annotations give.
+        """
+        return self._read(self.images[index])
+
+    def _read(self, image: BoxImage) -> Sample:
+        import torch
+
         sample = read_sample(image.path, image.image_id, image.file_name)
-        image.check_size((sample["original_height"], sample["original_width"]), self._says)
+        self._check_size(image, (sample["original_height"], sample["original_width"]))
+        objects = [item for item in image.objects if self._difficult or not item.difficult]
+        sample["boxes"] = torch.tensor([item.box for item in objects], dtype=torch.float32).reshape(-1, 4)
+        sample["labels"] = torch.tensor([item.label for item in objects], dtype=torch.int64)
         return sample
+
+    def _check_size(self, image: BoxImage, size: tuple[int, int]) -> None:
+        if size != (image.height, image.width):
+            raise DatasetError(
+                f"{image.path}: the image is {size[1]} x {size[0]} (EXIF orientation applied) but "
+                f"{self._sizes} says {image.width} x {image.height}; correct one of them"
+            )
+
+
+def clip_box(edges: Sequence[float], height: int, width: int) -> list[float]:
+    """Clip a box xyxy to its image; what is left may be empty."""
+    x1, y1, x2, y2 = edges
+    return [
+        min(max(x1, 0.0), width),
+        min(max(y1, 0.0), height),
+        min(max(x2, 0.0), width),
+        min(max(y2, 0.0), height),
+    ]
+
+
+def is_empty(box: list[float]) -> bool:
+    """Whether a box xyxy has no area in float32, which is what a sample carries."""
+    x1, y1, x2, y2 = np.array(box, dtype=np.float32).tolist()
+    return x2 <= x1 or y2 <= y1
+
+
+def check_class_names(source: str, counts: Mapping[str, int], class_names: Sequence[str]) -> list[str]:
+    """Return class names; raises `DatasetError` if they repeat or one of the counted objects has another."""
+    if len(set(class_names)) < len(class_names):
+        raise DatasetError(
+            f"{source}: the class names have duplicates: {', '.join(class_names)}; remove them"
+        )
+    known = set(class_names)
+    unknown = [f"{name!r} ({count} objects)" for name, count in counts.items() if count and name not in known]
+    if unknown:
+        raise DatasetError(
+            f"{source}: {len(unknown)} classes are not among the model's: {first_few(unknown)}; known are "
+            f"{', '.join(class_names)}"
+        )
+    return list(class_names)

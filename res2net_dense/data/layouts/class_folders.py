@@ -1,17 +1,17 @@
-"""Pictures in one folder a class, as ImageNet has them. Nothing is ever written."""
+"""Images in one folder per class, as ImageNet has them. Nothing is ever written."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar, Literal
 
 import numpy as np
 
 from res2net_dense.data.images import IMAGE_SUFFIXES, read_sample
-from res2net_dense.data.layouts.base import Part, Request
-from res2net_dense.data.layouts.listing import list_folders, walk
+from res2net_dense.data.layouts.base import Request, RootPart
+from res2net_dense.data.layouts.listing import check_folder, list_folders, walk
 from res2net_dense.errors import DatasetError, first_few
 from res2net_dense.sections import Text
 from res2net_dense.types import Sample
@@ -20,8 +20,8 @@ _TRAIN = {"train", "training"}
 _HELD_OUT = {"val", "validation", "valid", "test"}
 
 
-class ClassFoldersPart(Part):
-    """Images in one folder a class. A relative root starts at the current working directory."""
+class ClassFoldersPart(RootPart):
+    """Images in one folder per class. A relative root starts at the current working directory."""
 
     gives: ClassVar[frozenset[str]] = frozenset({"label"})
     toy: ClassVar[str] = "imagenet"
@@ -31,31 +31,18 @@ class ClassFoldersPart(Part):
     root: Text
     """Folder of the class folders, such as `datasets/imagenet/train`."""
 
-    def paths(self) -> list[str]:
-        """The root."""
-        return [self.root]
-
     @classmethod
     def open(cls, parts: Sequence[ClassFoldersPart], request: Request) -> ClassFolders:
         """List the images of the one part."""
         (part,) = parts
-        source = ClassFolders(part, class_names=request.class_names, allow_empty=not request.train)
-        if not len(source):
-            raise DatasetError(
-                f"{source.name}: no image in any class folder; check the path, or set data.val=null to train "
-                "without evaluation"
-            )
-        return source
+        return ClassFolders(part, class_names=request.class_names, allow_empty=not request.train)
 
 
 class ClassFolders:
-    """Images of `root/<class>/**/*.jpg`, ordered by class, then by path; an `image_id` is a place.
+    """Images of `root/<class>/**/*.jpg`, ordered by class, then by path; an `image_id` is an index.
 
     Attributes:
-        name: what a message calls the set: its root.
-        class_names: by label.
         labels: (len,) int64, the class of each image.
-        remarks: lines that report files that are left out and classes without an image.
     """
 
     def __init__(
@@ -76,36 +63,30 @@ class ClassFolders:
             allow_empty: whether a class may have no image or, with `class_names`, no folder.
 
         Raises:
-            DatasetError: there are no class folders, one is empty, they are not those of `class_names`, or
-                they are the parts of a data set.
+            DatasetError: there are no class folders, one is empty or all are, they are not those of
+                `class_names`, or they are the parts of a data set.
         """
         self.name = part.root
         self._root = root = Path(part.root)
-        if not root.is_dir():
-            raise DatasetError(f"{root}: {'not a folder' if root.exists() else 'no such folder'}")
+        check_folder(root, "folder of class folders")
         folders = list_folders(root)
         _check_folders(root, folders)
         self.class_names = names = folders if class_names is None else list(class_names)
         if unknown := [name for name in folders if name not in set(names)]:
             raise DatasetError(
-                f"{root}: {len(unknown)} folders are no class of the model: {first_few(unknown)}; move them "
-                "away, or train with them"
+                f"{root}: {len(unknown)} folders are not classes of the model: {first_few(unknown)}; move "
+                "them away, or train with them"
             )
         files: list[str] = []
         others: list[str] = []
         counts = []
         for name in names:
-            found = sorted(_files(root, name)) if name in set(folders) else []
-            images = [file for file in found if os.path.splitext(file)[1].lower() in IMAGE_SUFFIXES]
-            others += [file for file in found if os.path.splitext(file)[1].lower() not in IMAGE_SUFFIXES]
-            files += images
-            counts.append(len(images))
+            before = len(files)
+            for file in walk(root / name) if name in folders else ():
+                is_image = os.path.splitext(file)[1].lower() in IMAGE_SUFFIXES
+                (files if is_image else others).append(f"{name}/{file}")
+            counts.append(len(files) - before)
         empty = [name for name, count in zip(names, counts, strict=True) if not count]
-        if empty and not allow_empty:
-            raise DatasetError(
-                f"{root}: {len(empty)} of {len(names)} classes have no image: {first_few(empty)}; fill or "
-                f"remove their folders (images end in {' '.join(sorted(IMAGE_SUFFIXES))})"
-            )
         self.labels = np.repeat(np.arange(len(names)), counts)
         self.remarks = []
         if others:
@@ -113,10 +94,13 @@ class ClassFolders:
                 f"{root}: left out: {len(others)} files do not end as images do: {first_few(others)}"
             )
         if empty:
-            self.remarks.append(
-                f"{root}: {len(empty)} of {len(names)} classes have no image, such as {empty[0]}; their "
-                "accuracy is n/a"
-            )
+            problem = f"{root}: {len(empty)} of {len(names)} classes have no image"
+            if not (allow_empty and files):
+                raise DatasetError(
+                    f"{problem}: {first_few(empty)}; fill or remove their folders (images end in "
+                    f"{' '.join(sorted(IMAGE_SUFFIXES))}), or set data.val=null to train without evaluation"
+                )
+            self.remarks.append(f"{problem}, such as {empty[0]}; their accuracy is n/a")
         # One block of bytes: reading Python strings writes their reference counts, and each worker would end
         # up with a copy of a million of them.
         self._files = np.array([os.fsencode(file) for file in files], dtype=bytes)
@@ -125,17 +109,9 @@ class ClassFolders:
         return len(self._files)
 
     def sample(self, index: int) -> Sample:
-        """Read one image; its `image_id` is the index.
-
-        Raises:
-            DatasetError: it cannot be read.
-        """
+        """Read one image; raises `DatasetError`."""
         path = self._root / os.fsdecode(self._files[index])
         return {**read_sample(path, index), "label": int(self.labels[index])}
-
-    def files(self) -> Iterator[Path]:
-        """The images."""
-        yield from (self._root / os.fsdecode(file) for file in self._files)
 
     def check(self) -> None:
         """Nothing is left to check: the images were listed when this was made."""
@@ -155,9 +131,3 @@ def _check_folders(root: Path, folders: Sequence[str]) -> None:
             f"{root}: the folders {first_few(parts)} are parts of a data set, not classes; name one of them, "
             f"such as {root / parts[0]}"
         )
-
-
-def _files(root: Path, name: str) -> Iterator[str]:
-    """Yield the paths of the files below `root/name`, relative to `root`."""
-    for prefix, files in walk(root / name):
-        yield from (os.path.join(name, prefix, file) for file in files)

@@ -10,7 +10,7 @@ from PIL import Image, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 
 from res2net_dense.data.images import image_size
-from res2net_dense.errors import DatasetError, first_few
+from res2net_dense.errors import DatasetError, first_few, one_line
 from res2net_dense.palette import voc_palette
 from res2net_dense.types import IGNORE_INDEX
 
@@ -35,9 +35,9 @@ def read_mask(path: Path, classes: int, shared_palette: Callable[[], np.ndarray 
         (H, W) uint8, writable.
 
     Raises:
-        DatasetError: it cannot be read, is no label map, or has other labels.
+        DatasetError: it cannot be read, is not a label map, or has other labels.
     """
-    image_size(path)  # refuses what is missing, no picture or too large
+    image_size(path)  # refuses what is missing, not an image or too large
     try:
         with Image.open(path, formats=_FORMATS) as image:
             mode, bits = image.mode, _bits(image, path)
@@ -46,15 +46,16 @@ def read_mask(path: Path, classes: int, shared_palette: Callable[[], np.ndarray 
     except UnidentifiedImageError:
         raise DatasetError(f"{path}: a format that changes labels, as JPEG and PNM do; {_REMEDY}") from None
     except Exception as error:  # decoders raise nearly every type on damaged bytes
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise DatasetError(f"{path}: the mask cannot be read ({reason}); replace the file") from error
+        raise DatasetError(
+            f"{path}: the mask cannot be read ({one_line(error)}); replace the file"
+        ) from error
     if mode == "L" and bits < 8:
         raise DatasetError(
-            f"{path}: a grey picture of {bits} bits, whose values programs stretch to 0..255; {_REMEDY}"
+            f"{path}: a grey image of {bits} bits, whose values programs stretch to 0..255; {_REMEDY}"
         )
     if mode not in ("1", "P", "L") and not mode.startswith("I"):
         raise DatasetError(
-            f"{path}: the mask is no label map but a picture of mode {mode}; VOC's masks are palette PNGs "
+            f"{path}: the mask is not a label map but an image of mode {mode}; VOC's masks are palette PNGs "
             f"whose indices are the labels: turn each colour into its label and {_REMEDY}"
         )
     if values.min() < 0 or values.max() > 255:
@@ -64,10 +65,8 @@ def read_mask(path: Path, classes: int, shared_palette: Callable[[], np.ndarray 
         )
     mask = values.astype(np.uint8)
     used = np.flatnonzero(np.bincount(mask.ravel(), minlength=256))
-    if palette is not None:
-        problem = _palette_problem(used, palette, classes, shared_palette)
-        if problem:
-            raise DatasetError(f"{path}: {problem}; {_REMEDY}")
+    if palette is not None and (problem := _palette_problem(used, palette, classes, shared_palette)):
+        raise DatasetError(f"{path}: {problem}; {_REMEDY}")
     unknown = used[(used >= classes) & (used != IGNORE_INDEX)]
     if len(unknown):
         y, x = np.argwhere(mask == unknown[0])[0]
@@ -79,22 +78,22 @@ def read_mask(path: Path, classes: int, shared_palette: Callable[[], np.ndarray 
     return mask
 
 
-def _bits(image: Image.Image, path: Path) -> int:
-    """Bits of a grey pixel in the file, of which Pillow says nothing for a PNG."""
-    if image.format == "PNG":
-        with open(path, "rb") as file:
-            return file.read(25)[24]  # behind signature, length and type of the first chunk, width, height
-    bits = image.tag_v2.get(258, 8) if isinstance(image, TiffImageFile) else 8
-    return int(bits[0] if isinstance(bits, tuple) else bits)
-
-
 def read_palette(path: Path) -> np.ndarray | None:
     """The palette of a mask, (N, 3) uint8; None if it has none or cannot be read."""
     try:
         with Image.open(path, formats=_FORMATS) as image:
             return _palette(image)
-    except Exception:  # `read_mask` says what is wrong with the file
+    except Exception:  # `read_mask` reports what is wrong with the file
         return None
+
+
+def _bits(image: Image.Image, path: Path) -> int:
+    """Bits of a grey pixel in the file, which Pillow does not give for a PNG."""
+    if image.format == "PNG":
+        with open(path, "rb") as file:
+            return file.read(25)[24]  # after signature, length and type of the first chunk, width, height
+    bits = image.tag_v2.get(258, 8) if isinstance(image, TiffImageFile) else 8
+    return int(bits[0] if isinstance(bits, tuple) else bits)
 
 
 def _palette(image: Image.Image) -> np.ndarray | None:
@@ -109,11 +108,12 @@ def _palette_problem(
     # Many programs write the colours of the classes alone; 255 then has none, or black.
     used = used[used < len(palette)]
     used = used[(used != IGNORE_INDEX) | palette[used].any(axis=1)]
-    colours, voc = palette[used], voc_palette()
-    if (colours == voc[used]).all() or (colours == used[:, None]).all():
+    voc = voc_palette()
+    if (palette[used] == voc[used]).all() or (palette[used] == used[:, None]).all():
         return None
+    colours = {index: tuple(palette[index].tolist()) for index in used.tolist()}
     labels = {tuple(voc[label].tolist()): label for label in (*range(min(classes, 255)), IGNORE_INDEX)}
-    for index, colour in zip(used.tolist(), map(tuple, colours.tolist()), strict=True):
+    for index, colour in colours.items():
         if labels.get(colour, index) != index:
             return (
                 f"index {index} of the palette has the colour {colour} of label {labels[colour]} instead of "
@@ -121,11 +121,11 @@ def _palette_problem(
             )
     shared = shared_palette()
     expected, where = (voc, "VOC's palette") if shared is None else (shared, "the set's first mask")
-    for index, colour in zip(used.tolist(), map(tuple, colours.tolist()), strict=True):
+    for index, colour in colours.items():
         wanted = tuple(expected[index].tolist()) if index < len(expected) else "no colour"
         if colour != wanted:
             return (
                 f"index {index} of the palette has the colour {colour} but {wanted} in {where}, so the "
-                "indices need not be the labels"
+                "indices may not be the labels"
             )
     return None

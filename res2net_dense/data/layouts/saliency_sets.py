@@ -1,4 +1,4 @@
-"""What is published of the usual sets of salient objects, and by which names they are known."""
+"""Published facts about the usual sets of salient objects, and the names they go by."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class KnownSet:
-    """What is published of a set. The faults are those that its page or users of it report."""
+    """What is published of a set."""
 
     count: int
-    """Pairs of a image and a mask."""
+    """Pairs of an image and a mask."""
     folders: tuple[str, str]
-    """Pictures and masks in the archive, or in its usual repackaging where the archive has no masks."""
+    """Images and masks in the archive, or in its usual repackaging where the archive has no masks."""
     url: str
     faults: str = ""
+    """Those that its page or users of it report."""
 
 
 KNOWN_SETS = {
@@ -31,7 +32,7 @@ KNOWN_SETS = {
         1_000,
         ("images", "ground_truth_mask"),
         "https://www.cse.cuhk.edu.hk/leojia/projects/hsaliency/dataset.html",
-        "masks handed round with results of methods have been found to differ from the original ones",
+        "masks distributed with results of methods have been found to differ from the original ones",
     ),
     "HKU-IS": KnownSet(
         4_447,
@@ -69,12 +70,12 @@ KNOWN_SETS = {
 
 
 def known_name(name: str) -> str | None:
-    """The published name of a set, whatever its case and hyphens; None if it is no known one."""
+    """The published name of a set, whatever its case and hyphens; None if the set is not known."""
     return {_plain(known): known for known in KNOWN_SETS}.get(_plain(name))
 
 
 def count_warning(name: str, count: int) -> str | None:
-    """What is to be said of a known set with another count than published; None if there is nothing."""
+    """Warn of a known set with another count than published; None otherwise."""
     known = KNOWN_SETS.get(name)
     if known is None or known.count == count:
         return None

@@ -1,15 +1,13 @@
-"""VOC's annotation files: one xml a image, read without trust and without harm."""
+"""VOC's annotation files, one xml per image; their content is not trusted."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
-
-from res2net_dense.errors import DatasetError, MissingDependencyError
+from res2net_dense.data.layouts.boxes import clip_box, is_empty
+from res2net_dense.errors import DatasetError, MissingDependencyError, one_line
 
 MAX_BYTES = 1 << 24
 """Larger files are refused; VOC's have some 2 kB."""
@@ -17,22 +15,20 @@ MAX_BYTES = 1 << 24
 _EDGES = ("xmin", "ymin", "xmax", "ymax")
 
 
-@dataclass(frozen=True)
-class VocObject:
+class VocObject(NamedTuple):
     """One object as the file has it."""
 
     name: str
-    edges: tuple[float, float, float, float]
+    edges: list[float]
     """xmin, ymin, xmax, ymax: the first and the last pixel, counted from 1."""
     difficult: bool
 
 
-@dataclass(frozen=True)
-class VocAnnotation:
-    """What a file says of a image."""
+class VocAnnotation(NamedTuple):
+    """The content of a file."""
 
     size: tuple[int, int] | None
-    """(height, width); None if the file does not say."""
+    """(height, width) of the image; None if the file does not give it."""
     objects: list[VocObject]
 
 
@@ -40,7 +36,7 @@ def read_annotation(file: Path) -> VocAnnotation:
     """Read one file.
 
     Raises:
-        DatasetError: it is missing, no xml, no annotation of VOC, has a document type definition, or an
+        DatasetError: it is missing, not xml, not an annotation of VOC, has a document type definition, or an
             object lacks its name or its box.
     """
     root = _parse(file)
@@ -60,12 +56,11 @@ def read_annotation(file: Path) -> VocAnnotation:
         box = element.find("bndbox")
         if box is None:
             raise DatasetError(f"{where}: it has no bndbox; correct or remove it")
-        left, top, right, bottom = (_number(box, edge, where) for edge in _EDGES)
-        objects.append(VocObject(name, (left, top, right, bottom), difficult == "1"))
+        objects.append(VocObject(name, [_number(box, edge, where) for edge in _EDGES], difficult == "1"))
     return VocAnnotation(_size(root, file), objects)
 
 
-def usable_box(edges: tuple[float, float, float, float], height: int, width: int) -> list[float] | str:
+def usable_box(edges: list[float], height: int, width: int) -> list[float] | str:
     """Turn edges of a file into a box in continuous coordinates from 0.
 
     A box whose last pixel is its first is a slip of the mouse and counts as empty, although it is one pixel
@@ -84,15 +79,8 @@ def usable_box(edges: tuple[float, float, float, float], height: int, width: int
     left, top, right, bottom = edges
     if right <= left or bottom <= top:
         return "empty box"
-    box = [
-        min(max(left - 1, 0.0), width),
-        min(max(top - 1, 0.0), height),
-        min(max(right, 0.0), width),
-        min(max(bottom, 0.0), height),
-    ]
-    # float32 is what a sample carries: an edge lost in rounding is an empty box as well.
-    x1, y1, x2, y2 = np.array(box, dtype=np.float32)
-    return box if x2 > x1 and y2 > y1 else "box outside the image"
+    box = clip_box((left - 1, top - 1, right, bottom), height, width)
+    return "box outside the image" if is_empty(box) else box
 
 
 def _parse(file: Path) -> Any:
@@ -107,21 +95,19 @@ def _parse(file: Path) -> Any:
     try:
         with open(file, "rb") as stream:
             content = stream.read(MAX_BYTES + 1)
+        if len(content) > MAX_BYTES:
+            raise DatasetError(f"{file}: refused, over {MAX_BYTES >> 20} MiB of xml; is it an annotation?")
+        return ElementTree.fromstring(content, forbid_dtd=True)
     except OSError as error:
         raise DatasetError(
             f"{file}: the annotation file cannot be read ({error.strerror}); check the path"
         ) from error
-    if len(content) > MAX_BYTES:
-        raise DatasetError(f"{file}: refused, over {MAX_BYTES >> 20} MiB of xml; is it an annotation?")
-    try:
-        return ElementTree.fromstring(content, forbid_dtd=True)
     except DefusedXmlException:
         raise DatasetError(
             f"{file}: refused, it has a document type definition or entities; remove its <!DOCTYPE ...>"
         ) from None
     except (ElementTree.ParseError, ValueError, LookupError) as error:  # the latter of unknown encodings
-        reason = " ".join(str(error).split())
-        raise DatasetError(f"{file}: not valid xml: {reason}; write the file anew") from error
+        raise DatasetError(f"{file}: not valid xml: {one_line(error)}; write the file again") from error
 
 
 def _size(root: Any, file: Path) -> tuple[int, int] | None:
@@ -131,8 +117,8 @@ def _size(root: Any, file: Path) -> tuple[int, int] | None:
     height, width = (_number(size, key, f"{file}: size") for key in ("height", "width"))
     if height == 0 or width == 0:
         return None
-    if not (0 < height < 2**31 and 0 < width < 2**31 and height.is_integer() and width.is_integer()):
-        raise DatasetError(f"{file}: its size {width:g} x {height:g} is not two positive whole numbers")
+    if not all(0 < side < 2**31 and side.is_integer() for side in (height, width)):
+        raise DatasetError(f"{file}: its size {width:g} x {height:g} is not two positive integers")
     return int(height), int(width)
 
 
