@@ -1,8 +1,9 @@
 """Downloads that are what they say: a file is at its path only when it is whole and its SHA-256 is right.
 
-`pooch` transfers the bytes with `requests`, which uses the proxies of the environment and follows redirections
-to http and https alone. Added here is what published weights need: hashes of which only the first digits are
-known, mirrors, an answer within 5 s where there is no network, and one download for several processes.
+`pooch` transfers the bytes with `requests`, which uses the proxies of the environment and follows
+redirections to http and https alone. Added here is what published weights need: hashes of which only the
+first digits are known, mirrors, an answer within 5 s where there is no network, and one download for several
+processes.
 """
 
 from __future__ import annotations

@@ -87,7 +87,7 @@ def test_what_does_not_fit_is_refused_with_a_remedy(tmp_path, content, words):
     with pytest.raises(CheckpointError, match=words) as caught:
         load_weights_into(model, tmp_path / "w.pth")
     assert "\n" not in str(caught.value)
-    assert f"`res2net-dense convert {tmp_path / 'w.pth'}` says what the file holds" in str(caught.value)
+    assert f"`res2net-dense convert {tmp_path / 'w.pth'}` tells what the file holds" in str(caught.value)
     assert bool((model["model"].weight == 1).all())
 
 

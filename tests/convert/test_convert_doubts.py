@@ -64,7 +64,7 @@ def test_dicts_in_themselves_and_without_an_end(refused):
     refused(around, "no tensors, only model")
     refused({"x": around}, "no tensors, only x")
     around["t"] = torch.ones(1)
-    refused(around, "in each other more than 8 deep, or in themselves")
+    refused(around, "nested more than 8 deep, or contain themselves")
     deep = {"t": torch.ones(1)}
     for _ in range(200):
         deep = {"k": deep}
@@ -127,7 +127,7 @@ INSIDE = {
 def test_a_part_inside_the_backbone_is_not_left_out_in_silence(key, state, deep_state, read, refused):
     dialect, deep = INSIDE[key]
     tensors = {**to_dialect(deep_state if deep else state, dialect), key: torch.ones(3, 3)}
-    refused(tensors, "1 left over: ")
+    refused(tensors, "1 unexpected: ")
     partial = read(tensors, partial=True)
     assert partial.report.matched == partial.report.total
     assert any(item.reason.startswith("not in") for item in partial.report.dropped)
@@ -275,7 +275,7 @@ def test_names_in_messages_are_short_and_of_one_line(state, refused):
     )
     assert "\x1b" not in message
     assert " " + "x" * 57 + "..." in message
-    refused({**state, "layer1.0.\nfake": torch.ones(2)}, r"left over: layer1\.0\.\\nfake")
+    refused({**state, "layer1.0.\nfake": torch.ones(2)}, r"unexpected: layer1\.0\.\\nfake")
 
 
 def test_one_tensor_short_is_one_tensor_short(state, refused, read):

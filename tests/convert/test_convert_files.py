@@ -16,7 +16,7 @@ from networks import SMALL, hollow
 from safetensors.torch import save_file
 
 from res2net_dense.backbones import create_classifier, weights
-from res2net_dense.convert import Report, read_checkpoint, to_dialect, write_checkpoint
+from res2net_dense.convert import read_checkpoint, to_dialect, write_checkpoint
 from res2net_dense.errors import CheckpointError
 from res2net_dense.weight_files import open_weights, save_weights
 
@@ -66,8 +66,8 @@ def test_what_is_no_weight_file(tmp_path, state):
     files = {
         "empty.pth": (b"", "is empty"),
         "page.pth": (b"<!DOCTYPE html>", "is a web page"),
-        "noise.pth": (bytes(range(7, 207)) * 9, "no weight file"),
-        "text.safetensors": (b"hello, this is no safetensors file at all", "is damaged or no weight file"),
+        "noise.pth": (bytes(range(7, 207)) * 9, "not a weight file"),
+        "text.safetensors": (b"hello, this is no safetensors file at all", "is damaged or not a weight file"),
     }
     for name, (content, words) in files.items():
         (tmp_path / name).write_bytes(content)
@@ -99,17 +99,17 @@ OTHER_NETWORKS = {
     "ResNet-18": (lambda _: hollow(torchvision.models.resnet18), "without a third convolution"),
     "noise": (lambda _: {"a": torch.ones(2), "b": torch.ones(3)}, "names like a, b, none of a known dialect"),
     "renamed": (lambda s: renamed(s, "layer1", "stage1"), "none of a known dialect"),
-    "renamed inside": (lambda s: renamed(s, "bns.1", "bns.9"), r"missing: layer1\.0\.bns\.1.*left over"),
+    "renamed inside": (lambda s: renamed(s, "bns.1", "bns.9"), r"missing: layer1\.0\.bns\.1.*unexpected"),
     "two stems": (lambda s: changed(s, **{"conv1.0.weight": torch.ones(2, 3, 3, 3)}),
-                  "left over: conv1.weight"),
+                  "unexpected: conv1.weight"),
     "another stem": (lambda s: changed(s, **{"conv1.weight": torch.ones(4, 3, 5, 5)}),
-                     r"conv1.weight is \(4, 3, 5, 5\), not \(4, 3, 7, 7\)"),
+                     r"conv1.weight is \(4, 3, 5, 5\) in the file and \(4, 3, 7, 7\) in the model"),
     "mixed scales": (lambda s: changed(s, **{"layer3.0.convs.0.weight": torch.ones(4, 4, 3, 3)}),
                      r"1 of another shape: layer3\.0\.convs\.0\.weight"),
     "flat": (lambda s: changed(s, **{"conv1.weight": torch.ones(4)}), "shapes that no network"),
     "no convolution": (lambda s: changed(s, **{"layer1.0.convs.0.weight": torch.ones(0, 2, 3, 3)}), "shapes"),
     "another attention": (lambda s: changed(s, **{"layer1.0.eca.weight": torch.ones(3)}),
-                          "left over: layer1.0.eca"),
+                          "unexpected: layer1.0.eca"),
     "a stage short": (lambda s: {k: v for k, v in s.items() if not k.startswith(("layer4", "fc"))},
                       "missing: layer4"),
     "a tensor short": (lambda s: {k: v for k, v in s.items() if k != "layer2.0.bn3.running_var"},
@@ -243,7 +243,7 @@ def test_a_pickled_network_and_a_missing_library(tmp_path):
     network = create_classifier("res2net50_26w_4s", 5, **SMALL)
     torch.save(network, tmp_path / "whole.pth")
     refused(tmp_path / "whole.pth", "would run code")
-    assert read_checkpoint(tmp_path / "whole.pth", trust_pickle=True).report.num_classes == 5
+    assert read_checkpoint(tmp_path / "whole.pth", trust_pickle=True).report.structure.num_classes == 5
     (tmp_path / "theirs.pkl").write_bytes(b"cno_such_library\nThing\n.")
     refused(tmp_path / "theirs.pkl", "not installed .*no_such_library", trust_pickle=True)
 
@@ -326,10 +326,6 @@ def test_the_report_for_people_and_programs(tmp_path, state):
     assert data["size"] == (tmp_path / "w.pth").stat().st_size
     assert data["dropped"] == [{"group": "score", "count": 1, "reason": "not part of the backbone"}]
     assert data["dialect"] == "poolnet"
-
-
-def test_a_fresh_report_has_a_text():
-    assert "0 of 0 matched" in Report("f", 0, "0", "torch").text()
 
 
 def test_metadata_of_somebody_else_is_no_config(tmp_path, state):

@@ -34,7 +34,7 @@ def same_both_ways(theirs, name, tmp_path, dialect, outputs=None):
     read = read_checkpoint(tmp_path / "theirs.pth")
     assert (read.name, read.options) == (name, {})
     assert read.report.matched == read.report.total
-    ours = create_classifier(read.name, read.report.num_classes, **read.options).eval()
+    ours = create_classifier(read.name, read.report.structure.num_classes, **read.options).eval()
     ours.load_state_dict(read.state_dict)
     with torch.no_grad():
         close(ours(PICTURE), theirs(PICTURE) if outputs is None else outputs(PICTURE))
