@@ -17,13 +17,7 @@ from res2net_dense.weight_files.unwrap import COUNTER
 
 
 def describe(file: WeightFile, place: Place, translated: Translated, *, wanted: bool) -> Checkpoint:
-    """Find out which network the tensors are of; the result is not yet compared with that network.
-
-    Args:
-        file: that they come from.
-        place: of the backbone in it.
-        translated: its tensors.
-        wanted: whether the dialect was given, and is not refined.
+    """Find out which network the tensors are of; `wanted` if the dialect was given, and is not refined.
 
     Raises:
         CheckpointError: of none; the reason alone.
@@ -150,8 +144,8 @@ def _dilates(place: Place, outside: Iterable[str]) -> bool:
 
     Detectors and classifiers have none, so nothing is known about theirs.
     """
-    marks = place.dialect.dilates_with
-    return marks is None or not _parts(outside, place.dialect.outside(place.prefix)).isdisjoint(marks)
+    mark = place.dialect.dilates_with
+    return mark is None or mark in _parts(outside, place.dialect.outside(place.prefix))
 
 
 def _other_dilation(place: Place, outside: Iterable[str]) -> str:

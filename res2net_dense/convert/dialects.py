@@ -17,6 +17,7 @@ from res2net_dense.convert import keymaps
 from res2net_dense.convert.keymaps import IDENTITY, Rules
 from res2net_dense.convert.structure import EXTRAS, FIRST_BLOCK, FIRST_TENSORS, Structure
 from res2net_dense.errors import ConfigError
+from res2net_dense.weight_files.unwrap import COUNTER
 
 CANONICAL = ("official", "torchvision", "dla", "timm", "res2net_dense")
 """The dialects with exactly the canonical names, in the order in which they claim a file."""
@@ -44,9 +45,8 @@ class Dialect:
     """
     head: str | None = None
     """Where the classifier is if it is not under `prefix` by the rules."""
-    has_head: bool = True
-    has_counters: bool = True
-    """Whether norms have `num_batches_tracked`."""
+    lacks: tuple[str, ...] = ()
+    """Parts of names that its networks do not have: `fc.`, `num_batches_tracked`, `.conv_offset.bias`."""
     only_with: tuple[str, ...] = ()
     """One of these is in some name of every file, where another dialect has the same names."""
     paddle: bool = False
@@ -59,8 +59,8 @@ class Dialect:
     notes: tuple[str, ...] = ()
     dilated: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     """Options of dilated stages by stem."""
-    dilates_with: tuple[str, ...] | None = ()
-    """Parts next to the backbone that show a network with dilated stages; None if all networks have such."""
+    dilates_with: str | None = ""
+    """The part next to the backbone that shows a network with dilated stages; None if all are such."""
     doubtful_without_prefix: bool = False
     """Whether official ImageNet weights are in use under these names, alone and without `prefix`."""
 
@@ -132,7 +132,7 @@ _PADDLE = Dialect(
     "PaddleClas (.pdparams)",
     {"7x7": keymaps.PADDLE, "deep": keymaps.PADDLE_DEEP},
     paddle=True,
-    has_counters=False,
+    lacks=(COUNTER,),
     semantics={"stage_pool": "strided", "stage_split": "strided", "pool_padding": "ignored"},
 )
 _DETECTRON2 = Dialect(
@@ -140,7 +140,7 @@ _DETECTRON2 = Dialect(
     "the authors' fork of detectron2 (Res2Net-detectron2)",
     {"deep": keymaps.DETECTRON2},
     prefix="backbone.bottom_up.",
-    has_counters=False,
+    lacks=(COUNTER,),
     semantics={"stage_pool": "strided", "stride_in_1x1": True},
     dilated=_FULL_RATE,
     doubtful_without_prefix=True,
@@ -161,7 +161,7 @@ _ROWS = (
         about="PaddleDetection (.pdparams), variant b",
         tables={"7x7": keymaps.PADDLEDETECTION},
         prefix="backbone.",
-        has_head=False,
+        lacks=("fc.", COUNTER),
     ),
     Dialect("holocron", "Holocron (pylocron)", {"7x7": keymaps.HOLOCRON}),
     replace(
@@ -169,7 +169,7 @@ _ROWS = (
         name="centernet2",
         about="CenterNet2's Res2Net, also in Detic and GRiT",
         only_with=("centernet_head", "conv2_offsets"),
-        has_head=False,
+        lacks=("fc.", COUNTER, ".conv_offset.bias"),
         extras=("deformable convolutions",),
     ),
     _DETECTRON2,
@@ -178,11 +178,11 @@ _ROWS = (
         "mmdetection 2 and 3",
         {"deep": keymaps.MMDETECTION},
         prefix="backbone.",
-        has_head=False,
+        lacks=("fc.",),
         extras=("deformable convolutions",),
         semantics={"stage_pool": "strided"},
         dilated=_FULL_RATE,
-        dilates_with=("decode_head",),
+        dilates_with="decode_head",
         doubtful_without_prefix=True,
     ),
     Dialect(
@@ -193,15 +193,14 @@ _ROWS = (
         head="head.fc.",
         scales=_ALL_SCALES,
         dilated=_FULL_RATE,
-        dilates_with=("decode_head",),
+        dilates_with="decode_head",
     ),
     Dialect(
         "maskrcnn_benchmark",
         "the authors' fork of maskrcnn-benchmark (Res2Net-maskrcnn)",
         {"7x7": keymaps.MASKRCNN},
         prefix="backbone.body.",
-        has_head=False,
-        has_counters=False,
+        lacks=("fc.", COUNTER),
         semantics={"stride_in_1x1": True, "norm_eps": 0.0},
         doubtful_without_prefix=True,
     ),
@@ -222,17 +221,17 @@ _ROWS = (
         "segmentation_models_pytorch, encoders `tu-...`",
         _RESNETS_AND_DLA,
         prefix="encoder.model.",
-        has_head=False,
+        lacks=("fc.",),
         scales=_ALL_SCALES,
         dilated=_TIMM_RATE,
-        dilates_with=("decoder",),
+        dilates_with="decoder",
     ),
     Dialect(
         "smp_old",
         "segmentation_models_pytorch up to 0.3, encoders `timm-...`",
         _RESNETS,
         prefix="encoder.",
-        has_head=False,
+        lacks=("fc.",),
         scales=_ALL_SCALES,
         dilated={"7x7": _FULL_RATE["7x7"]},
     ),

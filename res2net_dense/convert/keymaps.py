@@ -47,13 +47,9 @@ _LAYERS = ("conv1", "bn1", "convs.#", "bns.#", "conv3", "bn3", "downsample.0", "
 
 
 def _blocks(block: str, first: int, theirs: Sequence[str], ours: Sequence[str] = _LAYERS) -> Rules:
-    """The rules of the blocks of four stages.
+    """The rules of the blocks of four stages: `ours` are our names of layers, `theirs` those of the library.
 
-    Args:
-        block: Their beginning of the names of a block; `@` is the stage, which counts from `first`.
-        first: Their number of the first stage.
-        theirs: Their names of the layers `ours`.
-        ours: Our names.
+    `block` is how their names begin; `@` in it is the stage, which counts from `first`.
     """
     return tuple(
         (f"layer{stage + 1}.#.{our}.", f"{block.replace('@', str(stage + first))}{their}.")

@@ -48,13 +48,9 @@ class Place(NamedTuple):
 def recognise(
     state: Mapping[str, Tensor], wanted: Dialect | None, prefix: str | None = None, *, own: bool
 ) -> Place:
-    """Find the backbone in a file.
+    """Find the backbone among the tensors of a file, which carries a configuration of ours if it is `own`.
 
-    Args:
-        state: tensors by the file's names.
-        wanted: the dialect; None finds it.
-        prefix: the backbone that is meant where there are several.
-        own: whether the file carries a configuration of ours.
+    `wanted` and `prefix` are the dialect and the place that the user gave.
 
     Raises:
         CheckpointError: there is none, or several; the reason alone.

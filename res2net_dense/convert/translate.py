@@ -14,7 +14,6 @@ from res2net_dense.convert.recognise import Place
 from res2net_dense.convert.report import NOT_BACKBONE, UNUSED, Dropped, printable
 from res2net_dense.convert.structure import dead_projects, is_of_the_network, structure_of
 from res2net_dense.errors import CheckpointError
-from res2net_dense.weight_files.unwrap import COUNTER
 
 OFFSET_CHANNELS = 27
 """Two offsets and a weight for each of nine taps (DCNv2)."""
@@ -35,7 +34,7 @@ def translate(tensors: Mapping[str, Tensor], place: Place) -> Translated:
     """Rename the tensors of the backbone in `place`.
 
     Raises:
-        CheckpointError: two have one name, or one has a form that is not built here; the reason alone.
+        CheckpointError: two have the same name, or one has a form that is not built here; the reason alone.
     """
     dialect, prefix = place.dialect, place.prefix
     head = None if dialect.head is None else dialect.outside(prefix) + dialect.head
@@ -98,13 +97,9 @@ def to_dialect(state_dict: Mapping[str, Tensor], dialect: str) -> dict[str, Tens
         state["fc.weight"] = state["fc.weight"].T.contiguous()
     written = {}
     for key, value in state.items():
-        if (key.startswith("fc.") and not to.has_head) or (key.endswith(COUNTER) and not to.has_counters):
-            continue
-        if to.name == "centernet2" and key.endswith(".conv_offset.bias"):
-            if value.any():
-                raise CheckpointError(
-                    f"centernet2's deformable convolutions have no bias, and {key} is not 0"
-                )
+        if any(part in key for part in to.lacks):
+            if key.endswith(".conv_offset.bias") and value.any():
+                raise CheckpointError(f"{to.name}'s deformable convolutions have no bias, and {key} is not 0")
             continue
         name = to.from_canonical(key, structure.stem, structure.depths)
         if name is None:

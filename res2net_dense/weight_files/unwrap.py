@@ -16,7 +16,7 @@ COUNTER = "num_batches_tracked"
 DEPTH = 8
 """How many dicts deep tensors are looked for."""
 
-_WRAPPERS = "state_dict model_state_dict model_state model net network weights params".split()
+_WRAPPERS = ["state_dict", "model_state_dict", "model_state", "model", "net", "network", "weights", "params"]
 """Keys of the weights in a checkpoint; those of averaged weights have `ema` as well, as `model_ema`."""
 _AVERAGED = re.compile(r"^ema(?:_|$)|_ema(?=_|$)")
 _PARALLEL = re.compile(

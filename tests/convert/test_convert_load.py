@@ -175,6 +175,8 @@ def test_create_backbone_loads_and_says_what_it_took(tmp_path, caplog, suffix):
         "fc (2, not built here)",
     ):
         assert words in line
+    assert backbone.weights_report.matched == backbone.weights_report.total
+    assert "fc: not built here" in backbone.weights_report.text()
     assert create_backbone(NAME, weights=open_weights(path), **SMALL).conv1.weight.equal(
         state["conv1.weight"]
     )
