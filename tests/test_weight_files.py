@@ -263,7 +263,7 @@ def converter(monkeypatch, tmp_path):
     ({"destination": "new"}, "written as"),
 ])  # fmt: skip
 def test_the_converter_notices_wrong_arguments_first(tmp_path, converter, arguments, words, force):
-    """Before it reads: the source of this test is none."""
+    """Before it reads: the source of this test is not a weight file."""
     (tmp_path / "sub").mkdir()
     (tmp_path / "net.pth").write_bytes(b"no weights")
     with pytest.raises(Res2NetDenseError, match=words) as caught:

@@ -1,4 +1,4 @@
-"""Checkpoints of every library that has this family: read into our words, explained, and written in theirs.
+"""Checkpoints of every library that has this family: read, explained, and written with any library's names.
 
 checkpoint = read_checkpoint("mask_rcnn_r2_101.pth")
 print(checkpoint.report.text())

@@ -29,7 +29,7 @@ from res2net_dense.convert.dialects import DIALECTS, Dialect, dialect_named
 from res2net_dense.convert.recognise import recognise
 from res2net_dense.convert.report import Checkpoint, Dropped, printable, shorten
 from res2net_dense.convert.structure import SEMANTICS, expected_shapes
-from res2net_dense.convert.translate import to_dialect, translate
+from res2net_dense.convert.translate import to_dialect
 from res2net_dense.errors import CheckpointError, ConfigError, first_few, one_line
 from res2net_dense.files import write_atomically
 from res2net_dense.weight_files import WeightFile, open_weights, save_weights
@@ -78,7 +78,7 @@ def inspect(file: WeightFile, *, wanted: Dialect | None = None, prefix: str | No
             entries = shorten([str(key) for key in file.content]) or "nothing at all"
             raise CheckpointError(f"it holds no tensors, only {entries}")
         place = recognise(tensors, wanted, prefix, own=bool(own_config(file)))
-        return describe(file, place, translate(tensors, place), wanted=wanted is not None)
+        return describe(file, place, wanted=wanted is not None)
     except CheckpointError as error:
         raise _unreadable(file.path, error) from None
 

@@ -6,23 +6,24 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from res2net_dense.backbones.weights import IMAGENETTE, WEIGHTS, Weights
-from res2net_dense.convert.dialects import CANONICAL, DIALECTS, RELATIVES, Dialect
+from res2net_dense.convert.dialects import CANONICAL, DIALECTS, DILATED_RELATIVES, Dialect
 from res2net_dense.convert.recognise import Place
 from res2net_dense.convert.report import NOT_BACKBONE, UNUSED, Checkpoint, Dropped, Report, shorten
 from res2net_dense.convert.structure import DILATION, SEMANTICS, Structure, find_name, structure_of
-from res2net_dense.convert.translate import Translated
+from res2net_dense.convert.translate import translate
 from res2net_dense.errors import CheckpointError
 from res2net_dense.weight_files import WeightFile
 from res2net_dense.weight_files.unwrap import COUNTER
 
 
-def describe(file: WeightFile, place: Place, translated: Translated, *, wanted: bool) -> Checkpoint:
-    """Find out which network the tensors are of; `wanted` if the dialect was given, and is not refined.
+def describe(file: WeightFile, place: Place, *, wanted: bool) -> Checkpoint:
+    """Find out which network the backbone in `place` is; `wanted` if its dialect was given by the user.
 
     Raises:
-        CheckpointError: of none; the reason alone.
+        CheckpointError: none; the reason alone.
     """
-    structure = structure_of(translated.state)
+    state, unnamed, left_out = translate(file.unwrapped.tensors, place)
+    structure = structure_of(state)
     config = own_config(file)
     own = config.get("backbone", {})
     if structure.norm == "GN" and own.get("norm") != "GN":
@@ -32,7 +33,7 @@ def describe(file: WeightFile, place: Place, translated: Translated, *, wanted: 
         )
     others = file.unwrapped.others
     dropped = [Dropped(shorten(others), len(others), "no tensors")] if others else []
-    dropped += translated.dropped
+    dropped += left_out
     outside = [item.group for item in dropped if item.reason == NOT_BACKBONE]
     dialect = place.dialect if wanted else _refine(place.dialect, structure, dropped)
     notes = [*place.dialect.notes]
@@ -56,7 +57,7 @@ def describe(file: WeightFile, place: Place, translated: Translated, *, wanted: 
     name, options = find_name(structure)
     options |= {key: value for key, value in semantics.items() if value != SEMANTICS[key]}
     options |= {key: value for key, value in dilation.items() if value != DILATION[key]}
-    dtypes = {value.dtype for key, value in translated.state.items() if COUNTER not in key}
+    dtypes = {value.dtype for key, value in state.items() if COUNTER not in key}
     report = Report(
         file=str(file.path),
         size=file.size,
@@ -86,7 +87,7 @@ def describe(file: WeightFile, place: Place, translated: Translated, *, wanted: 
             "model": {"pixel_mean": list(row.mean), "pixel_std": list(row.std)},
             "data": {"resize_size": row.resize_size, "crop_size": row.crop_size},
         }
-    return Checkpoint(translated.state, report, class_names, config, translated.unnamed)
+    return Checkpoint(state, report, class_names, config, unnamed)
 
 
 def own_config(file: WeightFile) -> dict[str, Any]:
@@ -154,10 +155,9 @@ def _other_dilation(place: Place, outside: Iterable[str]) -> str:
     """
     if place.dialect.name not in CANONICAL:
         return ""
-    for row in RELATIVES:
-        parts = _parts(outside, place.prefix.removesuffix(row.prefix))
-        if place.prefix.endswith(row.prefix) and parts >= row.parts:
-            return row.differs
+    for prefix, parts, differs in DILATED_RELATIVES:
+        if place.prefix.endswith(prefix) and parts <= _parts(outside, place.prefix.removesuffix(prefix)):
+            return differs
     return ""
 
 

@@ -11,7 +11,7 @@ import re
 import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 from res2net_dense.convert import keymaps
 from res2net_dense.convert.keymaps import IDENTITY, Rules
@@ -250,24 +250,14 @@ DIALECTS: dict[str, Dialect] = {row.name: row for row in _ROWS}
 """By name, in the order in which a file is tried."""
 
 
-class Relative(NamedTuple):
-    """A published network whose backbone has official names and computes something else."""
-
-    prefix: str
-    """Of its backbone."""
-    parts: set[str]
-    """Next to the backbone; no other network has them all."""
-    differs: str
-
-
-RELATIVES = (
-    Relative(
+DILATED_RELATIVES = (
+    (
         "backbone.",
         {"context1"},
         "InSPyReNet dilates res4 by 2 and the blocks of res5 by 4, 8 and 16 at strides 16 and 32, which is "
         "not built here: with these weights res4 and res5 differ from its own until they are trained further",
     ),
-    Relative(
+    (
         "resnet.",
         {"context2", "attention2"},
         "UACANet dilates: UACANet-L as output_stride=16 and dilate_first='full' do here; UACANet-S res4 by 2 "
@@ -275,6 +265,9 @@ RELATIVES = (
         "from its own until they are trained further",
     ),
 )
+"""Published networks whose backbone has official names and computes something else: where it is, the parts
+next to it that no other network has, and what differs.
+"""
 
 
 def list_dialects() -> list[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,19 +18,13 @@ OFFSET_CHANNELS = 27
 """Two offsets and a weight for each of nine taps (DCNv2)."""
 
 
-class Translated(NamedTuple):
-    """The tensors of a backbone."""
-
-    state: dict[str, Tensor]
-    """By canonical names; parts of the network alone."""
-    unnamed: list[str]
-    """The file's names of tensors inside the backbone that have no canonical name."""
-    dropped: list[Dropped]
-    """What is not of the backbone."""
-
-
-def translate(tensors: Mapping[str, Tensor], place: Place) -> Translated:
+def translate(
+    tensors: Mapping[str, Tensor], place: Place
+) -> tuple[dict[str, Tensor], list[str], list[Dropped]]:
     """Rename the tensors of the backbone in `place`.
+
+    Returns:
+        Its tensors by canonical names, the file's names of those inside it that have none, and the rest.
 
     Raises:
         CheckpointError: two have the same name, or one has a form that is not built here; the reason alone.
@@ -61,7 +54,7 @@ def translate(tensors: Mapping[str, Tensor], place: Place) -> Translated:
         state = {key: value for key, value in state.items() if key not in set(dead)}
         group = ", ".join(sorted({name.split(".project.")[0] + ".project" for name in dead}))
         dropped.insert(0, Dropped(group, len(dead), UNUSED))
-    return Translated(_normal_form(state, dialect), unnamed, dropped)
+    return _normal_form(state, dialect), unnamed, dropped
 
 
 def to_dialect(state_dict: Mapping[str, Tensor], dialect: str) -> dict[str, Tensor]:

@@ -214,7 +214,7 @@ def _read_with_stand_ins(file: BinaryIO) -> tuple[dict[str, Any], tuple[str, ...
         content = torch.load(file, map_location="cpu", weights_only=True)
     weights = [content[name] for name in wrappers_in(content)] if isinstance(content, dict) else []
     if not holds_tensors(content) or any(isinstance(value, StandIn) for value in weights):
-        raise ValueError("no weights without their objects")
+        raise ValueError("the weights are objects")
     return content, tuple(names)
 
 

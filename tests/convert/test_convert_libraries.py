@@ -8,7 +8,7 @@ import torch
 from res2net_dense.backbones import create_backbone, create_classifier
 from res2net_dense.convert import read_checkpoint, to_dialect
 
-PICTURE = torch.randn(1, 3, 64, 96, generator=torch.Generator().manual_seed(1))
+IMAGE = torch.randn(1, 3, 64, 96, generator=torch.Generator().manual_seed(1))
 
 
 def trained(network, seed=0):
@@ -41,7 +41,7 @@ def same_both_ways(theirs, name, tmp_path, dialect, outputs=None, **options):
     ours = create_classifier(read.name, read.report.structure.num_classes, **read.options).eval()
     ours.load_state_dict(read.state_dict)
     with torch.no_grad():
-        close(ours(PICTURE), theirs(PICTURE) if outputs is None else outputs(PICTURE))
+        close(ours(IMAGE), theirs(IMAGE) if outputs is None else outputs(IMAGE))
     theirs.load_state_dict(to_dialect(ours.state_dict(), dialect))
     assert all(value.equal(before[key]) for key, value in theirs.state_dict().items())
 
@@ -103,7 +103,7 @@ def test_timms_dla_takes_the_official_names_without_the_three_projections(tmp_pa
     ours = create_classifier(read.name).eval()
     ours.load_state_dict(read.state_dict)
     with torch.no_grad():
-        close(ours(PICTURE), theirs(PICTURE))
+        close(ours(IMAGE), theirs(IMAGE))
 
 
 @pytest.mark.parametrize(("encoder", "name"), [("tu-res2net50d", "res2net50_v1b_26w_4s")])
@@ -119,7 +119,7 @@ def test_segmentation_models_pytorch(tmp_path, encoder, name):
     ours = create_backbone(read.name, **read.options).eval()
     ours.load_state_dict(read.state_dict)
     with torch.no_grad():
-        for a, b in zip(ours(PICTURE).values(), theirs.encoder(PICTURE)[2:], strict=True):
+        for a, b in zip(ours(IMAGE).values(), theirs.encoder(IMAGE)[2:], strict=True):
             close(a, b)
     back = to_dialect(ours.state_dict(), "smp")
     assert set(back) == {key for key in theirs.state_dict() if key.startswith("encoder.")}
