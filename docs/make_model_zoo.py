@@ -31,9 +31,9 @@ Wherever weights are asked for (`backbone.weights` in a config, `weights=` in Py
 | `null`, in Python `None` | random weights |
 
 A file is downloaded once into `~/.cache/res2net_dense`, or the folder in the environment variable
-`RES2NET_DENSE_CACHE`, and hashed at every use. A broken download goes on where it was, also after the process
-was killed; the file has its name only when its SHA-256 is right. The official place is asked first, then the
-mirrors, with at most three requests. Of several processes that want the same file one downloads it.
+`RES2NET_DENSE_CACHE`, and hashed at every use. A download that broke off starts from the beginning; the file
+has its name only when its SHA-256 is right. The official place is asked first, then the mirrors, with at most
+three requests. Of several processes that want the same file one downloads it.
 
 **Without a connection** the command fails within five seconds and prints the `curl` command to run on another
 machine and the path to copy the file to. A file from another place with the same weights has other bytes

@@ -1,4 +1,4 @@
-"""Classifiers by name, with published weights or your own, and what they say of a picture.
+"""Classifiers by name, with published weights or your own, and what they find in an image.
 
 model = get_model("res2net50_26w_4s.in1k")
 predict_image(model, "bird.jpg")       # [{"label": "jay", "score": 0.93, "index": 17}, ...]
@@ -7,13 +7,12 @@ model.extract_features(images)         # {"res2": ..., "res3": ..., "res4": ...,
 
 from __future__ import annotations
 
-import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict, cast
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 import torch
@@ -31,8 +30,8 @@ from res2net_dense.backbones.registry import (
 )
 from res2net_dense.backbones.weights import WEIGHTS
 from res2net_dense.convert.checkpoint import inspect
-from res2net_dense.convert.describe import ParsedCheckpoint
-from res2net_dense.convert.load import load_found, open_named_weights
+from res2net_dense.convert.load import check_structure, load_found, open_named_weights
+from res2net_dense.convert.report import Checkpoint
 from res2net_dense.convert.structure import structure_of
 from res2net_dense.data.images import to_pixels
 from res2net_dense.data.transforms import Pipeline, ResizeAndCenterCrop
@@ -47,8 +46,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How a picture enters a network: its shorter edge is resized (bilinear, with antialiasing), the middle
-    square cut out, each channel normalised.
+    """How an image enters a network: its shorter edge is resized (bilinear, with antialiasing), the middle
+    square is cropped, each channel is normalized.
     """
 
     mean: tuple[float, ...] = (123.675, 116.28, 103.53)
@@ -61,23 +60,19 @@ class Preprocessing:
 
 
 class ClassPrediction(TypedDict):
-    """One of the classes that a network names for a picture."""
+    """One of the classes that a network finds in an image; the score is its softmax, between 0 and 1."""
 
     label: str
     score: float
-    """Softmax, between 0 and 1."""
     index: int
 
 
 def list_models(pattern: str | None = None, *, pretrained: bool = False) -> list[str]:
-    """List what `get_model` can build.
+    """List what `get_model` can build, sorted.
 
     Args:
         pattern: keep the names that contain it; `*`, `?` and `[...]` are wildcards.
         pretrained: list the published weights, such as `res2net50_26w_4s.in1k`, instead of the networks.
-
-    Returns:
-        The names, sorted.
     """
     names = sorted(WEIGHTS) if pretrained else list_backbones()
     return [name for name in names if pattern is None or fnmatchcase(name, f"*{pattern}*")]
@@ -93,8 +88,8 @@ def get_model(
 ) -> Classifier:
     """Build a classifier, in evaluation mode.
 
-    What the file needs is set from the file: number of classes and channels, and the form of the block. What
-    makes another network (depth, width, scale, ...) is not: `name` and the options say it.
+    The number of classes and channels and the form of the block are set from the file. What makes another
+    network (depth, width, scale, ...) is not: give it by `name` and the options.
 
     Args:
         name: one of `list_models()`, an alias, or one of `list_models(pretrained=True)`, which names the
@@ -112,14 +107,14 @@ def get_model(
         `preprocessing`.
 
     Raises:
-        ConfigError: unknown name or option, a file in the place of the name, or weights named twice.
-        CheckpointError: the weights cannot be had or read, are another network's, or have no head where
-            `num_classes` is not given.
+        ConfigError: unknown name or option, a file instead of the name, or weights named twice.
+        CheckpointError: the weights cannot be downloaded or read, are another network's, or have no head
+            where `num_classes` is not given.
     """
     if is_path(name) and name not in ARCHITECTURES:
         raise ConfigError(
             f"{name} is a file, and get_model takes the name of a network first: get_model(NAME, "
-            f"{str(name)!r}); `res2net-dense convert {shlex.quote(str(name))}` says which it is"
+            f"{str(name)!r}); `res2net-dense convert` tells which network a file is of"
         )
     name, _, tag = name.partition(".")
     if tag and weights is not None:
@@ -127,48 +122,58 @@ def get_model(
     if num_classes is not None and num_classes < 1:
         raise ConfigError(f"num_classes is {num_classes}; a classifier has at least one")
     name, weights = canonical_name(name), tag or weights
+    small = find_architecture(name).options.get("stem") == "3x3"  # made for the 32x32 images of CIFAR
+    usual = Preprocessing(resize_size=32, crop_size=32) if small else Preprocessing()
     if weights is None:
         model = create_classifier(name, 1000 if num_classes is None else num_classes, **options)
-        vars(model).update(class_names=None, preprocessing=_usual_preprocessing(name))
+        vars(model).update(class_names=None, preprocessing=usual)
         return model.eval()
 
     file = open_named_weights(name, weights, trust_pickle=trust_pickle)
-    path, found = file.path, inspect(file)
-    needs = _check_network(name, path, found, options)
-    published = found.structure.num_classes
-    classes = published if num_classes is None else num_classes
+    found = inspect(file)
+    theirs = found.report.structure
+    with torch.device("meta"):
+        ours = structure_of(create_classifier(name, 1, **options).state_dict())
+    # Norm and deformable stages are set from the file.
+    check_structure(name, replace(ours, norm=theirs.norm, dcn_stages=theirs.dcn_stages), found.report)
+    needs: Any = {key: value for key, value in found.options.items() if key not in ours.shape()}
+    classes = theirs.num_classes if num_classes is None else num_classes
     if classes is None:
-        raise CheckpointError(f"{path} has no classifier head: give num_classes, and train what is built")
+        raise CheckpointError(
+            f"{file.path} has no classifier head: give num_classes, and train what is built"
+        )
     model = create_classifier(name, classes, **needs | options)
     load_found(model, name, found)
-    names = _class_names(found) if classes == published else None
-    vars(model).update(class_names=names, preprocessing=_preprocessing(name, path, found.config))
+    vars(model).update(
+        class_names=_class_names(found) if classes == theirs.num_classes else None,
+        preprocessing=_preprocessing(found) or usual,
+    )
     return model.eval()
 
 
 def predict_image(
     model: nn.Module, image: str | Path | Image.Image | np.ndarray, *, top: int = 5
 ) -> list[ClassPrediction]:
-    """Say what is on a picture, on the model's device and in its precision.
+    """Classify an image, on the model's device and in its precision.
 
     Args:
         model: of `get_model`, or any network with its `preprocessing` and `class_names`; without them
             ImageNet's preprocessing is used, and a label is "class 17".
-        image: the path of a picture, a PIL image of 8 bits a channel, or (H, W, 3) uint8 RGB.
+        image: the path of an image, a PIL image of 8 bits a channel, or (H, W, 3) uint8 RGB.
         top: how many classes to return at most.
 
     Returns:
         The likeliest classes, best first.
 
     Raises:
-        DatasetError: the picture cannot be read, or is none.
+        DatasetError: the image cannot be read.
         ConfigError: `top` is below 1, or the network does not take RGB.
     """
     if top < 1:
         raise ConfigError(f"top is {top}; at least one class can be returned")
     first = next(model.parameters())
     if first.ndim == 4 and first.shape[1] != 3:
-        raise ConfigError(f"the network takes {first.shape[1]} channels and a picture has 3: RGB")
+        raise ConfigError(f"the network takes {first.shape[1]} channels and an image has 3: RGB")
     how: Preprocessing = getattr(model, "preprocessing", Preprocessing())
     pixels = torch.from_numpy(to_pixels(image)).permute(2, 0, 1)
     square = Pipeline(ResizeAndCenterCrop(how.resize_size, how.crop_size))(Sample(image=pixels))["image"]
@@ -192,56 +197,25 @@ def imagenet_classes() -> dict[str, str]:
     return {wordnet_id: name for wordnet_id, _, name in lines}
 
 
-def _check_network(
-    name: str, path: Path, found: ParsedCheckpoint, options: BackboneOptions
-) -> BackboneOptions:
-    """The options that the file needs where it is of the network `name`, built with `options`.
-
-    Raises:
-        CheckpointError: it is another network's.
-    """
-    with torch.device("meta"):
-        wanted = structure_of(create_classifier(name, 1, **options).state_dict())
-    form = found.structure.shape()
-    if wanted.shape() != form:
-        extra = [f"{key}={value!r}" for key, value in found.report.options.items() if key in form]
-        described = found.structure.describe()
-        what = described if extra else f"{found.report.name} ({described})"
-        call = ", ".join([repr(found.report.name), repr(str(path)), *extra])
-        raise CheckpointError(
-            f"{path} is {what}, not {name} ({wanted.describe()}): get_model({call}) builds it"
-        )
-    needs: Any = {key: value for key, value in found.report.options.items() if key not in form}
-    return cast(BackboneOptions, needs)
-
-
-def _class_names(found: ParsedCheckpoint) -> list[str] | None:
-    """What the outputs of the file's head mean; everybody's 1000 classes are ImageNet's."""
-    classes = found.structure.num_classes
+def _class_names(found: Checkpoint) -> list[str] | None:
+    """The classes of the file's head; where nothing else is known, 1000 classes are ImageNet's."""
+    classes = found.report.structure.num_classes
     if found.class_names is not None and len(found.class_names) == classes:
         # ImageNet's folders, and Imagenette's row, have the ids for names.
         return [imagenet_classes().get(name, name) for name in found.class_names]
     return list(imagenet_classes().values()) if classes == 1000 else None
 
 
-def _preprocessing(name: str, path: Path, config: dict[str, Any]) -> Preprocessing:
-    if "resize_size" not in (config.get("data") or {}):  # not of a classifier
-        return _usual_preprocessing(name)
+def _preprocessing(found: Checkpoint) -> Preprocessing | None:
+    """That of the configuration in the file; None if it has none of a classifier."""
+    if "resize_size" not in (found.config.get("data") or {}):
+        return None
     try:
-        model, data = config["model"], config["data"]
-        return Preprocessing(
-            tuple(map(float, model["pixel_mean"])),
-            tuple(map(float, model["pixel_std"])),
-            int(data["resize_size"]),
-            int(data["crop_size"]),
-        )
+        model, data = found.config["model"], found.config["data"]
+        mean, std = (tuple(map(float, model[key])) for key in ("pixel_mean", "pixel_std"))
+        return Preprocessing(mean, std, int(data["resize_size"]), int(data["crop_size"]))
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
-            f"{path} carries a damaged configuration (pixel_mean, pixel_std, resize_size or crop_size: "
-            f"{error}); use another checkpoint of the run"
+            f"{found.report.file} carries a damaged configuration (pixel_mean, pixel_std, resize_size or "
+            f"crop_size: {error}); use another checkpoint of the run"
         ) from None
-
-
-def _usual_preprocessing(name: str) -> Preprocessing:
-    small = find_architecture(name).options.get("stem") == "3x3"  # made for the 32x32 pictures of CIFAR
-    return Preprocessing(resize_size=32, crop_size=32) if small else Preprocessing()

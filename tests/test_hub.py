@@ -1,6 +1,4 @@
-"""Classifiers by name: the right network for every file, or one line why not; pictures as everybody else
-prepares them.
-"""
+"""Classifiers by name: the right network for every file, or one line why not; images prepared as usual."""
 
 import hashlib
 import json
@@ -25,6 +23,8 @@ from res2net_dense.models.classification import ClassificationModel
 from res2net_dense.weight_files import save_weights
 
 NAME = "res2net50_26w_4s"
+DEPTHS = (1, 1, 1, 1)
+"""Fewer blocks, where the real size is not needed."""
 
 
 def randomised(network):
@@ -43,10 +43,10 @@ def one_line(error):
 
 
 @pytest.fixture(scope="module")
-def picture(tmp_path_factory):
+def image_path(tmp_path_factory):
     """300 x 400 pixels, smooth and not symmetric."""
     noise = np.random.default_rng(1).integers(0, 256, (6, 8, 3), dtype=np.uint8)
-    path = tmp_path_factory.mktemp("picture") / "picture.png"
+    path = tmp_path_factory.mktemp("image") / "image.png"
     Image.fromarray(noise).resize((400, 300), Image.Resampling.BICUBIC).save(path)
     return path
 
@@ -55,7 +55,7 @@ def picture(tmp_path_factory):
 def timms(tmp_path_factory):
     """A network of timm and its file."""
     torch.manual_seed(0)
-    theirs = randomised(timm.create_model("res2net50_14w_8s", pretrained=False))
+    theirs = randomised(timm.create_model("res2net50_14w_8s", layers=DEPTHS))
     file = tmp_path_factory.mktemp("cache") / "weights.pth"
     torch.save(theirs.state_dict(), file)
     return theirs, file
@@ -156,7 +156,7 @@ class TestWithoutWeights:
         assert model(torch.zeros(2, 4, 32, 32)).shape == (2, 7)
         assert list(model.extract_features(torch.zeros(1, 4, 32, 32))) == ["res2", "res3", "res4", "res5"]
 
-    def test_cifar_networks_look_at_small_pictures(self):
+    def test_cifar_networks_look_at_small_images(self):
         model = get_model("res2next29_6c_24w_4s", num_classes=10)
         assert (model.preprocessing.resize_size, model.preprocessing.crop_size) == (32, 32)
 
@@ -180,9 +180,9 @@ class TestWithoutWeights:
 
 
 class TestPublishedWeights:
-    def test_equals_timm(self, published, picture):
+    def test_equals_timm(self, published, image_path):
         row, theirs, _ = published
-        model = get_model(row.key)
+        model = get_model(row.key, depths=DEPTHS)
         x = torch.randn(2, 3, 96, 80)
         with torch.inference_mode():
             expected = theirs(x)
@@ -198,8 +198,8 @@ class TestPublishedWeights:
             std=IMAGENET_DEFAULT_STD,
         )
         with torch.inference_mode():
-            scores, labels = theirs(transform(Image.open(picture))[None])[0].softmax(0).topk(4)
-        found = predict_image(model, picture, top=4)
+            scores, labels = theirs(transform(Image.open(image_path))[None])[0].softmax(0).topk(4)
+        found = predict_image(model, image_path, top=4)
         assert [guess["index"] for guess in found] == labels.tolist()
         assert [guess["score"] for guess in found] == pytest.approx(scores.tolist(), rel=1e-3)
         assert [guess["label"] for guess in found] == [_IMAGENET_CATEGORIES[label] for label in labels]
@@ -208,7 +208,7 @@ class TestPublishedWeights:
         row, _, file = published
         copy = tmp_path / "copy.pth"
         copy.hardlink_to(file)
-        model = get_model(row.name, copy)
+        model = get_model(row.name, copy, depths=DEPTHS)
         assert model.preprocessing.resize_size == 240
         assert model.class_names == _IMAGENET_CATEGORIES
 
@@ -262,7 +262,7 @@ class TestFiles:
             get_model(NAME, path, stage_pool="always", **wide)
         assert one_line(error)
 
-    def test_another_head_is_said_and_starts_anew(self, tmp_path, tiny, caplog):
+    def test_another_head_is_reported_and_randomly_initialized(self, tmp_path, tiny, caplog):
         path = run_file(tmp_path / "w.safetensors", tiny, ["a", "b", "c"])
         model = get_model(NAME, path, num_classes=5, **SMALL)
         assert "randomly initialized" in caplog.text
@@ -291,20 +291,20 @@ class TestFiles:
         assert model.class_names == _IMAGENET_CATEGORIES
 
     def call_in(self, error):
-        """The arguments of the call that a message names, as Python reads them."""
+        """The name and the options that a message proposes, as Python reads them."""
         assert one_line(error)
-        call = str(error.value).split(": get_model")[1].removesuffix(" builds it")
-        return eval(f"(lambda *names, **options: (names, options)){call}", {})  # noqa: S307  # our own text
+        name, _, options = str(error.value).split(": build ")[1].partition(", or give")[0].partition(" with ")
+        return name, eval(f"dict({options})", {})  # noqa: S307  # our own text
 
     def test_another_network(self, tmp_path, tiny):
         path = self.save(tmp_path / "it's.safetensors", tiny)
         with pytest.raises(
-            CheckpointError, match="1-1-1-1 blocks, 32w x 4s, 4 planes, not resnet50 "
+            CheckpointError, match=r"1-1-1-1 blocks, 32w x 4s, 4 planes\), not resnet50 "
         ) as error:
             get_model("resnet50", path)
-        names, options = self.call_in(error)
-        assert (names, options) == ((TINY, str(path)), {"depths": (1, 1, 1, 1)})
-        assert get_model(*names, **options).fc.weight.equal(tiny.fc.weight)
+        name, options = self.call_in(error)
+        assert (name, options) == (TINY, {"depths": (1, 1, 1, 1)})
+        assert get_model(name, path, **options).fc.weight.equal(tiny.fc.weight)
 
     @pytest.mark.parametrize("theirs", [
         SMALL,
@@ -318,8 +318,8 @@ class TestFiles:
         path = self.save(tmp_path / "w.safetensors", network)
         with pytest.raises(CheckpointError, match=rf"not {NAME} \(7x7 stem, 3-4-6-3 blocks") as error:
             get_model(NAME, path)
-        names, options = self.call_in(error)
-        assert get_model(*names, **options).fc.weight.equal(network.fc.weight)
+        name, options = self.call_in(error)
+        assert get_model(name, path, **options).fc.weight.equal(network.fc.weight)
         # The same in the words of the caller.
         assert get_model(NAME, path, **theirs).fc.weight.equal(network.fc.weight)
         with pytest.raises(CheckpointError, match=r"not res2net50_26w_4s \(7x7 stem, 1-1-2-1") as error:
@@ -330,7 +330,7 @@ class TestFiles:
         path = self.save(tmp_path / "w.safetensors", tiny)
         with pytest.raises(CheckpointError, match=r"not dla60 \(DLA, ") as error:
             get_model("dla60", path)
-        assert self.call_in(error) == ((TINY, str(path)), {"depths": (1, 1, 1, 1)})
+        assert self.call_in(error) == (TINY, {"depths": (1, 1, 1, 1)})
 
     def test_channels_are_set_from_the_file(self, tmp_path):
         network = create_classifier(NAME, 2, in_channels=4, **SMALL)
@@ -348,17 +348,6 @@ class TestFiles:
         (tmp_path / NAME).touch()
         monkeypatch.chdir(tmp_path)
         assert get_model(NAME, num_classes=2, **SMALL).num_classes == 2
-
-    @pytest.mark.parametrize("content", [b"", b"<html>", b"rubbish" * 99])
-    def test_no_weight_file(self, tmp_path, content):
-        (tmp_path / "w.pth").write_bytes(content)
-        with pytest.raises(CheckpointError, match=r"w\.pth") as error:
-            get_model(NAME, tmp_path / "w.pth")
-        assert one_line(error)
-
-    def test_no_file(self, tmp_path):
-        with pytest.raises(CheckpointError, match="does not exist"):
-            get_model(NAME, str(tmp_path / "w.pth"))
 
     def test_a_pickle_runs_no_code(self, tmp_path):
         class Bomb:
@@ -394,7 +383,7 @@ class TestRunsOfOurs:
             get_model(NAME, path, **SMALL)
         assert one_line(error)
 
-    def test_predicts_as_the_run_evaluates(self, tmp_path, tiny, picture):
+    def test_predicts_as_the_run_evaluates(self, tmp_path, tiny, image_path):
         """The pixels and the normalisation of the task's own loader and model."""
         from res2net_dense.data.images import read_sample
         from res2net_dense.data.transforms import Pipeline, ResizeAndCenterCrop
@@ -402,16 +391,16 @@ class TestRunsOfOurs:
         model = get_model(NAME, run_file(tmp_path / "w.safetensors", tiny, ["a", "b", "c"]), **SMALL)
         trained = ClassificationModel(tiny, pixel_mean=(100, 110, 120), pixel_std=(50, 60, 70)).eval()
         with torch.inference_mode():
-            sample = Pipeline(ResizeAndCenterCrop(48, 40))(read_sample(picture, 0))
+            sample = Pipeline(ResizeAndCenterCrop(48, 40))(read_sample(image_path, 0))
             logits = trained([sample])[0]["logits"]
-        scores = {guess["index"]: guess["score"] for guess in predict_image(model, picture)}
+        scores = {guess["index"]: guess["score"] for guess in predict_image(model, image_path)}
         assert [scores[index] for index in range(3)] == pytest.approx(logits.softmax(0).tolist(), rel=1e-5)
 
 
 class TestPredictImage:
-    def test_paths_pil_images_and_arrays_are_one_picture(self, tiny, picture):
-        expected = predict_image(tiny, str(picture))
-        with Image.open(picture) as image:
+    def test_paths_pil_images_and_arrays_are_one_image(self, tiny, image_path):
+        expected = predict_image(tiny, str(image_path))
+        with Image.open(image_path) as image:
             assert predict_image(tiny, image) == expected
             assert predict_image(tiny, np.array(image)) == expected
             assert predict_image(tiny, image.convert("RGBA")) == expected
@@ -419,37 +408,37 @@ class TestPredictImage:
         assert sum(guess["score"] for guess in expected) == pytest.approx(1)
         assert expected[0]["label"] == f"class {expected[0]['index']}"
 
-    def test_best_first_and_no_more_than_asked(self, tiny, picture):
-        scores = [guess["score"] for guess in predict_image(tiny, picture)]
+    def test_best_first_and_no_more_than_asked(self, tiny, image_path):
+        scores = [guess["score"] for guess in predict_image(tiny, image_path)]
         assert scores == sorted(scores, reverse=True)
-        assert predict_image(tiny, picture, top=2) == predict_image(tiny, picture)[:2]
+        assert predict_image(tiny, image_path, top=2) == predict_image(tiny, image_path)[:2]
         with pytest.raises(ConfigError, match="top is 0"):
-            predict_image(tiny, picture, top=0)
+            predict_image(tiny, image_path, top=0)
 
-    def test_every_module_gets_its_mode_back(self, tiny, picture):
+    def test_every_module_gets_its_mode_back(self, tiny, image_path):
         tiny.train()
         tiny.bn1.eval()
         before = tiny.layer1[0].bn1.running_mean.clone()
-        predict_image(tiny, picture)
+        predict_image(tiny, image_path)
         assert tiny.training
         assert tiny.layer1.training
         assert not tiny.bn1.training
         assert tiny.layer1[0].bn1.running_mean.equal(before)
 
-    def test_modes_come_back_after_an_error_too(self, tiny, picture):
+    def test_modes_come_back_after_an_error_too(self, tiny, image_path):
         tiny.train()
         tiny.fc = torch.nn.Linear(7, 3)
         with pytest.raises(RuntimeError):
-            predict_image(tiny, picture)
+            predict_image(tiny, image_path)
         assert tiny.training
 
-    def test_in_the_precision_of_the_network(self, tiny, picture):
-        full = {guess["index"]: guess["score"] for guess in predict_image(tiny, picture)}
-        half = predict_image(tiny.bfloat16(), picture)
+    def test_in_the_precision_of_the_network(self, tiny, image_path):
+        full = {guess["index"]: guess["score"] for guess in predict_image(tiny, image_path)}
+        half = predict_image(tiny.bfloat16(), image_path)
         assert {guess["index"]: guess["score"] for guess in half} == pytest.approx(full, abs=0.05)
 
-    def test_the_orientation_of_a_photo_is_applied(self, tiny, picture, tmp_path):
-        image = Image.open(picture)
+    def test_the_orientation_of_a_photo_is_applied(self, tiny, image_path, tmp_path):
+        image = Image.open(image_path)
         exif = Image.Exif()
         exif[0x0112] = 6
         image.save(tmp_path / "turned.png", exif=exif)
@@ -465,7 +454,7 @@ class TestPredictImage:
         np.zeros((8, 8, 3), np.float32),
         np.zeros((0, 8, 3), np.uint8),
     ])  # fmt: skip
-    def test_what_is_no_picture(self, tiny, array):
+    def test_what_is_not_an_image(self, tiny, array):
         with pytest.raises(DatasetError, match=r"\(H, W, 3\) uint8") as error:
             predict_image(tiny, array)
         assert one_line(error)
@@ -483,6 +472,6 @@ class TestPredictImage:
     def test_odd_sizes(self, tiny, size):
         assert len(predict_image(tiny, Image.new("RGB", size, "red"))) == 3
 
-    def test_a_network_that_does_not_take_rgb(self, picture):
+    def test_a_network_that_does_not_take_rgb(self, image_path):
         with pytest.raises(ConfigError, match="takes 1 channels"):
-            predict_image(get_model(NAME, num_classes=2, in_channels=1, **SMALL), picture)
+            predict_image(get_model(NAME, num_classes=2, in_channels=1, **SMALL), image_path)

@@ -87,11 +87,11 @@ def test_what_does_not_fit_is_refused_with_a_remedy(tmp_path, content, words):
     with pytest.raises(CheckpointError, match=words) as caught:
         load_weights_into(model, tmp_path / "w.pth")
     assert "\n" not in str(caught.value)
-    assert f"`res2net-dense convert {tmp_path / 'w.pth'}` says what the file holds" in str(caught.value)
+    assert f"`res2net-dense convert {tmp_path / 'w.pth'}` tells what the file holds" in str(caught.value)
     assert bool((model["model"].weight == 1).all())
 
 
-def test_what_an_opened_file_says_of_itself(tmp_path):
+def test_the_metadata_of_an_opened_file(tmp_path):
     config = {"task": "saliency", "backbone": {"name": "resnet50"}}
     about = {"iteration": 3, "metadata": {"config": config}}
     torch.save({"model": OWN, "optimizer": {}, **about}, tmp_path / "iter.pt")
@@ -106,7 +106,7 @@ def test_what_an_opened_file_says_of_itself(tmp_path):
 
 
 @pytest.mark.parametrize("metadata", ["no json", '"text"', '{"config": [1]}', "[" * 99999])
-def test_metadata_of_somebody_else_is_no_config(tmp_path, metadata):
+def test_metadata_of_another_program_is_not_a_config(tmp_path, metadata):
     assert open_weights(save_weights(tmp_path / "w.safetensors", OWN, {"metadata": metadata})).config == {}
 
 

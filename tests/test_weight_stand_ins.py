@@ -129,13 +129,13 @@ def attacks(ran):
 
 
 @pytest.mark.parametrize("attack", attacks(""))
-@pytest.mark.parametrize("place", ["beside", "metadata", "key", "wrapper", "the whole", "inside"])
+@pytest.mark.parametrize("place", ["next to", "metadata", "key", "wrapper", "the whole", "inside"])
 def test_a_hostile_file_runs_nothing(tmp_path, attack, place):
     """It is refused, or read without what it wanted to run."""
     ran = tmp_path / "ran"
     hostile = attacks(ran)[attack]
     content = {
-        "beside": {"state_dict": TENSORS, "meta": hostile},
+        "next to": {"state_dict": TENSORS, "meta": hostile},
         "metadata": {"model": TENSORS, "metadata": hostile, "version": hostile},
         "key": {"state_dict": TENSORS, hostile: 1},
         "wrapper": {"model": hostile, "other": TENSORS},

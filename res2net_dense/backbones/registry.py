@@ -191,7 +191,7 @@ def create_backbone(
 
     Returns:
         A module; `forward((N, in_channels, H, W))` gives `dict[str, Tensor]`; `out_channels` and
-        `out_strides` describe it.
+        `out_strides` describe it, and `weights_report` the weights: `print(backbone.weights_report.text())`.
 
     Raises:
         ConfigError: unknown name, unknown option, or a value without meaning.

@@ -1,15 +1,15 @@
-"""Checkpoints of every library that has this family: read into our words, explained, and written in theirs.
+"""Checkpoints of every library that has this family: read, explained, and written with any library's names.
 
 checkpoint = read_checkpoint("mask_rcnn_r2_101.pth")
 print(checkpoint.report.text())
 backbone = create_backbone(checkpoint.name, **checkpoint.options)
 """
 
-from res2net_dense.convert.checkpoint import Checkpoint, read_checkpoint
+from res2net_dense.convert.checkpoint import read_checkpoint, write_checkpoint
 from res2net_dense.convert.dialects import list_dialects
 from res2net_dense.convert.load import check_weights, load_backbone_weights, open_named_weights
-from res2net_dense.convert.report import Report
-from res2net_dense.convert.write import to_dialect, write_checkpoint
+from res2net_dense.convert.report import Checkpoint, Report
+from res2net_dense.convert.translate import to_dialect
 
 __all__ = [
     "Checkpoint",

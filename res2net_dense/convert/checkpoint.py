@@ -5,55 +5,40 @@ network it needs, and a report of what was found.
     unwrap         unwrap      the named tensors in it
     recognise      recognise   whose names they have, and where the backbone is
     translate      translate   the backbone's tensors by canonical names
-    describe       describe    which network they are of: the passport
+    describe       describe    which network they are of
     match          all its tensors are there, and no others
     load           load        into a network that is built
 """
 
 from __future__ import annotations
 
+import json
+import logging
 import math
 from collections import Counter
-from collections.abc import Collection
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from res2net_dense.convert.describe import ParsedCheckpoint, describe, own_config
-from res2net_dense.convert.dialects import Dialect, dialect_named
+from res2net_dense.convert.describe import describe, own_config
+from res2net_dense.convert.dialects import DIALECTS, Dialect, dialect_named
 from res2net_dense.convert.recognise import recognise
-from res2net_dense.convert.report import Dropped, Report, first_three, printable, shorten
-from res2net_dense.convert.structure import expected_shapes
-from res2net_dense.convert.translate import translate
-from res2net_dense.errors import CheckpointError, ConfigError
-from res2net_dense.weight_files import WeightFile, open_weights
+from res2net_dense.convert.report import Checkpoint, Dropped, printable, shorten
+from res2net_dense.convert.structure import SEMANTICS, expected_shapes
+from res2net_dense.convert.translate import to_dialect
+from res2net_dense.errors import CheckpointError, ConfigError, first_few, one_line
+from res2net_dense.files import write_atomically
+from res2net_dense.weight_files import WeightFile, open_weights, save_weights
+from res2net_dense.weight_files.models import compare
 from res2net_dense.weight_files.unwrap import COUNTER
 
+_log = logging.getLogger(__name__)
+
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A weight file in our words; `create_classifier(name, num_classes, **options)` is its network."""
-
-    name: str
-    """A name of `list_backbones()`."""
-    options: dict[str, Any]
-    """What `create_backbone` needs besides the name: semantics, `in_channels`, a width without a name, the
-    form of dilated stages.
-    """
-    state_dict: dict[str, Tensor]
-    """Canonical names, the head `fc.*` included where the file has one."""
-    report: Report
-    class_names: list[str] | None = None
-    """Of the data the file was trained on, where it says so."""
-    config: dict[str, Any] = field(default_factory=dict)
-    """The configuration that a file of ours carries, or what is known of a published file in its words; else
-    empty.
-    """
 
 
 def read_checkpoint(
@@ -69,15 +54,15 @@ def read_checkpoint(
     Args:
         file: a .pth, .pt, .ckpt, .safetensors, .pkl or .pdparams file, opened or not.
         dialect: a name of `list_dialects()`; None finds it.
-        prefix: what stands before the names of the backbone that is meant, such as `student`, where the file
+        prefix: what comes before the names of the backbone that is meant, such as `student`, where the file
             holds several; None for the only one.
         trust_pickle: read what can run code (every .pkl and .pdparams): only for files whose maker you
             trust.
-        partial: accept a network with tensors missing or left over; the report has them.
+        partial: accept a network with tensors missing or unexpected; the report has them.
 
     Raises:
         CheckpointError: the file is missing, damaged, would run code, is of no known dialect, or does not
-            match a network in full; one line that says what it is and what to do.
+            match a network in full; one line that states what it is and what to do.
         ConfigError: the dialect is unknown.
     """
     wanted = None if dialect is None else dialect_named(dialect)
@@ -85,9 +70,7 @@ def read_checkpoint(
     return match(inspect(opened, wanted=wanted, prefix=prefix), partial=partial)
 
 
-def inspect(
-    file: WeightFile, *, wanted: Dialect | None = None, prefix: str | None = None
-) -> ParsedCheckpoint:
+def inspect(file: WeightFile, *, wanted: Dialect | None = None, prefix: str | None = None) -> Checkpoint:
     """Find out what a file is; arguments and errors as in `read_checkpoint`."""
     tensors = file.unwrapped.tensors
     try:
@@ -95,73 +78,128 @@ def inspect(
             entries = shorten([str(key) for key in file.content]) or "nothing at all"
             raise CheckpointError(f"it holds no tensors, only {entries}")
         place = recognise(tensors, wanted, prefix, own=bool(own_config(file)))
-        return describe(file, place, translate(tensors, place), wanted=wanted is not None)
+        return describe(file, place, wanted=wanted is not None)
     except CheckpointError as error:
         raise _unreadable(file.path, error) from None
 
 
-def match(
-    found: ParsedCheckpoint, *, partial: bool = False, parts: Collection[str] | None = None
-) -> Checkpoint:
-    """Hold a file against its network: all tensors are there, and no others.
+def match(found: Checkpoint, *, partial: bool = False, parts: Collection[str] | None = None) -> Checkpoint:
+    """Compare what `inspect` found with the network, and complete its report.
 
     Args:
-        found: what `inspect` gives; its report is completed.
-        partial: take what matches instead.
+        found: the file.
+        partial: take what matches, also if tensors are missing or unexpected.
         parts: of the network, such as `conv1 bn1 layer1`, that are wanted; None for all.
 
-    Raises:
-        CheckpointError: they are not.
+    Returns:
+        The tensors of the network alone.
     """
-    state, structure, report = found.state, found.structure, found.report
-    name = report.name
+    report, structure, state = found.report, found.report.structure, found.state_dict
     try:
-        expected = expected_shapes(name, report.options, structure.num_classes)
+        expected = expected_shapes(report.name, report.options, structure.num_classes)
     except ConfigError as error:
         raise _unreadable(report.file, error) from None
     if parts is not None:
-        beside = Counter(part for part in map(_part, state) if part not in parts)
-        report.dropped += [Dropped(*item, "not built here") for item in sorted(beside.items())]
+        not_built = Counter(part for part in map(_part, state) if part not in parts)
+        report.dropped += [Dropped(*item, "not built here") for item in sorted(not_built.items())]
         state = {key: value for key, value in state.items() if _part(key) in parts}
         expected = {key: shape for key, shape in expected.items() if _part(key) in parts}
     counters = {key for key in expected if key.endswith(COUNTER)}
-    needed = [key for key in expected if key not in counters]
-    matched = {key for key in needed if key in state and tuple(state[key].shape) == expected[key]}
-    missing = [key for key in needed if key not in state]
-    if not structure.complete and not missing and parts is None:
-        missing.append(f"layer{len(structure.depths) + 1}")
-    reshaped = [key for key in needed if key in state and key not in matched]
-    unexpected = [key for key in [*state, *found.left_over] if key not in expected]
-    unexpected = [key for key in unexpected if not key.endswith(COUNTER)]
-    report.matched, report.total, report.missing = len(matched), len(needed), missing
-    if (missing or reshaped or unexpected) and not partial:
-        shapes = [f"{key} is {tuple(state[key].shape)}, not {expected[key]}" for key in reshaped]
-        lists = {"missing": missing, "left over": [*map(printable, unexpected)], "of another shape": shapes}
-        details = "; ".join(
-            f"{len(keys)} {what}: {first_three(keys)}" for what, keys in lists.items() if keys
-        )
+    needed = {key: shape for key, shape in expected.items() if key not in counters}
+
+    differences = compare(state, needed)
+    if not structure.complete and not differences.missing and parts is None:
+        differences.missing.append(f"layer{len(structure.depths) + 1}")
+    unexpected = [*differences.unexpected, *found.unnamed]
+    differences.unexpected[:] = [printable(key) for key in unexpected if not key.endswith(COUNTER)]
+    matched = {key for key in needed if key in state and key not in differences.reshaped}
+    report.matched, report.total, report.missing = len(matched), len(needed), differences.missing
+    if any(differences) and not partial:
         raise _unreadable(
             report.file,
-            f"{len(matched)} of {len(needed)} tensors match {name} ({report.structure}), the nearest "
-            f"network; {details}; partial=True (--partial) takes what matches",
+            f"{len(matched)} of {len(needed)} tensors match {report.name} ({structure.describe()}), the "
+            f"nearest network; {differences.text()}; partial=True (--partial) takes what matches",
         )
-    if unexpected:
-        report.dropped.append(Dropped(shorten(unexpected), len(unexpected), f"not in {name}"))
-    if reshaped:
-        report.dropped.append(Dropped(shorten(reshaped), len(reshaped), f"of another shape than in {name}"))
-    if len(head := {"fc.weight", "fc.bias"} & matched) == 1:  # of no use without the other
-        matched -= head
-        report.matched = len(matched)
-        report.dropped.append(Dropped(shorten([*head]), 1, "half a head"))
+    head = {"fc.weight", "fc.bias"}
+    half_head = head & matched if len(head & matched) == 1 else set()
+    matched -= half_head  # of no use without the other
+    report.matched = len(matched)
+    report.dropped += [
+        Dropped(first_few([*keys], 3), len(keys), reason)
+        for keys, reason in (
+            (differences.unexpected, f"not in {report.name}"),
+            (differences.reshaped, f"of another shape than in {report.name}"),
+            (half_head, "half a head"),
+        )
+        if keys
+    ]
     for key in sorted(matched):
         if reason := _unusable(key, state[key]):
             raise _unreadable(report.file, f"{key} {reason}")
     if counters and not counters & set(state):
         report.notes.append(f"without {COUNTER}, set to 0")
     # Some files leave the counters out, and a FrozenBN has none.
-    state = {key: torch.zeros((), dtype=torch.int64) for key in counters if not missing} | state
-    taken = {key: state[key] for key in expected if key in matched or (key in counters and key in state)}
-    return Checkpoint(name, report.options, taken, report, found.class_names, found.config)
+    zeros = {key: torch.zeros((), dtype=torch.int64) for key in counters if not differences.missing}
+    available = zeros | {key: state[key] for key in state if key in matched or key in counters}
+    return replace(found, state_dict={key: available[key] for key in expected if key in available})
+
+
+def write_checkpoint(
+    checkpoint: Checkpoint | Mapping[str, Tensor], path: str | Path, dialect: str = "res2net_dense"
+) -> Path:
+    """Write a file of `dialect`: safetensors, or a torch file with the bare state dict; atomically.
+
+    In our own dialect the file also states what the network needs besides its tensors. The others have no
+    place for that: if their network computes something else with these tensors, a warning is logged.
+
+    Raises:
+        CheckpointError: see `to_dialect`; or another suffix than .safetensors, .pth and .pt; or the disk is
+            full.
+    """
+    path = Path(path)
+    if path.suffix not in (".safetensors", ".pth", ".pt"):
+        raise CheckpointError(f"{path}: weights are written as .safetensors or .pth")
+    state = checkpoint.state_dict if isinstance(checkpoint, Checkpoint) else checkpoint
+    written = to_dialect(state, dialect)
+    metadata: dict[str, Any] = {}
+    if isinstance(checkpoint, Checkpoint):
+        if dialect == "res2net_dense":
+            metadata = {"config": _config(checkpoint)}
+        else:
+            _warn_of_semantics(path, checkpoint, DIALECTS[dialect])
+    if path.suffix == ".safetensors":
+        return save_weights(path, written, {"metadata": json.dumps(metadata)} if metadata else {})
+    content = {"model": written, "metadata": metadata} if metadata else written
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, lambda file: torch.save(content, file))
+    except (OSError, RuntimeError) as error:  # torch turns a full disk into the latter
+        raise CheckpointError(f"cannot write {path}: {one_line(error)}") from None
+    return path
+
+
+def _config(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The network, and the parts of the file's configuration that are needed to use it in the same way."""
+    config = {key: value for key, value in checkpoint.config.items() if key in ("task", "model", "data")}
+    if checkpoint.class_names:
+        data = config.get("data")
+        config["data"] = (data if isinstance(data, dict) else {}) | {"class_names": checkpoint.class_names}
+    network = {"name": checkpoint.name, **checkpoint.options, **checkpoint.report.dilation}
+    return config | {"backbone": network}
+
+
+def _warn_of_semantics(path: Path, checkpoint: Checkpoint, to: Dialect) -> None:
+    theirs = {**SEMANTICS, **to.semantics}
+    needed = checkpoint.report.semantics
+    if wrong := [key for key in needed if needed[key] != theirs[key]]:
+        _log.warning(
+            "%s: these weights were trained with %s, and %s runs them with %s: its outputs will differ until "
+            "they are trained further",
+            path,
+            ", ".join(f"{key}={needed[key]}" for key in wrong),
+            to.name,
+            ", ".join(f"{key}={theirs[key]}" for key in wrong),
+        )
 
 
 def _unreadable(path: str | Path, reason: object) -> CheckpointError:

@@ -1,65 +1,63 @@
-"""The fifth step: which network the tensors are of, and what the file says or leaves open; its passport."""
+"""The fifth step: which network the tensors are of, and what the file states or leaves open about it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from torch import Tensor
-
 from res2net_dense.backbones.weights import IMAGENETTE, WEIGHTS, Weights
-from res2net_dense.convert.dialects import DIALECTS
-from res2net_dense.convert.recognise import CANONICAL, Place, dilation_of, refine, relative_of
-from res2net_dense.convert.report import BESIDE, DEAD, Dropped, Report, shorten
+from res2net_dense.convert.dialects import CANONICAL, DIALECTS, DILATED_RELATIVES, Dialect
+from res2net_dense.convert.recognise import Place
+from res2net_dense.convert.report import NOT_BACKBONE, UNUSED, Checkpoint, Dropped, Report, shorten
 from res2net_dense.convert.structure import DILATION, SEMANTICS, Structure, find_name, structure_of
-from res2net_dense.convert.translate import Translated
+from res2net_dense.convert.translate import translate
 from res2net_dense.errors import CheckpointError
 from res2net_dense.weight_files import WeightFile
 from res2net_dense.weight_files.unwrap import COUNTER
 
 
-@dataclass(frozen=True)
-class ParsedCheckpoint:
-    """A file whose names are understood, before they are held against a network."""
-
-    state: dict[str, Tensor]
-    """By canonical names; parts of the network alone."""
-    structure: Structure
-    report: Report
-    class_names: list[str] | None
-    config: dict[str, Any]
-    left_over: list[str]
-    """The file's names of what is inside the backbone and has no canonical name."""
-
-
-def describe(file: WeightFile, place: Place, translated: Translated, *, wanted: bool) -> ParsedCheckpoint:
-    """Find out which network the tensors are of.
-
-    Args:
-        file: that they come from.
-        place: of the backbone in it.
-        translated: its tensors.
-        wanted: whether the dialect was given, and is not refined.
+def describe(file: WeightFile, place: Place, *, wanted: bool) -> Checkpoint:
+    """Find out which network the backbone in `place` is; `wanted` if its dialect was given by the user.
 
     Raises:
-        CheckpointError: of none; the reason alone.
+        CheckpointError: none; the reason alone.
     """
-    state, dialect = translated.state, place.dialect
+    state, unnamed, left_out = translate(file.unwrapped.tensors, place)
     structure = structure_of(state)
     config = own_config(file)
-    said = config.get("backbone", {})
-    if structure.norm == "GN" and said.get("norm") != "GN":
+    own = config.get("backbone", {})
+    if structure.norm == "GN" and own.get("norm") != "GN":
         raise CheckpointError(
             "no running statistics: batch norms saved without their buffers (save the whole "
-            "state_dict()), or group norms, which a file of this package says in its config"
+            "state_dict()), or group norms, which a file of this package states in its config"
         )
     others = file.unwrapped.others
     dropped = [Dropped(shorten(others), len(others), "no tensors")] if others else []
-    dropped += translated.dropped
-    if not wanted:
-        dialect = refine(dialect, structure, dead=any(item.reason == DEAD for item in dropped))
-    beside = [item.group for item in dropped if item.reason == BESIDE]
+    dropped += left_out
+    outside = [item.group for item in dropped if item.reason == NOT_BACKBONE]
+    dialect = place.dialect if wanted else _refine(place.dialect, structure, dropped)
+    notes = [*place.dialect.notes]
+    if file.left_out:
+        notes.append(f"not read, as it could run code: objects of {shorten(file.left_out)}")
+
+    row = next((row for row in WEIGHTS.values() if row.sha256 and file.sha256.startswith(row.sha256)), None)
+    given, source = _semantics(dialect, place.prefix, structure, own, row, outside)
+    if row is None and not own and _is_bare(dialect, outside):
+        notes.append(
+            "nothing but a backbone: ImageNet weights that only bear these names want official options"
+        )
+    semantics = {key: given.get(key, SEMANTICS[key]) for key in structure.semantics}
+    rules = place.dialect.dilated.get(place.stem, {})
+    dilation = _own_dilation(own, structure) or (rules if _dilates(place, outside) else {})
+    if rules and not dilation:
+        settings = ", ".join(f"{key}={value!r}" for key, value in rules.items())
+        notes.append(f"for dilated use it takes {settings}")
+    if differs := _other_dilation(place, outside):
+        notes.append(differs)
+    name, options = find_name(structure)
+    options |= {key: value for key, value in semantics.items() if value != SEMANTICS[key]}
+    options |= {key: value for key, value in dilation.items() if value != DILATION[key]}
+    dtypes = {value.dtype for key, value in state.items() if COUNTER not in key}
     report = Report(
         file=str(file.path),
         size=file.size,
@@ -68,124 +66,119 @@ def describe(file: WeightFile, place: Place, translated: Translated, *, wanted: 
         wrapper=".".join(file.unwrapped.wrappers),
         dialect=dialect.name,
         prefix=place.prefix,
-        structure=structure.describe(),
-        stem=structure.stem,
-        depths=structure.depths,
-        base_width=structure.base_width,
-        scale=structure.scale,
-        cardinality=structure.cardinality,
-        se=structure.se,
-        dcn_stages=structure.dcn_stages,
-        num_classes=structure.num_classes,
-        in_channels=structure.in_channels,
-        dtype=_dtypes(state),
+        name=name,
+        options=options,
+        structure=structure,
+        dtype=", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes)),
+        semantics=semantics,
+        semantics_from=source,
+        dilation=dict(dilation),
+        differs=differs,
+        config=own,
         dropped=dropped,
-        notes=[*place.dialect.notes, *_left_out(file)],
-        config=said,
+        notes=notes,
     )
-    row = _published(file.sha256)
-    _set_semantics(report, structure, row)
-    report.dilation = _dilation(said, structure) or dilation_of(place, beside)
-    report.name, report.options = find_name(structure)
-    report.options |= {key: value for key, value in report.semantics.items() if value != SEMANTICS[key]}
-    report.options |= {key: value for key, value in report.dilation.items() if value != DILATION[key]}
-    if not report.dilation and (rules := place.dialect.dilation(place.stem)):
-        settings = ", ".join(f"{key}={value!r}" for key, value in rules.items())
-        report.notes.append(f"for dilated use it takes {settings}")
-    if relative := relative_of(place, beside):
-        report.differs = f"{relative.name} {relative.differs}"
-        report.notes.append(report.differs)
-    names = _class_names(file.content, config)
-    if row is not None:
-        names = names or _row_class_names(row)
-        config = config or _config_of(row)
-    return ParsedCheckpoint(state, structure, report, names, config, translated.left_over)
+    class_names = _class_names(file.content, config)
+    if row is not None and row.tag.endswith("imagenette"):
+        class_names = class_names or list(IMAGENETTE)
+    if row is not None and not config:  # how images enter the network, in the form of our configurations
+        config = {
+            "task": "classification",
+            "model": {"pixel_mean": list(row.mean), "pixel_std": list(row.std)},
+            "data": {"resize_size": row.resize_size, "crop_size": row.crop_size},
+        }
+    return Checkpoint(state, report, class_names, config, unnamed)
 
 
 def own_config(file: WeightFile) -> dict[str, Any]:
-    """The configuration that a file of this package carries; empty for others."""
+    """The configuration in a file of this package; empty for others."""
     return file.config if isinstance(file.config.get("backbone"), Mapping) else {}
 
 
-def _dtypes(state: Mapping[str, Tensor]) -> str:
-    found = {str(value.dtype).removeprefix("torch.") for key, value in state.items() if COUNTER not in key}
-    return ", ".join(sorted(found))
+def _refine(dialect: Dialect, structure: Structure, dropped: Iterable[Dropped]) -> Dialect:
+    """Of the dialects with exactly the canonical names, the first that has such networks."""
+    if dialect.name not in CANONICAL or dialect.name == "res2net_dense":
+        return dialect
+    dead = any(item.reason == UNUSED for item in dropped)
+    able = (DIALECTS[name] for name in CANONICAL if name != "dla" or dead)
+    return next(row for row in able if not row.why_not(structure))
 
 
-def _left_out(file: WeightFile) -> list[str]:
-    if not file.left_out:
-        return []
-    return [f"not read, as it could run code: objects of {shorten(list(file.left_out))}"]
+def _semantics(
+    dialect: Dialect,
+    prefix: str,
+    structure: Structure,
+    own: Mapping[str, Any],
+    row: Weights | None,
+    outside: Sequence[str],
+) -> tuple[Mapping[str, Any], str]:
+    """The options that names leave open, and where they come from; `row` is that of a published file."""
+    if row is not None:  # these very bytes: what is known of them outweighs what their names suggest
+        return row.semantics, f"the weights table, {row.key}"
+    if own:
+        return own, "config in the file"
+    plain = structure.scale == 1 and structure.stem != "dla"
+    if dialect.name == "res2net_dense" or (dialect.name in CANONICAL and (prefix or plain)):
+        return dialect.semantics, "assumed, names alone cannot tell"
+    if _is_bare(dialect, outside) and not prefix.endswith(dialect.prefix):
+        source = f"assumed: {dialect.name}'s names without {dialect.prefix}, and no other parts"
+        return dialect.semantics, source
+    return dialect.semantics, f"the dialect {dialect.name}"
 
 
-def _published(sha256: str) -> Weights | None:
-    """The row of the published file that this is, wherever it lay."""
-    return next((row for row in WEIGHTS.values() if row.sha256 and sha256.startswith(row.sha256)), None)
+def _is_bare(dialect: Dialect, outside: Sequence[str]) -> bool:
+    """Whether a file has the names of a fork and nothing but a backbone, as renamed ImageNet weights have."""
+    return dialect.doubtful_without_prefix and not outside
 
 
-def _row_class_names(row: Weights) -> list[str] | None:
-    """WordNet ids of the classes of a published file, where they are not all of ImageNet's."""
-    return list(IMAGENETTE) if row.tag.endswith("imagenette") else None
-
-
-def _config_of(row: Weights) -> dict[str, Any]:
-    """How pictures enter the network of a published file, as the config of a classifier has it."""
-    return {
-        "task": "classification",
-        "model": {"pixel_mean": list(row.mean), "pixel_std": list(row.std)},
-        "data": {"resize_size": row.resize_size, "crop_size": row.crop_size},
-    }
-
-
-def _set_semantics(report: Report, structure: Structure, row: Weights | None) -> None:
-    """Settle what the names leave open; `row` is that of a published file."""
-    dialect = DIALECTS[report.dialect]
-    given: Mapping[str, Any]
-    known = True
-    if row is not None:  # these very bytes: what is known of them goes before what their names suggest
-        given, source = row.semantics, f"the weights table, {row.key}"
-    elif report.config:
-        given, source = report.config, "config in the file"
-    else:
-        given, source = dialect.semantics, f"the dialect {dialect.name}"
-        alone = not any(item.reason == BESIDE for item in report.dropped)
-        plain = structure.scale == 1 and structure.stem != "dla"
-        if dialect.name == "res2net_dense" or (dialect.name in CANONICAL and (report.prefix or plain)):
-            source, known = "assumed, names alone cannot tell", False
-        elif dialect.doubtful_without_prefix and alone:
-            if not report.prefix.endswith(dialect.prefix):
-                source = f"assumed: {dialect.name}'s names without {dialect.prefix}, and no other parts"
-                known = False
-            report.notes.append(
-                "nothing but a backbone: ImageNet weights that only bear these names want official options"
-            )
-    report.semantics = {key: given.get(key, SEMANTICS[key]) for key in structure.semantics}
-    report.semantics_from, report.semantics_known = source, known
-
-
-def _dilation(config: Mapping[str, Any], structure: Structure) -> dict[str, Any]:
-    """What our config says of dilated stages; empty where there are none."""
-    said = any(key in config for key in DILATION)
-    stride = config.get("output_stride", 8 if said else 32)
+def _own_dilation(own: Mapping[str, Any], structure: Structure) -> dict[str, Any]:
+    """The options of dilated stages in our config; empty if there are none."""
+    stride = own.get("output_stride", 8 if any(key in own for key in DILATION) else 32)
     if structure.stem == "dla" or stride not in (8, 16):
         return {}
     keys = DILATION if structure.stem == "deep" else ["dilate_first"]
-    return {key: config.get(key, DILATION[key]) for key in keys}
+    return {key: own.get(key, DILATION[key]) for key in keys}
+
+
+def _dilates(place: Place, outside: Iterable[str]) -> bool:
+    """Whether the parts `outside` the backbone show a network that can have dilated stages.
+
+    Detectors and classifiers have none, so nothing is known about theirs.
+    """
+    mark = place.dialect.dilates_with
+    return mark is None or mark in _parts(outside, place.dialect.outside(place.prefix))
+
+
+def _other_dilation(place: Place, outside: Iterable[str]) -> str:
+    """How a published network dilates otherwise, which the parts `outside` a backbone with official names
+    show; empty if they show none.
+    """
+    if place.dialect.name not in CANONICAL:
+        return ""
+    for prefix, parts, differs in DILATED_RELATIVES:
+        if place.prefix.endswith(prefix) and parts <= _parts(outside, place.prefix.removesuffix(prefix)):
+            return differs
+    return ""
+
+
+def _parts(outside: Iterable[str], outer: str) -> set[str]:
+    """The parts next to a backbone, in a network whose names all begin with `outer`."""
+    return {name.removeprefix(outer).split(".")[0] for name in outside}
 
 
 def _class_names(content: Mapping[str, Any], config: Mapping[str, Any]) -> list[str] | None:
-    """The names of the classes, where our configuration or OpenMMLab's `meta` has them."""
-    places = (
-        (config.get("data"), "class_names"),
-        (content.get("meta"), "CLASSES"),
-        (_get(content.get("meta"), "dataset_meta"), "classes"),
+    """The names of the classes, from our configuration or OpenMMLab's `meta`."""
+
+    def get(place: Any, key: str) -> Any:
+        return place.get(key) if isinstance(place, Mapping) else None
+
+    meta = content.get("meta")
+    found = (
+        get(config.get("data"), "class_names"),
+        get(meta, "CLASSES"),
+        get(get(meta, "dataset_meta"), "classes"),
     )
-    for place, key in places:
-        names = _get(place, key)
+    for names in found:
         if isinstance(names, (list, tuple)) and names and all(isinstance(name, str) for name in names):
             return list(names)
     return None
-
-
-def _get(place: Any, key: str) -> Any:
-    return place.get(key) if isinstance(place, Mapping) else None

@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from res2net_dense.backbones.res2net import FEATURES
 from res2net_dense.backbones.weights import cached_path, fetch, find_weights
 from res2net_dense.convert.checkpoint import inspect, match
-from res2net_dense.convert.describe import ParsedCheckpoint
-from res2net_dense.convert.report import Dropped, Report
+from res2net_dense.convert.report import Checkpoint, Dropped, Report
 from res2net_dense.convert.structure import FIRST_TENSORS, Structure, structure_of
 from res2net_dense.errors import CheckpointError
 from res2net_dense.weight_files import WeightFile, is_path, load_strictly, open_weights
@@ -26,8 +25,7 @@ _log = logging.getLogger(__name__)
 def load_backbone_weights(
     module: nn.Module, name: str, weights: str | Path | WeightFile, *, trust_pickle: bool = False
 ) -> Report:
-    """Load `weights` into `module`, a network built under `name`, in place; one line of the log says what was
-    taken.
+    """Load `weights` into `module`, a network built under `name`, in place.
 
     The first convolution of weights for RGB is adapted to a network of other channels: summed for one,
     repeated and scaled for more, as timm and segmentation_models_pytorch do.
@@ -40,8 +38,9 @@ def load_backbone_weights(
         trust_pickle: see `read_checkpoint`.
 
     Returns:
-        What was found in the file. What the network does not build is left out: later stages, a head of
-        another size (a classifier's own is then randomly initialized, with a warning).
+        What was found in the file and what was taken; the module has it too, as `weights_report`. What the
+        network does not build is left out: later stages, a head of another size. Tensors of the network that
+        are not in the file, such as its own head, are logged as a warning.
 
     Raises:
         CheckpointError: no such file or tag, or it is of another network, or of one that computes something
@@ -50,34 +49,30 @@ def load_backbone_weights(
     return load_found(module, name, inspect(open_named_weights(name, weights, trust_pickle=trust_pickle)))
 
 
-def load_found(module: nn.Module, name: str, found: ParsedCheckpoint) -> Report:
+def load_found(module: nn.Module, name: str, found: Checkpoint) -> Report:
     """`load_backbone_weights` of a file that `inspect` has explained."""
     report = found.report
-    path = Path(report.file)
     own = module.state_dict()
     parts = {key.split(".")[0] for key in own}
-    if parts & {"layer1", "level2"}:  # without a block there is nothing to tell it by
-        _check_structure(path, name, structure_of(own), found.structure, report)
-    built = getattr(module, "semantics", {})
-    _check_semantics(path, built, report.semantics, report.semantics_from, known=report.semantics_known)
-    built = getattr(module, "dilation_rules", {})
+    if parts & {"layer1", "level2"}:  # without a block there is nothing to compare
+        check_structure(name, structure_of(own), report)
+    _check_options(report, getattr(module, "semantics", {}), report.semantics, report.semantics_from)
     source = "the parts or the config in the file, for dilated stages"
-    _check_semantics(path, built, report.dilation, source, known=True)
+    _check_options(report, getattr(module, "dilation_rules", {}), report.dilation, source)
     checkpoint = match(found, parts=parts)
     state = {key: value for key, value in checkpoint.state_dict.items() if key in own}
-    adapted = _fit_input(path, own, state, FIRST_TENSORS[found.structure.stem])
-    _fit_head(path, own, state, report)
-    _keep_offsets(own, state, report)
-    load_strictly(module, state, source=f"{path}, given as weights of {name},")
-    if report.differs:
-        _log.warning("%s: %s", path, report.differs)
+    _fit_input(own, state, report)
+    warnings = [report.differs, _fit_head(own, state, report), _keep_offsets(own, state)]
+    load_strictly(module, state, source=f"{report.file}, given as weights of {name},")
+    vars(module)["weights_report"] = report
+    for warning in filter(None, warnings):
+        _log.warning("%s: %s", report.file, warning)
+    origin = f"{report.dialect} under {report.prefix}" if report.prefix else report.dialect
     left = "; ".join(f"{item.group} ({item.count}, {item.reason})" for item in report.dropped)
-    _log.info(
-        "%s: took %d tensors of %s (%s%s)%s%s",
-        path, report.matched, report.name, report.dialect,
-        f" under {report.prefix}" if report.prefix else "", f", {adapted}" if adapted else "",
-        f", left out {left}" if left else "",
-    )  # fmt: skip
+    found_as = "; ".join(
+        [f"{report.name} ({origin})", *report.notes, *([f"left out {left}"] if left else [])]
+    )
+    _log.info("%s: took %d tensors of %s", report.file, report.matched, found_as)
     return report
 
 
@@ -129,41 +124,38 @@ def check_weights(name: str, weights: str | Path) -> None:
         )
 
 
-def _check_structure(path: Path, name: str, ours: Structure, theirs: Structure, report: Report) -> None:
+def check_structure(name: str, ours: Structure, report: Report) -> None:
+    """Refuse the weights of another network than `ours`, which was built under `name`; stages that are not
+    built do not count.
+    """
+    theirs, built = report.structure, len(ours.depths)
     if ours.norm != theirs.norm:
+        norms = {"BN": "batch norm", "GN": "group norm (no running statistics)"}
         raise CheckpointError(
-            f"{path} has {_NORMS[theirs.norm]}, the backbone was built with {_NORMS[ours.norm]}: build it "
-            f"with {'norm=BN or norm=FrozenBN' if theirs.norm == 'BN' else 'norm=GN'}"
+            f"{report.file} has {norms[theirs.norm]}, the backbone was built with {norms[ours.norm]}: build "
+            f"it with {'norm=BN or norm=FrozenBN' if theirs.norm == 'BN' else 'norm=GN'}"
         )
-    built = len(ours.depths)
-    same_depths = ours.depths == theirs.depths[:built]
-    wanted, found = ours.shape(), theirs.shape()
-    del wanted["depths"], found["depths"]
+    found = theirs.shape() | {"depths": theirs.depths[:built]}
     deformable = {stage for stage in theirs.dcn_stages if FEATURES.index(stage) <= built}
     # Plain weights start a deformable network; the other way round the offsets would be lost.
-    if wanted != found or not same_depths or not deformable <= set(ours.dcn_stages):
+    if ours.shape() != found or not deformable <= set(ours.dcn_stages):
         settings = ", ".join(f"{key}={value!r}" for key, value in report.options.items())
         raise CheckpointError(
-            f"{path} is {report.name} ({theirs.describe()}), the backbone was built as {name} "
-            f"({ours.describe()}): build it as {report.name}{f' with {settings}' if settings else ''}, or "
-            "give other weights"
+            f"{report.file} is {report.name} ({theirs.describe()}), not {name} ({ours.describe()}): build "
+            f"{report.name}{settings and f' with {settings}'}, or give other weights"
         )
 
 
-_NORMS = {"BN": "batch norm", "GN": "group norm (no running statistics)"}
-
-
-def _check_semantics(
-    path: Path, built: dict[str, Any], needed: dict[str, Any], source: str, *, known: bool
-) -> None:
+def _check_options(report: Report, built: dict[str, Any], needed: dict[str, Any], source: str) -> None:
+    """Refuse a network whose options were built otherwise than the weights need; warn if that is assumed."""
     wrong = {key: value for key, value in needed.items() if key in built and built[key] != value}
     if not wrong:
         return
     is_now = ", ".join(f"{key}={built[key]!r}" for key in wrong)
-    if not known:
+    if needed is report.semantics and not report.semantics_known:
         _log.warning(
             "%s: the backbone was built with %s; names alone cannot tell whether these weights want that",
-            path, is_now,
+            report.file, is_now,
         )  # fmt: skip
         return
     python = ", ".join(f"{key}={value!r}" for key, value in wrong.items())
@@ -172,43 +164,44 @@ def _check_semantics(
         for key, value in wrong.items()
     )
     raise CheckpointError(
-        f"{path} needs {python} ({source}) and the backbone was built with {is_now}, which is "
+        f"{report.file} needs {python} ({source}) and the backbone was built with {is_now}, which is "
         f"another network with the same names: give {python} in Python, {config} in a config"
     )
 
 
-def _fit_input(path: Path, own: dict[str, Tensor], state: dict[str, Tensor], key: str) -> str:
-    """Adapt the first convolution in `state` to the network's channels; say so in words."""
+def _fit_input(own: dict[str, Tensor], state: dict[str, Tensor], report: Report) -> None:
+    """Adapt the first convolution in `state` to the network's channels."""
+    key = FIRST_TENSORS[report.structure.stem]
     channels, theirs = own[key].shape[1], state[key].shape[1]
     if channels == theirs:
-        return ""
+        return
     if theirs != 3:
         raise CheckpointError(
-            f"{path} reads images of {theirs} channels, the backbone was built for {channels}: only weights "
-            f"for RGB are adapted; build it with in_channels={theirs}, or train from scratch (weights: null)"
+            f"{report.file} reads images of {theirs} channels, the backbone was built for {channels}: only "
+            f"weights for RGB are adapted; build it with in_channels={theirs}, or train from scratch "
+            "(weights: null)"
         )
     state[key] = adapt_input(state[key], channels)
-    return f"{key} adapted from 3 to {channels} input channels"
+    report.notes.append(f"{key} adapted from 3 to {channels} input channels")
 
 
-def _fit_head(path: Path, own: dict[str, Tensor], state: dict[str, Tensor], report: Report) -> None:
-    """Keep the network's own head in `state` where the file's does not fit."""
-    head = [key for key in own if key.startswith("fc.")]
-    if all(key in state and state[key].shape == own[key].shape for key in head):
-        return
-    classes = own["fc.weight"].shape[0]
-    found = f"a head of {report.num_classes} classes" if report.num_classes else "no head"
-    _log.warning("%s has %s: the network's own, of %d classes, is randomly initialized", path, found, classes)
-    if report.num_classes:
+def _fit_head(own: dict[str, Tensor], state: dict[str, Tensor], report: Report) -> str:
+    """Keep the network's own head in `state` where the file's does not fit; a warning if it does not."""
+    head = {key: value for key, value in own.items() if key.startswith("fc.")}
+    if all(key in state and state[key].shape == value.shape for key, value in head.items()):
+        return ""
+    state |= head
+    classes, theirs = own["fc.weight"].shape[0], report.structure.num_classes
+    if theirs:
         report.dropped.append(Dropped("fc", len(head), f"the network has {classes} classes"))
         report.matched -= len(head)
         report.total -= len(head)
-    state |= {key: own[key] for key in head}
+    found = f"a head of {theirs} classes" if theirs else "no head"
+    return f"it has {found}: the network's own, of {classes} classes, is randomly initialized"
 
 
-def _keep_offsets(own: dict[str, Tensor], state: dict[str, Tensor], report: Report) -> None:
-    """Let the deformable convolutions that the file does not have start on their places."""
+def _keep_offsets(own: dict[str, Tensor], state: dict[str, Tensor]) -> str:
+    """Let the deformable convolutions that the file does not have start at 0; a warning if there are any."""
     offsets = {key: value for key, value in own.items() if ".conv_offset." in key and key not in state}
-    if offsets:
-        report.notes.append(f"{len(offsets)} tensors of deformable convolutions are new and start at 0")
-        state |= offsets
+    state |= offsets
+    return f"{len(offsets)} tensors of deformable convolutions are new and start at 0" if offsets else ""

@@ -1,12 +1,18 @@
-"""What was found in a weight file, and what became of it: its passport."""
+"""A checkpoint in our words, and the report of what was found in its file and what became of it."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-BESIDE = "not part of the backbone"
-DEAD = "computed and never used by the official network"
+from torch import Tensor
+
+from res2net_dense.convert.structure import Structure
+from res2net_dense.errors import first_few
+
+NOT_BACKBONE = "not part of the backbone"
+UNUSED = "computed and never used by the official network"
 
 
 @dataclass(frozen=True)
@@ -14,14 +20,14 @@ class Dropped:
     """Tensors of a file that are not part of the network."""
 
     group: str
-    """Where they stand, such as `roi_heads`."""
+    """Where they are, such as `roi_heads`."""
     count: int
     reason: str
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Report:
-    """The passport of a weight file."""
+    """What a weight file is, and which of its tensors were taken."""
 
     file: str
     size: int
@@ -29,46 +35,39 @@ class Report:
     sha256: str
     kind: str
     """"safetensors", "torch" or "pickle"."""
-    wrapper: str = ""
-    """The keys under which the tensors were, such as `state_dict_ema`; empty if they were at the top."""
-    dialect: str = ""
-    prefix: str = ""
-    name: str = ""
+    wrapper: str
+    """The keys that led to the tensors, such as `state_dict_ema`; empty if they are at the top."""
+    dialect: str
+    prefix: str
+    name: str
     """The published network, or the nearest one."""
-    options: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any]
     """What `create_backbone` needs besides the name."""
-    structure: str = ""
-    stem: str = ""
-    depths: tuple[int, ...] = ()
-    base_width: int = 0
-    scale: int = 0
-    cardinality: int = 0
-    se: bool = False
-    dcn_stages: tuple[str, ...] = ()
-    num_classes: int | None = None
-    """Outputs of the classifier; None without one."""
-    in_channels: int = 0
-    dtype: str = ""
-    semantics: dict[str, Any] = field(default_factory=dict)
+    structure: Structure
+    dtype: str
+    semantics: dict[str, Any]
     """The options under which equal tensors are another network."""
-    semantics_from: str = ""
-    """Why they are what they are, in words: the dialect, the config in the file, the weights table (for a
-    published file), or "assumed", with the reason.
+    semantics_from: str
+    """Where they come from, in words: the dialect, the config in the file, the weights table (for a published
+    file), or "assumed", with the reason.
     """
-    semantics_known: bool = False
-    """Whether something says so, and they are not assumed."""
-    dilation: dict[str, Any] = field(default_factory=dict)
+    dilation: dict[str, Any]
     """The options of dilated stages, where the file is of a network that may have such; else empty."""
-    differs: str = ""
-    """How the network that the file is of computes something else than any that is built here; else empty."""
+    differs: str
+    """How the network of the file computes something else than any that is built here; else empty."""
+    config: dict[str, Any]
+    """The `backbone` section of the configuration in the file; empty without one."""
+    dropped: list[Dropped]
+    notes: list[str]
     matched: int = 0
-    """Tensors that found their place, of `total` that the network has (counters of batches not counted)."""
+    """Tensors that were taken, of `total` that the network has (counters of batches not counted)."""
     total: int = 0
     missing: list[str] = field(default_factory=list)
-    dropped: list[Dropped] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    config: dict[str, Any] = field(default_factory=dict)
-    """The `backbone` section of the configuration that the file carries; empty without one."""
+
+    @property
+    def semantics_known(self) -> bool:
+        """Whether something states the semantics, so that they are not assumed."""
+        return not self.semantics_from.startswith("assumed")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -78,16 +77,16 @@ class Report:
         """A table for people."""
         call = ", ".join([repr(self.name), *(f"{key}={value!r}" for key, value in self.options.items())])
         semantics = ", ".join(f"{key}={value}" for key, value in self.semantics.items())
-        wrapper = f", under {self.wrapper}" if self.wrapper else ""
+        classes = self.structure.num_classes
         rows = [
             ("file", self.file),
-            ("size", f"{self.size:,} bytes, {self.kind}{wrapper}"),
+            ("size", f"{self.size:,} bytes, {self.kind}{self.wrapper and f', under {self.wrapper}'}"),
             ("sha256", self.sha256),
-            ("dialect", f"{self.dialect}, prefix {self.prefix!r}" if self.prefix else self.dialect),
-            ("network", f"{self.name}: {self.structure}"),
+            ("dialect", f"{self.dialect}{self.prefix and f', prefix {self.prefix!r}'}"),
+            ("network", f"{self.name}: {self.structure.describe()}"),
             ("create with", f"create_backbone({call})"),
-            ("head", f"{self.num_classes} classes" if self.num_classes is not None else "none"),
-            ("input", f"{self.in_channels} channels, {self.dtype}"),
+            ("head", f"{classes} classes" if classes is not None else "none"),
+            ("input", f"{self.structure.in_channels} channels, {self.dtype}"),
             ("semantics", f"{semantics} ({self.semantics_from})"),
             ("tensors", f"{self.matched} of {self.total} matched"),
         ]
@@ -100,6 +99,31 @@ class Report:
         return "\n".join(f"{key:12}{value}" for key, value in rows)
 
 
+@dataclass(frozen=True)
+class Checkpoint:
+    """A weight file in our words; `create_classifier(name, num_classes, **options)` is its network."""
+
+    state_dict: dict[str, Tensor]
+    """Canonical names, the head `fc.*` included where the file has one."""
+    report: Report
+    class_names: list[str] | None
+    """Of the data the file was trained on, where it states them."""
+    config: dict[str, Any]
+    """The configuration in a file of ours, or what is known of a published file in its form; else empty."""
+    unnamed: list[str]
+    """The file's names of tensors inside the backbone that have no canonical name."""
+
+    @property
+    def name(self) -> str:
+        """A name of `list_backbones()`."""
+        return self.report.name
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What `create_backbone` needs besides the name: semantics, channels, dilation, an unusual width."""
+        return self.report.options
+
+
 LONGEST_NAME = 60
 
 
@@ -109,11 +133,6 @@ def printable(name: str) -> str:
     return name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 3] + "..."
 
 
-def first_three(texts: list[str]) -> str:
-    """The first three of many."""
-    return ", ".join(texts[:3]) + (", ..." if len(texts) > 3 else "")
-
-
-def shorten(names: list[str]) -> str:
+def shorten(names: Sequence[str]) -> str:
     """The first three names of a file's."""
-    return first_three([printable(name) for name in names[:4]])
+    return first_few([printable(name) for name in names[:4]], 3)

@@ -13,12 +13,7 @@ import torch
 from torch import Tensor
 
 from res2net_dense.backbones.dla import CHANNELS, DLA
-from res2net_dense.backbones.registry import (
-    ARCHITECTURES,
-    TEST_ARCHITECTURES,
-    Architecture,
-    create_classifier,
-)
+from res2net_dense.backbones.registry import ARCHITECTURES, TEST_ARCHITECTURES, create_classifier
 from res2net_dense.backbones.res2net import EXPANSION, FEATURES, Res2Net
 from res2net_dense.errors import CheckpointError
 
@@ -36,21 +31,21 @@ FIRST_BLOCK = {"dla": "level2.tree1.conv1.weight"}
 EXTRAS = ("squeeze-and-excitation", "deformable convolutions", "grouped stage blocks", "group norm")
 """What a network may have besides the blocks of the published checkpoints."""
 
+_DEFAULTS = {name: parameter.default for name, parameter in inspect.signature(Res2Net).parameters.items()}
+
 SEMANTICS: dict[str, Any] = {
-    name: inspect.signature(Res2Net).parameters[name].default
+    name: _DEFAULTS[name]
     for name in ("stage_pool", "stage_split", "pool_padding", "stride_in_1x1", "norm_eps")
 }
 """Options under which equal tensors are another network, with the values of the official one."""
 
-DILATION: dict[str, Any] = {
-    name: inspect.signature(Res2Net).parameters[name].default for name in ("dilate_first", "avg_down_dilated")
-}
+DILATION: dict[str, Any] = {name: _DEFAULTS[name] for name in ("dilate_first", "avg_down_dilated")}
 """The same of options that act in dilated stages alone."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Structure:
-    """What shapes say of a network."""
+    """What names and shapes tell about a network."""
 
     stem: str
     """"7x7", "deep", "3x3", or "dla" for the DLA family."""
@@ -58,11 +53,11 @@ class Structure:
     base_width: int
     scale: int
     cardinality: int
-    planes: int
+    planes: int = 64
     """Of the first stage, 64 in every published network."""
-    se: bool
-    stage_conv: str
-    dcn_stages: tuple[str, ...]
+    se: bool = False
+    stage_conv: str = "splits"
+    dcn_stages: tuple[str, ...] = ()
     norm: str
     """"BN", or "GN" where there are no running statistics."""
     in_channels: int
@@ -88,39 +83,31 @@ class Structure:
 
     def shape(self) -> dict[str, Any]:
         """The options that decide about names and shapes, as `create_backbone` takes them."""
-        options: dict[str, Any] = {
-            "depths": self.depths,
-            "base_width": self.base_width,
-            "scale": self.scale,
-            "cardinality": self.cardinality,
-        }
-        if self.stem != "dla":
-            options |= {
-                "planes": self.planes, "se": self.se, "stem": self.stem, "stage_conv": self.stage_conv,
-            }  # fmt: skip
-        return options
+        names = ["depths", "base_width", "scale", "cardinality"]
+        names += [] if self.stem == "dla" else ["planes", "se", "stem", "stage_conv"]
+        return {name: getattr(self, name) for name in names}
 
     def describe(self) -> str:
         """One line for people: `7x7 stem, 3-4-6-3 blocks, 26w x 4s`."""
-        width = f"{self.base_width}w x {self.scale}s"
+        groups = f"{self.cardinality}c x " if self.cardinality > 1 else ""
         parts = [
-            f"{self.stem} stem" if self.stem != "dla" else "DLA",
-            f"{'-'.join(map(str, self.depths))} blocks",
-            f"{self.cardinality}c x {width}" if self.cardinality > 1 else width,
+            (True, f"{self.stem} stem" if self.stem != "dla" else "DLA"),
+            (True, f"{'-'.join(map(str, self.depths))} blocks"),
+            (True, f"{groups}{self.base_width}w x {self.scale}s"),
+            (self.planes != 64, f"{self.planes} planes"),
+            (self.se, "SE"),
+            (self.stage_conv != "splits", f"{self.stage_conv} stage blocks"),
+            (self.dcn_stages, f"DCN in {' '.join(self.dcn_stages)}"),
+            (self.norm != "BN", self.norm),
+            (self.in_channels != 3, f"{self.in_channels} input channels"),
         ]
-        parts += [f"{self.planes} planes"] if self.planes != 64 else []
-        parts += ["SE"] if self.se else []
-        parts += [f"{self.stage_conv} stage blocks"] if self.stage_conv != "splits" else []
-        parts += [f"DCN in {' '.join(self.dcn_stages)}"] if self.dcn_stages else []
-        parts += [self.norm] if self.norm != "BN" else []
-        parts += [f"{self.in_channels} input channels"] if self.in_channels != 3 else []
-        return ", ".join(parts)
+        return ", ".join(text for shown, text in parts if shown)
 
 
 def structure_of(state: Mapping[str, Tensor]) -> Structure:
     """Read the structure from canonical names and shapes.
 
-    What it says is a guess until `expected_shapes` of it agrees with the state dict.
+    It is a guess until `expected_shapes` of it agrees with the state dict.
 
     Raises:
         CheckpointError: these are not the tensors of a network of ours; the message is the reason alone.
@@ -136,14 +123,14 @@ def structure_of(state: Mapping[str, Tensor]) -> Structure:
 def find_name(structure: Structure) -> tuple[str, dict[str, Any]]:
     """Return the published name, or the nearest one, and the options that differ from it.
 
-    A stage missing at the end of a published network is no difference.
+    A stage missing at the end of a published network does not count as a difference.
     """
     wanted = structure.shape()
     found: dict[str, dict[str, Any]] = {}
     for name, architecture in (ARCHITECTURES | TEST_ARCHITECTURES).items():
         if (architecture.network is DLA) != (structure.stem == "dla"):
             continue
-        theirs = _all_options(architecture)
+        theirs = _DEFAULTS | architecture.options
         if not structure.complete and theirs["depths"][: len(structure.depths)] == structure.depths:
             theirs["depths"] = structure.depths
         found[name] = {key: value for key, value in wanted.items() if theirs[key] != value}
@@ -168,12 +155,12 @@ def expected_shapes(
     return {
         key: tuple(value.shape)
         for key, value in network.state_dict().items()
-        if num_classes is not None or not key.startswith("fc.")
+        if num_classes or not key.startswith("fc.")
     }
 
 
 def is_of_the_network(key: str, stem: str) -> bool:
-    """Whether a canonical name lies in a part of the network, rather than beside it."""
+    """Whether a canonical name is in a part of the network, rather than next to it."""
     return key.split(".")[0] in (DLA_ROOTS if stem == "dla" else ROOTS)
 
 
@@ -190,15 +177,15 @@ def dead_projects(names: Iterable[str]) -> list[str]:
 
 def _res2net(state: Mapping[str, Tensor]) -> Structure:
     stem = "deep" if "conv1.0.weight" in state else "7x7"
-    first = state[FIRST_TENSORS[stem]]
-    if stem == "7x7" and first.shape[2] == 3:
+    if stem == "7x7" and state["conv1.weight"].shape[2] == 3:
         stem = "3x3"
-    depths = []
-    blocks = {match[0] for key in state if (match := re.match(r"layer\d\.\d{1,6}\.", key))}
+    depths: list[int] = []
     for stage in range(1, STAGES + 1):
         # The last block decides: one missing before it is a missing tensor, not a shorter network.
-        numbers = [int(block.split(".")[1]) for block in blocks if block.startswith(f"layer{stage}.")]
-        depth = 1 + max((number for number in numbers if number < len(state)), default=-1)
+        blocks = (re.match(rf"layer{stage}\.(\d{{1,6}})\.", key) for key in state)
+        depth = max(
+            (int(block[1]) + 1 for block in blocks if block and int(block[1]) < len(state)), default=0
+        )
         if not depth:
             break
         depths.append(depth)
@@ -206,40 +193,32 @@ def _res2net(state: Mapping[str, Tensor]) -> Structure:
         raise CheckpointError("its blocks are ResNet-18's and 34's, without a third convolution")
     width, scale, cardinality = _block(state, "layer1.1" if depths[0] > 1 else "layer1.0")
     planes = state["layer1.0.conv3.weight"].shape[0] // EXPANSION
-    base_width = math.ceil(width // cardinality * 64 / planes)  # the smallest with this width
-    grouped = scale > 1 and "layer1.0.conv2.weight" in state
-    dcn = tuple(
-        FEATURES[stage]
-        for stage in range(1, len(depths) + 1)
-        if any(key.startswith(f"layer{stage}.") and ".conv_offset." in key for key in state)
-    )
-    head = state.get("fc.weight")
+    offsets = {key.split(".")[0] for key in state if ".conv_offset." in key}
     return Structure(
         stem=stem,
         depths=tuple(depths),
-        base_width=base_width,
+        base_width=math.ceil(width // cardinality * 64 / planes),  # the smallest with this width
         scale=scale,
         cardinality=cardinality,
         planes=planes,
         se=any(".se.fc1." in key for key in state),
-        stage_conv="grouped" if grouped else "splits",
-        dcn_stages=dcn,
-        norm=_norm(state),
-        in_channels=first.shape[1],
-        num_classes=None if head is None else head.shape[0],
-        complete=len(depths) == STAGES
-        or (stem == "3x3" and len(depths) == STAGES - 1)
-        or (head is not None and head.shape[1] == state[f"layer{len(depths)}.0.conv3.weight"].shape[0]),
+        stage_conv="grouped" if scale > 1 and "layer1.0.conv2.weight" in state else "splits",
+        dcn_stages=tuple(FEATURES[i] for i in range(1, len(depths) + 1) if f"layer{i}" in offsets),
+        complete=len(depths) >= (STAGES - 1 if stem == "3x3" else STAGES)
+        or (
+            "fc.weight" in state
+            and state["fc.weight"].shape[1] == state[f"layer{len(depths)}.0.conv3.weight"].shape[0]
+        ),
+        **_ends(state, FIRST_TENSORS[stem]),
     )
 
 
 def _dla(state: Mapping[str, Tensor]) -> Structure:
-    depths = []
+    depths: list[int] = []
     for level in range(2, STAGES + 2):
-        tree, depth = f"level{level}", 0
-        while f"{tree}.conv1.weight" not in state and depth < 9:
-            tree, depth = f"{tree}.tree1", depth + 1
-        if f"{tree}.conv1.weight" not in state:
+        trees = (f"level{level}{'.tree1' * depth}.conv1.weight" for depth in range(10))
+        depth = next((depth for depth, tree in enumerate(trees) if tree in state), None)
+        if depth is None:
             break
         depths.append(depth)
     if "level2.tree1.conv3.weight" not in state:
@@ -250,31 +229,29 @@ def _dla(state: Mapping[str, Tensor]) -> Structure:
             "(larger ones also add a shortcut at every root)"
         )
     width, scale, cardinality = _block(state, "level2.tree1")
-    fitting = [
-        base_width
-        for base_width in range(1, 1024)
-        if int(CHANNELS[2] * base_width / 64) * cardinality // 2 == width
-    ]
-    head = state.get("fc.weight")
+    widths = (int(CHANNELS[2] * base_width / 64) * cardinality // 2 for base_width in range(1, 1024))
     return Structure(
         stem="dla",
         depths=tuple(depths),
-        base_width=fitting[0],
+        base_width=list(widths).index(width) + 1,
         scale=scale,
         cardinality=cardinality,
-        planes=64,
-        se=False,
-        stage_conv="splits",
-        dcn_stages=(),
-        norm=_norm(state),
-        in_channels=state["base_layer.0.weight"].shape[1],
-        num_classes=None if head is None else head.shape[0],
         complete=len(depths) == STAGES,
+        **_ends(state, FIRST_TENSORS["dla"]),
     )
 
 
+def _ends(state: Mapping[str, Tensor], first: str) -> dict[str, Any]:
+    """What the first convolution, the norms and the head tell, alike in both families."""
+    return {
+        "norm": "BN" if any(key.endswith(".running_mean") for key in state) else "GN",
+        "in_channels": state[first].shape[1],
+        "num_classes": state["fc.weight"].shape[0] if "fc.weight" in state else None,
+    }
+
+
 def _block(state: Mapping[str, Tensor], block: str) -> tuple[int, int, int]:
-    """Width of a split, scale and cardinality of a block that is, if possible, no stage block."""
+    """Width of a split, scale and cardinality of a block, which should not be a stage block."""
     total = state[f"{block}.conv1.weight"].shape[0]
     plain = f"{block}.conv2.weight" in state
     conv = state[f"{block}.conv2.weight" if plain else f"{block}.convs.0.weight"]
@@ -282,15 +259,3 @@ def _block(state: Mapping[str, Tensor], block: str) -> tuple[int, int, int]:
     if not width <= total <= width * len(state):  # each split but one has tensors
         raise ValueError
     return width, total // width, width // conv.shape[1]
-
-
-def _norm(state: Mapping[str, Tensor]) -> str:
-    return "BN" if any(key.endswith(".running_mean") for key in state) else "GN"
-
-
-def _all_options(architecture: Architecture) -> dict[str, Any]:
-    defaults = {
-        name: parameter.default
-        for name, parameter in inspect.signature(architecture.network).parameters.items()
-    }
-    return {**defaults, **architecture.options}

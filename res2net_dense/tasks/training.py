@@ -267,8 +267,9 @@ def load_model(config: Config, weights: Weights) -> nn.Module:
         load_weights_into(model, file)
         return model
     report = load_backbone_weights(model.get_submodule("backbone"), config.backbone.name, file)
-    if report.num_classes != config.model.num_classes:
-        found = f"a head of {report.num_classes} classes" if report.num_classes else "no head"
+    classes = report.structure.num_classes
+    if classes != config.model.num_classes:
+        found = f"a head of {classes} classes" if classes else "no head"
         raise CheckpointError(
             f"{report.file} has {found}, the config has {config.model.num_classes} classes: train a head "
             "first and name its file with --weights, or list the classes of the weights in data.class_names"

@@ -4,8 +4,8 @@
     file.kind, file.sha256, file.metadata, file.config
     load_weights_into(model, file)
 
-`kinds` says what a file is by its content, `reading` opens it, `unwrap` finds the named tensors in it,
-`models` loads and saves them. The names that other libraries give to tensors are the matter of `convert`.
+`kinds` finds out what a file is, `reading` opens it, `unwrap` finds the named tensors in it,
+`models` loads and saves them. `convert` knows the names that other libraries give to tensors.
 """
 
 from res2net_dense.weight_files.kinds import SUFFIXES, is_path

@@ -1,6 +1,4 @@
-"""What a file is, by its content, whatever it is called: weights of some kind, or one line on what it is
-instead.
-"""
+"""What a file is, by its content and not its name: weights of a kind, or one line on what it is instead."""
 
 from __future__ import annotations
 
@@ -14,7 +12,10 @@ from typing import BinaryIO
 from res2net_dense.errors import CheckpointError
 
 SUFFIXES = (".pth", ".pt", ".ckpt", ".bin", ".tar", ".safetensors", ".pkl", ".pdparams")
-"""What weight files are called; what they are is read from their content."""
+"""What weight files are called."""
+
+_LONGEST_HEADER = 100_000_000
+"""Bytes of JSON that safetensors reads at most."""
 
 _OLD_TORCH = bytes.fromhex("80028a0a6cfc9c46f9206aa85019")
 """How files begin that torch wrote before version 1.6."""
@@ -22,38 +23,21 @@ _OLD_TORCH = bytes.fromhex("80028a0a6cfc9c46f9206aa85019")
 _PICKLE = re.compile(rb"\x80|\([dlt]p|[}\]]q|c[\w.]+\n[\w.]+\n")
 """How Python's pickles begin, in every protocol."""
 
-LONGEST_HEADER = 100_000_000
-"""Bytes of JSON that safetensors reads at most."""
-
 _UNPACK = "unpack it and give the weight file in it"
-_FOREIGN = (
-    (
-        re.compile(rb"version https://git-lfs"),
-        "a git-lfs pointer, the stand-in for a file not fetched yet: run `git lfs pull` in its repository",
-    ),
-    (
-        re.compile(rb"\s*<"),
-        "a web page, not weights: the download led to a login or error page, get it again",
-    ),
-    (
-        re.compile(rb"\x1f\x8b|\xfd7zXZ\0|BZh[1-9]|\x28\xb5\x2f\xfd|7z\xbc\xaf|Rar!"),
-        f"compressed (gzip, xz, bzip2, zstd, 7z or rar): {_UNPACK}",
-    ),
-    (re.compile(rb".{257}ustar", re.DOTALL), f"a tar archive: {_UNPACK}"),
-    (
-        re.compile(rb"\x89PNG|\xff\xd8\xff|GIF8|RIFF.{4}WEBP", re.DOTALL),
-        "a picture, not weights: give the weight file, and pictures where the command takes them",
-    ),
-    (
-        re.compile(rb"\x89HDF\r\n"),
-        "an HDF5 file, as Keras and MATLAB write them: use a file of a PyTorch or Paddle implementation",
-    ),
-    (
-        re.compile(rb"\x08[\x01-\x1f]\x12"),
-        "an ONNX program, not weights: use the checkpoint that it was exported from",
-    ),
-)
-"""How files begin that are not weights, and what to say of them."""
+_FOREIGN = {
+    rb"version https://git-lfs": "a git-lfs pointer, the stand-in for a file not fetched yet: run `git lfs "
+    "pull` in its repository",
+    rb"\s*<": "a web page, not weights: the download led to a login or error page, get it again",
+    rb"\x1f\x8b|\xfd7zXZ\0|BZh[1-9]|\x28\xb5\x2f\xfd|7z\xbc\xaf|Rar!": "compressed (gzip, xz, bzip2, zstd, "
+    f"7z or rar): {_UNPACK}",
+    rb"(?s:.{257}ustar)": f"a tar archive: {_UNPACK}",
+    rb"\x89PNG|\xff\xd8\xff|GIF8|RIFF(?s:.{4})WEBP": "an image, not weights: give the weight file here, and "
+    "images where the command takes them",
+    rb"\x89HDF\r\n": "an HDF5 file, as Keras and MATLAB write them: use a file of a PyTorch or Paddle "
+    "implementation",
+    rb"\x08[\x01-\x1f]\x12": "an ONNX program, not weights: use the checkpoint that it was exported from",
+}
+"""How files begin that are not weights, and how a message describes them."""
 
 
 def is_path(weights: str | Path) -> bool:
@@ -66,15 +50,16 @@ def is_path(weights: str | Path) -> bool:
 def kind_of(path: Path, file: BinaryIO) -> str:
     """The kind of an opened weight file: "safetensors", "torch" or "pickle".
 
-    Only how it begins is read, and the table of contents of a zip archive, which torch's files are.
+    Only how it begins is read, and the table of contents of a zip archive, which torch's files are. The name
+    decides where the content tells nothing.
 
     Raises:
-        CheckpointError: It is surely none: empty, cut off, or something else; the message says what.
+        CheckpointError: It is surely not a weight file: empty, cut off, or what the message tells.
     """
     head = file.read(512)
     if not head:
         raise CheckpointError(f"{path} is empty: the copy or download was cut off, get it again")
-    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= LONGEST_HEADER:
+    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= _LONGEST_HEADER:
         return "safetensors"
     if head.startswith(b"PK"):
         _check_zip(path, file)
@@ -83,44 +68,49 @@ def kind_of(path: Path, file: BinaryIO) -> str:
         return "torch"
     if _PICKLE.match(head):
         return "pickle"
-    for beginning, what in _FOREIGN:
-        if beginning.match(head):
+    for beginning, what in _FOREIGN.items():
+        if re.match(beginning, head):
             raise CheckpointError(f"{path} is {what}")
     if text := _as_text(head):
-        raise not_weights(path, f"text that begins {text[:50]!r}")
+        raise _not_weights(path, f"text that begins {text[:50]!r}")
     if path.suffix == ".safetensors":
         return "safetensors"
     if path.suffix in (".pkl", ".pdparams"):
         return "pickle"
-    raise not_weights(path, f"of no known kind, it begins with the bytes {head[:8].hex(' ')}")
+    raise _not_weights(path, f"of no known kind, it begins with the bytes {head[:8].hex(' ')}")
 
 
 def damaged(path: Path, error: Exception) -> CheckpointError:
-    """What to say of a file that a library could not read."""
+    """The error for a file that a library could not read."""
     text = str(error).strip() or type(error).__name__
-    if isinstance(error, EOFError) or any(word in text for word in ("EOF", "truncated", "Ran out of input")):
-        return cut_off(path)
+    signs = (
+        "unexpected EOF",
+        "truncated",
+        "incomplete metadata",
+        "header too small",
+        "invalid header length",
+    )
+    if isinstance(error, EOFError) or any(sign in text for sign in signs):
+        return _cut_off(path)
     # torch puts a page of advice before its reason.
-    return not_weights(path, text.rpartition("WeightsUnpickler error: ")[2].splitlines()[0][:150])
+    return _not_weights(path, text.rpartition("WeightsUnpickler error: ")[2].splitlines()[0][:150])
 
 
-def not_weights(path: Path, reason: str) -> CheckpointError:
-    """What to say of a file that is surely of no use."""
-    return CheckpointError(f"{path} is damaged or no weight file ({reason}): get it again or use another")
+def _not_weights(path: Path, reason: str) -> CheckpointError:
+    return CheckpointError(f"{path} is damaged or not a weight file ({reason}): get it again or use another")
 
 
-def cut_off(path: Path, how_much: str = "") -> CheckpointError:
-    """What to say of a file whose end is missing."""
-    found = f" ({how_much})" if how_much else ""
+def _cut_off(path: Path) -> CheckpointError:
     return CheckpointError(
-        f"{path} is damaged, cut off{found}: the copy or download was not finished, get it again"
+        f"{path} is damaged, cut off after {path.stat().st_size:,} bytes: the copy or download was not "
+        "finished, get it again"
     )
 
 
 def _check_zip(path: Path, file: BinaryIO) -> None:
     """Raise `CheckpointError` unless the archive can be a file of torch."""
-    if not zipfile.is_zipfile(file):  # the table of contents stands at the end
-        raise cut_off(path)
+    if not zipfile.is_zipfile(file):  # the table of contents is at the end
+        raise _cut_off(path)
     try:
         with zipfile.ZipFile(file) as archive:
             names = archive.namelist()
@@ -138,7 +128,7 @@ def _check_zip(path: Path, file: BinaryIO) -> None:
 
 
 def _as_text(head: bytes) -> str:
-    """The beginning of a text file on one line; empty if it is none."""
+    """The beginning of a text file on one line; empty if it is not text."""
     try:
         text = codecs.getincrementaldecoder("utf-8")().decode(head)  # the last character may be cut
     except UnicodeDecodeError:

@@ -1,16 +1,17 @@
-"""Weights of whole models: saved, and loaded where every tensor finds its place."""
+"""Weights of whole models: saved, and loaded if every tensor of both has its counterpart."""
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from res2net_dense.errors import CheckpointError
+from res2net_dense.errors import CheckpointError, first_few
 from res2net_dense.files import write_atomically
 from res2net_dense.weight_files.reading import WeightFile, open_weights
 
@@ -24,7 +25,7 @@ def save_weights(path: str | Path, state_dict: Mapping[str, Tensor], metadata: d
     Args:
         path: The file to write.
         state_dict: Tensors by name, on any device; shared ones are written once for each name.
-        metadata: Strings to store beside them.
+        metadata: Strings to store with them.
 
     Raises:
         CheckpointError: The disk is full or the folder cannot be written.
@@ -44,22 +45,58 @@ def save_weights(path: str | Path, state_dict: Mapping[str, Tensor], metadata: d
     return path
 
 
-def load_weights_into(model: nn.Module, file: str | Path | WeightFile) -> None:
-    """Load a weight file into `model`; every tensor must find its place.
+class Differences(NamedTuple):
+    """How the names and shapes of tensors differ from those of a network."""
 
-    What stands before all names, such as Lightning's `model.`, is taken off where the model has no such part.
+    missing: list[str]
+    unexpected: list[str]
+    reshaped: dict[str, str]
+    """By name, a sentence with both shapes."""
+
+    def text(self) -> str:
+        """All on one line, the first three names of each kind."""
+        kinds = {
+            "missing": self.missing,
+            "unexpected": self.unexpected,
+            "of another shape": list(self.reshaped.values()),
+        }
+        return "; ".join(
+            f"{len(names)} {kind}: {first_few(names, 3)}" for kind, names in kinds.items() if names
+        )
+
+
+def compare(weights: Mapping[str, Tensor], shapes: Mapping[str, Sequence[int]]) -> Differences:
+    """Compare `weights` with the `shapes` of a network's tensors."""
+    return Differences(
+        missing=[name for name in shapes if name not in weights],
+        unexpected=[name for name in weights if name not in shapes],
+        reshaped={
+            name: f"{name} is {tuple(weights[name].shape)} in the file and {tuple(shape)} in the model"
+            for name, shape in shapes.items()
+            if name in weights and weights[name].shape != shape
+        },
+    )
+
+
+def load_weights_into(model: nn.Module, file: str | Path | WeightFile) -> None:
+    """Load a weight file into `model`; the tensors must be exactly those of the model.
+
+    What comes before all names, such as Lightning's `model.`, is removed if the model has no such part.
 
     Raises:
-        CheckpointError: As `open_weights`, or keys or shapes differ; nothing is loaded then.
+        CheckpointError: As `open_weights`, or names or shapes differ; nothing is loaded then.
     """
     file = open_weights(file)
-    own = model.state_dict()
-    weights = _without_prefix(
-        {name: value for name, value in file.state_dict.items() if name != AVERAGED}, own
-    )
+    weights = {name: value for name, value in file.state_dict.items() if name != AVERAGED}
+    first = next(iter(model.state_dict()), "")
+    prefixes = (name.removesuffix(first) for name in weights if name.endswith(f".{first}"))
+    for prefix in prefixes:
+        if all(name.startswith(prefix) for name in weights):
+            weights = {name.removeprefix(prefix): value for name, value in weights.items()}
+            break
     path = shlex.quote(str(file.path))
     remedy = (
-        f"use the config of the run that wrote it; `res2net-dense convert {path}` says what the file holds, "
+        f"use the config of the run that wrote it; `res2net-dense convert {path}` tells what the file holds, "
         "and backbone.weights takes the backbone of any file"
     )
     load_strictly(model, weights, source=str(file.path), remedy=remedy)
@@ -72,36 +109,12 @@ def load_strictly(model: nn.Module, weights: Mapping[str, Tensor], *, source: st
         CheckpointError: They do not; the message counts and shows the first of each kind, ends with `remedy`,
             and nothing is loaded.
     """
-    own = model.state_dict()
-    missing = [name for name in own if name not in weights]
-    unexpected = [name for name in weights if name not in own]
-    common = [name for name in own if name in weights]
-    shapes = [
-        f"{name} is {tuple(weights[name].shape)} in the file and {tuple(own[name].shape)} in the model"
-        for name in common
-        if weights[name].shape != own[name].shape
-    ]
-    if missing or unexpected or shapes:
+    shapes = {name: value.shape for name, value in model.state_dict().items()}
+    differences = compare(weights, shapes)
+    if any(differences):
+        matched = len(shapes) - len(differences.missing) - len(differences.reshaped)
         raise CheckpointError(
-            f"{source} does not fit the model: {len(common) - len(shapes)} of {len(own)} tensors match"
-            f"{_list('missing', missing)}{_list('unexpected', unexpected)}{_list('of another shape', shapes)}"
-            f"{f': {remedy}' if remedy else ''}"
+            f"{source} does not fit the model: {matched} of {len(shapes)} tensors match; "
+            f"{differences.text()}{remedy and f': {remedy}'}"
         )
     model.load_state_dict(dict(weights))
-
-
-def _without_prefix(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """`weights` without what stands before all of their names and none of the model's."""
-    first = next(iter(own), "")
-    prefixes = (name.removesuffix(first) for name in weights if name.endswith(f".{first}"))
-    for prefix in prefixes:
-        if all(name.startswith(prefix) for name in weights):
-            return {name.removeprefix(prefix): value for name, value in weights.items()}
-    return weights
-
-
-def _list(what: str, items: Iterable[str]) -> str:
-    items = list(items)
-    if not items:
-        return ""
-    return f"; {len(items)} {what}: {', '.join(items[:3])}{', ...' if len(items) > 3 else ''}"

@@ -1,4 +1,4 @@
-"""The door through which every weight file comes: opened once, hashed, read without running code."""
+"""Every weight file is opened here: once, hashed, and read without running code."""
 
 from __future__ import annotations
 
@@ -18,14 +18,12 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from res2net_dense.errors import CheckpointError
-from res2net_dense.weight_files.kinds import LONGEST_HEADER, cut_off, damaged, kind_of, not_weights
+from res2net_dense.errors import CheckpointError, first_few
+from res2net_dense.weight_files.kinds import damaged, kind_of
 from res2net_dense.weight_files.unwrap import Unwrapped, holds_tensors, unwrap, wrappers_in
 
-_OF_ITSELF = ("version", "iteration", "metadata", "best", "metrics")
-"""What our checkpoints say of themselves."""
-
-_BLOCK = 1 << 20
+_METADATA = ("version", "iteration", "metadata", "best", "metrics")
+"""The entries of our checkpoints that describe them."""
 
 
 @dataclass(frozen=True)
@@ -41,9 +39,9 @@ class WeightFile:
     content: dict[str, Any]
     """All that is in it, as it was stored."""
     metadata: dict[str, Any]
-    """What it says of itself: the strings of a safetensors file, or of a checkpoint all but the tensors."""
+    """The strings of a safetensors file, or what a checkpoint of ours holds besides tensors."""
     left_out: tuple[str, ...] = ()
-    """Classes whose objects were not read, because what a file says of them could run code."""
+    """Classes whose objects were not read, because that could run code."""
 
     @cached_property
     def unwrapped(self) -> Unwrapped:
@@ -65,8 +63,7 @@ class WeightFile:
             CheckpointError: There are none.
         """
         if not self.unwrapped.tensors:
-            names = [str(name) for name in self.content][:3]
-            found = f"keys like {', '.join(names)}" if names else "nothing"
+            found = f"keys like {first_few([*self.content], 3)}" if self.content else "nothing"
             raise CheckpointError(
                 f"{self.path} is not a weight file: it holds {found} instead of named tensors"
             )
@@ -74,14 +71,14 @@ class WeightFile:
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """The configuration that a file of ours carries, as plain data; empty for others."""
+        """The configuration in a file of ours, as plain data; empty for others."""
         about = self.metadata.get("metadata")
         try:
             if isinstance(about, str):  # safetensors holds strings only
                 about = json.loads(about)
             config = about.get("config") if isinstance(about, dict) else None
             return json.loads(json.dumps(config)) if isinstance(config, dict) else {}
-        except (TypeError, ValueError, RecursionError):  # a file of somebody else
+        except (TypeError, ValueError, RecursionError):  # the metadata of another program
             return {}
 
 
@@ -106,81 +103,63 @@ def open_weights(
     if isinstance(file, WeightFile):
         return file
     path = Path(file)
+    if not path.exists():
+        raise CheckpointError(f"{path} does not exist")
     if not path.is_file():
-        raise CheckpointError(
-            f"{path} does not exist" if not path.exists() else f"{path} is a folder, not a weight file"
-        )
+        raise CheckpointError(f"{path} is a folder, not a weight file")
     try:
         with open(path, "rb") as opened:
-            return _read(path, opened, trust_pickle=trust_pickle, sha256=sha256)
+            return _read(path, opened, trusted=trust_pickle, sha256=sha256)
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror}") from None
 
 
-def _read(path: Path, file: BinaryIO, *, trust_pickle: bool, sha256: Sequence[str]) -> WeightFile:
+def _read(path: Path, file: BinaryIO, *, trusted: bool, sha256: Sequence[str]) -> WeightFile:
     kind = kind_of(path, file)
-    digest = _hash(file)
+    file.seek(0)
+    hashing = hashlib.sha256()
+    while block := file.read(1 << 20):
+        hashing.update(block)
+    digest = hashing.hexdigest()
     if sha256 and not digest.startswith(tuple(sha256)):
         raise CheckpointError(
             f"{path} is damaged: its sha256 begins {digest[:8]}, not {' or '.join(s[:8] for s in sha256)}; "
             "use another or get it again"
         )
-    about: dict[str, Any] | None = None
-    left_out: tuple[str, ...] = ()
+    file.seek(0)
     content: Any
-    file.seek(0)
+    left_out: tuple[str, ...] = ()
     if kind == "safetensors":
-        content, about = _read_safetensors(path, file)
+        content, metadata = _read_safetensors(path, file)
     else:
-        content, left_out = _read_pickled(path, file, kind, trusted=trust_pickle)
-    content = _without_modules(content)
-    if isinstance(content, dict):
-        content = {key: _without_modules(value) for key, value in content.items()}
-    else:
-        raise CheckpointError(
-            f"{path} is not a weight file: it holds a {type(content).__name__} instead of a dict"
-        )
-    if about is None:
-        about = {key: content[key] for key in _OF_ITSELF if key in content}
-    size = os.fstat(file.fileno()).st_size
-    return WeightFile(path, kind, size, digest, content, about, left_out)
-
-
-def _without_modules(value: Any) -> Any:
-    """The tensors of a pickled network; anything else as it is."""
-    return value.state_dict() if isinstance(value, nn.Module) else value
-
-
-def _hash(file: BinaryIO) -> str:
-    digest = hashlib.sha256()
-    file.seek(0)
-    while block := file.read(_BLOCK):
-        digest.update(block)
-    return digest.hexdigest()
+        content, left_out = _read_pickled(path, file, kind, trusted=trusted)
+        if isinstance(content, nn.Module):
+            content = content.state_dict()
+        if not isinstance(content, dict):
+            raise CheckpointError(
+                f"{path} is not a weight file: it holds a {type(content).__name__} instead of a dict"
+            )
+        content = {
+            key: value.state_dict() if isinstance(value, nn.Module) else value
+            for key, value in content.items()
+        }
+        metadata = {key: content[key] for key in _METADATA if key in content}
+    return WeightFile(path, kind, os.fstat(file.fileno()).st_size, digest, content, metadata, left_out)
 
 
 def _read_safetensors(path: Path, file: BinaryIO) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The tensors, and the strings beside them."""
+    """The tensors, and the strings stored with them."""
     data = file.read()
     length = int.from_bytes(data[:8], "little")
     try:
         tensors = safetensors.torch.load(data)
         return tensors, dict(json.loads(data[8 : 8 + length]).get("__metadata__") or {})
     except (safetensors.SafetensorError, ValueError, LookupError, TypeError, AttributeError) as error:
-        reason = error
-    try:
-        header = json.loads(data[8 : 8 + min(length, LONGEST_HEADER)])
-        ends = [row["data_offsets"][1] for name, row in header.items() if name != "__metadata__"]
-        needed = 8 + length + max(ends, default=0)
-    except (ValueError, LookupError, TypeError, AttributeError):
-        needed = 8 + length if length <= LONGEST_HEADER else 8
-    if len(data) < needed:
-        raise cut_off(path, f"{len(data):,} of {needed:,} bytes")
-    raise not_weights(path, str(reason).splitlines()[0][:150])
+        raise damaged(path, error) from None
 
 
 def _read_pickled(path: Path, file: BinaryIO, kind: str, *, trusted: bool) -> tuple[Any, tuple[str, ...]]:
-    """As `_read_torch`; trust is used only where nothing can be read without it."""
+    """The content, and the classes whose objects were left out. Trust is used only if all else fails."""
     if kind == "torch":
         try:
             return _read_torch(path, file)
@@ -194,15 +173,13 @@ def _read_pickled(path: Path, file: BinaryIO, kind: str, *, trusted: bool) -> tu
 
 
 def _read_torch(path: Path, file: BinaryIO) -> tuple[Any, tuple[str, ...]]:
-    """The content, and the classes whose objects were left out."""
     try:  # given a path, torch goes by the suffix
         return torch.load(file, map_location="cpu", weights_only=True), ()
-    except pickle.UnpicklingError as error:
-        # The same error stands for rubbish; torch names the function only where there is one to run.
-        if not any(word in str(error) for word in ("GLOBAL", "Unsupported class", "unrecognized")):
-            raise damaged(path, error) from None
     except Exception as error:  # a damaged pickle can raise anything at all
-        raise damaged(path, error) from None
+        # UnpicklingError is raised for damage as well; torch names the function only if there is one to run.
+        runs_code = any(word in str(error) for word in ("GLOBAL", "Unsupported class", "unrecognized"))
+        if not (isinstance(error, pickle.UnpicklingError) and runs_code):
+            raise damaged(path, error) from None
     try:
         return _read_with_stand_ins(file)
     except Exception:  # whatever it is, the file wanted to run code
@@ -216,7 +193,7 @@ class StandIn:
         return super().__new__(cls)
 
     def __setstate__(self, _: object) -> None:
-        """Drop what the file says of the object."""
+        """Drop the state that the file has for the object."""
 
 
 def _read_with_stand_ins(file: BinaryIO) -> tuple[dict[str, Any], tuple[str, ...]]:
@@ -237,7 +214,7 @@ def _read_with_stand_ins(file: BinaryIO) -> tuple[dict[str, Any], tuple[str, ...
         content = torch.load(file, map_location="cpu", weights_only=True)
     weights = [content[name] for name in wrappers_in(content)] if isinstance(content, dict) else []
     if not holds_tensors(content) or any(isinstance(value, StandIn) for value in weights):
-        raise ValueError("no weights without their objects")
+        raise ValueError("the weights are objects")
     return content, tuple(names)
 
 

@@ -14,21 +14,14 @@ from res2net_dense.errors import CheckpointError
 
 COUNTER = "num_batches_tracked"
 DEPTH = 8
-"""How deep a file's dicts may lie in each other; tensors further down are not looked for."""
+"""How many dicts deep tensors are looked for."""
 
-_WRAPPERS = (
-    "state_dict",
-    "model_state_dict",
-    "model_state",
-    "model",
-    "net",
-    "network",
-    "weights",
-    "params",
-)
+_WRAPPERS = ["state_dict", "model_state_dict", "model_state", "model", "net", "network", "weights", "params"]
 """Keys of the weights in a checkpoint; those of averaged weights have `ema` as well, as `model_ema`."""
 _AVERAGED = re.compile(r"^ema(?:_|$)|_ema(?=_|$)")
-_PARALLEL = re.compile(r"(^|\.)(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)(?=\.)\.")
+_PARALLEL = re.compile(
+    r"(?:(?<=\.)|^)(?:(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.)+(?=.)"
+)
 
 
 class Unwrapped(NamedTuple):
@@ -43,33 +36,27 @@ class Unwrapped(NamedTuple):
 
 
 def unwrap(content: Mapping[str, Any]) -> Unwrapped:
-    """Find the named tensors of a checkpoint; none is not an error.
+    """Find the named tensors of a checkpoint; it is not an error if there are none.
 
     Args:
         content: what the file holds: tensors or numpy arrays by name, or dicts that lead to them.
 
     Raises:
-        CheckpointError: dicts without an end, or numbers that torch does not have; the reason alone.
+        CheckpointError: endless dicts, or numbers that torch does not have; the reason alone.
     """
     wrappers: list[str] = []
     while name := _next_wrapper(content):
         if len(wrappers) == DEPTH:
-            raise CheckpointError(f"its dicts lie in each other more than {DEPTH} deep, or in themselves")
+            raise CheckpointError(f"its dicts are nested more than {DEPTH} deep, or contain themselves")
         wrappers.append(name)
         content = content[name]
     if not any(map(_is_tensor, content.values())):
         known: dict[int, bool] = {}
         parts = {name: value for name, value in content.items() if holds_tensors(value, known)}
         content = {f"{name}.{key}": value for name, part in parts.items() for key, value in part.items()}
-    tensors, others = {}, []
-    for key, value in content.items():
-        tensor = _to_tensor(value)
-        if tensor is None:
-            others.append(str(key))
-        else:
-            lone = str(key).endswith(COUNTER) and tensor.shape == (1,)  # numpy and Paddle know no scalars
-            tensors[str(key)] = tensor.reshape(()) if lone else tensor
-    plain = {_strip(key): value for key, value in tensors.items()}
+    tensors = {str(key): _to_tensor(str(key), value) for key, value in content.items() if _is_tensor(value)}
+    others = [str(key) for key, value in content.items() if not _is_tensor(value)]
+    plain = {_PARALLEL.sub("", key): value for key, value in tensors.items()}
     return Unwrapped(plain if len(plain) == len(tensors) else tensors, wrappers, others)
 
 
@@ -93,12 +80,6 @@ def _next_wrapper(content: Mapping[Any, Any]) -> str | None:
     return parts[0] if isinstance(lone, Mapping) and not any(map(_is_tensor, lone.values())) else None
 
 
-def _strip(key: str) -> str:
-    while (shorter := _PARALLEL.sub(r"\1", key)) != key:
-        key = shorter
-    return key
-
-
 def holds_tensors(value: Any, known: dict[int, bool] | None = None, depth: int = 1) -> bool:
     """Whether there are tensors in a dict; `known` are the answers so far, by `id`."""
     known = {} if known is None else known
@@ -112,29 +93,30 @@ def holds_tensors(value: Any, known: dict[int, bool] | None = None, depth: int =
     return known[id(value)]
 
 
-def _plain(value: Any) -> Any:
+def _array(value: Any) -> Any:
     """The array of Paddle's `(name, array)`, and anything else as it is."""
     paddle = isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], str)
     return value[1] if paddle else value
 
 
 def _is_tensor(value: Any) -> bool:
-    value = _plain(value)
+    value = _array(value)
     if isinstance(value, np.ndarray):
         return value.dtype.kind in "fiub"
     return isinstance(value, Tensor) and value.layout == torch.strided
 
 
-def _to_tensor(value: Any) -> Tensor | None:
-    if not _is_tensor(value):
-        return None
-    value = _plain(value)
+def _to_tensor(key: str, value: Any) -> Tensor:
+    value = _array(value)
     if isinstance(value, Tensor):
-        return value.detach()
-    native = np.asarray(value, dtype=value.dtype.newbyteorder("="), order="C")
-    try:
-        return torch.from_numpy(native)
-    except TypeError:
-        raise CheckpointError(
-            f"it holds an array of {native.dtype}, which torch does not have: save it as float32"
-        ) from None
+        tensor = value.detach()
+    else:
+        native = np.asarray(value, dtype=value.dtype.newbyteorder("="), order="C")
+        try:
+            tensor = torch.from_numpy(native)
+        except TypeError:
+            raise CheckpointError(
+                f"it holds an array of {native.dtype}, which torch does not have: save it as float32"
+            ) from None
+    # numpy and Paddle have no scalars
+    return tensor.reshape(()) if key.endswith(COUNTER) and tensor.shape == (1,) else tensor

@@ -27,7 +27,7 @@ def test_a_file_is_recognised(name, tmp_path):
     torch.save(create_classifier(name, num_classes=10).state_dict(), tmp_path / "net.pth")
     found = read_checkpoint(tmp_path / "net.pth")
     assert (found.name, found.options) == (name, {})
-    assert "4 planes" in found.report.structure
+    assert found.report.structure.planes == 4
 
 
 def test_planes_are_of_the_stem_and_of_the_first_stage():

@@ -41,7 +41,9 @@ NETWORKS = {
 
 def random_state(name, seed=0, num_classes=7, **options):
     """Tensors that differ in every place, so that none can stand for another."""
-    state = create_classifier(name, num_classes, **options).state_dict()
+    network = create_classifier(name, num_classes, **options)
+    # A DLA cannot be made narrower: in half precision it writes half as much.
+    state = (network.half() if "dla" in name else network).state_dict()
     generator = torch.Generator().manual_seed(seed)
     for key, value in state.items():
         if key.endswith("num_batches_tracked"):
@@ -106,12 +108,12 @@ def test_found_by_its_names_and_back_bit_by_bit(tmp_path, network, dialect):
     assert report.semantics == {key: row.semantics.get(key, SEMANTICS[key]) for key in report.semantics}
 
     for key, value in read.state_dict.items():
-        zero = key.endswith("num_batches_tracked") and not row.has_counters
+        zero = key.endswith("num_batches_tracked") and "num_batches_tracked" in row.lacks
         assert value.equal(torch.zeros_like(state[key]) if zero else state[key]), key
-    assert set(state) - set(read.state_dict) == (set() if row.has_head else {"fc.weight", "fc.bias"})
+    assert set(state) - set(read.state_dict) == ({"fc.weight", "fc.bias"} if "fc." in row.lacks else set())
     with torch.device("meta"):
         again = create_classifier(read.name, 7, **read.options)
-    again.load_state_dict(read.state_dict, strict=row.has_head, assign=True)
+    again.load_state_dict(read.state_dict, strict="fc." not in row.lacks, assign=True)
     assert again.semantics == report.semantics
 
 

@@ -64,7 +64,7 @@ def test_dicts_in_themselves_and_without_an_end(refused):
     refused(around, "no tensors, only model")
     refused({"x": around}, "no tensors, only x")
     around["t"] = torch.ones(1)
-    refused(around, "in each other more than 8 deep, or in themselves")
+    refused(around, "nested more than 8 deep, or contain themselves")
     deep = {"t": torch.ones(1)}
     for _ in range(200):
         deep = {"k": deep}
@@ -127,16 +127,16 @@ INSIDE = {
 def test_a_part_inside_the_backbone_is_not_left_out_in_silence(key, state, deep_state, read, refused):
     dialect, deep = INSIDE[key]
     tensors = {**to_dialect(deep_state if deep else state, dialect), key: torch.ones(3, 3)}
-    refused(tensors, "1 left over: ")
+    refused(tensors, "1 unexpected: ")
     partial = read(tensors, partial=True)
     assert partial.report.matched == partial.report.total
     assert any(item.reason.startswith("not in") for item in partial.report.dropped)
 
 
-def test_a_neck_beside_the_backbone_is_left_out_in_groups(deep_state, read):
+def test_a_neck_next_to_the_backbone_is_left_out_in_groups(deep_state, read):
     neck = {f"backbone.fpn_{kind}{n}.weight": torch.ones(1) for kind in ("lateral", "output") for n in (2, 3)}
-    beside = {**neck, "backbone.top_block.p6.weight": torch.ones(1), "roi_heads.box.weight": torch.ones(1)}
-    report = read({**to_dialect(deep_state, "detectron2"), **beside}).report
+    around = {**neck, "backbone.top_block.p6.weight": torch.ones(1), "roi_heads.box.weight": torch.ones(1)}
+    report = read({**to_dialect(deep_state, "detectron2"), **around}).report
     groups = [(item.group, item.count) for item in report.dropped]
     assert groups == [("backbone.fpn_*", 4), ("backbone.top_block", 1), ("roi_heads", 1)]
 
@@ -204,7 +204,7 @@ def test_negative_variances_are_named(state, refused):
 
 
 DILATED = {
-    # dialect, stem, part beside the backbone: what the file needs
+    # dialect, stem, part next to the backbone: what the file needs
     ("mmpretrain", "deep", "decode_head"): {"dilate_first": "full"},
     ("mmpretrain", "7x7", "decode_head"): {"dilate_first": "full"},
     ("mmdetection", "deep", "decode_head"): {"dilate_first": "full"},
@@ -275,7 +275,7 @@ def test_names_in_messages_are_short_and_of_one_line(state, refused):
     )
     assert "\x1b" not in message
     assert " " + "x" * 57 + "..." in message
-    refused({**state, "layer1.0.\nfake": torch.ones(2)}, r"left over: layer1\.0\.\\nfake")
+    refused({**state, "layer1.0.\nfake": torch.ones(2)}, r"unexpected: layer1\.0\.\\nfake")
 
 
 def test_one_tensor_short_is_one_tensor_short(state, refused, read):
@@ -310,7 +310,7 @@ def test_our_classifier_stays_itself_in_our_dialect(tmp_path):
         assert after.semantics == before.semantics
 
 
-def test_a_published_file_keeps_its_classes_and_pictures(tmp_path, monkeypatch):
+def test_a_published_file_keeps_its_classes_and_preprocessing(tmp_path, monkeypatch):
     row = weights.WEIGHTS[f"{NAME}.holocron_imagenette"]
     torch.save(to_dialect(create_classifier(NAME, 10, **SMALL).state_dict(), "holocron"), tmp_path / "w.pth")
     digest = hashlib.sha256((tmp_path / "w.pth").read_bytes()).hexdigest()

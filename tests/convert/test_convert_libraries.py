@@ -8,7 +8,7 @@ import torch
 from res2net_dense.backbones import create_backbone, create_classifier
 from res2net_dense.convert import read_checkpoint, to_dialect
 
-PICTURE = torch.randn(1, 3, 64, 96, generator=torch.Generator().manual_seed(1))
+IMAGE = torch.randn(1, 3, 64, 96, generator=torch.Generator().manual_seed(1))
 
 
 def trained(network, seed=0):
@@ -27,23 +27,29 @@ def close(ours, theirs):
     assert (ours - theirs).abs().max() <= 1e-5 * theirs.abs().max()
 
 
-def same_both_ways(theirs, name, tmp_path, dialect, outputs=None):
+SHALLOW = (1, 1, 1, 1)
+"""One block a stage: a quarter of the bytes to write."""
+
+
+def same_both_ways(theirs, name, tmp_path, dialect, outputs=None, **options):
     """Their file in our network gives their outputs, and ours loads into theirs strictly and bit-equal."""
     before = {key: value.clone() for key, value in theirs.state_dict().items()}
     torch.save(before, tmp_path / "theirs.pth")
     read = read_checkpoint(tmp_path / "theirs.pth")
-    assert (read.name, read.options) == (name, {})
+    assert (read.name, read.options) == (name, options)
     assert read.report.matched == read.report.total
-    ours = create_classifier(read.name, read.report.num_classes, **read.options).eval()
+    ours = create_classifier(read.name, read.report.structure.num_classes, **read.options).eval()
     ours.load_state_dict(read.state_dict)
     with torch.no_grad():
-        close(ours(PICTURE), theirs(PICTURE) if outputs is None else outputs(PICTURE))
+        close(ours(IMAGE), theirs(IMAGE) if outputs is None else outputs(IMAGE))
     theirs.load_state_dict(to_dialect(ours.state_dict(), dialect))
     assert all(value.equal(before[key]) for key, value in theirs.state_dict().items())
 
 
-FAST = {"res2next50": "res2next50", "res2net50d": "res2net50_v1b_26w_4s", "dla60_res2net": "res2net_dla60"}
-SLOW = {
+NAMES = {
+    "res2next50": "res2next50",
+    "res2net50d": "res2net50_v1b_26w_4s",
+    "dla60_res2net": "res2net_dla60",
     "res2net50_26w_4s": "res2net50_26w_4s",
     "res2net50_48w_2s": "res2net50_48w_2s",
     "res2net50_14w_8s": "res2net50_14w_8s",
@@ -60,17 +66,25 @@ SLOW = {
 }
 
 
-@pytest.mark.parametrize("name", [*FAST, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
 def test_timm(tmp_path, name):
     timm = pytest.importorskip("timm")
-    same_both_ways(trained(timm.create_model(name)), {**FAST, **SLOW}[name], tmp_path, "timm")
+    same_both_ways(trained(timm.create_model(name)), NAMES[name], tmp_path, "timm")
+
+
+@pytest.mark.parametrize("name", ["res2next50", "res2net50d", "seresnet50"])
+def test_timm_with_fewer_blocks(tmp_path, name):
+    timm = pytest.importorskip("timm")
+    theirs = trained(timm.create_model(name, layers=SHALLOW, num_classes=10))
+    same_both_ways(theirs, NAMES[name], tmp_path, "timm", depths=SHALLOW)
 
 
 def test_every_res2net_of_timm_is_in_the_list():
     timm = pytest.importorskip("timm")
     theirs = {*timm.list_models(module="res2net"), *timm.list_models("dla60*", module="dla")}
     theirs.remove("dla60x_c")  # of other channels
-    assert theirs == {name for name in {**FAST, **SLOW} if "res2" in name or name.startswith("dla60")}
+    assert theirs == {name for name in NAMES if "res2" in name or name.startswith("dla60")}
 
 
 def test_timms_dla_takes_the_official_names_without_the_three_projections(tmp_path):
@@ -89,21 +103,23 @@ def test_timms_dla_takes_the_official_names_without_the_three_projections(tmp_pa
     ours = create_classifier(read.name).eval()
     ours.load_state_dict(read.state_dict)
     with torch.no_grad():
-        close(ours(PICTURE), theirs(PICTURE))
+        close(ours(IMAGE), theirs(IMAGE))
 
 
 @pytest.mark.parametrize(("encoder", "name"), [("tu-res2net50d", "res2net50_v1b_26w_4s")])
 def test_segmentation_models_pytorch(tmp_path, encoder, name):
     smp = pytest.importorskip("segmentation_models_pytorch")
-    theirs = trained(smp.Unet(encoder, encoder_weights=None, decoder_channels=(32, 16, 16, 8, 8)))
+    theirs = smp.Unet(encoder, encoder_weights=None, decoder_channels=(32, 16, 16, 8, 8), layers=SHALLOW)
+    trained(theirs)
     torch.save({"state_dict": theirs.state_dict()}, tmp_path / "unet.pth")
     read = read_checkpoint(tmp_path / "unet.pth")
     assert (read.name, read.report.dialect, read.report.prefix) == (name, "smp", "encoder.model.")
+    assert read.options["depths"] == SHALLOW
     assert {item.group for item in read.report.dropped} == {"decoder", "segmentation_head"}
     ours = create_backbone(read.name, **read.options).eval()
     ours.load_state_dict(read.state_dict)
     with torch.no_grad():
-        for a, b in zip(ours(PICTURE).values(), theirs.encoder(PICTURE)[2:], strict=True):
+        for a, b in zip(ours(IMAGE).values(), theirs.encoder(IMAGE)[2:], strict=True):
             close(a, b)
     back = to_dialect(ours.state_dict(), "smp")
     assert set(back) == {key for key in theirs.state_dict() if key.startswith("encoder.")}
@@ -111,7 +127,8 @@ def test_segmentation_models_pytorch(tmp_path, encoder, name):
 
 def test_torchvision(tmp_path):
     torchvision = pytest.importorskip("torchvision")
-    same_both_ways(trained(torchvision.models.resnet50()), "resnet50", tmp_path, "torchvision")
+    theirs = torchvision.models.ResNet(torchvision.models.resnet.Bottleneck, [*SHALLOW], num_classes=10)
+    same_both_ways(trained(theirs), "resnet50", tmp_path, "torchvision", depths=SHALLOW)
 
 
 @pytest.mark.parametrize(

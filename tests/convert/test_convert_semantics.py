@@ -169,7 +169,7 @@ def random_network(name, **options):
     return network.eval()
 
 
-PICTURE = torch.randn(1, 3, 75, 96, generator=torch.Generator().manual_seed(0))
+IMAGE = torch.randn(1, 3, 75, 96, generator=torch.Generator().manual_seed(0))
 FORKS = {
     "detectron2": ("res2net50_v1b_26w_4s", detectron2_fork, {"stage_pool": "strided", "stride_in_1x1": True}),
     "mmdetection": ("res2net50_v1b_26w_4s", mmdetection, {"stage_pool": "strided"}),
@@ -197,9 +197,9 @@ def test_a_fork_s_file_computes_what_the_fork_does(tmp_path, dialect):
         network = create_backbone(read.name, **options).eval()
         network.load_state_dict(state)
         with torch.no_grad():
-            outputs.append(list(network(PICTURE).values()))
+            outputs.append(list(network(IMAGE).values()))
     ours, official = outputs
-    theirs = reference(tensors, PICTURE)
+    theirs = reference(tensors, IMAGE)
     for a, b in zip(ours, theirs, strict=True):
         assert (a - b).abs().max() < 1e-5 * b.abs().max()
     # The same tensors in the official network are something else.
