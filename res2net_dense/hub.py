@@ -13,7 +13,7 @@ from fnmatch import fnmatchcase
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict, cast
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -22,7 +22,6 @@ from torch import nn
 
 from res2net_dense.backbones.registry import (
     ARCHITECTURES,
-    BackboneOptions,
     Classifier,
     canonical_name,
     create_classifier,
@@ -40,9 +39,6 @@ from res2net_dense.engine.inference import evaluation_mode
 from res2net_dense.errors import CheckpointError, ConfigError
 from res2net_dense.types import Sample
 from res2net_dense.weight_files import WeightFile, is_path
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
 
 
 @dataclass(frozen=True)
@@ -89,7 +85,7 @@ def get_model(
     *,
     num_classes: int | None = None,
     trust_pickle: bool = False,
-    **options: Unpack[BackboneOptions],
+    **options: Any,
 ) -> Classifier:
     """Build a classifier, in evaluation mode.
 
@@ -104,7 +100,7 @@ def get_model(
         num_classes: size of the head; by default that of the weights, 1000 without any. Where it differs from
             the weights', the head is randomly initialized.
         trust_pickle: read files that may run code while they are read (.pkl, .pdparams).
-        **options: see `BackboneOptions`; where `in_channels` differs from the file's 3, the first convolution
+        **options: see `create_backbone`; where `in_channels` differs from the file's 3, the first convolution
             is adapted.
 
     Returns:
@@ -192,9 +188,7 @@ def imagenet_classes() -> dict[str, str]:
     return {wordnet_id: name for wordnet_id, _, name in lines}
 
 
-def _check_network(
-    name: str, path: Path, found: ParsedCheckpoint, options: BackboneOptions
-) -> BackboneOptions:
+def _check_network(name: str, path: Path, found: ParsedCheckpoint, options: dict[str, Any]) -> dict[str, Any]:
     """The options that the file needs where it is of the network `name`, built with `options`.
 
     Raises:
@@ -211,8 +205,7 @@ def _check_network(
         raise CheckpointError(
             f"{path} is {what}, not {name} ({wanted.describe()}): get_model({call}) builds it"
         )
-    needs: Any = {key: value for key, value in found.report.options.items() if key not in form}
-    return cast(BackboneOptions, needs)
+    return {key: value for key, value in found.report.options.items() if key not in form}
 
 
 def _class_names(found: ParsedCheckpoint) -> list[str] | None:

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from res2net_dense.backbones.dla import CHANNELS, DLA
+from res2net_dense.backbones.options import FEATURES, Res2NetOptions
 from res2net_dense.backbones.registry import (
     ARCHITECTURES,
     TEST_ARCHITECTURES,
     Architecture,
     create_classifier,
 )
-from res2net_dense.backbones.res2net import EXPANSION, FEATURES, Res2Net
+from res2net_dense.backbones.res2net import EXPANSION
 from res2net_dense.errors import CheckpointError
 
 STAGES = 4
@@ -37,13 +37,13 @@ EXTRAS = ("squeeze-and-excitation", "deformable convolutions", "grouped stage bl
 """What a network may have besides the blocks of the published checkpoints."""
 
 SEMANTICS: dict[str, Any] = {
-    name: inspect.signature(Res2Net).parameters[name].default
+    name: getattr(Res2NetOptions, name)
     for name in ("stage_pool", "stage_split", "pool_padding", "stride_in_1x1", "norm_eps")
 }
 """Options under which equal tensors are another network, with the values of the official one."""
 
 DILATION: dict[str, Any] = {
-    name: inspect.signature(Res2Net).parameters[name].default for name in ("dilate_first", "avg_down_dilated")
+    name: getattr(Res2NetOptions, name) for name in ("dilate_first", "avg_down_dilated")
 }
 """The same of options that act in dilated stages alone."""
 
@@ -289,8 +289,5 @@ def _norm(state: Mapping[str, Tensor]) -> str:
 
 
 def _all_options(architecture: Architecture) -> dict[str, Any]:
-    defaults = {
-        name: parameter.default
-        for name, parameter in inspect.signature(architecture.network).parameters.items()
-    }
+    defaults = {field.name: field.default for field in fields(architecture.network.options_class)}
     return {**defaults, **architecture.options}

@@ -340,7 +340,7 @@ def test_a_network_without_a_name_of_its_own():
         (lambda: res2net_dense.create_backbone("resnet50", output_stride=4), "allowed: 8, 16, 32"),
         (lambda: res2net_dense.create_backbone("resnet50", out_features=()), "out_features is empty"),
         (lambda: res2net_dense.create_backbone("resnet50", out_features=("res6",)), "res5"),
-        (lambda: res2net_dense.create_backbone("resnet50", norm="LN"), "unknown norm"),
+        (lambda: res2net_dense.create_backbone("resnet50", norm="LN"), "norm is .LN.; allowed: BN, FrozenBN"),
         (lambda: res2net_dense.create_backbone("resnet50", freeze_at=6), "freeze_at"),
         (lambda: res2net_dense.create_backbone("resnet50", in_channels=0), "in_channels"),
         (lambda: res2net_dense.create_backbone("resnet50", drop_path_rate=1.0), "drop_path_rate"),
