@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from res2net_dense.backbones.dla import DLA, DLAClassifier
 from res2net_dense.backbones.network import Backbone
 from res2net_dense.backbones.res2net import Res2Net, Res2NetClassifier
-from res2net_dense.errors import ConfigError
+from res2net_dense.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
     from res2net_dense.weight_files import WeightFile
@@ -19,7 +18,7 @@ Classifier = Res2NetClassifier | DLAClassifier
 
 
 class Architecture(NamedTuple):
-    """What a name stands for."""
+    """The network of a name."""
 
     network: type[Res2Net | DLA]
     classifier: type[Classifier]
@@ -128,8 +127,7 @@ def canonical_name(name: str) -> str:
     """
     name = ALIASES.get(name, name)
     if name not in ARCHITECTURES and name not in TEST_ARCHITECTURES:
-        near = difflib.get_close_matches(str(name), [*ARCHITECTURES, *ALIASES], n=3, cutoff=0.5)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(list_backbones())}"
+        hint = did_you_mean(name, [*ARCHITECTURES, *ALIASES], 3)
         raise ConfigError(f"unknown backbone {name!r}; {hint}")
     return name
 
@@ -188,7 +186,5 @@ def _options(name: str, given: dict[str, Any]) -> Any:
     known = [field.name for field in fields(architecture.network.options_class)]
     for option in given:
         if option not in known:
-            near = difflib.get_close_matches(option, known, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(sorted(known))}"
-            raise ConfigError(f"backbone {name} has no option {option!r}; {hint}")
+            raise ConfigError(f"backbone {name} has no option {option!r}; {did_you_mean(option, known)}")
     return architecture.network.options_class(**{**architecture.options, **given})

@@ -12,15 +12,15 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from res2net_dense.backbones.registry import ALIASES, ARCHITECTURES, canonical_name, create_classifier
+from res2net_dense.backbones.registry import ALIASES, canonical_name, create_classifier
 from res2net_dense.download import download
 from res2net_dense.errors import CheckpointError, DownloadError
 
@@ -151,10 +151,106 @@ def cache_folder() -> Path:
     return Path(os.environ.get("RES2NET_DENSE_CACHE") or "~/.cache/res2net_dense").expanduser()
 
 
+_AUTHORS = {
+    "base": "https://shanghuagao.oss-cn-beijing.aliyuncs.com/res2net/",
+    "tag": "in1k",
+    "licence": "not stated for the weights; the authors' code is CC BY-NC-SA 4.0 (non-commercial)",
+    "hub_id": "timm/{}.in1k",
+}
+_MIRROR = {"mirror": "https://github.com/huggingface/pytorch-image-models/releases/download/v0.1-res2net/"}
 _SGD = "SGD lr 0.1, divided by 10 every 30 of 100 epochs, batch 256, weight decay 1e-4"
-_NOT_STATED = "not stated for the weights; "
+_CUTMIX = "300 epochs with CutMix"
+_PADDLE = {
+    "base": "https://paddle-imagenet-models-name.bj.bcebos.com/dygraph/",
+    "semantics": {"stage_pool": "strided", "stage_split": "strided", "pool_padding": "ignored"},
+    "dialect": "paddle",
+    "licence": "not stated for the weights; PaddleClas is Apache-2.0",
+    "needs_trust": True,
+}
+_DLA = {
+    "recipe": "SGD lr 0.1, 120 epochs, batch 256, weight decay 1e-4",
+    "licence": "BSD-3-Clause",
+    "hub_id": "timm/{}.in1k",
+}
+_TORCHVISION = {
+    "base": "https://download.pytorch.org/models/",
+    "dialect": "torchvision",
+    "licence": "BSD-3-Clause",
+}
 
-# What timm calls a network, and the top1 and top5 that it measured with the weights of the network's authors.
+# What the files of one source have in common: fields of `Weights`, and where the files are.
+_SOURCES: dict[str, dict[str, Any]] = {
+    "authors": {**_AUTHORS, **_MIRROR, "recipe": _SGD},
+    "authors, v1b": {**_AUTHORS, "recipe": _CUTMIX},
+    "authors, DLA": {**_AUTHORS, **_MIRROR, "dialect": "dla"},
+    "Holocron": {
+        "base": "https://github.com/frgfm/Holocron/releases/download/v0.2.1/",
+        "tag": "holocron_imagenette",
+        "sha256": "345170e8ff75d10330af55674090b0d9aa751e14b6f3b4a95bb8ea6cdd65be4b",
+        "num_classes": 10,
+        "resize_size": 232,
+        "dialect": "holocron",
+        "recipe": "100 epochs at 176 pixels, AdamW lr 1e-3, weight decay 5e-2, mixup 0.2, label smoothing "
+        "0.1, random erasing 0.1",
+        "licence": "not stated for the weights; Holocron is Apache-2.0",
+        "note": "Imagenette, ten classes of ImageNet.",
+    },
+    "mmpretrain": {
+        "base": "https://download.openmmlab.com/mmclassification/v0/res2net/",
+        "tag": "mm_in1k",
+        "dialect": "mmpretrain",
+        "recipe": _SGD,
+        "licence": "not stated for the weights; mmpretrain is Apache-2.0",
+        "note": "The authors' weights under mmpretrain's names.",
+    },
+    "mmdetection": {
+        "base": "https://download.openmmlab.com/pretrain/third_party/",
+        "tag": "mmdet_in1k",
+        "dialect": "mmdetection",
+        "recipe": _CUTMIX,
+        "licence": "not stated for the weights; mmdetection is Apache-2.0",
+        "note": "The authors' weights under mmdetection's names, trained with the authors' blocks; "
+        "mmdetection runs them with stage_pool='strided', and detectors trained there need that.",
+    },
+    "Paddle": {
+        **_PADDLE,
+        "tag": "paddle_in1k",
+        "recipe": "200 epochs, SGD lr 0.1 with cosine, mixup 0.2, label smoothing 0.1, weight decay 1e-4",
+    },
+    "Paddle, SSLD": {**_PADDLE, "tag": "paddle_ssld_in1k", "recipe": "SSLD distillation (PaddleClas)"},
+    "timm": {
+        **_DLA,
+        "base": "https://github.com/huggingface/pytorch-image-models/releases/download/v0.1-weights/",
+        "tag": "timm_in1k",
+        "dialect": "timm",
+        "note": "The DLA authors' weights, saved again by timm; the default because the authors' own server "
+        "has been silent for long times.",
+    },
+    "DLA": {
+        **_DLA,
+        "base": "http://dl.yf.io/dla/models/imagenet/",
+        "tag": "in1k",
+        "dialect": "dla",
+        "note": "From the DLA authors' server, which has been silent for long times, by plain http.",
+    },
+    "torchvision": {
+        **_TORCHVISION,
+        "tag": "tv_in1k",
+        "recipe": "SGD lr 0.1, divided by 10 every 30 of 90 epochs, batch 256, weight decay 1e-4",
+        "hub_id": "timm/{}.tv_in1k",
+        "note": "torchvision's IMAGENET1K_V1.",
+    },
+    "torchvision, V2": {
+        **_TORCHVISION,
+        "tag": "tv2_in1k",
+        "recipe": "torchvision's new recipe (github.com/pytorch/vision/issues/3995)",
+        "hub_id": "timm/{}.tv2_in1k",
+        "note": "torchvision's IMAGENET1K_V2.",
+        "resize_size": 232,
+    },
+}
+
+# timm's name of a network, and the top1 and top5 that it measured with the weights of the network's authors.
 _TIMM = {
     "res2net50_26w_4s": ("res2net50_26w_4s", 77.99, 93.86),
     "res2net50_48w_2s": ("res2net50_48w_2s", 77.53, 93.56),
@@ -171,191 +267,63 @@ _TIMM = {
     "dla60x": ("dla60x", 78.25, 94.02),
 }
 
+# Network, source, file, published top1 and top5, bytes.
+_FILES: list[tuple[str, str, str, float | None, float | None, int | None]] = [
+    ("res2net50_26w_4s", "authors", "res2net50_26w_4s-06e79181.pth", 77.99, 93.85, 103_110_087),
+    ("res2net50_26w_4s", "Holocron", "res2net50_26w_4s_224-345170e8.pth", 93.94, 99.41, 95_020_747),
+    ("res2net50_26w_4s", "Paddle", "Res2Net50_26w_4s_pretrained.pdparams", 79.33, 94.57, None),
+    ("res2net50_48w_2s", "authors", "res2net50_48w_2s-afed724a.pth", 77.32, 93.53, 101_421_406),
+    ("res2net50_14w_8s", "authors", "res2net50_14w_8s-6527dddc.pth", 78.14, 93.86, 100_638_543),
+    ("res2net50_14w_8s", "mmpretrain", "res2net50-w14-s8_3rdparty_8xb32_in1k_20210927-bc967bf1.pth",
+     78.14, 93.85, None),
+    ("res2net50_14w_8s", "Paddle", "Res2Net50_14w_8s_pretrained.pdparams", 79.46, 94.70, None),
+    ("res2net50_26w_6s", "authors", "res2net50_26w_6s-19041792.pth", 78.58, 94.13, 148_603_239),
+    ("res2net50_26w_8s", "authors", "res2net50_26w_8s-2c7c9f12.pth", 79.20, 94.37, 194_085_165),
+    ("res2net50_26w_8s", "mmpretrain", "res2net50-w26-s8_3rdparty_8xb32_in1k_20210927-f547a94b.pth",
+     79.20, 94.36, None),
+    ("res2net101_26w_4s", "authors", "res2net101_26w_4s-02a759a1.pth", 79.19, 94.43, 181_456_059),
+    ("res2net101_26w_4s", "mmpretrain", "res2net101-w26-s4_3rdparty_8xb32_in1k_20210927-870b6c36.pth",
+     79.19, 94.44, None),
+    ("res2next50", "authors", "res2next50_4s-6ef7e7bf.pth", 78.24, 93.91, 99_019_592),
+    ("res2net50_v1b_26w_4s", "authors, v1b", "res2net50_v1b_26w_4s-3cf99910.pth", 80.27, 95.04, None),
+    ("res2net50_v1b_26w_4s", "Paddle", "Res2Net50_vd_26w_4s_pretrained.pdparams", 79.75, 94.91, None),
+    ("res2net50_v1b_26w_4s", "Paddle, SSLD", "Res2Net50_vd_26w_4s_ssld_pretrained.pdparams",
+     83.1, 96.6, None),
+    ("res2net101_v1b_26w_4s", "authors, v1b", "res2net101_v1b_26w_4s-0812c246.pth", 81.23, 95.36, None),
+    ("res2net101_v1b_26w_4s", "mmdetection", "res2net101_v1d_26w_4s_mmdetv2-f0a600f9.pth",
+     81.23, 95.36, None),
+    ("res2net101_v1b_26w_4s", "Paddle", "Res2Net101_vd_26w_4s_pretrained.pdparams", 80.64, 95.22, None),
+    ("res2net101_v1b_26w_4s", "Paddle, SSLD", "Res2Net101_vd_26w_4s_ssld_pretrained.pdparams",
+     83.9, 97.1, None),
+    ("res2net200_v1b_26w_4s", "Paddle", "Res2Net200_vd_26w_4s_pretrained.pdparams", 81.21, 95.71, None),
+    ("res2net200_v1b_26w_4s", "Paddle, SSLD", "Res2Net200_vd_26w_4s_ssld_pretrained.pdparams",
+     85.13, 97.42, None),
+    ("res2net_dla60", "authors, DLA", "res2net_dla60_4s-d88db7f9.pth", 78.47, 94.20, 84_886_593),
+    ("res2next_dla60", "authors, DLA", "res2next_dla60_4s-d327927b.pth", 78.45, 94.14, 69_639_245),
+    ("dla60", "timm", "dla60-9e91bd4d.pth", None, None, None),
+    ("dla60", "DLA", "dla60-24839fc4.pth", None, None, 89_560_235),
+    ("dla60x", "timm", "dla60x-6818f6bb.pth", None, None, None),
+    ("dla60x", "DLA", "dla60x-d15cacda.pth", None, None, 70_883_139),
+    ("resnet50", "torchvision", "resnet50-0676ba61.pth", 76.13, 92.862, None),
+    ("resnet50", "torchvision, V2", "resnet50-11ad3fa6.pth", 80.858, 95.434, None),
+    ("resnet101", "torchvision", "resnet101-63fe2227.pth", 77.374, 93.546, None),
+    ("resnet101", "torchvision, V2", "resnet101-cd907fc2.pth", 81.886, 95.78, None),
+]  # fmt: skip
 
-def _rows(
-    base: str, rows: Sequence[tuple[Any, ...]], mirror: str | None = None, **shared: Any
-) -> list[Weights]:
-    """The files of one source.
 
-    Args:
-        base: where they are; like `mirror` it is followed by the name of the file.
-        rows: name, file, top1, top5, and optionally a dictionary of what is not `shared`.
-    """
-    weights = []
-    for name, file, top1, top5, *own in rows:
-        # The custom of torch.hub: the first digits of a file's SHA-256 are in its name.
-        digits = re.search(r"-([0-9a-f]{8})\.pth$", file)
-        row = {
-            "urls": tuple(place + file for place in (base, mirror) if place),
-            "sha256": digits and digits[1],
-            **shared,
-        }
-        if row["tag"] in ("in1k", "timm_in1k"):
-            model, timm_top1, timm_top5 = _TIMM[name]
-            row |= {"hub_id": f"timm/{model}.in1k", "timm_top1": timm_top1, "timm_top5": timm_top5}
-        weights.append(Weights(name=name, top1=top1, top5=top5, **row | dict(*own)))
-    return weights
+def _row(
+    name: str, source: str, file: str, top1: float | None, top5: float | None, size: int | None
+) -> Weights:
+    # The custom of torch.hub: the first digits of a file's SHA-256 are in its name.
+    digits = re.search(r"-([0-9a-f]{8})\.pth$", file)
+    fields = {"sha256": digits and digits[1], **_SOURCES[source]}
+    places = [fields.pop("base"), fields.pop("mirror", None)]
+    if "hub_id" in fields:
+        model, timm_top1, timm_top5 = _TIMM.get(name, (name, None, None))
+        fields |= {"hub_id": fields["hub_id"].format(model), "timm_top1": timm_top1, "timm_top5": timm_top5}
+    urls = tuple(place + file for place in places if place)
+    return Weights(name=name, urls=urls, top1=top1, top5=top5, size=size, **fields)
 
 
-_official = partial(
-    _rows,
-    "https://shanghuagao.oss-cn-beijing.aliyuncs.com/res2net/",
-    tag="in1k",
-    licence=_NOT_STATED + "the authors' code is CC BY-NC-SA 4.0 (non-commercial)",
-)
-_MIRROR = "https://github.com/huggingface/pytorch-image-models/releases/download/v0.1-res2net/"
-_V1B = "300 epochs with CutMix"
-_paddle = partial(
-    _rows,
-    "https://paddle-imagenet-models-name.bj.bcebos.com/dygraph/",
-    semantics={"stage_pool": "strided", "stage_split": "strided", "pool_padding": "ignored"},
-    dialect="paddle",
-    licence=_NOT_STATED + "PaddleClas is Apache-2.0",
-    needs_trust=True,
-)
-_dla = partial(_rows, recipe="SGD lr 0.1, 120 epochs, batch 256, weight decay 1e-4", licence="BSD-3-Clause")
-_torchvision = partial(
-    _rows, "https://download.pytorch.org/models/", dialect="torchvision", licence="BSD-3-Clause"
-)
-
-_ROWS = [
-    *_official(
-        mirror=_MIRROR,
-        recipe=_SGD,
-        rows=[
-            ("res2net50_26w_4s", "res2net50_26w_4s-06e79181.pth", 77.99, 93.85, {"size": 103_110_087}),
-            ("res2net50_48w_2s", "res2net50_48w_2s-afed724a.pth", 77.32, 93.53, {"size": 101_421_406}),
-            ("res2net50_14w_8s", "res2net50_14w_8s-6527dddc.pth", 78.14, 93.86, {"size": 100_638_543}),
-            ("res2net50_26w_6s", "res2net50_26w_6s-19041792.pth", 78.58, 94.13, {"size": 148_603_239}),
-            ("res2net50_26w_8s", "res2net50_26w_8s-2c7c9f12.pth", 79.20, 94.37, {"size": 194_085_165}),
-            ("res2net101_26w_4s", "res2net101_26w_4s-02a759a1.pth", 79.19, 94.43, {"size": 181_456_059}),
-            ("res2next50", "res2next50_4s-6ef7e7bf.pth", 78.24, 93.91, {"size": 99_019_592}),
-        ],
-    ),
-    *_official(
-        recipe=_V1B,
-        rows=[
-            ("res2net50_v1b_26w_4s", "res2net50_v1b_26w_4s-3cf99910.pth", 80.27, 95.04),
-            ("res2net101_v1b_26w_4s", "res2net101_v1b_26w_4s-0812c246.pth", 81.23, 95.36),
-        ],
-    ),
-    *_official(
-        mirror=_MIRROR,
-        dialect="dla",
-        rows=[
-            ("res2net_dla60", "res2net_dla60_4s-d88db7f9.pth", 78.47, 94.20, {"size": 84_886_593}),
-            ("res2next_dla60", "res2next_dla60_4s-d327927b.pth", 78.45, 94.14, {"size": 69_639_245}),
-        ],
-    ),
-    Weights(
-        name="res2net50_26w_4s",
-        tag="holocron_imagenette",
-        urls=(
-            "https://github.com/frgfm/Holocron/releases/download/v0.2.1/res2net50_26w_4s_224-345170e8.pth",
-        ),
-        sha256="345170e8ff75d10330af55674090b0d9aa751e14b6f3b4a95bb8ea6cdd65be4b",
-        size=95_020_747,
-        num_classes=10,
-        top1=93.94,
-        top5=99.41,
-        resize_size=232,
-        dialect="holocron",
-        recipe="100 epochs at 176 pixels, AdamW lr 1e-3, weight decay 5e-2, mixup 0.2, label smoothing 0.1, "
-        "random erasing 0.1",
-        licence=_NOT_STATED + "Holocron is Apache-2.0",
-        note="Imagenette, ten classes of ImageNet.",
-    ),
-    *_rows(
-        "https://download.openmmlab.com/mmclassification/v0/res2net/",
-        tag="mm_in1k",
-        dialect="mmpretrain",
-        recipe=_SGD,
-        licence=_NOT_STATED + "mmpretrain is Apache-2.0",
-        note="The authors' weights under mmpretrain's names.",
-        rows=[
-            ("res2net50_14w_8s", "res2net50-w14-s8_3rdparty_8xb32_in1k_20210927-bc967bf1.pth", 78.14, 93.85),
-            ("res2net50_26w_8s", "res2net50-w26-s8_3rdparty_8xb32_in1k_20210927-f547a94b.pth", 79.20, 94.36),
-            (
-                "res2net101_26w_4s",
-                "res2net101-w26-s4_3rdparty_8xb32_in1k_20210927-870b6c36.pth",
-                79.19,
-                94.44,
-            ),
-        ],
-    ),
-    *_rows(
-        "https://download.openmmlab.com/pretrain/third_party/",
-        tag="mmdet_in1k",
-        dialect="mmdetection",
-        recipe=_V1B,
-        licence=_NOT_STATED + "mmdetection is Apache-2.0",
-        note="The authors' weights under mmdetection's names, trained with the authors' blocks; mmdetection "
-        "runs them with stage_pool='strided', and detectors trained there need that.",
-        rows=[("res2net101_v1b_26w_4s", "res2net101_v1d_26w_4s_mmdetv2-f0a600f9.pth", 81.23, 95.36)],
-    ),
-    *_paddle(
-        tag="paddle_in1k",
-        recipe="200 epochs, SGD lr 0.1 with cosine, mixup 0.2, label smoothing 0.1, weight decay 1e-4",
-        rows=[
-            ("res2net50_26w_4s", "Res2Net50_26w_4s_pretrained.pdparams", 79.33, 94.57),
-            ("res2net50_14w_8s", "Res2Net50_14w_8s_pretrained.pdparams", 79.46, 94.70),
-            ("res2net50_v1b_26w_4s", "Res2Net50_vd_26w_4s_pretrained.pdparams", 79.75, 94.91),
-            ("res2net101_v1b_26w_4s", "Res2Net101_vd_26w_4s_pretrained.pdparams", 80.64, 95.22),
-            ("res2net200_v1b_26w_4s", "Res2Net200_vd_26w_4s_pretrained.pdparams", 81.21, 95.71),
-        ],
-    ),
-    *_paddle(
-        tag="paddle_ssld_in1k",
-        recipe="SSLD distillation (PaddleClas)",
-        rows=[
-            ("res2net50_v1b_26w_4s", "Res2Net50_vd_26w_4s_ssld_pretrained.pdparams", 83.1, 96.6),
-            ("res2net101_v1b_26w_4s", "Res2Net101_vd_26w_4s_ssld_pretrained.pdparams", 83.9, 97.1),
-            ("res2net200_v1b_26w_4s", "Res2Net200_vd_26w_4s_ssld_pretrained.pdparams", 85.13, 97.42),
-        ],
-    ),
-    *_dla(
-        "https://github.com/huggingface/pytorch-image-models/releases/download/v0.1-weights/",
-        tag="timm_in1k",
-        dialect="timm",
-        note="The DLA authors' weights, saved again by timm; the default because the authors' own server has "
-        "been silent for long times.",
-        rows=[
-            ("dla60", "dla60-9e91bd4d.pth", None, None),
-            ("dla60x", "dla60x-6818f6bb.pth", None, None),
-        ],
-    ),
-    *_dla(
-        "http://dl.yf.io/dla/models/imagenet/",
-        tag="in1k",
-        dialect="dla",
-        note="From the DLA authors' server, which has been silent for long times, by plain http.",
-        rows=[
-            ("dla60", "dla60-24839fc4.pth", None, None, {"size": 89_560_235}),
-            ("dla60x", "dla60x-d15cacda.pth", None, None, {"size": 70_883_139}),
-        ],
-    ),
-    *_torchvision(
-        tag="tv_in1k",
-        recipe="SGD lr 0.1, divided by 10 every 30 of 90 epochs, batch 256, weight decay 1e-4",
-        note="torchvision's IMAGENET1K_V1.",
-        rows=[
-            ("resnet50", "resnet50-0676ba61.pth", 76.13, 92.862, {"hub_id": "timm/resnet50.tv_in1k"}),
-            ("resnet101", "resnet101-63fe2227.pth", 77.374, 93.546, {"hub_id": "timm/resnet101.tv_in1k"}),
-        ],
-    ),
-    *_torchvision(
-        tag="tv2_in1k",
-        resize_size=232,
-        recipe="torchvision's new recipe (github.com/pytorch/vision/issues/3995)",
-        note="torchvision's IMAGENET1K_V2.",
-        rows=[
-            ("resnet50", "resnet50-11ad3fa6.pth", 80.858, 95.434, {"hub_id": "timm/resnet50.tv2_in1k"}),
-            ("resnet101", "resnet101-cd907fc2.pth", 81.886, 95.78, {"hub_id": "timm/resnet101.tv2_in1k"}),
-        ],
-    ),
-]
-
-WEIGHTS: dict[str, Weights] = {
-    row.key: row for row in sorted(_ROWS, key=lambda row: list(ARCHITECTURES).index(row.name))
-}
+WEIGHTS: dict[str, Weights] = {row.key: row for row in (_row(*file) for file in _FILES)}
 """Every published file by `name.tag`; the first row of a name is its default."""
