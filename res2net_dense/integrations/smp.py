@@ -114,23 +114,8 @@ class Encoder(nn.Module, EncoderMixin):  # type: ignore[misc]  # smp is untyped
                 features.append(x)
         return features
 
-    def get_stages(self) -> dict[int, list[nn.Module]]:
-        """The children by the stride that they lead to in an undilated network."""
-        stages: dict[int, list[nn.Module]] = {2: []}
-        for name, child in self.named_children():
-            stages[max(stages)].append(child)
-            if name in self._ends[:-1]:
-                stages[2 * max(stages)] = []
-        return stages
-
     def make_dilated(self, output_stride: int) -> None:
-        """Do nothing: the network was built with its output stride.
-
-        Raises:
-            EncoderError: it was built with another.
-        """
-        if output_stride not in (8, 16):
-            raise EncoderError(f"Output stride should be 16 or 8, got {output_stride}.")
+        """Check that the network was built with this output stride; smp calls it after building."""
         if output_stride != self._output_stride:
             raise EncoderError(
                 f"the encoder was built with output_stride={self._output_stride}, which stays; build it with "

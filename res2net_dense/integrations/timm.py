@@ -100,7 +100,7 @@ class TimmRes2Net(Res2NetClassifier):
         return self.forward_head(self.forward_features(x))
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Compute activations a second time in the backward pass instead of keeping them."""
+        """Recompute activations in the backward pass instead of keeping them."""
         for module in self.modules():
             if isinstance(module, Bottle2neck):
                 module.checkpointed = enable

@@ -98,5 +98,5 @@ class _EmptySafeGroupNorm(nn.Module):
         groups = x.reshape(x.shape[0], count, channels, *x.shape[2:])
         centred = groups - groups.mean((2, 3, 4), keepdim=True)
         variance = centred.square().mean((2, 3, 4), keepdim=True)
-        normalised = (centred * torch.rsqrt(variance + norm.eps)).reshape(x.shape)
-        return normalised * norm.weight[:, None, None] + norm.bias[:, None, None]
+        normalized = (centred * torch.rsqrt(variance + norm.eps)).reshape(x.shape)
+        return normalized * norm.weight[:, None, None] + norm.bias[:, None, None]

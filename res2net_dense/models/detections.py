@@ -47,7 +47,7 @@ def to_prediction(
 
 
 def paste_masks(masks: Tensor, boxes: Tensor, size: tuple[int, int], threshold: float = 0.5) -> Tensor:
-    """Resample masks into their boxes, one after the other, with memory for one box besides the result.
+    """Resample masks into their boxes, one after the other, with extra memory for one box only.
 
     A mask's pixels are the cells of an even grid over the box. The image's pixels are sampled at their
     centres, and a mask is 0 outside the grid, as in detectron2.

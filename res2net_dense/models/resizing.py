@@ -45,13 +45,10 @@ def cell_means(x: Tensor, cells: tuple[int, int]) -> Tensor:
     windows depend on the size of the map.
     """
     number, channels, height, width = x.shape
-    rows, columns = (
-        _shares(length, bins, x).expand(number * channels, -1, -1)
-        for length, bins in ((height, cells[0]), (width, cells[1]))
-    )
-    # A product of four dimensions would ask in an export whether the map is a single row.
-    flat = x.reshape(number * channels, height, width)
-    return rows.bmm(flat).bmm(columns.mT).reshape(number, channels, *cells)
+    rows, columns = _shares(height, cells[0], x), _shares(width, cells[1], x)
+    # Not `rows @ x @ columns.T`, which would ask in an export whether the map is a single row.
+    means = x.reshape(-1, width).mm(columns.T).reshape(number * channels, height, cells[1])
+    return rows.expand(number * channels, -1, -1).bmm(means).reshape(number, channels, *cells)
 
 
 def _shares(length: int, bins: int, like: Tensor) -> Tensor:

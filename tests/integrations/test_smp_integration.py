@@ -73,9 +73,6 @@ def test_depth(name, depth):
     assert [feature.shape[1] for feature in features] == encoder.out_channels == KINDS[name][: depth + 1]
     assert sizes(features) == [(64 >> i, 96 >> i) for i in range(depth + 1)]
     assert encoder.output_stride == 2**depth
-    stages = encoder.get_stages()
-    assert list(stages) == [2, 4, 8, 16, 32][:depth]
-    assert [m for stage in stages.values() for m in stage] == list(encoder.children())
     built = [key.split(".")[0] for key in encoder.state_dict()]
     assert list(dict.fromkeys(built)) == [part for stage in PARTS["dla" in name][:depth] for part in stage]
 
@@ -200,11 +197,9 @@ def test_make_dilated_leaves_the_network_as_built(name):
                 theirs.dilation,
                 theirs.padding,
             )
-    for other in (4, 32):
-        with pytest.raises(ValueError, match="should be 16 or 8"):
+    for other in (4, 8, 32):
+        with pytest.raises(ValueError, match="built with output_stride=16"):
             encoder.make_dilated(other)
-    with pytest.raises(ValueError, match="built with output_stride=16"):
-        encoder.make_dilated(8)
 
 
 @every_kind
