@@ -87,7 +87,7 @@ class BackboneOptions:
 
     @property
     def semantics(self) -> dict[str, object]:
-        """The options under which equal weights are another network."""
+        """Those of `SEMANTICS` that make a difference, as given."""
         return {"norm_eps": self.norm_eps}
 
 
@@ -106,11 +106,7 @@ class DLAOptions(BackboneOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class Res2NetOptions(BackboneOptions):
-    """The options of a Res2Net.
-
-    Under `stage_pool`, `stage_split`, `pool_padding`, `stride_in_1x1` and `norm_eps` equal state-dict keys
-    are another network: weights must have been trained with the same.
-    """
+    """The options of a Res2Net; see also `SEMANTICS` and `DILATION_RULES`."""
 
     planes: int = 64
     """Of the first stage, 64 in every published network; they double from stage to stage. A stage has
@@ -155,11 +151,22 @@ class Res2NetOptions(BackboneOptions):
 
     @property
     def semantics(self) -> dict[str, object]:
-        """The options under which equal weights are another network."""
-        names = ["stride_in_1x1", "norm_eps"]
-        if self.scale > 1 and self.stage_conv == "splits":
-            names += ["stage_pool", "stage_split", "pool_padding"]
+        """Those of `SEMANTICS` that make a difference, as given."""
+        splits = self.scale > 1 and self.stage_conv == "splits"
+        names = SEMANTICS.keys() if splits else ("stride_in_1x1", "norm_eps")
         return {name: getattr(self, name) for name in names}
+
+
+SEMANTICS: dict[str, Any] = {
+    name: getattr(Res2NetOptions, name)
+    for name in ("stage_pool", "stage_split", "pool_padding", "stride_in_1x1", "norm_eps")
+}
+"""Options under which equal tensors are another network, with their defaults: weights must have been trained
+with the same."""
+DILATION_RULES: dict[str, Any] = {
+    name: getattr(Res2NetOptions, name) for name in ("dilate_first", "avg_down_dilated")
+}
+"""The same for options that act in dilated stages only."""
 
 
 def check(name: str, value: object, allowed: Sequence[object]) -> None:

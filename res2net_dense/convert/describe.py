@@ -8,11 +8,12 @@ from typing import Any
 
 from torch import Tensor
 
+from res2net_dense.backbones.options import DILATION_RULES, SEMANTICS
 from res2net_dense.backbones.weights import IMAGENETTE, WEIGHTS, Weights
 from res2net_dense.convert.dialects import DIALECTS
 from res2net_dense.convert.recognise import CANONICAL, Place, dilation_of, refine, relative_of
 from res2net_dense.convert.report import BESIDE, DEAD, Dropped, Report, shorten
-from res2net_dense.convert.structure import DILATION, SEMANTICS, Structure, find_name, structure_of
+from res2net_dense.convert.structure import Structure, find_name, structure_of
 from res2net_dense.convert.translate import Translated
 from res2net_dense.errors import CheckpointError
 from res2net_dense.weight_files import WeightFile
@@ -88,7 +89,7 @@ def describe(file: WeightFile, place: Place, translated: Translated, *, wanted: 
     report.dilation = _dilation(said, structure) or dilation_of(place, beside)
     report.name, report.options = find_name(structure)
     report.options |= {key: value for key, value in report.semantics.items() if value != SEMANTICS[key]}
-    report.options |= {key: value for key, value in report.dilation.items() if value != DILATION[key]}
+    report.options |= {key: value for key, value in report.dilation.items() if value != DILATION_RULES[key]}
     if not report.dilation and (rules := place.dialect.dilation(place.stem)):
         settings = ", ".join(f"{key}={value!r}" for key, value in rules.items())
         report.notes.append(f"for dilated use it takes {settings}")
@@ -165,12 +166,12 @@ def _set_semantics(report: Report, structure: Structure, row: Weights | None) ->
 
 def _dilation(config: Mapping[str, Any], structure: Structure) -> dict[str, Any]:
     """What our config says of dilated stages; empty where there are none."""
-    said = any(key in config for key in DILATION)
+    said = any(key in config for key in DILATION_RULES)
     stride = config.get("output_stride", 8 if said else 32)
     if structure.stem == "dla" or stride not in (8, 16):
         return {}
-    keys = DILATION if structure.stem == "deep" else ["dilate_first"]
-    return {key: config.get(key, DILATION[key]) for key in keys}
+    keys = DILATION_RULES if structure.stem == "deep" else ["dilate_first"]
+    return {key: config.get(key, DILATION_RULES[key]) for key in keys}
 
 
 def _class_names(content: Mapping[str, Any], config: Mapping[str, Any]) -> list[str] | None:

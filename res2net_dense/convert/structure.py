@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from res2net_dense.backbones.dla import CHANNELS, DLA
-from res2net_dense.backbones.options import FEATURES, Res2NetOptions
+from res2net_dense.backbones.options import FEATURES, SEMANTICS
 from res2net_dense.backbones.registry import (
     ARCHITECTURES,
     TEST_ARCHITECTURES,
@@ -35,17 +35,6 @@ FIRST_BLOCK = {"dla": "level2.tree1.conv1.weight"}
 
 EXTRAS = ("squeeze-and-excitation", "deformable convolutions", "grouped stage blocks", "group norm")
 """What a network may have besides the blocks of the published checkpoints."""
-
-SEMANTICS: dict[str, Any] = {
-    name: getattr(Res2NetOptions, name)
-    for name in ("stage_pool", "stage_split", "pool_padding", "stride_in_1x1", "norm_eps")
-}
-"""Options under which equal tensors are another network, with the values of the official one."""
-
-DILATION: dict[str, Any] = {
-    name: getattr(Res2NetOptions, name) for name in ("dilate_first", "avg_down_dilated")
-}
-"""The same of options that act in dilated stages alone."""
 
 
 @dataclass(frozen=True)

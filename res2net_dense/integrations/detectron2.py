@@ -18,7 +18,7 @@ from typing import Any
 from torch import Tensor
 
 from res2net_dense.backbones import create_backbone, network
-from res2net_dense.backbones.options import FEATURES, Res2NetOptions
+from res2net_dense.backbones.options import FEATURES, SEMANTICS, Res2NetOptions
 from res2net_dense.errors import ConfigError, MissingDependencyError
 
 # detectron2 calls what newer versions of torch deprecate, about which its users can do nothing.
@@ -38,9 +38,9 @@ except ImportError as error:
 
 
 OPTIONS = (
-    "out_features", "norm", "drop_path_rate", "checkpoint_activations", "norm_eps", "dcn_stages",
-    "stage_pool", "stage_split", "pool_padding", "stride_in_1x1",
-)  # fmt: skip
+    *("out_features", "norm", "drop_path_rate", "checkpoint_activations", "dcn_stages"),
+    *SEMANTICS,
+)
 """The options of `create_backbone` that are keys of `MODEL.RES2NET`, there in capitals."""
 
 
