@@ -6,7 +6,8 @@ bug of ours.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
 
 
 class Res2NetDenseError(Exception):
@@ -45,3 +46,10 @@ def first_few(names: Sequence[object], count: int = 5) -> str:
 def one_line(error: BaseException, limit: int = 200) -> str:
     """The first `limit` letters of an error of another library on one line; its class if it has no text."""
     return " ".join(str(error).split())[:limit] or type(error).__name__
+
+
+def did_you_mean(name: object, known: Iterable[str], count: int = 1) -> str:
+    """A hint for a message: `did you mean a or b?`, or all that is known if nothing is near."""
+    known = sorted(known)
+    near = get_close_matches(str(name), known, n=count, cutoff=0.5)
+    return f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known)}"

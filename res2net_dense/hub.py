@@ -12,7 +12,7 @@ from fnmatch import fnmatchcase
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -21,7 +21,6 @@ from torch import nn
 
 from res2net_dense.backbones.registry import (
     ARCHITECTURES,
-    BackboneOptions,
     Classifier,
     canonical_name,
     create_classifier,
@@ -39,9 +38,6 @@ from res2net_dense.engine.inference import evaluation_mode
 from res2net_dense.errors import CheckpointError, ConfigError
 from res2net_dense.types import Sample
 from res2net_dense.weight_files import WeightFile, is_path
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
 
 
 @dataclass(frozen=True)
@@ -84,7 +80,7 @@ def get_model(
     *,
     num_classes: int | None = None,
     trust_pickle: bool = False,
-    **options: Unpack[BackboneOptions],
+    **options: Any,
 ) -> Classifier:
     """Build a classifier, in evaluation mode.
 
@@ -99,7 +95,7 @@ def get_model(
         num_classes: size of the head; by default that of the weights, 1000 without any. Where it differs from
             the weights', the head is randomly initialized.
         trust_pickle: read files that may run code while they are read (.pkl, .pdparams).
-        **options: see `BackboneOptions`; where `in_channels` differs from the file's 3, the first convolution
+        **options: see `create_backbone`; where `in_channels` differs from the file's 3, the first convolution
             is adapted.
 
     Returns:

@@ -21,7 +21,6 @@ checkpoint needs which semantics.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import partial
 
@@ -29,17 +28,14 @@ import torch
 from torch import Tensor, nn
 from torch.jit import is_scripting  # type: ignore[attr-defined]  # torch's manual has it under this name
 from torch.utils.checkpoint import checkpoint
-from torchvision.ops import StochasticDepth
 
 from res2net_dense.backbones.layers import (
     DeformableConv2d,
     SqueezeExcitation,
     batch_norm_statistics_kept,
     build_norm,
-    freeze_parts,
-    init_weights,
-    set_norm_eps,
 )
+from res2net_dense.backbones.options import Res2NetOptions
 
 
 class Bottle2neck(nn.Module):
@@ -49,29 +45,16 @@ class Bottle2neck(nn.Module):
         in_channels: channels of the input.
         width: channels of a split; the 1x1 convolutions have `width * scale` between them.
         out_channels: channels of the output.
+        options: of the network.
         stride: of the 3x3 convolutions (of `conv1` with `stride_in_1x1`).
-        downsample: the shortcut's projection, or None.
-        stage_block: True in the first block of a stage: independent splits and a pooled last one.
-        scale: splits; 1 is ResNet's bottleneck.
-        cardinality: groups of the 3x3 convolutions; divides `width`.
         dilation: of the 3x3 convolutions.
-        stage_conv: "splits", or "grouped": the stage block has one grouped 3x3 convolution over all channels
-            instead (ResNet's `conv2 bn2`), the only form with the paper's parameter counts on CIFAR.
-        stage_pool: "always" pools the last split of every stage block (official, timm, mmpretrain); "strided"
-            only where its 3x3 convolutions stride (mmdetection, Paddle, and the detectron2 fork, which with
-            `stride_in_1x1` pools nowhere).
-        stage_split: "always" makes the splits of every stage block independent; "strided" only where its 3x3
-            convolutions stride (Paddle). Like `stage_pool`: the same state-dict keys, another network.
-        pool_padding: at the border the mean of a pooled split has the zeros outside "counted", or "ignored"
-            (Paddle).
-        stride_in_1x1: the detectron2 and maskrcnn-benchmark forks stride in `conv1`.
+        stage_block: True in the first block of a stage: independent splits and a pooled last one.
         deformable: the 3x3 convolutions are deformable (DCNv2).
-        se: squeeze-and-excitation before the shortcut is added.
-        norm: see `layers.build_norm`.
+        downsample: the shortcut's projection, or None.
 
     Attributes:
-        drop_path: set by `finish_network`; drops the residual branch of an image in training.
-        checkpointed: set by `finish_network`; keep only the input for the backward pass.
+        drop_path: set by `Backbone.finish`; drops the residual branch of an image in training.
+        checkpointed: set by `Backbone.finish`; keep only the input for the backward pass.
     """
 
     def __init__(
@@ -79,31 +62,24 @@ class Bottle2neck(nn.Module):
         in_channels: int,
         width: int,
         out_channels: int,
+        options: Res2NetOptions,
         *,
         stride: int = 1,
-        downsample: nn.Module | None = None,
-        stage_block: bool = False,
-        scale: int = 4,
-        cardinality: int = 1,
         dilation: int = 1,
-        stage_conv: str = "splits",
-        stage_pool: str = "always",
-        stage_split: str = "always",
-        pool_padding: str = "counted",
-        stride_in_1x1: bool = False,
+        stage_block: bool = False,
         deformable: bool = False,
-        se: bool = False,
-        norm: str = "BN",
+        downsample: nn.Module | None = None,
     ) -> None:
         super().__init__()
+        norm, scale, cardinality = options.norm, options.scale, options.cardinality
         channels = width * scale
-        split_stride = 1 if stride_in_1x1 else stride
-        one_conv = scale == 1 or (stage_block and stage_conv == "grouped")
+        conv1_stride, split_stride = (stride, 1) if options.stride_in_1x1 else (1, stride)
+        one_conv = scale == 1 or (stage_block and options.stage_conv == "grouped")
         self.width = width
         self.scale = 1 if one_conv else scale
-        self.independent = stage_block and (stage_split == "always" or split_stride > 1)
+        self.independent = stage_block and (options.stage_split == "always" or split_stride > 1)
 
-        self.conv1 = nn.Conv2d(in_channels, channels, 1, stride if stride_in_1x1 else 1, bias=False)
+        self.conv1 = nn.Conv2d(in_channels, channels, 1, conv1_stride, bias=False)
         self.bn1 = build_norm(norm, channels)
         spatial = partial(
             DeformableConv2d if deformable else nn.Conv2d,
@@ -121,12 +97,13 @@ class Bottle2neck(nn.Module):
             self.convs = nn.ModuleList(spatial(width, width, groups=cardinality) for _ in range(scale - 1))
             self.bns = nn.ModuleList(build_norm(norm, width) for _ in self.convs)
         # The pool keeps kernel 3 and padding 1 where a dilated stage has taken its stride away.
-        pools = self.scale > 1 and stage_block and (stage_pool == "always" or split_stride > 1)
-        pool = nn.AvgPool2d(3, split_stride, padding=1, count_include_pad=pool_padding == "counted")
+        pools = self.scale > 1 and stage_block and (options.stage_pool == "always" or split_stride > 1)
+        counted = options.pool_padding == "counted"
+        pool = nn.AvgPool2d(3, split_stride, padding=1, count_include_pad=counted)
         self.pool = pool if pools else None
         self.conv3 = nn.Conv2d(channels, out_channels, 1, bias=False)
         self.bn3 = build_norm(norm, out_channels)
-        self.se = SqueezeExcitation(out_channels) if se else None
+        self.se = SqueezeExcitation(out_channels) if options.se else None
         self.downsample = downsample
         self.drop_path: nn.Module | None = None
         self.checkpointed = False
@@ -176,33 +153,3 @@ class Bottle2neck(nn.Module):
             outputs.append(self.relu(bn(conv(split))))
         outputs.append(splits[-1] if self.pool is None else self.pool(splits[-1]))
         return torch.cat(outputs, 1)
-
-
-def finish_network(
-    network: nn.Module,
-    parts: Sequence[Sequence[str]],
-    *,
-    norm_eps: float,
-    freeze_at: int,
-    drop_path_rate: float,
-    checkpoint_activations: bool,
-    zero_init_residual: bool,
-) -> None:
-    """End the construction of a network of blocks: first weights, what depends on a block's place, freezing.
-
-    Args:
-        network: with all its children.
-        parts: names of its children by depth: those of the stem, of the first stage, ...
-        norm_eps, freeze_at, drop_path_rate, checkpoint_activations, zero_init_residual: see `Res2Net`.
-    """
-    init_weights(network)
-    blocks = [module for module in network.modules() if isinstance(module, Bottle2neck)]
-    for index, block in enumerate(blocks):
-        block.checkpointed = checkpoint_activations
-        rate = drop_path_rate * index / max(1, len(blocks) - 1)
-        block.drop_path = StochasticDepth(rate, "row") if rate > 0 else None
-        scale = block.bn3.weight
-        if zero_init_residual and isinstance(scale, nn.Parameter):  # a FrozenBN would never leave 0
-            nn.init.zeros_(scale)
-    set_norm_eps(network, norm_eps)
-    freeze_parts(network, parts[:freeze_at])

@@ -16,17 +16,15 @@ three projections that the official files carry and never use.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from res2net_dense.backbones.bottle2neck import Bottle2neck, finish_network
-from res2net_dense.backbones.layers import MaxPool2dSame, build_norm, check_common, check_sizes
-from res2net_dense.backbones.res2net import FEATURES
-from res2net_dense.errors import ConfigError
+from res2net_dense.backbones.bottle2neck import Bottle2neck
+from res2net_dense.backbones.layers import MaxPool2dSame, build_norm
+from res2net_dense.backbones.network import Backbone, StagePlan, plan_stages
+from res2net_dense.backbones.options import FEATURES, DLAOptions, Res2NetOptions, check_positive
 
 CHANNELS = (16, 32, 128, 256, 512, 1024)
 EXPANSION = 2
@@ -50,72 +48,57 @@ class Tree(nn.Module):
     """A tree of blocks.
 
     Args:
+        options: of the blocks.
         levels: height; 1 is two blocks and their root.
         in_channels, out_channels: of the tree.
-        stride: of its first block; 2, or 1 where the stage dilates or does not shrink.
-        dilation: of all blocks but the first.
-        first_dilation: of the first block.
-        strided: True in the first subtrees of a level, whose first block is a stage block even where
+        plan: stride of its first block, dilation of that block (`previous_dilation`) and of the others.
+        stage_block: True in the first subtrees of a level, whose first block is a stage block even where
             dilation has taken the stride.
         joined: channels of what the root takes besides its two subtrees.
         level_root: also hand the pooled input to the last root.
-        block: makes a block from `in_channels`, `stride`, `stage_block` and `dilation`.
-        norm: see `layers.build_norm`.
     """
 
     def __init__(
         self,
+        options: Res2NetOptions,
         levels: int,
         in_channels: int,
         out_channels: int,
+        plan: StagePlan,
         *,
-        stride: int,
-        dilation: int,
-        first_dilation: int,
-        strided: bool,
-        joined: int,
-        level_root: bool,
-        block: Any,
-        norm: str,
+        stage_block: bool = False,
+        joined: int = 0,
+        level_root: bool = False,
     ) -> None:
         super().__init__()
         self.level_root = level_root
         if level_root:
             joined += in_channels
-        if stride > 1:  # rounds up, as the 3x3 convolutions beside it do
+        if plan.stride > 1:  # rounds up, as the 3x3 convolutions next to it do
             self.downsample: nn.Module = nn.MaxPool2d(2, 2, ceil_mode=True)
         else:
-            self.downsample = MaxPool2dSame(first_dilation) if strided else nn.Identity()
+            self.downsample = MaxPool2dSame(plan.previous_dilation) if stage_block else nn.Identity()
+        self.tree1: nn.Module
+        self.tree2: nn.Module
         self.project: nn.Module | None = None
         self.root: Root | None = None
-        if levels == 1:
-            self.tree1 = block(
-                in_channels, stride=stride, stage_block=strided, dilation=first_dilation, norm=norm
+        if levels > 1:
+            inner = plan._replace(stride=1, previous_dilation=plan.dilation)
+            self.tree1 = Tree(options, levels - 1, in_channels, out_channels, plan, stage_block=stage_block)
+            self.tree2 = Tree(
+                options, levels - 1, out_channels, out_channels, inner, joined=joined + out_channels
             )
-            self.tree2 = block(out_channels, dilation=dilation, norm=norm)
-            if in_channels != out_channels:
-                self.project = nn.Sequential(
-                    nn.Conv2d(in_channels, out_channels, 1, bias=False), build_norm(norm, out_channels)
-                )
-            self.root = Root(2 * out_channels + joined, out_channels, norm)
-        else:
-            subtree = partial(Tree, levels - 1, dilation=dilation, level_root=False, block=block, norm=norm)
-            self.tree1 = subtree(
-                in_channels,
-                out_channels,
-                stride=stride,
-                first_dilation=first_dilation,
-                strided=strided,
-                joined=0,
-            )
-            self.tree2 = subtree(
-                out_channels,
-                out_channels,
-                stride=1,
-                first_dilation=dilation,
-                strided=False,
-                joined=joined + out_channels,
-            )
+            return
+        width = int(out_channels * options.base_width / 64) * options.cardinality // EXPANSION
+        block = partial(Bottle2neck, width=width, out_channels=out_channels, options=options)
+        self.tree1 = block(
+            in_channels, stride=plan.stride, stage_block=stage_block, dilation=plan.previous_dilation
+        )
+        self.tree2 = block(out_channels, dilation=plan.dilation)
+        if in_channels != out_channels:
+            conv = nn.Conv2d(in_channels, out_channels, 1, bias=False)
+            self.project = nn.Sequential(conv, build_norm(options.norm, out_channels))
+        self.root = Root(2 * out_channels + joined, out_channels, options.norm)
 
     def forward(self, x: Tensor, joined: list[Tensor] | None = None) -> Tensor:
         """`(N, in_channels, H, W)`, and maps for the last root -> `(N, out_channels, H / stride, ...)`."""
@@ -133,134 +116,61 @@ class Tree(nn.Module):
         return self.root([second, first] + others)
 
 
-class DLA(nn.Module):
-    """A DLA that returns named feature maps: `stem` (stride 2), `res2` .. `res5` (strides 4 .. 32).
+class DLA(Backbone):
+    """A DLA; see `Backbone`. Its `stem` has stride 2.
 
-    Args:
-        depths: heights of the trees of level2 .. level5, such as (1, 2, 3, 1) of DLA-60.
-        base_width, scale, cardinality: a split has
-            `floor(out_channels * base_width / 64) * cardinality / 2` channels.
-        output_stride: 32, 16 or 8; the last levels dilate instead. At every second (fourth) position a
-            network with stride 16 (8) computes what the undilated one does, but for the averaged split.
-        in_channels, out_features, norm, freeze_at, drop_path_rate, checkpoint_activations, norm_eps,
-            zero_init_residual: see `Res2Net`.
-
-    Attributes:
-        out_channels, out_strides, semantics, dilation_rules: see `Res2Net`.
-
-    Raises:
-        ConfigError: an argument has no meaning.
+    Dilated to stride 16 (8) it computes at every second (fourth) position what the undilated one does, except
+    for the averaged split.
     """
 
-    def __init__(
-        self,
-        depths: Sequence[int] = (1, 2, 3, 1),
-        *,
-        base_width: int = 28,
-        scale: int = 4,
-        cardinality: int = 1,
-        in_channels: int = 3,
-        output_stride: int = 32,
-        out_features: Sequence[str] | None = None,
-        norm: str = "BN",
-        freeze_at: int = 0,
-        drop_path_rate: float = 0.0,
-        checkpoint_activations: bool = False,
-        norm_eps: float = 1e-5,
-        zero_init_residual: bool = True,
-    ) -> None:
-        super().__init__()
-        check_sizes(depths=depths, base_width=base_width, scale=scale, cardinality=cardinality)
-        if len(depths) != 4:
-            raise ConfigError(f"depths is {depths!r}; a DLA has four levels of trees")
-        wanted = check_common(
-            FEATURES, in_channels, output_stride, out_features, freeze_at, drop_path_rate, norm_eps
-        )
-        self.semantics: dict[str, object] = {"norm_eps": norm_eps}
-        self.dilation_rules: dict[str, object] = {}
+    options_class = DLAOptions
+    stem_parts = ("base_layer", "level0", "level1")
+    stage_names = ("level2", "level3", "level4", "level5")
 
-        self.base_layer = _conv(in_channels, CHANNELS[0], 7, norm=norm)
+    def __init__(self, options: DLAOptions) -> None:
+        super().__init__()
+        norm = options.norm
+        self.base_layer = _conv(options.in_channels, CHANNELS[0], 7, norm=norm)
         self.level0 = _conv(CHANNELS[0], CHANNELS[0], 3, norm=norm)
         self.level1 = _conv(CHANNELS[0], CHANNELS[1], 3, stride=2, norm=norm)
-        channels, strides = {"stem": CHANNELS[1]}, {"stem": 2}
-        stride, dilation = 2, 1
-        self.stages = [f"level{level + 2}" for level in range(FEATURES.index(wanted[-1]))]
-        for level, name in enumerate(self.stages):
-            feature, previous_dilation = FEATURES[level + 1], dilation
-            dilates = stride * 2 > output_stride
-            stride, dilation = (stride, dilation * 2) if dilates else (stride * 2, dilation)
-            out_channels = CHANNELS[level + 2]
-            block = partial(
-                Bottle2neck,
-                width=int(out_channels * base_width / 64) * cardinality // EXPANSION,
-                out_channels=out_channels,
-                scale=scale,
-                cardinality=cardinality,
-            )
-            tree = Tree(
-                depths[level],
-                channels[FEATURES[level]],
-                out_channels,
-                stride=1 if dilates else 2,
-                dilation=dilation,
-                first_dilation=previous_dilation,
-                strided=True,
-                joined=0,
-                level_root=level > 0,
-                block=block,
-                norm=norm,
-            )
-            self.add_module(name, tree)
-            channels[feature], strides[feature] = out_channels, stride
-
-        self.out_features = wanted
-        self.out_channels = {feature: channels[feature] for feature in wanted}
-        self.out_strides = {feature: strides[feature] for feature in wanted}
-        finish_network(
-            self,
-            [("base_layer", "level0", "level1"), *((level,) for level in self.stages)],
-            norm_eps=norm_eps,
-            freeze_at=freeze_at,
-            drop_path_rate=drop_path_rate,
-            checkpoint_activations=checkpoint_activations,
-            zero_init_residual=zero_init_residual,
+        block_options = Res2NetOptions(
+            base_width=options.base_width, scale=options.scale, cardinality=options.cardinality, norm=norm
         )
+        channels, strides = [CHANNELS[1]], [2]
+        stage_strides = [2] * FEATURES.index(options.wanted[-1])
+        for number, plan in enumerate(plan_stages(2, stage_strides, options.output_stride)):
+            in_channels, out_channels = CHANNELS[number + 1 : number + 3]
+            tree = Tree(
+                block_options,
+                options.depths[number],
+                in_channels,
+                out_channels,
+                plan,
+                stage_block=True,
+                level_root=number > 0,
+            )
+            self.add_module(self.stage_names[number], tree)
+            channels.append(out_channels)
+            strides.append(plan.total_stride)
+        self.finish(options, channels, strides)
 
-    def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """Compute the features.
-
-        Args:
-            x: `(N, in_channels, H, W)` float, normalised.
-
-        Returns:
-            `{feature: (N, out_channels[feature], ceil(H / stride), ceil(W / stride))}` in the order of depth.
-        """
-        x = self.level1(self.level0(self.base_layer(x)))
-        features = {"stem": x}
-        for feature, stage in zip(FEATURES[1:], self.stages, strict=False):
-            x = getattr(self, stage)(x)
-            features[feature] = x
-        return {feature: features[feature] for feature in self.out_features}
+    def forward_stem(self, x: Tensor) -> Tensor:
+        """`(N, in_channels, H, W)` -> `(N, 32, H / 2, W / 2)`."""
+        return self.level1(self.level0(self.base_layer(x)))
 
 
 class DLAClassifier(DLA):
     """The plain network with the published checkpoints' state-dict keys, whose head is a 1x1 convolution."""
 
-    def __init__(
-        self, depths: Sequence[int] = (1, 2, 3, 1), *, num_classes: int = 1000, **options: Any
-    ) -> None:
-        super().__init__(depths, **options)
-        check_sizes(num_classes=num_classes)
+    def __init__(self, options: DLAOptions, num_classes: int = 1000) -> None:
+        super().__init__(options)
+        check_positive(num_classes=num_classes)
         self.num_classes = num_classes
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Conv2d(self.out_channels[self.out_features[-1]], num_classes, 1)
 
-    def extract_features(self, x: Tensor) -> dict[str, Tensor]:
-        """`(N, in_channels, H, W)` float, normalised -> the maps of all levels, as `DLA.forward`."""
-        return super().forward(x)
-
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]  # logits, not features
-        """`(N, in_channels, H, W)` float, normalised -> `(N, num_classes)` logits."""
+        """`(N, in_channels, H, W)` float, normalized -> `(N, num_classes)` logits."""
         return self.fc(self.avgpool(self.extract_features(x)[self.out_features[-1]])).flatten(1)
 
 

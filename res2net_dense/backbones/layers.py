@@ -1,11 +1,11 @@
-"""The small parts the networks share: normalisation by name, squeeze-and-excitation, deformable convolution,
-pools that keep the size; and the steps that every network ends its construction with.
+"""The small parts the networks share: normalization by name, squeeze-and-excitation, deformable convolution,
+pools that keep the size; and what is done to the layers of a whole network.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -14,29 +14,7 @@ from torch import Tensor, nn
 from torch.jit import is_scripting  # type: ignore[attr-defined]  # torch's manual has it under this name
 from torchvision.ops import DeformConv2d, FrozenBatchNorm2d, deform_conv2d
 
-from res2net_dense.errors import ConfigError
-
-NORMS = ("BN", "FrozenBN", "SyncBN", "GN")
-
-
-def build_norm(norm: str, channels: int) -> nn.Module:
-    """Return the normalisation layer `norm` (one of `NORMS`) for `channels` channels.
-
-    GN takes as many groups of 32 as divide the channels evenly: splits of 26 or 14 channels are no multiple
-    of 32.
-
-    Raises:
-        ConfigError: `norm` is unknown.
-    """
-    if norm == "BN":
-        return nn.BatchNorm2d(channels)
-    if norm == "FrozenBN":
-        return FrozenNorm(channels)
-    if norm == "SyncBN":
-        return nn.SyncBatchNorm(channels)
-    if norm == "GN":
-        return nn.GroupNorm(math.gcd(32, channels), channels)
-    raise ConfigError(f"unknown norm {norm!r}; known: {', '.join(NORMS)}")
+from res2net_dense.backbones.options import check
 
 
 class FrozenNorm(FrozenBatchNorm2d):  # type: ignore[misc]  # torchvision is untyped
@@ -50,6 +28,26 @@ class FrozenNorm(FrozenBatchNorm2d):  # type: ignore[misc]  # torchvision is unt
         scale = self.weight * (self.running_var + self.eps).rsqrt()
         bias = self.bias - self.running_mean * scale
         return x * scale.to(x.dtype).view(1, -1, 1, 1) + bias.to(x.dtype).view(1, -1, 1, 1)
+
+
+_NORMS: dict[str, Callable[[int], nn.Module]] = {
+    "BN": nn.BatchNorm2d,
+    "FrozenBN": FrozenNorm,
+    "SyncBN": nn.SyncBatchNorm,
+    # Splits of 26 or 14 channels are not a multiple of 32.
+    "GN": lambda channels: nn.GroupNorm(math.gcd(32, channels), channels),
+}
+
+
+def build_norm(norm: str, channels: int) -> nn.Module:
+    """Return the normalization layer: "BN", "FrozenBN", "SyncBN", or "GN" with the most groups, up to 32,
+    that divide the channels evenly.
+
+    Raises:
+        ConfigError: `norm` is unknown.
+    """
+    check("norm", norm, list(_NORMS))
+    return _NORMS[norm](channels)
 
 
 def freeze(module: nn.Module) -> nn.Module:
@@ -160,7 +158,7 @@ class DeformableConv2d(DeformConv2d):  # type: ignore[misc]  # torchvision is un
         self.reset_offsets()
 
     def reset_offsets(self) -> None:
-        """Put every tap back on its place."""
+        """Put every tap back to its place."""
         nn.init.zeros_(self.conv_offset.weight)
         if self.conv_offset.bias is not None:
             nn.init.zeros_(self.conv_offset.bias)
@@ -205,52 +203,3 @@ def set_norm_eps(network: nn.Module, eps: float) -> None:
     for module in network.modules():
         if isinstance(module, (nn.modules.batchnorm._BatchNorm, FrozenBatchNorm2d)):
             module.eps = eps
-
-
-def freeze_parts(network: nn.Module, parts: Sequence[Sequence[str]]) -> None:
-    """Freeze the children of `network` named in `parts`, in place; a child may not be built."""
-    for name in (name for part in parts for name in part if hasattr(network, name)):
-        setattr(network, name, freeze(getattr(network, name)))
-
-
-def check(name: str, value: object, allowed: Sequence[object]) -> None:
-    """Raise a `ConfigError` that lists what is allowed, unless `value` is."""
-    if value not in allowed:
-        raise ConfigError(f"{name} is {value!r}; allowed: {', '.join(map(str, allowed))}")
-
-
-def check_sizes(**sizes: int | Sequence[int]) -> None:
-    """Raise a `ConfigError` unless all are whole numbers above 0, or sequences of such."""
-    for name, size in sizes.items():
-        numbers = [size] if isinstance(size, int) else size
-        if not isinstance(numbers, (list, tuple)) or not all(type(n) is int and n > 0 for n in numbers):
-            raise ConfigError(f"{name} is {size!r}; it takes whole numbers above 0")
-
-
-def check_common(
-    features: Sequence[str],
-    in_channels: int,
-    output_stride: int,
-    out_features: Sequence[str] | None,
-    freeze_at: int,
-    drop_path_rate: float,
-    norm_eps: float,
-) -> tuple[str, ...]:
-    """Check what all networks take; return the wanted features in the order of depth.
-
-    Raises:
-        ConfigError: an argument has no meaning for a network with these `features`.
-    """
-    check("output_stride", output_stride, (8, 16, 32))
-    check("freeze_at", freeze_at, range(len(features) + 1))
-    if out_features is not None and not out_features:
-        raise ConfigError(f"out_features is empty; choose from {', '.join(features)}")
-    for feature in out_features or ():
-        check("out_features", feature, features)
-    if in_channels < 1:
-        raise ConfigError(f"in_channels is {in_channels}; a picture has at least one channel")
-    if not 0 <= drop_path_rate < 1:
-        raise ConfigError(f"drop_path_rate is {drop_path_rate}; it is a probability below 1")
-    if not isinstance(norm_eps, (int, float)) or not 0 <= norm_eps < 1:
-        raise ConfigError(f"norm_eps is {norm_eps!r}; it is a number from 0 to below 1, usually 1e-5")
-    return tuple(feature for feature in features if feature in (out_features or features[1:]))

@@ -2,32 +2,28 @@
 
 from __future__ import annotations
 
-import difflib
-import inspect
-from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from res2net_dense.backbones.dla import DLA, DLAClassifier
+from res2net_dense.backbones.network import Backbone
 from res2net_dense.backbones.res2net import Res2Net, Res2NetClassifier
-from res2net_dense.errors import ConfigError
+from res2net_dense.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
-    from typing_extensions import Unpack
-
     from res2net_dense.weight_files import WeightFile
 
-Backbone = Res2Net | DLA
 Classifier = Res2NetClassifier | DLAClassifier
 
 
 class Architecture(NamedTuple):
-    """What a name stands for."""
+    """The network of a name."""
 
-    network: type[Backbone]
+    network: type[Res2Net | DLA]
     classifier: type[Classifier]
     options: dict[str, Any]
-    """Arguments of both."""
+    """What differs from the defaults of `network.options_class`."""
     parameters: float | None
     """Published millions of parameters with 1000 classes (10 in the CIFAR networks)."""
     gmacs: float | None
@@ -42,19 +38,25 @@ def _res2net(
     gmacs: float | None = None,
     **options: Any,
 ) -> Architecture:
-    shape = {"depths": depths, "base_width": base_width, "scale": scale}
-    return Architecture(Res2Net, Res2NetClassifier, {**shape, **options}, parameters, gmacs)
+    options |= {"depths": depths, "base_width": base_width, "scale": scale}
+    return Architecture(Res2Net, Res2NetClassifier, options, parameters, gmacs)
 
 
 def _dla(
     base_width: int, scale: int, cardinality: int, parameters: float, gmacs: float | None = None
 ) -> Architecture:
-    shape = {"depths": (1, 2, 3, 1), "base_width": base_width, "scale": scale, "cardinality": cardinality}
-    return Architecture(DLA, DLAClassifier, shape, parameters, gmacs)
+    options = {"base_width": base_width, "scale": scale, "cardinality": cardinality}
+    return Architecture(DLA, DLAClassifier, options, parameters, gmacs)
+
+
+def _small(
+    base_width: int, scale: int, cardinality: int, parameters: float | None, **options: Any
+) -> Architecture:
+    options |= {"cardinality": cardinality, "stem": "3x3", "stage_conv": "grouped"}
+    return _res2net((3, 3, 3), base_width, scale, parameters, **options)
 
 
 _50, _101, _152, _200 = (3, 4, 6, 3), (3, 4, 23, 3), (3, 8, 36, 3), (3, 12, 48, 3)
-_CIFAR: dict[str, Any] = {"depths": (3, 3, 3), "stem": "3x3", "stage_conv": "grouped"}
 
 ARCHITECTURES: dict[str, Architecture] = {
     "res2net50_26w_4s": _res2net(_50, 26, 4, 25.70, 4.26),
@@ -79,18 +81,12 @@ ARCHITECTURES: dict[str, Architecture] = {
     "res2next_dla60": _dla(4, 4, 8, 17.03, 3.49),
     "dla60": _dla(64, 1, 1, 22.04),
     "dla60x": _dla(4, 1, 32, 17.35),
-    "res2next29_6c_24w_4s": _res2net(base_width=24, scale=4, cardinality=6, parameters=24.269, **_CIFAR),
-    "res2next29_8c_25w_4s": _res2net(base_width=25, scale=4, cardinality=8, parameters=33.813, **_CIFAR),
-    "res2next29_6c_24w_6s": _res2net(base_width=24, scale=6, cardinality=6, parameters=36.709, **_CIFAR),
-    "se_res2next29_6c_24w_4s": _res2net(
-        base_width=24, scale=4, cardinality=6, parameters=None, se=True, **_CIFAR
-    ),
-    "se_res2next29_8c_25w_4s": _res2net(
-        base_width=25, scale=4, cardinality=8, parameters=None, se=True, **_CIFAR
-    ),
-    "se_res2next29_6c_24w_6s": _res2net(
-        base_width=24, scale=6, cardinality=6, parameters=None, se=True, **_CIFAR
-    ),
+    "res2next29_6c_24w_4s": _small(24, 4, 6, 24.269),
+    "res2next29_8c_25w_4s": _small(25, 4, 8, 33.813),
+    "res2next29_6c_24w_6s": _small(24, 6, 6, 36.709),
+    "se_res2next29_6c_24w_4s": _small(24, 4, 6, None, se=True),
+    "se_res2next29_8c_25w_4s": _small(25, 4, 8, None, se=True),
+    "se_res2next29_6c_24w_6s": _small(24, 6, 6, None, se=True),
 }
 """Every network by its published name. The CIFAR ones (`res2next29`) are in the paper's form, the only one
 with its parameter counts; `stage_conv="splits"` is the form of the public re-implementations.
@@ -131,40 +127,9 @@ def canonical_name(name: str) -> str:
     """
     name = ALIASES.get(name, name)
     if name not in ARCHITECTURES and name not in TEST_ARCHITECTURES:
-        near = difflib.get_close_matches(str(name), [*ARCHITECTURES, *ALIASES], n=3, cutoff=0.5)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(list_backbones())}"
+        hint = did_you_mean(name, [*ARCHITECTURES, *ALIASES], 3)
         raise ConfigError(f"unknown backbone {name!r}; {hint}")
     return name
-
-
-class BackboneOptions(TypedDict, total=False):
-    """The options of every entry: arguments of `Res2Net`, of which a DLA has a part."""
-
-    in_channels: int
-    output_stride: int
-    out_features: Sequence[str] | None
-    norm: str
-    freeze_at: int
-    drop_path_rate: float
-    checkpoint_activations: bool
-    dcn_stages: Sequence[str]
-    # Another form of the block or the network, which weights must have been trained with.
-    stage_conv: str
-    stage_pool: str
-    stage_split: str
-    pool_padding: str
-    stride_in_1x1: bool
-    norm_eps: float
-    dilate_first: str
-    avg_down_dilated: str
-    zero_init_residual: bool
-    # A network that has no name of its own.
-    depths: Sequence[int]
-    base_width: int
-    scale: int
-    cardinality: int
-    se: bool
-    stem: str
 
 
 def find_architecture(name: str) -> Architecture:
@@ -177,7 +142,7 @@ def create_backbone(
     *,
     weights: str | Path | WeightFile | None = None,
     trust_pickle: bool = False,
-    **options: Unpack[BackboneOptions],
+    **options: Any,
 ) -> Backbone:
     """Build the backbone `name` and load its weights.
 
@@ -187,7 +152,7 @@ def create_backbone(
             of the dialects that `read_checkpoint` knows, or None for random weights. The first convolution of
             weights for RGB is adapted to `in_channels`.
         trust_pickle: read files that may run code while they are read (.pkl, .pdparams).
-        **options: see `BackboneOptions`.
+        **options: the fields of `Res2NetOptions`; a DLA has those of `DLAOptions`.
 
     Returns:
         A module; `forward((N, in_channels, H, W))` gives `dict[str, Tensor]`; `out_channels` and
@@ -197,8 +162,7 @@ def create_backbone(
         ConfigError: unknown name, unknown option, or a value without meaning.
         CheckpointError: the weights cannot be had or read, or are another network's.
     """
-    architecture, arguments = _find(name, options)
-    network = architecture.network(**arguments)
+    network = find_architecture(name).network(_options(name, options))
     if weights is not None:
         from res2net_dense.convert import load_backbone_weights  # which builds networks itself
 
@@ -206,24 +170,21 @@ def create_backbone(
     return network
 
 
-def create_classifier(name: str, num_classes: int = 1000, **options: Unpack[BackboneOptions]) -> Classifier:
+def create_classifier(name: str, num_classes: int = 1000, **options: Any) -> Classifier:
     """Build the plain network `name` with random weights; `get_model` loads some.
 
     Its state-dict keys are those of the published checkpoints; `forward((N, in_channels, H, W))` gives
     `(N, num_classes)` logits, `extract_features` the maps of all stages. Options and errors as in
     `create_backbone`.
     """
-    architecture, arguments = _find(name, options)
-    return architecture.classifier(**arguments, num_classes=num_classes)
+    return find_architecture(name).classifier(_options(name, options), num_classes)
 
 
-def _find(name: str, options: BackboneOptions) -> tuple[Architecture, dict[str, Any]]:
-    """The row of `name`, and its arguments with `options` in them."""
+def _options(name: str, given: dict[str, Any]) -> Any:
+    """The options of the network `name` with those `given`."""
     architecture = find_architecture(name)
-    known = inspect.signature(architecture.network).parameters
-    for option in options:
+    known = [field.name for field in fields(architecture.network.options_class)]
+    for option in given:
         if option not in known:
-            near = difflib.get_close_matches(option, known, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(sorted(known))}"
-            raise ConfigError(f"backbone {name} has no option {option!r}; {hint}")
-    return architecture, {**architecture.options, **options}
+            raise ConfigError(f"backbone {name} has no option {option!r}; {did_you_mean(option, known)}")
+    return architecture.network.options_class(**{**architecture.options, **given})

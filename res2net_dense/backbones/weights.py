@@ -1,18 +1,19 @@
-"""Published weights as data: one row a file, with what it needs to be used right; and the way into the cache.
+"""Published weights as data, one row per file, and how they get into the cache.
 
 A file is downloaded once into `RES2NET_DENSE_CACHE` (default `~/.cache/res2net_dense`) and verified at every
-use. The files are their authors' and no part of this package; `licence` says what is known. Where nobody
-published a hash (`sha256=None`) a file cannot be verified: it is listed here, but never downloaded by itself.
+use. The files belong to their authors and are not part of this package; `licence` says what is known. A file
+without a published hash (`sha256=None`) cannot be verified: it is listed, but never downloaded automatically.
 
-Figures are from the tables beside the files: the paper's authors, mmpretrain, mmdetection, PaddleClas,
+Figures are from the tables next to the files: the paper's authors, mmpretrain, mmdetection, PaddleClas,
 Holocron, torchvision; `timm_*` are timm's own measurements of the same weights.
 """
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -150,236 +151,179 @@ def cache_folder() -> Path:
     return Path(os.environ.get("RES2NET_DENSE_CACHE") or "~/.cache/res2net_dense").expanduser()
 
 
-_MIRROR = "https://github.com/huggingface/pytorch-image-models/releases/download/v0.1-res2net/"
-_TIMM_DLA = "https://github.com/huggingface/pytorch-image-models/releases/download/v0.1-weights/"
-
+_AUTHORS = {
+    "base": "https://shanghuagao.oss-cn-beijing.aliyuncs.com/res2net/",
+    "tag": "in1k",
+    "licence": "not stated for the weights; the authors' code is CC BY-NC-SA 4.0 (non-commercial)",
+    "hub_id": "timm/{}.in1k",
+}
+_MIRROR = {"mirror": "https://github.com/huggingface/pytorch-image-models/releases/download/v0.1-res2net/"}
 _SGD = "SGD lr 0.1, divided by 10 every 30 of 100 epochs, batch 256, weight decay 1e-4"
+_CUTMIX = "300 epochs with CutMix"
+_PADDLE = {
+    "base": "https://paddle-imagenet-models-name.bj.bcebos.com/dygraph/",
+    "semantics": {"stage_pool": "strided", "stage_split": "strided", "pool_padding": "ignored"},
+    "dialect": "paddle",
+    "licence": "not stated for the weights; PaddleClas is Apache-2.0",
+    "needs_trust": True,
+}
+_DLA = {
+    "recipe": "SGD lr 0.1, 120 epochs, batch 256, weight decay 1e-4",
+    "licence": "BSD-3-Clause",
+    "hub_id": "timm/{}.in1k",
+}
+_TORCHVISION = {
+    "base": "https://download.pytorch.org/models/",
+    "dialect": "torchvision",
+    "licence": "BSD-3-Clause",
+}
+
+# What the files of one source have in common: fields of `Weights`, and where the files are.
+_SOURCES: dict[str, dict[str, Any]] = {
+    "authors": {**_AUTHORS, **_MIRROR, "recipe": _SGD},
+    "authors, v1b": {**_AUTHORS, "recipe": _CUTMIX},
+    "authors, DLA": {**_AUTHORS, **_MIRROR, "dialect": "dla"},
+    "Holocron": {
+        "base": "https://github.com/frgfm/Holocron/releases/download/v0.2.1/",
+        "tag": "holocron_imagenette",
+        "sha256": "345170e8ff75d10330af55674090b0d9aa751e14b6f3b4a95bb8ea6cdd65be4b",
+        "num_classes": 10,
+        "resize_size": 232,
+        "dialect": "holocron",
+        "recipe": "100 epochs at 176 pixels, AdamW lr 1e-3, weight decay 5e-2, mixup 0.2, label smoothing "
+        "0.1, random erasing 0.1",
+        "licence": "not stated for the weights; Holocron is Apache-2.0",
+        "note": "Imagenette, ten classes of ImageNet.",
+    },
+    "mmpretrain": {
+        "base": "https://download.openmmlab.com/mmclassification/v0/res2net/",
+        "tag": "mm_in1k",
+        "dialect": "mmpretrain",
+        "recipe": _SGD,
+        "licence": "not stated for the weights; mmpretrain is Apache-2.0",
+        "note": "The authors' weights under mmpretrain's names.",
+    },
+    "mmdetection": {
+        "base": "https://download.openmmlab.com/pretrain/third_party/",
+        "tag": "mmdet_in1k",
+        "dialect": "mmdetection",
+        "recipe": _CUTMIX,
+        "licence": "not stated for the weights; mmdetection is Apache-2.0",
+        "note": "The authors' weights under mmdetection's names, trained with the authors' blocks; "
+        "mmdetection runs them with stage_pool='strided', and detectors trained there need that.",
+    },
+    "Paddle": {
+        **_PADDLE,
+        "tag": "paddle_in1k",
+        "recipe": "200 epochs, SGD lr 0.1 with cosine, mixup 0.2, label smoothing 0.1, weight decay 1e-4",
+    },
+    "Paddle, SSLD": {**_PADDLE, "tag": "paddle_ssld_in1k", "recipe": "SSLD distillation (PaddleClas)"},
+    "timm": {
+        **_DLA,
+        "base": "https://github.com/huggingface/pytorch-image-models/releases/download/v0.1-weights/",
+        "tag": "timm_in1k",
+        "dialect": "timm",
+        "note": "The DLA authors' weights, saved again by timm; the default because the authors' own server "
+        "has been silent for long times.",
+    },
+    "DLA": {
+        **_DLA,
+        "base": "http://dl.yf.io/dla/models/imagenet/",
+        "tag": "in1k",
+        "dialect": "dla",
+        "note": "From the DLA authors' server, which has been silent for long times, by plain http.",
+    },
+    "torchvision": {
+        **_TORCHVISION,
+        "tag": "tv_in1k",
+        "recipe": "SGD lr 0.1, divided by 10 every 30 of 90 epochs, batch 256, weight decay 1e-4",
+        "hub_id": "timm/{}.tv_in1k",
+        "note": "torchvision's IMAGENET1K_V1.",
+    },
+    "torchvision, V2": {
+        **_TORCHVISION,
+        "tag": "tv2_in1k",
+        "recipe": "torchvision's new recipe (github.com/pytorch/vision/issues/3995)",
+        "hub_id": "timm/{}.tv2_in1k",
+        "note": "torchvision's IMAGENET1K_V2.",
+        "resize_size": 232,
+    },
+}
+
+# timm's name of a network, and the top1 and top5 that it measured with the weights of the network's authors.
+_TIMM = {
+    "res2net50_26w_4s": ("res2net50_26w_4s", 77.99, 93.86),
+    "res2net50_48w_2s": ("res2net50_48w_2s", 77.53, 93.56),
+    "res2net50_14w_8s": ("res2net50_14w_8s", 78.14, 93.85),
+    "res2net50_26w_6s": ("res2net50_26w_6s", 78.59, 94.12),
+    "res2net50_26w_8s": ("res2net50_26w_8s", 78.95, 94.28),
+    "res2net101_26w_4s": ("res2net101_26w_4s", 79.19, 94.47),
+    "res2next50": ("res2next50", 78.24, 93.90),
+    "res2net50_v1b_26w_4s": ("res2net50d", 80.28, 95.03),
+    "res2net101_v1b_26w_4s": ("res2net101d", 81.24, 95.35),
+    "res2net_dla60": ("dla60_res2net", 78.48, 94.20),
+    "res2next_dla60": ("dla60_res2next", 78.49, 94.14),
+    "dla60": ("dla60", 77.04, 93.32),
+    "dla60x": ("dla60x", 78.25, 94.02),
+}
+
+# Network, source, file, published top1 and top5, bytes.
+_FILES: list[tuple[str, str, str, float | None, float | None, int | None]] = [
+    ("res2net50_26w_4s", "authors", "res2net50_26w_4s-06e79181.pth", 77.99, 93.85, 103_110_087),
+    ("res2net50_26w_4s", "Holocron", "res2net50_26w_4s_224-345170e8.pth", 93.94, 99.41, 95_020_747),
+    ("res2net50_26w_4s", "Paddle", "Res2Net50_26w_4s_pretrained.pdparams", 79.33, 94.57, None),
+    ("res2net50_48w_2s", "authors", "res2net50_48w_2s-afed724a.pth", 77.32, 93.53, 101_421_406),
+    ("res2net50_14w_8s", "authors", "res2net50_14w_8s-6527dddc.pth", 78.14, 93.86, 100_638_543),
+    ("res2net50_14w_8s", "mmpretrain", "res2net50-w14-s8_3rdparty_8xb32_in1k_20210927-bc967bf1.pth",
+     78.14, 93.85, None),
+    ("res2net50_14w_8s", "Paddle", "Res2Net50_14w_8s_pretrained.pdparams", 79.46, 94.70, None),
+    ("res2net50_26w_6s", "authors", "res2net50_26w_6s-19041792.pth", 78.58, 94.13, 148_603_239),
+    ("res2net50_26w_8s", "authors", "res2net50_26w_8s-2c7c9f12.pth", 79.20, 94.37, 194_085_165),
+    ("res2net50_26w_8s", "mmpretrain", "res2net50-w26-s8_3rdparty_8xb32_in1k_20210927-f547a94b.pth",
+     79.20, 94.36, None),
+    ("res2net101_26w_4s", "authors", "res2net101_26w_4s-02a759a1.pth", 79.19, 94.43, 181_456_059),
+    ("res2net101_26w_4s", "mmpretrain", "res2net101-w26-s4_3rdparty_8xb32_in1k_20210927-870b6c36.pth",
+     79.19, 94.44, None),
+    ("res2next50", "authors", "res2next50_4s-6ef7e7bf.pth", 78.24, 93.91, 99_019_592),
+    ("res2net50_v1b_26w_4s", "authors, v1b", "res2net50_v1b_26w_4s-3cf99910.pth", 80.27, 95.04, None),
+    ("res2net50_v1b_26w_4s", "Paddle", "Res2Net50_vd_26w_4s_pretrained.pdparams", 79.75, 94.91, None),
+    ("res2net50_v1b_26w_4s", "Paddle, SSLD", "Res2Net50_vd_26w_4s_ssld_pretrained.pdparams",
+     83.1, 96.6, None),
+    ("res2net101_v1b_26w_4s", "authors, v1b", "res2net101_v1b_26w_4s-0812c246.pth", 81.23, 95.36, None),
+    ("res2net101_v1b_26w_4s", "mmdetection", "res2net101_v1d_26w_4s_mmdetv2-f0a600f9.pth",
+     81.23, 95.36, None),
+    ("res2net101_v1b_26w_4s", "Paddle", "Res2Net101_vd_26w_4s_pretrained.pdparams", 80.64, 95.22, None),
+    ("res2net101_v1b_26w_4s", "Paddle, SSLD", "Res2Net101_vd_26w_4s_ssld_pretrained.pdparams",
+     83.9, 97.1, None),
+    ("res2net200_v1b_26w_4s", "Paddle", "Res2Net200_vd_26w_4s_pretrained.pdparams", 81.21, 95.71, None),
+    ("res2net200_v1b_26w_4s", "Paddle, SSLD", "Res2Net200_vd_26w_4s_ssld_pretrained.pdparams",
+     85.13, 97.42, None),
+    ("res2net_dla60", "authors, DLA", "res2net_dla60_4s-d88db7f9.pth", 78.47, 94.20, 84_886_593),
+    ("res2next_dla60", "authors, DLA", "res2next_dla60_4s-d327927b.pth", 78.45, 94.14, 69_639_245),
+    ("dla60", "timm", "dla60-9e91bd4d.pth", None, None, None),
+    ("dla60", "DLA", "dla60-24839fc4.pth", None, None, 89_560_235),
+    ("dla60x", "timm", "dla60x-6818f6bb.pth", None, None, None),
+    ("dla60x", "DLA", "dla60x-d15cacda.pth", None, None, 70_883_139),
+    ("resnet50", "torchvision", "resnet50-0676ba61.pth", 76.13, 92.862, None),
+    ("resnet50", "torchvision, V2", "resnet50-11ad3fa6.pth", 80.858, 95.434, None),
+    ("resnet101", "torchvision", "resnet101-63fe2227.pth", 77.374, 93.546, None),
+    ("resnet101", "torchvision, V2", "resnet101-cd907fc2.pth", 81.886, 95.78, None),
+]  # fmt: skip
 
 
-def _digits(file: str) -> str:
-    """The first digits of a file's SHA-256, which the custom of torch.hub puts into its name."""
-    return file.removesuffix(".pth").rsplit("-", 1)[1]
-
-
-def _official(
-    name: str,
-    file: str,
-    error: tuple[float, float],
-    timm: tuple[str, float, float],
-    size: int | None = None,
-    recipe: str = _SGD,
-    dialect: str = "official",
-    mirrored: bool = True,
+def _row(
+    name: str, source: str, file: str, top1: float | None, top5: float | None, size: int | None
 ) -> Weights:
-    """A file of the paper's authors."""
-    official = "https://shanghuagao.oss-cn-beijing.aliyuncs.com/res2net/" + file
-    return Weights(
-        name=name,
-        tag="in1k",
-        urls=(official, _MIRROR + file) if mirrored else (official,),
-        sha256=_digits(file),
-        size=size,
-        top1=round(100 - error[0], 2),
-        top5=round(100 - error[1], 2),
-        timm_top1=timm[1],
-        timm_top5=timm[2],
-        dialect=dialect,
-        recipe=recipe,
-        licence="not stated for the weights; the authors' code is CC BY-NC-SA 4.0 (non-commercial)",
-        hub_id=f"timm/{timm[0]}.in1k",
-    )
+    # The custom of torch.hub: the first digits of a file's SHA-256 are in its name.
+    digits = re.search(r"-([0-9a-f]{8})\.pth$", file)
+    fields = {"sha256": digits and digits[1], **_SOURCES[source]}
+    places = [fields.pop("base"), fields.pop("mirror", None)]
+    if "hub_id" in fields:
+        model, timm_top1, timm_top5 = _TIMM.get(name, (name, None, None))
+        fields |= {"hub_id": fields["hub_id"].format(model), "timm_top1": timm_top1, "timm_top5": timm_top5}
+    urls = tuple(place + file for place in places if place)
+    return Weights(name=name, urls=urls, top1=top1, top5=top5, size=size, **fields)
 
 
-def _mmpretrain(name: str, file: str, top1: float, top5: float) -> Weights:
-    return Weights(
-        name=name,
-        tag="mm_in1k",
-        urls=("https://download.openmmlab.com/mmclassification/v0/res2net/" + file,),
-        sha256=_digits(file),
-        top1=top1,
-        top5=top5,
-        dialect="mmpretrain",
-        recipe=_SGD,
-        licence="not stated for the weights; mmpretrain is Apache-2.0",
-        note="The authors' weights under mmpretrain's names.",
-    )
-
-
-def _paddle(name: str, paddle_name: str, top1: float, top5: float) -> Weights:
-    distilled = paddle_name.endswith("_ssld")
-    recipe = "200 epochs, SGD lr 0.1 with cosine, mixup 0.2, label smoothing 0.1, weight decay 1e-4"
-    return Weights(
-        name=name,
-        tag="paddle_ssld_in1k" if distilled else "paddle_in1k",
-        urls=(
-            f"https://paddle-imagenet-models-name.bj.bcebos.com/dygraph/{paddle_name}_pretrained.pdparams",
-        ),
-        sha256=None,
-        top1=top1,
-        top5=top5,
-        semantics={"stage_pool": "strided", "stage_split": "strided", "pool_padding": "ignored"},
-        dialect="paddle",
-        recipe="SSLD distillation (PaddleClas)" if distilled else recipe,
-        licence="not stated for the weights; PaddleClas is Apache-2.0",
-        needs_trust=True,
-    )
-
-
-def _torchvision(name: str, file: str, tag: str, top1: float, top5: float) -> Weights:
-    new = tag.startswith("tv2")
-    return Weights(
-        name=name,
-        tag=tag,
-        urls=("https://download.pytorch.org/models/" + file,),
-        sha256=_digits(file),
-        top1=top1,
-        top5=top5,
-        resize_size=232 if new else 256,
-        dialect="torchvision",
-        recipe="torchvision's new recipe (github.com/pytorch/vision/issues/3995)"
-        if new
-        else "SGD lr 0.1, divided by 10 every 30 of 90 epochs, batch 256, weight decay 1e-4",
-        licence="BSD-3-Clause",
-        note=f"torchvision's {name.replace('resn', 'ResN')}_Weights.IMAGENET1K_V{2 if new else 1}.",
-        hub_id=f"timm/{name}.{tag}",
-    )
-
-
-def _timm_dla(name: str, file: str, top1: float, top5: float) -> Weights:
-    return Weights(
-        name=name,
-        tag="timm_in1k",
-        urls=(_TIMM_DLA + file,),
-        sha256=_digits(file),
-        timm_top1=top1,
-        timm_top5=top5,
-        recipe="SGD lr 0.1, 120 epochs, batch 256, weight decay 1e-4",
-        licence="BSD-3-Clause",
-        dialect="timm",
-        note="The DLA authors' weights, saved again by timm; the default because the authors' own server has "
-        "been silent for long times.",
-        hub_id=f"timm/{name}.in1k",
-    )
-
-
-def _official_dla(name: str, file: str, size: int, copy: Weights) -> Weights:
-    return replace(
-        copy,
-        tag="in1k",
-        urls=("http://dl.yf.io/dla/models/imagenet/" + file,),
-        sha256=_digits(file),
-        size=size,
-        dialect="dla",
-        note="From the DLA authors' server, which has been silent for long times, by plain http.",
-    )
-
-
-_V1B = "300 epochs with CutMix"
-_DLA60 = _timm_dla("dla60", "dla60-9e91bd4d.pth", 77.04, 93.32)
-_DLA60X = _timm_dla("dla60x", "dla60x-6818f6bb.pth", 78.25, 94.02)
-
-_ROWS = (
-    _official(
-        "res2net50_26w_4s", "res2net50_26w_4s-06e79181.pth",
-        (22.01, 6.15), ("res2net50_26w_4s", 77.99, 93.86), 103_110_087,
-    ),
-    Weights(
-        name="res2net50_26w_4s",
-        tag="holocron_imagenette",
-        urls=("https://github.com/frgfm/Holocron/releases/download/v0.2.1/res2net50_26w_4s_224-345170e8.pth",),
-        sha256="345170e8ff75d10330af55674090b0d9aa751e14b6f3b4a95bb8ea6cdd65be4b",
-        size=95_020_747,
-        num_classes=10,
-        top1=93.94,
-        top5=99.41,
-        resize_size=232,
-        dialect="holocron",
-        recipe="100 epochs at 176 pixels, AdamW lr 1e-3, weight decay 5e-2, mixup 0.2, label smoothing 0.1, "
-        "random erasing 0.1",
-        licence="not stated for the weights; Holocron is Apache-2.0",
-        note="Imagenette, ten classes of ImageNet.",
-    ),
-    _paddle("res2net50_26w_4s", "Res2Net50_26w_4s", 79.33, 94.57),
-    _official(
-        "res2net50_48w_2s", "res2net50_48w_2s-afed724a.pth",
-        (22.68, 6.47), ("res2net50_48w_2s", 77.53, 93.56), 101_421_406,
-    ),
-    _official(
-        "res2net50_14w_8s", "res2net50_14w_8s-6527dddc.pth",
-        (21.86, 6.14), ("res2net50_14w_8s", 78.14, 93.85), 100_638_543,
-    ),
-    _mmpretrain(
-        "res2net50_14w_8s", "res2net50-w14-s8_3rdparty_8xb32_in1k_20210927-bc967bf1.pth", 78.14, 93.85
-    ),
-    _paddle("res2net50_14w_8s", "Res2Net50_14w_8s", 79.46, 94.70),
-    _official(
-        "res2net50_26w_6s", "res2net50_26w_6s-19041792.pth",
-        (21.42, 5.87), ("res2net50_26w_6s", 78.59, 94.12), 148_603_239,
-    ),
-    _official(
-        "res2net50_26w_8s", "res2net50_26w_8s-2c7c9f12.pth",
-        (20.80, 5.63), ("res2net50_26w_8s", 78.95, 94.28), 194_085_165,
-    ),
-    _mmpretrain(
-        "res2net50_26w_8s", "res2net50-w26-s8_3rdparty_8xb32_in1k_20210927-f547a94b.pth", 79.20, 94.36
-    ),
-    _official(
-        "res2net101_26w_4s", "res2net101_26w_4s-02a759a1.pth",
-        (20.81, 5.57), ("res2net101_26w_4s", 79.19, 94.47), 181_456_059,
-    ),
-    _mmpretrain(
-        "res2net101_26w_4s", "res2net101-w26-s4_3rdparty_8xb32_in1k_20210927-870b6c36.pth", 79.19, 94.44
-    ),
-    _official(
-        "res2next50", "res2next50_4s-6ef7e7bf.pth", (21.76, 6.09), ("res2next50", 78.24, 93.90), 99_019_592
-    ),
-    _official(
-        "res2net50_v1b_26w_4s", "res2net50_v1b_26w_4s-3cf99910.pth",
-        (19.73, 4.96), ("res2net50d", 80.28, 95.03), recipe=_V1B, mirrored=False,
-    ),
-    _paddle("res2net50_v1b_26w_4s", "Res2Net50_vd_26w_4s", 79.75, 94.91),
-    _paddle("res2net50_v1b_26w_4s", "Res2Net50_vd_26w_4s_ssld", 83.1, 96.6),
-    _official(
-        "res2net101_v1b_26w_4s", "res2net101_v1b_26w_4s-0812c246.pth",
-        (18.77, 4.64), ("res2net101d", 81.24, 95.35), recipe=_V1B, mirrored=False,
-    ),
-    Weights(
-        name="res2net101_v1b_26w_4s",
-        tag="mmdet_in1k",
-        urls=(
-            "https://download.openmmlab.com/pretrain/third_party/"
-            "res2net101_v1d_26w_4s_mmdetv2-f0a600f9.pth",
-        ),
-        sha256="f0a600f9",
-        top1=81.23,
-        top5=95.36,
-        dialect="mmdetection",
-        recipe=_V1B,
-        licence="not stated for the weights; mmdetection is Apache-2.0",
-        note="The authors' weights under mmdetection's names, trained with the authors' blocks; mmdetection "
-        "runs them with stage_pool='strided', and detectors trained there need that.",
-    ),
-    _paddle("res2net101_v1b_26w_4s", "Res2Net101_vd_26w_4s", 80.64, 95.22),
-    _paddle("res2net101_v1b_26w_4s", "Res2Net101_vd_26w_4s_ssld", 83.9, 97.1),
-    _paddle("res2net200_v1b_26w_4s", "Res2Net200_vd_26w_4s", 81.21, 95.71),
-    _paddle("res2net200_v1b_26w_4s", "Res2Net200_vd_26w_4s_ssld", 85.13, 97.42),
-    _official(
-        "res2net_dla60", "res2net_dla60_4s-d88db7f9.pth",
-        (21.53, 5.80), ("dla60_res2net", 78.48, 94.20), 84_886_593, "unknown", "dla",
-    ),
-    _official(
-        "res2next_dla60", "res2next_dla60_4s-d327927b.pth",
-        (21.55, 5.86), ("dla60_res2next", 78.49, 94.14), 69_639_245, "unknown", "dla",
-    ),
-    _DLA60,
-    _official_dla("dla60", "dla60-24839fc4.pth", 89_560_235, _DLA60),
-    _DLA60X,
-    _official_dla("dla60x", "dla60x-d15cacda.pth", 70_883_139, _DLA60X),
-    _torchvision("resnet50", "resnet50-0676ba61.pth", "tv_in1k", 76.13, 92.862),
-    _torchvision("resnet50", "resnet50-11ad3fa6.pth", "tv2_in1k", 80.858, 95.434),
-    _torchvision("resnet101", "resnet101-63fe2227.pth", "tv_in1k", 77.374, 93.546),
-    _torchvision("resnet101", "resnet101-cd907fc2.pth", "tv2_in1k", 81.886, 95.78),
-)  # fmt: skip
-
-WEIGHTS: dict[str, Weights] = {row.key: row for row in _ROWS}
+WEIGHTS: dict[str, Weights] = {row.key: row for row in (_row(*file) for file in _FILES)}
 """Every published file by `name.tag`; the first row of a name is its default."""

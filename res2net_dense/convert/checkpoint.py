@@ -24,11 +24,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from res2net_dense.backbones.options import SEMANTICS
 from res2net_dense.convert.describe import describe, own_config
 from res2net_dense.convert.dialects import DIALECTS, Dialect, dialect_named
 from res2net_dense.convert.recognise import recognise
 from res2net_dense.convert.report import Checkpoint, Dropped, printable, shorten
-from res2net_dense.convert.structure import SEMANTICS, expected_shapes
+from res2net_dense.convert.structure import expected_shapes
 from res2net_dense.convert.translate import to_dialect
 from res2net_dense.errors import CheckpointError, ConfigError, first_few, one_line
 from res2net_dense.files import write_atomically

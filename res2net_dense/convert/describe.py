@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from res2net_dense.backbones.options import DILATION_RULES, SEMANTICS
 from res2net_dense.backbones.weights import IMAGENETTE, WEIGHTS, Weights
 from res2net_dense.convert.dialects import CANONICAL, DIALECTS, DILATED_RELATIVES, Dialect
 from res2net_dense.convert.recognise import Place
 from res2net_dense.convert.report import NOT_BACKBONE, UNUSED, Checkpoint, Dropped, Report, shorten
-from res2net_dense.convert.structure import DILATION, SEMANTICS, Structure, find_name, structure_of
+from res2net_dense.convert.structure import Structure, find_name, structure_of
 from res2net_dense.convert.translate import translate
 from res2net_dense.errors import CheckpointError
 from res2net_dense.weight_files import WeightFile
@@ -56,7 +57,7 @@ def describe(file: WeightFile, place: Place, *, wanted: bool) -> Checkpoint:
         notes.append(differs)
     name, options = find_name(structure)
     options |= {key: value for key, value in semantics.items() if value != SEMANTICS[key]}
-    options |= {key: value for key, value in dilation.items() if value != DILATION[key]}
+    options |= {key: value for key, value in dilation.items() if value != DILATION_RULES[key]}
     dtypes = {value.dtype for key, value in state.items() if COUNTER not in key}
     report = Report(
         file=str(file.path),
@@ -133,11 +134,11 @@ def _is_bare(dialect: Dialect, outside: Sequence[str]) -> bool:
 
 def _own_dilation(own: Mapping[str, Any], structure: Structure) -> dict[str, Any]:
     """The options of dilated stages in our config; empty if there are none."""
-    stride = own.get("output_stride", 8 if any(key in own for key in DILATION) else 32)
+    stride = own.get("output_stride", 8 if any(key in own for key in DILATION_RULES) else 32)
     if structure.stem == "dla" or stride not in (8, 16):
         return {}
-    keys = DILATION if structure.stem == "deep" else ["dilate_first"]
-    return {key: own.get(key, DILATION[key]) for key in keys}
+    keys = DILATION_RULES if structure.stem == "deep" else ["dilate_first"]
+    return {key: own.get(key, DILATION_RULES[key]) for key in keys}
 
 
 def _dilates(place: Place, outside: Iterable[str]) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from res2net_dense.backbones.res2net import FEATURES
+from res2net_dense.backbones.options import FEATURES
 from res2net_dense.backbones.weights import cached_path, fetch, find_weights
 from res2net_dense.convert.checkpoint import inspect, match
 from res2net_dense.convert.report import Checkpoint, Dropped, Report

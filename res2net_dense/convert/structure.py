@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from res2net_dense.backbones.dla import CHANNELS, DLA
+from res2net_dense.backbones.options import FEATURES, SEMANTICS, Res2NetOptions
 from res2net_dense.backbones.registry import ARCHITECTURES, TEST_ARCHITECTURES, create_classifier
-from res2net_dense.backbones.res2net import EXPANSION, FEATURES, Res2Net
+from res2net_dense.backbones.res2net import EXPANSION
 from res2net_dense.errors import CheckpointError
 
 STAGES = 4
@@ -30,17 +30,6 @@ FIRST_BLOCK = {"dla": "level2.tree1.conv1.weight"}
 
 EXTRAS = ("squeeze-and-excitation", "deformable convolutions", "grouped stage blocks", "group norm")
 """What a network may have besides the blocks of the published checkpoints."""
-
-_DEFAULTS = {name: parameter.default for name, parameter in inspect.signature(Res2Net).parameters.items()}
-
-SEMANTICS: dict[str, Any] = {
-    name: _DEFAULTS[name]
-    for name in ("stage_pool", "stage_split", "pool_padding", "stride_in_1x1", "norm_eps")
-}
-"""Options under which equal tensors are another network, with the values of the official one."""
-
-DILATION: dict[str, Any] = {name: _DEFAULTS[name] for name in ("dilate_first", "avg_down_dilated")}
-"""The same of options that act in dilated stages alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +119,7 @@ def find_name(structure: Structure) -> tuple[str, dict[str, Any]]:
     for name, architecture in (ARCHITECTURES | TEST_ARCHITECTURES).items():
         if (architecture.network is DLA) != (structure.stem == "dla"):
             continue
-        theirs = _DEFAULTS | architecture.options
+        theirs = {field.name: field.default for field in fields(Res2NetOptions)} | architecture.options
         if not structure.complete and theirs["depths"][: len(structure.depths)] == structure.depths:
             theirs["depths"] = structure.depths
         found[name] = {key: value for key, value in wanted.items() if theirs[key] != value}

@@ -12,16 +12,16 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
 
-from res2net_dense.backbones import create_backbone
-from res2net_dense.backbones.registry import Backbone as Network
+from res2net_dense.backbones import create_backbone, network
+from res2net_dense.backbones.options import FEATURES, SEMANTICS, Res2NetOptions
 from res2net_dense.errors import ConfigError, MissingDependencyError
 
-# detectron2 calls what newer torch versions deprecate. Its users can do nothing about these three, so they
-# stay silent.
+# detectron2 calls what newer versions of torch deprecate, about which its users can do nothing.
 warnings.filterwarnings("ignore", message="torch.meshgrid", category=UserWarning)
 logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
 try:
@@ -37,26 +37,22 @@ except ImportError as error:
     ) from error
 
 
-# Options that not every network has, and are handed over only where they differ from the usual.
-_OPTIONS = {
-    "STAGE_POOL": "always",
-    "STAGE_SPLIT": "always",
-    "POOL_PADDING": "counted",
-    "STRIDE_IN_1X1": False,
-    "NORM_EPS": 1e-5,
-    "DCN_STAGES": [],
-}
+OPTIONS = (
+    *("out_features", "norm", "drop_path_rate", "checkpoint_activations", "dcn_stages"),
+    *SEMANTICS,
+)
+"""The options of `create_backbone` that are keys of `MODEL.RES2NET`, there in capitals."""
 
 
 class Res2NetBackbone(Backbone):  # type: ignore[misc]  # detectron2 is untyped
     """A backbone of ours behind detectron2's `Backbone` interface."""
 
-    def __init__(self, net: Network) -> None:
+    def __init__(self, net: network.Backbone) -> None:
         super().__init__()
-        self.net: Network = net
+        self.net = net
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """`(N, C, H, W)` normalised images -> features by name."""
+        """`(N, C, H, W)` normalized images -> features by name."""
         return self.net(x)
 
     def output_shape(self) -> dict[str, Any]:
@@ -69,17 +65,15 @@ class Res2NetBackbone(Backbone):  # type: ignore[misc]  # detectron2 is untyped
 
 def add_res2net_config(cfg: CfgNode) -> None:
     """Add `cfg.MODEL.RES2NET`, the settings that the two registered builders read, in place."""
-    cfg.MODEL.RES2NET = CfgNode(
-        {
-            "NAME": "res2net50_26w_4s",
-            "WEIGHTS": "",  # a published tag such as "imagenet", a path, or empty for random weights
-            "NORM": "FrozenBN",
-            "OUT_FEATURES": ["res2", "res3", "res4", "res5"],
-            "DROP_PATH_RATE": 0.0,
-            "CHECKPOINT_ACTIVATIONS": False,
-            **_OPTIONS,
-        }
-    )
+    node = {name.upper(): getattr(Res2NetOptions, name) for name in OPTIONS}
+    node |= {
+        "NAME": "res2net50_26w_4s",
+        "WEIGHTS": "",  # a published tag such as "imagenet", a path, or empty for random weights
+        "NORM": "FrozenBN",
+        "OUT_FEATURES": list(FEATURES[1:]),
+        "DCN_STAGES": [],
+    }
+    cfg.MODEL.RES2NET = CfgNode(node)
 
 
 def build_res2net_backbone_dense(cfg: CfgNode, input_shape: ShapeSpec) -> Res2NetBackbone:
@@ -94,16 +88,18 @@ def build_res2net_backbone_dense(cfg: CfgNode, input_shape: ShapeSpec) -> Res2Ne
             "the detectron2 config has no MODEL.RES2NET; call add_res2net_config(cfg) before merging files"
         )
     node = cfg.MODEL.RES2NET
+    # A DLA does not have all options: only those with another value than the default are handed over.
+    options = {
+        name: node[name.upper()]
+        for name in OPTIONS
+        if node[name.upper()] not in (getattr(Res2NetOptions, name), [])
+    }
     net = create_backbone(
         node.NAME,
         weights=node.WEIGHTS or None,
         in_channels=input_shape.channels,
-        out_features=node.OUT_FEATURES,
-        norm=node.NORM,
         freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
-        drop_path_rate=node.DROP_PATH_RATE,
-        checkpoint_activations=node.CHECKPOINT_ACTIVATIONS,
-        **{key.lower(): node[key] for key, default in _OPTIONS.items() if node[key] != default},
+        **options,
     )
     return Res2NetBackbone(net)
 
@@ -111,9 +107,14 @@ def build_res2net_backbone_dense(cfg: CfgNode, input_shape: ShapeSpec) -> Res2Ne
 def build_res2net_fpn_backbone_dense(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
     """Build the same under an FPN (p2 .. p5 from `cfg.MODEL.FPN`, and p6 by max pooling)."""
     bottom_up = build_res2net_backbone_dense(cfg, input_shape)
+    return build_fpn(bottom_up, cfg, cfg.MODEL.FPN.IN_FEATURES or cfg.MODEL.RES2NET.OUT_FEATURES)
+
+
+def build_fpn(bottom_up: Res2NetBackbone, cfg: CfgNode, in_features: Sequence[str]) -> FPN:
+    """Build the FPN of `cfg.MODEL.FPN` on these features of a backbone."""
     return FPN(
         bottom_up=bottom_up,
-        in_features=list(cfg.MODEL.FPN.IN_FEATURES or cfg.MODEL.RES2NET.OUT_FEATURES),
+        in_features=list(in_features),
         out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
         norm=cfg.MODEL.FPN.NORM,
         top_block=LastLevelMaxPool(),
@@ -122,7 +123,6 @@ def build_res2net_fpn_backbone_dense(cfg: CfgNode, input_shape: ShapeSpec) -> FP
 
 
 for _builder in (build_res2net_backbone_dense, build_res2net_fpn_backbone_dense):
-    if (
-        _builder.__name__ not in BACKBONE_REGISTRY
-    ):  # the registry refuses a second registration, on reload for instance
+    # The registry refuses a second registration, when the module is reloaded for instance.
+    if _builder.__name__ not in BACKBONE_REGISTRY:
         BACKBONE_REGISTRY.register(_builder)

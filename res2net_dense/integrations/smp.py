@@ -3,11 +3,11 @@
     import res2net_dense.integrations.smp
     model = smp.DeepLabV3Plus("r2d-res2net50_26w_4s", encoder_weights="imagenet", encoder_output_stride=16)
 
-`r2d-<name>` is every network of `list_backbones()` but those for small pictures (`res2next29`), whose largest
-stride is 4: an encoder halves at least three times. `encoder_weights` is "imagenet", a tag of
-`backbones.weights.WEIGHTS` or the path of a file of any dialect. Weights that need a network of other options
-(`stage_pool="strided"`) are refused: smp hands none over, `build_encoder` takes them all, and what it builds
-can replace `model.encoder`.
+`r2d-<name>` is every network of `list_backbones()` except those for small images (`res2next29`), whose
+largest stride is 4: an encoder halves at least three times. `encoder_weights` is "imagenet", a tag of
+`backbones.weights.WEIGHTS` or the path of a file of any dialect. smp passes no options on to an encoder, so
+weights that need some (`stage_pool="strided"`) are refused; `build_encoder` takes all options, and what it
+builds can replace `model.encoder`.
 """
 
 from __future__ import annotations
@@ -24,14 +24,13 @@ from torch import Tensor, nn
 
 from res2net_dense.backbones import create_backbone
 from res2net_dense.backbones.dla import DLA
+from res2net_dense.backbones.options import FEATURES
 from res2net_dense.backbones.registry import (
     ARCHITECTURES,
     TEST_ARCHITECTURES,
-    BackboneOptions,
     canonical_name,
     find_architecture,
 )
-from res2net_dense.backbones.res2net import FEATURES
 from res2net_dense.backbones.weights import WEIGHTS, find_weights
 from res2net_dense.convert import load_backbone_weights
 from res2net_dense.errors import ConfigError, MissingDependencyError
@@ -46,8 +45,6 @@ except ImportError as error:
     ) from error
 
 if TYPE_CHECKING:
-    from typing_extensions import Unpack
-
     from res2net_dense.weight_files import WeightFile
 
 PREFIX = "r2d-"
@@ -58,49 +55,46 @@ class EncoderError(ConfigError, ValueError):
 
 
 class Encoder(nn.Module, EncoderMixin):  # type: ignore[misc]  # smp is untyped
-    """A network of ours as smp's decoders want it.
-
-    Its children, and so the names of its tensors, are those of the network, in the order they run.
+    """A network of ours as smp's decoders want it: its children are those of the network, in the order they
+    run, so its tensors have the same names.
 
     Args:
         name: of the network, see `create_backbone`.
-        depth: features besides the picture, 1 to 5; stages past the last one are not built.
+        depth: number of features besides the image, 1 to 5; later stages are not built.
         **options: of `create_backbone`; `out_features` is set from `depth`.
 
     Attributes:
-        semantics, dilation_rules: see `Res2Net`.
+        semantics, dilation_rules: see `backbones.network.Backbone`.
 
     Raises:
         ConfigError: an argument has no meaning.
     """
 
-    def __init__(self, name: str, *, depth: int = 5, **options: Unpack[BackboneOptions]) -> None:
+    def __init__(self, name: str, *, depth: int = 5, **options: Any) -> None:
         super().__init__()
-        output_stride, in_channels = options.get("output_stride", 32), options.get("in_channels", 3)
         if depth not in range(1, 6):
-            raise EncoderError(f"depth is {depth!r}; an encoder has 1 to 5 features besides the picture")
+            raise EncoderError(f"depth is {depth!r}; an encoder has 1 to 5 features besides the image")
+        output_stride = options.get("output_stride", 32)
         if output_stride not in (8, 16, 32):
             raise EncoderError(f"output_stride is {output_stride!r}; allowed: 8, 16, 32")
-        self._name = canonical_name(name)
         if {**find_architecture(name).options, **options}.get("stem") == "3x3":
             raise EncoderError(
-                f"{name} with a 3x3 stem is for small pictures and never shrinks them as an encoder of smp "
+                f"{name} with a 3x3 stem is for small images and never shrinks them as an encoder of smp "
                 "must; choose a network with another stem"
             )
-        options["out_features"] = FEATURES[:depth]
-        network = create_backbone(name, **options)
+        network = create_backbone(name, **options | {"out_features": FEATURES[:depth]})
         # The feature of stride 2 is the map before the max pool.
-        stem = "level1" if isinstance(network, DLA) else "relu"
-        self._ends = [stem, *network.stages]
+        self._ends = ["level1" if isinstance(network, DLA) else "relu", *network.stages]
         for key, child in network.named_children():
             self.add_module(key, child)
             if key == self._ends[-1]:
                 break
         self.semantics = network.semantics
         self.dilation_rules = network.dilation_rules
+        self._name = canonical_name(name)
         self._depth = depth
-        self._in_channels = in_channels
-        self._out_channels = [in_channels, *network.out_channels.values()]
+        self._in_channels = options.get("in_channels", 3)
+        self._out_channels = [self._in_channels, *network.out_channels.values()]
         self._output_stride = output_stride
         self._is_torch_scriptable = options.get("norm") != "SyncBN"  # torch's own is not
 
@@ -108,7 +102,7 @@ class Encoder(nn.Module, EncoderMixin):  # type: ignore[misc]  # smp is untyped
         """Compute the features.
 
         Args:
-            x: `(N, in_channels, H, W)` float, normalised.
+            x: `(N, in_channels, H, W)` float, normalized.
 
         Returns:
             `x`, and `depth` maps of strides 2, 4, ... up to `output_stride`; sizes round up.
@@ -120,23 +114,8 @@ class Encoder(nn.Module, EncoderMixin):  # type: ignore[misc]  # smp is untyped
                 features.append(x)
         return features
 
-    def get_stages(self) -> dict[int, list[nn.Module]]:
-        """The children by the stride that they lead to in an undilated network."""
-        stages: dict[int, list[nn.Module]] = {2: []}
-        for name, child in self.named_children():
-            stages[max(stages)].append(child)
-            if name in self._ends[:-1]:
-                stages[2 * max(stages)] = []
-        return stages
-
     def make_dilated(self, output_stride: int) -> None:
-        """Do nothing: the network was built with its output stride.
-
-        Raises:
-            EncoderError: it was built with another.
-        """
-        if output_stride not in (8, 16):
-            raise EncoderError(f"Output stride should be 16 or 8, got {output_stride}.")
+        """Check that the network was built with this output stride; smp calls it after building."""
         if output_stride != self._output_stride:
             raise EncoderError(
                 f"the encoder was built with output_stride={self._output_stride}, which stays; build it with "
@@ -144,7 +123,7 @@ class Encoder(nn.Module, EncoderMixin):  # type: ignore[misc]  # smp is untyped
             )
 
     def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
-        """As `nn.Module`'s; also takes what smp was given for the weights of this encoder.
+        """As `nn.Module`'s; also takes the `_Reference` that smp was given for the weights of this encoder.
 
         Raises:
             CheckpointError: see `load_backbone_weights`.
@@ -160,7 +139,7 @@ def build_encoder(
     weights: str | Path | WeightFile | None = None,
     trust_pickle: bool = False,
     depth: int = 5,
-    **options: Unpack[BackboneOptions],
+    **options: Any,
 ) -> Encoder:
     """Build the encoder of the network `name` and load its weights, for `model.encoder` of an smp model.
 
@@ -181,17 +160,21 @@ def build_encoder(
     return encoder
 
 
+# smp downloads the `repo_id` of an encoder's settings and loads the file into the encoder. Ours is a
+# `_Reference`, which two hooks pass through smp unchanged to `Encoder.load_state_dict`.
+
+
 @dataclass(frozen=True)
 class _Reference:
-    """What smp passes on in place of a repository's name, a file's path and a state dict."""
+    """Weights of a network, in the place of a repository's name, a file's path and a state dict."""
 
     name: str
     weights: str | Path
 
 
 class _Settings(dict[Any, Any]):
-    """Where smp looks the weights of one encoder up: the published tags by name, and anything else, so that
-    `load_backbone_weights` says what is wrong with it.
+    """The pretrained settings of one encoder: the published tags, and an answer to anything else, so that
+    `load_backbone_weights` explains what is wrong with it.
     """
 
     def __init__(self, name: str) -> None:
@@ -208,7 +191,7 @@ class _Settings(dict[Any, Any]):
 
 
 class _PreprocessingFile:
-    """The path of a file that is written when it is opened, and goes with this object."""
+    """The path of a file that is written when it is opened, and deleted with this object."""
 
     def __init__(self, reference: _Reference) -> None:
         self.reference = reference
@@ -228,7 +211,7 @@ class _PreprocessingFile:
 
 
 def _hook(name: str, ours: Callable[..., Any]) -> None:
-    """Let smp's `name` hand a `_Reference` to `ours`, and everything else to what it was."""
+    """Let smp's function `name` pass a `_Reference` to `ours`, and everything else to smp's own."""
     theirs = getattr(smp_encoders, name)
     theirs = getattr(theirs, "without_r2d", theirs)  # this module may be loaded again
 
@@ -245,12 +228,8 @@ def _download(reference: _Reference, *, filename: str, **_: Any) -> _Reference |
     return _PreprocessingFile(reference) if filename == "config.json" else reference
 
 
-def _read(reference: _Reference, **_: Any) -> _Reference:
-    return reference
-
-
 _hook("hf_hub_download", _download)
-_hook("load_file", _read)
+_hook("load_file", lambda reference, **_: reference)
 for _name, _architecture in (ARCHITECTURES | TEST_ARCHITECTURES).items():
     if _architecture.options.get("stem") != "3x3":
         smp_encoders.encoders[PREFIX + _name] = {

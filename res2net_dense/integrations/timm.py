@@ -3,8 +3,8 @@
     import res2net_dense.integrations.timm
     timm.create_model("se_res2net50_26w_4s.r2d", features_only=True, output_stride=16)
 
-The tag `r2d` says whose they are. Where timm has the network, under whatever name, timm's stays. None of
-these has published weights for timm to find; `res2net_dense.get_model` knows where there are any.
+Networks that timm has, under whatever name, are left to timm. None of these has published weights that timm
+could load; use `res2net_dense.get_model`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from res2net_dense.backbones.bottle2neck import Bottle2neck
+from res2net_dense.backbones.options import Res2NetOptions
 from res2net_dense.backbones.registry import ALIASES, ARCHITECTURES
 from res2net_dense.backbones.res2net import Res2NetClassifier
 from res2net_dense.errors import ConfigError, MissingDependencyError
@@ -33,11 +34,11 @@ class TimmRes2Net(Res2NetClassifier):
     """`Res2NetClassifier` with what timm asks of a model.
 
     Args:
-        in_chans: channels of the picture.
+        in_chans: channels of the image.
         num_classes: 0 for pooled features `(N, num_features)` without a head.
         global_pool: "avg", or "" (with `num_classes=0`) for the last map itself.
         drop_rate: dropout before the head.
-        **options: of `Res2Net`.
+        **options: of `Res2NetOptions`.
     """
 
     def __init__(
@@ -49,19 +50,18 @@ class TimmRes2Net(Res2NetClassifier):
         drop_rate: float = 0.0,
         **options: Any,
     ) -> None:
-        super().__init__(in_channels=in_chans, num_classes=max(1, num_classes), **options)
+        super().__init__(Res2NetOptions(in_channels=in_chans, **options), max(1, num_classes))
         self.num_features = self.head_hidden_size = self.out_channels[self.out_features[-1]]
         self.drop = nn.Dropout(drop_rate)
         self.reset_classifier(num_classes, global_pool)
         # The children stand in the order they run, which is all that timm needs to cut features out.
-        stem = {"num_chs": 64, "reduction": 1 if options.get("stem") == "3x3" else 2, "module": "relu"}
-        stages = zip(self.stages, self.out_channels.values(), self.out_strides.values(), strict=True)
+        small = options.get("stem") == "3x3"
+        names = ["relu", *self.stages]
+        channels = [64, *self.out_channels.values()]
+        strides = [1 if small else 2, *self.out_strides.values()]
         self.feature_info = [
-            stem,
-            *(
-                {"num_chs": channels, "reduction": stride, "module": name}
-                for name, channels, stride in stages
-            ),
+            {"num_chs": count, "reduction": stride, "module": name}
+            for name, count, stride in zip(names, channels, strides, strict=True)
         ]
 
     def get_classifier(self) -> nn.Module:
@@ -85,7 +85,7 @@ class TimmRes2Net(Res2NetClassifier):
         self.fc: nn.Module = head.to(next(self.parameters()).device)
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """`(N, in_chans, H, W)` normalised -> the last map `(N, num_features, H / 32, W / 32)`."""
+        """`(N, in_chans, H, W)` normalized -> the last map `(N, num_features, H / 32, W / 32)`."""
         return self.extract_features(x)[self.out_features[-1]]
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
@@ -96,33 +96,28 @@ class TimmRes2Net(Res2NetClassifier):
         return x if pre_logits else self.fc(x)
 
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]  # logits, not features
-        """`(N, in_chans, H, W)` normalised -> logits."""
+        """`(N, in_chans, H, W)` normalized -> logits."""
         return self.forward_head(self.forward_features(x))
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Compute activations a second time in the backward pass instead of keeping them."""
+        """Recompute activations in the backward pass instead of keeping them."""
         for module in self.modules():
             if isinstance(module, Bottle2neck):
                 module.checkpointed = enable
 
     def group_matcher(self, coarse: bool = False) -> dict[str, str]:
         """Patterns of parameter names, for learning rates by layer."""
-        return {
-            "stem": r"^conv1|^bn1",
-            "blocks": r"^layer(\d+)" if coarse else r"^layer(\d+)\.(\d+)",
-        }
+        return {"stem": r"^conv1|^bn1", "blocks": r"^layer(\d+)" + ("" if coarse else r"\.(\d+)")}
 
 
-NAMES = sorted(
-    set(ARCHITECTURES)
-    - set(timm.list_models())
-    - {ours for alias, ours in ALIASES.items() if alias in timm.list_models()}
-)
+_THEIRS = set(timm.list_models())
+NAMES = sorted(set(ARCHITECTURES) - _THEIRS - {ours for alias, ours in ALIASES.items() if alias in _THEIRS})
 """What is registered here."""
 
 
 def _settings(name: str) -> dict[str, Any]:
-    side = 32 if ARCHITECTURES[name].options.get("stem") == "3x3" else 224
+    stem = ARCHITECTURES[name].options.get("stem")
+    side = 32 if stem == "3x3" else 224
     return {
         "url": "",
         "num_classes": 1000,
@@ -132,7 +127,7 @@ def _settings(name: str) -> dict[str, Any]:
         "interpolation": "bilinear",
         "mean": IMAGENET_DEFAULT_MEAN,
         "std": IMAGENET_DEFAULT_STD,
-        "first_conv": "conv1.0" if ARCHITECTURES[name].options.get("stem") == "deep" else "conv1",
+        "first_conv": "conv1.0" if stem == "deep" else "conv1",
         "classifier": "fc",
     }
 

@@ -5,29 +5,49 @@ detectron2 builds from a `CfgNode`; it is made here from plain arguments and nev
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from res2net_dense.errors import ConfigError
-from res2net_dense.integrations.detectron2 import (
-    add_res2net_config,
-)  # first: says clearly when detectron2 is missing
+from res2net_dense.backbones import create_backbone
+from res2net_dense.errors import ConfigError, did_you_mean, one_line
+from res2net_dense.integrations.detectron2 import (  # first: a clear message where detectron2 is missing
+    Res2NetBackbone,
+    build_fpn,
+)
+from res2net_dense.models.base import PIXEL_MEAN, PIXEL_STD
 from res2net_dense.types import Losses, Prediction, Sample
 
 # isort: split
 from detectron2.config import CfgNode, get_cfg
-from detectron2.modeling import GeneralizedRCNN
+from detectron2.modeling import GeneralizedRCNN, build_proposal_generator, build_roi_heads
 from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks
 from detectron2.utils.events import EventStorage
 
-FEATURES = ["res2", "res3", "res4", "res5"]
+SETTINGS: dict[str, tuple[str, float]] = {
+    "fpn_channels": ("MODEL.FPN.OUT_CHANNELS", 256),
+    "box_head_dim": ("MODEL.ROI_BOX_HEAD.FC_DIM", 1024),
+    "box_head_convs": ("MODEL.ROI_BOX_HEAD.NUM_CONV", 0),
+    "mask_head_convs": ("MODEL.ROI_MASK_HEAD.NUM_CONV", 4),
+    "mask_head_dim": ("MODEL.ROI_MASK_HEAD.CONV_DIM", 256),
+    "rpn_batch": ("MODEL.RPN.BATCH_SIZE_PER_IMAGE", 256),
+    "roi_batch": ("MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", 512),
+    "rpn_pre_nms_train": ("MODEL.RPN.PRE_NMS_TOPK_TRAIN", 2000),
+    "rpn_post_nms_train": ("MODEL.RPN.POST_NMS_TOPK_TRAIN", 1000),
+    "rpn_pre_nms_test": ("MODEL.RPN.PRE_NMS_TOPK_TEST", 1000),
+    "rpn_post_nms_test": ("MODEL.RPN.POST_NMS_TOPK_TEST", 1000),
+    "score_threshold": ("MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.05),
+    "nms_threshold": ("MODEL.ROI_HEADS.NMS_THRESH_TEST", 0.5),
+    "detections_per_image": ("TEST.DETECTIONS_PER_IMAGE", 100),
+}
+"""The numbers of an R-CNN: detectron2's key and our default of each. The schema of configurations explains
+them."""
 
-# detectron2's keys that have a name of ours, so that a setting has one place.
-OWNED = {
+OWNED = {key: f"model.{name}" for name, (key, _) in SETTINGS.items()} | {
     "INPUT.FORMAT": "the images, which are RGB",
     "MODEL.META_ARCHITECTURE": "model.arch",
     "MODEL.BACKBONE.NAME": "backbone.name",
@@ -37,27 +57,26 @@ OWNED = {
     "MODEL.MASK_ON": "model.arch",
     "MODEL.PIXEL_MEAN": "model.pixel_mean",
     "MODEL.PIXEL_STD": "model.pixel_std",
-    "MODEL.FPN.OUT_CHANNELS": "model.fpn_channels",
     "MODEL.FPN.NORM": "model.norm",
     "MODEL.ANCHOR_GENERATOR.SIZES": "model.anchor_sizes",
     "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS": "model.anchor_ratios",
-    "MODEL.RPN.BATCH_SIZE_PER_IMAGE": "model.rpn_batch",
-    "MODEL.RPN.PRE_NMS_TOPK_TRAIN": "model.rpn_pre_nms_train",
-    "MODEL.RPN.POST_NMS_TOPK_TRAIN": "model.rpn_post_nms_train",
-    "MODEL.RPN.PRE_NMS_TOPK_TEST": "model.rpn_pre_nms_test",
-    "MODEL.RPN.POST_NMS_TOPK_TEST": "model.rpn_post_nms_test",
     "MODEL.ROI_HEADS.NUM_CLASSES": "model.num_classes",
-    "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": "model.roi_batch",
-    "MODEL.ROI_HEADS.SCORE_THRESH_TEST": "model.score_threshold",
-    "MODEL.ROI_HEADS.NMS_THRESH_TEST": "model.nms_threshold",
-    "MODEL.ROI_BOX_HEAD.FC_DIM": "model.box_head_dim",
-    "MODEL.ROI_BOX_HEAD.NUM_CONV": "model.box_head_convs",
     "MODEL.ROI_BOX_HEAD.NORM": "model.norm",
-    "MODEL.ROI_MASK_HEAD.NUM_CONV": "model.mask_head_convs",
-    "MODEL.ROI_MASK_HEAD.CONV_DIM": "model.mask_head_dim",
     "MODEL.ROI_MASK_HEAD.NORM": "model.norm",
-    "TEST.DETECTIONS_PER_IMAGE": "model.detections_per_image",
 }
+"""detectron2's keys that have a name of ours, so that a setting has one place."""
+
+_FPN_RCNN = {
+    "MODEL.FPN.IN_FEATURES": ["res2", "res3", "res4", "res5"],
+    "MODEL.RPN.IN_FEATURES": ["p2", "p3", "p4", "p5", "p6"],
+    "MODEL.ROI_HEADS.NAME": "StandardROIHeads",
+    "MODEL.ROI_HEADS.IN_FEATURES": ["p2", "p3", "p4", "p5"],
+    "MODEL.ROI_BOX_HEAD.NAME": "FastRCNNConvFCHead",
+    "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION": 7,
+    "MODEL.ROI_MASK_HEAD.NAME": "MaskRCNNConvUpsampleHead",
+    "MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION": 14,
+}
+"""What makes detectron2's default configuration an R-CNN with FPN."""
 
 
 class RCNN(GeneralizedRCNN):  # type: ignore[misc]  # detectron2 is untyped
@@ -69,7 +88,7 @@ class RCNN(GeneralizedRCNN):  # type: ignore[misc]  # detectron2 is untyped
         """See `res2net_dense.types`. Boxes and masks of the predictions are at each image's original size."""
         inputs = [_to_detectron2(sample, with_targets=self.training, device=self.device) for sample in batch]
         if self.training:
-            with EventStorage():  # its heads write statistics and assert that somebody listens
+            with EventStorage():  # its heads write statistics and require a storage
                 return super().forward(inputs)
         detections = self.inference(inputs, do_postprocess=False)
         return [_to_prediction(found, sample) for found, sample in zip(detections, batch, strict=True)]
@@ -80,40 +99,26 @@ def build_rcnn(
     backbone: Mapping[str, Any],
     num_classes: int,
     mask: bool = True,
-    fpn_channels: int = 256,
     norm: str = "",
     anchor_sizes: Sequence[float] = (32, 64, 128, 256, 512),
     anchor_ratios: Sequence[float] = (0.5, 1.0, 2.0),
-    box_head_dim: int = 1024,
-    box_head_convs: int = 0,
-    mask_head_convs: int = 4,
-    mask_head_dim: int = 256,
-    rpn_batch: int = 256,
-    roi_batch: int = 512,
-    rpn_pre_nms_train: int = 2000,
-    rpn_post_nms_train: int = 1000,
-    rpn_pre_nms_test: int = 1000,
-    rpn_post_nms_test: int = 1000,
-    score_threshold: float = 0.05,
-    nms_threshold: float = 0.5,
-    detections_per_image: int = 100,
-    pixel_mean: Sequence[float] = (123.675, 116.28, 103.53),
-    pixel_std: Sequence[float] = (58.395, 57.12, 57.375),
+    pixel_mean: Sequence[float] = PIXEL_MEAN,
+    pixel_std: Sequence[float] = PIXEL_STD,
     detectron2: Mapping[str, Any] | None = None,
+    **settings: float,
 ) -> nn.Module:
     """Build Mask R-CNN (or Faster R-CNN without `mask`) with FPN (He et al., arXiv 1703.06870; Lin et al.,
     1612.03144).
 
     Args:
-        backbone: `name`, and optionally `weights, norm, freeze_at, drop_path_rate, checkpoint_activations,
-            stage_pool, stage_split, pool_padding, stride_in_1x1, norm_eps, dcn_stages` as in
-            `create_backbone` and `load_backbone_weights`.
+        backbone: arguments of `create_backbone`: `name`, and optionally `weights` and any option.
         num_classes: classes without background.
-        norm: normalisation in FPN and heads: "", "BN", "GN" or "SyncBN". From scratch on small batches: "GN".
+        norm: normalization in FPN and heads: "", "BN", "GN" or "SyncBN". From scratch on small batches: "GN".
         anchor_sizes: square root of the anchors' area in pixels of the resized image, one for each of p2 ..
             p6.
         detectron2: further keys of detectron2's config by their dotted name, such as
             `{"MODEL.RPN.BBOX_REG_LOSS_TYPE": "giou"}`.
+        **settings: numbers that differ from their defaults in `SETTINGS`.
 
     Returns:
         A model that keeps the contract of `res2net_dense.types`; batches are `list[Sample]`.
@@ -126,59 +131,35 @@ def build_rcnn(
         raise ConfigError(
             f"model.anchor_sizes has {len(anchor_sizes)} entries; p2, p3, p4, p5 and p6 need one each"
         )
-    cfg = get_cfg()
-    add_res2net_config(cfg)
-    net, model = cfg.MODEL.RES2NET, cfg.MODEL
-    net.NAME = backbone["name"]
-    net.WEIGHTS = str(backbone.get("weights") or "")
-    net.NORM = backbone.get("norm", "BN")
-    net.DROP_PATH_RATE = float(backbone.get("drop_path_rate", 0.0))
-    net.CHECKPOINT_ACTIVATIONS = backbone.get("checkpoint_activations", False)
-    net.STAGE_POOL = backbone.get("stage_pool", "always")
-    net.STAGE_SPLIT = backbone.get("stage_split", "always")
-    net.POOL_PADDING = backbone.get("pool_padding", "counted")
-    net.STRIDE_IN_1X1 = backbone.get("stride_in_1x1", False)
-    net.NORM_EPS = float(backbone.get("norm_eps", 1e-5))
-    net.DCN_STAGES = list(backbone.get("dcn_stages", ()))
-    net.OUT_FEATURES = FEATURES
-    model.BACKBONE.NAME = "build_res2net_fpn_backbone_dense"
-    model.BACKBONE.FREEZE_AT = backbone.get("freeze_at", 0)
-    model.DEVICE = "cpu"  # the caller moves the model
-    model.MASK_ON = mask
-    model.PIXEL_MEAN, model.PIXEL_STD = list(pixel_mean), list(pixel_std)
-    cfg.INPUT.FORMAT = "RGB"
-    model.FPN.IN_FEATURES = FEATURES
-    model.FPN.OUT_CHANNELS = fpn_channels
-    model.FPN.NORM = model.ROI_BOX_HEAD.NORM = model.ROI_MASK_HEAD.NORM = norm
-    model.ANCHOR_GENERATOR.SIZES = [[float(size)] for size in anchor_sizes]
-    model.ANCHOR_GENERATOR.ASPECT_RATIOS = [[float(ratio) for ratio in anchor_ratios]]
-    model.RPN.IN_FEATURES = ["p2", "p3", "p4", "p5", "p6"]
-    model.RPN.BATCH_SIZE_PER_IMAGE = rpn_batch
-    model.RPN.PRE_NMS_TOPK_TRAIN, model.RPN.POST_NMS_TOPK_TRAIN = rpn_pre_nms_train, rpn_post_nms_train
-    model.RPN.PRE_NMS_TOPK_TEST, model.RPN.POST_NMS_TOPK_TEST = rpn_pre_nms_test, rpn_post_nms_test
-    model.ROI_HEADS.NAME = "StandardROIHeads"
-    model.ROI_HEADS.IN_FEATURES = ["p2", "p3", "p4", "p5"]
-    model.ROI_HEADS.NUM_CLASSES = num_classes
-    model.ROI_HEADS.BATCH_SIZE_PER_IMAGE = roi_batch
-    model.ROI_HEADS.SCORE_THRESH_TEST = float(score_threshold)
-    model.ROI_HEADS.NMS_THRESH_TEST = float(nms_threshold)
-    model.ROI_BOX_HEAD.NAME = "FastRCNNConvFCHead"
-    model.ROI_BOX_HEAD.NUM_CONV = box_head_convs
-    model.ROI_BOX_HEAD.NUM_FC = 1 if box_head_convs else 2  # "4conv1fc" of GroupNorm's paper, "2fc" of FPN's
-    model.ROI_BOX_HEAD.CONV_DIM = fpn_channels
-    model.ROI_BOX_HEAD.FC_DIM = box_head_dim
-    model.ROI_BOX_HEAD.POOLER_RESOLUTION = 7
-    model.ROI_MASK_HEAD.NAME = "MaskRCNNConvUpsampleHead"
-    model.ROI_MASK_HEAD.NUM_CONV, model.ROI_MASK_HEAD.CONV_DIM = mask_head_convs, mask_head_dim
-    model.ROI_MASK_HEAD.POOLER_RESOLUTION = 14
-    cfg.TEST.DETECTIONS_PER_IMAGE = detections_per_image
-    _pass_through(cfg, detectron2 or {})
-    cfg.freeze()
+    numbers = _numbers(settings)
+    values = {
+        **_FPN_RCNN,
+        **{SETTINGS[name][0]: value for name, value in numbers.items()},
+        "MODEL.MASK_ON": mask,
+        "MODEL.FPN.NORM": norm,
+        "MODEL.ANCHOR_GENERATOR.SIZES": [[float(size)] for size in anchor_sizes],
+        "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS": [[float(ratio) for ratio in anchor_ratios]],
+        "MODEL.ROI_HEADS.NUM_CLASSES": num_classes,
+        "MODEL.ROI_BOX_HEAD.NORM": norm,
+        # "4conv1fc" of GroupNorm's paper, "2fc" of FPN's.
+        "MODEL.ROI_BOX_HEAD.NUM_FC": 1 if numbers["box_head_convs"] else 2,
+        "MODEL.ROI_BOX_HEAD.CONV_DIM": numbers["fpn_channels"],
+        "MODEL.ROI_MASK_HEAD.NORM": norm,
+    }
+    cfg = _config(values, detectron2 or {})
+    net = create_backbone(**{**backbone, "out_features": _FPN_RCNN["MODEL.FPN.IN_FEATURES"]})
     try:
-        rcnn = RCNN(cfg)
+        fpn = build_fpn(Res2NetBackbone(net), cfg, cfg.MODEL.FPN.IN_FEATURES)
+        rcnn = RCNN(
+            backbone=fpn,
+            proposal_generator=build_proposal_generator(cfg, fpn.output_shape()),
+            roi_heads=build_roi_heads(cfg, fpn.output_shape()),
+            pixel_mean=list(pixel_mean),
+            pixel_std=list(pixel_std),
+        )
     except (KeyError, ValueError, AssertionError) as error:
         raise ConfigError(
-            f"detectron2 cannot build the model ({' '.join(str(error).split())}); check model.detectron2, "
+            f"detectron2 cannot build the model ({one_line(error)}); check model.detectron2, "
             "and that model.norm=GN meets channels that are multiples of 32"
         ) from error
     # Under autocast detectron2 would round the boxes to half precision, that is to whole pixels above 256 and
@@ -189,13 +170,27 @@ def build_rcnn(
     return rcnn
 
 
+def _numbers(settings: Mapping[str, float]) -> dict[str, float]:
+    """All of `SETTINGS`, with these values."""
+    for name in settings:
+        if name not in SETTINGS:
+            raise ConfigError(f"an R-CNN has no setting {name!r}; {did_you_mean(name, SETTINGS)}")
+    # detectron2 wants numbers of the type of its defaults.
+    return {name: type(usual)(settings.get(name, usual)) for name, (_, usual) in SETTINGS.items()}
+
+
 def _pool_in_full_precision(pooler: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     features, *boxes = inputs
     return ([feature.float() for feature in features], *boxes)
 
 
-def _pass_through(cfg: CfgNode, settings: Mapping[str, Any]) -> None:
-    for key, value in settings.items():
+def _config(values: Mapping[str, Any], passed: Mapping[str, Any]) -> CfgNode:
+    """detectron2's configuration with our values and those passed through."""
+    cfg = get_cfg()
+    for key, value in values.items():
+        *sections, last = key.split(".")
+        functools.reduce(getattr, sections, cfg)[last] = value
+    for key, value in passed.items():
         if key in OWNED or key.startswith("MODEL.RES2NET."):
             raise ConfigError(
                 f"model.detectron2: {key} is set by {OWNED.get(key, 'the backbone section')}; remove it here"
@@ -205,7 +200,8 @@ def _pass_through(cfg: CfgNode, settings: Mapping[str, Any]) -> None:
         try:
             cfg.merge_from_list([key, value])
         except (AssertionError, KeyError, ValueError) as error:
-            raise ConfigError(f"model.detectron2: {key} = {value!r}: {error}") from error
+            raise ConfigError(f"model.detectron2: {key} = {value!r}: {one_line(error)}") from error
+    return cfg
 
 
 def _to_detectron2(sample: Sample, *, with_targets: bool, device: torch.device) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Faster and Mask R-CNN as a function from one picture to plain tensors, which tracing can take."""
+"""Faster and Mask R-CNN as a function from one image to plain tensors, for export by tracing."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class RcnnGraph(Graph):
     """`boxes`: `(K, 4)` float32 xyxy in pixels of the input, clipped to it; `labels`: `(K,)` int64; `scores`:
     `(K,)` float32, falling; and of a Mask R-CNN `masks`: `(K, M, M)` float32, probabilities inside each box.
 
-    Traced on a picture of any size it takes pictures of every size: detectron2 keeps sizes and counts as
-    tensors while it is traced. In one thing a trace differs from the model itself: torchvision suppresses
-    boxes of different classes or levels together, moved apart, where the model goes class by class if there
-    are more than 1,000 boxes. The sum rounds a box's edges to about 1e-7 of the way that it was moved.
+    Traced on an image of any size it takes images of every size: detectron2 keeps sizes and counts as tensors
+    while it is traced. A trace differs from the model in one way: it always suppresses boxes of all classes
+    or levels together, moved apart, where the model goes class by class if there are more than 1,000 boxes.
+    This rounds a box's edges to about 1e-7 of the distance that it was moved.
     """
 
     by_tracing = True
@@ -41,7 +41,7 @@ class RcnnGraph(Graph):
         for part in list(self.model.roi_heads.modules()):
             for name, child in part.named_children():
                 if isinstance(child, nn.GroupNorm):
-                    setattr(part, name, _GroupNormOfNone(child))
+                    setattr(part, name, _EmptySafeGroupNorm(child))
         self.eval()
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
@@ -55,37 +55,34 @@ class RcnnGraph(Graph):
 
 @contextmanager
 def _traceable() -> Iterator[None]:
-    """Where detectron2 is traced, without what a trace or a runtime takes wrongly."""
+    """Replace what a trace or a runtime gets wrong, if detectron2 is being traced."""
     with ExitStack() as stack:
-        if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]  # it is documented
-            stack.enter_context(patch_builtin_len())  # it would write a count into the trace
+        if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]  # documented
+            stack.enter_context(patch_builtin_len())  # `len` would write a constant into the trace
             for module in (proposal_utils, fast_rcnn):
                 stack.enter_context(mock.patch.object(module, "batched_nms", _batched_nms))
         yield
 
 
 def _batched_nms(boxes: Tensor, scores: Tensor, groups: Tensor, threshold: float) -> Tensor:
-    """torchvision's `batched_nms` for few boxes, without its branch for none, of which OpenVINO makes one.
+    """torchvision's `batched_nms` for few boxes, without its branch for no boxes, where OpenVINO adds one.
 
     Args:
-        boxes: (K, 4) xyxy, clipped to the picture; K may be 0.
+        boxes: (K, 4) xyxy, clipped to the image; K may be 0.
         scores: (K,).
-        groups: (K,) class or level of each box; boxes of different groups leave each other alone.
+        groups: (K,) class or level of each box; boxes of different groups do not suppress each other.
         threshold: of the overlap.
 
     Returns:
-        The numbers of those kept, the highest score first.
+        The indices of the boxes that are kept, the highest score first.
     """
-    coordinates = F.pad(
-        boxes.flatten(), (0, 1)
-    )  # with a 0, which is never the largest: of none there is none
-    edge = coordinates.max() + 1
+    edge = F.pad(boxes.flatten(), (0, 1)).max() + 1  # with a 0, so that there is a maximum without boxes
     return nms(boxes + (groups * edge)[:, None], scores, threshold)
 
 
-class _GroupNormOfNone(nn.Module):
-    """Group normalisation that ONNX can also do where there is nothing to normalise: its exporter writes a
-    reshaping with an edge to be inferred, which runtimes refuse when no box was found.
+class _EmptySafeGroupNorm(nn.Module):
+    """Group normalization that ONNX runtimes also accept without boxes: PyTorch's exporter writes a reshape
+    with an inferred size, which they refuse for an empty tensor.
     """
 
     def __init__(self, norm: nn.GroupNorm) -> None:
@@ -101,5 +98,5 @@ class _GroupNormOfNone(nn.Module):
         groups = x.reshape(x.shape[0], count, channels, *x.shape[2:])
         centred = groups - groups.mean((2, 3, 4), keepdim=True)
         variance = centred.square().mean((2, 3, 4), keepdim=True)
-        normalised = (centred * torch.rsqrt(variance + norm.eps)).reshape(x.shape)
-        return normalised * norm.weight[:, None, None] + norm.bias[:, None, None]
+        normalized = (centred * torch.rsqrt(variance + norm.eps)).reshape(x.shape)
+        return normalized * norm.weight[:, None, None] + norm.bias[:, None, None]

@@ -1,4 +1,4 @@
-"""Detections of an exported R-CNN brought to a picture's original size, without detectron2."""
+"""Detections of an exported R-CNN at an image's original size, without detectron2."""
 
 from __future__ import annotations
 
@@ -17,24 +17,23 @@ def to_prediction(
     original: tuple[int, int],
     mask_threshold: float = 0.5,
 ) -> Prediction:
-    """Scale and clip the boxes, drop those left without area, and paste the masks, to the same numbers and
-    pixels as detectron2's `detector_postprocess` on the CPU.
+    """Scale and clip the boxes, drop those without area, and paste the masks. The result equals that of
+    detectron2's `detector_postprocess` on the CPU.
 
     Args:
         outputs: `boxes` (K, 4) xyxy in pixels of the network's input, `labels` (K,), `scores` (K,), and of a
-            Mask R-CNN `masks` (K, M, M), probabilities inside each box. They are left as they are.
+            Mask R-CNN `masks` (K, M, M), probabilities inside each box.
         size: height and width of the network's input.
-        original: height and width of the original picture.
-        mask_threshold: from which probability on a pixel belongs to an object.
+        original: height and width of the original image.
+        mask_threshold: the lowest probability of a pixel that belongs to an object.
 
     Returns:
         `boxes`, `labels`, `scores` and, where there are any, `masks` (K, H, W) bool at the original size.
     """
     height, width = original
-    boxes = outputs["boxes"].float().reshape(-1, 4)
-    x = (boxes[:, 0::2] * (width / size[1])).clamp(0, width)
-    y = (boxes[:, 1::2] * (height / size[0])).clamp(0, height)
-    boxes = torch.stack((x[:, 0], y[:, 0], x[:, 1], y[:, 1]), dim=1)
+    boxes = outputs["boxes"].float().reshape(-1, 4).clone()
+    boxes[:, 0::2] = (boxes[:, 0::2] * (width / size[1])).clamp(0, width)
+    boxes[:, 1::2] = (boxes[:, 1::2] * (height / size[0])).clamp(0, height)
     kept = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
     boxes = boxes[kept]
     prediction: Prediction = {
@@ -48,22 +47,22 @@ def to_prediction(
 
 
 def paste_masks(masks: Tensor, boxes: Tensor, size: tuple[int, int], threshold: float = 0.5) -> Tensor:
-    """Resample masks into their boxes, one after the other: memory beyond the result is that of one box.
+    """Resample masks into their boxes, one after the other, with extra memory for one box only.
 
-    A mask's pixels are the cells of an even grid over the box, a picture's pixels are sampled at their
-    centres, and outside the grid a mask is 0 (Mask R-CNN as detectron2 has it).
+    A mask's pixels are the cells of an even grid over the box. The image's pixels are sampled at their
+    centres, and a mask is 0 outside the grid, as in detectron2.
 
     Args:
         masks: (K, M, M) float.
-        boxes: (K, 4) xyxy in pixels of the picture, with area.
-        size: height and width of the picture.
-        threshold: from which value on a pixel belongs to an object.
+        boxes: (K, 4) xyxy in pixels of the image, with area.
+        size: height and width of the image.
+        threshold: the lowest value of a pixel that belongs to an object.
 
     Returns:
         (K, H, W) bool.
     """
     pasted = torch.zeros((len(masks), *size), dtype=torch.bool, device=masks.device)
-    for mask, box, picture in zip(masks, boxes, pasted, strict=True):
+    for mask, box, image in zip(masks, boxes, pasted, strict=True):
         # Half a cell reaches out of the box, of which detectron2 takes a pixel.
         x0, y0 = (max(int(edge) - 1, 0) for edge in box[:2].floor().tolist())
         x1, y1 = (
@@ -71,12 +70,12 @@ def paste_masks(masks: Tensor, boxes: Tensor, size: tuple[int, int], threshold: 
         )
         across = _in_box(x0, x1, box[0], box[2])
         down = _in_box(y0, y1, box[1], box[3])
-        picture[y0:y1, x0:x1] = _resample(mask, across, down) >= threshold
+        image[y0:y1, x0:x1] = _resample(mask, across, down) >= threshold
     return pasted
 
 
 def _resample(mask: Tensor, across: Tensor, down: Tensor) -> Tensor:
-    # A function of its own, so that one box's grid is gone before the next one's is made.
+    # A function of its own, so that the grid of one box is freed before the next one is made.
     grid = torch.stack(torch.meshgrid(across, down, indexing="xy"), dim=-1)
     return F.grid_sample(mask[None, None], grid[None], align_corners=False)[0, 0]
 

@@ -1,33 +1,74 @@
-"""Norms of decoders, and what to say where batch norm cannot learn."""
+"""Norms of decoders, and batch norm over a single value: what replaces it, or which settings to change."""
 
 from __future__ import annotations
 
+import functools
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from math import gcd
 
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, distributed, nn
 
 from res2net_dense.errors import ConfigError
 
 MIN_GROUP = 8
-"""Channels of a group of GN: normalisation leaves nothing of a single one behind a pool."""
+"""Channels of a group of GN: of a single channel behind a pool normalization leaves nothing."""
+
+_log = logging.getLogger(__name__)
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
-    """32 groups of 256 channels, as published; fewer where they would be smaller than `MIN_GROUP`."""
+    """32 groups for 256 channels, as published; fewer where they would be smaller than `MIN_GROUP`."""
     return nn.GroupNorm(gcd(32, channels, max(1, channels // MIN_GROUP)), channels)
 
 
+class _SingleValueSafe(nn.modules.batchnorm._BatchNorm):
+    """Batch norm that also takes a single value per channel, as behind a pool over a single image.
+
+    There is no variance then, and PyTorch's raises an error. This one uses its running statistics, as in
+    evaluation, and does not change them.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(N, C, H, W)` -> `(N, C, H, W)`."""
+        shared = isinstance(self, nn.SyncBatchNorm) and distributed.is_initialized()
+        if not self.training or shared or x.numel() > x.shape[1]:
+            return super().forward(x)
+        warn_of_single_values()
+        return F.batch_norm(
+            x, self.running_mean, self.running_var, self.weight, self.bias, training=False, eps=self.eps
+        )
+
+
+class SingleValueSafeBatchNorm2d(_SingleValueSafe, nn.BatchNorm2d):
+    """See `_SingleValueSafe`."""
+
+
+class SingleValueSafeSyncBatchNorm(_SingleValueSafe, nn.SyncBatchNorm):
+    """See `_SingleValueSafe`; with several processes there is always more than one value."""
+
+
+@functools.cache
+def warn_of_single_values() -> None:
+    """Warn, once in a process."""
+    _log.warning(
+        "one image at a time is too few for batch norm behind a pool: it learns no statistics there; "
+        "raise train.batch_size, lower train.accumulate, or use model.norm=GN"
+    )
+
+
 @contextmanager
-def single_values_explained(size: str) -> Iterator[None]:
+def single_values_explained(size: str, norms: str = "backbone.norm and model.norm") -> Iterator[None]:
     """Turn PyTorch's error about batch norm over a single value into one that names the settings.
 
     Args:
-        size: the setting of the pictures' size.
+        size: the setting of the images' size.
+        norms: the settings of the norms.
 
     Raises:
-        ConfigError: batch norm has a single value of a channel to learn from.
+        ConfigError: batch norm has a single value per channel to learn from.
     """
     try:
         yield
@@ -35,6 +76,6 @@ def single_values_explained(size: str) -> Iterator[None]:
         if "more than 1 value per channel" not in str(error):
             raise
         raise ConfigError(
-            "batch norm cannot learn from one picture whose last map is a single pixel: raise "
-            f"train.batch_size or {size}, lower train.accumulate, or use GN for backbone.norm and model.norm"
+            "batch norm cannot learn from one image whose last map is a single pixel: raise "
+            f"train.batch_size or {size}, lower train.accumulate, or use GN for {norms}"
         ) from None

@@ -1,11 +1,10 @@
-"""Pictures of different sizes in one batch, each computed as if it were alone.
+"""Images of different sizes in one batch, each computed as if it were alone.
 
-Padding to a common size changes a network's results: behind the first norm the padding is no longer zero and
-leaks over the picture's border, and whatever averages over the map averages over it too. `Extents` undoes
-both. Before every convolution or pool that looks at neighbours the padding is set to zero, which is what
-these put around a map anyway; what looks further (group norm, squeeze-and-excitation, means that leave the
-zeros outside uncounted) sees one picture after the other; and batch norm that learns sees the pixels of the
-pictures alone, as a list.
+Padding to a common size changes a network's results: after the first norm the padding is no longer zero and
+leaks over the image's border, and every mean over the map includes it. `Extents` undoes both. Before every
+convolution or pool that looks at neighbours the padding is set to zero, as these layers put zeros around a
+map anyway. Layers with a wider view (group norm, squeeze-and-excitation, means that do not count the zeros
+outside) take one image after the other. Batch norm in training takes only the pixels of the images.
 """
 
 from __future__ import annotations
@@ -14,20 +13,20 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import DeformConv2d
 
 from res2net_dense.backbones.layers import AvgPool2dSame, MaxPool2dSame, SqueezeExcitation
+from res2net_dense.models.resizing import fitted
 
 _WHOLE_MAP = (nn.GroupNorm, SqueezeExcitation)
 
 
 class Extents:
-    """How much of each map of a padded batch is picture.
+    """The part of each map of a padded batch that belongs to an image.
 
-    A layer that strides by 2 makes ceil(n / 2) of n rows, so at stride s a picture of n rows has ceil(n / s).
-    The padded size is a multiple of the largest stride, hence s is known from the size of a map.
+    A layer that strides by 2 makes ceil(n / 2) of n rows, so at stride s an image of n rows has ceil(n / s).
+    The padded size is a multiple of the largest stride, so s follows from the size of a map.
     """
 
     def __init__(self) -> None:
@@ -38,7 +37,7 @@ class Extents:
         self._packed: torch.Size | None = None
 
     def set(self, sizes: Sequence[tuple[int, int]], padded: tuple[int, int]) -> None:
-        """Take the sizes of the pictures of a batch, which hold until they are set anew.
+        """Set the sizes of the images of a batch.
 
         Args:
             sizes: (height, width) of each.
@@ -50,7 +49,7 @@ class Extents:
         self._sizes = None if all(size == padded for size in sizes) else list(sizes)
 
     def of(self, x: Tensor) -> list[tuple[int, int]] | None:
-        """(height, width) of each picture in a map `(N, C, h, w)`; None if there is no padding."""
+        """(height, width) of each image in a map `(N, C, h, w)`; None if there is no padding."""
         if self._sizes is None:
             return None
         strides = [whole // part for whole, part in zip(self._padded, x.shape[-2:], strict=True)]
@@ -70,7 +69,7 @@ class Extents:
         return x * self._masks[key]
 
     def _pixels(self, shape: torch.Size, device: torch.device) -> Tensor:
-        """Places of the pictures' pixels among the `N * h * w` of a map."""
+        """Indices of the images' pixels among the `N * h * w` of a map."""
         key = (*shape[-2:], device)
         if key not in self._places:
             mask = self.zeroed(torch.ones(shape[0], 1, *shape[-2:]))
@@ -80,12 +79,12 @@ class Extents:
     def each(
         self, function: Callable[[Tensor], Tensor], x: Tensor, size: Sequence[int] | None = None
     ) -> Tensor:
-        """`function` of each picture alone.
+        """Apply `function` to each image alone.
 
         Args:
-            function: `(1, C, h, w)` -> `(1, D, h', w')`, or of the whole batch where there is no padding.
+            function: `(1, C, h, w)` -> `(1, D, h', w')`; it gets the whole batch where there is no padding.
             x: `(N, C, H, W)`.
-            size: (height, width) of the result; what is larger is cut off right and below.
+            size: (height, width) of the result; larger results are cut right and below.
         """
         size = x.shape[-2:] if size is None else size
         sizes, kept = self.of(x), self._sizes
@@ -111,7 +110,7 @@ class Extents:
         return self.each(module.forward, args[0], output.shape[-2:])
 
     def pack(self, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
-        """A forward pre-hook of batch norm: of a map the pixels of the pictures, `(P, C, 1, 1)`."""
+        """A forward pre-hook of batch norm: the pixels of the images in a map, `(P, C, 1, 1)`."""
         x = args[0]
         self._packed = None
         if not module.training or self.of(x) is None:
@@ -131,11 +130,10 @@ class Extents:
 
 
 def watch(network: nn.Module, extents: Extents) -> None:
-    """Let the layers of `network` compute each picture as if it were alone, whatever `extents` is set to.
+    """Let the layers of `network` compute each image as if it were alone, according to `extents`.
 
-    Where there is no padding the hooks do nothing. State dicts do not change.
+    Without padding the hooks do nothing. State dicts do not change.
     """
-
     for module in network.modules():
         if isinstance(module, _WHOLE_MAP) or (
             isinstance(module, nn.AvgPool2d) and not module.count_include_pad
@@ -151,11 +149,5 @@ def watch(network: nn.Module, extents: Extents) -> None:
 def _looks_around(module: nn.Module) -> bool:
     if isinstance(module, (nn.Conv2d, DeformConv2d)):
         return max(module.kernel_size) > 1
-    # The padding of a maximum is no number, but no map that these see is below zero.
+    # A maximum is padded with minus infinity, but no map that these get is below zero.
     return isinstance(module, (nn.MaxPool2d, nn.AvgPool2d, AvgPool2dSame, MaxPool2dSame))
-
-
-def fitted(x: Tensor, size: Sequence[int]) -> Tensor:
-    """Cut or pad with zeros right and below."""
-    below, right = size[0] - x.shape[-2], size[1] - x.shape[-1]
-    return F.pad(x, (0, right, 0, below)) if below or right else x

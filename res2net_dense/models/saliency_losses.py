@@ -1,8 +1,8 @@
-"""Losses of saliency maps, one number a picture, that see nothing of the padding.
+"""Losses of saliency maps, one number per image, without any influence of the padding.
 
-A picture padded to the size of its batch has the losses that it has alone: sums and means run over its own
-pixels, and so do the windows of the losses that look at a neighbourhood. All is computed in float32 at
-least, under autocast too, and nothing waits for the device.
+An image padded to the size of its batch has the losses that it has alone: sums, means and windows cover its
+own pixels only. Everything is computed in float32 at least, also under autocast, and nothing waits for the
+device.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ def saliency_losses(
     """The losses whose weight is above 0, times their weight, under the names of the arguments.
 
     Args:
-        logits: (N, 1, H, W); what lies in the padding has no influence and no gradient.
+        logits: (N, 1, H, W); those in the padding have no influence and no gradient.
         targets: (N, H, W) in {0, 1}.
         valid: (N, H, W) bool, False in the padding.
         bce: weight of the binary cross-entropy, the mean over the pixels.
         iou: weight of 1 - (sum p y + 1) / (sum (p + y - p y) + 1), p the probabilities and y the targets: the
-            soft intersection over union of the whole picture. The ones make a true empty map free of loss.
+            soft intersection over union of the whole image. Because of the ones a true empty map has no loss.
         ssim: weight of 1 - the mean structural similarity of p and y (Wang et al. 2004: Gaussian windows of
             11 x 11 pixels, sigma 1.5, C1 = 0.01^2, C2 = 0.03^2), as in BASNet (Qin et al., CVPR 2019).
         structure: weight of the sum of bce and iou, where each pixel counts 1 + 5 |m - y|, m the mean of y
-            in the 31 x 31 pixels around it: the more, the nearer to an outline (F3Net, arXiv 1911.11445).
+            in the 31 x 31 pixels around it: more near an outline (F3Net, arXiv 1911.11445).
 
     Returns:
         Each (N,), of the type of the logits or float32 if that is wider.
@@ -62,7 +62,7 @@ def saliency_losses(
 
 @torch.no_grad()
 def edge_targets(targets: Tensor, valid: Tensor, width: int = 1) -> Tensor:
-    """The pixels on both sides of the objects' outlines; where the picture ends, there is no outline.
+    """The pixels on both sides of the objects' outlines; the border of the image is not an outline.
 
     Args:
         targets: (N, H, W) in {0, 1}.
@@ -70,7 +70,7 @@ def edge_targets(targets: Tensor, valid: Tensor, width: int = 1) -> Tensor:
         width: of the line on either side, in pixels.
 
     Returns:
-        (N, H, W) float32 in {0, 1}: 1 where there are both objects and ground at most `width` pixels away
+        (N, H, W) float32 in {0, 1}: 1 where there are both object and background at most `width` pixels away
         along either axis.
     """
     near = [
@@ -81,10 +81,10 @@ def edge_targets(targets: Tensor, valid: Tensor, width: int = 1) -> Tensor:
 
 
 def edge_loss(logits: Tensor, targets: Tensor, valid: Tensor) -> Tensor:
-    """The binary cross-entropy of few pixels against many, as a rule those of `edge_targets`.
+    """The binary cross-entropy of few pixels against many, usually those of `edge_targets`.
 
-    Edges and all else count the same, however few the edges are (the balance of HED, arXiv 1504.06375): half
-    the mean over the one plus half the mean over the other, 0 for what is not there.
+    Edges have half of the weight, however few they are (the balance of HED, arXiv 1504.06375): half the mean
+    over the edges plus half the mean over the other pixels, 0 for a group without pixels.
 
     Args:
         logits: (N, 1, H, W).
@@ -100,14 +100,14 @@ def edge_loss(logits: Tensor, targets: Tensor, valid: Tensor) -> Tensor:
 
 
 def _prepared(logits: Tensor, targets: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits, targets and validity of one precise type, (N, H, W); 0 in the padding, whatever was there."""
+    """Logits, targets and validity, (N, H, W), in float32 at least; 0 in the padding."""
     kind = torch.promote_types(logits.dtype, torch.float32)
     logits = torch.where(valid, logits.squeeze(1).to(kind), 0)  # not a product: 0 * NaN is NaN
     return logits, torch.where(valid, targets.to(kind), 0), valid.to(kind)
 
 
 def _mean(values: Tensor, shares: Tensor) -> Tensor:
-    """(N, H, W), each pixel counted by its share -> (N,); 0 where there is none to count."""
+    """(N, H, W) values and weights of the pixels -> (N,) weighted means; 0 without pixels."""
     return (values * shares).sum(dim=(1, 2)) / shares.sum(dim=(1, 2)).clamp(min=1)
 
 
@@ -118,20 +118,20 @@ def _iou_loss(probabilities: Tensor, targets: Tensor, shares: Tensor) -> Tensor:
 
 
 def _similarity(first: Tensor, second: Tensor, pixels: Tensor) -> Tensor:
-    """SSIM around every pixel, (N, H, W); of a window beyond the picture's border the inner part counts."""
+    """SSIM around every pixel, (N, H, W); only the part of a window inside the image counts."""
     offsets = torch.arange(-SSIM_RADIUS, SSIM_RADIUS + 1, device=first.device, dtype=first.dtype)
     kernel = torch.exp(-0.5 * (offsets / SSIM_SIGMA) ** 2)
     kernel = kernel / kernel.sum()
     maps = torch.stack([torch.ones_like(first), first, second, first**2, second**2, first * second], dim=1)
-    # all as channels of one picture: on a CPU thirty times as fast as many pictures of one channel
+    # All as channels of one image: on a CPU thirty times as fast as many images of one channel.
     maps = (maps * pixels[:, None]).flatten(0, 1)[None]
     count = maps.shape[1]
     kernel = kernel.expand(count, 1, 1, -1)
-    with torch.autocast(first.device.type, enabled=False):  # variances are differences of like numbers
+    with torch.autocast(first.device.type, enabled=False):  # variances are small differences of large numbers
         maps = F.conv2d(maps, kernel, padding=(0, SSIM_RADIUS), groups=count)
         maps = F.conv2d(maps, kernel.mT, padding=(SSIM_RADIUS, 0), groups=count)
     covered, *sums = maps.view(len(first), 6, *first.shape[1:]).unbind(dim=1)
-    # far from every pixel nothing is covered; what comes out there is not counted, but must be finite
+    # Windows in the padding may cover no pixel; their values are not counted, but must be finite.
     mean1, mean2, square1, square2, product = (s / torch.where(covered > 0, covered, 1) for s in sums)
     common = (2 * mean1 * mean2 + SSIM_C1) * (2 * (product - mean1 * mean2) + SSIM_C2)
     variances = square1 - mean1**2 + square2 - mean2**2
@@ -140,10 +140,10 @@ def _similarity(first: Tensor, second: Tensor, pixels: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _outline_weights(targets: Tensor, pixels: Tensor) -> Tensor:
-    """How much each pixel counts for the structure loss, (N, H, W); 0 in the padding."""
+    """The weight of each pixel in the structure loss, (N, H, W); 0 in the padding."""
     side, radius = 2 * STRUCTURE_RADIUS + 1, STRUCTURE_RADIUS
     sums = torch.stack([targets * pixels, pixels], dim=1)
-    # sums of ones are exact in any order; rows after columns cost 62 steps a pixel, not 961
+    # Sums of ones are exact in any order; rows after columns cost 62 steps per pixel, not 961.
     sums = F.avg_pool2d(sums, (side, 1), stride=1, padding=(radius, 0), divisor_override=1)
     sums = F.avg_pool2d(sums, (1, side), stride=1, padding=(0, radius), divisor_override=1)
     around = sums[:, 0] / sums[:, 1].clamp(min=1)

@@ -2,26 +2,35 @@
 contract of `res2net_dense.types`.
 
 DeepLabv3+ (Chen et al., ECCV 2018, https://arxiv.org/abs/1802.02611) is the one with published Res2Net
-figures; any other architecture of smp is a name away.
+figures; `arch` also takes the name of any other architecture of smp.
 """
 
 from __future__ import annotations
 
-import functools
 import inspect
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 
 from res2net_dense.backbones.registry import canonical_name
-from res2net_dense.convert import load_backbone_weights
-from res2net_dense.errors import ConfigError
-from res2net_dense.integrations.smp import PREFIX, build_encoder  # first: says clearly when smp is missing
-from res2net_dense.models.norms import MIN_GROUP, group_norm, single_values_explained
+from res2net_dense.errors import ConfigError, one_line
+from res2net_dense.integrations.smp import (
+    PREFIX,
+    build_encoder,
+)  # first: a clear message where smp is missing
+from res2net_dense.models.base import PIXEL_MEAN, PIXEL_STD, ImageModel
+from res2net_dense.models.norms import (
+    MIN_GROUP,
+    SingleValueSafeBatchNorm2d,
+    SingleValueSafeSyncBatchNorm,
+    group_norm,
+    single_values_explained,
+)
+from res2net_dense.models.resizing import fitted, resized, rounded_up
 from res2net_dense.models.semantic_inference import check_views, class_probabilities, resized_argmax
 from res2net_dense.types import IGNORE_INDEX, Losses, Prediction, Sample
 
@@ -35,7 +44,7 @@ OUTPUT_STRIDES = {arch: (32,) for arch in smp.MODEL_ARCHITECTURES_MAPPING if arc
     "deeplabv3": (16, 8),
     "pan": (16, 32),
 }
-"""By architecture, the usual first: the last three dilate their backbone. DPT is for transformers."""
+"""By architecture, the default first: the last three dilate their backbone. DPT is for transformers."""
 ATROUS_RATES = {16: (6, 12, 18), 8: (12, 24, 36)}
 """The DeepLabs' dilation rates by output stride."""
 AUX_CHANNELS = 256
@@ -54,24 +63,24 @@ OWNED = {
 }
 
 
-class SegmentationModel(nn.Module):
+class SegmentationModel(ImageModel):
     """An encoder, a decoder and a head of smp that take `Sample`s and return losses or `sem_seg`.
 
-    In evaluation pictures of one size go through the network together and others in turn, so that what is
-    said of a picture does not depend on the other pictures of the batch.
+    In evaluation, images of one size go through the network together and others in turn, so that a prediction
+    does not depend on the other images of the batch.
 
     Args:
-        backbone: `(N, 3, H, W)` normalised -> the list of its maps, the picture itself first.
+        backbone: `(N, 3, H, W)` normalized -> the list of its maps, the image itself first.
         decoder: that list -> a map.
         segmentation_head: that map -> `(N, num_classes, H, W)` logits.
-        num_classes: of the head, the background counted as one.
+        num_classes: of the head, including the background.
         divisor: heights and widths that the network takes are multiples of it.
-        aux_head: the last map of the backbone but one -> logits at its size; None for none.
+        aux_head: the second deepest map of the backbone -> logits at its size; None for none.
         aux_weight: of its loss.
         class_weights: of each class in the loss; None for equal ones.
-        pixel_mean: RGB, 0 to 255.
-        pixel_std: RGB, 0 to 255.
-        scales, flip, window, window_stride: of evaluation, see `semantic_inference.class_probabilities`.
+        pixel_mean, pixel_std: see `ImageModel`.
+        **views: `scales, flip, window, window_stride` of evaluation, see
+            `semantic_inference.class_probabilities`.
     """
 
     def __init__(
@@ -85,21 +94,13 @@ class SegmentationModel(nn.Module):
         aux_head: nn.Module | None = None,
         aux_weight: float = 0.0,
         class_weights: Sequence[float] | None = None,
-        pixel_mean: Sequence[float] = (123.675, 116.28, 103.53),
-        pixel_std: Sequence[float] = (58.395, 57.12, 57.375),
-        scales: Sequence[float] = (1.0,),
-        flip: bool = False,
-        window: int | None = None,
-        window_stride: int | None = None,
+        pixel_mean: Sequence[float] = PIXEL_MEAN,
+        pixel_std: Sequence[float] = PIXEL_STD,
+        **views: Any,
     ) -> None:
-        super().__init__()
-        self.views: dict[str, Any] = {
-            "scales": scales,
-            "flip": flip,
-            "window": window,
-            "window_stride": window_stride,
-        }
-        check_views(**self.views)
+        super().__init__(pixel_mean, pixel_std)
+        check_views(**views)
+        self.views = views
         self.backbone = backbone
         self.decoder = decoder
         self.segmentation_head = segmentation_head
@@ -109,8 +110,6 @@ class SegmentationModel(nn.Module):
         self.divisor = divisor
         weights = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
         self.register_buffer("class_weights", weights, persistent=False)
-        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).reshape(3, 1, 1), persistent=False)
-        self.register_buffer("pixel_std", torch.tensor(pixel_std).reshape(3, 1, 1), persistent=False)
 
     def forward(self, batch: Sequence[Sample]) -> Losses | list[Prediction]:
         """See `res2net_dense.types`. `sem_seg` of the predictions is at each image's original size.
@@ -121,26 +120,24 @@ class SegmentationModel(nn.Module):
         return self._losses(batch) if self.training else self._predict(batch)
 
     def logits(self, images: Tensor) -> Tensor:
-        """`(N, 3, H, W)` normalised, H and W multiples of `divisor` -> `(N, num_classes, H, W)` logits."""
+        """`(N, 3, H, W)` normalized, H and W multiples of `divisor` -> `(N, num_classes, H, W)` logits."""
         return self._head(self.backbone(images), images)
 
     def _head(self, features: Sequence[Tensor], images: Tensor) -> Tensor:
-        return _resized(self.segmentation_head(self.decoder(features)), images)
+        return resized(self.segmentation_head(self.decoder(features)), images.shape[-2:])
 
     def _losses(self, batch: Sequence[Sample]) -> Losses:
-        """The losses of a batch, whose pictures are padded right and below to one size."""
-        height, width = (
-            -(-max(sample["image"].shape[axis] for sample in batch) // self.divisor) * self.divisor
-            for axis in (1, 2)
-        )
-        images = torch.stack([_padded(self._normalise(s["image"]), height, width, 0.0) for s in batch])
-        targets = torch.stack([_padded(s["sem_seg"], height, width, IGNORE_INDEX) for s in batch])
-        targets = targets.to(images.device)
+        """The losses of a batch, whose images are padded right and below to one size."""
+        size = [
+            rounded_up(max(sample["image"].shape[axis] for sample in batch), self.divisor) for axis in (1, 2)
+        ]
+        images = torch.stack([fitted(self.normalize(s["image"]), size) for s in batch])
+        targets = torch.stack([fitted(s["sem_seg"], size, IGNORE_INDEX) for s in batch]).to(images.device)
         with single_values_explained("data.crop_size"):
             features = self.backbone(images)
             losses = {"loss_sem_seg": self._loss(self._head(features, images), targets)}
             if self.aux_head is not None:
-                aux = _resized(self.aux_head(features[-2]), images)
+                aux = resized(self.aux_head(features[-2]), size)
                 losses["loss_aux"] = self.aux_weight * self._loss(aux, targets)
         return losses
 
@@ -153,59 +150,24 @@ class SegmentationModel(nn.Module):
         total = F.cross_entropy(pixels, targets, weights, ignore_index=IGNORE_INDEX, reduction="sum")
         labelled = targets != IGNORE_INDEX
         share = labelled if weights is None else labelled * weights[targets * labelled]
-        count = share.sum()  # stays on the device: nobody waits for it
+        count = share.sum()  # stays on the device, without waiting for it
         return total / torch.where(count > 0, count, 1)
 
     def _predict(self, batch: Sequence[Sample]) -> list[Prediction]:
+        by_size: dict[torch.Size, list[int]] = {}
+        for number, sample in enumerate(batch):
+            by_size.setdefault(sample["image"].shape, []).append(number)
         predictions: list[Prediction] = [{} for _ in batch]
-        for numbers in _by_size(batch):
-            images = torch.stack([self._normalise(batch[number]["image"]) for number in numbers])
+        for numbers in by_size.values():
+            images = torch.stack([self.normalize(batch[number]["image"]) for number in numbers])
             scores = class_probabilities(self.logits, images, divisor=self.divisor, **self.views)
             for number, score in zip(numbers, scores, strict=True):
                 if not bool(torch.isfinite(score).all()):
-                    name = batch[number].get("file_name", "a picture")
+                    name = batch[number].get("file_name", "an image")
                     _log.warning("%s: the scores are not finite, so its labels mean nothing", name)
                 size = batch[number]["original_height"], batch[number]["original_width"]
                 predictions[number]["sem_seg"] = resized_argmax(score, *size)
         return predictions
-
-    def _normalise(self, image: Tensor) -> Tensor:
-        mean, std = self.get_buffer("pixel_mean"), self.get_buffer("pixel_std")
-        return (image.to(mean.device) - mean) / std
-
-
-class _SingleValueSafe(nn.modules.batchnorm._BatchNorm):
-    """Batch norm that spares itself where a channel has one value, as behind a pool over a single picture.
-
-    There is no variance then: PyTorch's raises an error. This one uses its running statistics, as in
-    evaluation, and leaves them as they are.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        """`(N, C, H, W)` -> `(N, C, H, W)`."""
-        shared = isinstance(self, nn.SyncBatchNorm) and distributed.is_initialized()
-        if not self.training or shared or x.numel() > x.shape[1]:
-            return super().forward(x)
-        _warn_once()
-        return F.batch_norm(
-            x, self.running_mean, self.running_var, self.weight, self.bias, training=False, eps=self.eps
-        )
-
-
-class SingleValueSafeBatchNorm2d(_SingleValueSafe, nn.BatchNorm2d):
-    """See `_SingleValueSafe`."""
-
-
-class SingleValueSafeSyncBatchNorm(_SingleValueSafe, nn.SyncBatchNorm):
-    """See `_SingleValueSafe`; with several processes there is always more than one value."""
-
-
-@functools.cache
-def _warn_once() -> None:
-    _log.warning(
-        "one picture at a time is too few for batch norm behind a pool: it learns no statistics there; "
-        "raise train.batch_size, lower train.accumulate, or use model.norm=GN"
-    )
 
 
 def build_segmentation_model(
@@ -221,62 +183,39 @@ def build_segmentation_model(
     smp: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> SegmentationModel:
-    """Build an architecture of smp on a backbone of ours, on the weights that `backbone` names if any.
+    """Build an architecture of smp on a backbone of ours, and load the weights that `backbone` names, if any.
 
     Args:
-        backbone: `name`, and optionally `weights` and whatever option `create_backbone` knows for it.
-        arch: `deeplabv3plus` or another name of smp's `create_model`, but no `dpt`, which wants transformers.
-        num_classes: the background counted as one.
-        output_stride: see `OUTPUT_STRIDES`; None for the usual one.
+        backbone: `name`, and optionally `weights` and the options of `create_backbone`.
+        arch: `deeplabv3plus` or another name of smp's `create_model`, except `dpt`, which needs transformers.
+        num_classes: including the background.
+        output_stride: see `OUTPUT_STRIDES`; None for the default.
         atrous_rates: of the DeepLabs; None for `ATROUS_RATES`.
-        norm: in decoder and head: "BN", "SyncBN" or "GN". The batch norms are `_SingleValueSafe`.
+        norm: in decoder and head: "BN", "SyncBN" or "GN". The batch norms also take a single value.
         aux_weight: of the loss of a second head (3x3 convolution, norm, ReLU, dropout, 1x1 convolution) on
-            the last map but one; 0 for none.
+            the second deepest map; 0 for none.
         class_weights: one for each class; None for equal ones.
         smp: further arguments of smp's class.
-        **options: `pixel_mean, pixel_std, scales, flip, window, window_stride` of `SegmentationModel`.
+        **options: `pixel_mean`, `pixel_std` and the views of `SegmentationModel`.
 
     Raises:
         ConfigError: a value has no meaning.
         CheckpointError: the weights cannot be loaded.
     """
-    if arch not in OUTPUT_STRIDES:
-        raise ConfigError(f"model.arch is {arch!r}; known: {', '.join(sorted(OUTPUT_STRIDES))}")
-    strides = OUTPUT_STRIDES[arch]
-    dilates = strides != (32,)
-    output_stride = output_stride or strides[0]
-    if output_stride not in strides:
-        raise ConfigError(
-            f"model.output_stride is {output_stride}; {arch} has {' or '.join(map(str, strides))}"
-        )
-    if atrous_rates is not None and not arch.startswith("deeplab"):
-        raise ConfigError(f"model.atrous_rates is {list(atrous_rates)}; {arch} has none")
     if class_weights is not None and (len(class_weights) != num_classes or not any(class_weights)):
         raise ConfigError(
             f"model.class_weights has {len(class_weights)} numbers; it takes one for each of "
             f"{num_classes} classes, not all of them 0"
         )
-    arguments = dict(smp or {})
-    _check_arguments(arch, arguments)
-    if dilates:
-        arguments["encoder_output_stride"] = output_stride
-    if arch.startswith("deeplab"):
-        arguments["decoder_atrous_rates"] = tuple(atrous_rates or ATROUS_RATES[output_stride])
+    arguments, stride = _arguments(arch, output_stride, atrous_rates, smp or {})
     name = canonical_name(backbone["name"])
     network = _create(arch, name, num_classes, arguments)
-    depth: int = network.encoder._depth
     # smp hands no options on to an encoder: this one takes the place of the plain one.
-    encoder = build_encoder(
-        name,
-        depth=depth,
-        output_stride=output_stride,
-        **{key: value for key, value in backbone.items() if key not in ("name", "weights")},
-    )
-    divisor = output_stride if dilates else 2**depth
+    depth: int = network.encoder._depth
+    encoder = build_encoder(depth=depth, output_stride=stride, **{**backbone, "name": name})
+    divisor = stride if "encoder_output_stride" in arguments else 2**depth
     if arch == "pan":  # it halves the last map three times more
         divisor *= 8
-    if weights := backbone.get("weights"):
-        load_backbone_weights(encoder, name, weights)
     aux_head = _aux_head(encoder._out_channels[-2], num_classes) if aux_weight else None
     parts = nn.ModuleList([network.decoder, network.segmentation_head, *([aux_head] if aux_head else [])])
     _set_norm(parts, norm)
@@ -293,21 +232,38 @@ def build_segmentation_model(
     )
 
 
-def _check_arguments(arch: str, arguments: Mapping[str, Any]) -> None:
+def _arguments(
+    arch: str, output_stride: int | None, atrous_rates: Sequence[int] | None, own: Mapping[str, Any]
+) -> tuple[dict[str, Any], int]:
+    """The arguments of smp's class, and the output stride of the encoder."""
+    if arch not in OUTPUT_STRIDES:
+        raise ConfigError(f"model.arch is {arch!r}; known: {', '.join(sorted(OUTPUT_STRIDES))}")
+    strides = OUTPUT_STRIDES[arch]
+    stride = output_stride or strides[0]
+    if stride not in strides:
+        raise ConfigError(f"model.output_stride is {stride}; {arch} has {' or '.join(map(str, strides))}")
+    if atrous_rates is not None and not arch.startswith("deeplab"):
+        raise ConfigError(f"model.atrous_rates is {list(atrous_rates)}; {arch} has none")
     names = inspect.signature(smp.MODEL_ARCHITECTURES_MAPPING[arch].__init__).parameters.keys()
     allowed = sorted(names - OWNED.keys() - {"self", "kwargs"})
-    for name in arguments:
+    for name in own:
         if name in OWNED:
             raise ConfigError(f"model.smp: {name} is set by {OWNED[name]}; remove it here")
         if name not in allowed:
             raise ConfigError(f"model.smp: {arch} has no {name}; it has {', '.join(allowed)}")
+    arguments = dict(own)
+    if len(strides) > 1:  # it can dilate
+        arguments["encoder_output_stride"] = stride
+    if arch.startswith("deeplab"):
+        arguments["decoder_atrous_rates"] = tuple(atrous_rates or ATROUS_RATES[stride])
+    return arguments, stride
 
 
 def _create(arch: str, name: str, num_classes: int, arguments: dict[str, Any]) -> Any:
+    """smp's model, after a forward pass on the meta device: some values only fail there."""
     if PREFIX + name not in smp.encoders.encoders:
         raise ConfigError(
-            f"backbone.name is {name}, a network for small pictures whose last map has stride 4: choose "
-            "another"
+            f"backbone.name is {name}, a network for small images whose last map has stride 4: choose another"
         )
 
     def create() -> Any:
@@ -316,13 +272,12 @@ def _create(arch: str, name: str, num_classes: int, arguments: dict[str, Any]) -
         )
 
     try:
-        with torch.device("meta"):  # some values fail in the first forward pass only; this one costs nothing
+        with torch.device("meta"):
             create().eval()(torch.empty(1, 3, 256, 256))
         return create()
     except Exception as error:  # smp and PyTorch raise nearly every type
         raise ConfigError(
-            f"segmentation_models_pytorch cannot build {arch} on {name} ({' '.join(str(error).split())}); "
-            "check model.smp"
+            f"segmentation_models_pytorch cannot build {arch} on {name} ({one_line(error)}); check model.smp"
         ) from error
 
 
@@ -352,21 +307,3 @@ def _set_norm(module: nn.Module, norm: str) -> None:
         else:
             raise ConfigError(f"model.norm is {norm!r}; allowed: BN, SyncBN, GN")
         setattr(module, name, new)
-
-
-def _by_size(batch: Sequence[Sample]) -> Iterator[list[int]]:
-    """Yield the numbers of the samples whose pictures have one size."""
-    groups: dict[torch.Size, list[int]] = {}
-    for number, sample in enumerate(batch):
-        groups.setdefault(sample["image"].shape, []).append(number)
-    yield from groups.values()
-
-
-def _padded(grid: Tensor, height: int, width: int, value: float) -> Tensor:
-    return F.pad(grid, (0, width - grid.shape[-1], 0, height - grid.shape[-2]), value=value)
-
-
-def _resized(logits: Tensor, images: Tensor) -> Tensor:
-    if logits.shape[-2:] == images.shape[-2:]:
-        return logits
-    return F.interpolate(logits, images.shape[-2:], mode="bilinear", align_corners=False)

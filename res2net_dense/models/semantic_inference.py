@@ -1,5 +1,5 @@
-"""Class probabilities of pictures of any size from a segmentation network: whole or by a sliding window, at
-several scales, mirrored; and labels at a picture's original size.
+"""Class probabilities of images of any size from a segmentation network: whole or by a sliding window, at
+several scales, with and without a horizontal flip; and labels at an image's original size.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from res2net_dense.errors import ConfigError
+from res2net_dense.models.resizing import resized, rounded_up
 
 
 def check_views(
@@ -22,7 +23,7 @@ def check_views(
     window: int | None = None,
     window_stride: int | None = None,
 ) -> None:
-    """Check arguments of `class_probabilities` before there is a picture.
+    """Check these arguments of `class_probabilities`.
 
     Raises:
         ConfigError: one has no meaning.
@@ -50,28 +51,28 @@ def class_probabilities(
     window: int | None = None,
     window_stride: int | None = None,
 ) -> Tensor:
-    """The mean of the network's class probabilities (softmax of its logits) over all views of each picture.
+    """The mean of the network's class probabilities (softmax of its logits) over all views of each image.
 
-    At each scale the picture is resized (bilinear, corners not aligned, smoothed where it shrinks) and seen
-    as it is and mirrored, each of them whole or through windows. Of the windows that cover a pixel the mean
-    is taken first, then that of the mirrored picture and the scales, all with equal weight. What the network
-    is given is padded right and below with zeros, the mean pixel of normalised pictures.
+    At each scale the image is resized (bilinear, corners not aligned, antialiased where it shrinks) and goes
+    through the network as it is and flipped, each whole or in windows. A pixel's probabilities are first the
+    mean over the windows that cover it, then the mean over flips and scales, all with equal weight. The
+    input of the network is padded right and below with zeros, the mean pixel of normalized images.
 
-    In memory there are at a time the logits and probabilities of one window (of all pictures), the mean of
-    the present scale and that of the scales before.
+    At any time memory holds the logits and probabilities of one window (of all images), the mean of the
+    current scale and that of the scales before.
 
     Args:
         network: (N, 3, h, w) -> (N, K, h, w) logits.
-        images: (N, 3, H, W), normalised.
-        divisor: the heights and widths the network is given are multiples of it.
-        scales: factors of the picture's size; the window keeps its own.
-        flip: whether the mirrored picture is seen too.
-        window: side of the square windows, which are cut to the picture where it is smaller; None sees the
-            whole picture at once. The last ones are moved back into the picture.
+        images: (N, 3, H, W), normalized.
+        divisor: the heights and widths of the network's input are multiples of it.
+        scales: factors of the image's size; the window keeps its size.
+        flip: whether to add the horizontally flipped image.
+        window: side of the square windows, which are cut to the image where it is smaller; None takes the
+            whole image at once. The last windows are moved back into the image.
         window_stride: pixels from one window to the next; None for two thirds of `window`.
 
     Returns:
-        (N, K, H, W) float32, which over K adds up to 1.
+        (N, K, H, W) float32, which adds up to 1 over K.
 
     Raises:
         ConfigError: an argument has no meaning.
@@ -80,11 +81,11 @@ def class_probabilities(
     if divisor < 1:
         raise ConfigError(f"divisor is {divisor}; it must be at least 1")
     stride = window_stride or (max(1, window * 2 // 3) if window else None)
-    height, width = images.shape[-2:]
+    size = images.shape[-2:]
 
     def mean_at(scale: float) -> Tensor:
-        resized = _resized(images, max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5)))
-        return _resized(_mean_over_windows(network, resized, divisor, flip, window, stride), height, width)
+        scaled = resized(images, [max(1, int(length * scale + 0.5)) for length in size])
+        return resized(_mean_over_windows(network, scaled, divisor, flip, window, stride), size)
 
     total = mean_at(scales[0])
     for scale in scales[1:]:
@@ -94,17 +95,17 @@ def class_probabilities(
 
 @torch.no_grad()
 def resized_argmax(scores: Tensor, height: int, width: int) -> Tensor:
-    """The class of the highest score of each pixel after bilinear resizing, in memory for one class.
+    """The class of the highest score of each pixel after bilinear resizing, with the memory of one class.
 
-    It is `interpolate(scores[None], (height, width), mode="bilinear", align_corners=False)[0].argmax(0)`, but
-    for one class after the other: the resized scores of 24 megapixels and 150 classes would fill 14 GB.
+    It equals `interpolate(scores[None], (height, width), mode="bilinear", align_corners=False)[0].argmax(0)`,
+    but resizes one class after the other: those of 24 megapixels and 150 classes would fill 14 GB.
 
     Args:
         scores: (K, h, w) float, finite, K at least 1.
         height, width: of the result.
 
     Returns:
-        (height, width) int64; of equal scores the first class.
+        (height, width) int64; the first class among equal scores.
     """
     size = (height, width)
     labels = torch.zeros(size, dtype=torch.int64, device=scores.device)
@@ -126,13 +127,13 @@ def _mean_over_windows(
     window: int | None,
     stride: int | None,
 ) -> Tensor:
-    """(N, K, H, W) mean probabilities of pictures that keep their size."""
+    """(N, K, H, W) mean probabilities of images at their size."""
     mean: Tensor | None = None
-    for mirrored in (False, True)[: 1 + flip]:
-        seen = images.flip(-1) if mirrored else images
-        for top, left, share in _shares(network, seen, divisor, window, stride):
+    for flipped in (False, True)[: 1 + flip]:
+        view = images.flip(-1) if flipped else images
+        for top, left, share in _shares(network, view, divisor, window, stride):
             height, width = share.shape[-2:]
-            if mirrored:
+            if flipped:
                 share, left = share.flip(-1), images.shape[-1] - left - width
             if mean is None:
                 mean = share.new_zeros(*share.shape[:2], *images.shape[-2:])
@@ -143,25 +144,28 @@ def _mean_over_windows(
 def _shares(
     network: Callable[[Tensor], Tensor], images: Tensor, divisor: int, window: int | None, stride: int | None
 ) -> Iterator[tuple[int, int, Tensor]]:
-    """Yield of each window its top, its left, and its share of the mean: (N, K, h, w) probabilities, divided
-    by the number of windows that cover the pixel.
+    """Yield top, left and share of the mean of each window: (N, K, h, w) probabilities, divided by the number
+    of windows that cover the pixel.
     """
     height, width = images.shape[-2:]
     tall, wide = min(window or height, height), min(window or width, width)
     rows, columns = _starts(height, tall, stride), _starts(width, wide, stride)
     row_weights = _weights(rows, height, tall).to(images.device)[:, None]
     column_weights = _weights(columns, width, wide).to(images.device)
+    padding = (0, rounded_up(wide, divisor) - wide, 0, rounded_up(tall, divisor) - tall)
     for top in rows:
         for left in columns:
-            crop = images[..., top : top + tall, left : left + wide]
-            h, w = crop.shape[-2:]
-            below, right = -(-tall // divisor) * divisor - h, -(-wide // divisor) * divisor - w
-            share = network(F.pad(crop, (0, right, 0, below)))[..., :h, :w].float().softmax(1)
-            yield top, left, share.mul_(row_weights[top : top + h]).mul_(column_weights[left : left + w])
+            crop = F.pad(images[..., top : top + tall, left : left + wide], padding)  # always a copy
+            share = network(crop)[..., :tall, :wide].float().softmax(1)
+            yield (
+                top,
+                left,
+                share.mul_(row_weights[top : top + tall]).mul_(column_weights[left : left + wide]),
+            )
 
 
 def _starts(length: int, window: int, stride: int | None) -> list[int]:
-    """Where windows begin along one side; the last one ends where the picture does."""
+    """Where windows start along one side; the last one ends where the image does."""
     if length <= window or stride is None:
         return [0]
     return [*range(0, length - window, stride), length - window]
@@ -173,10 +177,3 @@ def _weights(starts: Sequence[int], length: int, window: int) -> Tensor:
     for start in starts:
         covers[start : start + window] += 1
     return 1 / covers
-
-
-def _resized(maps: Tensor, height: int, width: int) -> Tensor:
-    if maps.shape[-2:] == (height, width):
-        return maps
-    shrinks = height < maps.shape[-2] or width < maps.shape[-1]
-    return F.interpolate(maps, (height, width), mode="bilinear", align_corners=False, antialias=shrinks)

@@ -1,4 +1,4 @@
-"""What timm cannot vouch for as it is: dilation, small pictures, deformable stages, other libraries' FPN."""
+"""What timm cannot confirm as it is: dilation, small images, deformable stages, other libraries' FPN."""
 
 import pytest
 import torch
@@ -82,7 +82,7 @@ def test_dla_options_act():
 
 
 class TimmCifar(nn.Module):
-    """The network for small pictures from timm's blocks, under the published names."""
+    """The network for small images from timm's blocks, under the published names."""
 
     def __init__(self, base_width, scale, cardinality, *, grouped, se):
         super().__init__()
@@ -114,7 +114,7 @@ class TimmCifar(nn.Module):
 
 @pytest.mark.parametrize("form", ["grouped", "splits"])
 @pytest.mark.parametrize("name", ["res2next29_6c_24w_4s", "res2next29_6c_24w_6s", "se_res2next29_6c_24w_4s"])
-def test_networks_for_small_pictures_equal_timms_blocks(name, form):
+def test_networks_for_small_images_equal_timms_blocks(name, form):
     options = ARCHITECTURES[name].options
     shape = [options[key] for key in ("base_width", "scale", "cardinality")]
     theirs = built(lambda: TimmCifar(*shape, grouped=form == "grouped", se=name.startswith("se_"))).eval()
@@ -242,7 +242,7 @@ def test_paddles_block():
         assert difference(official(x)["res2"], network(x)["res2"]) > 1e-2
 
 
-def test_semantics_are_said():
+def test_semantics_are_reported():
     options = {"stage_pool": "strided", "stride_in_1x1": True, "norm_eps": 0.0}
     network = res2net_dense.create_backbone(TINY, norm="FrozenBN", **options)
     assert network.semantics == {**options, "stage_split": "always", "pool_padding": "counted"}
@@ -266,7 +266,7 @@ def test_classifiers_give_features_too():
         assert classifier.num_classes == 5
 
 
-def test_dilation_rules_are_said_where_they_act():
+def test_dilation_rules_are_reported_where_they_act():
     options = {"dilate_first": "full", "avg_down_dilated": "same2"}
     assert res2net_dense.create_backbone(TINY_V1B, **options).dilation_rules == {}
     assert res2net_dense.create_backbone(TINY_V1B, output_stride=16, **options).dilation_rules == options

@@ -1,4 +1,4 @@
-"""The networks for tests: small, recognised by their tensors, and offered to nobody."""
+"""The networks for tests: small, recognised by their tensors, and in no list."""
 
 import pytest
 import torch

@@ -1,6 +1,4 @@
-"""The table of published weights says what is true, and the way into the cache is safe. Nothing is downloaded
-but from a local server.
-"""
+"""The table of published weights is correct, and downloads into the cache, from a local server, are safe."""
 
 import hashlib
 import http.server
@@ -42,7 +40,7 @@ def cache(tmp_path, monkeypatch):
 
 @pytest.fixture
 def url():
-    """A server of CONTENT; its `requests` are counted in the list beside it."""
+    """A server of CONTENT; its `requests` are counted in the list next to it."""
     requests = []
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -77,14 +75,14 @@ def test_a_file_with_another_hash_is_not_kept(cache, url):
     assert [path.name for path in cache.iterdir()] == [".net-0.pth.lock"]
 
 
-def test_offline_both_ways_by_hand_are_said(cache):
+def test_offline_the_message_has_both_manual_ways(cache):
     with pytest.raises(CheckpointError, match=f"curl -fL -o {cache}/net-0.pth {ROW.urls[0]}") as caught:
         fetch(ROW)
     assert "https://huggingface.co/timm/resnet50.test" in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_what_nobody_can_verify_is_not_downloaded(cache, url):
+def test_what_cannot_be_verified_is_not_downloaded(cache, url):
     with pytest.raises(CheckpointError, match="no published SHA-256.*trust_pickle=True") as caught:
         fetch(replace(ROW, urls=(url[0],), sha256=None, needs_trust=True))
     assert url[0] in str(caught.value)
@@ -177,7 +175,7 @@ def test_parameters_are_counted_with_the_head():
 
 @pytest.mark.parametrize("row", [row for row in ROWS if row.size], ids=lambda row: row.key)
 def test_sizes_fit_the_parameters(row):
-    """Four bytes a parameter, and little else; the DLA files carry some that nobody uses."""
+    """Four bytes a parameter, and little else; the DLA files have some that are never used."""
     parameters = row.parameters + 297_472 * ("dla" in row.name)
     assert 4 * parameters < row.size < 4 * parameters * 1.01
 

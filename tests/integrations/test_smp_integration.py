@@ -45,7 +45,7 @@ PARTS = {  # of the networks, with tensors, by depth
 NAMES = [name for name in res2net_dense.list_backbones() if "next29" not in name]
 
 
-def picture(*size, channels=3, batch=1):
+def image(*size, channels=3, batch=1):
     return torch.randn(batch, channels, *size, generator=torch.Generator().manual_seed(1))
 
 
@@ -58,7 +58,7 @@ def small(name, output_stride=32, depth=5):
     return like_trained(build_encoder(name, output_stride=output_stride, depth=depth, **SMALL)).eval()
 
 
-def test_every_network_is_registered_but_those_for_small_pictures():
+def test_every_network_is_registered_except_those_for_small_images():
     ours = [name for name in smp.encoders.get_encoder_names() if name.startswith("r2d-")]
     assert sorted(ours) == [f"r2d-{name}" for name in sorted([*NAMES, TINY, TINY_V1B, TINY_RESNET])]
     assert len(NAMES) == len(ARCHITECTURES) - 6
@@ -73,9 +73,6 @@ def test_depth(name, depth):
     assert [feature.shape[1] for feature in features] == encoder.out_channels == KINDS[name][: depth + 1]
     assert sizes(features) == [(64 >> i, 96 >> i) for i in range(depth + 1)]
     assert encoder.output_stride == 2**depth
-    stages = encoder.get_stages()
-    assert list(stages) == [2, 4, 8, 16, 32][:depth]
-    assert [m for stage in stages.values() for m in stage] == list(encoder.children())
     built = [key.split(".")[0] for key in encoder.state_dict()]
     assert list(dict.fromkeys(built)) == [part for stage in PARTS["dla" in name][:depth] for part in stage]
 
@@ -95,7 +92,7 @@ def test_in_channels(name, in_channels):
         encoder = smp.encoders.get_encoder(f"r2d-{name}", in_channels=in_channels).eval()
         assert encoder(torch.empty(1, in_channels, 64, 64))[0].shape[1] == in_channels
     assert encoder.out_channels == [in_channels, *KINDS[name][1:]]
-    x = picture(64, 64, channels=in_channels)
+    x = image(64, 64, channels=in_channels)
     direct = build_encoder(name, in_channels=in_channels, **SMALL).eval()
     patched = build_encoder(name, **SMALL).eval()
     patched.set_in_channels(in_channels, pretrained=False)
@@ -108,13 +105,13 @@ def test_in_channels(name, in_channels):
 @every_kind
 def test_forward_and_backward(name):
     encoder = build_encoder(name, **SMALL).train()
-    features = encoder(picture(64, 64, batch=2))
+    features = encoder(image(64, 64, batch=2))
     assert len(features) == 6
     features[-1].mean().backward()
     assert [key for key, p in encoder.named_parameters() if p.grad is None] == []
     with torch.no_grad():
         encoder.eval()
-        x = picture(64, 64)
+        x = image(64, 64)
         assert all(a.equal(b) for a, b in zip(encoder(x), encoder(x), strict=True))
 
 
@@ -126,13 +123,13 @@ def test_torch_compile(name):
     compiled = torch.compile(encoder, fullgraph=True, dynamic=True, backend="eager")
     with torch.inference_mode():
         for size in ((64, 96), (96, 64)):
-            x = picture(*size)
+            x = image(*size)
             torch.testing.assert_close(compiled(x), encoder(x))
 
 
 @every_kind
 def test_torch_export(name):
-    encoder, x = small(name, 8, depth=4), picture(48, 80)
+    encoder, x = small(name, 8, depth=4), image(48, 80)
     assert encoder._is_torch_exportable
     exported = torch.export.export(encoder, (x,), strict=True)
     with torch.inference_mode():
@@ -148,7 +145,7 @@ def test_torchscript(name, output_stride):
     scripted = torch.jit.script(encoder)
     with torch.inference_mode():
         for size in ((64, 64), (48, 80)):
-            x = picture(*size)
+            x = image(*size)
             torch.testing.assert_close(scripted(x), encoder(x))
 
 
@@ -162,11 +159,11 @@ def test_torchscript(name, output_stride):
         ({"norm": "SyncBN"}, False),
     ],
 )
-def test_what_torchscript_takes_is_said(options, scriptable):
+def test_torchscript_takes_what_the_encoder_says(options, scriptable):
     encoder = build_encoder(NAME, **options, **SMALL).train()
     assert encoder._is_torch_scriptable == scriptable
     if scriptable:  # learns there too
-        scripted, x = torch.jit.script(encoder), picture(64, 64, batch=2)
+        scripted, x = torch.jit.script(encoder), image(64, 64, batch=2)
         scripted(x)[-1].mean().backward()
         assert encoder.layer4[0].conv1.weight.grad is not None
         torch.testing.assert_close(scripted.eval()(x), encoder.eval()(x))
@@ -200,11 +197,9 @@ def test_make_dilated_leaves_the_network_as_built(name):
                 theirs.dilation,
                 theirs.padding,
             )
-    for other in (4, 32):
-        with pytest.raises(ValueError, match="should be 16 or 8"):
+    for other in (4, 8, 32):
+        with pytest.raises(ValueError, match="built with output_stride=16"):
             encoder.make_dilated(other)
-    with pytest.raises(ValueError, match="built with output_stride=16"):
-        encoder.make_dilated(8)
 
 
 @every_kind
@@ -217,7 +212,7 @@ def test_features_are_the_backbones(name, output_stride):
     network.load_state_dict(encoder.state_dict())
     assert list(network.state_dict()) == list(encoder.state_dict())
     with torch.no_grad():
-        x = picture(48, 80)
+        x = image(48, 80)
         mine, theirs = encoder(x), network(x)
         assert mine[0] is x
         for feature, reference in zip(mine[2:], list(theirs.values())[1:], strict=True):
@@ -238,7 +233,7 @@ def test_features_are_timms(name):
     theirs = built(lambda: smp.encoders.get_encoder(TIMM[name])).eval()
     ours = unfilled(lambda: build_encoder(name)).eval()
     ours.load_state_dict({key.removeprefix("model."): value for key, value in theirs.state_dict().items()})
-    x = picture(64, 96)
+    x = image(64, 96)
     assert ours.out_channels == theirs.out_channels
     with torch.no_grad():
         for mine, reference in zip(ours(x), theirs(x), strict=True):
@@ -247,10 +242,10 @@ def test_features_are_timms(name):
 
 @pytest.mark.parametrize("output_stride", [8, 16])
 @pytest.mark.parametrize("name", ["res2net50_26w_4s", "res2net50_v1b_26w_4s"])
-def test_dilated_features_are_timms_but_for_the_shortcut_of_v1b(name, output_stride):
+def test_dilated_features_are_timms_except_for_the_shortcut_of_v1b(name, output_stride):
     theirs = built(lambda: smp.encoders.get_encoder(TIMM[name], output_stride=output_stride)).eval()
     state = {key.removeprefix("model."): value for key, value in theirs.state_dict().items()}
-    x = picture(48, 80)
+    x = image(48, 80)
 
     def differences(**options):
         ours = unfilled(lambda: build_encoder(name, output_stride=output_stride, **options)).eval()
@@ -313,7 +308,7 @@ def test_every_decoder_learns(decoder, name):
     model.encoder = build_encoder(
         name, depth=model.encoder._depth, output_stride=model.encoder._output_stride, **LEARNERS[name]
     )
-    x = picture(*decoder_size(decoder), batch=2)
+    x = image(*decoder_size(decoder), batch=2)
     model.train()(x).square().mean().backward()
     assert [key for key, p in model.encoder.named_parameters() if p.grad is None] == []
     with torch.inference_mode():
@@ -332,7 +327,7 @@ def test_deeplab_learns_at_odd_multiples_of_16(name, output_stride):
         classes=3,
     )
     model.encoder = build_encoder(name, output_stride=output_stride, **LEARNERS[name])
-    logits = model.train()(picture(48, 80, batch=2))
+    logits = model.train()(image(48, 80, batch=2))
     assert logits.shape == (2, 3, 48, 80)
     logits.square().mean().backward()
     assert [key for key, p in model.named_parameters() if p.grad is None] == []
@@ -448,7 +443,7 @@ def test_other_encoders_are_left_alone_even_when_loaded_twice(hub, published):
 
 
 @pytest.mark.parametrize("row", weights.WEIGHTS.values(), ids=lambda row: row.key)
-def test_how_pictures_go_in(row):
+def test_preprocessing_of_every_file(row):
     for tag in (row.tag, "imagenet"):
         settings = smp.encoders.get_preprocessing_params(f"r2d-{row.name}", tag)
         assert settings["input_space"] == "RGB"
@@ -490,7 +485,7 @@ def test_options_of_the_backbone_act():
     assert encoder.semantics["stage_pool"] == "strided"
     learns = {key.split(".")[0] for key, p in encoder.named_parameters() if p.requires_grad}
     assert learns == {"layer2", "layer3", "layer4"}
-    encoder(picture(64, 64, batch=2))[-1].mean().backward()
+    encoder(image(64, 64, batch=2))[-1].mean().backward()
     dilated = build_encoder("res2net50d", output_stride=16, avg_down_dilated="same2", **SMALL)
     assert dilated.dilation_rules == {"dilate_first": "previous", "avg_down_dilated": "same2"}
 
@@ -500,11 +495,11 @@ def test_options_of_the_backbone_act():
     [
         ({"name": "res2net50_26w_4"}, "did you mean res2net50_26w_4s"),
         ({"name": "r2d-vgg"}, "unknown backbone 'vgg'"),
-        ({"name": "res2next29_6c_24w_4s"}, "3x3 stem is for small pictures"),
+        ({"name": "res2next29_6c_24w_4s"}, "3x3 stem is for small images"),
         ({"name": NAME, "stem": "3x3"}, "3x3 stem"),
         ({"name": NAME, "nrom": "GN"}, "did you mean norm"),
         ({"name": NAME, "depths": (1, 1, 1)}, "out_features is 'res5'; allowed: stem, res2, res3, res4"),
-        ({"name": NAME, "in_channels": 0}, "at least one channel"),
+        ({"name": NAME, "in_channels": 0}, "in_channels is 0; it must be a positive integer"),
         ({"name": "res2net_dla60", "stage_pool": "strided"}, "no option 'stage_pool'"),
     ],
 )

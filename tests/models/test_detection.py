@@ -6,8 +6,9 @@ import torch
 from detectron2.structures import BitMasks, Boxes, PolygonMasks
 from networks import TINY, every_network
 
+from res2net_dense.config.detection import MaskRCNNConfig
 from res2net_dense.errors import ConfigError
-from res2net_dense.models.detection import OWNED, _to_detectron2, build_rcnn
+from res2net_dense.models.detection import OWNED, SETTINGS, _to_detectron2, build_rcnn
 
 SMALL = {
     "anchor_sizes": (8, 16, 32, 64, 128), "fpn_channels": 32, "norm": "GN",
@@ -72,7 +73,7 @@ def test_no_detection_is_a_prediction_too():
 
 @every_network()
 def test_every_backbone_feeds_it(name):
-    if "next29" in name:  # three stages, for small pictures
+    if "next29" in name:  # three stages, for small images
         with pytest.raises(ConfigError, match="res5.*allowed: stem, res2, res3, res4"):
             build_rcnn(backbone={"name": name}, num_classes=2, **SMALL)
         return
@@ -111,6 +112,15 @@ def test_every_parameter_gets_a_gradient():
     model = build_rcnn(backbone={"name": TINY}, num_classes=2, **SMALL)
     sum(model([sample(2), sample(1)]).values()).backward()
     assert [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
+
+
+def test_settings_have_the_defaults_of_the_schema_and_no_others_are_taken():
+    fields = MaskRCNNConfig.model_fields
+    assert {name: default for name, (_, default) in SETTINGS.items()} == {
+        name: fields[name].default for name in SETTINGS
+    }
+    with pytest.raises(ConfigError, match="no setting 'rpn_batsh'; did you mean rpn_batch"):
+        build_rcnn(backbone={"name": TINY}, num_classes=2, rpn_batsh=3)
 
 
 @pytest.mark.parametrize("key", OWNED)

@@ -7,7 +7,7 @@ import torch
 from small_rcnn import picture, rcnn
 from torch import nn
 
-from res2net_dense.models.detection_graph import RcnnGraph, _GroupNormOfNone
+from res2net_dense.models.detection_graph import RcnnGraph, _EmptySafeGroupNorm
 from res2net_dense.models.detections import to_prediction
 from res2net_dense.tasks import get_task
 
@@ -45,7 +45,7 @@ def test_nothing_found(norm):
 
 
 def test_nothing_proposed():
-    """All proposals are beyond the picture's edge."""
+    """All proposals are outside the image."""
     model = rcnn(score_threshold=0.0)
     nn.init.constant_(model.proposal_generator.rpn_head.anchor_deltas.bias, 1e4)
     graph = RcnnGraph(model)
@@ -98,14 +98,14 @@ def test_it_shares_nothing_with_the_model(mask_rcnn):
         mask_rcnn.eval()
 
 
-def test_it_takes_one_picture(mask_rcnn):
+def test_it_takes_one_image(mask_rcnn):
     with pytest.raises(ValueError, match="too many values"):
         RcnnGraph(mask_rcnn)(torch.cat([picture(64, 64)] * 2))
 
 
 @pytest.mark.parametrize("example", [(64, 64), (229, 301)], ids=str)
 def test_a_trace_takes_every_size(mask_rcnn, example):
-    """On the small example no level has as many anchors as are kept of larger pictures."""
+    """On the small example no level has as many anchors as are kept of larger images."""
     graph = RcnnGraph(mask_rcnn)
     network = traced(graph, picture(*example))
     counts = set()
@@ -145,7 +145,7 @@ def test_group_normalisation_of_none(monkeypatch):
     nn.init.uniform_(norm.weight)
     nn.init.uniform_(norm.bias)
     monkeypatch.setattr(torch.onnx, "is_in_onnx_export", lambda: True)
-    ours = _GroupNormOfNone(norm)
+    ours = _EmptySafeGroupNorm(norm)
     for count in (0, 1, 3):
         x = torch.randn(count, 12, 5, 7) * 3 + 100
         torch.testing.assert_close(ours(x), norm(x), rtol=1e-4, atol=1e-4)

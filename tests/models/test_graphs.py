@@ -31,7 +31,7 @@ def saliency(**options):
 
 @pytest.fixture(scope="module")
 def models():
-    """A shallow network of each task with the statistics of pictures."""
+    """A shallow network of each task with the statistics of images."""
     return {
         "classification": classifier(),
         "semantic_segmentation": segmenter(),
@@ -39,15 +39,15 @@ def models():
     }
 
 
-def pictures(size, count=2):
+def noise(size, count=2):
     return made_pictures(count, size)
 
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("task", ["classification", "semantic_segmentation", "saliency"])
 def test_what_it_gives_is_the_prediction(models, task, size):
-    """Of pictures that need padding too."""
-    model, images = models[task], pictures(size)
+    """Of images that need padding too."""
+    model, images = models[task], noise(size)
     graph = get_task(task).build_graph(model)
     with torch.no_grad():
         outputs = dict(zip(graph.outputs, graph(torch.stack(images)), strict=True))
@@ -68,7 +68,7 @@ def test_what_it_gives_is_the_prediction(models, task, size):
 @pytest.mark.parametrize("arch", ["unet", "fpn", "pan", "segformer", "pspnet"])
 def test_other_architectures_of_segmentation(arch):
     model = segmenter(arch)
-    (image,) = pictures((50, 90), 1)
+    (image,) = noise((50, 90), 1)
     with torch.no_grad():
         labels, _ = SegmentationGraph(model)(image[None])
         (prediction,) = model([sample(image)])
@@ -81,7 +81,7 @@ def test_labels_fit_their_type(classes, dtype):
     model = segmenter("fpn", classes)
     with torch.no_grad():
         model.segmentation_head[0].bias[-1] = 1e3
-        labels, _ = SegmentationGraph(model)(pictures((32, 32), 1)[0][None])
+        labels, _ = SegmentationGraph(model)(noise((32, 32), 1)[0][None])
     assert labels.dtype == dtype
     assert (labels == classes - 1).all()
 
@@ -120,7 +120,7 @@ def test_what_only_learns_is_left_out():
 
 def test_what_the_model_saw_before_does_not_matter():
     """A batch of several sizes leaves its extents in the model."""
-    model, (image,) = saliency(), pictures((50, 70), 1)
+    model, (image,) = saliency(), noise((50, 70), 1)
     with torch.no_grad():
         expected = SaliencyGraph(model)(image[None])
         model([sample(image), sample(image[:, :30])])
@@ -128,8 +128,8 @@ def test_what_the_model_saw_before_does_not_matter():
     assert all(torch.equal(*pair) for pair in zip(expected, got, strict=True))
 
 
-def test_pictures_alone_and_in_company_are_the_same(models):
-    images = torch.stack(pictures((65, 97), 3))
+def test_images_alone_and_in_company_are_the_same(models):
+    images = torch.stack(noise((65, 97), 3))
     for task, model in models.items():
         graph = get_task(task).build_graph(model)
         with torch.no_grad():
@@ -141,4 +141,4 @@ def test_pictures_alone_and_in_company_are_the_same(models):
 def test_a_model_in_half_precision_gives_float32():
     graph = ClassificationGraph(classifier())
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        assert graph(torch.stack(pictures((40, 40))))[0].dtype == torch.float32
+        assert graph(torch.stack(noise((40, 40))))[0].dtype == torch.float32

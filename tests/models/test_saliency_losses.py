@@ -1,4 +1,4 @@
-"""Losses of saliency maps: what lies in the padding is nothing to them, and others' formulas agree."""
+"""Losses of saliency maps: padding has no influence, and they equal the formulas of others."""
 
 import numpy as np
 import pytest
@@ -67,7 +67,7 @@ def test_sure_and_right_or_wrong_is_finite(score):
         assert losses["bce"].tolist() == losses["edge"].tolist() == [100.0, 100.0]
 
 
-def test_a_picture_without_pixels_has_no_loss():
+def test_an_image_without_pixels_has_no_loss():
     logits, targets, valid = make()
     logits.requires_grad_()
     valid[1] = False
@@ -102,7 +102,7 @@ def test_padding_changes_nothing(height, width, garbage):
 
 @pytest.mark.parametrize("garbage", GARBAGE)
 @pytest.mark.parametrize("name", [*ALL, "edge"])
-def test_padding_has_no_gradient_and_the_picture_its_own(name, garbage):
+def test_padding_has_no_gradient_and_the_image_its_own(name, garbage):
     alone, targets, valid = make(1, 21, 30)
     logits = F.pad(alone, (0, 18, 0, 11), value=garbage).requires_grad_()
     alone.requires_grad_()
@@ -115,7 +115,7 @@ def test_padding_has_no_gradient_and_the_picture_its_own(name, garbage):
 
 
 @pytest.mark.parametrize("name", [*ALL, "edge"])
-def test_each_picture_has_its_own_loss(name):
+def test_each_image_has_its_own_loss(name):
     together = make(3)
     for number in range(3):
         alone = loss(name, *(tensor[number : number + 1] for tensor in together))
@@ -170,7 +170,7 @@ def test_ssim_is_that_of_scikit_image():
         assert found[number].item() == pytest.approx(2 * (1 - similarity.mean()), abs=1e-5)
 
 
-def test_ssim_at_a_border_has_the_picture_alone():
+def test_ssim_at_a_border_has_the_image_alone():
     """The definition, pixel by pixel, with weights that add up to one over what there is of a window."""
     logits, targets, valid = make(1, 9, 13)
     p, y = logits[0, 0].double().sigmoid().numpy(), targets[0].double().numpy()

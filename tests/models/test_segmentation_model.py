@@ -13,12 +13,12 @@ from res2net_dense.backbones import create_backbone
 from res2net_dense.config.semantic_segmentation import SegmenterConfig
 from res2net_dense.errors import CheckpointError, ConfigError
 from res2net_dense.models import segmentation
-from res2net_dense.models.segmentation import (
-    OWNED,
+from res2net_dense.models.norms import (
     SingleValueSafeBatchNorm2d,
     SingleValueSafeSyncBatchNorm,
-    build_segmentation_model,
+    warn_of_single_values,
 )
+from res2net_dense.models.segmentation import OWNED, build_segmentation_model
 
 ARCHITECTURES = SegmenterConfig.model_fields["arch"].annotation.__args__
 
@@ -105,7 +105,7 @@ def test_the_loss_is_the_mean_over_labelled_pixels():
     )
 
 
-def test_a_batch_without_a_labelled_pixel_teaches_nothing():
+def test_a_batch_without_a_labelled_pixel_has_no_loss():
     model = build().train()
     batch = [sample(), sample(seed=1)]
     for one in batch:
@@ -116,13 +116,13 @@ def test_a_batch_without_a_labelled_pixel_teaches_nothing():
     assert all(p.grad is None or bool((p.grad == 0).all()) for p in model.parameters())
 
 
-def test_pictures_of_a_training_batch_may_differ_in_size():
+def test_images_of_a_training_batch_may_differ_in_size():
     losses = build(aux_weight=0.4).train()([sample(64, 50), sample(40, 64, seed=1)])
     assert set(losses) == {"loss_sem_seg", "loss_aux"}
     assert all(bool(torch.isfinite(loss)) for loss in losses.values())
 
 
-def test_the_auxiliary_head_learns_and_is_not_asked_later():
+def test_the_auxiliary_head_learns_and_is_not_needed_later():
     model = build(aux_weight=0.4).train()
     losses = model([sample(), sample(seed=1)])
     losses["loss_aux"].backward()
@@ -132,8 +132,8 @@ def test_the_auxiliary_head_learns_and_is_not_asked_later():
 
 
 @pytest.mark.parametrize("norm", ["BN", "SyncBN"])
-def test_one_picture_a_step_neither_crashes_nor_poisons(norm, caplog):
-    segmentation._warn_once.cache_clear()
+def test_one_image_a_step_neither_crashes_nor_poisons(norm, caplog):
+    warn_of_single_values.cache_clear()
     model = build(norm=norm, backbone={"norm": norm}).train()
     pooled = model.decoder.aspp[0].convs[4][2]
     assert isinstance(
@@ -145,23 +145,23 @@ def test_one_picture_a_step_neither_crashes_nor_poisons(norm, caplog):
     assert all(bool(torch.isfinite(p.grad).all()) for p in model.parameters() if p.grad is not None)
     assert all(bool(torch.isfinite(b.float()).all()) for b in model.buffers())
     assert torch.equal(pooled.running_var, torch.ones_like(pooled.running_var))
-    assert len([r for r in caplog.records if "one picture at a time" in r.message]) == 1
+    assert len([r for r in caplog.records if "one image at a time" in r.message]) == 1
     assert "train.batch_size" in caplog.text
     assert "model.norm=GN" in caplog.text
-    # Two pictures are enough for it, and change its statistics.
+    # Two images are enough for it, and change its statistics.
     model([sample(), sample(seed=1)])
     assert not torch.equal(pooled.running_var, torch.ones_like(pooled.running_var))
 
 
-def test_sparing_norm_is_batch_norm_elsewhere():
-    plain, sparing = nn.BatchNorm2d(5), SingleValueSafeBatchNorm2d(5)
+def test_safe_norm_is_batch_norm_elsewhere():
+    plain, safe = nn.BatchNorm2d(5), SingleValueSafeBatchNorm2d(5)
     x = torch.randn(2, 5, 1, 1)
     for mode in (True, False):
-        torch.testing.assert_close(plain.train(mode)(x), sparing.train(mode)(x), rtol=0, atol=0)
-    assert all(torch.equal(a, b) for a, b in zip(plain.state_dict().values(), sparing.state_dict().values()))  # noqa: B905
+        torch.testing.assert_close(plain.train(mode)(x), safe.train(mode)(x), rtol=0, atol=0)
+    assert all(torch.equal(a, b) for a, b in zip(plain.state_dict().values(), safe.state_dict().values()))  # noqa: B905
 
 
-def test_a_single_pixel_of_the_last_map_is_said():
+def test_a_single_pixel_of_the_last_map_is_reported():
     model = build("unet", backbone={"norm": "BN"}).train()
     with pytest.raises(ConfigError, match=r"train\.batch_size"):
         model([sample(32, 32)])
@@ -217,7 +217,7 @@ def test_further_arguments_reach_smp():
         ({"class_weights": [0.0] * 4}, ["class_weights"]),
         ({"norm": "LN"}, ["norm", "GN"]),
         ({"backbone": {"name": "res2net51_26w_4s"}}, ["did you mean", "res2net50_26w_4s"]),
-        ({"backbone": {"name": "res2next29_6c_24w_4s"}}, ["res2next29_6c_24w_4s", "small pictures"]),
+        ({"backbone": {"name": "res2next29_6c_24w_4s"}}, ["res2next29_6c_24w_4s", "small images"]),
         ({"scales": [0.0]}, ["scale"]),
         ({"window": 64, "window_stride": 65}, ["window_stride"]),
     ],

@@ -1,4 +1,4 @@
-"""Views of a picture: what the network is shown, and that the averages are those of a naive loop."""
+"""Views of an image: the input of the network, and averages equal to those of a naive loop."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from res2net_dense.models.semantic_inference import check_views, class_probabili
 SIZES = [(1, 1), (1, 70), (50, 1), (7, 9), (32, 32), (33, 65), (61, 47)]
 
 
-def pictures(height, width):
+def noise(height, width):
     """Two of noise, the same every time."""
     return torch.randn(2, 3, height, width, generator=torch.Generator().manual_seed(height * 100 + width))
 
@@ -57,8 +57,8 @@ class Context(PerPixel):
     ],
     ids=str,
 )
-def test_a_network_without_context_says_the_same_in_every_view(size, views):
-    images = pictures(*size)
+def test_a_network_without_context_gives_the_same_in_every_view(size, views):
+    images = noise(*size)
     network = PerPixel()
     expected = network(images).softmax(1)
     given = class_probabilities(network, images, **views)
@@ -76,16 +76,16 @@ def test_a_plain_colour_stays_the_same_at_every_scale():
 
 
 def test_one_view_is_the_softmax_of_the_logits():
-    images = pictures(32, 64)
+    images = noise(32, 64)
     assert torch.equal(class_probabilities(Context(), images, divisor=32), Context()(images).softmax(1))
 
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("window", [None, 16, 20, 33])
 def test_the_network_is_shown_windows_in_multiples_of_the_divisor(size, window):
-    """Full ones, but for pictures that are smaller: nobody gains from a border of zeros."""
+    """Full ones, except for images that are smaller, which get no border of zeros."""
     network = PerPixel()
-    class_probabilities(network, pictures(*size), divisor=16, window=window, scales=[0.5, 1, 1.5], flip=True)
+    class_probabilities(network, noise(*size), divisor=16, window=window, scales=[0.5, 1, 1.5], flip=True)
     assert all(height % 16 == width % 16 == 0 for _, _, height, width in network.shown)
     if window:
         sizes = [[int(n * scale + 0.5) for n in size] for scale in (0.5, 1, 1.5)]
@@ -95,7 +95,7 @@ def test_the_network_is_shown_windows_in_multiples_of_the_divisor(size, window):
         assert len(network.shown) == 6
 
 
-def test_windows_that_reach_the_edge_move_back_into_the_pictures():
+def test_windows_that_reach_the_edge_move_back_into_the_images():
     images = torch.arange(23.0).expand(1, 3, 10, 23)
     shown = []
 
@@ -129,9 +129,9 @@ def test_padding_is_zeros_at_the_right_and_below():
 
 @pytest.mark.parametrize("window", [None, 16])
 @pytest.mark.parametrize("size", [(33, 65), (10, 40)])
-def test_the_mirrored_picture_gives_the_mirrored_answer(size, window):
+def test_the_flipped_image_gives_the_mirrored_answer(size, window):
     """Padding and windows begin at the left in either."""
-    images = pictures(*size)
+    images = noise(*size)
     views = {"flip": True, "window": window, "divisor": 8, "scales": [1.0, 1.3]}
     straight = class_probabilities(Context(), images, **views)
     mirrored = class_probabilities(Context(), images.flip(-1), **views)
@@ -141,7 +141,7 @@ def test_the_mirrored_picture_gives_the_mirrored_answer(size, window):
 
 
 def naive(network, image, *, scales, flip, window, stride, divisor):
-    """The definition, one picture, view and pixel count at a time."""
+    """The definition, one image, view and pixel count at a time."""
     answers = []
     height, width = image.shape[1:]
     for scale in scales:
@@ -175,7 +175,7 @@ def naive(network, image, *, scales, flip, window, stride, divisor):
 @pytest.mark.parametrize(("window", "stride", "divisor"), [(16, 10, 8), (20, 20, 16), (24, 7, 1)])
 @pytest.mark.parametrize(("scales", "flip"), [([1.0], False), ([0.5, 1.0, 1.75], True)])
 def test_averages_are_those_of_a_naive_loop(size, window, stride, divisor, scales, flip):
-    images = pictures(*size)
+    images = noise(*size)
     views = {"scales": scales, "flip": flip, "window": window, "divisor": divisor}
     given = class_probabilities(Context(), images, window_stride=stride, **views)
     for image, answer in zip(images, given, strict=True):
@@ -185,15 +185,15 @@ def test_averages_are_those_of_a_naive_loop(size, window, stride, divisor, scale
 
 
 def test_half_precision_logits_and_no_gradients():
-    images = pictures(20, 30).requires_grad_()
+    images = noise(20, 30).requires_grad_()
     given = class_probabilities(lambda x: PerPixel()(x).bfloat16(), images, window=16)
     assert given.dtype == torch.float32
     assert not given.requires_grad
     torch.testing.assert_close(given.sum(1), torch.ones(2, 20, 30))
 
 
-def test_pictures_given_are_not_changed():
-    images = pictures(20, 30)
+def test_images_given_are_not_changed():
+    images = noise(20, 30)
     before = images.clone()
     # not even by a network that works in place on what it is shown
     class_probabilities(lambda x: x.mul_(2), images, flip=True, window=8, scales=[1, 0.5])
@@ -219,12 +219,12 @@ def test_views_without_meaning_are_refused(views, words):
     with pytest.raises(ConfigError, match=words):
         check_views(**views)
     with pytest.raises(ConfigError, match=words):
-        class_probabilities(PerPixel(), pictures(9, 9), **views)
+        class_probabilities(PerPixel(), noise(9, 9), **views)
 
 
 def test_a_divisor_without_meaning_is_refused():
     with pytest.raises(ConfigError, match="divisor is 0"):
-        class_probabilities(PerPixel(), pictures(9, 9), divisor=0)
+        class_probabilities(PerPixel(), noise(9, 9), divisor=0)
 
 
 @pytest.mark.parametrize("classes", [1, 2, 21])
@@ -247,7 +247,7 @@ def test_resized_argmax_takes_the_first_of_equal_scores():
 
 
 def test_resized_argmax_resizes_one_class_at_a_time(monkeypatch):
-    """150 classes of a large picture would fill the memory."""
+    """150 classes of a large image would fill the memory."""
     shapes = []
 
     class Watched:
