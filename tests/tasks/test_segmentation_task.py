@@ -15,7 +15,6 @@ from safetensors.torch import save_file
 from res2net_dense.config import config_to_dict, load_config
 from res2net_dense.engine import distributed
 from res2net_dense.engine.inference import evaluate
-from res2net_dense.engine.run_folder import open_run_folder
 from res2net_dense.errors import ConfigError, DatasetError, Res2NetDenseError
 from res2net_dense.palette import voc_palette
 from res2net_dense.tasks import get_task, training
@@ -63,7 +62,7 @@ def broken(voc, tmp_path):
         (["data.train.split=trainval2"], ["trainval2.txt", "trainval"]),
         (["data.train.masks=Masks"], ["Masks", "mask folder"]),
         (["model.num_classes=7"], ["model.num_classes is 7", "5 classes"]),
-        (["data.class_names=[one]"], ["class one alone", "background"]),
+        (["data.class_names=[one]"], ["only the class one", "background"]),
         (["data.class_names=[background, circle]"], ["labels", "class names"]),
         (["train.best_metric=bbox/AP"], ["bbox/AP", "mIoU"]),
     ],
@@ -169,7 +168,8 @@ def test_accumulated_parts_of_one_picture_train(load):
     """One picture at a time, batch norm in the decoder: finite weights at the end."""
     config = load("train.accumulate=4", "model.norm=BN", "train.precision=fp32", "data.val=null")
     config = semantic_segmentation.prepare(config)
-    folder = open_run_folder(config.runtime.output_dir, resume=False)
+    folder = Path(config.runtime.output_dir)
+    folder.mkdir()
     training.train_and_evaluate(config, CPU, folder)
     state = torch.load(folder / "checkpoints/iter_0000002.pt")["model"]
     assert all(bool(torch.isfinite(value.float()).all()) for value in state.values())
@@ -292,7 +292,8 @@ def test_the_boxes_themselves_score_100(load):
 
 def test_faster_rcnn_learns_from_voc_and_is_scored_again_the_same(load, tmp_path):
     config = detection.prepare(load("model.score_threshold=0.0", config=RCNN))
-    folder = open_run_folder(tmp_path / "run", resume=False)
+    folder = tmp_path / "run"
+    folder.mkdir()
     before = training.train_and_evaluate(config, CPU, folder)
     model = detection.build_model(config)
     training.load_weights_into(model, folder / "model_best.safetensors")
