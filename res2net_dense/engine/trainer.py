@@ -125,10 +125,11 @@ def train(
             state.iteration += 1
             if log and loop.is_due(options.log_every):
                 loop.log_losses(log)
-            if loop.signal or loop.is_due(options.save_every):
+            signal = stop.signal if distributed.world_size() == 1 else loop.signal
+            if signal or loop.is_due(options.save_every):
                 loop.save()
-            if loop.signal:
-                raise SystemExit(128 + loop.signal)
+            if signal:
+                raise SystemExit(128 + signal)
     loop.finish()
     return state.metrics
 
@@ -155,7 +156,6 @@ class _Loop:
         self.device = self.parameters[0].device
         self.saved = state.iteration
         self.skipped = 0
-        self.signal = 0
         self.samples: list[Sample] = []
         for group in self.groups:
             group.setdefault("initial_lr", group["lr"])
@@ -231,10 +231,11 @@ class _Loop:
         if scaler:
             scaler.unscale_(self.state.optimizer)
         self.norm = get_total_norm([p.grad for p in self.parameters if p.grad is not None])
-        both = torch.stack([_sum(self.losses), self.norm])
-        bad_loss, self.bad_norm = (~torch.isfinite(both)).tolist()
+        total = _sum(self.losses)
+        bad_loss, self.bad_norm = (~torch.isfinite(torch.stack([total, self.norm.to(total)]))).tolist()
         # The scaler handles an overflow of half precision. With a scale below 1 it is not an overflow.
         bad = bad_loss or (self.bad_norm and (not scaler or scaler.get_scale() < 1.0))
+        # All processes skip, or stop, together.
         bad, self.signal = distributed.maximum([int(bad), stop.signal], self.device)
         if self.options.clip_grad_norm is not None and not self.bad_norm:
             clip_grads_with_norm_(self.parameters, self.options.clip_grad_norm, self.norm)
