@@ -26,7 +26,7 @@ from res2net_dense.engine.run_folder import open_run_folder, own_folder
 from res2net_dense.errors import CheckpointError, ConfigError, ExportError
 from res2net_dense.tasks import get_task, training
 from res2net_dense.tasks.base import Task
-from res2net_dense.weight_files import open_weights
+from res2net_dense.weight_files import WeightFile, open_weights
 
 _log = logging.getLogger(__name__)
 
@@ -183,13 +183,14 @@ def open_job(
         ExportError: the exported file cannot be opened.
     """
     path = None if weights is None else Path(weights)
-    folder: list[str] = []
+    exported, file, folder = None, None, list[str]()
     if path is not None and path.is_dir():
         config = path / "config.yaml" if config is None else config
-        folder = _write_to(path)
-        path = best_weights(path)
-    exported = load_exported(path) if path is not None and is_exported(path) else None
-    file = open_weights(path) if path is not None and exported is None else None
+        file, folder = _open_best(path), _write_to(path)
+    elif path is not None and is_exported(path):
+        exported = load_exported(path)
+    elif path is not None:
+        file = open_weights(path)
     if config is not None:
         loaded = read_config_like(config, [*folder, *overrides])
     elif path is None:
@@ -210,23 +211,6 @@ def open_job(
         _warn_of_built_in(exported, loaded)
         found = training.Weights(exported.path, exported.description.config, "exported")
     return Job(loaded, get_task(loaded.task), found, exported), chosen
-
-
-def best_weights(folder: Path) -> Path:
-    """Return the best model in a run folder, or its newest whole checkpoint.
-
-    Raises:
-        CheckpointError: it has neither.
-    """
-    best = folder / "model_best.safetensors"
-    if best.is_file():
-        return best
-    newest = Checkpointer(folder).open_latest()
-    if newest is None:
-        raise CheckpointError(
-            f"{folder} has no model_best.safetensors and no checkpoint: is it a run folder?"
-        )
-    return newest.path
 
 
 def read_config_like(config: ConfigLike, overrides: Sequence[str] = ()) -> Config:
@@ -265,6 +249,17 @@ def load_exported(path: str | Path) -> ExportedModel:
 def _write_to(folder: str | Path | None) -> list[str]:
     """The override that names the run folder."""
     return [f"runtime.output_dir={json.dumps(str(folder))}"] if folder else []
+
+
+def _open_best(folder: Path) -> WeightFile:
+    """Open the best model in a run folder, or its newest whole checkpoint."""
+    best = folder / "model_best.safetensors"
+    file = open_weights(best) if best.is_file() else Checkpointer(folder).open_latest()
+    if file is None:
+        raise CheckpointError(
+            f"{folder} has no model_best.safetensors and no checkpoint: is it a run folder?"
+        )
+    return file
 
 
 def _warn_of_built_in(exported: ExportedModel, config: Config) -> None:

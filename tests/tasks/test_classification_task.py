@@ -40,17 +40,17 @@ REAL = ["resnet50", "se_res2net50_26w_4s", "res2next29_6c_24w_4s"]
 
 
 @pytest.fixture(scope="module")
-def pictures(draw_toy):
-    """20 toy pictures to train, 20 to validate."""
+def images(draw_toy):
+    """20 toy images to train, 20 to validate."""
     return draw_toy("imagenet", train=20, val=20, size=64)
 
 
 @pytest.fixture
-def load(pictures, tmp_path):
+def load(images, tmp_path):
     """Load the quick config, tiny."""
 
     def load(*overrides, config="quick/classification_res2net50.yaml"):
-        places = [f"data.train={pictures}/train", f"data.val={pictures}/val"]
+        places = [f"data.train={images}/train", f"data.val={images}/val"]
         folder = f"runtime.output_dir={tmp_path / 'run'}"
         return load_config(ROOT / "configs" / config, [*places, *SETTINGS, folder, *overrides])
 
@@ -73,8 +73,8 @@ def train(config, folder):
     [
         (["data.train=nowhere"], ["nowhere", "looked in", "res2net-dense toy --layout imagenet"]),
         (["data.train=null"], ["data.train is not set"]),
-        (["data.train={pictures}"], ["not classes", "train"]),
-        (["data.train={pictures}/val/star"], ["no class folders"]),
+        (["data.train={images}"], ["not classes", "train"]),
+        (["data.train={images}/val/star"], ["no class folders"]),
         (["data.val={one}"], ["2 folders are no class", "zebra"]),
         (["data.train={one}", "data.val=null"], ["zebra", "no image"]),
         (["data.train={one}/lonely", "data.val=null"], ["only the class lion", "two or more"]),
@@ -90,7 +90,7 @@ def train(config, folder):
         (["train.optimizer.backbone_lr_factor=0.1"], ["backbone_lr_factor", "freeze_at"]),
     ],
 )  # fmt: skip
-def test_wrong_turns(arguments, words, load, pictures, tmp_path):
+def test_wrong_turns(arguments, words, load, images, tmp_path):
     one = tmp_path / "one"
     for place in ("zebra", "lion", "lonely/lion", *(["none/star"] if "none" in arguments[0] else [])):
         (one / place).mkdir(parents=True)
@@ -99,16 +99,14 @@ def test_wrong_turns(arguments, words, load, pictures, tmp_path):
     if "lonely" not in arguments[0]:
         shutil.rmtree(one / "lonely")
     with pytest.raises(Res2NetDenseError) as error:
-        train(
-            load(*(argument.format(pictures=pictures, one=one) for argument in arguments)), tmp_path / "run"
-        )
+        train(load(*(argument.format(images=images, one=one) for argument in arguments)), tmp_path / "run")
     assert "\n" not in str(error.value)
     for word in words:
         assert word in str(error.value)
 
 
-def test_the_top_five_of_four_classes_choose_no_checkpoint(load, pictures, tmp_path):
-    for place in sorted((pictures / "train").iterdir())[:5]:
+def test_the_top_five_of_four_classes_choose_no_checkpoint(load, images, tmp_path):
+    for place in sorted((images / "train").iterdir())[:5]:
         shutil.copytree(place, tmp_path / "some" / place.name)
     prepare = get_task("classification").prepare
     config = load(f"data.train={tmp_path}/some", "data.val=null", "train.best_metric=top5")
@@ -121,19 +119,19 @@ def test_the_top_five_of_four_classes_choose_no_checkpoint(load, pictures, tmp_p
         prepare(config)
 
 
-def test_training_says_what_it_learns_from(load, pictures, tmp_path, capsys, caplog):
-    shutil.copytree(pictures / "train", tmp_path / "train")
+def test_training_says_what_it_learns_from(load, images, tmp_path, capsys, caplog):
+    shutil.copytree(images / "train", tmp_path / "train")
     (tmp_path / "train/star/list.txt").write_text("x")
     train(load(f"data.train={tmp_path}/train"), tmp_path / "run")
     said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("data.train: ")]
-    names = sorted(path.name for path in (pictures / "train").iterdir())
+    names = sorted(path.name for path in (images / "train").iterdir())
     folder = tmp_path / "train"
     assert said == [f"data.train: 20 images of {folder}, 10 classes: {', '.join(names[:5])}, ..."]
     assert caplog.text.count("left out: 1 files do not end as images do: star/list.txt") == 1
 
 
-def test_a_class_without_validation_pictures_is_not_scored(load, pictures, tmp_path, caplog):
-    shutil.copytree(pictures / "val", tmp_path / "val")
+def test_a_class_without_validation_images_is_not_scored(load, images, tmp_path, caplog):
+    shutil.copytree(images / "val", tmp_path / "val")
     shutil.rmtree(tmp_path / "val/star")
     with caplog.at_level(logging.WARNING):
         metrics = train(load(f"data.val={tmp_path / 'val'}"), tmp_path / "run")

@@ -25,7 +25,7 @@ SETTINGS = [f"backbone.name={TINY}", "data.workers=0", "train.iterations=2", "tr
 
 @pytest.fixture(scope="module")
 def duts(draw_toy):
-    """A toy set in DUTS' layout: 8 pictures to train, 4 to validate."""
+    """A toy set in DUTS' layout: 8 images to train, 4 to validate."""
     return draw_toy("duts", train=8, val=4)
 
 
@@ -58,7 +58,7 @@ def broken(duts, tmp_path):
         (["train.best_metric=mIoU"], ["mIoU", "max_F"]),
     ],
 )
-def test_what_does_not_fit_is_said_before_training(load, arguments, words):
+def test_what_does_not_fit_is_reported_before_training(load, arguments, words):
     with pytest.raises(Res2NetDenseError) as error:
         saliency.prepare(load(*arguments))
     assert_one_line(error, *words)
@@ -66,7 +66,7 @@ def test_what_does_not_fit_is_said_before_training(load, arguments, words):
 
 def spoil_missing(mask):
     mask.unlink()
-    return ["1 of 8 pictures have no mask", mask.stem]
+    return ["1 of 8", "have no mask", mask.stem]
 
 
 def spoil_size(mask):
@@ -97,7 +97,7 @@ def test_wrong_masks_are_named_in_one_line(load, broken, spoil, part):
 
 
 class Oracle(torch.nn.Module):
-    """Says of each picture what its mask says."""
+    """Predicts the mask of each image."""
 
     def __init__(self, dataset):
         super().__init__()
@@ -154,7 +154,7 @@ def test_sets_to_train_on_are_joined(load, duts):
 
 @pytest.mark.parametrize("size", ["data.size=null", "data.size=48", "data.size=64"])
 def test_batches_of_any_size_go_through(load, size):
-    """Native pictures are grouped by their shape, padded, and come back at their own size."""
+    """Native images are grouped by their shape, padded, and come back at their own size."""
     config = load(size, "data.keep_aspect=true", "eval.batch_size=4")
     batch = next(iter(saliency.build_train_loader(config)))
     ratios = [sample["image"].shape[2] > sample["image"].shape[1] for sample in batch]
@@ -179,11 +179,11 @@ def test_an_object_is_listed_by_its_box():
 
 @pytest.mark.parametrize("name", ["sod_res2net50_duts", "sod_resnet50_duts", "sod_res2net50_test_sets"])
 def test_the_recipe_is_the_published_one(name):
-    """PoolNet's: Adam 5e-5, decay 5e-4, 24 epochs of ten pictures a step, a tenth after 15, native sizes."""
+    """PoolNet's: Adam 5e-5, decay 5e-4, 24 epochs of ten images a step, a tenth after 15, native sizes."""
     config = load_config(ROOT / f"configs/{name}.yaml")
     optimizer, epoch = config.train.optimizer, KNOWN_SETS["DUTS-TR"].count / 10
     assert (optimizer.name, optimizer.lr) == ("adam", 5e-5)
-    # beside a loss summed over the pixels of a picture of DUTS, 300 x 400; ours is their mean
+    # next to a loss summed over the pixels of a image of DUTS, 300 x 400; ours is their mean
     assert optimizer.weight_decay == pytest.approx(5e-4 / (300 * 400), rel=0.01)
     assert optimizer.norm_weight_decay is None
     assert config.train.batch_size == config.train.reference_batch == 10

@@ -28,7 +28,7 @@ SETTINGS = [f"backbone.name={TINY}", "data.workers=0", "train.iterations=2", "tr
 
 @pytest.fixture(scope="module")
 def voc(draw_toy):
-    """A toy set in VOC's layout: 12 pictures to train, 4 to validate."""
+    """A toy set in VOC's layout: 12 images to train, 4 to validate."""
     return draw_toy("voc", train=12, val=4)
 
 
@@ -67,7 +67,7 @@ def broken(voc, tmp_path):
         (["train.best_metric=bbox/AP"], ["bbox/AP", "mIoU"]),
     ],
 )
-def test_what_does_not_fit_is_said_before_training(load, arguments, words):
+def test_what_does_not_fit_is_reported_before_training(load, arguments, words):
     with pytest.raises(Res2NetDenseError) as error:
         semantic_segmentation.prepare(load(*arguments))
     assert_one_line(error, *words)
@@ -164,8 +164,8 @@ def test_training_takes_batches_of_crops_the_same_every_time(load):
         assert torch.equal(one["sem_seg"], two["sem_seg"])
 
 
-def test_accumulated_parts_of_one_picture_train(load):
-    """One picture at a time, batch norm in the decoder: finite weights at the end."""
+def test_accumulated_parts_of_one_image_train(load):
+    """One image at a time, batch norm in the decoder: finite weights at the end."""
     config = load("train.accumulate=4", "model.norm=BN", "train.precision=fp32", "data.val=null")
     config = semantic_segmentation.prepare(config)
     folder = Path(config.runtime.output_dir)
@@ -204,7 +204,7 @@ def weights(load, tmp_path):
     return training.find_weights(config, tmp_path / "w.safetensors")
 
 
-def test_another_output_stride_is_said(load, weights, caplog):
+def test_another_output_stride_is_reported(load, weights, caplog):
     """DeepLab is trained at 16 and scored at 8: allowed, but never by mistake."""
     training.adapted_to(load(), weights)
     assert caplog.text == ""
@@ -312,7 +312,7 @@ def test_the_configuration_chooses_the_protocol(load):
         assert detection.build_evaluator(config).method == method
 
 
-def test_boxes_left_out_of_the_truth_are_said(load, broken, caplog):
+def test_boxes_left_out_of_the_truth_are_reported(load, broken, caplog):
     xml = broken / "Annotations/000012.xml"
     text = xml.read_text()
     left = text.split("<xmin>")[1].split("<")[0]

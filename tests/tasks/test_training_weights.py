@@ -81,7 +81,7 @@ def test_another_task_is_refused(weights):
         training.adapted_to(detector, weights)
 
 
-def test_another_picture_size_is_said(weights, caplog):
+def test_another_image_size_is_reported(weights, caplog):
     with caplog.at_level(logging.WARNING):
         training.adapted_to(config_of(data__crop_size=24), weights)
     assert "was trained with data.crop_size=32, now it is 24" in caplog.text
@@ -109,7 +109,7 @@ def test_a_run_folder_and_published_weights_are_not_confused(tmp_path, monkeypat
     assert training.find_weights(other, checkpoint).path == checkpoint
 
 
-def test_one_picture_and_batch_norm():
+def test_one_image_and_batch_norm():
     config = config_of(data__class_names=CLASSES, model__num_classes=3)
     model = get_task("classification").build_model(config).train()
     sample = {"image": torch.zeros(3, 32, 32, dtype=torch.uint8), "label": 1}
