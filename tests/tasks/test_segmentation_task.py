@@ -219,7 +219,6 @@ def test_another_output_stride_is_reported(load, weights, caplog):
         ("model.smp.decoder_aspp_dropout=0.5", ["model.smp.decoder_aspp_dropout=0.1", "has 0.5"]),
         ("model.smp.decoder_extra=1", ["model.smp.decoder_extra=None", "has 1"]),
         ("model.arch=unet", ["model.arch=deeplabv3plus", "has unet"]),
-        ("backbone.norm_eps=0.1", ["backbone.norm_eps=1e-05", "has 0.1"]),
     ],
 )
 def test_another_network_of_equal_tensors_is_refused(load, weights, change, words):

@@ -1,14 +1,11 @@
 """Weights that are scored: those of this network, with its classes, or a reason why not."""
 
 import json
-import logging
 
 import pytest
 import torch
 from networks import TINY
-from running import score
 
-from res2net_dense.backbones import create_classifier
 from res2net_dense.config import config_to_dict, parse_config
 from res2net_dense.errors import CheckpointError, ConfigError
 from res2net_dense.tasks import get_task, training
@@ -79,21 +76,6 @@ def test_another_task_is_refused(weights):
     )
     with pytest.raises(ConfigError, match="trained with task=classification, the config has detection"):
         training.adapted_to(detector, weights)
-
-
-def test_another_image_size_is_reported(weights, caplog):
-    with caplog.at_level(logging.WARNING):
-        training.adapted_to(config_of(data__crop_size=24), weights)
-    assert "was trained with data.crop_size=32, now it is 24" in caplog.text
-
-
-def test_published_weights_are_scored_with_their_own_head_alone(tmp_path):
-    path = tmp_path / "published.pth"
-    torch.save(create_classifier(TINY, num_classes=1000).state_dict(), path)
-    config = config_of(backbone__weights=str(path), data__class_names=CLASSES, model__num_classes=3)
-    assert training.find_weights(config).kind == "published"
-    with pytest.raises(CheckpointError, match="a head of 1000 classes, the config has 3 classes"):
-        score(config)
 
 
 def test_a_run_folder_and_published_weights_are_not_confused(tmp_path, monkeypatch):
