@@ -5,7 +5,6 @@ import json
 import logging
 import pickle
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,45 +15,15 @@ from running import score
 from safetensors.torch import load_file
 
 from res2net_dense.backbones import create_classifier
-from res2net_dense.config import load_config
 from res2net_dense.config.load import CONFIGS
 from res2net_dense.data.layouts import cifar
 from res2net_dense.engine.checkpointer import Checkpointer
 from res2net_dense.errors import CheckpointError, ConfigError, Res2NetDenseError
 from res2net_dense.tasks import get_task, training
 
-ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
-SETTINGS = [
-    f"backbone.name={TINY}",
-    "data.crop_size=32",
-    "data.resize_size=36",
-    "data.workers=0",
-    "train.iterations=2",
-    "train.batch_size=4",
-    "runtime.device=cpu",
-]
-
-
+CONFIG = "quick/classification_res2net50"
 REAL = ["resnet50", "se_res2net50_26w_4s", "res2next29_6c_24w_4s"]
-
-
-@pytest.fixture(scope="module")
-def images(draw_toy):
-    """20 toy images to train, 20 to validate."""
-    return draw_toy("imagenet", train=20, val=20, size=64)
-
-
-@pytest.fixture
-def load(images, tmp_path):
-    """Load the quick config, tiny."""
-
-    def load(*overrides, config="quick/classification_res2net50.yaml"):
-        places = [f"data.train={images}/train", f"data.val={images}/val"]
-        folder = f"runtime.output_dir={tmp_path / 'run'}"
-        return load_config(ROOT / "configs" / config, [*places, *SETTINGS, folder, *overrides])
-
-    return load
 
 
 def test_every_task_has_a_configuration():
@@ -90,7 +59,7 @@ def train(config, folder):
         (["train.optimizer.backbone_lr_factor=0.1"], ["backbone_lr_factor", "freeze_at"]),
     ],
 )  # fmt: skip
-def test_wrong_turns(arguments, words, load, images, tmp_path):
+def test_wrong_turns(arguments, words, load, toy_set, tmp_path):
     one = tmp_path / "one"
     for place in ("zebra", "lion", "lonely/lion", *(["none/star"] if "none" in arguments[0] else [])):
         (one / place).mkdir(parents=True)
@@ -99,14 +68,14 @@ def test_wrong_turns(arguments, words, load, images, tmp_path):
     if "lonely" not in arguments[0]:
         shutil.rmtree(one / "lonely")
     with pytest.raises(Res2NetDenseError) as error:
-        train(load(*(argument.format(images=images, one=one) for argument in arguments)), tmp_path / "run")
+        train(load(*(argument.format(images=toy_set, one=one) for argument in arguments)), tmp_path / "run")
     assert "\n" not in str(error.value)
     for word in words:
         assert word in str(error.value)
 
 
-def test_the_top_five_of_four_classes_choose_no_checkpoint(load, images, tmp_path):
-    for place in sorted((images / "train").iterdir())[:5]:
+def test_the_top_five_of_four_classes_choose_no_checkpoint(load, toy_set, tmp_path):
+    for place in sorted((toy_set / "train").iterdir())[:5]:
         shutil.copytree(place, tmp_path / "some" / place.name)
     prepare = get_task("classification").prepare
     config = load(f"data.train={tmp_path}/some", "data.val=null", "train.best_metric=top5")
@@ -119,19 +88,19 @@ def test_the_top_five_of_four_classes_choose_no_checkpoint(load, images, tmp_pat
         prepare(config)
 
 
-def test_training_says_what_it_learns_from(load, images, tmp_path, capsys, caplog):
-    shutil.copytree(images / "train", tmp_path / "train")
+def test_training_says_what_it_learns_from(load, toy_set, tmp_path, capsys, caplog):
+    shutil.copytree(toy_set / "train", tmp_path / "train")
     (tmp_path / "train/star/list.txt").write_text("x")
     train(load(f"data.train={tmp_path}/train"), tmp_path / "run")
     said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("data.train: ")]
-    names = sorted(path.name for path in (images / "train").iterdir())
+    names = sorted(path.name for path in (toy_set / "train").iterdir())
     folder = tmp_path / "train"
     assert said == [f"data.train: 20 images of {folder}, 10 classes: {', '.join(names[:5])}, ..."]
     assert caplog.text.count("left out: 1 files do not end as images do: star/list.txt") == 1
 
 
-def test_a_class_without_validation_images_is_not_scored(load, images, tmp_path, caplog):
-    shutil.copytree(images / "val", tmp_path / "val")
+def test_a_class_without_validation_images_is_not_scored(load, toy_set, tmp_path, caplog):
+    shutil.copytree(toy_set / "val", tmp_path / "val")
     shutil.rmtree(tmp_path / "val/star")
     with caplog.at_level(logging.WARNING):
         metrics = train(load(f"data.val={tmp_path / 'val'}"), tmp_path / "run")
@@ -220,7 +189,7 @@ def test_cifar_in_both_forms(load, tmp_path, monkeypatch):
             "train.schedule.milestones=[]",
             "data.resize_size=32",
         ]
-        config = load(*short, config="classification_res2next29_cifar100.yaml")
+        config = load(*short, config="classification_res2next29_cifar100")
         results.append(train(config, tmp_path / folder.suffix / folder.name / "run"))
     assert results[0] == pytest.approx(results[1], nan_ok=True)
     assert "top1/thing_99" in results[0]

@@ -1,18 +1,16 @@
 """Semantic segmentation and VOC detection from a config: what is wrong first, then what the tasks build."""
 
 import json
-import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from networks import TINY
 from PIL import Image
 from running import assert_one_line
 from safetensors.torch import save_file
 
-from res2net_dense.config import config_to_dict, load_config
+from res2net_dense.config import config_to_dict
 from res2net_dense.engine import distributed
 from res2net_dense.engine.inference import evaluate
 from res2net_dense.errors import ConfigError, DatasetError, Res2NetDenseError
@@ -20,38 +18,9 @@ from res2net_dense.palette import voc_palette
 from res2net_dense.tasks import get_task, training
 
 detection, semantic_segmentation = get_task("detection"), get_task("semantic_segmentation")
-ROOT = Path(__file__).resolve().parents[2]
+CONFIG = "quick/deeplabv3plus_res2net50"
+RCNN = "quick/faster_rcnn_res2net50"
 CPU = torch.device("cpu")
-SETTINGS = [f"backbone.name={TINY}", "data.workers=0", "train.iterations=2", "train.batch_size=4",
-        "runtime.device=cpu"]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def voc(draw_toy):
-    """A toy set in VOC's layout: 12 images to train, 4 to validate."""
-    return draw_toy("voc", train=12, val=4)
-
-
-@pytest.fixture
-def load(voc, tmp_path):
-    """Load a quick config on the tiny set."""
-
-    def load(*overrides, root=voc, config="quick/deeplabv3plus_res2net50.yaml"):
-        splits = [f"data.train={{root: {root}, split: train}}", f"data.val={{root: {root}, split: val}}"]
-        sizes = ["data.crop_size=64"]
-        if "rcnn" in config:
-            splits = ["data.train=null", "data.val=null", *splits]
-            sizes = ["data.min_size_train=[96]", "data.min_size_test=96"]
-        folder = f"runtime.output_dir={tmp_path / 'run'}"
-        return load_config(ROOT / "configs" / config, [*splits, *sizes, *SETTINGS, folder, *overrides])
-
-    return load
-
-
-@pytest.fixture
-def broken(voc, tmp_path):
-    """A copy of the set, to be spoilt."""
-    return Path(shutil.copytree(voc, tmp_path / "broken"))
 
 
 @pytest.mark.parametrize(
@@ -237,8 +206,6 @@ def test_sync_batch_norm_without_gpus_is_refused(load, monkeypatch):
 
 # VOC detection
 
-RCNN = "quick/faster_rcnn_res2net50.yaml"
-
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
@@ -259,16 +226,16 @@ def test_voc_detection_says_what_does_not_fit(load, arguments, words):
 
 def test_voc_has_no_masks_for_mask_rcnn(load):
     with pytest.raises(ConfigError) as error:
-        detection.prepare(load(config="quick/mask_rcnn_res2net50.yaml"))
+        detection.prepare(load(config="quick/mask_rcnn_res2net50"))
     assert_one_line(error, "voc-boxes, which has no masks", "faster_rcnn")
 
 
-def test_parts_are_joined(load, voc):
-    parts = f"[{{root: {voc}, split: train}}, {{root: {voc}, split: val}}]"
+def test_parts_are_joined(load, toy_set):
+    parts = f"[{{root: {toy_set}, split: train}}, {{root: {toy_set}, split: val}}]"
     config = detection.prepare(load(f"data.train={parts}", config=RCNN))
     loader = detection.build_train_loader(config)
     assert len(loader.loader.dataset.source) == 16
-    parts = f"[{{root: {voc}, split: train, images: A}}, {{root: {voc}, split: val}}]"
+    parts = f"[{{root: {toy_set}, split: train, images: A}}, {{root: {toy_set}, split: val}}]"
     with pytest.raises(DatasetError, match="A: image folder not found"):
         detection.prepare(load(f"data.train={parts}", config=RCNN))
 
