@@ -178,9 +178,7 @@ def open_job(
         device: None for `runtime.device` of the config.
 
     Raises:
-        ConfigError: there is no configuration, or it is wrong.
-        CheckpointError: the weights cannot be found.
-        ExportError: the exported file cannot be opened.
+        Res2NetDenseError: there is no configuration, it is wrong, or the weights cannot be opened.
     """
     path = None if weights is None else Path(weights)
     exported, file, folder = None, None, list[str]()
@@ -214,11 +212,7 @@ def open_job(
 
 
 def read_config_like(config: ConfigLike, overrides: Sequence[str] = ()) -> Config:
-    """Return the configuration that `config` means, with the overrides.
-
-    Raises:
-        ConfigError: it cannot be found, or is wrong.
-    """
+    """Return the configuration that `config` means, with the overrides."""
     if isinstance(config, (str, Path)):
         return load_config(config, overrides)
     content = config_to_dict(config) if isinstance(config, Config) else config
@@ -234,7 +228,6 @@ def load_exported(path: str | Path) -> ExportedModel:
 
     Raises:
         ExportError: the file is missing, damaged, or not an export of ours.
-        MissingDependencyError: the library that runs it is not installed.
     """
 
     def find(name: str) -> Task[Any]:

@@ -24,7 +24,7 @@ from torch.optim import Optimizer
 
 from res2net_dense.engine.distributed import is_main, unwrap
 from res2net_dense.engine.optim import Ema
-from res2net_dense.errors import CheckpointError
+from res2net_dense.errors import CheckpointError, one_line
 from res2net_dense.files import remove_leftovers, write_atomically
 from res2net_dense.version import __version__
 from res2net_dense.weight_files import WeightFile, load_strictly, open_weights, save_weights
@@ -124,10 +124,7 @@ class Checkpointer:
 
     def save_best(self, weights: Mapping[str, Tensor], state: TrainState) -> Path:
         """Write `weights` as `model_best.safetensors`, with `iteration`, `version` and, as JSON, `metrics`
-        and `metadata`.
-
-        Raises:
-            CheckpointError: The disk is full or the folder cannot be written.
+        and `metadata`; raises as `save`.
         """
         path = self.folder / "model_best.safetensors"
         if is_main():
@@ -222,7 +219,8 @@ def restore(content: Mapping[str, Any], state: TrainState) -> None:
                 part.load_state_dict(content[name])
         except (ValueError, KeyError) as error:
             raise CheckpointError(
-                f"the {name} in {source} does not fit ({error}): resume with the settings it was written with"
+                f"the {name} in {source} does not fit ({one_line(error)}): resume with the settings it was "
+                "written with"
             ) from None
     state.iteration = int(content["iteration"])
     state.best = content.get("best")

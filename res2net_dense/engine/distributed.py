@@ -20,17 +20,13 @@ _VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
 def init_distributed(device: str | torch.device | None = None) -> torch.device:
-    """Join the processes that `torchrun` started.
+    """Join the processes that `torchrun` started; return the device of this one, a GPU by its local rank.
 
     Args:
         device: `cpu` (gloo) or `cuda` (nccl); the default is CUDA where there is any.
 
-    Returns:
-        The device of this process: the CPU, or the GPU of its local rank.
-
     Raises:
-        ConfigError: Only part of torchrun's environment is set, it is not a number, there are fewer GPUs than
-            processes, or the device does not exist.
+        ConfigError: Only part of torchrun's environment is set, or it does not fit the machine.
     """
     chosen = existing_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     missing = [name for name in _VARIABLES if name not in os.environ]
@@ -137,11 +133,7 @@ def mean(values: Tensor) -> Tensor:
 
 
 def share_buffers(module: nn.Module) -> None:
-    """Give every process the buffers of the main one.
-
-    DDP does so only before each forward pass of the training. At an evaluation running statistics therefore
-    differ between processes, and only those of the main process are saved.
-    """
+    """Give every process the buffers of the main one, as DDP does only before a forward pass in training."""
     if world_size() > 1:
         for buffer in module.buffers():
             distributed.broadcast(buffer, 0)
@@ -151,9 +143,6 @@ def wrap(model: nn.Module) -> nn.Module:
     """Share the gradients of `model`, which is on its device already; the model itself with one process.
 
     Convert to channels_last before: DDP fixes the layout of the gradients here.
-
-    Raises:
-        ConfigError: the model has layers that only GPUs can share statistics with.
     """
     if world_size() == 1:
         return model

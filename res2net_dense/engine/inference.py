@@ -23,9 +23,7 @@ _SECONDS_BETWEEN_LINES = 10.0
 
 def resolve_precision(device: str | torch.device, precision: str) -> str:
     """`fp32`, `bf16` or `fp16`; for `auto` bf16 where PyTorch has fast code for it on the device, else fp32.
-
-    Raises:
-        ConfigError: The precision is unknown.
+    Others raise a `ConfigError`.
     """
     if precision == "auto":
         return "bf16" if _has_fast_bf16(torch.device(device).type) else "fp32"
@@ -43,11 +41,7 @@ def _has_fast_bf16(kind: str) -> bool:
 
 
 def autocast(device: str | torch.device, precision: str) -> AbstractContextManager[object]:
-    """The context in which a forward pass runs in `precision`; weights stay float32.
-
-    Raises:
-        ConfigError: The precision is unknown.
-    """
+    """The context in which a forward pass runs in `precision`; weights stay float32."""
     dtype = _DTYPES[resolve_precision(device, precision)]
     return nullcontext() if dtype == torch.float32 else torch.autocast(torch.device(device).type, dtype)
 
@@ -78,15 +72,12 @@ def evaluate(
     """Score a model on a data set; with several processes each brings its share and the evaluator gathers.
 
     Args:
-        model: On its device; its mode is as before afterwards.
+        model: On `device`; its mode is as before afterwards.
         loader: Batches of samples, finite; it may be empty.
         evaluator: Takes inputs and predictions, which are on the CPU.
         device: Where the model is.
         precision: `auto`, `fp32`, `bf16` or `fp16`.
         channels_last: Whether to lay the weights out as (N, H, W, C), which is faster on recent GPUs.
-
-    Returns:
-        The evaluator's flat map.
     """
     evaluator.reset()
     batches = _with_progress(loader) if is_main() else loader

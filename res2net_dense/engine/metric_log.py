@@ -26,13 +26,7 @@ class MetricLog:
     """
 
     def __init__(self, folder: str | Path, *, iterations: int, tensorboard: bool = True) -> None:
-        """Log into `folder`.
-
-        Args:
-            folder: The run folder.
-            iterations: Length of the run.
-            tensorboard: Whether to write events too.
-        """
+        """Log a run of so many iterations into its folder, and TensorBoard events too unless told not to."""
         self.folder = Path(folder)
         self.iterations = iterations
         self._tensorboard = tensorboard

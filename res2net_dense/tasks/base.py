@@ -77,6 +77,8 @@ class Task(ABC, Generic[C]):
     """Whether `backbone.weights` may hold the whole model."""
     needs: ClassVar[tuple[str, ...]] = ()
     """The parts of a `Sample` that are learned and scored; a layout that has none of them is refused."""
+    counted: ClassVar[str] = "objects"
+    """What the records of `to_records` are, for `summary`."""
     usual_classes: ClassVar[int | None] = None
     """Number of classes of the usual benchmark, for a model that is built without any data."""
 
@@ -136,7 +138,7 @@ class Task(ABC, Generic[C]):
         Args:
             outputs: of a batch, by their names in the file.
             place: of the image in the batch.
-            sample: the image as it went into the file, with its original size.
+            sample: as it went into the file.
         """
 
     @abstractmethod
@@ -156,9 +158,9 @@ class Task(ABC, Generic[C]):
     def to_records(self, prediction: Prediction, image_id: int | str) -> list[dict[str, Any]]:
         """Return a prediction as plain data for a JSON file, in COCO's format."""
 
-    @abstractmethod
     def summary(self, records: Sequence[Mapping[str, Any]], class_names: Sequence[str], score: float) -> str:
         """Return a few words on what was found in all images, such as `12 objects with score >= 0.5`."""
+        return f"{sum(record['score'] >= score for record in records)} {self.counted} with score >= {score:g}"
 
     def adapt(self, config: C, source: Source) -> C:
         """Fill in the settings that are derived from the data: by default class names and their number."""
@@ -194,16 +196,8 @@ class Task(ABC, Generic[C]):
     # What all tasks share.
 
     def check(self, config: C, *, weights: bool = True) -> None:
-        """Find the errors of a config that show without any data: in backbone, architecture, weights.
-
-        Args:
-            config: as it was loaded.
-            weights: whether `backbone.weights` will be needed.
-
-        Raises:
-            ConfigError: a setting has no meaning for this network.
-            CheckpointError: `backbone.weights` cannot be found.
-            MissingDependencyError: a library is not installed.
+        """Raise the first error that a config shows without any data: in backbone, architecture, or weights
+        (where they will be needed).
         """
         if weights and config.backbone.weights:
             check_weights(config.backbone.name, config.backbone.weights)
@@ -219,9 +213,6 @@ class Task(ABC, Generic[C]):
             config: as it was loaded.
             training: False leaves the training set alone; without class names in the config those of the
                 validation set are taken.
-
-        Raises:
-            Res2NetDenseError: for a training the first problem of the config, then of the data.
         """
         if training:
             self.check(config)
@@ -255,12 +246,7 @@ class Task(ABC, Generic[C]):
         return metrics.get(name, headline._replace(name=name))
 
     def build_train_loader(self, config: C, *, start_iteration: int = 0) -> BatchLoader:
-        """Return endless batches of this process, from `start_iteration` on.
-
-        Raises:
-            ConfigError: the batch cannot be cut evenly.
-            DatasetError: there is no sample.
-        """
+        """Return endless batches of this process, from `start_iteration` on."""
         source = self.open_source(config, train=True)
         indices, groups = self.sampling(config, source)
         indices = np.arange(len(source)) if indices is None else indices
@@ -306,11 +292,7 @@ class Task(ABC, Generic[C]):
 
 
 def network_settings(config: Config, load_weights: bool) -> dict[str, Any]:
-    """Return the arguments of a model's builder: `backbone` and the section `model`.
-
-    Raises:
-        ConfigError: the number of classes is unknown.
-    """
+    """Return the arguments of a model's builder: `backbone` and the section `model`, with known classes."""
     if config.model.num_classes is None:
         raise ConfigError("model.num_classes is unknown; set it, or data.train, whose classes are counted")
     # Not every network has each option: only those that were set are handed over. detectron2 has defaults of

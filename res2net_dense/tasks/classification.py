@@ -29,6 +29,7 @@ class Classification(Task[ClassificationConfig]):
     config_class = ClassificationConfig
     weights_are_whole = True
     usual_classes = 1000
+    counted = "classes"
 
     def metrics(self, config: ClassificationConfig) -> list[Metric]:
         from res2net_dense.evaluation.classification import METRICS
@@ -100,9 +101,6 @@ class Classification(Task[ClassificationConfig]):
             {"image_id": image_id, "category_id": label + self.first_category_id, "score": score}
             for score, label in zip(best.values.tolist(), best.indices.tolist(), strict=True)
         ]
-
-    def summary(self, records: Sequence[Mapping[str, Any]], class_names: Sequence[str], score: float) -> str:
-        return f"{sum(record['score'] >= score for record in records)} classes with score >= {score:g}"
 
 
 TASK = Classification()

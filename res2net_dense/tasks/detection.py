@@ -145,9 +145,6 @@ class Detection(Task[DetectionConfig]):
         classes = int(prediction["labels"].max()) + 1 if len(prediction["labels"]) else 0
         return prediction_to_records(prediction, image_id, range(1, classes + 1))
 
-    def summary(self, records: Sequence[Mapping[str, Any]], class_names: Sequence[str], score: float) -> str:
-        return f"{sum(record['score'] >= score for record in records)} objects with score >= {score:g}"
-
     @staticmethod
     def _has_masks(config: DetectionConfig) -> bool:
         return config.model.arch == "mask_rcnn"

@@ -52,12 +52,8 @@ _log = logging.getLogger(__name__)
 def set_up_device(config: Config, device: str | torch.device | None = None) -> torch.device:
     """Join torchrun's processes, if any, set threads and determinism, and return the device of this process.
 
-    Args:
-        config: of the run.
-        device: instead of `runtime.device`.
-
-    Raises:
-        ConfigError: the device does not exist or cannot do what the config asks for.
+    `device` takes the place of `runtime.device`. A `ConfigError` says that it does not exist, or cannot do
+    what the config asks for.
     """
     wanted = str(config.runtime.device if device is None else device)
     device = distributed.init_distributed(None if wanted == "auto" else wanted)
@@ -82,9 +78,6 @@ def train_and_evaluate(
         folder: the run folder.
         resume: whether to go on from the newest whole checkpoint in it, or begin if it has none.
         dry_run: take two training and two evaluation steps only, and read the checkpoint back.
-
-    Raises:
-        Res2NetDenseError: whatever a user can correct.
     """
     task, options = get_task(config.task), config.train
     settings = config_to_dict(config)
@@ -176,13 +169,8 @@ def _evaluation(config: Config, device: torch.device, evaluator: Evaluator, *, s
 def evaluate_only(config: Config, device: torch.device, model: nn.Module) -> tuple[dict[str, float], str]:
     """Score a model on `data.val`, write `results.json` into the run folder, print the table.
 
-    Args:
-        config: as `prepare` of its task returned it.
-        device: of this process.
-        model: with its weights, such as `load_model` returns, or an exported one.
-
-    Returns:
-        The metrics, and the table.
+    Takes a config as `prepare` of its task returned it, and a model of `load_model` or an exported one.
+    Returns metrics and table.
     """
     task = get_task(config.task)
     evaluator = task.build_evaluator(config)
@@ -242,11 +230,7 @@ def find_weights(config: Config, weights: str | Path | WeightFile | None = None)
 
 
 def load_model(config: Config, weights: Weights) -> nn.Module:
-    """Build the model of a config and load its weights.
-
-    Args:
-        config: with its classes known.
-        weights: not of an exported file.
+    """Build the model of a config whose classes are known, and load weights that are not of an exported file.
 
     Raises:
         CheckpointError: the weights do not fit the model, or have no head for these classes.
