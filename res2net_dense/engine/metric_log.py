@@ -26,7 +26,7 @@ class MetricLog:
     """
 
     def __init__(self, folder: str | Path, *, iterations: int, tensorboard: bool = True) -> None:
-        """Log a run of so many iterations into its folder, and TensorBoard events too unless told not to."""
+        """Log a run into its folder; `iterations` is its length, `tensorboard` whether to write events too."""
         self.folder = Path(folder)
         self.iterations = iterations
         self._tensorboard = tensorboard

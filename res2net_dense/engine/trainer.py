@@ -1,4 +1,4 @@
-"""The training loop: `train` is one page on which every step is named, in its order."""
+"""The training loop: `train` is one page that names every step in its order, `_Loop` has the steps."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from res2net_dense.errors import ConfigError, DatasetError, Res2NetDenseError
 from res2net_dense.types import Losses, Sample
 
 MAX_SKIPPED = 3
-"""So many iterations in a row may be skipped for a NaN; one more and the run ends."""
+"""How many iterations in a row may be skipped because of a NaN; one more ends the run."""
 
 
 class DivergedError(Res2NetDenseError):
@@ -48,7 +48,7 @@ class LoopOptions:
     clip_grad_norm: float | None = None
     """Largest 2-norm of the gradient of all parameters; None does not clip."""
     on_non_finite: str = "raise"
-    """After a NaN or infinite loss or gradient: `raise`, or `skip` the iteration, `MAX_SKIPPED` in a row."""
+    """What to do after a NaN or infinite loss or gradient: `raise`, or `skip` up to `MAX_SKIPPED` in a row."""
     eval_every: int = 0
     """Iterations between two evaluations. The last iteration is always evaluated, logged and saved."""
     log_every: int = 20
@@ -89,7 +89,7 @@ def train(
         loader: Infinite, positioned at `state.iteration`; gives `accumulate` micro-batches per iteration. Its
             iterator is closed at the end, so that no worker stays behind.
         schedule: The factor on the learning rate at an iteration (from 0).
-        options: Everything else that is a number or a word.
+        options: Length, precision, seed and the like.
         evaluation: None for a run without scores.
         log: Takes losses and metrics; given in every process or in none.
         checkpointer: Takes checkpoints and the best model. A model whose score is NaN is never the best; if
@@ -135,7 +135,7 @@ def train(
 
 
 class _Loop:
-    """The steps of `train`, and what they hand on to each other within an iteration."""
+    """The steps of `train`, and what one step of an iteration leaves for the next."""
 
     def __init__(
         self,
@@ -339,7 +339,7 @@ def _is_better(state: TrainState, name: str, lower_is_better: bool) -> bool:
 
 
 def _batches(loader: Iterable[list[Sample]], state: TrainState) -> Generator[list[Sample]]:
-    """Those of the loader; closing this generator closes that of the loader, which ends its workers."""
+    """Yield the loader's batches; closing this generator closes the loader's, which ends its workers."""
     yield from loader
     raise DatasetError(
         f"the training loader ended after {state.iteration} iterations: it must not end, check that the data "
