@@ -26,7 +26,7 @@ class MetricLog:
     """
 
     def __init__(self, folder: str | Path, *, iterations: int, tensorboard: bool = True) -> None:
-        """Log a run into its folder; `iterations` is its length, `tensorboard` whether to write events too."""
+        """Log a run of this length into its folder; `tensorboard` is whether to write events too."""
         self.folder = Path(folder)
         self.iterations = iterations
         self._tensorboard = tensorboard

@@ -48,7 +48,7 @@ class LoopOptions:
     clip_grad_norm: float | None = None
     """Largest 2-norm of the gradient of all parameters; None does not clip."""
     on_non_finite: str = "raise"
-    """What to do after a NaN or infinite loss or gradient: `raise`, or `skip` up to `MAX_SKIPPED` in a row."""
+    """What a NaN or infinite loss or gradient does: `raise`, or `skip` up to `MAX_SKIPPED` in a row."""
     eval_every: int = 0
     """Iterations between two evaluations. The last iteration is always evaluated, logged and saved."""
     log_every: int = 20
