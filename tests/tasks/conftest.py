@@ -22,7 +22,8 @@ TOYS = {
     "deeplab": ("voc", {"train": 12, "val": 4}, [*SPLITS, "data.crop_size=64"]),
     "rcnn": (
         *("voc", {"train": 12, "val": 4}),  # first without the parts in COCO's layout
-        ["data.train=null", "data.val=null", *SPLITS, "data.min_size_train=[96]", "data.min_size_test=96"],
+        ["data.train=null", "data.val=null", *SPLITS, "data.min_size_train=[96]", "data.min_size_test=96"]
+        + ["model.fpn_channels=32", "model.box_head_dim=64"],
     ),
 }
 """By what is in the name of a config: a toy set, and the settings for it."""
