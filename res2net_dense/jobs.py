@@ -21,24 +21,25 @@ from res2net_dense.config import Config, config_to_dict, load_config, parse_conf
 from res2net_dense.deploy.exported import ExportedModel, is_exported, open_exported
 from res2net_dense.engine import distributed
 from res2net_dense.engine.checkpointer import Checkpointer
-from res2net_dense.engine.run_folder import open_run_folder
+from res2net_dense.engine.distributed import print_rank0
+from res2net_dense.engine.run_folder import open_run_folder, own_folder
 from res2net_dense.errors import CheckpointError, ConfigError, ExportError
 from res2net_dense.tasks import get_task, training
-from res2net_dense.tasks.base import Task, print_rank0
-from res2net_dense.weight_files import open_weights
+from res2net_dense.tasks.base import Task
+from res2net_dense.weight_files import WeightFile, open_weights
 
 _log = logging.getLogger(__name__)
 
 ConfigLike = str | Path | Mapping[str, Any] | Config
 """The path or name of a YAML file, its content, or a configuration."""
 
-# What is built into an exported file; of the backbone and the model everything is.
+# The settings that are built into an exported file.
 _BUILT_IN = ("backbone", "model", "eval.scales", "eval.flip", "eval.window", "eval.window_stride")
 
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """What a training left."""
+    """The outcome of a training."""
 
     folder: Path
     """The run folder."""
@@ -56,14 +57,14 @@ class EvaluationResult:
     """The file that was scored."""
     metrics: dict[str, float]
     table: str
-    """The metrics for people."""
+    """The metrics as text."""
     as_expected: bool
     """Whether they are within `eval.expected`."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """A configuration and what it applies to, before any data is looked at."""
+    """A configuration and what it applies to, before any data is read."""
 
     config: Config
     task: Task[Any]
@@ -105,10 +106,9 @@ def train(
         dry_run: take two steps of everything and keep nothing.
 
     Raises:
-        Res2NetDenseError: whatever a user can correct; everything that the config alone tells comes first.
+        Res2NetDenseError: whatever a user can correct; the errors that the config alone shows come first.
     """
-    folder = [f"runtime.output_dir={json.dumps(str(output_dir))}"] if output_dir else []
-    loaded = read_config_like(config, [*overrides, *folder])
+    loaded = read_config_like(config, [*overrides, *_write_to(output_dir)])
     try:
         device = training.set_up_device(loaded)
         loaded = get_task(loaded.task).prepare(loaded)
@@ -121,8 +121,8 @@ def train(
                 "dry run: two training and two evaluation steps, a checkpoint written and read: all well"
             )
             return TrainingResult(run, metrics, as_expected=True)
-        run = open_run_folder(loaded.runtime.output_dir, resume=resume)
-        metrics = training.train_and_evaluate(loaded, device, run, resume=resume)
+        with open_run_folder(loaded.runtime.output_dir, resume=resume) as run:
+            metrics = training.train_and_evaluate(loaded, device, run, resume=resume)
         return TrainingResult(run, metrics, training.check_expected(loaded, metrics))
     finally:
         distributed.shutdown()
@@ -142,17 +142,18 @@ def evaluate(
             checkpoint in the run folder of `config`, or a classifier's `backbone.weights`.
         config: None for the one that `weights` carries.
         overrides: changes to it, such as `eval.batch_size=8`.
-        output_dir: where `results.json` goes; None for `runtime.output_dir`.
+        output_dir: where `results.json` goes; None for `runtime.output_dir`. It must not be in use by a
+            training or another evaluation.
 
     Raises:
         Res2NetDenseError: whatever a user can correct.
     """
-    folder = [f"runtime.output_dir={json.dumps(str(output_dir))}"] if output_dir else []
     try:
-        job, device = open_job(config, weights, [*overrides, *folder])
+        job, device = open_job(config, weights, [*overrides, *_write_to(output_dir)])
         prepared = job.prepared()
-        print_rank0(f"evaluating {job.weights.path}")
-        metrics, table = training.evaluate_only(prepared, device, job.model(prepared))
+        with own_folder(prepared.runtime.output_dir):
+            print_rank0(f"evaluating {job.weights.path}")
+            metrics, table = training.evaluate_only(prepared, device, job.model(prepared))
         as_expected = training.check_expected(prepared, metrics)
     finally:
         distributed.shutdown()
@@ -177,18 +178,17 @@ def open_job(
         device: None for `runtime.device` of the config.
 
     Raises:
-        ConfigError: there is no configuration, or it is wrong.
-        CheckpointError: the weights cannot be found.
-        ExportError: the exported file cannot be opened.
+        Res2NetDenseError: there is no configuration, it is wrong, or the weights cannot be opened.
     """
     path = None if weights is None else Path(weights)
-    folder: list[str] = []
+    exported, file, folder = None, None, list[str]()
     if path is not None and path.is_dir():
         config = path / "config.yaml" if config is None else config
-        folder = [f"runtime.output_dir={json.dumps(str(path))}"]
-        path = best_weights(path)
-    exported = load_exported(path) if path is not None and is_exported(path) else None
-    file = open_weights(path) if path is not None and exported is None else None
+        file, folder = _open_best(path), _write_to(path)
+    elif path is not None and is_exported(path):
+        exported = load_exported(path)
+    elif path is not None:
+        file = open_weights(path)
     if config is not None:
         loaded = read_config_like(config, [*folder, *overrides])
     elif path is None:
@@ -198,41 +198,21 @@ def open_job(
         if not carried:
             raise ConfigError(f"{path} carries no configuration: give the one of its run with --config")
         # A folder of its own: the scores of a file are not those of its run.
-        folder = [f"runtime.output_dir={json.dumps(f'{path}.eval')}"]
-        loaded = parse_config(carried, source=str(path), overrides=[*folder, *overrides])
+        loaded = parse_config(carried, source=str(path), overrides=[*_write_to(f"{path}.eval"), *overrides])
     threads = torch.get_num_threads()
     chosen = training.set_up_device(loaded, device)
     if exported is None:
-        weights_found = training.find_weights(loaded, file)
+        found = training.find_weights(loaded, file)
     else:
         if torch.get_num_threads() != threads:  # a runtime keeps the number that it was opened with
             exported = load_exported(exported.path)
         _warn_of_built_in(exported, loaded)
-        weights_found = training.Weights(exported.path, exported.description.config, "exported")
-    return Job(loaded, get_task(loaded.task), weights_found, exported), chosen
-
-
-def best_weights(folder: Path) -> Path:
-    """Return the best model in a run folder, or its newest whole checkpoint.
-
-    Raises:
-        CheckpointError: it has neither.
-    """
-    best = folder / "model_best.safetensors"
-    path = best if best.is_file() else Checkpointer(folder, tidy=False).latest()
-    if path is None:
-        raise CheckpointError(
-            f"{folder} has no model_best.safetensors and no checkpoint: is it a run folder?"
-        )
-    return path
+        found = training.Weights(exported.path, exported.description.config, "exported")
+    return Job(loaded, get_task(loaded.task), found, exported), chosen
 
 
 def read_config_like(config: ConfigLike, overrides: Sequence[str] = ()) -> Config:
-    """Return the configuration that `config` means, with the overrides.
-
-    Raises:
-        ConfigError: it cannot be found, or is wrong.
-    """
+    """Return the configuration that `config` means, with the overrides."""
     if isinstance(config, (str, Path)):
         return load_config(config, overrides)
     content = config_to_dict(config) if isinstance(config, Config) else config
@@ -248,7 +228,6 @@ def load_exported(path: str | Path) -> ExportedModel:
 
     Raises:
         ExportError: the file is missing, damaged, or not an export of ours.
-        MissingDependencyError: the library that runs it is not installed.
     """
 
     def find(name: str) -> Task[Any]:
@@ -260,13 +239,27 @@ def load_exported(path: str | Path) -> ExportedModel:
     return open_exported(path, find)
 
 
+def _write_to(folder: str | Path | None) -> list[str]:
+    """The override that names the run folder."""
+    return [f"runtime.output_dir={json.dumps(str(folder))}"] if folder else []
+
+
+def _open_best(folder: Path) -> WeightFile:
+    """Open the best model in a run folder, or its newest whole checkpoint."""
+    best = folder / "model_best.safetensors"
+    file = open_weights(best) if best.is_file() else Checkpointer(folder).open_latest()
+    if file is None:
+        raise CheckpointError(
+            f"{folder} has no model_best.safetensors and no checkpoint: is it a run folder?"
+        )
+    return file
+
+
 def _warn_of_built_in(exported: ExportedModel, config: Config) -> None:
     built, wanted = training.flat(exported.description.config), training.flat(config_to_dict(config))
-    for key in sorted(built.keys() & wanted.keys()):
-        fixed = (
-            any(f"{key}.".startswith(f"{section}.") for section in _BUILT_IN) and key != "backbone.weights"
-        )
-        if fixed and built[key] != wanted[key] and wanted[key] is not None:
+    for key in sorted(built.keys() & wanted.keys() - {"backbone.weights"}):
+        is_built_in = any(training.is_below(key, section) for section in _BUILT_IN)
+        if is_built_in and built[key] != wanted[key] and wanted[key] is not None:
             _log.warning(
                 "%s was exported with %s=%s: %s has no effect", exported.path, key, built[key], wanted[key]
             )

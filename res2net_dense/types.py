@@ -10,7 +10,7 @@
 * A task is one object, `res2net_dense.tasks.base.Task`.
 
 Conventions everywhere: images are RGB, boxes are absolute xyxy pixels with continuous coordinates (x2 - x1 is
-the width), labels are contiguous from 0 (background is no label), the ignored pixel is 255.
+the width), labels are contiguous from 0 (background is not a label), the ignored pixel is 255.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ minimised.
 """
 
 Polygons = list[list[np.ndarray]]
-"""One entry an object: its polygons, each (2 * K,) float64 as x0, y0, x1, y1, ... in pixels of the
+"""One entry per object: its polygons, each (2 * K,) float64 as x0, y0, x1, y1, ... in pixels of the
 transformed image.
 """
 
@@ -65,7 +65,7 @@ class Sample(TypedDict, total=False):
 
 
 class Prediction(TypedDict, total=False):
-    """What a model says of one image, at the image's original size H x W, in torchvision's names."""
+    """What a model predicts for one image, at the image's original size H x W, in torchvision's names."""
 
     boxes: Tensor
     """(K, 4) float32 xyxy."""

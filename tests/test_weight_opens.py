@@ -22,7 +22,7 @@ from res2net_dense.config import config_to_dict, parse_config
 from res2net_dense.convert import load_backbone_weights, read_checkpoint
 from res2net_dense.deploy.export import FORMATS
 from res2net_dense.deploy.runtimes import RUNTIMES
-from res2net_dense.engine.checkpointer import Checkpointer
+from res2net_dense.engine.checkpointer import Checkpointer, TrainState
 from res2net_dense.tasks import get_task
 from res2net_dense.weight_files import load_weights_into, open_weights, save_weights
 
@@ -141,7 +141,7 @@ def test_evaluating_the_newest_checkpoint(tmp_path, run, capsys):
     config, model = run
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     checkpointer = Checkpointer(tmp_path / "run", metadata={"config": config_to_dict(config)})
-    path = checkpointer.save(1, model=model, optimizer=optimizer)
+    path = checkpointer.save(TrainState(model, optimizer, iteration=1))
     with opened(path, 1):
         result = evaluate(config=config)
     assert result.weights == path

@@ -24,9 +24,9 @@ def segmentation(draw):
 
 
 def classification(draw):
-    pictures = draw("imagenet", train=40, val=20, size=64)
-    return "classification_res2net50", pictures / "val", {
-        "train": f"{pictures}/train", "val": f"{pictures}/val", "crop_size": 64, "resize_size": 72,
+    images = draw("imagenet", train=40, val=20, size=64)
+    return "classification_res2net50", images / "val", {
+        "train": f"{images}/train", "val": f"{images}/val", "crop_size": 64, "resize_size": 72,
     }  # fmt: skip
 
 

@@ -1,7 +1,7 @@
 """Checkpoints that survive a crash, a full disk and a flipped bit.
 
-Each is written to a temporary file, synced, and renamed; its sha256 lies beside it; the ones before stay
-until it is published. Reading never runs code.
+Each is written to a temporary file, synced, and renamed, with its sha256 in a file next to it; the ones
+before stay until it is published. Reading never runs code.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import re
 import shutil
 import warnings
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -23,7 +24,7 @@ from torch.optim import Optimizer
 
 from res2net_dense.engine.distributed import is_main, unwrap
 from res2net_dense.engine.optim import Ema
-from res2net_dense.errors import CheckpointError
+from res2net_dense.errors import CheckpointError, one_line
 from res2net_dense.files import remove_leftovers, write_atomically
 from res2net_dense.version import __version__
 from res2net_dense.weight_files import WeightFile, load_strictly, open_weights, save_weights
@@ -34,20 +35,33 @@ FORMAT = 1
 _NAME = re.compile(r"^iter_(\d+)\.pt$")
 
 
+@dataclass
+class TrainState:
+    """What a training changes, and a checkpoint holds."""
+
+    model: nn.Module
+    """On its device, possibly wrapped in DDP or compiled. Returns losses in training mode."""
+    optimizer: Optimizer
+    """Over the parameters of the model."""
+    ema: Ema | None = None
+    """Moving average, updated after each step, and evaluated and published instead of the weights."""
+    scaler: GradScaler | None = None
+    """Loss scaler for fp16."""
+    iteration: int = 0
+    """How many optimizer steps are done."""
+    best: dict[str, Any] | None = None
+    """`metric`, `value` and `iteration` of the best evaluation."""
+    metrics: dict[str, float] = field(default_factory=dict)
+    """Of the last evaluation."""
+
+
 class Checkpointer:
     """The checkpoints of one run: `checkpoints/iter_0000100.pt` with `.pt.sha256`, and
-    `model_best.safetensors`.
-
-    Only the main process writes. Temporary files of dead processes are removed at the start.
+    `model_best.safetensors`. Only the main process writes.
     """
 
     def __init__(
-        self,
-        folder: str | Path,
-        *,
-        keep: int = 2,
-        metadata: dict[str, Any] | None = None,
-        tidy: bool = True,
+        self, folder: str | Path, *, keep: int = 2, metadata: Mapping[str, Any] | None = None
     ) -> None:
         """Look after the checkpoints below `folder`.
 
@@ -56,38 +70,28 @@ class Checkpointer:
             keep: How many of the newest checkpoints stay, at least 1.
             metadata: Plain data (what JSON can hold) that every checkpoint carries: the resolved
                 configuration.
-            tidy: Whether to remove what dead processes left; not for a mere reader, whose run may be alive.
 
         Raises:
-            ValueError: `keep` is below 1.
             TypeError: The metadata is not plain data.
         """
-        if keep < 1:
-            raise ValueError(f"keep must be at least 1, got {keep}")
         self.folder = Path(folder)
         self.checkpoints = self.folder / "checkpoints"
         self.keep = keep
         # Tuples, paths and numpy numbers would come back as something else, or not at all.
         self.metadata: dict[str, Any] = json.loads(json.dumps(metadata or {}))
-        if tidy and is_main():
-            for place in (self.folder, self.checkpoints):
-                remove_leftovers(place)
-            for sidecar in self.checkpoints.glob("iter_*.pt.sha256"):
-                if not sidecar.with_suffix("").exists():
-                    sidecar.unlink(missing_ok=True)
 
-    def save(
-        self,
-        iteration: int,
-        *,
-        model: nn.Module,
-        optimizer: Optimizer,
-        ema: Ema | None = None,
-        scaler: GradScaler | None = None,
-        best: Mapping[str, Any] | None = None,
-        metrics: Mapping[str, float] | None = None,
-    ) -> Path:
-        """Write the state after `iteration` steps, then delete the checkpoints that are not among the newest.
+    def remove_leftovers(self) -> None:
+        """Delete what a killed process left; for the owner of the folder."""
+        if not is_main():
+            return
+        for place in (self.folder, self.checkpoints):
+            remove_leftovers(place)
+        for sidecar in self.checkpoints.glob("iter_*.pt.sha256"):
+            if not sidecar.with_suffix("").exists():
+                sidecar.unlink(missing_ok=True)
+
+    def save(self, state: TrainState) -> Path:
+        """Write the state, then delete the checkpoints that are not among the newest.
 
         Later checkpoints (of a branch that was left by resuming from an earlier one) are deleted too.
 
@@ -95,58 +99,43 @@ class Checkpointer:
             CheckpointError: The disk is full or the folder cannot be written; the checkpoints before are
                 untouched.
         """
-        path = self.checkpoints / f"iter_{iteration:07d}.pt"
+        path = self.checkpoints / f"iter_{state.iteration:07d}.pt"
         if not is_main():
             return path
-        state = {
+        content = {
             "format": FORMAT,
             "version": __version__,
-            "iteration": iteration,
+            "iteration": state.iteration,
             "metadata": self.metadata,
-            "model": unwrap(model).state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "ema": ema.state_dict() if ema else None,
-            "scaler": scaler.state_dict() if scaler else None,
-            "best": dict(best) if best else None,
-            "metrics": {name: float(value) for name, value in metrics.items()} if metrics else None,
+            "model": unwrap(state.model).state_dict(),
+            "optimizer": state.optimizer.state_dict(),
+            "ema": state.ema.state_dict() if state.ema else None,
+            "scaler": state.scaler.state_dict() if state.scaler else None,
+            "best": state.best,
+            "metrics": {name: float(value) for name, value in state.metrics.items()} or None,
         }
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
-            _publish(path, state)
-            self._delete_old(iteration)
+            _publish(path, content)
+            self._delete_all_but_newest(path)
         except OSError as error:
-            raise CheckpointError(_cannot_write(path, state, error)) from None
+            raise CheckpointError(_cannot_write(path, content, error)) from None
         return path
 
-    def save_best(
-        self, weights: Mapping[str, Tensor], *, iteration: int, metrics: Mapping[str, float]
-    ) -> Path:
-        """Write `model_best.safetensors`; `iteration`, `version` and, as JSON, `metrics` and `metadata` go
-        with it.
-
-        Raises:
-            CheckpointError: The disk is full or the folder cannot be written.
+    def save_best(self, weights: Mapping[str, Tensor], state: TrainState) -> Path:
+        """Write `weights` as `model_best.safetensors`, with `iteration`, `version` and, as JSON, `metrics`
+        and `metadata`; raises as `save`.
         """
         path = self.folder / "model_best.safetensors"
         if is_main():
             about = {
                 "version": __version__,
-                "iteration": str(iteration),
-                "metrics": json.dumps(dict(metrics)),
+                "iteration": str(state.iteration),
+                "metrics": json.dumps(state.metrics),
                 "metadata": json.dumps(self.metadata),
             }
             save_weights(path, weights, about)
         return path
-
-    def latest(self) -> Path | None:
-        """The newest checkpoint that is whole, or None if there are none; as `open_latest`."""
-        found = self.open_latest()
-        return found.path if found else None
-
-    def load_latest(self) -> tuple[Path, dict[str, Any]] | None:
-        """Path and content of the newest checkpoint that is whole, or None; as `open_latest`."""
-        found = self.open_latest()
-        return (found.path, found.content) if found else None
 
     def open_latest(self) -> WeightFile | None:
         """The newest checkpoint that is whole, opened; None if there are none.
@@ -154,108 +143,87 @@ class Checkpointer:
         Damaged ones are named in a warning.
 
         Raises:
-            CheckpointError: There are checkpoints and not one is whole: to begin anew would overwrite them.
+            CheckpointError: There are checkpoints and not one is whole: a new start would overwrite them.
         """
         reason = None
         for path in reversed(self._published()):
             try:
                 if not _sidecar(path).is_file():
-                    raise CheckpointError(f"{path} has no {_sidecar(path).name} beside it")
-                return self.open(path)
+                    raise CheckpointError(f"{path} has no {_sidecar(path).name} next to it")
+                return open_checkpoint(path)
             except CheckpointError as error:
                 reason = error
                 warnings.warn(f"skipped a checkpoint, going back to the one before: {error}", stacklevel=2)
         if reason is not None:
             raise CheckpointError(
                 f"no checkpoint in {self.checkpoints} is whole (the last one tried: {reason}); "
-                "move them away to begin anew"
+                "move them away to start from the beginning"
             )
         return None
 
-    @staticmethod
-    def load(path: str | Path) -> dict[str, Any]:
-        """The content of a checkpoint; as `open`."""
-        return Checkpointer.open(path).content
-
-    @staticmethod
-    def open(path: str | Path) -> WeightFile:
-        """Read a checkpoint on the CPU, checking its sha256 where that lies beside it. Runs no code.
-
-        Raises:
-            CheckpointError: It is missing, damaged, no checkpoint of ours, or from a newer version.
-        """
-        path = Path(path)
-        sidecar = _sidecar(path)
-        expected: list[str] = []
-        if sidecar.is_file():
-            words = sidecar.read_text(errors="replace").split()
-            expected = [word for word in words if len(word) == 64] or ["nothing"]
-        file = open_weights(path, sha256=expected)
-        state = file.content
-        if not isinstance(state.get("format"), int) or not {"iteration", "model", "optimizer"} <= set(state):
-            raise CheckpointError(
-                f"{path} is not a checkpoint of this package: weights alone cannot be resumed from"
-            )
-        if state["format"] > FORMAT:
-            raise CheckpointError(
-                f"{path} was written by version {state.get('version')}, this is {__version__}: upgrade"
-            )
-        return file
-
-    @staticmethod
-    def restore(
-        state: Mapping[str, Any],
-        *,
-        model: nn.Module,
-        optimizer: Optimizer | None = None,
-        ema: Ema | None = None,
-        scaler: GradScaler | None = None,
-    ) -> int:
-        """Put the content of a checkpoint into what is given.
-
-        Returns:
-            How many iterations were done: the `start_iteration` of the resumed run.
-
-        Raises:
-            CheckpointError: Keys or shapes differ, or the checkpoint lacks what is asked for.
-        """
-        source = f"the checkpoint of iteration {state['iteration']}"
-        for name, wanted in (("ema", ema), ("scaler", scaler)):
-            if wanted is not None and not state.get(name):
-                raise CheckpointError(
-                    f"{source} has no {name} state: resume with the settings of the run that wrote it"
-                )
-        load_strictly(unwrap(model), state["model"], source=source)
-        if optimizer is not None:
-            try:
-                optimizer.load_state_dict(state["optimizer"])
-            except (ValueError, KeyError) as error:
-                raise CheckpointError(
-                    f"the optimizer in {source} does not fit ({error}): resume with the settings it was "
-                    "written with"
-                ) from None
-        if ema is not None:
-            ema.load_state_dict(state["ema"])
-        if scaler is not None:
-            scaler.load_state_dict(state["scaler"])
-        return int(state["iteration"])
-
     def _published(self) -> list[Path]:
-        found = [
-            (int(match[1]), path)
-            for path in self.checkpoints.glob("iter_*.pt")
-            if (match := _NAME.match(path.name))
-        ]
-        return [path for _, path in sorted(found)]
+        """Oldest first."""
+        found = [path for path in self.checkpoints.glob("iter_*.pt") if _NAME.match(path.name)]
+        return sorted(found, key=lambda path: int(path.stem.removeprefix("iter_")))
 
-    def _delete_old(self, iteration: int) -> None:
+    def _delete_all_but_newest(self, newest: Path) -> None:
         published = self._published()
-        name = f"iter_{iteration:07d}.pt"
-        position = next(index for index, path in enumerate(published) if path.name == name) + 1
-        for path in published[: max(position - self.keep, 0)] + published[position:]:
+        end = published.index(newest) + 1
+        for path in published[: max(end - self.keep, 0)] + published[end:]:
             # In this order: a file without a sidecar counts as damaged, a sidecar alone is a leftover.
             path.unlink(missing_ok=True)
             _sidecar(path).unlink(missing_ok=True)
+
+
+def open_checkpoint(path: str | Path) -> WeightFile:
+    """Read a checkpoint on the CPU, checking its sha256 where that lies next to it. Runs no code.
+
+    Raises:
+        CheckpointError: It is missing, damaged, not a checkpoint of ours, or from a newer version.
+    """
+    path = Path(path)
+    expected: list[str] = []
+    if _sidecar(path).is_file():
+        words = _sidecar(path).read_text(errors="replace").split()
+        expected = [word for word in words if len(word) == 64] or ["nothing"]
+    file = open_weights(path, sha256=expected)
+    content = file.content
+    if not isinstance(content.get("format"), int) or not {"iteration", "model", "optimizer"} <= set(content):
+        raise CheckpointError(
+            f"{path} is not a checkpoint of this package: weights alone cannot be resumed from"
+        )
+    if content["format"] > FORMAT:
+        raise CheckpointError(
+            f"{path} was written by version {content.get('version')}, this is {__version__}: upgrade"
+        )
+    return file
+
+
+def restore(content: Mapping[str, Any], state: TrainState) -> None:
+    """Put the content of a checkpoint into `state`: the resumed run goes on after its iteration.
+
+    Raises:
+        CheckpointError: Keys or shapes differ, or the checkpoint lacks the moving average or the scaler.
+    """
+    source = f"the checkpoint of iteration {content['iteration']}"
+    parts = {"optimizer": state.optimizer, "ema": state.ema, "scaler": state.scaler}
+    for name, part in parts.items():
+        if part is not None and not content.get(name):
+            raise CheckpointError(
+                f"{source} has no {name} state: resume with the settings of the run that wrote it"
+            )
+    load_strictly(unwrap(state.model), content["model"], source=source)
+    for name, part in parts.items():
+        try:
+            if part is not None:
+                part.load_state_dict(content[name])
+        except (ValueError, KeyError) as error:
+            raise CheckpointError(
+                f"the {name} in {source} does not fit ({one_line(error)}): resume with the settings it was "
+                "written with"
+            ) from None
+    state.iteration = int(content["iteration"])
+    state.best = content.get("best")
 
 
 class _Hashing:
@@ -279,7 +247,7 @@ class _Hashing:
         self.file.flush()
 
 
-def _publish(path: Path, state: dict[str, Any]) -> None:
+def _publish(path: Path, content: dict[str, Any]) -> None:
     sidecar = _sidecar(path)
     # A crash between the two renames must leave a sidecar that knows the file, be it the old one or the new.
     old = sidecar.read_text() if path.exists() and sidecar.exists() else ""
@@ -289,11 +257,9 @@ def _publish(path: Path, state: dict[str, Any]) -> None:
         nonlocal line
         hashing = _Hashing(file)
         try:
-            torch.save(state, hashing)  # type: ignore[arg-type]  # write and flush are all that torch calls
-        except RuntimeError:
-            if hashing.error is not None:
-                raise hashing.error from None
-            raise
+            torch.save(content, hashing)  # type: ignore[arg-type]  # write and flush are all that torch calls
+        except RuntimeError as error:
+            raise hashing.error or error from None
         line = f"{hashing.digest.hexdigest()}  {path.name}\n"
 
     def publish_sidecar(text: str) -> None:
@@ -308,22 +274,19 @@ def _sidecar(path: Path) -> Path:
     return path.with_name(path.name + ".sha256")
 
 
-def _cannot_write(path: Path, state: dict[str, Any], error: OSError) -> str:
+def _cannot_write(path: Path, content: dict[str, Any], error: OSError) -> str:
     place = next(folder for folder in path.parents if folder.exists())
     full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     return (
-        f"cannot write {path}: {error.strerror}; it needs {_size(state)} bytes, "
-        f"{shutil.disk_usage(place).free} are free: "
-        f"{'make room' if full else 'check the folder'} and go on with --resume, the checkpoints before are "
-        "untouched"
+        f"cannot write {path}: {error.strerror}; it needs {_size(content)} bytes, "
+        f"{shutil.disk_usage(place).free} are free: {'make room' if full else 'check the folder'} and "
+        "continue with --resume, the checkpoints before are untouched"
     )
 
 
 def _size(value: Any) -> int:
+    """Bytes of all tensors in nested containers."""
     if isinstance(value, Tensor):
-        return value.numel() * value.element_size()
-    if isinstance(value, Mapping):
-        return sum(_size(item) for item in value.values())
-    if isinstance(value, (list, tuple)):
-        return sum(_size(item) for item in value)
-    return 0
+        return value.nbytes
+    items = value.values() if isinstance(value, Mapping) else value
+    return sum(map(_size, items)) if isinstance(value, (Mapping, list, tuple)) else 0

@@ -1,5 +1,4 @@
-"""Several processes, one a device: PyTorch's own DDP under `torchrun`. With one process everything here does
-nothing.
+"""Several processes, one per device: PyTorch's own DDP under `torchrun`; of no effect with one process.
 
 torchrun --nproc_per_node 8 -m res2net_dense.cli train ...
 """
@@ -7,7 +6,7 @@ torchrun --nproc_per_node 8 -m res2net_dense.cli train ...
 from __future__ import annotations
 
 import os
-from typing import TypeVar
+from typing import TextIO, TypeVar
 
 import torch
 from torch import Tensor, distributed, nn
@@ -21,17 +20,13 @@ _VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
 def init_distributed(device: str | torch.device | None = None) -> torch.device:
-    """Join the processes that `torchrun` started.
+    """Join the processes that `torchrun` started; return the device of this one, a GPU by its local rank.
 
     Args:
         device: `cpu` (gloo) or `cuda` (nccl); the default is CUDA where there is any.
 
-    Returns:
-        The device of this process: the CPU, or the GPU of its local rank.
-
     Raises:
-        ConfigError: Only part of torchrun's environment is set, it is no number, there are fewer GPUs than
-            processes, or the device does not exist.
+        ConfigError: Only part of torchrun's environment is set, or it does not fit the machine.
     """
     chosen = existing_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     missing = [name for name in _VARIABLES if name not in os.environ]
@@ -40,14 +35,14 @@ def init_distributed(device: str | torch.device | None = None) -> torch.device:
         return chosen
     if missing:
         raise ConfigError(
-            f"the environment names this process a part of a group, but {', '.join(missing)} is not set: "
+            f"the environment makes this process part of a group, but {', '.join(missing)} is not set: "
             "start with torchrun, or unset RANK, WORLD_SIZE and LOCAL_RANK to run one process"
         )
     try:
         local_rank, size = int(os.environ["LOCAL_RANK"]), int(os.environ["WORLD_SIZE"])
     except ValueError as error:
         raise ConfigError(
-            f"LOCAL_RANK and WORLD_SIZE must be whole numbers ({error}): start with torchrun"
+            f"LOCAL_RANK and WORLD_SIZE must be integers ({error}): start with torchrun"
         ) from None
     if chosen.type == "cuda":
         if local_rank >= torch.cuda.device_count():
@@ -63,11 +58,7 @@ def init_distributed(device: str | torch.device | None = None) -> torch.device:
 
 
 def existing_device(device: str | torch.device) -> torch.device:
-    """Return the device of this name.
-
-    Raises:
-        ConfigError: There is no such device.
-    """
+    """Return the device of this name; raise a `ConfigError` if there is none."""
     try:
         chosen = torch.device(device)
     except RuntimeError:
@@ -102,6 +93,12 @@ def is_main() -> bool:
     return rank() == 0
 
 
+def print_rank0(text: str, *, file: TextIO | None = None) -> None:
+    """Print in the main process alone."""
+    if is_main():
+        print(text, file=file, flush=True)
+
+
 def barrier() -> None:
     """Wait for all processes."""
     if world_size() > 1:
@@ -126,17 +123,6 @@ def maximum(values: list[int], device: torch.device) -> list[int]:
     return [int(value) for value in shared.tolist()]
 
 
-def share_buffers(module: nn.Module) -> None:
-    """Give every process the buffers of the main one.
-
-    DDP does so before each forward of the training only, so that running statistics differ between processes
-    at an evaluation, and only the main process's are saved.
-    """
-    if world_size() > 1:
-        for buffer in module.buffers():
-            distributed.broadcast(buffer, 0)
-
-
 def mean(values: Tensor) -> Tensor:
     """The mean of a tensor over all processes; the tensor itself with one process."""
     if world_size() == 1:
@@ -146,13 +132,17 @@ def mean(values: Tensor) -> Tensor:
     return shared / world_size()
 
 
+def share_buffers(module: nn.Module) -> None:
+    """Give every process the buffers of the main one, as DDP does only before a forward pass in training."""
+    if world_size() > 1:
+        for buffer in module.buffers():
+            distributed.broadcast(buffer, 0)
+
+
 def wrap(model: nn.Module) -> nn.Module:
     """Share the gradients of `model`, which is on its device already; the model itself with one process.
 
     Convert to channels_last before: DDP fixes the layout of the gradients here.
-
-    Raises:
-        ConfigError: the model has layers that only GPUs can share statistics with.
     """
     if world_size() == 1:
         return model
@@ -168,12 +158,10 @@ def wrap(model: nn.Module) -> nn.Module:
 def unwrap(model: nn.Module) -> nn.Module:
     """The plain model within DDP and `torch.compile`, whose state dict has the published names."""
     while True:
-        if isinstance(model, DistributedDataParallel):
-            model = model.module
-        elif isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
-            model = inner
-        else:
+        inner = getattr(model, "module" if isinstance(model, DistributedDataParallel) else "_orig_mod", None)
+        if not isinstance(inner, nn.Module):
             return model
+        model = inner
 
 
 def shutdown() -> None:

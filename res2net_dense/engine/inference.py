@@ -13,26 +13,23 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from res2net_dense.engine.distributed import is_main
+from res2net_dense.engine.distributed import is_main, print_rank0
 from res2net_dense.errors import ConfigError
 from res2net_dense.types import Evaluator, Prediction, Sample
 
-PRECISIONS = ("auto", "fp32", "bf16", "fp16")
-
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _SECONDS_BETWEEN_LINES = 10.0
 
 
 def resolve_precision(device: str | torch.device, precision: str) -> str:
     """`fp32`, `bf16` or `fp16`; for `auto` bf16 where PyTorch has fast code for it on the device, else fp32.
-
-    Raises:
-        ConfigError: The precision is unknown.
+    Others raise a `ConfigError`.
     """
-    if precision not in PRECISIONS:
-        raise ConfigError(f"unknown precision {precision!r}: choose one of {', '.join(PRECISIONS)}")
-    if precision != "auto":
-        return precision
-    return "bf16" if _has_fast_bf16(torch.device(device).type) else "fp32"
+    if precision == "auto":
+        return "bf16" if _has_fast_bf16(torch.device(device).type) else "fp32"
+    if precision not in _DTYPES:
+        raise ConfigError(f"unknown precision {precision!r}: choose one of auto, {', '.join(_DTYPES)}")
+    return precision
 
 
 @functools.cache
@@ -44,15 +41,9 @@ def _has_fast_bf16(kind: str) -> bool:
 
 
 def autocast(device: str | torch.device, precision: str) -> AbstractContextManager[object]:
-    """The context in which a forward pass runs in `precision`, one of `PRECISIONS`; weights stay float32.
-
-    Raises:
-        ConfigError: The precision is unknown.
-    """
-    precision = resolve_precision(device, precision)
-    if precision == "fp32":
-        return nullcontext()
-    return torch.autocast(torch.device(device).type, torch.bfloat16 if precision == "bf16" else torch.float16)
+    """The context in which a forward pass runs in `precision`; weights stay float32."""
+    dtype = _DTYPES[resolve_precision(device, precision)]
+    return nullcontext() if dtype == torch.float32 else torch.autocast(torch.device(device).type, dtype)
 
 
 @contextmanager
@@ -77,24 +68,19 @@ def evaluate(
     device: str | torch.device,
     precision: str = "fp32",
     channels_last: bool = False,
-    progress: bool = True,
 ) -> dict[str, float]:
     """Score a model on a data set; with several processes each brings its share and the evaluator gathers.
 
     Args:
-        model: On its device; its mode is as before afterwards.
+        model: On `device`; its mode is as before afterwards.
         loader: Batches of samples, finite; it may be empty.
         evaluator: Takes inputs and predictions, which are on the CPU.
         device: Where the model is.
-        precision: One of `PRECISIONS`.
+        precision: `auto`, `fp32`, `bf16` or `fp16`.
         channels_last: Whether to lay the weights out as (N, H, W, C), which is faster on recent GPUs.
-        progress: Whether to show a bar on a terminal, or lines elsewhere.
-
-    Returns:
-        The evaluator's flat map.
     """
     evaluator.reset()
-    batches = _with_progress(loader) if progress and is_main() else loader
+    batches = _with_progress(loader) if is_main() else loader
     for inputs, outputs in predict(
         model, batches, device=device, precision=precision, channels_last=channels_last
     ):
@@ -134,21 +120,13 @@ def _to_cpu(prediction: Prediction) -> Prediction:
 
 
 def _with_progress(loader: Iterable[list[Sample]]) -> Iterator[list[Sample]]:
+    """Print a line every ten seconds."""
     total = len(loader) if isinstance(loader, Sized) else None
-    if sys.stderr.isatty():
-        yield from tqdm(loader, total=total, desc="evaluating", unit="batch", leave=False, dynamic_ncols=True)
-        return
     start = last = time.monotonic()
     for done, samples in enumerate(loader, start=1):
         yield samples
         now = time.monotonic()
         if now - last >= _SECONDS_BETWEEN_LINES:
             last = now
-            rest = f"  eta {format_seconds((now - start) / done * (total - done))}" if total else ""
-            print(f"evaluating {done}/{total or '?'}{rest}", file=sys.stderr, flush=True)
-
-
-def format_seconds(seconds: float) -> str:
-    """`1:02:03`."""
-    minutes, rest = divmod(round(max(seconds, 0.0)), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
+            rest = f"  eta {tqdm.format_interval((now - start) / done * (total - done))}" if total else ""
+            print_rank0(f"evaluating {done}/{total or '?'}{rest}", file=sys.stderr)

@@ -1,6 +1,4 @@
-"""What a run tells while it runs: `metrics.jsonl`, `results.json`, TensorBoard events, and a bar or lines for
-people.
-"""
+"""What a run reports: `metrics.jsonl`, `results.json`, TensorBoard events, and lines on stderr."""
 
 from __future__ import annotations
 
@@ -15,58 +13,42 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
-from res2net_dense.engine.distributed import is_main
-from res2net_dense.engine.inference import format_seconds
+from res2net_dense.engine.distributed import is_main, print_rank0
 from res2net_dense.files import write_atomically
 
 
 class MetricLog:
     """Writes one line of `metrics.jsonl` for each logged iteration and each evaluation.
 
-    A line has the values of its iteration alone, no mean over a window and no time, so that the file of a
-    resumed run is byte for byte that of a run never stopped. Times go to the terminal and to TensorBoard.
-    Only the main process writes.
+    A line has the values of its iteration alone, without a mean over a window and without a time, so that the
+    file of a resumed run is byte for byte that of a run never stopped. Times go to the terminal and to
+    TensorBoard. Only the main process writes.
     """
 
     def __init__(self, folder: str | Path, *, iterations: int, tensorboard: bool = True) -> None:
-        """Log into `folder`.
-
-        Args:
-            folder: The run folder.
-            iterations: Length of the run.
-            tensorboard: Whether to write events too, if tensorboard is installed.
-        """
+        """Log a run of this length into its folder; `tensorboard` is whether to write events too."""
         self.folder = Path(folder)
         self.iterations = iterations
-        self._enabled = is_main()
         self._tensorboard = tensorboard
         self._file: TextIO | None = None
         self._events: Any = None
-        self._bar: tqdm[Any] | None = None
-        self._last = (0, time.monotonic())
+        self._start_clock(0)
         self._start = 0
 
     def truncate(self, iteration: int) -> None:
-        """Begin after `iteration` steps: lines that the resumed run will write again are dropped, as is one
-        cut by a crash.
+        """Begin after `iteration` steps: drop the lines that the resumed run will write again, and one that
+        was cut by a crash.
 
         An evaluation at `iteration` itself is dropped: it comes after the checkpoint, so it is run again.
         """
         self._start = iteration
-        self._last = (iteration, time.monotonic())
+        self._start_clock(iteration)
         path = self.folder / "metrics.jsonl"
-        if not self._enabled or not path.exists():
+        if not is_main() or not path.exists():
             return
-        kept = []
-        for line in path.read_bytes().splitlines(keepends=True):
-            try:
-                entry = json.loads(line)
-                stays = entry["iteration"] < iteration + ("metrics" not in entry)
-            except (ValueError, KeyError, TypeError):
-                continue
-            if stays and line.endswith(b"\n"):
-                kept.append(line)
-        write_atomically(path, lambda file: file.write(b"".join(kept)))
+        lines = path.read_bytes().splitlines(keepends=True)
+        kept = b"".join(line for line in lines if _was_before(line, iteration))
+        write_atomically(path, lambda file: file.write(kept))
 
     def train(
         self,
@@ -86,47 +68,38 @@ class MetricLog:
             grad_norm: Before clipping.
             image_ids: Of all samples of this step, in the order of processes and micro-batches.
         """
-        if not self._enabled:
+        if not is_main():
             return
         total = sum(losses.values())
         self._write(
             {
                 "iteration": iteration,
-                "lr": _plain(lr),
-                "losses": {name: _plain(value) for name, value in losses.items()},
-                "total_loss": _plain(total),
-                "grad_norm": _plain(grad_norm),
+                "lr": _finite(lr),
+                "losses": {name: _finite(value) for name, value in losses.items()},
+                "total_loss": _finite(total),
+                "grad_norm": _finite(grad_norm),
                 "image_ids": list(image_ids),
             }
         )
-        now = time.monotonic()
-        seconds = (now - self._last[1]) / max(iteration - self._last[0], 1)
-        self._last = (iteration, now)
-        scalars = {
-            "lr": lr,
-            "total_loss": total,
-            "grad_norm": grad_norm,
-            "seconds_per_iteration": seconds,
-            **losses,
-        }
-        self._add_events("train", scalars, iteration)
+        last, since = self._clock
+        seconds = (time.monotonic() - since) / max(iteration - last, 1)
+        self._start_clock(iteration)
+        scalars = {"lr": lr, "total_loss": total, "grad_norm": grad_norm, "seconds_per_iteration": seconds}
+        self._add_events("train", {**scalars, **losses}, iteration)
         parts = " ".join(f"{name.removeprefix('loss_')} {value:.3f}" for name, value in losses.items())
-        if sys.stderr.isatty():
-            if self._bar is None:
-                self._bar = tqdm(total=self.iterations, initial=self._start, unit="it", dynamic_ncols=True)
-            self._bar.set_postfix_str(f"loss {total:.3f} ({parts}) lr {lr:.1e}", refresh=False)
-            self._bar.update(iteration - self._bar.n)
-        else:
-            rest = format_seconds(seconds * (self.iterations - iteration))
-            speed = f"{seconds:.2f} s/it  eta {rest}"
-            _say(f"iteration {iteration}/{self.iterations}  loss {total:.3f} ({parts})  lr {lr:.1e}  {speed}")
+        rest = tqdm.format_interval(seconds * (self.iterations - iteration))
+        print_rank0(
+            f"iteration {iteration}/{self.iterations}  loss {total:.3f} ({parts})  lr {lr:.1e}  "
+            f"{seconds:.2f} s/it  eta {rest}",
+            file=sys.stderr,
+        )
 
     def evaluation(self, iteration: int, metrics: Mapping[str, float]) -> None:
         """Log an evaluation after `iteration` steps, and replace `results.json`."""
-        if not self._enabled:
+        if not is_main():
             return
         self._write(
-            {"iteration": iteration, "metrics": {name: _plain(value) for name, value in metrics.items()}}
+            {"iteration": iteration, "metrics": {name: _finite(value) for name, value in metrics.items()}}
         )
         write_results(self.folder, metrics)
         self._add_events("eval", metrics, iteration)
@@ -134,24 +107,25 @@ class MetricLog:
         for name, value in metrics.items():
             groups.setdefault(name.split("/")[0] if "/" in name else "", []).append(f"{name} {value:.3f}")
         shown = "  ".join(text for group in groups.values() for text in group[:3])
-        tqdm.write(f"evaluation after {iteration}  {shown}", file=sys.stderr)
-        self._last = (
-            iteration,
-            time.monotonic(),
-        )  # an evaluation is no part of the time of the next iteration
+        print_rank0(f"evaluation after {iteration}  {shown}", file=sys.stderr)
+        self._start_clock(iteration)  # the next iteration's time does not include the evaluation
 
     def close(self) -> None:
-        """Close the files and the bar; a later call opens them again."""
-        for resource in (self._file, self._events, self._bar):
+        """Close the files; a later call opens them again."""
+        for resource in (self._file, self._events):
             if resource is not None:
                 resource.close()
-        self._file = self._events = self._bar = None
+        self._file = self._events = None
+
+    def _start_clock(self, iteration: int) -> None:
+        self._clock = (iteration, time.monotonic())
 
     def _write(self, entry: Mapping[str, Any]) -> None:
         if self._file is None:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._file = open(self.folder / "metrics.jsonl", "a", encoding="utf-8", newline="\n")  # noqa: SIM115 closed in close
-        self._file.write(json.dumps(entry, default=_number, allow_nan=False) + "\n")
+        # Ids may be numpy's integers.
+        self._file.write(json.dumps(entry, default=lambda value: value.item(), allow_nan=False) + "\n")
         self._file.flush()
         # A checkpoint is synced, and the lines before it must not be lost when it is not.
         os.fsync(self._file.fileno())
@@ -160,34 +134,31 @@ class MetricLog:
         if not self._tensorboard:
             return
         if self._events is None:
-            try:
-                from torch.utils.tensorboard import SummaryWriter
-            except ImportError:
-                self._tensorboard = False
-                return
+            from torch.utils.tensorboard import SummaryWriter  # takes a second to import
+
             # purge_step hides the events that the resumed run writes again.
             self._events = SummaryWriter(str(self.folder), purge_step=self._start + 1)
         for name, value in scalars.items():
             self._events.add_scalar(f"{group}/{name}", value, iteration)
 
 
-def write_results(folder: str | Path, metrics: Mapping[str, float]) -> Path:
+def write_results(folder: str | Path, metrics: Mapping[str, float]) -> None:
     """Write `results.json`, a flat map with null for a score that does not exist (NaN), atomically."""
     path = Path(folder) / "results.json"
-    text = json.dumps({name: _plain(value) for name, value in metrics.items()}, indent=2) + "\n"
+    text = json.dumps({name: _finite(value) for name, value in metrics.items()}, indent=2) + "\n"
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, lambda file: file.write(text.encode()))
-    return path
 
 
-def _plain(value: float) -> float | None:
+def _finite(value: float) -> float | None:
     value = float(value)
     return value if math.isfinite(value) else None  # JSON has no NaN
 
 
-def _number(value: Any) -> Any:
-    return value.item() if hasattr(value, "item") else str(value)
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+def _was_before(line: bytes, iteration: int) -> bool:
+    """Whether a whole line is of a step up to `iteration`, or of an evaluation before it."""
+    try:
+        entry = json.loads(line)
+        return bool(entry["iteration"] < iteration + ("metrics" not in entry)) and line.endswith(b"\n")
+    except (ValueError, KeyError, TypeError):
+        return False

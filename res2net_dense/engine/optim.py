@@ -6,20 +6,19 @@ import copy
 import math
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
-from torch.optim import Optimizer
+from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from res2net_dense.engine.distributed import unwrap
-from res2net_dense.errors import CheckpointError, ConfigError
+from res2net_dense.errors import ConfigError
+from res2net_dense.weight_files import load_strictly
 
 _NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm)  # _NormBase: every batch, sync batch and instance norm
-
-OPTIMIZERS = ("sgd", "adam", "adamw")
-SCHEDULES = ("multistep", "poly", "cosine", "onecycle", "constant")
 
 
 def build_optimizer(
@@ -34,8 +33,7 @@ def build_optimizer(
     bias_lr_factor: float = 1.0,
     backbone_lr_factor: float = 1.0,
 ) -> Optimizer:
-    """An optimizer over the trainable parameters, in one group for each pair of learning rate and weight
-    decay.
+    """Build an optimizer with one parameter group for each pair of learning rate and weight decay.
 
     Args:
         model: The model; parameters that occur twice are taken once, frozen ones not at all.
@@ -45,41 +43,40 @@ def build_optimizer(
         betas: For `adam` and `adamw`.
         weight_decay: For all parameters but those of norm layers.
         norm_weight_decay: For weights and biases of norm layers; None is the same as `weight_decay`.
-        bias_lr_factor: Factor on the learning rate of every parameter named `bias`, those of norm layers too
-            (as detectron2 has it).
+        bias_lr_factor: Factor on the learning rate of every parameter named `bias`, also in norm layers (as
+            in detectron2).
         backbone_lr_factor: Factor on the learning rate of every parameter under `backbone.`.
 
     Raises:
         ConfigError: The name is unknown or there is nothing to train.
     """
+    kinds: dict[str, Callable[..., Optimizer]] = {
+        "sgd": partial(SGD, momentum=momentum),
+        "adam": partial(Adam, betas=betas),
+        "adamw": partial(AdamW, betas=betas),
+    }
+    if name not in kinds:
+        raise ConfigError(f"unknown optimizer {name!r}: choose one of {', '.join(kinds)}")
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    seen: set[int] = set()
+    seen: set[nn.Parameter] = set()
     for module_name, module in unwrap(model).named_modules():
-        decay = (
-            norm_weight_decay
-            if isinstance(module, _NORMS) and norm_weight_decay is not None
-            else weight_decay
-        )
+        decay = weight_decay
+        if isinstance(module, _NORMS) and norm_weight_decay is not None:
+            decay = norm_weight_decay
         for parameter_name, parameter in module.named_parameters(recurse=False):
-            if not parameter.requires_grad or id(parameter) in seen:
+            if not parameter.requires_grad or parameter in seen:
                 continue
-            seen.add(id(parameter))
+            seen.add(parameter)
             rate = lr * (bias_lr_factor if parameter_name == "bias" else 1.0)
             rate *= backbone_lr_factor if f"{module_name}.".startswith("backbone.") else 1.0
             groups.setdefault((rate, decay), []).append(parameter)
     if not groups:
         raise ConfigError("the model has no trainable parameter: freeze less of it")
-    param_groups: list[dict[str, Any]] = [
+    param_groups = [
         {"params": parameters, "lr": rate, "initial_lr": rate, "weight_decay": decay}
         for (rate, decay), parameters in groups.items()
     ]
-    if name == "sgd":
-        return torch.optim.SGD(param_groups, lr=lr, momentum=momentum, weight_decay=weight_decay)
-    if name == "adam":
-        return torch.optim.Adam(param_groups, lr=lr, betas=betas, weight_decay=weight_decay)
-    if name == "adamw":
-        return torch.optim.AdamW(param_groups, lr=lr, betas=betas, weight_decay=weight_decay)
-    raise ConfigError(f"unknown optimizer {name!r}: choose one of {', '.join(OPTIMIZERS)}")
+    return kinds[name](param_groups, lr=lr, weight_decay=weight_decay)
 
 
 def scale_lr(lr: float, batch_size: int, reference_batch: int) -> float:
@@ -88,8 +85,6 @@ def scale_lr(lr: float, batch_size: int, reference_batch: int) -> float:
 
     Source: Goyal et al., Accurate, Large Minibatch SGD, https://arxiv.org/abs/1706.02677, section 2.1.
     """
-    if batch_size < 1 or reference_batch < 1:
-        raise ConfigError(f"batch sizes must be at least 1, got {batch_size} and {reference_batch}")
     return lr * batch_size / reference_batch
 
 
@@ -105,15 +100,15 @@ def build_schedule(
     final_factor: float = 0.0,
     warmup_fraction: float = 0.3,
 ) -> Callable[[int], float]:
-    """The factor on the learning rate as a pure function of the iteration (from 0), so that nothing needs
-    saving.
+    """Return the factor on the learning rate as a pure function of the iteration (from 0): nothing of it
+    needs saving.
 
     Args:
         name: `multistep` (times `gamma` at each milestone), `poly` ((1 - t) ** power), `cosine`, `onecycle`
             (cosine up from 1/25 during `warmup_fraction` of the run and down to 4e-6, as torch's OneCycleLR;
             it has no other warm-up) or `constant`. t is the iteration divided by `iterations`.
         iterations: Length of the run; later iterations keep the last value.
-        warmup_iterations: The factor is also multiplied by a line from `warmup_factor` to 1 over these.
+        warmup_iterations: During these the factor is also multiplied by a line from `warmup_factor` to 1.
         warmup_factor: Where that line begins.
         milestones: Ascending iterations, for `multistep`.
         gamma: For `multistep`.
@@ -122,32 +117,25 @@ def build_schedule(
         warmup_fraction: For `onecycle`.
 
     Raises:
-        ConfigError: The name is unknown or a value is out of its range.
+        ConfigError: The name is unknown.
     """
-    if name not in SCHEDULES:
-        raise ConfigError(f"unknown schedule {name!r}: choose one of {', '.join(SCHEDULES)}")
-    if iterations < 0 or warmup_iterations < 0:
-        raise ConfigError(
-            f"iterations ({iterations}) and warmup_iterations ({warmup_iterations}) must not be negative"
-        )
-    if list(milestones) != sorted(set(milestones)):
-        raise ConfigError(f"milestones must ascend, got {list(milestones)}")
-    if not 0.0 < warmup_fraction < 1.0:
-        raise ConfigError(f"warmup_fraction must be between 0 and 1, got {warmup_fraction}")
-    steps = tuple(milestones)
+
+    def decayed(share: float) -> float:
+        return final_factor + (1.0 - final_factor) * share
+
+    curves: dict[str, Callable[[int, float], float]] = {
+        "multistep": lambda iteration, t: gamma ** bisect_right(milestones, iteration),
+        "poly": lambda iteration, t: decayed((1.0 - t) ** power),
+        "cosine": lambda iteration, t: decayed(0.5 * (1.0 + math.cos(math.pi * t))),
+        "onecycle": lambda iteration, t: _onecycle(iteration, iterations, warmup_fraction),
+        "constant": lambda iteration, t: 1.0,
+    }
+    if name not in curves:
+        raise ConfigError(f"unknown schedule {name!r}: choose one of {', '.join(curves)}")
 
     def factor(iteration: int) -> float:
-        t = min(iteration / iterations, 1.0) if iterations else 0.0
-        if name == "onecycle":
-            return _onecycle(iteration, iterations, warmup_fraction)
-        value = 1.0
-        if name == "multistep":
-            value = gamma ** bisect_right(steps, iteration)
-        elif name == "poly":
-            value = final_factor + (1.0 - final_factor) * (1.0 - t) ** power
-        elif name == "cosine":
-            value = final_factor + (1.0 - final_factor) * 0.5 * (1.0 + math.cos(math.pi * t))
-        if iteration < warmup_iterations:
+        value = curves[name](iteration, min(iteration / max(iterations, 1), 1.0))
+        if iteration < warmup_iterations and name != "onecycle":
             alpha = iteration / warmup_iterations
             value *= warmup_factor * (1.0 - alpha) + alpha
         return value
@@ -169,26 +157,19 @@ def _onecycle(iteration: int, iterations: int, warmup_fraction: float) -> float:
 
 
 class Ema:
-    """Exponential moving average of the weights, parameters and floating buffers alike; other buffers are
-    copied.
+    """Exponential moving average of parameters and floating buffers; other buffers are copied.
 
     The decay of update n (from 1) is min(decay, (1 + n) / (10 + n)), so that the random start is soon
-    forgotten.
+    forgotten. torch's `AveragedModel` has no such decay: its first update copies the weights.
 
     Attributes:
         module: The averaged model, a copy without gradients, to evaluate and to save.
-        decay: The final decay.
+        decay: The final decay, in [0, 1).
         updates: How many updates there were.
     """
 
     def __init__(self, model: nn.Module, *, decay: float = 0.9998) -> None:
-        """Copy `model`, which is on its device and has its first weights already.
-
-        Raises:
-            ConfigError: The decay is not in [0, 1).
-        """
-        if not 0.0 <= decay < 1.0:
-            raise ConfigError(f"the decay of the moving average must be at least 0 and below 1, got {decay}")
+        """Copy `model`, which is on its device and has its first weights already."""
         self.module = copy.deepcopy(unwrap(model)).requires_grad_(False)
         self.decay = decay
         self.updates = 0
@@ -210,16 +191,6 @@ class Ema:
         return {"model": self.module.state_dict(), "updates": self.updates}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` gave.
-
-        Raises:
-            CheckpointError: It does not fit.
-        """
-        weights: dict[str, Tensor] = state["model"]
-        try:
-            self.module.load_state_dict(weights)
-        except RuntimeError as error:
-            raise CheckpointError(
-                f"the averaged weights do not fit the model: {' '.join(str(error).split())}"
-            ) from None
+        """Restore what `state_dict` gave; raise a `CheckpointError` if it does not fit."""
+        load_strictly(self.module, state["model"], source="the moving average of the checkpoint")
         self.updates = int(state["updates"])

@@ -1,39 +1,43 @@
-"""One folder a run: nobody else's results in it, one process writing to it, and a note of what it ran on."""
+"""The run folder: one run's results in it, one process that writes to it, and a note of what it ran on."""
 
 from __future__ import annotations
 
-import atexit
+import errno
 import json
+import logging
 import os
 import platform
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 
 from res2net_dense.engine.distributed import is_main, world_size
-from res2net_dense.errors import ConfigError
-from res2net_dense.files import process_is_alive, write_atomically
+from res2net_dense.errors import ConfigError, first_few
+from res2net_dense.files import write_atomically
 from res2net_dense.version import __version__
 
 _LOCK = "run.lock"
 # A start that failed on a typo leaves these, and nothing is lost when the next one replaces them.
 _BEFORE_TRAINING = (_LOCK, "env.json", "config.yaml")
 _LIBRARIES = (
-    "torch",
-    "torchvision",
-    "numpy",
-    "detectron2",
-    "sal-detectron2",
-    "segmentation-models-pytorch",
-    "timm",
+    *("torch", "torchvision", "numpy", "detectron2", "sal-detectron2"),
+    *("segmentation-models-pytorch", "timm"),
 )
+_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
+
+_log = logging.getLogger(__name__)
 
 
-def open_run_folder(path: str | Path, *, resume: bool) -> Path:
-    """Make or reopen a run folder, lock it for this process until it ends, and write `env.json`.
+@contextmanager
+def open_run_folder(path: str | Path, *, resume: bool) -> Iterator[Path]:
+    """Make or reopen the folder of a training, own it inside the context, and write `env.json`.
 
     Only the main process does anything.
 
@@ -42,50 +46,70 @@ def open_run_folder(path: str | Path, *, resume: bool) -> Path:
         resume: Whether a folder with content may be continued. An empty or new one is fine either way.
 
     Raises:
-        ConfigError: The path is a file, cannot be written, has content and `resume` is false, or another live
-            process has it.
+        ConfigError: As `own_folder`, or the folder has content and `resume` is false.
+    """
+    with own_folder(path) as folder:
+        if is_main():
+            content = sorted(item.name for item in folder.iterdir() if item.name not in _BEFORE_TRAINING)
+            if content and not resume:
+                raise ConfigError(
+                    f"{folder} is not empty ({first_few(content, 3)}): continue that run with --resume, or "
+                    "choose another folder with --output-dir"
+                )
+            text = json.dumps(describe_environment(), indent=2) + "\n"
+            with _explaining(folder):
+                write_atomically(folder / "env.json", lambda file: file.write(text.encode()))
+        yield folder
+
+
+@contextmanager
+def own_folder(path: str | Path) -> Iterator[Path]:
+    """Make a folder where there is none, and be the only process inside this context for it.
+
+    The operating system holds the lock and frees it when the process ends, however it ends. Where the file
+    system has no locks, a warning says so and nothing is locked.
+
+    Raises:
+        ConfigError: The path is a file, cannot be written, or another process owns it.
     """
     folder = Path(path)
     if not is_main():
-        return folder
-    try:
+        yield folder
+        return
+    lock = FileLock(folder / _LOCK, fallback_to_soft=False)
+    with _explaining(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        _lock(folder)
-        if not resume and (
-            content := sorted(item.name for item in folder.iterdir() if item.name not in _BEFORE_TRAINING)
-        ):
-            release_run_folder(folder)
+        try:
+            lock.acquire(blocking=False)
+            now = datetime.now().isoformat(" ", "seconds")
+            owner = f"process {os.getpid()} on {socket.gethostname()} since {now}"
+            with suppress(OSError):  # Windows closes a locked file to everybody
+                (folder / _LOCK).write_text(owner)
+        except Timeout:
             raise ConfigError(
-                f"{folder} is not empty ({', '.join(content[:3])}{', ...' if len(content) > 3 else ''}): "
-                "continue that run with --resume, or choose another folder with --output-dir"
+                f"{folder} is in use by {_read_owner(folder)}: wait for it, or choose another folder with "
+                "--output-dir"
+            ) from None
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+            _log.warning(
+                "%s cannot be locked (%s): make sure that no second run uses it", folder, error.strerror
             )
-        text = json.dumps(describe_environment(), indent=2) + "\n"
-        write_atomically(folder / "env.json", lambda file: file.write(text.encode()))
-    except (FileExistsError, NotADirectoryError):
-        raise ConfigError(f"{folder} is not a folder: choose another one with --output-dir") from None
-    except OSError as error:
-        raise ConfigError(
-            f"cannot write to {folder} ({error.strerror}): choose another one with --output-dir"
-        ) from None
-    atexit.register(release_run_folder, folder)
-    return folder
-
-
-def release_run_folder(path: str | Path) -> None:
-    """Remove this process's lock; another process's stays."""
-    lock = Path(path) / _LOCK
-    if _read(lock).get("pid") == os.getpid():
-        lock.unlink(missing_ok=True)
+    try:
+        yield folder
+    finally:
+        with suppress(OSError):  # before it is released, so that it is not the file of the next owner
+            (folder / _LOCK).unlink()
+        lock.release()
 
 
 def describe_environment() -> dict[str, Any]:
     """What decides about results besides the configuration: versions and devices, as plain data."""
     libraries = {}
     for name in _LIBRARIES:
-        try:
+        with suppress(metadata.PackageNotFoundError):
             libraries[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
     return {
         "res2net_dense": __version__,
         "python": platform.python_version(),
@@ -98,51 +122,20 @@ def describe_environment() -> dict[str, Any]:
     }
 
 
-def _lock(folder: Path) -> None:
-    lock = folder / _LOCK
-    content = json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "started": _started(os.getpid())})
-    for _ in range(10):
-        try:
-            descriptor = os.open(lock, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
-        except FileExistsError:
-            owner = _read(lock)
-            if owner.get("pid") == os.getpid() and owner.get("host") == socket.gethostname():
-                return
-            if _may_be_alive(owner):
-                raise ConfigError(
-                    f"{folder} is in use by process {owner.get('pid')} on {owner.get('host')}: wait for it, "
-                    "or choose "
-                    f"another folder with --output-dir (if that process is surely gone, delete {lock})"
-                ) from None
-            lock.unlink(missing_ok=True)
-        else:
-            with os.fdopen(descriptor, "w") as file:
-                file.write(content)
-            return
-    raise ConfigError(f"another process keeps taking {lock}: choose another folder with --output-dir")
-
-
-def _may_be_alive(owner: dict[str, Any]) -> bool:
-    pid = owner.get("pid")
-    if not isinstance(pid, int):
-        return False  # cut by a crash
-    if owner.get("host", socket.gethostname()) != socket.gethostname():
-        return True  # nobody can tell from here
-    # A number is given out again after a while: the time of its start tells the new process from the old.
-    return process_is_alive(pid) and owner.get("started") in (None, _started(pid))
-
-
-def _started(pid: int) -> int | None:
-    """Start of a process in clock ticks since the boot, where the system tells."""
+def _read_owner(folder: Path) -> str:
     try:
-        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
-    except (OSError, ValueError, IndexError):
-        return None
+        return (folder / _LOCK).read_text() or "another process"
+    except OSError:
+        return "another process"
 
 
-def _read(lock: Path) -> dict[str, Any]:
+@contextmanager
+def _explaining(folder: Path) -> Iterator[None]:
     try:
-        content = json.loads(lock.read_text())
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
+        yield
+    except (FileExistsError, NotADirectoryError):
+        raise ConfigError(f"{folder} is not a folder: choose another one with --output-dir") from None
+    except OSError as error:
+        raise ConfigError(
+            f"cannot write to {folder} ({error.strerror}): choose another one with --output-dir"
+        ) from None

@@ -13,7 +13,7 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Stopped(BaseException):
-    """Raised by the handler inside `Stop.at_once`; no Exception, so that nothing there catches it by
+    """Raised by the handler inside `Stop.at_once`; not an Exception, so that nothing there catches it by
     accident.
     """
 
@@ -32,7 +32,7 @@ class Stop:
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
-        """Inside, a signal raises `Stopped` without waiting: for long work that changes nothing, as an
+        """Inside, a signal raises `Stopped` without waiting: for long work that changes nothing, such as an
         evaluation.
         """
         self._raises = True
@@ -49,8 +49,8 @@ class Stop:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
         self.signal = number
-        # Workers of a loader inherit the handler and get the signal of the group too: they must go on feeding
-        # the iteration that is being finished, and end with the loader.
+        # Workers of a loader inherit the handler, and the signal goes to the whole group. They must go on
+        # feeding the iteration that is being finished, and end with the loader.
         if self._raises and os.getpid() == self._pid:
             raise Stopped
 

@@ -1,32 +1,28 @@
-"""The training loop: one page, every step visible in order. Whoever needs more copies the page."""
+"""The training loop: `train` is one page that names every step in its order, `_Loop` has the steps."""
 
 from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
-from typing import Any
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing, contextmanager, nullcontext
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.amp.grad_scaler import GradScaler
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
-from torch.optim import Optimizer
 
 from res2net_dense.engine import distributed
-from res2net_dense.engine.checkpointer import Checkpointer
-from res2net_dense.engine.distributed import unwrap
+from res2net_dense.engine.checkpointer import Checkpointer, TrainState
 from res2net_dense.engine.inference import autocast
 from res2net_dense.engine.metric_log import MetricLog
-from res2net_dense.engine.optim import Ema
-from res2net_dense.engine.stopping import Stopped, stop_on_signals
+from res2net_dense.engine.stopping import Stop, Stopped, stop_on_signals
 from res2net_dense.errors import ConfigError, DatasetError, Res2NetDenseError
 from res2net_dense.types import Losses, Sample
 
 MAX_SKIPPED = 3
-"""So many iterations in a row may be skipped for a NaN; one more and the run ends."""
+"""How many iterations in a row may be skipped because of a NaN; one more ends the run."""
 
 
 class DivergedError(Res2NetDenseError):
@@ -39,69 +35,68 @@ class OutOfMemoryError(Res2NetDenseError):
     """The GPU's memory does not suffice for a step."""
 
 
+@dataclass(frozen=True)
+class LoopOptions:
+    """How `train` runs; the section `train` of a configuration has the same names."""
+
+    iterations: int
+    """Length of the run, in optimizer steps."""
+    accumulate: int = 1
+    """Micro-batches in a step; their gradients are averaged."""
+    precision: str = "fp32"
+    """`auto`, `fp32`, `bf16` or `fp16`; the last needs `TrainState.scaler`."""
+    clip_grad_norm: float | None = None
+    """Largest 2-norm of the gradient of all parameters; None does not clip."""
+    on_non_finite: str = "raise"
+    """What a NaN or infinite loss or gradient does: `raise`, or `skip` up to `MAX_SKIPPED` in a row."""
+    eval_every: int = 0
+    """Iterations between two evaluations. The last iteration is always evaluated, logged and saved."""
+    log_every: int = 20
+    save_every: int = 0
+    seed: int = 0
+    """Of all random numbers inside the model."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How a model is scored, and what makes it the best."""
+
+    score: Callable[[nn.Module], dict[str, float]]
+    """Takes a plain model, in every process."""
+    best_metric: str | None = None
+    """The model with its best value becomes `model_best.safetensors`; without it, the last model does."""
+    lower_is_better: bool = False
+
+
 def train(
-    model: nn.Module,
+    state: TrainState,
     loader: Iterable[list[Sample]],
-    optimizer: Optimizer,
     schedule: Callable[[int], float],
+    options: LoopOptions,
     *,
-    iterations: int,
-    device: str | torch.device,
-    start_iteration: int = 0,
-    accumulate: int = 1,
-    clip_grad_norm: float | None = None,
-    precision: str = "fp32",
-    ema: Ema | None = None,
-    scaler: GradScaler | None = None,
-    seed: int = 0,
-    on_non_finite: str = "raise",
+    evaluation: Evaluation | None = None,
     log: MetricLog | None = None,
-    log_every: int = 20,
     checkpointer: Checkpointer | None = None,
-    save_every: int = 0,
-    evaluate: Callable[[nn.Module], dict[str, float]] | None = None,
-    eval_every: int = 0,
-    best_metric: str | None = None,
-    lower_is_better: bool = False,
-    best: Mapping[str, Any] | None = None,
 ) -> dict[str, float]:
-    """Train `model` to `iterations` optimizer steps.
+    """Train a model until `options.iterations` optimizer steps are done.
 
     A run that is resumed from any checkpoint ends bit-equal to one that was never stopped: the random state
     is a function of seed, iteration and process, the learning rate one of the iteration, and an evaluation
     comes after the checkpoint of its iteration, so that resuming runs it again.
 
     Args:
-        model: On `device`, possibly wrapped in DDP or compiled. Returns losses in training mode.
-        loader: Infinite, positioned at `start_iteration`; gives `accumulate` micro-batches an iteration. Its
+        state: What is trained, and from which iteration on.
+        loader: Infinite, positioned at `state.iteration`; gives `accumulate` micro-batches per iteration. Its
             iterator is closed at the end, so that no worker stays behind.
-        optimizer: Over the parameters of the model; each group's `initial_lr` is its rate at factor 1.
         schedule: The factor on the learning rate at an iteration (from 0).
-        iterations: Length of the run, in optimizer steps.
-        device: Where the model is.
-        start_iteration: How many steps were done before.
-        accumulate: Micro-batches in a step; their gradients are averaged.
-        clip_grad_norm: Largest 2-norm of the gradient of all parameters; None does not clip.
-        precision: `auto`, `fp32`, `bf16` or `fp16`; the last needs `scaler`.
-        ema: Moving average, updated after each step, and evaluated and published instead of the weights.
-        scaler: Loss scaler for `fp16`. Steps it leaves out for an infinite gradient are normal.
-        seed: Of all random numbers inside the model.
-        on_non_finite: `raise`, or `skip` the iteration (at most `MAX_SKIPPED` in a row), when a loss or the
-            gradient is NaN or infinite.
-        log: Where losses and metrics go, every `log_every` iterations and after the last; given in every
-            process or none.
-        log_every: See `log`; 0 logs the last iteration only.
-        checkpointer: Where checkpoints go, every `save_every` iterations and after the last.
-        save_every: See `checkpointer`; 0 saves the last only.
-        evaluate: Scores a plain model, every `eval_every` iterations and after the last, in every process.
-        eval_every: See `evaluate`; 0 evaluates the last only.
-        best_metric: The model with the best value of it becomes `model_best.safetensors`, never one with NaN;
-            the last model without it, without `evaluate`, or where it was always NaN.
-        lower_is_better: Whether the best is the smallest value.
-        best: The `best` of the checkpoint resumed from.
+        options: Length, precision, seed and the like.
+        evaluation: None for a run without scores.
+        log: Takes losses and metrics; given in every process or in none.
+        checkpointer: Takes checkpoints and the best model. A model whose score is NaN is never the best; if
+            all are, or there is no evaluation, it is the last one.
 
     Returns:
-        The last evaluation, empty without `evaluate`.
+        The last evaluation, empty without `evaluation`.
 
     Raises:
         ConfigError: Arguments that do not go together.
@@ -111,128 +106,208 @@ def train(
         CheckpointError: A checkpoint cannot be written.
         SystemExit: 143 after SIGTERM, 130 after SIGINT, once the iteration is finished and saved.
     """
-    device = torch.device(device)
-    _check_arguments(accumulate, precision, scaler, on_non_finite)
-    for group in optimizer.param_groups:
-        group.setdefault("initial_lr", group["lr"])
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    buffers = list(unwrap(model).buffers())
-    scored = ema.module if ema else unwrap(model)
-    best = dict(best) if best else None
-    metrics: dict[str, float] = {}
-    samples: list[Sample] = []
-    done, saved, skipped = start_iteration, start_iteration, 0
-
-    def save() -> None:
-        nonlocal saved
-        if checkpointer and saved != done:
-            checkpointer.save(
-                done, model=model, optimizer=optimizer, ema=ema, scaler=scaler, best=best, metrics=metrics
-            )
-            saved = done
-
-    if log:
-        log.truncate(start_iteration)
-    model.train()
-    memory = _explaining_memory(lambda: (done, samples, accumulate, precision))
-    with stop_on_signals() as stop, _closing(loader) as batches, memory:
+    loop = _Loop(state, options, log, checkpointer)
+    with stop_on_signals() as stop, closing(_batches(loader, state)) as batches, loop.explaining_memory():
         while True:
-            # Evaluate: first in the loop, so that a resumed run begins with the one it was stopped in.
-            if evaluate and done and (done >= iterations or _due(done, eval_every)):
-                try:
-                    distributed.share_buffers(scored)
-                    with stop.at_once():
-                        metrics = evaluate(scored)
-                except Stopped:
-                    save()
-                    raise SystemExit(128 + stop.signal) from None
-                if log:
-                    log.evaluation(done, metrics)
-                if best_metric and _is_better(metrics, best_metric, best, lower_is_better):
-                    best = {"metric": best_metric, "value": float(metrics[best_metric]), "iteration": done}
-                    if checkpointer:
-                        checkpointer.save_best(scored.state_dict(), iteration=done, metrics=metrics)
-            if done >= iterations:
+            # First in the loop, so that a resumed run begins with the evaluation it was stopped in.
+            if evaluation and state.iteration and loop.is_due(options.eval_every):
+                loop.evaluate(evaluation, stop)
+            if state.iteration >= options.iterations:
                 break
-
-            seed_everything(seed, done, distributed.rank())
-            factor = schedule(done)
-            for group in optimizer.param_groups:
-                group["lr"] = group["initial_lr"] * factor
-            buffers_before = [buffer.clone() for buffer in buffers]
-            optimizer.zero_grad(set_to_none=True)
-            losses: Losses = {}
-            samples = []
-            for micro in range(accumulate):
-                # Fetch.
-                batch = _fetch(batches, done)
-                samples += batch
-                # Again, so that the model's random numbers do not depend on what fetching used up.
-                seed_everything(seed, done, distributed.rank(), micro)
-                # Gradients are exchanged between processes once a step, with the last micro-batch.
-                with nullcontext() if micro == accumulate - 1 else getattr(model, "no_sync", nullcontext)():
-                    # Forward, and the sum of the losses.
-                    with autocast(device, precision):
-                        micro_losses: Losses = model(batch)
-                        loss = _sum(micro_losses) / accumulate
-                    # Backward.
-                    (scaler.scale(loss) if scaler else loss).backward()  # type: ignore[no-untyped-call]
-                for name, value in micro_losses.items():
-                    losses[name] = losses.get(name, 0.0) + value.detach().float() / accumulate
-
-            # Clip. The one read of the device in an iteration: a NaN found any later would be in the weights.
-            if scaler:
-                scaler.unscale_(optimizer)
-            norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
-            total = _sum(losses)
-            bad_loss, bad_norm = (~torch.isfinite(torch.stack([total, norm.to(total)]))).tolist()
-            # A scale below 1 is no overflow of half precision any more.
-            bad = bad_loss or (bad_norm and (not scaler or scaler.get_scale() < 1.0))
-            bad, signal = distributed.maximum([int(bad), stop.signal], device)
-            if clip_grad_norm is not None and not bad_norm:
-                clip_grads_with_norm_(parameters, clip_grad_norm, norm)
-
-            # Step.
-            if bad:
-                for buffer, before in zip(buffers, buffers_before, strict=True):
-                    buffer.copy_(before)
-                if scaler:
-                    scaler.update()
-                skipped += 1
-                if on_non_finite == "raise" or skipped > MAX_SKIPPED:
-                    raise _diverged(done, losses, norm, samples)
+            loop.begin_iteration(schedule)
+            for micro in range(options.accumulate):
+                batch = loop.fetch(batches)
+                loop.forward_and_backward(batch, micro)
+            if loop.check_and_clip(stop):
+                loop.step()
             else:
-                skipped = 0
-                if scaler:
-                    scaler.step(optimizer)
-                    scaler.update()
-                else:
-                    optimizer.step()
-                if ema and not bad_norm:
-                    ema.update(model)
-            done += 1
-
-            # Log, save, leave.
-            if log and (done == iterations or _due(done, log_every)):
-                log.train(
-                    done,
-                    lr=optimizer.defaults["lr"] * factor,
-                    losses=_mean_losses(losses),
-                    grad_norm=float(norm),
-                    image_ids=[item for part in distributed.gather_objects(_ids(samples)) for item in part],
-                )
-            if distributed.world_size() == 1:
-                signal = stop.signal
-            if signal or done == iterations or _due(done, save_every):
-                save()
+                loop.skip()
+            state.iteration += 1
+            if log and loop.is_due(options.log_every):
+                loop.log_losses(log)
+            signal = stop.signal if distributed.world_size() == 1 else loop.signal
+            if signal or loop.is_due(options.save_every):
+                loop.save()
             if signal:
                 raise SystemExit(128 + signal)
+    loop.finish()
+    return state.metrics
 
-    if checkpointer and best is None:
-        checkpointer.save_best(scored.state_dict(), iteration=done, metrics=metrics)
-    if log:
-        log.close()
-    return metrics
+
+class _Loop:
+    """The steps of `train`, and what one step of an iteration leaves for the next."""
+
+    def __init__(
+        self,
+        state: TrainState,
+        options: LoopOptions,
+        log: MetricLog | None,
+        checkpointer: Checkpointer | None,
+    ) -> None:
+        if (options.precision == "fp16") != (state.scaler is not None):
+            needed = "with" if options.precision == "fp16" else "without"
+            raise ConfigError(f"precision {options.precision} goes {needed} a loss scaler")
+        self.state, self.options, self.log, self.checkpointer = state, options, log, checkpointer
+        plain = distributed.unwrap(state.model)
+        self.scored = state.ema.module if state.ema else plain
+        self.groups = state.optimizer.param_groups
+        self.parameters = [parameter for group in self.groups for parameter in group["params"]]
+        self.buffers = list(plain.buffers())
+        self.device = self.parameters[0].device
+        self.saved = state.iteration
+        self.skipped = 0
+        self.samples: list[Sample] = []
+        for group in self.groups:
+            group.setdefault("initial_lr", group["lr"])
+        if log:
+            log.truncate(state.iteration)
+        state.model.train()
+
+    def is_due(self, every: int) -> bool:
+        """Whether something happens after this many iterations, or at the end."""
+        done = self.state.iteration
+        return done >= self.options.iterations or (every > 0 and done % every == 0)
+
+    def evaluate(self, evaluation: Evaluation, stop: Stop) -> None:
+        """Score the model, or the moving average, and publish it if it is the best so far."""
+        state, name = self.state, evaluation.best_metric
+        try:
+            distributed.share_buffers(self.scored)
+            with stop.at_once():
+                state.metrics = evaluation.score(self.scored)
+        except Stopped:
+            self.save()
+            raise SystemExit(128 + stop.signal) from None
+        if self.log:
+            self.log.evaluation(state.iteration, state.metrics)
+        if name and _is_better(state, name, evaluation.lower_is_better):
+            value = float(state.metrics[name])
+            state.best = {"metric": name, "value": value, "iteration": state.iteration}
+            if self.checkpointer:
+                self.checkpointer.save_best(self.scored.state_dict(), state)
+
+    def begin_iteration(self, schedule: Callable[[int], float]) -> None:
+        """Set random state and learning rate, and forget the last iteration."""
+        self.seed()
+        factor = schedule(self.state.iteration)
+        for group in self.groups:
+            group["lr"] = group["initial_lr"] * factor
+        self.lr = self.state.optimizer.defaults["lr"] * factor
+        self.buffers_before = [buffer.clone() for buffer in self.buffers]
+        self.state.optimizer.zero_grad(set_to_none=True)
+        self.losses: Losses = {}
+        self.samples = []
+
+    def seed(self, *numbers: int) -> None:
+        seed_everything(self.options.seed, self.state.iteration, distributed.rank(), *numbers)
+
+    def fetch(self, batches: Iterator[list[Sample]]) -> list[Sample]:
+        """Take the next micro-batch from the loader."""
+        batch = next(batches)
+        self.samples += batch
+        return batch
+
+    def forward_and_backward(self, batch: list[Sample], micro: int) -> None:
+        """Add the losses and gradients of a micro-batch."""
+        model, scaler, parts = self.state.model, self.state.scaler, self.options.accumulate
+        # Again, so that the model's random numbers do not depend on what fetching used up.
+        self.seed(micro)
+        # Processes exchange gradients once per step, with the last micro-batch.
+        is_last = micro == parts - 1
+        with nullcontext() if is_last else getattr(model, "no_sync", nullcontext)():
+            with autocast(self.device, self.options.precision):
+                losses: Losses = model(batch)
+                loss = _sum(losses) / parts
+            (scaler.scale(loss) if scaler else loss).backward()  # type: ignore[no-untyped-call]
+        for name, value in losses.items():
+            self.losses[name] = self.losses.get(name, 0.0) + value.detach().float() / parts
+
+    def check_and_clip(self, stop: Stop) -> bool:
+        """Clip the gradient; False if a loss or a gradient of any process is NaN or infinite.
+
+        This is the one read of the device in an iteration: a NaN found later would be in the weights.
+        """
+        scaler = self.state.scaler
+        if scaler:
+            scaler.unscale_(self.state.optimizer)
+        self.norm = get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+        total = _sum(self.losses)
+        bad_loss, self.bad_norm = (~torch.isfinite(torch.stack([total, self.norm.to(total)]))).tolist()
+        # The scaler handles an overflow of half precision. With a scale below 1 it is not an overflow.
+        bad = bad_loss or (self.bad_norm and (not scaler or scaler.get_scale() < 1.0))
+        # All processes skip, or stop, together.
+        bad, self.signal = distributed.maximum([int(bad), stop.signal], self.device)
+        if self.options.clip_grad_norm is not None and not self.bad_norm:
+            clip_grads_with_norm_(self.parameters, self.options.clip_grad_norm, self.norm)
+        return not bad
+
+    def step(self) -> None:
+        """Change the weights, and the moving average with them."""
+        state, self.skipped = self.state, 0
+        if state.scaler:
+            state.scaler.step(state.optimizer)
+            state.scaler.update()
+        else:
+            state.optimizer.step()
+        if state.ema and not self.bad_norm:
+            state.ema.update(state.model)
+
+    def skip(self) -> None:
+        """Undo the iteration; end the run if that is asked for, or happens too often."""
+        for buffer, before in zip(self.buffers, self.buffers_before, strict=True):
+            buffer.copy_(before)
+        if self.state.scaler:
+            self.state.scaler.update()
+        self.skipped += 1
+        if self.options.on_non_finite == "raise" or self.skipped > MAX_SKIPPED:
+            images = [f"{sample.get('image_id')} ({sample.get('file_name')})" for sample in self.samples]
+            losses = [f"{name} {float(value):.4g}" for name, value in self.losses.items()]
+            raise DivergedError(
+                f"NaN or infinity in iteration {self.state.iteration + 1}, nothing of it was applied: "
+                f"{', '.join(losses)}, gradient norm {float(self.norm):.4g}; images {', '.join(images)}; "
+                "lower the learning rate, lengthen the warm-up or clip the gradient, try precision fp32, and "
+                "check these images and their annotations"
+            )
+
+    def log_losses(self, log: MetricLog) -> None:
+        """Log the losses of all processes."""
+        values = distributed.mean(torch.stack(list(self.losses.values()))).tolist()
+        ids = [sample.get("image_id", sample.get("file_name")) for sample in self.samples]
+        log.train(
+            self.state.iteration,
+            lr=self.lr,
+            losses=dict(zip(self.losses, values, strict=True)),
+            grad_norm=float(self.norm),
+            image_ids=[one for part in distributed.gather_objects(ids) for one in part],
+        )
+
+    def save(self) -> None:
+        """Write a checkpoint if there is none of this iteration."""
+        if self.checkpointer and self.saved != self.state.iteration:
+            self.checkpointer.save(self.state)
+            self.saved = self.state.iteration
+
+    def finish(self) -> None:
+        """Publish the last model where no evaluation chose one, and close the log."""
+        if self.checkpointer and self.state.best is None:
+            self.checkpointer.save_best(self.scored.state_dict(), self.state)
+        if self.log:
+            self.log.close()
+
+    @contextmanager
+    def explaining_memory(self) -> Iterator[None]:
+        """Turn PyTorch's error into one line with the sizes and the remedy."""
+        try:
+            yield
+        except torch.OutOfMemoryError as error:
+            sizes = {"x".join(map(str, one["image"].shape[-2:])) for one in self.samples if "image" in one}
+            raise OutOfMemoryError(
+                f"out of GPU memory in iteration {self.state.iteration + 1}: {len(self.samples)} images so "
+                f"far of {self.options.accumulate} micro-batches, height x width "
+                f"{', '.join(sorted(sizes)) or 'unknown'}, precision {self.options.precision}; take a "
+                "smaller batch size and as much more accumulation, smaller images, or precision bf16, and "
+                "continue from the last checkpoint"
+            ) from error
 
 
 def seed_everything(*numbers: int) -> None:
@@ -245,93 +320,28 @@ def seed_everything(*numbers: int) -> None:
     random.seed(int(words[2]))
 
 
-def _check_arguments(accumulate: int, precision: str, scaler: GradScaler | None, on_non_finite: str) -> None:
-    if accumulate < 1:
-        raise ConfigError(f"accumulate must be at least 1, got {accumulate}")
-    if (precision == "fp16") != (scaler is not None):
-        raise ConfigError(
-            f"precision {precision} goes {'with' if precision == 'fp16' else 'without'} a loss scaler"
-        )
-    if on_non_finite not in ("raise", "skip"):
-        raise ConfigError(f"on_non_finite must be raise or skip, got {on_non_finite!r}")
-
-
-def _due(done: int, every: int) -> bool:
-    return every > 0 and done % every == 0
-
-
-def _fetch(batches: Iterator[list[Sample]], done: int) -> list[Sample]:
-    try:
-        return next(batches)
-    except StopIteration:
-        raise DatasetError(
-            f"the training loader ended after {done} iterations: it must not end, check that the data set is "
-            "not empty"
-        ) from None
-
-
 def _sum(losses: Losses) -> Tensor:
     if not losses:
         raise ValueError("the model returned no losses in training mode")
     return torch.stack([value.float() for value in losses.values()]).sum()
 
 
-def _mean_losses(losses: Losses) -> dict[str, float]:
-    values = distributed.mean(torch.stack(list(losses.values())))
-    return dict(zip(losses, values.tolist(), strict=True))
-
-
-def _is_better(
-    metrics: Mapping[str, float], name: str, best: Mapping[str, Any] | None, lower_is_better: bool
-) -> bool:
-    if name not in metrics:
+def _is_better(state: TrainState, name: str, lower_is_better: bool) -> bool:
+    """Whether the last metrics beat the best ones; NaN beats nothing."""
+    if name not in state.metrics:
         raise ConfigError(
-            f"best_metric {name!r} is not among the metrics: choose one of {', '.join(sorted(metrics))}"
+            f"best_metric {name!r} is not among the metrics: choose one of {', '.join(sorted(state.metrics))}"
         )
-    value = float(metrics[name])
+    value, best = float(state.metrics[name]), state.best
     if math.isnan(value) or best is None or best["metric"] != name:
         return not math.isnan(value)
-    return value < best["value"] if lower_is_better else value > best["value"]
+    return bool(value < best["value"] if lower_is_better else value > best["value"])
 
 
-def _ids(samples: Sequence[Sample]) -> list[int | str | None]:
-    return [sample.get("image_id", sample.get("file_name")) for sample in samples]
-
-
-@contextmanager
-def _closing(loader: Iterable[list[Sample]]) -> Iterator[Iterator[list[Sample]]]:
-    batches = iter(loader)
-    try:
-        yield batches
-    finally:
-        close = getattr(batches, "close", None)  # a generator ends its loader, and that its workers
-        if close is not None:
-            close()
-
-
-def _diverged(done: int, losses: Losses, norm: Tensor, samples: Sequence[Sample]) -> DivergedError:
-    names = [f"{sample.get('image_id')} ({sample.get('file_name')})" for sample in samples]
-    return DivergedError(
-        f"NaN or infinity in iteration {done + 1}, nothing of it was applied: "
-        f"{', '.join(f'{name} {float(value):.4g}' for name, value in losses.items())}, gradient norm "
-        f"{float(norm):.4g}; "
-        f"images {', '.join(names)}; lower the learning rate, lengthen the warm-up or clip the gradient, try "
-        "precision "
-        "fp32, and check these images and their annotations"
+def _batches(loader: Iterable[list[Sample]], state: TrainState) -> Generator[list[Sample]]:
+    """Yield the loader's batches; closing this generator closes the loader's, which ends its workers."""
+    yield from loader
+    raise DatasetError(
+        f"the training loader ended after {state.iteration} iterations: it must not end, check that the data "
+        "set is not empty"
     )
-
-
-@contextmanager
-def _explaining_memory(state: Callable[[], tuple[int, Sequence[Sample], int, str]]) -> Iterator[None]:
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        done, samples, accumulate, precision = state()
-        sizes = sorted({"x".join(str(n) for n in s["image"].shape[-2:]) for s in samples if "image" in s})
-        raise OutOfMemoryError(
-            f"out of GPU memory in iteration {done + 1}: {len(samples)} images so far of {accumulate} "
-            "micro-batches, "
-            f"height x width {', '.join(sizes) or 'unknown'}, precision {precision}; take a smaller batch "
-            "size and as "
-            "much more accumulation, smaller images, or precision bf16, and continue from the last checkpoint"
-        ) from error

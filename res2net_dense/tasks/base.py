@@ -1,7 +1,7 @@
 """A task is one object. Nothing outside `tasks/` asks which task it is: it asks the object.
 
-`Task` holds what all tasks share: class names, loaders, the checks before a run. A subclass says what is its
-own. A new task is a file beside this one and a line in `config.CONFIGS`.
+`Task` holds what all tasks share: class names, loaders, the checks before a run. A subclass adds what is its
+own. A new task is a file next to this one and a line in `config.CONFIGS`.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from res2net_dense.data.loaders import (
     predict_loader,
 )
 from res2net_dense.engine import distributed
+from res2net_dense.engine.distributed import print_rank0
 from res2net_dense.errors import ConfigError, DatasetError, first_few
 from res2net_dense.models.graphs import Graph
 from res2net_dense.types import Prediction, ReportingEvaluator, Sample, Source
@@ -68,39 +69,46 @@ class Task(ABC, Generic[C]):
     first_category_id: ClassVar[int] = 1
     """The `category_id` of label 0 in `to_records`."""
     batched_outputs: bool = True
-    """Whether the outputs of an exported file have one row an image."""
+    """Whether the outputs of an exported file have one row per image."""
     quantizable: ClassVar[bool] = False
     """Whether its exported files may be in int8."""
     weights_are_whole: ClassVar[bool] = False
     """Whether `backbone.weights` may hold the whole model."""
     needs: ClassVar[tuple[str, ...]] = ()
-    """What of a `Sample` is learned and scored; a layout that has nothing of it is refused."""
+    """The parts of a `Sample` that are learned and scored; a layout that has none of them is refused."""
+    counted: ClassVar[str] = "objects"
+    """What the records of `to_records` are, for `summary`."""
     usual_classes: ClassVar[int | None] = None
     """Number of classes of the usual benchmark, for a model that is built without any data."""
 
-    # What each task says of itself.
+    # What each task defines.
 
     @abstractmethod
     def metrics(self, config: C) -> list[Metric]:
-        """The scores of an evaluation on `data.val`, those of single classes left out."""
+        """The scores of an evaluation on `data.val`, without those of single classes."""
 
     def class_metrics(self, config: C) -> list[str]:
         """The names of the scores of single classes."""
         return []
 
-    def open_source(self, config: C, *, train: bool) -> Source:
-        """Return the samples of `data.train` or `data.val`; opened once.
+    def open_source(self, config: C, *, train: bool) -> Any:
+        """Return the samples of `data.train` or `data.val`, a `Source`; opened once.
 
         Raises:
             ConfigError: the config names none, or what does not fit the task.
             DatasetError: the data are missing or broken.
         """
+        name = "train" if train else "val"
+        parts = getattr(config.data, name)
+        if parts is None:
+            raise ConfigError(f"data.{name} is not set: name the data there")
         return open_source(
-            self.parts(config, train=train),
-            train=train,
-            class_names=config.data.class_names,
-            needs=self.needs,
+            parts, train=train, class_names=config.data.class_names, **self.source_options(config)
         )
+
+    def source_options(self, config: C) -> dict[str, Any]:
+        """What `data.layouts.open_source` has to know of the task."""
+        return {"needs": self.needs}
 
     @abstractmethod
     def build_model(self, config: C, *, load_weights: bool = True) -> nn.Module:
@@ -112,11 +120,11 @@ class Task(ABC, Generic[C]):
 
     @abstractmethod
     def train_transform(self, config: C) -> TrainTransform:
-        """What is done to a sample in training."""
+        """Return what is done to a sample in training."""
 
     @abstractmethod
     def eval_transform(self, config: C) -> EvalTransform:
-        """What is done to a sample in evaluation and prediction."""
+        """Return what is done to a sample in evaluation and prediction."""
 
     @abstractmethod
     def build_evaluator(self, config: C) -> ReportingEvaluator:
@@ -124,12 +132,12 @@ class Task(ABC, Generic[C]):
 
     @abstractmethod
     def decode(self, outputs: Mapping[str, Tensor], place: int, sample: Sample) -> Prediction:
-        """Return what the outputs of an exported file say of one image, at its original size.
+        """Return the prediction for one image, at its original size, from the outputs of an exported file.
 
         Args:
-            outputs: by their names in the file, of a batch.
+            outputs: of a batch, by their names in the file.
             place: of the image in the batch.
-            sample: the image as it went into the file, with its original size.
+            sample: as it went into the file.
         """
 
     @abstractmethod
@@ -149,17 +157,9 @@ class Task(ABC, Generic[C]):
     def to_records(self, prediction: Prediction, image_id: int | str) -> list[dict[str, Any]]:
         """Return a prediction as plain data for a JSON file, in COCO's format."""
 
-    @abstractmethod
     def summary(self, records: Sequence[Mapping[str, Any]], class_names: Sequence[str], score: float) -> str:
-        """Say in a few words what was found in all images, such as `12 objects with score >= 0.5`."""
-
-    def parts(self, config: C, *, train: bool) -> Any:
-        """Return `data.train` or `data.val`; raise a `ConfigError` where it is null."""
-        name = "train" if train else "val"
-        parts = getattr(config.data, name)
-        if parts is None:
-            raise ConfigError(f"data.{name} is not set: name the data there")
-        return parts
+        """Return a few words on what was found in all images, such as `12 objects with score >= 0.5`."""
+        return f"{sum(record['score'] >= score for record in records)} {self.counted} with score >= {score:g}"
 
     def adapt(self, config: C, source: Source) -> C:
         """Fill in the settings that are derived from the data: by default class names and their number."""
@@ -195,16 +195,8 @@ class Task(ABC, Generic[C]):
     # What all tasks share.
 
     def check(self, config: C, *, weights: bool = True) -> None:
-        """Raise the errors that a config has without any data: in backbone, architecture, weights.
-
-        Args:
-            config: as it was loaded.
-            weights: whether `backbone.weights` will be needed.
-
-        Raises:
-            ConfigError: a setting has no meaning for this network.
-            CheckpointError: `backbone.weights` cannot be found.
-            MissingDependencyError: a library is not installed.
+        """Raise the first error that a config shows without any data: in backbone, architecture, or weights
+        (where they will be needed).
         """
         if weights and config.backbone.weights:
             check_weights(config.backbone.name, config.backbone.weights)
@@ -220,49 +212,40 @@ class Task(ABC, Generic[C]):
             config: as it was loaded.
             training: False leaves the training set alone; without class names in the config those of the
                 validation set are taken.
-
-        Raises:
-            Res2NetDenseError: for a training the first problem of the config, then of the data.
         """
         if training:
             self.check(config)
         source = self.open_source(config, train=training)
         config = self.adapt(config, source)
-        parts = [source] if training else []
-        if config.data.val is not None or not training:
-            parts.append(self.open_source(config, train=False))
-        for part in parts:
-            if not (training and part is source and config.data.on_error == "skip"):
-                part.check()  # better now than after a day of training
-        for remark in dict.fromkeys(remark for part in parts for remark in part.remarks):
-            if distributed.is_main():
-                _log.warning("%s", remark)
-        name = config.train.best_metric
-        if name is not None and (config.data.val is not None or training):
-            allowed = [*(metric.name for metric in self.metrics(config)), *self.class_metrics(config)]
-            if name not in allowed:
-                near = get_close_matches(name, allowed)
-                hint = f"did you mean {' or '.join(near)}? " if near else ""
-                raise ConfigError(f"train.best_metric is {name!r}; {hint}there are {first_few(allowed, 12)}")
+        sources = [source]
+        if training and config.data.val is not None:
+            sources.append(self.open_source(config, train=False))
+        for one in sources:
+            if not (training and one is source and config.data.on_error == "skip"):
+                one.check()  # better now than after a day of training
+        for remark in dict.fromkeys(remark for one in sources for remark in one.remarks):
+            warn_rank0(remark)
+        if config.train.best_metric:
+            self._check_best_metric(config, config.train.best_metric)
         return config
+
+    def _check_best_metric(self, config: C, name: str) -> None:
+        allowed = [*(metric.name for metric in self.metrics(config)), *self.class_metrics(config)]
+        if name not in allowed:
+            near = get_close_matches(name, allowed)
+            hint = f"did you mean {' or '.join(near)}? " if near else ""
+            raise ConfigError(f"train.best_metric is {name!r}; {hint}there are {first_few(allowed, 12)}")
 
     def best_metric(self, config: C) -> Metric:
         """The metric that chooses the best checkpoint: `train.best_metric`, or the headline of the task."""
-        metrics = self.metrics(config)
-        headline = next(metric for metric in metrics if metric.headline)
-        name = config.train.best_metric
-        if name is None:
-            return headline
+        metrics = {metric.name: metric for metric in self.metrics(config)}
+        headline = next(metric for metric in metrics.values() if metric.headline)
+        name = config.train.best_metric or headline.name
         # The scores of single classes are of the headline's kind.
-        return next((metric for metric in metrics if metric.name == name), headline._replace(name=name))
+        return metrics.get(name, headline._replace(name=name))
 
     def build_train_loader(self, config: C, *, start_iteration: int = 0) -> BatchLoader:
-        """Return endless batches of this process, from `start_iteration` on.
-
-        Raises:
-            ConfigError: the batch cannot be cut evenly.
-            DatasetError: there is no sample.
-        """
+        """Return endless batches of this process, from `start_iteration` on."""
         source = self.open_source(config, train=True)
         indices, groups = self.sampling(config, source)
         indices = np.arange(len(source)) if indices is None else indices
@@ -280,12 +263,9 @@ class Task(ABC, Generic[C]):
             accumulate=config.train.accumulate,
             start_iteration=start_iteration,
         )
+        transform = self.train_transform(config)
         samples = TrainSet(
-            source,
-            indices,
-            self.train_transform(config),
-            seed=config.runtime.seed,
-            on_error=config.data.on_error,
+            source, indices, transform, seed=config.runtime.seed, on_error=config.data.on_error
         )
         return BatchLoader(samples, batches, workers=config.data.workers)
 
@@ -311,13 +291,9 @@ class Task(ABC, Generic[C]):
 
 
 def network_settings(config: Config, load_weights: bool) -> dict[str, Any]:
-    """Return the arguments of a model's builder: `backbone` and the section `model`.
-
-    Raises:
-        ConfigError: the number of classes is unknown.
-    """
+    """Return the arguments of a model's builder: `backbone` and the section `model`, with known classes."""
     if config.model.num_classes is None:
-        raise ConfigError("model.num_classes is not known; set it, or data.train, whose classes are counted")
+        raise ConfigError("model.num_classes is unknown; set it, or data.train, whose classes are counted")
     # Not every network has each option: only those that were set are handed over. detectron2 has defaults of
     # its own for norm and freeze_at.
     backbone = config.backbone.model_dump(exclude_defaults=True)
@@ -332,7 +308,7 @@ def updated(config: C, **sections: Mapping[str, Any]) -> C:
     )
 
 
-def print_rank0(text: str) -> None:
-    """Print in the main process alone."""
+def warn_rank0(text: str) -> None:
+    """Log a warning in the main process alone."""
     if distributed.is_main():
-        print(text, flush=True)
+        _log.warning("%s", text)

@@ -36,11 +36,13 @@ class Classification(Task[ClassificationConfig]):
     config_class = ClassificationConfig
     weights_are_whole = True
     usual_classes = 1000
+    counted = "classes"
 
     def metrics(self, config: ClassificationConfig) -> list[Metric]:
+        from res2net_dense.evaluation.classification import METRICS
+
         few = len(config.data.class_names or ()) in range(1, 5)
-        rest = [Metric("top5")] if not few else []
-        return [Metric("top1", headline=True), *rest, Metric("mean_class_accuracy")]
+        return [Metric(name, headline=name == "top1") for name in METRICS if not (few and name == "top5")]
 
     def class_metrics(self, config: ClassificationConfig) -> list[str]:
         return [f"top1/{name}" for name in config.data.class_names or ()]
@@ -48,7 +50,7 @@ class Classification(Task[ClassificationConfig]):
     def adapt(self, config: ClassificationConfig, source: Source) -> ClassificationConfig:
         if len(source.class_names) < 2:
             raise ConfigError(
-                f"{source.name} has the class {source.class_names[0]} alone; a classifier needs two or more"
+                f"{source.name} has only the class {source.class_names[0]}; a classifier needs two or more"
             )
         return super().adapt(config, source)
 
@@ -81,7 +83,7 @@ class Classification(Task[ClassificationConfig]):
     def build_evaluator(self, config: ClassificationConfig) -> ReportingEvaluator:
         from res2net_dense.evaluation.classification import ClassificationEvaluator
 
-        source: Any = self.open_source(config, train=False)
+        source = self.open_source(config, train=False)
         return ClassificationEvaluator(
             source.labels, class_names=source.class_names, gather=distributed.gather_objects
         )
@@ -97,16 +99,13 @@ class Classification(Task[ClassificationConfig]):
         return [Image.fromarray(draw_classes(image, prediction, class_names))]
 
     def to_records(self, prediction: Prediction, image_id: int | str) -> list[dict[str, Any]]:
-        """Return the likeliest `TOP` classes, best first; `category_id` is label + 1, as in COCO's files."""
+        """Return the `TOP` most likely classes, best first; `category_id` is label + 1, as in COCO."""
         scores = prediction["logits"].softmax(0)
         best = scores.topk(min(TOP, len(scores)))
         return [
             {"image_id": image_id, "category_id": label + self.first_category_id, "score": score}
             for score, label in zip(best.values.tolist(), best.indices.tolist(), strict=True)
         ]
-
-    def summary(self, records: Sequence[Mapping[str, Any]], class_names: Sequence[str], score: float) -> str:
-        return f"{sum(record['score'] >= score for record in records)} classes with score >= {score:g}"
 
 
 TASK = Classification()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,20 +10,20 @@ from PIL import Image
 from torch import Tensor, nn
 
 from res2net_dense.config.detection import DetectionConfig
-from res2net_dense.data.layouts import open_source
 from res2net_dense.data.loaders import aspect_ratio_groups
 from res2net_dense.data.transforms import Pipeline, RandomFlip, ResizeShortestEdge, colour_changes
 from res2net_dense.engine import distributed
 from res2net_dense.models.detections import to_prediction
 from res2net_dense.models.graphs import Graph
-from res2net_dense.tasks.base import EvalTransform, Metric, Task, TrainTransform, network_settings
+from res2net_dense.tasks.base import (
+    EvalTransform,
+    Metric,
+    Task,
+    TrainTransform,
+    network_settings,
+    warn_rank0,
+)
 from res2net_dense.types import BoxSource, Prediction, ReportingEvaluator, Sample
-
-_log = logging.getLogger(__name__)
-
-COCO_METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
-"""Of boxes and of masks, each."""
-VOC_METRICS = [Metric("bbox/AP"), Metric("bbox/AP50", headline=True), Metric("bbox/AP75")]
 
 
 class Detection(Task[DetectionConfig]):
@@ -37,12 +36,16 @@ class Detection(Task[DetectionConfig]):
 
     def metrics(self, config: DetectionConfig) -> list[Metric]:
         if self._benchmark(config) == "voc":
-            return VOC_METRICS
+            from res2net_dense.evaluation.voc import METRICS as VOC_METRICS
+
+            return [Metric(name, headline=name == "bbox/AP50") for name in VOC_METRICS]
+        from res2net_dense.evaluation.coco import METRICS
+
         kinds = self._iou_types(config)
         return [
             Metric(f"{kind}/{name}", headline=name == "AP" and kind == kinds[-1])
             for kind in kinds
-            for name in COCO_METRICS
+            for name in METRICS
         ]
 
     def class_metrics(self, config: DetectionConfig) -> list[str]:
@@ -51,14 +54,9 @@ class Detection(Task[DetectionConfig]):
             return [f"bbox/AP50/{name}" for name in names]
         return [f"{kind}/AP/{name}" for kind in self._iou_types(config) for name in names]
 
-    def open_source(self, config: DetectionConfig, *, train: bool) -> BoxSource:
-        return open_source(
-            self.parts(config, train=train),
-            train=train,
-            class_names=config.data.class_names,
-            needs=("boxes", "masks") if self._has_masks(config) else ("boxes",),
-            difficult=config.data.difficult,
-        )
+    def source_options(self, config: DetectionConfig) -> dict[str, Any]:
+        needs = ("boxes", "masks") if self._has_masks(config) else ("boxes",)
+        return {"needs": needs, "difficult": config.data.difficult}
 
     def build_model(self, config: DetectionConfig, *, load_weights: bool = True) -> nn.Module:
         from res2net_dense.models.detection import build_rcnn
@@ -84,24 +82,23 @@ class Detection(Task[DetectionConfig]):
     def eval_transform(self, config: DetectionConfig) -> EvalTransform:
         return Pipeline(ResizeShortestEdge([config.data.min_size_test], config.data.max_size_test))
 
-    def sampling(self, config: DetectionConfig, source: Any) -> tuple[np.ndarray | None, np.ndarray | None]:
-        data = config.data
+    def sampling(
+        self, config: DetectionConfig, source: BoxSource
+    ) -> tuple[np.ndarray | None, np.ndarray | None]:
         indices = source.indices_with_objects()
-        if data.keep_empty:
+        if config.data.keep_empty:
             indices = np.arange(len(source))
-        if len(indices) < len(source) and distributed.is_main():
-            _log.warning(
-                "%s: %d of %d images have no usable object, left out (data.keep_empty=true takes them)",
-                source.name,
-                len(source) - len(indices),
-                len(source),
+        if len(indices) < len(source):
+            warn_rank0(
+                f"{source.name}: {len(source) - len(indices)} of {len(source)} images have no usable object, "
+                "left out (data.keep_empty=true takes them)"
             )
-        grouped = data.aspect_ratio_grouping
+        grouped = config.data.aspect_ratio_grouping
         return indices, aspect_ratio_groups(source.aspect_ratios[indices]) if grouped else None
 
     def build_evaluator(self, config: DetectionConfig) -> ReportingEvaluator:
         """Return the evaluator of the benchmark that the validation set's layout belongs to."""
-        source = self.open_source(config, train=False)
+        source: BoxSource = self.open_source(config, train=False)
         if source.benchmark == "voc":
             from res2net_dense.evaluation.voc import VocEvaluator
 
@@ -146,9 +143,6 @@ class Detection(Task[DetectionConfig]):
         classes = int(prediction["labels"].max()) + 1 if len(prediction["labels"]) else 0
         return prediction_to_records(prediction, image_id, range(1, classes + 1))
 
-    def summary(self, records: Sequence[Mapping[str, Any]], class_names: Sequence[str], score: float) -> str:
-        return f"{sum(record['score'] >= score for record in records)} objects with score >= {score:g}"
-
     @staticmethod
     def _has_masks(config: DetectionConfig) -> bool:
         return config.model.arch == "mask_rcnn"
@@ -157,8 +151,9 @@ class Detection(Task[DetectionConfig]):
         return ("bbox", "segm") if self._has_masks(config) else ("bbox",)
 
     def _benchmark(self, config: DetectionConfig) -> str:
-        """Whose rules score `data.val`; COCO's where there is none."""
-        return "coco" if config.data.val is None else self.open_source(config, train=False).benchmark
+        """The rules that score `data.val`; COCO's where there is none."""
+        source = self.open_source(config, train=False) if config.data.val is not None else None
+        return source.benchmark if source else "coco"
 
 
 TASK = Detection()

@@ -27,18 +27,6 @@ from res2net_dense.tasks.base import EvalTransform, Metric, Task, TrainTransform
 from res2net_dense.types import Prediction, ReportingEvaluator, Sample, Source
 
 CLASS_NAMES = ["salient object"]
-METRICS = [
-    Metric("MAE", "min", scale=1),
-    Metric("max_F", scale=1, headline=True),
-    *(
-        Metric(name, scale=1)
-        for name in (
-            *("max_F_per_image", "max_F_of_mean_PR", "mean_F", "adaptive_F", "weighted_F"),
-            *("S", "max_E", "mean_E", "adaptive_E", "max_IoU", "mean_IoU", "adaptive_IoU"),
-        )
-    ),
-]
-"""Of a single set; of several each name has that of its set before it."""
 
 
 class Saliency(Task[SaliencyConfig]):
@@ -52,14 +40,20 @@ class Saliency(Task[SaliencyConfig]):
     quantizable = True
 
     def metrics(self, config: SaliencyConfig) -> list[Metric]:
-        source: Any = self.open_source(config, train=False) if config.data.val else None
-        sets = [name for name, _ in source.parts] if source else []
-        if len(sets) < 2:
-            return METRICS
+        from res2net_dense.evaluation.saliency import METRICS
+
+        source = self.open_source(config, train=False) if config.data.val is not None else None
+        sets = [f"{name}/" for name, _ in source.parts] if source else []
+        prefixes = sets if len(sets) > 1 else [""]
         return [
-            metric._replace(name=f"{name}/{metric.name}", headline=metric.headline and name == sets[0])
-            for name in sets
-            for metric in METRICS
+            Metric(
+                f"{prefix}{name}",
+                "min" if name == "MAE" else "max",
+                scale=1,
+                headline=name == "max_F" and prefix == prefixes[0],
+            )
+            for prefix in prefixes
+            for name in METRICS
         ]
 
     def adapt(self, config: SaliencyConfig, source: Source) -> SaliencyConfig:
@@ -90,7 +84,7 @@ class Saliency(Task[SaliencyConfig]):
         return Pipeline(drop_maps, ResizeLongestEdge(data.size, data.keep_aspect, data.max_size))
 
     def sampling(self, config: SaliencyConfig, source: Any) -> tuple[np.ndarray | None, np.ndarray | None]:
-        # Upright and wide images apart, or half of a batch would be padding.
+        # Portrait and landscape images apart, or half of a batch would be padding.
         return None, aspect_ratio_groups(source.aspect_ratios) if config.data.keep_aspect else None
 
     def image_size(self, config: SaliencyConfig) -> tuple[int, int] | None:
@@ -101,7 +95,7 @@ class Saliency(Task[SaliencyConfig]):
         """Return the evaluator of the validation sets, which reads the masks at their own size."""
         from res2net_dense.evaluation.saliency import SaliencyEvaluator
 
-        source: Any = self.open_source(config, train=False)
+        source = self.open_source(config, train=False)
         return SaliencyEvaluator(
             source.mask, source.parts, rescale=config.eval.rescale, gather=distributed.gather_objects
         )
@@ -120,8 +114,8 @@ class Saliency(Task[SaliencyConfig]):
         return [saliency_image(saliency), overlay, cut_out(image, saliency)]
 
     def to_records(self, prediction: Prediction, image_id: int | str) -> list[dict[str, Any]]:
-        """Return what is salient (above one half) as one object: its box (x, y, width, height), its area in
-        pixels, and as score the mean of the map inside; nothing if nothing is.
+        """Return all salient pixels (above one half) as one object: its box (x, y, width, height), its area
+        in pixels, and as score the mean of the map inside. Without such pixels there is no object.
         """
         saliency = prediction["saliency"].numpy()
         inside = saliency > 0.5

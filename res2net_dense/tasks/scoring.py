@@ -1,4 +1,4 @@
-"""Two forms of one network on the same evaluation set: whether the second scores as the first."""
+"""A model and its exported file on the same evaluation set: what the file loses."""
 
 from __future__ import annotations
 
@@ -42,18 +42,18 @@ class BothScores:
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain data for JSON, null for scores that do not exist."""
+
+        def finite(value: float) -> float | None:
+            return value if math.isfinite(value) else None
+
         scores = {
-            name: {key: value if math.isfinite(value) else None for key, value in values.items()}
+            name: {key: finite(value) for key, value in values.items()}
             for name, values in (("model", self.model), ("exported", self.exported))
         }
-        return {"metric": self.metric, "drop": self.drop if math.isfinite(self.drop) else None, **scores}
+        return {"metric": self.metric, "drop": finite(self.drop), **scores}
 
     def check(self, max_drop: float) -> None:
-        """Refuse a file that loses more than `max_drop`.
-
-        Raises:
-            ExportError: It does; the message has both scores.
-        """
+        """Raise an `ExportError` with both scores if the file loses more than `max_drop`."""
         if not self.drop <= max_drop:
             before, after = self.model[self.metric], self.exported.get(self.metric, math.nan)
             raise ExportError(
@@ -68,11 +68,8 @@ def score_both(config: Config, device: torch.device, model: nn.Module, exported:
     Args:
         config: as `prepare` of its task returned it.
         device: of the model.
-        model: in the form that was exported: it sees pictures whole and once.
+        model: in the form that was exported: it sees images whole and once.
         exported: takes the same batches.
-
-    Raises:
-        Res2NetDenseError: the evaluation set or the file cannot be read.
     """
     task = get_task(config.task)
     evaluator = task.build_evaluator(config)
@@ -81,9 +78,8 @@ def score_both(config: Config, device: torch.device, model: nn.Module, exported:
         for one in (model.to(device), exported)
     )
     metric = task.best_metric(config)
-    drop = (before[metric.name] - after[metric.name]) / metric.scale
-    if metric.direction == "min":
-        drop = -drop
+    sign = -1 if metric.direction == "min" else 1
+    drop = sign * (before[metric.name] - after[metric.name]) / metric.scale
     if math.isnan(drop):
         drop = 0.0 if math.isnan(before[metric.name]) and math.isnan(after[metric.name]) else math.inf
     shown = [one.name for one in task.metrics(config) if one.name in before]

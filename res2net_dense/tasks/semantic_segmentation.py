@@ -27,11 +27,6 @@ from res2net_dense.palette import voc_palette
 from res2net_dense.tasks.base import EvalTransform, Metric, Task, TrainTransform, network_settings, updated
 from res2net_dense.types import Prediction, ReportingEvaluator, Sample, Source
 
-METRICS = [
-    Metric("mIoU", headline=True),
-    *map(Metric, ("boundary_mIoU", "pixel_accuracy", "mean_accuracy", "fwIoU")),
-]
-
 
 class SemanticSegmentation(Task[SegmentationConfig]):
     """See the module."""
@@ -46,7 +41,9 @@ class SemanticSegmentation(Task[SegmentationConfig]):
     usual_classes = 21
 
     def metrics(self, config: SegmentationConfig) -> list[Metric]:
-        return METRICS
+        from res2net_dense.evaluation.semantic import METRICS
+
+        return [Metric(name, headline=name == "mIoU") for name in METRICS]
 
     def class_metrics(self, config: SegmentationConfig) -> list[str]:
         return [f"IoU/{name}" for name in config.data.class_names or ()]
@@ -56,7 +53,7 @@ class SemanticSegmentation(Task[SegmentationConfig]):
 
         if len(source.class_names) < 2:
             raise ConfigError(
-                f"{source.name} has the class {source.class_names[0]} alone; the background is a class too"
+                f"{source.name} has only the class {source.class_names[0]}; the background is a class too"
             )
         stride = config.model.output_stride or OUTPUT_STRIDES[config.model.arch][0]
         return updated(super().adapt(config, source), model={"output_stride": stride})
@@ -93,7 +90,7 @@ class SemanticSegmentation(Task[SegmentationConfig]):
         """Return the evaluator of the validation set, which reads the masks at their own size."""
         from res2net_dense.evaluation.semantic import SemanticEvaluator
 
-        source: Any = self.open_source(config, train=False)
+        source = self.open_source(config, train=False)
         return SemanticEvaluator(
             source.mask, len(source), class_names=source.class_names, gather=distributed.gather_objects
         )

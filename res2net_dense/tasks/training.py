@@ -6,7 +6,7 @@ import logging
 import os
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -17,44 +17,30 @@ from torch import nn
 from res2net_dense.config import Config, config_to_dict, parse_config, save_config
 from res2net_dense.convert import load_backbone_weights, open_named_weights
 from res2net_dense.engine import distributed
-from res2net_dense.engine.checkpointer import Checkpointer
+from res2net_dense.engine.checkpointer import Checkpointer, TrainState, restore
+from res2net_dense.engine.distributed import print_rank0
 from res2net_dense.engine.inference import evaluate, resolve_precision
 from res2net_dense.engine.metric_log import MetricLog, write_results
 from res2net_dense.engine.optim import Ema, build_optimizer, build_schedule, scale_lr
-from res2net_dense.engine.trainer import seed_everything, train
-from res2net_dense.errors import CheckpointError, ConfigError
+from res2net_dense.engine.trainer import Evaluation, LoopOptions, seed_everything, train
+from res2net_dense.errors import CheckpointError, ConfigError, first_few
 from res2net_dense.tasks import get_task
-from res2net_dense.tasks.base import print_rank0, updated
+from res2net_dense.tasks.base import updated
+from res2net_dense.types import Evaluator
 from res2net_dense.weight_files import WeightFile, load_weights_into, open_weights
 
 # What a resumed run may change without being another run.
 _FREE_ON_RESUME = (
-    *(
-        "runtime.output_dir",
-        "runtime.device",
-        "runtime.threads",
-        "eval.",
-        "data.val",
-        "data.workers",
-        "data.on_error",
-    ),
-    *(
-        "train.iterations",
-        "train.log_every",
-        "train.eval_every",
-        "train.save_every",
-        "train.keep_checkpoints",
-    ),
-    "train.compile",
+    *("runtime.output_dir", "runtime.device", "runtime.threads", "eval.", "data.val", "data.workers"),
+    *("data.on_error", "train.iterations", "train.log_every", "train.eval_every", "train.save_every"),
+    *("train.keep_checkpoints", "train.compile"),
 )
 
-# Settings that leave the tensors' names and shapes as they are, and make another network of them.
+# Settings that change the network without changing the names and shapes of its tensors.
 _NETWORK = (
-    *(
-        f"backbone.{key}"
-        for key in ("stage_pool", "stage_split", "pool_padding", "stride_in_1x1", "norm_eps")
-    ),
-    *("backbone.dcn_stages", "model.pixel_mean", "model.pixel_std", "model.smp"),
+    *("task", "model.arch", "backbone.name", "backbone.stage_pool", "backbone.stage_split"),
+    *("backbone.pool_padding", "backbone.stride_in_1x1", "backbone.norm_eps", "backbone.dcn_stages"),
+    *("model.pixel_mean", "model.pixel_std", "model.smp"),
 )
 
 # Settings of the network that may well differ later: DeepLab is trained at stride 16 and scored at 8.
@@ -66,12 +52,8 @@ _log = logging.getLogger(__name__)
 def set_up_device(config: Config, device: str | torch.device | None = None) -> torch.device:
     """Join torchrun's processes, if any, set threads and determinism, and return the device of this process.
 
-    Args:
-        config: of the run.
-        device: instead of `runtime.device`.
-
-    Raises:
-        ConfigError: the device does not exist or cannot do what the config asks for.
+    `device` takes the place of `runtime.device`. A `ConfigError` says that it does not exist, or cannot do
+    what the config asks for.
     """
     wanted = str(config.runtime.device if device is None else device)
     device = distributed.init_distributed(None if wanted == "auto" else wanted)
@@ -96,103 +78,99 @@ def train_and_evaluate(
         folder: the run folder.
         resume: whether to go on from the newest whole checkpoint in it, or begin if it has none.
         dry_run: take two training and two evaluation steps only, and read the checkpoint back.
-
-    Raises:
-        Res2NetDenseError: whatever a user can mend.
     """
     task, options = get_task(config.task), config.train
-    seed_everything(config.runtime.seed)  # every process starts from the same random weights
     settings = config_to_dict(config)
     checkpointer = Checkpointer(folder, keep=options.keep_checkpoints, metadata={"config": settings})
-    found = checkpointer.load_latest() if resume else None
-    if found:
-        _check_same_run(found[1]["metadata"].get("config", {}), settings)
-    plain = task.build_model(config, load_weights=found is None).to(device)
-    if options.channels_last:
-        plain.to(memory_format=torch.channels_last)
-    if options.compile:
-        getattr(plain, "backbone", plain).compile()  # in place: the state dict keeps its names
-    model = distributed.wrap(plain)
-    lr = scale_lr(options.optimizer.lr, options.batch_size, options.reference_batch)
-    optimizer = build_optimizer(plain, **{**options.optimizer.model_dump(), "lr": lr})
-    schedule = build_schedule(iterations=options.iterations, **options.schedule.model_dump())
-    ema = Ema(plain, decay=options.ema_decay) if options.ema_decay else None
-    scaler = torch.amp.GradScaler(device.type) if options.precision == "fp16" else None
-    start, best = 0, None
-    if found:
-        start = checkpointer.restore(found[1], model=model, optimizer=optimizer, ema=ema, scaler=scaler)
-        best = found[1]["best"]
-        print_rank0(f"resuming from {found[0]}, after {start} iterations")
-    elif resume:
-        print_rank0(f"{folder} has no checkpoint to resume from; starting at iteration 0")
-    if len(set(distributed.gather_objects(start))) > 1:
-        raise CheckpointError(
-            f"the processes see different checkpoints in {folder}; it must be a shared folder"
-        )
-    del found  # a second copy of model and optimizer
+    checkpointer.remove_leftovers()
+    state = _build_or_resume(config, device, checkpointer if resume else None)
     if distributed.is_main():
         save_config(config, folder / "config.yaml")
     print_rank0(
         f"{config.model.arch} on {config.backbone.name}: {options.iterations} iterations of "
-        f"{options.batch_size} images, lr {lr:g} ({options.optimizer.lr:g} for {options.reference_batch} "
-        f"images), {resolve_precision(device, options.precision)} on {device}, in {folder}"
+        f"{options.batch_size} images, lr {state.optimizer.defaults['lr']:g} ({options.optimizer.lr:g} for "
+        f"{options.reference_batch} images), {resolve_precision(device, options.precision)} on {device}, in "
+        f"{folder}"
     )
-
     evaluator = task.build_evaluator(config) if config.data.val else None
-
-    def score(scored: nn.Module) -> dict[str, float]:
-        assert evaluator is not None  # only handed over where there is one
-        loader = task.build_eval_loader(config)
-        batches = list(islice(loader, 2)) if dry_run else loader
-        return evaluate(scored, batches, evaluator, device=device, precision=options.precision)
-
-    chosen = task.best_metric(config)
+    loop_options = LoopOptions(
+        seed=config.runtime.seed, **options.model_dump(include={one.name for one in fields(LoopOptions)})
+    )
     metrics = train(
-        model,
-        task.build_train_loader(config, start_iteration=start),
-        optimizer,
-        schedule,
-        iterations=2 if dry_run else options.iterations,
-        device=device,
-        start_iteration=start,
-        accumulate=options.accumulate,
-        clip_grad_norm=options.clip_grad_norm,
-        precision=options.precision,
-        ema=ema,
-        scaler=scaler,
-        seed=config.runtime.seed,
-        on_non_finite=options.on_non_finite,
+        state,
+        task.build_train_loader(config, start_iteration=state.iteration),
+        build_schedule(iterations=options.iterations, **options.schedule.model_dump()),
+        replace(loop_options, iterations=2) if dry_run else loop_options,
+        evaluation=_evaluation(config, device, evaluator, short=dry_run) if evaluator else None,
         log=MetricLog(folder, iterations=options.iterations),
-        log_every=options.log_every,
         checkpointer=checkpointer,
-        save_every=options.save_every,
-        evaluate=score if evaluator else None,
-        eval_every=options.eval_every,
-        best_metric=chosen.name,
-        lower_is_better=chosen.direction == "min",
-        best=best,
     )
     if dry_run:
         distributed.barrier()  # only the main process writes
-        newest = checkpointer.load_latest()
+        newest = checkpointer.open_latest()
         if newest is None:
             raise CheckpointError(f"the dry run left no checkpoint in {folder}")
-        checkpointer.restore(newest[1], model=model, optimizer=optimizer, ema=ema, scaler=scaler)
+        restore(newest.content, state)
     elif evaluator:
         print_rank0(evaluator.table())
     return metrics
 
 
+def _build_or_resume(config: Config, device: torch.device, checkpointer: Checkpointer | None) -> TrainState:
+    """Build what is trained; with a checkpointer in the state of its newest checkpoint, if it has one."""
+    found = checkpointer.open_latest() if checkpointer else None
+    if found:
+        _check_same_run(found.config, config_to_dict(config))
+    state = _build_state(config, device, load_weights=found is None)
+    if found:
+        restore(found.content, state)
+        print_rank0(f"resuming from {found.path}, after {state.iteration} iterations")
+    elif checkpointer:
+        print_rank0(f"{checkpointer.folder} has no checkpoint to resume from; starting at iteration 0")
+    if len(set(distributed.gather_objects(state.iteration))) > 1:
+        raise CheckpointError(
+            f"the processes see different checkpoints in {config.runtime.output_dir}; it must be a shared "
+            "folder"
+        )
+    return state
+
+
+def _build_state(config: Config, device: torch.device, *, load_weights: bool) -> TrainState:
+    """Build model, optimizer, moving average and scaler; each process gets the same random weights."""
+    options = config.train
+    seed_everything(config.runtime.seed)
+    plain = get_task(config.task).build_model(config, load_weights=load_weights).to(device)
+    if options.channels_last:
+        plain.to(memory_format=torch.channels_last)
+    if options.compile:
+        getattr(plain, "backbone", plain).compile()  # in place: the state dict keeps its names
+    lr = scale_lr(options.optimizer.lr, options.batch_size, options.reference_batch)
+    return TrainState(
+        model=distributed.wrap(plain),
+        optimizer=build_optimizer(plain, **{**options.optimizer.model_dump(), "lr": lr}),
+        ema=Ema(plain, decay=options.ema_decay) if options.ema_decay else None,
+        scaler=torch.amp.GradScaler(device.type) if options.precision == "fp16" else None,
+    )
+
+
+def _evaluation(config: Config, device: torch.device, evaluator: Evaluator, *, short: bool) -> Evaluation:
+    """How the training loop scores a model on `data.val`, or on two batches of it."""
+    task = get_task(config.task)
+
+    def score(model: nn.Module) -> dict[str, float]:
+        loader = task.build_eval_loader(config)
+        batches = list(islice(loader, 2)) if short else loader
+        return evaluate(model, batches, evaluator, device=device, precision=config.train.precision)
+
+    best = task.best_metric(config)
+    return Evaluation(score, best.name, lower_is_better=best.direction == "min")
+
+
 def evaluate_only(config: Config, device: torch.device, model: nn.Module) -> tuple[dict[str, float], str]:
     """Score a model on `data.val`, write `results.json` into the run folder, print the table.
 
-    Args:
-        config: as `prepare` of its task returned it.
-        device: of this process.
-        model: with its weights, such as `load_model` returns, or an exported one.
-
-    Returns:
-        The metrics, and the table.
+    Takes a config as `prepare` of its task returned it, and a model of `load_model` or an exported one.
+    Returns metrics and table.
     """
     task = get_task(config.task)
     evaluator = task.build_evaluator(config)
@@ -230,33 +208,29 @@ def find_weights(config: Config, weights: str | Path | WeightFile | None = None)
     Raises:
         CheckpointError: there are none, or it is unclear which of two are meant.
     """
+    if weights is not None:
+        file = open_weights(weights)
+        return Weights(file.path, file.config, "model", file)
     folder = Path(config.runtime.output_dir)
-    if weights is None:
-        file = Checkpointer(folder, tidy=False).open_latest()
-    else:
-        file = weights if isinstance(weights, WeightFile) else open_weights(weights)
+    newest = Checkpointer(folder).open_latest()
     published = config.backbone.weights if get_task(config.task).weights_are_whole else None
-    if file is None and not published:
+    if newest and published and newest.config.get("backbone", {}).get("weights") != published:
         raise CheckpointError(
-            f"no checkpoint under {folder / 'checkpoints'}; name the weights with --weights FILE"
-        )
-    if file is None:
-        file = open_named_weights(config.backbone.name, published or "")
-        return Weights(file.path, file.config, "published", file)
-    if not weights and published and file.config.get("backbone", {}).get("weights") != published:
-        raise CheckpointError(
-            f"{folder} has a checkpoint that did not start from {published}: give --weights {file.path} to "
+            f"{folder} has a checkpoint that did not start from {published}: give --weights {newest.path} to "
             f"score it, or another --output-dir to score {published}"
         )
-    return Weights(file.path, file.config, "model", file)
+    if newest:
+        return Weights(newest.path, newest.config, "model", newest)
+    if published:
+        file = open_named_weights(config.backbone.name, published)
+        return Weights(file.path, file.config, "published", file)
+    raise CheckpointError(
+        f"no checkpoint under {folder / 'checkpoints'}; name the weights with --weights FILE"
+    )
 
 
 def load_model(config: Config, weights: Weights) -> nn.Module:
-    """Build the model of a config and load its weights.
-
-    Args:
-        config: with its classes known.
-        weights: not of an exported file.
+    """Build the model of a config whose classes are known, and load weights that are not of an exported file.
 
     Raises:
         CheckpointError: the weights do not fit the model, or have no head for these classes.
@@ -286,16 +260,15 @@ def adapted_to(config: Config, weights: Weights) -> Config:
     Raises:
         ConfigError: the config is for another task, network or classes than the weights.
     """
-    carried, path = weights.config, weights.path
+    path = weights.path
     if weights.kind != "published":  # of those, loading compares the network
-        built_in = weights.kind == "exported"
-        _check_same_network(path, flat(carried), flat(config_to_dict(config)), built_in=built_in)
-    names = carried.get("data", {}).get("class_names")
+        _check_same_network(weights, config)
+    names = weights.config.get("data", {}).get("class_names")
     given = config.data.class_names
     if names and given and list(given) != list(names):
         raise ConfigError(
-            f"{path} was trained on the classes {', '.join(names[:5])}, but data.class_names has "
-            f"{', '.join(given[:5])}"
+            f"{path} was trained on the classes {first_few(names)}, but data.class_names has "
+            f"{first_few(given)}"
         )
     if names is None or given:
         return config
@@ -307,29 +280,24 @@ def adapted_to(config: Config, weights: Weights) -> Config:
     return updated(config, data={"class_names": names}, model={"num_classes": len(names)})
 
 
-def _check_same_network(
-    weights: Path, old: Mapping[str, Any], new: Mapping[str, Any], *, built_in: bool
-) -> None:
-    for section in ("task", "model.arch", "backbone.name", *_NETWORK):
-        before, now = _below(old, section), _below(new, section)
-        if not (before and now):  # an older version did not know it
-            continue
-        for key in {**before, **now}:
-            if before.get(key) != now.get(key):
-                raise ConfigError(
-                    f"{weights} was trained with {key}={before.get(key)}, the config has {now.get(key)}: use "
-                    "the config.yaml of its run"
-                )
-    for key in old:
-        if key in new and old[key] != new[key]:
-            size = key.startswith("data.") and key.endswith(("size", "_size_test"))
-            again = (
-                key in OVERRIDABLE_AT_EVAL
-                and new[key] is not None
-                and not (built_in and key.startswith("model."))
+def _check_same_network(weights: Weights, config: Config) -> None:
+    old, new = flat(weights.config), flat(config_to_dict(config))
+    for section in _NETWORK:
+        before, now = ({k: v for k, v in one.items() if is_below(k, section)} for one in (old, new))
+        changed = [key for key in {**before, **now} if before.get(key) != now.get(key)]
+        if before and now and changed:  # an older version did not know all sections
+            key = changed[0]
+            raise ConfigError(
+                f"{weights.path} was trained with {key}={before.get(key)}, the config has {now.get(key)}: "
+                "use the config.yaml of its run"
             )
-            if size or again:
-                _log.warning("%s was trained with %s=%s, now it is %s", weights, key, old[key], new[key])
+    for key in old:
+        if key not in new or old[key] == new[key]:
+            continue
+        is_size = key.startswith("data.") and key.endswith(("size", "_size_test"))
+        is_built_in = weights.kind == "exported" and key.startswith("model.")
+        if is_size or (key in OVERRIDABLE_AT_EVAL and new[key] is not None and not is_built_in):
+            _log.warning("%s was trained with %s=%s, now it is %s", weights.path, key, old[key], new[key])
 
 
 def check_expected(config: Config, metrics: Mapping[str, float]) -> bool:
@@ -360,9 +328,9 @@ def _check_same_run(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
         )
 
 
-def _below(settings: Mapping[str, Any], section: str) -> dict[str, Any]:
-    """The settings of a section, or the one of that name."""
-    return {key: value for key, value in settings.items() if f"{key}.".startswith(f"{section}.")}
+def is_below(key: str, section: str) -> bool:
+    """Whether a dotted name is in a section, or is its name."""
+    return f"{key}.".startswith(f"{section}.")
 
 
 def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

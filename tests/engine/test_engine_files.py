@@ -1,83 +1,88 @@
 """Checkpoints, weight files and run folders: the broken cases first."""
 
+import errno
 import json
 import os
 import pickle
 import random
 import signal
+import socket
 import subprocess
 import sys
+import time
 from collections import OrderedDict
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from res2net_dense.engine.checkpointer import Checkpointer
+from res2net_dense.engine.checkpointer import Checkpointer, TrainState, open_checkpoint, restore
 from res2net_dense.engine.optim import Ema, build_optimizer
-from res2net_dense.engine.run_folder import open_run_folder, release_run_folder
+from res2net_dense.engine.run_folder import open_run_folder, own_folder
 from res2net_dense.errors import CheckpointError, ConfigError
-from res2net_dense.weight_files import load_weights_into, open_weights, save_weights
+from res2net_dense.weight_files import WeightFile, load_weights_into, open_weights, save_weights
 
 
 def network() -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1))
 
 
-def saved_run(folder: Path, iterations: list[int], keep: int = 5) -> Checkpointer:
-    model = network()
-    optimizer = build_optimizer(model, lr=0.1)
-    checkpointer = Checkpointer(folder, keep=keep, metadata={"task": "toy", "sizes": (1, 2)})
+def state_of(model: nn.Module, iteration: int = 0, **parts: Any) -> TrainState:
+    return TrainState(model, build_optimizer(model, lr=0.1), iteration=iteration, **parts)
+
+
+def saved_run(folder: Path, iterations: list[int]) -> Checkpointer:
+    checkpointer = Checkpointer(folder, keep=5, metadata={"task": "toy", "sizes": (1, 2)})
     for iteration in iterations:
-        checkpointer.save(iteration, model=model, optimizer=optimizer)
+        checkpointer.save(state_of(network(), iteration))
     return checkpointer
 
 
+def newest(checkpointer: Checkpointer) -> WeightFile:
+    return checkpointer.open_latest() or pytest.fail("none found")
+
+
 def test_no_checkpoint(tmp_path: Path) -> None:
-    assert Checkpointer(tmp_path / "nowhere").latest() is None
+    assert Checkpointer(tmp_path / "nowhere").open_latest() is None
     with pytest.raises(CheckpointError, match="does not exist"):
-        Checkpointer.load(tmp_path / "iter_0000001.pt")
+        open_checkpoint(tmp_path / "iter_0000001.pt")
 
 
 def test_save_restore_and_keep(tmp_path: Path) -> None:
     model = network()
-    optimizer = build_optimizer(model, lr=0.1)
-    ema = Ema(model)
+    state = state_of(model, ema=Ema(model), best={"metric": "mIoU", "value": 3.0, "iteration": 10})
     model(torch.rand(2, 3, 8, 8)).sum().backward()
-    optimizer.step()
-    ema.update(model)
+    state.optimizer.step()
+    state.ema.update(model)
     checkpointer = Checkpointer(tmp_path, keep=2, metadata={"task": "toy"})
-    for iteration in (10, 20, 30):
-        best = {"metric": "mIoU", "value": 3.0, "iteration": 10}
-        checkpointer.save(iteration, model=model, optimizer=optimizer, ema=ema, best=best)
+    for state.iteration in (10, 20, 30):
+        checkpointer.save(state)
     names = sorted(path.name for path in checkpointer.checkpoints.iterdir())
     assert names == [f"iter_00000{n}.pt{suffix}" for n in (20, 30) for suffix in ("", ".sha256")]
-    path, state = checkpointer.load_latest() or pytest.fail("none found")
-    assert path.name == "iter_0000030.pt"
-    assert state["metadata"] == {"task": "toy"}
-    assert state["best"]["value"] == 3.0
+    found = newest(checkpointer)
+    assert found.path.name == "iter_0000030.pt"
+    assert found.content["metadata"] == {"task": "toy"}
     other = network()
-    other_optimizer = build_optimizer(other, lr=0.1)
-    other_ema = Ema(other)
-    assert Checkpointer.restore(state, model=other, optimizer=other_optimizer, ema=other_ema) == 30
-    assert all(
-        torch.equal(a, b)
-        for a, b in zip(model.state_dict().values(), other.state_dict().values(), strict=True)
-    )
-    assert other_ema.updates == 1
-    torch.testing.assert_close(optimizer.state_dict(), other_optimizer.state_dict(), rtol=0, atol=0)
+    resumed = state_of(other, ema=Ema(other))
+    restore(found.content, resumed)
+    assert (resumed.iteration, resumed.best) == (30, state.best)
+    for one, two in ((model, other), (state.optimizer, resumed.optimizer)):
+        torch.testing.assert_close(dict(one.state_dict()), dict(two.state_dict()), rtol=0, atol=0)
+    assert resumed.ema.updates == 1
     # The averaged weights are what a checkpoint is used for.
-    torch.testing.assert_close(open_weights(path).state_dict, dict(ema.module.state_dict()), rtol=0, atol=0)
+    torch.testing.assert_close(found.state_dict, dict(state.ema.module.state_dict()), rtol=0, atol=0)
     # Going back to 20 and saving 25 leaves the old branch behind.
-    checkpointer.save(25, model=model, optimizer=optimizer)
-    assert (checkpointer.latest() or path).name == "iter_0000025.pt"
+    state.iteration = 25
+    checkpointer.save(state)
+    assert newest(checkpointer).path.name == "iter_0000025.pt"
     assert len(list(checkpointer.checkpoints.iterdir())) == 4
     # The same iteration again.
-    checkpointer.save(25, model=other, optimizer=optimizer)
+    checkpointer.save(state_of(other, 25))
     assert (checkpointer.checkpoints / "iter_0000025.pt.sha256").read_text().count("\n") == 1
-    assert (checkpointer.latest() or path).name == "iter_0000025.pt"
+    assert newest(checkpointer).path.name == "iter_0000025.pt"
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "empty", "no sidecar"])
@@ -97,56 +102,57 @@ def test_damage_is_noticed(tmp_path: Path, damage: str) -> None:
             path.with_name(path.name + ".sha256").unlink(missing_ok=True)
         else:
             with pytest.raises(CheckpointError, match="iter_0000020"):
-                Checkpointer.load(path)
+                open_checkpoint(path)
         with pytest.warns(UserWarning, match="iter_0000020"):
-            found = checkpointer.latest()
-        assert found is not None
-        assert found.name == "iter_0000010.pt"
+            assert newest(checkpointer).path.name == "iter_0000010.pt"
 
 
 def test_restore_is_strict(tmp_path: Path) -> None:
-    checkpointer = saved_run(tmp_path, [1])
-    _, state = checkpointer.load_latest() or pytest.fail("none found")
-    with pytest.raises(CheckpointError, match=r"2 missing: 3.weight, 3.bias"):
-        Checkpointer.restore(state, model=nn.Sequential(*network(), nn.Conv2d(2, 2, 1)))
-    with pytest.raises(
-        CheckpointError, match=r"of another shape: 2.weight is \(2, 4, 1, 1\) in the file and \(3, 4"
+    content = newest(saved_run(tmp_path, [1])).content
+    for layers, message in (
+        ([*network(), nn.Conv2d(2, 2, 1)], r"2 missing: 3.weight, 3.bias"),
+        (
+            [*network()[:2], nn.Conv2d(4, 3, 1)],
+            r"of another shape: 2.weight is \(2, 4, 1, 1\) in the file and \(3, 4",
+        ),
     ):
-        Checkpointer.restore(state, model=nn.Sequential(*network()[:2], nn.Conv2d(4, 3, 1)))
+        with pytest.raises(CheckpointError, match=message):
+            restore(content, state_of(nn.Sequential(*layers)))
     with pytest.raises(CheckpointError, match="no ema state"):
-        Checkpointer.restore(state, model=network(), ema=Ema(network()))
-    state["format"] = 99
-    torch.save(state, tmp_path / "new.pt")
+        restore(content, state_of(network(), ema=Ema(network())))
+    content["format"] = 99
+    torch.save(content, tmp_path / "new.pt")
     with pytest.raises(CheckpointError, match="upgrade"):
-        Checkpointer.load(tmp_path / "new.pt")
+        open_checkpoint(tmp_path / "new.pt")
 
 
 KILLED = """
 import os, random, signal, sys, time, warnings, torch
 from torch import nn
-from res2net_dense.engine.checkpointer import Checkpointer
+from res2net_dense.engine.checkpointer import Checkpointer, TrainState
 model = nn.Linear(500, 500)
-optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+state = TrainState(model, torch.optim.SGD(model.parameters(), lr=0.1))
 warnings.simplefilter("error")  # the newest itself must load
 chance, newest = random.Random(0), 0
 for _ in range(20):
     victim = os.fork()
     if not victim:
-        checkpointer, iteration = Checkpointer(sys.argv[1]), newest
+        checkpointer, state.iteration = Checkpointer(sys.argv[1]), newest
         while True:
-            iteration += 1
+            state.iteration += 1
             # Every second one is written twice: replacing a file must be as safe as adding one.
-            for _ in range(1 + iteration % 2):
-                checkpointer.save(iteration, model=model, optimizer=optimizer)
+            for _ in range(1 + state.iteration % 2):
+                checkpointer.save(state)
     time.sleep(chance.uniform(0.0, 0.2))
     os.kill(victim, signal.SIGKILL)
     os.waitpid(victim, 0)
     checkpointer = Checkpointer(sys.argv[1])
+    checkpointer.remove_leftovers()
     assert not list(checkpointer.checkpoints.glob(".*"))
-    found = checkpointer.load_latest()
+    found = checkpointer.open_latest()
     if found:
-        assert found[1]["iteration"] >= newest
-        newest = found[1]["iteration"]
+        assert found.content["iteration"] >= newest
+        newest = found.content["iteration"]
 print(newest)
 """
 
@@ -160,11 +166,12 @@ def test_kill_while_saving(tmp_path: Path) -> None:
 FULL_DISK = """
 import resource, signal, sys, torch
 from torch import nn
-from res2net_dense.engine.checkpointer import Checkpointer
+from res2net_dense.engine.checkpointer import Checkpointer, TrainState
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 model = nn.Linear(int(sys.argv[2]), 500)
-Checkpointer(sys.argv[1]).save(20, model=model, optimizer=torch.optim.SGD(model.parameters(), lr=0.1))
+state = TrainState(model, torch.optim.SGD(model.parameters(), lr=0.1), iteration=20)
+Checkpointer(sys.argv[1]).save(state)
 """
 
 
@@ -179,7 +186,7 @@ def test_full_disk(run_code, tmp_path: Path) -> None:
     assert "needs 1002000 bytes" in message
     assert "are free" in message
     assert sorted(path.name for path in checkpointer.checkpoints.iterdir()) == before
-    assert checkpointer.latest() is not None
+    assert checkpointer.open_latest() is not None
 
 
 class Hostile:
@@ -213,7 +220,7 @@ def test_bad_weight_files(tmp_path: Path) -> None:
     (tmp_path / "folder.pt").mkdir()
     names = [path.name for path in tmp_path.iterdir()] + ["absent.pt"]
     for name in names:
-        for read in (lambda path: open_weights(path).state_dict, Checkpointer.load):
+        for read in (lambda path: open_weights(path).state_dict, open_checkpoint):
             with pytest.raises(CheckpointError, match=name) as caught:
                 read(tmp_path / name)
             assert "\n" not in str(caught.value)
@@ -253,46 +260,114 @@ def test_weights_round_trip(tmp_path: Path) -> None:
 def test_metadata_is_plain(tmp_path: Path) -> None:
     with pytest.raises(TypeError):
         Checkpointer(tmp_path, metadata={"path": tmp_path})
-    with pytest.raises(ValueError, match="keep"):
-        Checkpointer(tmp_path, keep=0)
 
 
-HOLD = "import sys, time; from res2net_dense.engine.run_folder import open_run_folder as o; "
-HOLD += "o(sys.argv[1], resume=True); print('held', flush=True); time.sleep(60)"
-
-
-def test_run_folder(tmp_path: Path) -> None:
-    folder = open_run_folder(tmp_path / "a" / "run", resume=False)
-    environment = json.loads((folder / "env.json").read_text())
+def test_a_folder_with_results_is_not_used_again(tmp_path: Path) -> None:
+    path = tmp_path / "a" / "run"
+    with open_run_folder(path, resume=False) as folder:
+        environment = json.loads((folder / "env.json").read_text())
     assert environment["libraries"]["torch"] == torch.__version__.split("+")[0]
-    release_run_folder(folder)
-    # What a failed start leaves is no content.
-    release_run_folder(open_run_folder(folder, resume=False))
-    (folder / "results.json").touch()
-    with pytest.raises(ConfigError, match=r"not empty \(results.json\).*--resume.*--output-dir"):
-        open_run_folder(folder, resume=False)
-    assert not (folder / "run.lock").exists()
-    open_run_folder(folder, resume=True)
-    open_run_folder(folder, resume=True)  # the same process
-    release_run_folder(folder)
-    with pytest.raises(ConfigError, match="not a folder"):
-        open_run_folder(folder / "env.json", resume=True)
+    with open_run_folder(path, resume=False):  # what a failed start leaves does not count
+        (path / "results.json").touch()
+    with (
+        pytest.raises(ConfigError, match=r"not empty \(results.json\).*--resume.*--output-dir"),
+        open_run_folder(path, resume=False),
+    ):
+        pass
+    with open_run_folder(path, resume=True):
+        pass
+    with pytest.raises(ConfigError, match="not a folder"), open_run_folder(path / "env.json", resume=True):
+        pass
 
-    holder = subprocess.Popen([sys.executable, "-c", HOLD, folder], stdout=subprocess.PIPE)
-    assert holder.stdout is not None
-    holder.stdout.readline()
-    with pytest.raises(ConfigError, match=f"in use by process {holder.pid}"):
-        open_run_folder(folder, resume=True)
-    holder.send_signal(signal.SIGKILL)
-    holder.wait()
-    holder.stdout.close()
-    assert (folder / "run.lock").exists()
-    open_run_folder(folder, resume=True)
-    assert json.loads((folder / "run.lock").read_text())["pid"] == os.getpid()
-    release_run_folder(folder)
-    # Cut by a crash, and a lock nobody here can judge.
-    (folder / "run.lock").write_text("{")
-    open_run_folder(folder, resume=True)
-    (folder / "run.lock").write_text(json.dumps({"pid": 1, "host": "elsewhere", "started": 1}))
-    with pytest.raises(ConfigError, match="on elsewhere"):
-        open_run_folder(folder, resume=True)
+
+OWNERS = """
+import os, sys, time
+from res2net_dense.engine.run_folder import own_folder
+begin, end = os.pipe()
+for _ in range(int(sys.argv[2])):
+    if os.fork() == 0:
+        os.close(end)
+        os.read(begin, 1)
+        try:
+            with own_folder(sys.argv[1]):
+                if os.fork() == 0:  # a worker of a loader outlives a killed owner for a while
+                    time.sleep(60)
+                os.write(1, f"{os.getpid()} owner\\n".encode())
+                time.sleep(60)
+        except Exception as error:
+            os.write(1, f"{os.getpid()} {error}\\n".encode())  # in one piece
+        os._exit(0)
+os.close(end)
+time.sleep(60)
+"""
+
+
+@pytest.fixture
+def race():
+    """Let processes try at once to own a folder; returns the process id and the answer of each."""
+    started = []
+
+    def race(count: int, folder: Path) -> dict[int, str]:
+        command = [sys.executable, "-c", OWNERS, folder, str(count)]
+        started.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True))
+        lines = [started[-1].stdout.readline().strip().partition(" ") for _ in range(count)]
+        return {int(pid): answer for pid, _, answer in lines}
+
+    yield race
+    for process in started:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
+def test_of_twelve_processes_at_once_one_owns_the_folder(race, tmp_path: Path) -> None:
+    answers = race(12, tmp_path / "run")
+    (owner,) = (pid for pid, answer in answers.items() if answer == "owner")
+    del answers[owner]
+    assert len(answers) == 11
+    assert all(f"{tmp_path / 'run'} is in use by" in answer for answer in answers.values())
+    with pytest.raises(ConfigError, match=f"in use by process {owner} on .* since .*--output-dir"):
+        own_folder(tmp_path / "run").__enter__()
+    os.kill(owner, signal.SIGKILL)
+    assert_free(tmp_path / "run")  # though its worker is alive
+
+
+def assert_free(folder: Path) -> None:
+    """A killed process has a moment to die in."""
+    deadline = time.monotonic() + 1
+    while True:
+        try:
+            with own_folder(folder):
+                assert (folder / "run.lock").read_text().startswith(f"process {os.getpid()} on ")
+            assert not (folder / "run.lock").exists()
+            return
+        except ConfigError:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+
+def test_neither_equal_pids_nor_another_host_name_free_a_folder(
+    race, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in two containers that share a folder, or on a laptop that changed its name."""
+    (owner,) = race(1, tmp_path)
+    for pid, host in ((owner, socket.gethostname()), (owner, "renamed"), (1, "renamed")):
+        with monkeypatch.context() as faked:
+            faked.setattr("os.getpid", lambda pid=pid: pid)
+            faked.setattr("socket.gethostname", lambda host=host: host)
+            with pytest.raises(ConfigError, match=f"in use by process {owner} on "):
+                own_folder(tmp_path).__enter__()
+    os.kill(owner, signal.SIGKILL)
+    assert_free(tmp_path)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_named_and_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, number: int
+) -> None:
+    def flock(descriptor: int, operation: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    with own_folder(tmp_path) as folder:
+        assert folder == tmp_path
+    assert f"{tmp_path} cannot be locked ({os.strerror(number)}): make sure that no second run" in caplog.text

@@ -87,8 +87,8 @@ class Mute(nn.Module):
 
 
 def test_results_and_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = write_results(tmp_path, {"AP": math.nan, "AP50": 1.5})
-    assert json.loads(path.read_text()) == {"AP": None, "AP50": 1.5}
+    write_results(tmp_path, {"AP": math.nan, "AP50": 1.5})
+    assert json.loads((tmp_path / "results.json").read_text()) == {"AP": None, "AP50": 1.5}
     log = MetricLog(tmp_path, iterations=300)
     log.truncate(0)
     log.train(

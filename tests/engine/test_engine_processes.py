@@ -8,13 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_engine_trainer import IMPORTS, Net, assert_equal, run, samples
+from test_engine_trainer import IMPORTS, Net, assert_equal, learn, run, samples
 from torch import nn
 
 from res2net_dense.engine.checkpointer import Checkpointer
 from res2net_dense.engine.metric_log import MetricLog
-from res2net_dense.engine.optim import build_optimizer
-from res2net_dense.engine.trainer import train
+from res2net_dense.engine.trainer import Evaluation
 from res2net_dense.weight_files import open_weights
 
 
@@ -32,9 +31,6 @@ def test_sigterm_saves_and_resumes(tmp_path: Path) -> None:
 
 
 def test_signal_during_evaluation(tmp_path: Path) -> None:
-    model = Net()
-    optimizer = build_optimizer(model, lr=0.1)
-
     def slow(_: nn.Module) -> dict[str, float]:
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(60)
@@ -43,15 +39,12 @@ def test_signal_during_evaluation(tmp_path: Path) -> None:
     begin = time.monotonic()
     checkpointer = Checkpointer(tmp_path)
     with pytest.raises(SystemExit) as stopped:
-        train(
-            model,
+        learn(
+            Net(),
             samples(2),
-            optimizer,
-            lambda _: 1.0,
             iterations=9,
-            device="cpu",
-            evaluate=slow,
             eval_every=3,
+            evaluation=Evaluation(slow),
             checkpointer=checkpointer,
         )
     assert stopped.value.code == 130
@@ -67,15 +60,14 @@ class Slow(Net):
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(60)
-model = Slow()
-train(model, samples(2), build_optimizer(model, lr=0.1), lambda _: 1.0, iterations=3, device="cpu")
+learn(Slow(), samples(2), iterations=3)
 """
     assert run_code(IMPORTS + code).returncode == -signal.SIGTERM
 
 
 DISTRIBUTED = """
 from res2net_dense.engine import distributed
-device = distributed.init_distributed("cpu")
+distributed.init_distributed("cpu")
 rank = distributed.rank()
 model = Net(plain=True)
 wrapped = distributed.wrap(model)
@@ -92,8 +84,8 @@ def loader():
         yield batch
 optimizer = build_optimizer(model, lr=0.1)
 try:
-    train(wrapped, loader(), optimizer, lambda _: 1.0, iterations=4, accumulate=2, device=device, log=log,
-          log_every=1, checkpointer=checkpointer)
+    learn(wrapped, loader(), optimizer=optimizer, iterations=4, accumulate=2, log=log, log_every=1,
+          checkpointer=checkpointer)
     assert distributed.gather_objects(rank) == [0, 1]
 finally:  # as the tools do: gloo's threads end the process with SIGABRT if it leaves without it
     distributed.shutdown()
@@ -118,8 +110,7 @@ def test_two_processes_learn_what_one_learns(two_processes, tmp_path: Path) -> N
     assert codes == [0, 0], output
     one = Net(plain=True)
     log = MetricLog(tmp_path / "one", iterations=4, tensorboard=False)
-    optimizer = build_optimizer(one, lr=0.1)
-    train(one, samples(8), optimizer, lambda _: 1.0, iterations=4, device="cpu", log=log, log_every=1)
+    learn(one, samples(8), iterations=4, log=log, log_every=1)
     weights = open_weights(tmp_path / "two" / "model_best.safetensors").state_dict
     torch.testing.assert_close(weights, dict(one.state_dict()), rtol=1e-6, atol=1e-6)
     for ours, theirs in zip(
@@ -136,7 +127,7 @@ def test_two_processes_learn_what_one_learns(two_processes, tmp_path: Path) -> N
 def test_two_processes_stop_together(two_processes, tmp_path: Path) -> None:
     codes, output = two_processes(tmp_path / "signal", stopping=True)
     assert codes == [143, 143], output
-    assert Checkpointer(tmp_path / "signal").latest() is not None
+    assert Checkpointer(tmp_path / "signal").open_latest() is not None
     codes, output = two_processes(tmp_path / "nan", nan=True)
     assert codes == [1, 1], output
     assert output.count("DivergedError: ") == 2, output

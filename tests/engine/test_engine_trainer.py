@@ -17,11 +17,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from res2net_dense.engine.checkpointer import Checkpointer
+from res2net_dense.engine.checkpointer import Checkpointer, TrainState, open_checkpoint, restore
 from res2net_dense.engine.inference import evaluate
 from res2net_dense.engine.metric_log import MetricLog
 from res2net_dense.engine.optim import Ema, build_optimizer, build_schedule
-from res2net_dense.engine.trainer import MAX_SKIPPED, DivergedError, OutOfMemoryError, train
+from res2net_dense.engine.trainer import (
+    MAX_SKIPPED,
+    DivergedError,
+    Evaluation,
+    LoopOptions,
+    OutOfMemoryError,
+    train,
+)
 from res2net_dense.errors import ConfigError, DatasetError
 from res2net_dense.types import Sample
 from res2net_dense.weight_files import open_weights
@@ -84,6 +91,19 @@ class Accuracy:
         return {"top1": 100.0 * self.right / self.count if self.count else math.nan}
 
 
+def learn(model: nn.Module, loader: Any, start: int = 0, **more: Any) -> dict[str, float]:
+    """Train with what matters to a test; everything else is as plain as can be."""
+    state = TrainState(
+        model,
+        more.pop("optimizer", None) or build_optimizer(model, lr=0.1),
+        ema=more.pop("ema", None),
+        scaler=more.pop("scaler", None),
+        iteration=start,
+    )
+    sinks = {name: more.pop(name, None) for name in ("evaluation", "log", "checkpointer")}
+    return train(state, loader, lambda _: 1.0, LoopOptions(**more), **sinks)
+
+
 def run(
     folder: Path | None,
     *,
@@ -98,19 +118,18 @@ def run(
     stop: int | None = None,
     crash: int | None = None,
     **more: Any,
-) -> tuple[nn.Module, dict[str, float], Ema | None]:
+) -> tuple[nn.Module, dict[str, float]]:
     """A run as a tool would set it up, with a signal in batch `stop` or an error in batch `crash`."""
     model = Net(plain)
-    optimizer = build_optimizer(model, lr=0.1, norm_weight_decay=0.0)
-    ema = Ema(model, decay=0.9) if average else None
-    log = checkpointer = best = None
-    begin = 0
+    state = TrainState(model, build_optimizer(model, lr=0.1, norm_weight_decay=0.0))
+    state.ema = Ema(model, decay=0.9) if average else None
+    log = checkpointer = None
     if folder is not None:
         log = MetricLog(folder, iterations=iterations, tensorboard=False)
         checkpointer = Checkpointer(folder, metadata={"task": "toy"})
-        if start and (found := checkpointer.load_latest()):
-            begin = checkpointer.restore(found[1], model=model, optimizer=optimizer, ema=ema)
-            best = found[1]["best"]
+        if start and (found := checkpointer.open_latest()):
+            restore(found.content, state)
+    begin = state.iteration
 
     def loader() -> Iterator[list[Sample]]:
         for index, batch in enumerate(samples(size, begin * accumulate, only)):
@@ -122,29 +141,19 @@ def run(
 
     def score(net: nn.Module) -> dict[str, float]:
         batches = list(itertools.islice(samples(5, 100), 3))
-        return evaluate(net, batches, Accuracy(), device="cpu", precision=precision, progress=False)
+        return evaluate(net, batches, Accuracy(), device="cpu", precision=precision)
 
+    options = {"clip_grad_norm": 1.0, "save_every": 5, "eval_every": 4, "log_every": 1, "seed": 3} | more
     metrics = train(
-        model,
+        state,
         loader(),
-        optimizer,
         build_schedule(name="multistep", iterations=10, warmup_iterations=3, milestones=(8,)),
-        iterations=iterations,
-        start_iteration=begin,
-        accumulate=accumulate,
-        precision=precision,
-        ema=ema,
-        device="cpu",
-        seed=3,
+        LoopOptions(iterations=iterations, accumulate=accumulate, precision=precision, **options),
+        evaluation=Evaluation(score, "top1"),
         log=log,
-        log_every=1,
         checkpointer=checkpointer,
-        evaluate=score,
-        best_metric="top1",
-        best=best,
-        **({"clip_grad_norm": 1.0, "save_every": 5, "eval_every": 4} | more),
     )
-    return model, metrics, ema
+    return model, metrics
 
 
 def state(model: nn.Module) -> dict[str, Tensor]:
@@ -172,7 +181,7 @@ def test_equals_detectron2() -> None:
     with events.EventStorage():
         for trainer.iter in range(5):
             trainer.run_step()
-    train(ours, samples(4), build_optimizer(ours, lr=0.1), lambda _: 1.0, iterations=5, device="cpu")
+    learn(ours, samples(4), iterations=5)
     assert_equal(theirs, ours)
 
 
@@ -182,19 +191,20 @@ def test_equals_detectron2() -> None:
     ids=["plain", "ema bf16 accumulated"],
 )
 def test_resume_is_exact(run_code, tmp_path: Path, options: dict[str, Any]) -> None:
-    whole, metrics, ema = run(tmp_path / "whole", **options)
+    whole, metrics = run(tmp_path / "whole", **options)
     with pytest.raises(RuntimeError, match="crash"):
         run(tmp_path / "parts", **options, crash=7 * options.get("accumulate", 1))
     with open(tmp_path / "parts" / "metrics.jsonl", "a") as file:
         file.write('{"iteration": 8, "l')
     result = run_code(
-        f"{IMPORTS}model, metrics, ema = run(Path({str(tmp_path / 'parts')!r}), start=True, **{options!r})\n"
+        f"{IMPORTS}model, metrics = run(Path({str(tmp_path / 'parts')!r}), start=True, **{options!r})\n"
         f"print(json.dumps(metrics))"
     )
     assert result.returncode == 0, result.stderr
     assert json.loads(result.stdout) == metrics
     a, b = (
-        Checkpointer.load(tmp_path / name / "checkpoints" / "iter_0000010.pt") for name in ("whole", "parts")
+        open_checkpoint(tmp_path / name / "checkpoints" / "iter_0000010.pt").content
+        for name in ("whole", "parts")
     )
     assert a["ema"] is None or a["ema"]["updates"] == 10
     assert a["best"] == b["best"]
@@ -233,30 +243,20 @@ def test_accumulation_equals_a_larger_batch() -> None:
 def test_nan_never_reaches_the_weights(only: int) -> None:
     model = Net()
     optimizer = build_optimizer(model, lr=0.1)
-    train(model, samples(4), optimizer, lambda _: 1.0, iterations=2, device="cpu")
+    learn(model, samples(4), optimizer=optimizer, iterations=2)
     ema = Ema(model)
     before = copy.deepcopy((model.state_dict(), optimizer.state_dict()["state"], ema.state_dict()))
     with pytest.raises(
         DivergedError, match=rf"iteration 3.*loss_cls.*images {only} \({only}.png\).*learning rate"
     ) as error:
-        train(
-            model,
-            samples(2, only=only),
-            optimizer,
-            lambda _: 1.0,
-            iterations=10,
-            start_iteration=2,
-            accumulate=2,
-            ema=ema,
-            device="cpu",
-        )
+        learn(model, samples(2, only=only), 2, optimizer=optimizer, ema=ema, iterations=10, accumulate=2)
     assert "\n" not in str(error.value)
     after = (model.state_dict(), optimizer.state_dict()["state"], ema.state_dict())
     torch.testing.assert_close(after, before, rtol=0, atol=0)
 
 
 def test_nan_can_be_skipped() -> None:
-    model, metrics, _ = run(None, only=13, on_non_finite="skip")
+    model, metrics = run(None, only=13, on_non_finite="skip")
     assert all(bool(torch.isfinite(value).all()) for value in state(model).values())
     assert math.isfinite(metrics["top1"])
 
@@ -268,76 +268,56 @@ def test_nan_can_be_skipped() -> None:
             return {"loss": self.head.weight.sum() * math.nan}
 
     broken = Broken()
-    optimizer = build_optimizer(broken, lr=0.1)
     with pytest.raises(DivergedError):
-        train(
-            broken,
-            samples(1),
-            optimizer,
-            lambda _: 1.0,
-            iterations=50,
-            device="cpu",
-            on_non_finite="skip",
-            log=None,
-        )
+        learn(broken, samples(1), iterations=50, on_non_finite="skip")
     assert broken.calls == MAX_SKIPPED + 1
 
 
 def test_half_precision_skips_overflow_only() -> None:
     model = Net(plain=True)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)
-    optimizer = build_optimizer(model, lr=0.1)
-    options: dict[str, Any] = {"device": "cpu", "precision": "fp16", "scaler": scaler}
+    options: dict[str, Any] = {"precision": "fp16", "scaler": scaler}
+    options["optimizer"] = build_optimizer(model, lr=0.1)
     before = state(model)
-    train(model, samples(4), optimizer, lambda _: 1.0, iterations=1, **options)
+    learn(model, samples(4), iterations=1, **options)
     torch.testing.assert_close(state(model), before, rtol=0, atol=0)
     assert scaler.get_scale() == 2.0**39
-    train(model, samples(4), optimizer, lambda _: 1.0, iterations=40, start_iteration=1, **options)
+    learn(model, samples(4), 1, iterations=40, **options)
     assert not torch.equal(model.head.weight, before["head.weight"])
     with pytest.raises(DivergedError):  # loss, not scaling
-        train(model, samples(4, only=13), optimizer, lambda _: 1.0, iterations=1, **options)
+        learn(model, samples(4, only=13), iterations=1, **options)
     with pytest.raises(DivergedError):  # gradient at any scale
-        train(model, itertools.repeat([sample(17)]), optimizer, lambda _: 1.0, iterations=100, **options)
+        learn(model, itertools.repeat([sample(17)]), iterations=100, **options)
     with pytest.raises(ConfigError, match="loss scaler"):
-        train(model, samples(4), optimizer, lambda _: 1.0, iterations=1, device="cpu", precision="fp16")
+        learn(model, samples(4), iterations=1, precision="fp16")
 
 
 def test_broken_input() -> None:
     model = Net()
-    optimizer = build_optimizer(model, lr=0.1)
-    options: dict[str, Any] = {"iterations": 3, "device": "cpu"}
     with pytest.raises(DatasetError, match="ended after 0 iterations"):
-        train(model, [], optimizer, lambda _: 1.0, **options)
+        learn(model, [], iterations=3)
     with pytest.raises(DatasetError, match="ended after 2 iterations"):
-        train(model, itertools.islice(samples(2), 5), optimizer, lambda _: 1.0, accumulate=2, **options)
-    for wrong in ({"accumulate": 0}, {"precision": "fp8"}, {"on_non_finite": "ignore"}):
-        with pytest.raises(ConfigError):
-            train(model, samples(2), optimizer, lambda _: 1.0, **options | wrong)
+        learn(model, itertools.islice(samples(2), 5), iterations=3, accumulate=2)
+    with pytest.raises(ConfigError, match="fp8"):
+        learn(model, samples(2), iterations=3, precision="fp8")
+    evaluation = Evaluation(lambda _: {"b": 1.0, "a": 2.0}, best_metric="c")
     with pytest.raises(ConfigError, match="choose one of a, b"):
-        train(
-            model,
-            samples(2),
-            optimizer,
-            lambda _: 1.0,
-            **options,
-            evaluate=lambda _: {"b": 1.0, "a": 2.0},
-            best_metric="c",
-        )
+        learn(model, samples(2), iterations=3, evaluation=evaluation)
 
     class Silent(Net):
         def forward(self, batch: list[Sample]) -> Any:
             return {}
 
     with pytest.raises(ValueError, match="no losses"):
-        train(Silent(), samples(2), optimizer, lambda _: 1.0, **options)
+        learn(Silent(), samples(2), iterations=3)
 
     class Large(Net):
         def forward(self, batch: list[Sample]) -> Any:
             raise torch.OutOfMemoryError("CUDA out of memory")
 
     with pytest.raises(OutOfMemoryError, match=r"iteration 1: 2 images.*8x8, precision fp32; take a smaller"):
-        train(Large(), samples(2), optimizer, lambda _: 1.0, **options)
-    assert train(model, samples(2), optimizer, lambda _: 1.0, iterations=0, device="cpu") == {}
+        learn(Large(), samples(2), iterations=3)
+    assert learn(model, samples(2), iterations=0) == {}
 
 
 @pytest.mark.parametrize(
@@ -353,17 +333,12 @@ def test_best_model(tmp_path: Path, scores: tuple[float, ...], lower: bool, iter
         weights.append(state(net))
         return {"score": next(remaining)}
 
-    train(
+    learn(
         model,
         samples(2),
-        build_optimizer(model, lr=0.1),
-        lambda _: 1.0,
         iterations=3,
-        device="cpu",
-        evaluate=score,
         eval_every=1,
-        best_metric="score",
-        lower_is_better=lower,
+        evaluation=Evaluation(score, "score", lower_is_better=lower),
         checkpointer=Checkpointer(tmp_path, metadata={"task": "toy"}),
     )
     path = tmp_path / "model_best.safetensors"

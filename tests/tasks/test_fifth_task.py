@@ -14,6 +14,7 @@ from res2net_dense.cli import main
 from res2net_dense.config.load import CONFIGS
 from res2net_dense.config.schema import Config, DataConfig, ModelConfig, Text
 from res2net_dense.data.images import list_images, read_sample
+from res2net_dense.engine.run_folder import own_folder
 from res2net_dense.errors import CheckpointError, ConfigError
 from res2net_dense.models.graphs import Graph
 from res2net_dense.tasks import _REGISTERED as REGISTERED
@@ -177,7 +178,14 @@ def config(tmp_path):
 def test_it_trains_evaluates_predicts_and_exports(config, tmp_path, capsys):
     result = train(config)
     assert result.metrics == {"share": 1.0, "errors": 0.0}
-    assert evaluate(result.folder).metrics == result.metrics
+    results = (result.folder / "results.json").read_bytes()
+    with own_folder(result.folder):  # as another training or evaluation does
+        for use in (lambda: evaluate(result.folder), lambda: train(config, resume=True)):
+            with pytest.raises(ConfigError, match=f"{result.folder} is in use by process .*--output-dir"):
+                use()
+        assert evaluate(result.folder, output_dir=tmp_path / "again").metrics == result.metrics
+    assert (result.folder / "results.json").read_bytes() == results
+    assert [path.name for path in (tmp_path / "again").iterdir()] == ["results.json"]
     files = sorted((tmp_path / "val").iterdir())
     predictor = Predictor.load(result.folder)
     assert predictor.class_names == NAMES

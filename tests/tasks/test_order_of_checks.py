@@ -1,4 +1,4 @@
-"""What a config alone tells is said before any data is looked for, in every task."""
+"""In every task the errors that the config alone shows come before those of the data."""
 
 import pytest
 from running import ROOT, assert_one_line

@@ -1,14 +1,12 @@
 """Salient objects from a config: what is wrong first, then what the task builds."""
 
-import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from networks import TINY
 from PIL import Image
-from running import assert_one_line
+from running import ROOT, assert_one_line
 
 from res2net_dense.config import config_to_dict, load_config
 from res2net_dense.data.layouts.saliency_sets import KNOWN_SETS
@@ -18,34 +16,7 @@ from res2net_dense.evaluation.saliency import METRICS
 from res2net_dense.tasks import get_task
 
 saliency = get_task("saliency")
-ROOT = Path(__file__).resolve().parents[2]
-SETTINGS = [f"backbone.name={TINY}", "data.workers=0", "train.iterations=2", "train.batch_size=4",
-        "runtime.device=cpu", "data.size=64"]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def duts(draw_toy):
-    """A toy set in DUTS' layout: 8 pictures to train, 4 to validate."""
-    return draw_toy("duts", train=8, val=4)
-
-
-@pytest.fixture
-def load(duts, tmp_path):
-    """Load the quick config on the tiny set."""
-
-    def load(*overrides, root=duts):
-        splits = [f"data.train={{root: {root}/train}}", f"data.val={{root: {root}/val}}"]
-        folder = f"runtime.output_dir={tmp_path / 'run'}"
-        config = ROOT / "configs/quick/sod_res2net50.yaml"
-        return load_config(config, [*splits, *SETTINGS, folder, *overrides])
-
-    return load
-
-
-@pytest.fixture
-def broken(duts, tmp_path):
-    """A copy of the set, to be spoilt."""
-    return Path(shutil.copytree(duts, tmp_path / "broken"))
+CONFIG = "quick/sod_res2net50"
 
 
 @pytest.mark.parametrize(
@@ -58,7 +29,7 @@ def broken(duts, tmp_path):
         (["train.best_metric=mIoU"], ["mIoU", "max_F"]),
     ],
 )
-def test_what_does_not_fit_is_said_before_training(load, arguments, words):
+def test_what_does_not_fit_is_reported_before_training(load, arguments, words):
     with pytest.raises(Res2NetDenseError) as error:
         saliency.prepare(load(*arguments))
     assert_one_line(error, *words)
@@ -66,7 +37,7 @@ def test_what_does_not_fit_is_said_before_training(load, arguments, words):
 
 def spoil_missing(mask):
     mask.unlink()
-    return ["1 of 8 images have no mask", mask.stem]
+    return ["1 of 8", "have no mask", mask.stem]
 
 
 def spoil_size(mask):
@@ -97,7 +68,7 @@ def test_wrong_masks_are_named_in_one_line(load, broken, spoil, part):
 
 
 class Oracle(torch.nn.Module):
-    """Says of each picture what its mask says."""
+    """Predicts the mask of each image."""
 
     def __init__(self, dataset):
         super().__init__()
@@ -120,9 +91,9 @@ def test_the_masks_themselves_have_no_error(load):
     assert scores["MAE"] == 0
 
 
-def test_several_sets_are_scored_apart(load, duts):
+def test_several_sets_are_scored_apart(load, toy_set):
     """Each as if it were alone, and the first one's score chooses the best model."""
-    several = load(f"data.val=[{{root: {duts}/val}}, {{root: {duts}/train, name: seen}}]")
+    several = load(f"data.val=[{{root: {toy_set}/val}}, {{root: {toy_set}/train, name: seen}}]")
     assert saliency.best_metric(several).name == "val/max_F"
     assert saliency.best_metric(load()).name == "max_F"
     assert saliency.best_metric(load("train.best_metric=MAE")).direction == "min"
@@ -135,14 +106,14 @@ def test_several_sets_are_scored_apart(load, duts):
 
     together, table = scored(several)
     assert [line.split()[0] for line in table.splitlines()[1:3]] == ["val", "seen"]
-    for name, config in (("val", load()), ("seen", load(f"data.val={{root: {duts}/train}}"))):
+    for name, config in (("val", load()), ("seen", load(f"data.val={{root: {toy_set}/train}}"))):
         alone, _ = scored(config)
         assert {key: together[f"{name}/{key}"] for key in METRICS} == alone
 
 
-def test_sets_to_train_on_are_joined(load, duts):
+def test_sets_to_train_on_are_joined(load, toy_set):
     config = load(
-        f"data.train=[{{root: {duts}/train}}, {{root: {duts}/val}}]",
+        f"data.train=[{{root: {toy_set}/train}}, {{root: {toy_set}/val}}]",
         "data.size=null",
         "data.keep_aspect=true",
     )
@@ -154,7 +125,7 @@ def test_sets_to_train_on_are_joined(load, duts):
 
 @pytest.mark.parametrize("size", ["data.size=null", "data.size=48", "data.size=64"])
 def test_batches_of_any_size_go_through(load, size):
-    """Native pictures are grouped by their shape, padded, and come back at their own size."""
+    """Native images are grouped by their shape, padded, and come back at their own size."""
     config = load(size, "data.keep_aspect=true", "eval.batch_size=4")
     batch = next(iter(saliency.build_train_loader(config)))
     ratios = [sample["image"].shape[2] > sample["image"].shape[1] for sample in batch]
@@ -179,11 +150,11 @@ def test_an_object_is_listed_by_its_box():
 
 @pytest.mark.parametrize("name", ["sod_res2net50_duts", "sod_resnet50_duts", "sod_res2net50_test_sets"])
 def test_the_recipe_is_the_published_one(name):
-    """PoolNet's: Adam 5e-5, decay 5e-4, 24 epochs of ten pictures a step, a tenth after 15, native sizes."""
+    """PoolNet's: Adam 5e-5, decay 5e-4, 24 epochs of ten images a step, a tenth after 15, native sizes."""
     config = load_config(ROOT / f"configs/{name}.yaml")
     optimizer, epoch = config.train.optimizer, KNOWN_SETS["DUTS-TR"].count / 10
     assert (optimizer.name, optimizer.lr) == ("adam", 5e-5)
-    # beside a loss summed over the pixels of a picture of DUTS, 300 x 400; ours is their mean
+    # next to a loss summed over the pixels of a image of DUTS, 300 x 400; ours is their mean
     assert optimizer.weight_decay == pytest.approx(5e-4 / (300 * 400), rel=0.01)
     assert optimizer.norm_weight_decay is None
     assert config.train.batch_size == config.train.reference_batch == 10

@@ -1,58 +1,26 @@
 """Semantic segmentation and VOC detection from a config: what is wrong first, then what the tasks build."""
 
 import json
-import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from networks import TINY
 from PIL import Image
 from running import assert_one_line
 from safetensors.torch import save_file
 
-from res2net_dense.config import config_to_dict, load_config
+from res2net_dense.config import config_to_dict
 from res2net_dense.engine import distributed
 from res2net_dense.engine.inference import evaluate
-from res2net_dense.engine.run_folder import open_run_folder
 from res2net_dense.errors import ConfigError, DatasetError, Res2NetDenseError
 from res2net_dense.palette import voc_palette
 from res2net_dense.tasks import get_task, training
 
 detection, semantic_segmentation = get_task("detection"), get_task("semantic_segmentation")
-ROOT = Path(__file__).resolve().parents[2]
+CONFIG = "quick/deeplabv3plus_res2net50"
+RCNN = "quick/faster_rcnn_res2net50"
 CPU = torch.device("cpu")
-SETTINGS = [f"backbone.name={TINY}", "data.workers=0", "train.iterations=2", "train.batch_size=4",
-        "runtime.device=cpu"]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def voc(draw_toy):
-    """A toy set in VOC's layout: 12 pictures to train, 4 to validate."""
-    return draw_toy("voc", train=12, val=4)
-
-
-@pytest.fixture
-def load(voc, tmp_path):
-    """Load a quick config on the tiny set."""
-
-    def load(*overrides, root=voc, config="quick/deeplabv3plus_res2net50.yaml"):
-        splits = [f"data.train={{root: {root}, split: train}}", f"data.val={{root: {root}, split: val}}"]
-        sizes = ["data.crop_size=64"]
-        if "rcnn" in config:
-            splits = ["data.train=null", "data.val=null", *splits]
-            sizes = ["data.min_size_train=[96]", "data.min_size_test=96"]
-        folder = f"runtime.output_dir={tmp_path / 'run'}"
-        return load_config(ROOT / "configs" / config, [*splits, *sizes, *SETTINGS, folder, *overrides])
-
-    return load
-
-
-@pytest.fixture
-def broken(voc, tmp_path):
-    """A copy of the set, to be spoilt."""
-    return Path(shutil.copytree(voc, tmp_path / "broken"))
 
 
 @pytest.mark.parametrize(
@@ -63,12 +31,12 @@ def broken(voc, tmp_path):
         (["data.train.split=trainval2"], ["trainval2.txt", "trainval"]),
         (["data.train.masks=Masks"], ["Masks", "mask folder"]),
         (["model.num_classes=7"], ["model.num_classes is 7", "5 classes"]),
-        (["data.class_names=[one]"], ["class one alone", "background"]),
+        (["data.class_names=[one]"], ["only the class one", "background"]),
         (["data.class_names=[background, circle]"], ["labels", "class names"]),
         (["train.best_metric=bbox/AP"], ["bbox/AP", "mIoU"]),
     ],
 )
-def test_what_does_not_fit_is_said_before_training(load, arguments, words):
+def test_what_does_not_fit_is_reported_before_training(load, arguments, words):
     with pytest.raises(Res2NetDenseError) as error:
         semantic_segmentation.prepare(load(*arguments))
     assert_one_line(error, *words)
@@ -165,11 +133,12 @@ def test_training_takes_batches_of_crops_the_same_every_time(load):
         assert torch.equal(one["sem_seg"], two["sem_seg"])
 
 
-def test_accumulated_parts_of_one_picture_train(load):
-    """One picture at a time, batch norm in the decoder: finite weights at the end."""
+def test_accumulated_parts_of_one_image_train(load):
+    """One image at a time, batch norm in the decoder: finite weights at the end."""
     config = load("train.accumulate=4", "model.norm=BN", "train.precision=fp32", "data.val=null")
     config = semantic_segmentation.prepare(config)
-    folder = open_run_folder(config.runtime.output_dir, resume=False)
+    folder = Path(config.runtime.output_dir)
+    folder.mkdir()
     training.train_and_evaluate(config, CPU, folder)
     state = torch.load(folder / "checkpoints/iter_0000002.pt")["model"]
     assert all(bool(torch.isfinite(value.float()).all()) for value in state.values())
@@ -204,7 +173,7 @@ def weights(load, tmp_path):
     return training.find_weights(config, tmp_path / "w.safetensors")
 
 
-def test_another_output_stride_is_said(load, weights, caplog):
+def test_another_output_stride_is_reported(load, weights, caplog):
     """DeepLab is trained at 16 and scored at 8: allowed, but never by mistake."""
     training.adapted_to(load(), weights)
     assert caplog.text == ""
@@ -219,7 +188,6 @@ def test_another_output_stride_is_said(load, weights, caplog):
         ("model.smp.decoder_aspp_dropout=0.5", ["model.smp.decoder_aspp_dropout=0.1", "has 0.5"]),
         ("model.smp.decoder_extra=1", ["model.smp.decoder_extra=None", "has 1"]),
         ("model.arch=unet", ["model.arch=deeplabv3plus", "has unet"]),
-        ("backbone.norm_eps=0.1", ["backbone.norm_eps=1e-05", "has 0.1"]),
     ],
 )
 def test_another_network_of_equal_tensors_is_refused(load, weights, change, words):
@@ -237,8 +205,6 @@ def test_sync_batch_norm_without_gpus_is_refused(load, monkeypatch):
 
 
 # VOC detection
-
-RCNN = "quick/faster_rcnn_res2net50.yaml"
 
 
 @pytest.mark.parametrize(
@@ -260,16 +226,16 @@ def test_voc_detection_says_what_does_not_fit(load, arguments, words):
 
 def test_voc_has_no_masks_for_mask_rcnn(load):
     with pytest.raises(ConfigError) as error:
-        detection.prepare(load(config="quick/mask_rcnn_res2net50.yaml"))
+        detection.prepare(load(config="quick/mask_rcnn_res2net50"))
     assert_one_line(error, "voc-boxes, which has no masks", "faster_rcnn")
 
 
-def test_parts_are_joined(load, voc):
-    parts = f"[{{root: {voc}, split: train}}, {{root: {voc}, split: val}}]"
+def test_parts_are_joined(load, toy_set):
+    parts = f"[{{root: {toy_set}, split: train}}, {{root: {toy_set}, split: val}}]"
     config = detection.prepare(load(f"data.train={parts}", config=RCNN))
     loader = detection.build_train_loader(config)
     assert len(loader.loader.dataset.source) == 16
-    parts = f"[{{root: {voc}, split: train, images: A}}, {{root: {voc}, split: val}}]"
+    parts = f"[{{root: {toy_set}, split: train, images: A}}, {{root: {toy_set}, split: val}}]"
     with pytest.raises(DatasetError, match="A: image folder not found"):
         detection.prepare(load(f"data.train={parts}", config=RCNN))
 
@@ -292,7 +258,8 @@ def test_the_boxes_themselves_score_100(load):
 
 def test_faster_rcnn_learns_from_voc_and_is_scored_again_the_same(load, tmp_path):
     config = detection.prepare(load("model.score_threshold=0.0", config=RCNN))
-    folder = open_run_folder(tmp_path / "run", resume=False)
+    folder = tmp_path / "run"
+    folder.mkdir()
     before = training.train_and_evaluate(config, CPU, folder)
     model = detection.build_model(config)
     training.load_weights_into(model, folder / "model_best.safetensors")
@@ -311,7 +278,7 @@ def test_the_configuration_chooses_the_protocol(load):
         assert detection.build_evaluator(config).method == method
 
 
-def test_boxes_left_out_of_the_truth_are_said(load, broken, caplog):
+def test_boxes_left_out_of_the_truth_are_reported(load, broken, caplog):
     xml = broken / "Annotations/000012.xml"
     text = xml.read_text()
     left = text.split("<xmin>")[1].split("<")[0]

@@ -1,14 +1,11 @@
 """Weights that are scored: those of this network, with its classes, or a reason why not."""
 
 import json
-import logging
 
 import pytest
 import torch
 from networks import TINY
-from running import score
 
-from res2net_dense.backbones import create_classifier
 from res2net_dense.config import config_to_dict, parse_config
 from res2net_dense.errors import CheckpointError, ConfigError
 from res2net_dense.tasks import get_task, training
@@ -81,21 +78,6 @@ def test_another_task_is_refused(weights):
         training.adapted_to(detector, weights)
 
 
-def test_another_picture_size_is_said(weights, caplog):
-    with caplog.at_level(logging.WARNING):
-        training.adapted_to(config_of(data__crop_size=24), weights)
-    assert "was trained with data.crop_size=32, now it is 24" in caplog.text
-
-
-def test_published_weights_are_scored_with_their_own_head_alone(tmp_path):
-    path = tmp_path / "published.pth"
-    torch.save(create_classifier(TINY, num_classes=1000).state_dict(), path)
-    config = config_of(backbone__weights=str(path), data__class_names=CLASSES, model__num_classes=3)
-    assert training.find_weights(config).kind == "published"
-    with pytest.raises(CheckpointError, match="a head of 1000 classes, the config has 3 classes"):
-        score(config)
-
-
 def test_a_run_folder_and_published_weights_are_not_confused(tmp_path, monkeypatch):
     config = config_of(data__class_names=CLASSES, model__num_classes=3)
     model = get_task("classification").build_model(config)
@@ -109,7 +91,7 @@ def test_a_run_folder_and_published_weights_are_not_confused(tmp_path, monkeypat
     assert training.find_weights(other, checkpoint).path == checkpoint
 
 
-def test_one_picture_and_batch_norm():
+def test_one_image_and_batch_norm():
     config = config_of(data__class_names=CLASSES, model__num_classes=3)
     model = get_task("classification").build_model(config).train()
     sample = {"image": torch.zeros(3, 32, 32, dtype=torch.uint8), "label": 1}
