@@ -16,7 +16,7 @@ from res2net_dense.backbones import create_classifier, list_backbones
 from res2net_dense.deploy.description import METADATA_KEY, Description
 from res2net_dense.deploy.export import FORMATS, export, format_of
 from res2net_dense.deploy.openvino_format import convert_onnx, import_openvino
-from res2net_dense.deploy.parity import made_pictures
+from res2net_dense.deploy.parity import synthetic_images
 from res2net_dense.errors import ConfigError, ExportError, MissingDependencyError
 from res2net_dense.models.classification import ClassificationModel
 from res2net_dense.models.graphs import ClassificationGraph, Graph, SaliencyGraph, SegmentationGraph
@@ -54,7 +54,7 @@ def assert_runs_as(graph, path, sizes=SIZES, batches=(1, 2, 3), tolerance=1e-4):
     run = runner(path)
     for size in sizes:
         for batch in batches:
-            images = torch.stack(made_pictures(batch, size))
+            images = torch.stack(synthetic_images(batch, size))
             with torch.no_grad():
                 expected, got = graph(images), run(images)
             assert len(got) == len(expected)
@@ -385,4 +385,4 @@ def test_what_is_no_description_is_refused(text):
 def test_what_is_wrong_with_a_description_is_named(content, words):
     with pytest.raises(ExportError, match=words) as error:
         Description.from_json(json.dumps(content), "model.onnx")
-    assert_one_line(error, "model.onnx", "export it anew")
+    assert_one_line(error, "model.onnx", "export it again")

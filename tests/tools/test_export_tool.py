@@ -15,7 +15,7 @@ from running import ROOT
 from res2net_dense import exporting
 from res2net_dense.cli import main
 from res2net_dense.config import config_to_dict, load_config
-from res2net_dense.deploy.parity import made_pictures
+from res2net_dense.deploy.parity import synthetic_images
 from res2net_dense.files import sha256_of
 from res2net_dense.jobs import load_exported
 from res2net_dense.tasks import get_task
@@ -120,7 +120,7 @@ def test_a_file_says_what_it_is_and_what_was_compared(tool, weights, tmp_path):
     assert {**exported.description.to_dict(), "size": document["size"]} == {
         name: value for name, value in document.items() if name != "parity"
     }
-    batch = [sample(picture) for picture in made_pictures(2, (crop, crop))]
+    batch = [sample(picture) for picture in synthetic_images(2, (crop, crop))]
     with torch.no_grad():
         expected = model_of(weights, "classification")(batch)
     for one, other in zip(expected, exported(batch), strict=True):
@@ -140,7 +140,7 @@ def test_scores_of_both_and_views_that_are_left_out(tool, tmp_path):
     assert document["colours"][:3] == [[0, 0, 0], [128, 0, 0], [0, 128, 0]]
     assert document["config"]["eval"]["flip"] is False
     assert len({tuple(row["size"]) for row in document["parity"]["rows"]}) == 4
-    assert "made up" not in out  # data.val has pictures
+    assert "synthetic" not in out  # data.val has pictures
 
 
 def test_what_was_there_is_replaced_by_what_passed_alone(tool, tmp_path, monkeypatch):

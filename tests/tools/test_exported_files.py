@@ -121,7 +121,7 @@ def test_pictures_of_other_sizes_are_skipped_like_unreadable_ones(made, run, tmp
     assert [Path(image["file_name"]).name for image in document["images"]] == ["a.png", "c.png"]
     (skipped,) = document["skipped"]
     assert "in/b.png: " in skipped
-    assert "takes pictures of 64x96 alone, this one is 96x64" in skipped
+    assert "takes only images of 64x96, this one is 96x64" in skipped
 
 
 def test_scores_are_those_of_the_weights(made, run, tmp_path):
