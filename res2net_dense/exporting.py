@@ -212,8 +212,8 @@ class _Work:
                 raise DatasetError("there is no evaluation set")
             if size and any(tuple(one.shape[-2:]) != size for one in self.evaluation_images()):
                 raise ConfigError(
-                    f"--eval: the file takes {_input_in_words(description)}, but data.val has images of other "
-                    "sizes; choose --size and data.* so that they fit, or --dynamic"
+                    f"--eval: the file takes {_input_in_words(description)}, but data.val has images of "
+                    "other sizes; choose --size and data.* so that they fit, or --dynamic"
                 )
         except Res2NetDenseError as error:
             self.skip_or_raise(error)

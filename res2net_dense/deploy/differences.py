@@ -22,8 +22,8 @@ class Tolerance(NamedTuple):
 
 
 TOLERANCES = {"fp32": Tolerance(1e-3, 0.1, 0.9999), "int8": Tolerance(math.inf, math.inf, 0.0)}
-"""By a file's precision. An int8 file is another network, which the evaluation set judges: here it only has to
-run and to give finite numbers."""
+"""By a file's precision. An int8 file is another network, which the evaluation set judges: here it only has
+to run and to give finite numbers."""
 
 
 class Cut(NamedTuple):

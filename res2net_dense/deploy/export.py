@@ -91,7 +91,7 @@ def export(graph: Graph, path: str | Path, description: Description) -> None:
     module = MODULES[description.format]
     module.check_installed()
     try:
-        with quiet("torch.onnx", "torch.export", "onnxscript", "onnx_ir"), torch.no_grad():
+        with quiet(), torch.no_grad():
             module.write(graph, path, description)
     except OSError as error:
         raise ExportError(f"{path} cannot be written: {error.strerror or error}") from error

@@ -249,12 +249,12 @@ def _fuses(x: Tensor) -> bool:
 
 
 @functools.cache
-def onednn_works(dtype: torch.dtype = torch.float32) -> bool:
+def onednn_works(dtype: torch.dtype) -> bool:
     """Whether this PyTorch has the private operations used here and they compute what the public ones do.
 
     They are tried once. If they do not work, one log line says why.
     """
-    if dtype == torch.bfloat16 and not (onednn_works() and _ONEDNN._is_mkldnn_bf16_supported()):
+    if dtype == torch.bfloat16 and not (onednn_works(torch.float32) and _ONEDNN._is_mkldnn_bf16_supported()):
         return False
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=()), torch.autocast("cpu", enabled=False):

@@ -1,6 +1,6 @@
 """ONNX files in 8-bit integers: a quarter of the size, faster if the processor has instructions for it.
 
-Static quantization of ONNX Runtime: images go through the network once to learn the range of every activation.
+Static quantization of ONNX Runtime: images go through the network once to learn the range of each activation.
 Convolutions are quantized, weights channel by channel. What comes before the first one, resizing, and what
 follows the last one stay in float32.
 """
@@ -56,7 +56,7 @@ def quantize(source: str | Path, target: str | Path, images: Iterable[Tensor]) -
     number = description.batch or 1
     inputs = ({"images": one.expand(number, -1, -1, -1).contiguous().numpy()} for one in chain([first], rest))
     reader = SimpleNamespace(get_next=lambda: next(inputs, None))
-    with quiet(""):  # ONNX Runtime's advice goes to the root logger
+    with quiet():  # ONNX Runtime's advice goes to the root logger
         quantization.quantize_static(
             model,
             target,

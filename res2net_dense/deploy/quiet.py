@@ -9,19 +9,13 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def quiet(*loggers: str, level: int = logging.ERROR) -> Iterator[None]:
-    """Hide Python's warnings, and what these loggers report below `level`; "" is the root logger.
-
-    They are about the libraries' own insides, and a user could not act on them.
-    """
-    found = [logging.getLogger(name) for name in loggers]
-    before = [logger.level for logger in found]
-    for logger in found:
-        logger.setLevel(level)
+def quiet(level: int = logging.WARNING) -> Iterator[None]:
+    """Hide Python's warnings, and log messages up to `level`: a user could not act on them."""
+    before = logging.root.manager.disable
+    logging.disable(level)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        for logger, old in zip(found, before, strict=True):
-            logger.setLevel(old)
+        logging.disable(before)

@@ -16,7 +16,13 @@ from res2net_dense.backbones.bottle2neck import Bottle2neck
 from res2net_dense.backbones.dla import Root
 from res2net_dense.backbones.layers import DeformableConv2d
 from res2net_dense.backbones.res2net import Res2Net
-from res2net_dense.deploy.layers import FusedBottle2neck, FusedConv2d, FusedLinear, FusedStage
+from res2net_dense.deploy.layers import (
+    FusedBottle2neck,
+    FusedConv2d,
+    FusedLinear,
+    FusedStage,
+    onednn_works,
+)
 from res2net_dense.deploy.roi_align import FastRoIAlign
 from res2net_dense.errors import ConfigError
 
@@ -69,6 +75,7 @@ def optimize_for_inference(
         raise ConfigError(f"pad_width is {pad_width!r}; it must be a positive integer, usually 8")
     if isinstance(model, _HalfPrecision):
         raise ConfigError(f"the model is optimized for {model.dtype} already: optimize the original")
+    onednn_works(torch.float32)  # so that its message, if there is one, comes now
     # Tensors made in inference mode would have no versions, by which a layer knows that its weights changed.
     with torch.inference_mode(False), torch.no_grad():
         model = copy.deepcopy(model).eval().requires_grad_(False)

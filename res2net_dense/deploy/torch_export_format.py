@@ -47,7 +47,7 @@ def open_file(path: Path) -> tuple[str | None, Run]:
     """See `export.Format`."""
     _check_nothing_is_pickled(path)
     extra = {METADATA_KEY: ""}
-    with quiet("torch.export", level=logging.CRITICAL + 1):  # it logs the errors that it raises
+    with quiet(logging.CRITICAL):  # it logs the errors that it raises
         module = torch.export.load(path, extra_files=extra).module()
     return extra[METADATA_KEY], lambda images: list(module(images))
 
