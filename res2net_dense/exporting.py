@@ -212,7 +212,7 @@ class _Work:
                 raise DatasetError("there is no evaluation set")
             if size and any(tuple(one.shape[-2:]) != size for one in self.evaluation_images()):
                 raise ConfigError(
-                    f"--eval: the file takes {_input_in_words(description)}, but data.val has images of "
+                    f"the file takes {_input_in_words(description)}, but data.val has images of "
                     "other sizes; choose --size and data.* so that they fit, or --dynamic"
                 )
         except Res2NetDenseError as error:
