@@ -197,7 +197,7 @@ def test_sizes(size, divisor):
 
 
 class Boxes(Graph):
-    """Two boxes of equal score and one more, where a picture is not black."""
+    """Two boxes of equal score and one more, where a image is not black."""
 
     outputs = ("boxes", "labels", "scores", "masks")
     divisor = 32
@@ -298,7 +298,7 @@ def test_detections_that_differ_are_said(change, output, words):
     assert any(words in text for text in report.failures()), report.failures()
 
 
-def test_pictures_with_detections_are_taken():
+def test_images_with_detections_are_taken():
     black = torch.zeros(3, 100, 100, dtype=torch.uint8)
     exported = stood_in("detection", Boxes(), batch=1)
     nothing = compare(Boxes(), exported, [black])
@@ -317,8 +317,8 @@ def test_what_belongs_to_a_file_goes_with_it(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["b.bin"]
 
 
-def test_the_pictures_are_always_the_same():
+def test_the_images_are_always_the_same():
     one, other = synthetic_images(2), synthetic_images(2)
     assert all(torch.equal(*pair) for pair in zip(one, other, strict=True))
     assert not torch.equal(*one)
-    assert all(picture.dtype == torch.uint8 and picture.float().std() > 30 for picture in one)
+    assert all(image.dtype == torch.uint8 and image.float().std() > 30 for image in one)

@@ -24,14 +24,14 @@ def files(tiny_file, tmp_path_factory):
     graph = graph_of(SEGMENTATION, model)
     folder = tmp_path_factory.mktemp("int8")
     shutil.copy(tiny_file(SEGMENTATION, "onnx"), folder / "fp32.onnx")
-    pictures = [*synthetic_images(2, (64, 96)), *synthetic_images(2, (51, 40))]
-    quantize(folder / "fp32.onnx", folder / "int8.onnx", iter(pictures))
+    images = [*synthetic_images(2, (64, 96)), *synthetic_images(2, (51, 40))]
+    quantize(folder / "fp32.onnx", folder / "int8.onnx", iter(images))
     return model, graph, folder
 
 
 def test_it_is_near_the_network(files):
     model, graph, folder = files
-    batch = [sample(picture, (70, 90)) for picture in synthetic_images(2, (61, 83))]
+    batch = [sample(image, (70, 90)) for image in synthetic_images(2, (61, 83))]
     with torch.no_grad():
         expected = torch.stack([one["sem_seg"] for one in model(batch)])
     exported = load_exported(folder / "int8.onnx")
@@ -67,7 +67,7 @@ def test_weights_are_integers_but_for_the_last(files):
     assert weights[last.input[1]].data_type == onnx.TensorProto.FLOAT
 
 
-def test_without_pictures_nothing_is_written(files, tmp_path):
+def test_without_images_nothing_is_written(files, tmp_path):
     _, _, folder = files
     with pytest.raises(ExportError) as error:
         quantize(folder / "fp32.onnx", tmp_path / "int8.onnx", [])
