@@ -1,4 +1,4 @@
-"""A trained model as one file for other programs, written only if it gives what the model gives."""
+"""A trained model as one file for other programs, written only if it computes what the model computes."""
 
 from __future__ import annotations
 
@@ -6,32 +6,30 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.transforms.v2.functional import resize
 
 from res2net_dense.config import Config, config_to_dict
 from res2net_dense.data.images import list_images
 from res2net_dense.deploy.description import Description
-from res2net_dense.deploy.export import check_installed, format_of
+from res2net_dense.deploy.export import MODULES, format_of
 from res2net_dense.deploy.export import export as write_export
 from res2net_dense.deploy.parity import ParityReport, gate
 from res2net_dense.deploy.quantize import quantize
 from res2net_dense.errors import ConfigError, DatasetError, ExportError, Res2NetDenseError
-from res2net_dense.jobs import ConfigLike, load_exported, open_job
+from res2net_dense.jobs import ConfigLike, Job, load_exported, open_job
 from res2net_dense.models.graphs import Graph
 from res2net_dense.tasks import training
-from res2net_dense.tasks.base import Task
 from res2net_dense.tasks.scoring import MAX_DROP, BothScores, score_both
 
 CPU = torch.device("cpu")
 COMPARED = 8
-"""Images of the evaluation set in which the parity gate may look."""
+"""Images of the evaluation set that the parity gate may use."""
 
 Log = Callable[[str], None]
 
@@ -42,13 +40,13 @@ class ExportResult:
 
     path: Path
     files: list[Path]
-    """All that was written: the file, its weights where they are apart, the JSON."""
+    """All that was written: the file, its weights if they are separate, the JSON."""
     size: int
     """Bytes, without the JSON."""
     description: Description
     parity: ParityReport
     scores: BothScores | None
-    """Of model and file on `data.val`; None where they were not measured."""
+    """Of model and file on `data.val`; None if they were not measured."""
 
 
 def export(
@@ -65,7 +63,7 @@ def export(
     max_drop: float | None = None,
     log: Log = lambda text: None,
 ) -> ExportResult:
-    """Export a model as ONNX, OpenVINO, torch.export or TorchScript, as the suffix of `output` says.
+    """Export a model as ONNX, OpenVINO, torch.export or TorchScript, depending on the suffix of `output`.
 
     The file takes images as they are read, (N, 3, H, W) uint8, RGB: normalization and padding are inside. It
     is written only if it gives what the model gives.
@@ -82,70 +80,39 @@ def export(
             float32.
         evaluate: score model and file on `data.val`, and refuse a file that loses more than `max_drop`.
         max_drop: of the metric, from 0 to 1; None for `tasks.scoring.MAX_DROP`.
-        log: takes lines that say how far it is.
+        log: takes lines about the progress.
 
     Raises:
         Res2NetDenseError: whatever a user can correct; nothing is left at `output` then.
     """
-    output = check_output(output, size=size, batch=batch, dynamic=dynamic, int8=calibration is not None)
-    job, _ = open_job(config, weights, overrides, device=CPU)
-    task = job.task
-    if job.exported is not None:
-        raise ConfigError(f"{job.exported.path} is exported already: give the weights of its run")
-    if calibration is not None and not task.quantizable:
-        raise ConfigError(f"int8 files are not for the task {task.name}: leave --int8 out")
-    prepared = job.with_classes()
-    if evaluate or prepared.model.num_classes is None:
-        prepared = job.prepared()
-    prepared = _single_view(task, prepared, log)
-    model = job.model(prepared).eval()
-    graph = task.build_graph(model)
-    description = describe(task, prepared, graph, output, size=size, batch=batch, dynamic=dynamic)
-    if job.weights.file:
-        origin = {"file": job.weights.path.name, "sha256": job.weights.file.sha256}
-        description = replace(description, weights=origin)
-    if graph.by_tracing:
-        log("exported by tracing, for one image at a time")
-    photos = list_images(calibration) if calibration is not None else []
-    images = _images_to_compare(task, prepared, log)
     int8 = calibration is not None
-    scored = _can_score(task, prepared, description, images, evaluate=evaluate, int8=int8, log=log)
-
+    output = _check_output(output, size=size, batch=batch, dynamic=dynamic, int8=int8)
+    work = _open_work(weights, config, overrides, evaluate=evaluate, int8=int8, log=log)
+    description = work.describe(format_of(output), size=size, batch=batch, dynamic=dynamic)
+    photos = None if calibration is None else list_images(Path(calibration).expanduser())
+    images = work.images_to_compare()
+    scored = (evaluate or int8) and work.can_score(description, images)
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as folder:
         draft = Path(folder) / output.name
         log(
             f"exporting {description.arch} on {description.backbone} as {description.format} for "
-            f"{takes(description)}"
+            f"{_input_in_words(description)}"
         )
-        write_export(graph, draft, description)
+        write_export(work.graph, draft, description)
         log("comparing the file with the model")
-        parity = gate(graph, draft, task, images, model=model, name=output)
-        if int8:
+        parity = gate(work.graph, draft, work.job.task, images, model=work.model, name=output)
+        if photos is not None:
             log(f"quantizing with {len(photos)} images of {calibration}")
-            description = replace(description, precision="int8")
-            quantize(draft, draft, _calibration_images(task, prepared, photos, description.size, log))
-            parity = gate(graph, draft, task, images, model=model, name=output)
-        document: dict[str, Any] = {**description.to_dict(), "parity": parity.to_dict()}
-        scores = None
-        if scored:
-            log("evaluating the model and the file")
-            exported = load_exported(draft)
-            exported.path = output  # what messages call it
-            try:
-                scores = score_both(task.prepare(prepared, training=False), CPU, model, exported)
-                document["eval"] = scores.to_dict()
-            except Res2NetDenseError as error:
-                if evaluate:
-                    raise
-                log(f"what int8 loses is not measured: {error}")
-        if scores and evaluate:
-            try:
-                scores.check(MAX_DROP[description.precision] if max_drop is None else max_drop)
-            except ExportError:
-                log(scores.table())
-                raise
-        draft.with_name(f"{output.name}.json").write_text(json.dumps(document, indent=1, allow_nan=False))
+            description = description.model_copy(update={"precision": "int8"})
+            quantize(draft, draft, work.calibration_images(photos, description.size))
+            parity = gate(work.graph, draft, work.job.task, images, model=work.model, name=output)
+        scores = work.score(draft, output, max_drop) if scored else None
+        document = {**description.to_dict(), "parity": parity.to_dict()}
+        if scores:
+            document["eval"] = scores.to_dict()
+        text = json.dumps(document, indent=1, allow_nan=False)
+        draft.with_name(f"{output.name}.json").write_text(text)
         made = sorted(Path(folder).iterdir())
         total = sum(file.stat().st_size for file in made if file.suffix != ".json")
         for file in made:
@@ -154,16 +121,11 @@ def export(
     return ExportResult(output, files, total, description, parity, scores)
 
 
-def check_output(
+def _check_output(
     output: str | Path, *, size: tuple[int, int] | None, batch: int | None, dynamic: bool, int8: bool
 ) -> Path:
-    """Return `output` if it fits the other arguments and nothing else is in its way.
-
-    Raises:
-        ConfigError: it does not.
-        MissingDependencyError: a library of its format is not installed.
-    """
-    output = Path(output)
+    """Return `output` if it fits the other arguments, nothing else is in its way and its libraries exist."""
+    output = Path(output).expanduser()
     format = format_of(output)
     if int8 and format != "onnx":
         raise ConfigError(f"--int8 is for onnx, --output {output} is {format}")
@@ -172,123 +134,149 @@ def check_output(
     weights = output.with_suffix(".bin")
     if format == "openvino" and weights.exists() and not output.exists():
         raise ConfigError(
-            f"{weights} is there already, where the weights of {output} go: choose another name"
+            f"{weights} exists already, and the weights of {output} go there: choose another name"
         )
     if output.is_dir():
         raise ConfigError(f"--output {output} is a folder; name a file")
-    check_installed(format)
+    MODULES[format].check_installed()
     return output
 
 
-def describe(
-    task: Task[Any],
-    config: Config,
-    graph: Graph,
-    output: Path,
-    *,
-    size: tuple[int, int] | None,
-    batch: int | None,
-    dynamic: bool,
-) -> Description:
-    """Say what the file will be; arguments as in `export`.
-
-    Raises:
-        ConfigError: it needs a size, or cannot have this batch.
-    """
-    size = None if dynamic else size or task.image_size(config)
-    if size is None and not dynamic:
-        raise ConfigError("images differ in size: give --size HEIGHTxWIDTH for one size, --dynamic for any")
-    if graph.by_tracing and batch not in (None, 1):
-        raise ConfigError(f"--batch {batch}: this network takes one image at a time")
-    names = task.class_names(config)
-    return Description(
-        task=task.name,
-        arch=config.model.arch,
-        backbone=config.backbone.name,
-        outputs=list(graph.outputs),
-        class_names=names,
-        colours=task.colours(names),
-        format=format_of(output),
-        size=size,
-        batch=1 if graph.by_tracing else None if dynamic else batch or 1,
-        config=config_to_dict(config),
-    )
-
-
-def takes(description: Description) -> str:
-    """Say what goes into a file."""
+def _input_in_words(description: Description) -> str:
     size = "any size" if description.size is None else "{} x {} pixels".format(*description.size)
-    number = "any number" if description.batch is None else str(description.batch)
-    return f"images of {size}, {number} at a time"
+    return f"images of {size}, {description.batch or 'any number'} at a time"
 
 
-def _single_view(task: Task[Any], config: Config, log: Log) -> Config:
-    """The config as the file can have it, with a word on what it cannot have."""
-    single = task.single_view(config)
-    before, after = (training.flat(config_to_dict(one)) for one in (config, single))
-    if lost := [key for key in before if before[key] != after.get(key)]:
-        log(f"left out: {', '.join(lost)}; the file sees each image once and whole")
-    return single
+@dataclass(frozen=True)
+class _Work:
+    """What is exported, with the config as the file can have it."""
+
+    job: Job
+    config: Config
+    model: nn.Module
+    graph: Graph
+    evaluate: bool
+    log: Log
+
+    def describe(
+        self, format: str, *, size: tuple[int, int] | None, batch: int | None, dynamic: bool
+    ) -> Description:
+        """Describe the file; arguments as in `export`."""
+        task, config, file = self.job.task, self.config, self.job.weights.file
+        size = None if dynamic else size or task.image_size(config)
+        if size is None and not dynamic:
+            raise ConfigError(
+                "images differ in size: give --size HEIGHTxWIDTH for one size, --dynamic for any"
+            )
+        if self.graph.by_tracing:
+            if batch not in (None, 1):
+                raise ConfigError(f"--batch {batch}: this network takes one image at a time")
+            self.log("exported by tracing, for one image at a time")
+        names = task.class_names(config)
+        return Description(
+            task=task.name,
+            arch=config.model.arch,
+            backbone=config.backbone.name,
+            outputs=list(self.graph.outputs),
+            class_names=names,
+            colours=task.colours(names),
+            format=format,
+            size=size,
+            batch=1 if self.graph.by_tracing else None if dynamic else batch or 1,
+            config=config_to_dict(config),
+            weights={"file": self.job.weights.path.name, "sha256": file.sha256} if file else None,
+        )
+
+    def evaluation_images(self) -> Iterator[Tensor]:
+        """The images of `data.val` as the evaluation sees them, one by one."""
+        config = self.config
+        config = config.model_copy(update={"data": config.data.model_copy(update={"workers": 0})})
+        loader = self.job.task.build_eval_loader(config)
+        return (sample["image"] for sample in chain.from_iterable(loader))
+
+    def images_to_compare(self) -> list[Tensor]:
+        """The first images of `data.val`; none if there is no such set."""
+        if self.config.data.val is None:
+            return []
+        try:
+            return list(islice(self.evaluation_images(), COMPARED))
+        except DatasetError as error:
+            self.log(f"comparing on synthetic images, as there is no evaluation set: {error}")
+            return []
+
+    def can_score(self, description: Description, compared: Sequence[Tensor]) -> bool:
+        """Whether there is an evaluation set whose images the file takes; with `evaluate` it is required."""
+        size = description.size
+        try:
+            if not self.evaluate and not compared:
+                raise DatasetError("there is no evaluation set")
+            if size and any(tuple(one.shape[-2:]) != size for one in self.evaluation_images()):
+                raise ConfigError(
+                    f"the file takes {_input_in_words(description)}, but data.val has images of "
+                    "other sizes; choose --size and data.* so that they fit, or --dynamic"
+                )
+        except Res2NetDenseError as error:
+            self.skip_or_raise(error)
+            return False
+        return True
+
+    def score(self, draft: Path, output: Path, max_drop: float | None) -> BothScores | None:
+        """Score model and file; with `evaluate` refuse a file that loses more than `max_drop`."""
+        self.log("evaluating the model and the file")
+        exported = load_exported(draft)
+        exported.path = output  # what messages call it
+        try:
+            config = self.job.task.prepare(self.config, training=False)
+            scores = score_both(config, CPU, self.model, exported)
+        except Res2NetDenseError as error:
+            self.skip_or_raise(error)
+            return None
+        if self.evaluate:
+            try:
+                scores.check(MAX_DROP[exported.description.precision] if max_drop is None else max_drop)
+            except ExportError:
+                self.log(scores.table())
+                raise
+        return scores
+
+    def skip_or_raise(self, error: Res2NetDenseError) -> None:
+        """Go on without scores, unless `evaluate` asks for them."""
+        if self.evaluate:
+            raise error
+        self.log(f"what int8 loses is not measured: {error}")
+
+    def calibration_images(self, files: Sequence[Path], size: tuple[int, int] | None) -> Iterable[Tensor]:
+        """Images as the evaluation would see them, or of `size`; those that cannot be read are named."""
+        for samples, errors in self.job.task.build_predict_loader(self.config, files):
+            for sample in samples:
+                image = sample["image"]
+                yield image if size is None else resize(image, list(size), antialias=True)
+            for _, error in errors:
+                self.log(f"skipped: {error}")
 
 
-def _evaluation_images(task: Task[Any], config: Config) -> Iterator[Tensor]:
-    """The images of `data.val` as the evaluation sees them, one after the other."""
-    config = config.model_copy(update={"data": config.data.model_copy(update={"workers": 0})})
-    return (sample["image"] for sample in chain.from_iterable(task.build_eval_loader(config)))
-
-
-def _images_to_compare(task: Task[Any], config: Config, log: Log) -> list[Tensor]:
-    """The first images of `data.val`; none where there is no such set."""
-    if config.data.val is None:
-        return []
-    try:
-        return list(islice(_evaluation_images(task, config), COMPARED))
-    except DatasetError as error:
-        log(f"comparing on made images, as there is no evaluation set: {error}")
-        return []
-
-
-def _can_score(
-    task: Task[Any],
-    config: Config,
-    description: Description,
-    compared: Sequence[Tensor],
+def _open_work(
+    weights: str | Path | None,
+    config: ConfigLike | None,
+    overrides: Sequence[str],
     *,
     evaluate: bool,
     int8: bool,
     log: Log,
-) -> bool:
-    """Whether the file is to be scored and takes all images of `data.val`; int8 is scored without `evaluate`
-    too.
-    """
-    if not evaluate and not (int8 and compared):
-        if int8:
-            log("what int8 loses is not measured: there is no evaluation set")
-        return False
-    size = description.size
-    try:
-        if size is None or all(tuple(one.shape[-2:]) == size for one in _evaluation_images(task, config)):
-            return True
-        problem = f"the file takes {takes(description)}, and those of data.val are of others"
-    except DatasetError as error:
-        if evaluate:
-            raise
-        problem = str(error)
-    if evaluate:
-        raise ConfigError(
-            f"--eval: {problem}; choose --size and data.* so that the images fit, or --dynamic, or leave "
-            "--eval out"
-        )
-    log(f"what int8 loses is not measured: {problem}")
-    return False
-
-
-def _calibration_images(
-    task: Task[Any], config: Config, files: Sequence[Path], size: tuple[int, int] | None, log: Log
-) -> Iterable[Tensor]:
-    """Images as the evaluation would see them, or of `size`; those that cannot be read are named."""
-    for samples, errors in task.build_predict_loader(config, files):
-        for sample in samples:
-            yield sample["image"] if size is None else resize(sample["image"], list(size), antialias=True)
-        for _, error in errors:
-            log(f"skipped: {error}")
+) -> _Work:
+    """Find the weights and build the network; log which settings the file cannot have."""
+    path = None if weights is None else Path(weights).expanduser()
+    job, _ = open_job(config, path, overrides, device=CPU)
+    if job.exported is not None:
+        raise ConfigError(f"{job.exported.path} is exported already: give the weights of its run")
+    if int8 and not job.task.quantizable:
+        raise ConfigError(f"int8 files are not for the task {job.task.name}: leave --int8 out")
+    prepared = job.with_classes()
+    if evaluate or prepared.model.num_classes is None:
+        prepared = job.prepared()
+    single = job.task.single_view(prepared)
+    before, after = (training.flat(config_to_dict(one)) for one in (prepared, single))
+    if lost := [key for key in before if before[key] != after.get(key)]:
+        log(f"left out: {', '.join(lost)}; the file sees each image once and whole")
+    model = job.model(single).eval()
+    return _Work(job, single, model, job.task.build_graph(model), evaluate, log)

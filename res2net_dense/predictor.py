@@ -8,6 +8,7 @@ predictor.draw("street.jpg", prediction).save("overlay.png")
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import overload
 
@@ -31,7 +32,7 @@ Photo = str | Path | Image.Image | np.ndarray | Tensor
 
 
 class Predictor:
-    """Predicts on images of any sizes, after exactly the preprocessing of the run; make one with `load`.
+    """Predicts on images of any sizes, with exactly the preprocessing of the run; made by `load`.
 
     Attributes:
         config: of the run.
@@ -64,7 +65,8 @@ class Predictor:
         """Load a model with its preprocessing.
 
         Args:
-            path: a run folder (its best model), a `.safetensors` or `.pt` file of ours, or an exported file.
+            path: a run folder (its best model), a `.safetensors` or `.pt` file of ours, or an exported file;
+                `~` is the home folder.
             config: None for the one in `path`.
             overrides: changes to it, such as `model.score_threshold=0.3`.
             device: such as `cpu` or `cuda:1`; None for `runtime.device` of the config.
@@ -72,7 +74,7 @@ class Predictor:
         Raises:
             Res2NetDenseError: the path holds no model, or none that fits the config.
         """
-        return cls(*open_job(config, path, overrides, device=device))
+        return cls(*open_job(config, Path(path).expanduser(), overrides, device=device))
 
     @overload  # a path is a sequence of paths for the type checker
     def __call__(self, images: Photo) -> Prediction: ...  # type: ignore[overload-overlap]
@@ -97,12 +99,13 @@ class Predictor:
         """
         if isinstance(images, (np.ndarray, Tensor)) and images.ndim == 4:
             images = list(images)
-        if isinstance(images, (str, Path, Image.Image, np.ndarray, Tensor)):
-            return self([images])[0]
-        if not isinstance(images, Iterable):
-            return self([images])[0]  # not an image: the error of a list with it
+        if isinstance(images, (str, Path, Image.Image, np.ndarray, Tensor)) or not isinstance(
+            images, Iterable
+        ):
+            return self([images])[0]  # of what is not an image the error is that of a list with it
         samples = (self._transform(_to_sample(image, number)) for number, image in enumerate(images))
-        return [prediction for _, prediction in self._predict(_batches(samples, self.config.eval.batch_size))]
+        batches = iter(lambda: list(islice(samples, self.config.eval.batch_size)), [])
+        return [prediction for _, prediction in self._predict(batches)]
 
     def stream(
         self, files: Sequence[Path], on_error: Callable[[int, Res2NetDenseError], None]
@@ -111,18 +114,27 @@ class Predictor:
 
         Args:
             files: the images.
-            on_error: called with the number of a file that cannot be read or does not fit, and the reason.
+            on_error: called with the index of a file that cannot be read or does not fit, and the reason.
 
         Yields:
-            The number of a file, its sample with the original size, and its prediction.
+            The index of a file, its sample with the original size, and its prediction.
         """
+
+        def fits(sample: Sample) -> bool:
+            if isinstance(self.model, ExportedModel):
+                number = int(sample["image_id"])
+                try:
+                    self.model.check_size((sample["image"].shape[-2], sample["image"].shape[-1]))
+                except ExportError as error:
+                    on_error(number, ExportError(f"{files[number]}: {error}"))
+                    return False
+            return True
 
         def batches() -> Iterator[list[Sample]]:
             for samples, errors in self.task.build_predict_loader(self.config, files):
                 for number, error in errors:
                     on_error(number, error)
-                fitting = [sample for sample in samples if self._fits(sample, files, on_error)]
-                if fitting:
+                if fitting := list(filter(fits, samples)):
                     yield fitting
 
         for sample, prediction in self._predict(batches()):
@@ -132,25 +144,21 @@ class Predictor:
         """Draw a prediction on its image.
 
         Args:
-            image: what was predicted on.
+            image: the image that was predicted on.
             prediction: of it.
             score: lowest score of a detection that is drawn.
         """
-        overlay = self.task.folders.index(self.task.overlay)
-        return self.draw_all(image, prediction, score=score)[overlay]
+        return self.draw_all(image, prediction, score=score)[self.task.folders.index(self.task.overlay)]
 
     def draw_all(self, image: Photo, prediction: Prediction, *, score: float = 0.5) -> list[Image.Image]:
         """Return all images that the task makes of a prediction, one for each of `task.folders`."""
-        return self.task.draw(to_pixels(image), prediction, self.class_names, score)
+        return self.task.draw(to_pixels(_expanded(image)), prediction, self.class_names, score)
 
     def to(self, device: str | torch.device) -> Predictor:
-        """Move the model; an exported file stays on the CPU.
-
-        Returns:
-            Itself.
+        """Move the model and return the predictor; an exported file stays on the CPU.
 
         Raises:
-            ConfigError: there is no such device.
+            ConfigError: the device does not exist.
         """
         chosen = existing_device(device)
         if not isinstance(self.model, ExportedModel):
@@ -159,13 +167,10 @@ class Predictor:
         return self
 
     def optimize(self, dtype: torch.dtype | None = None) -> Predictor:
-        """Rewrite the network so that it computes the same in less time, see `optimize_for_inference`.
+        """Make the network faster, see `optimize_for_inference`, and return the predictor.
 
         Args:
-            dtype: of weights and maps, such as `torch.bfloat16`; None leaves them.
-
-        Returns:
-            Itself.
+            dtype: of weights and feature maps, such as `torch.bfloat16`; None leaves them.
 
         Raises:
             ConfigError: the model is an exported file.
@@ -188,31 +193,13 @@ class Predictor:
         for samples, predictions in outcomes:
             yield from zip(samples, predictions, strict=True)
 
-    def _fits(
-        self, sample: Sample, files: Sequence[Path], on_error: Callable[[int, Res2NetDenseError], None]
-    ) -> bool:
-        if isinstance(self.model, ExportedModel):
-            number = int(sample["image_id"])
-            try:
-                self.model.check_size((sample["image"].shape[-2], sample["image"].shape[-1]))
-            except ExportError as error:
-                on_error(number, ExportError(f"{files[number]}: {error}"))
-                return False
-        return True
+
+def _expanded(image: Photo) -> Photo:
+    return Path(image).expanduser() if isinstance(image, (str, Path)) else image
 
 
 def _to_sample(image: Photo, number: int) -> Sample:
-    if isinstance(image, (str, Path)):
+    image = _expanded(image)
+    if isinstance(image, Path):
         return read_sample(image, number)
     return sample_of(to_pixels(image), f"image {number}", number)
-
-
-def _batches(samples: Iterator[Sample], size: int) -> Iterator[list[Sample]]:
-    batch: list[Sample] = []
-    for sample in samples:
-        batch.append(sample)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch

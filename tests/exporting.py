@@ -1,14 +1,11 @@
-"""What tests share of exported files: small networks of each task, and one to hold against a file.
-
-`from exporting import ...`
-"""
+"""What tests of exported files share: `from exporting import ...`."""
 
 import torch
 from torch import nn
 
 from res2net_dense.deploy.description import Description
 from res2net_dense.deploy.exported import ExportedModel
-from res2net_dense.deploy.parity import made_pictures
+from res2net_dense.deploy.parity import synthetic_images
 from res2net_dense.models.classification import ClassificationModel
 from res2net_dense.models.graphs import ClassificationGraph, SaliencyGraph, SegmentationGraph
 from res2net_dense.models.saliency import SaliencyModel
@@ -53,7 +50,7 @@ class Encoder(nn.Module):
 
 
 class Last(nn.Module):
-    """A decoder that takes the last map alone."""
+    """A decoder that takes only the last map."""
 
     def __init__(self):
         super().__init__()
@@ -80,7 +77,7 @@ class Named(nn.Module):
 
 
 def tiny_model(task):
-    """A small network of a task with the norm statistics of a few pictures, in evaluation mode."""
+    """A small network of a task with the norm statistics of a few images, in evaluation mode."""
     torch.manual_seed(0)
     model = {
         "classification": lambda: ClassificationModel(Classifier()),
@@ -93,7 +90,7 @@ def tiny_model(task):
 
 
 def settled(model):
-    """Give a network the norm statistics of pictures, as training would, and random scales."""
+    """Give a network the norm statistics of images, as training would, and random scales."""
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.weight, 0.5, 1.5)
@@ -101,24 +98,24 @@ def settled(model):
             module.momentum = None  # the mean of what it sees
     model.train()
     with torch.no_grad():
-        model([targets(picture) for picture in made_pictures(3, (96, 128))])
+        model([targets(image) for image in synthetic_images(3, (96, 128))])
     return model.eval()
 
 
-def targets(picture):
+def targets(image):
     """A sample of any task to learn from."""
-    size = picture.shape[-2:]
-    return sample(picture) | {
+    size = image.shape[-2:]
+    return sample(image) | {
         "label": 1,
         "sem_seg": torch.randint(0, CLASSES, size),
         "saliency": torch.rand(size).round(),
     }
 
 
-def sample(picture, size=None):
-    """A sample of a picture that had another size before."""
-    height, width = size or picture.shape[-2:]
-    return {"image": picture, "original_height": height, "original_width": width}
+def sample(image, size=None):
+    """A sample of an image that had another size before."""
+    height, width = size or image.shape[-2:]
+    return {"image": image, "original_height": height, "original_width": width}
 
 
 def graph_of(task, model):
@@ -132,36 +129,30 @@ def graph_of(task, model):
 
 
 def description_of(task, graph, **fields):
-    """A description that says what must be said."""
+    """A description with the fields that are required."""
     fields = {"arch": "tiny", "backbone": "tiny", "class_names": list("abcde"), **fields}
     return Description(task=task, outputs=list(graph.outputs), **fields)
 
 
-class Standin:
-    """A runtime that computes the graph itself, and what `change` makes of its outputs."""
+def stood_in(task, graph, change=lambda outputs: None, **fields):
+    """An exported model without a file: it runs the graph, and `change` on its outputs.
 
-    metadata = None
+    Its `batches` are the numbers of images of all calls.
+    """
 
-    def __init__(self, graph, change=lambda outputs: None):
-        self.graph = graph
-        self.change = change
-        self.calls = []
-
-    def run(self, images):
-        self.calls.append(tuple(images.shape))
-        outputs = dict(zip(self.graph.outputs, (part.clone() for part in self.graph(images)), strict=True))
-        self.change(outputs)
+    def run(images):
+        model.batches.append(len(images))
+        outputs = dict(zip(graph.outputs, (part.clone() for part in graph(images)), strict=True))
+        change(outputs)
         return list(outputs.values())
 
-
-def stood_in(task, graph, change=lambda outputs: None, **fields):
-    """An exported model without a file."""
-    description = description_of(task, graph, **fields)
-    return ExportedModel("model.onnx", Standin(graph, change), description, get_task(task))
+    model = ExportedModel("model.onnx", run, description_of(task, graph, **fields), get_task(task))
+    model.batches = []
+    return model
 
 
 def assert_same(expected, got, tolerance=1e-4):
-    """Two lists of predictions are equal; of labels of pixels all but two."""
+    """Two lists of predictions are equal, labels of pixels but for two."""
     assert len(expected) == len(got)
     for one, other in zip(expected, got, strict=True):
         assert one.keys() == other.keys()

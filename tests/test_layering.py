@@ -46,8 +46,8 @@ OPTIONAL_LIBRARIES = {
     "matplotlib": {"report/saliency_curves.py", "report/benchmark_chart.py"},
     "onnx": {"deploy/onnx_format.py", "deploy/quantize.py"},
     "onnxscript": {"deploy/onnx_format.py"},
-    "onnxruntime": {"deploy/onnx_format.py", "deploy/runtimes.py", "deploy/quantize.py"},
-    "openvino": {"deploy/runtimes.py", "deploy/openvino_format.py"},
+    "onnxruntime": {"deploy/onnx_format.py", "deploy/quantize.py"},
+    "openvino": {"deploy/openvino_format.py"},
     "faster_coco_eval": {"evaluation/coco.py"},
 }
 

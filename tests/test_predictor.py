@@ -11,7 +11,7 @@ from PIL import Image
 from running import assert_one_line
 from tiny_tasks import classification, detection, saliency, segmentation, write_config, write_weights
 
-from res2net_dense import Predictor, export
+from res2net_dense import Predictor, export, load_exported
 from res2net_dense.cli import main
 from res2net_dense.data.images import read_image
 from res2net_dense.errors import CheckpointError, ConfigError, DatasetError, ExportError
@@ -72,8 +72,7 @@ def assert_equal(one, other):
 
 def test_all_ways_to_a_prediction_agree(made, photos, tmp_path, capsys):
     run, file = made
-    predictor = Predictor.load(run)
-    predictions = predictor(photos)
+    predictions = Predictor.load(run)(photos)
     for photo, prediction in zip(photos, predictions, strict=True):
         height, width = read_image(photo).shape[:2]
         for name in ("sem_seg", "saliency", "masks"):
@@ -82,21 +81,36 @@ def test_all_ways_to_a_prediction_agree(made, photos, tmp_path, capsys):
     assert read_image(photos[0]).shape[:2] == (83, 61), "the photo is turned"
     assert_same(predictions, Predictor.load(file)(photos), tolerance=1e-3)
 
-    given = ["--input", photos[0].parent, "--output", tmp_path / "out"]
-    assert main([*map(str, ["predict", "--weights", run, *given])]) == 0
-    document = json.loads((tmp_path / "out/predictions.json").read_text())
-    records = [
-        record
-        for number, prediction in enumerate(predictions, 1)
-        for record in predictor.task.to_records(prediction, number)
-    ]
-    assert [{**one, "id": None} for one in document["annotations"]] == [
-        {**one, "id": None} for one in json.loads(json.dumps(records))
-    ]
-    assert records
-    overlay = tmp_path / "out" / predictor.task.overlay / "b.png"
-    drawn = predictor.draw(photos[1], predictions[1])
-    assert np.array_equal(np.asarray(Image.open(overlay)), np.asarray(drawn))
+    for weights in (run, file):
+        predictor, output = Predictor.load(weights), tmp_path / weights.name
+        predictions = predictor(photos)
+        given = ["--input", photos[0].parent, "--output", output]
+        assert main([*map(str, ["predict", "--weights", weights, *given])]) == 0
+        document = json.loads((output / "predictions.json").read_text())
+        records = [
+            record
+            for number, prediction in enumerate(predictions, 1)
+            for record in predictor.task.to_records(prediction, number)
+        ]
+        assert [{**one, "id": None} for one in document["annotations"]] == [
+            {**one, "id": None} for one in json.loads(json.dumps(records))
+        ]
+        assert records
+        drawn = predictor.draw(photos[1], predictions[1])
+        overlay = output / predictor.task.overlay / "b.png"
+        assert np.array_equal(np.asarray(Image.open(overlay)), np.asarray(drawn))
+
+
+def test_paths_may_start_at_the_home_folder(made, photos, monkeypatch):
+    run, file = made
+    monkeypatch.setenv("HOME", str(run.parent))
+    shutil.copy(photos[1], run.parent / "photo.png")
+    prediction = Predictor.load("~/run")("~/photo.png")
+    assert_equal(prediction, Predictor.load(run)(photos[1]))
+    for loaded in (Predictor.load(f"~/{file.name}").model, load_exported(f"~/{file.name}")):
+        assert loaded.path == file
+    predictor = Predictor.load(run)
+    assert predictor.draw("~/photo.png", prediction) == predictor.draw(photos[1], prediction)
 
 
 def test_an_image_may_come_in_any_form(run, photos):

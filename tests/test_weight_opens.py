@@ -20,8 +20,7 @@ from res2net_dense import Predictor, create_backbone, create_classifier, evaluat
 from res2net_dense.backbones import weights
 from res2net_dense.config import config_to_dict, parse_config
 from res2net_dense.convert import load_backbone_weights, read_checkpoint
-from res2net_dense.deploy.export import FORMATS
-from res2net_dense.deploy.runtimes import RUNTIMES
+from res2net_dense.deploy.export import FORMATS, MODULES
 from res2net_dense.engine.checkpointer import Checkpointer, TrainState
 from res2net_dense.tasks import get_task
 from res2net_dense.weight_files import load_weights_into, open_weights, save_weights
@@ -174,8 +173,8 @@ def test_an_exported_file(tmp_path, run, format, monkeypatch):
         started.append(file)
         return plain(file)
 
-    plain = RUNTIMES[format]
-    monkeypatch.setitem(RUNTIMES, format, start)
+    plain = MODULES[format].open_file
+    monkeypatch.setattr(MODULES[format], "open_file", start)
     for use in (Predictor.load, evaluate):
         use(output)
         assert started == [output]

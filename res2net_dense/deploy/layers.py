@@ -1,17 +1,18 @@
-"""The layers a network is rewritten to for inference: each runs a whole step (convolution, shortcut, ReLU)
-in one pass over memory.
+"""The layers of a network rewritten for inference: each runs a whole step (convolution, shortcut, ReLU) in
+one pass over memory.
 
-On a CPU a convolution of PyTorch lays out its weights anew in every call, or leaves oneDNN for a matrix
+On a CPU, a convolution of PyTorch lays out its weights again in every call, or leaves oneDNN for a matrix
 product that is slower on some machines. Here oneDNN keeps the weights in the layout it wants, and adds and
-clips while it writes. Everywhere else, and under tracing, export and `torch.compile`, these layers compute
-the same in PyTorch's plain operations.
+clips while it writes. PyTorch's operations for that are private: `onednn_works` tries them. Where they do not
+work, on GPUs, and under tracing, export and `torch.compile`, the layers use PyTorch's plain operations.
 
-They are made of the layers they replace, in place: whoever holds the layer holds the new one, and hooks stay.
+A layer is changed in place: whoever holds the layer holds the new one, and its hooks stay.
 """
 
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -21,15 +22,17 @@ from torch.jit import is_tracing  # type: ignore[attr-defined]  # torch's manual
 from torch.nn import functional
 
 from res2net_dense.backbones.bottle2neck import Bottle2neck
+from res2net_dense.errors import one_line
+
+_log = logging.getLogger(__name__)
 
 _ONEDNN = torch.ops.mkldnn
 
-# A hook may hold a map.
 _GLOBAL_HOOKS = nn.modules.module._global_forward_hooks
 
 
 class FusedConv2d(nn.Conv2d):
-    """A convolution that also adds a shortcut and clips at zero; see `of`."""
+    """A convolution that also adds a shortcut and applies ReLU; see `of`."""
 
     relu: bool
     after: nn.Module | None
@@ -46,14 +49,14 @@ class FusedConv2d(nn.Conv2d):
         groups: int | None = None,
         after: nn.Module | None = None,
     ) -> FusedConv2d:
-        """Make `conv` such a convolution, with these tensors, and return it.
+        """Turn `conv`, which does no more than `nn.Conv2d`, into such a layer and return it.
 
         Args:
-            conv: one that does not do more than `nn.Conv2d`.
-            weight, bias: in place of its own; their shapes tell the numbers of channels.
-            relu: whether the result is clipped at zero.
-            groups: in place of its own.
-            after: what else is done with the result.
+            conv: the layer to change.
+            weight, bias: replace its own; their shapes give the numbers of channels.
+            relu: whether ReLU follows.
+            groups: replaces its own.
+            after: a module that takes the result.
         """
         conv.__class__ = cls
         assert isinstance(conv, cls)
@@ -71,51 +74,49 @@ class FusedConv2d(nn.Conv2d):
 
         Args:
             x: `(N, in_channels, H, W)`.
-            shortcut: `(N, out_channels, H', W')`, is added, and overwritten; None for nothing.
+            shortcut: `(N, out_channels, H', W')`, added to the result; it is overwritten.
 
         Returns:
             `(N, out_channels, H', W')`.
         """
-        out = self._fused(x, shortcut)
+        x = x.to(self.weight.dtype)
+        fuses = self.padding_mode == "zeros" and not isinstance(self.padding, str) and x.dim() == 4
+        out = self.onednn(x, shortcut) if fuses and _fuses(x) else self.plain(x, shortcut)
         return out if self.after is None else self.after(out)
 
-    def _fused(self, x: Tensor, shortcut: Tensor | None) -> Tensor:
-        x = x.to(self.weight.dtype)
-        plain = self.padding_mode == "zeros" and not isinstance(self.padding, str) and x.dim() == 4
-        if plain and _fuses(x):
-            weight = self._packed.get(self.weight, x.shape, lambda: self._pack(x))
-            settings = self.padding, self.stride, self.dilation, self.groups
-            relu = "relu" if self.relu else "none"
-            if shortcut is None:
-                return _ONEDNN._convolution_pointwise(x, weight, self.bias, *settings, relu, [], "")
-            # Several times faster than into a new map.
-            return _ONEDNN._convolution_pointwise_.binary(
-                shortcut.to(x.dtype), x, weight, self.bias, *settings, "add", None, relu, [], ""
-            )
+    def onednn(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
+        """The step without `after` in one operation of oneDNN."""
+        settings = self.padding, self.stride, self.dilation, self.groups
+
+        def pack() -> Tensor:
+            weight = self.weight.detach().contiguous(memory_format=torch.channels_last)
+            return _ONEDNN._reorder_convolution_weight(weight, *settings, list(x.shape))
+
+        weight = self._packed.get(self.weight, x.shape, pack)
+        relu = "relu" if self.relu else "none"
+        if shortcut is None:
+            return _ONEDNN._convolution_pointwise(x, weight, self.bias, *settings, relu, [], "")
+        # Several times faster than into a new map.
+        return _ONEDNN._convolution_pointwise_.binary(
+            shortcut.to(x.dtype), x, weight, self.bias, *settings, "add", None, relu, [], ""
+        )
+
+    def plain(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
+        """The same with PyTorch's public operations."""
         out = self._conv_forward(x, self.weight, self.bias)
         if shortcut is not None:
             out += shortcut
         return functional.relu_(out) if self.relu else out
 
-    def _pack(self, x: Tensor) -> Tensor:
-        weight = self.weight.detach().contiguous(memory_format=torch.channels_last)
-        return _ONEDNN._reorder_convolution_weight(
-            weight, self.padding, self.stride, self.dilation, self.groups, list(x.shape)
-        )
-
-    def extra_repr(self) -> str:
-        """nn.Conv2d's, and whether it clips."""
-        return str(super().extra_repr()) + (", relu" if self.relu else "")  # type: ignore[no-untyped-call]
-
 
 class FusedLinear(nn.Linear):
-    """A linear layer on weights that oneDNN has laid out; see `of`."""
+    """A linear layer whose weights oneDNN has laid out; see `of`."""
 
     _packed: _Packed
 
     @classmethod
     def of(cls, linear: nn.Linear) -> FusedLinear:
-        """Make `linear` such a layer and return it."""
+        """Turn `linear` into such a layer and return it."""
         linear.__class__ = cls
         assert isinstance(linear, cls)
         linear._packed = _Packed()
@@ -124,35 +125,37 @@ class FusedLinear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         """`(..., in_features)` -> `(..., out_features)`."""
         x = x.to(self.weight.dtype)
-        if _fuses(x):
-            weight = self._packed.get(self.weight, None, self._pack)  # one layout for all sizes
-            return _ONEDNN._linear_pointwise(x, weight, self.bias, "none", [], "")
-        return functional.linear(x, self.weight, self.bias)
+        return self.onednn(x) if _fuses(x) else self.plain(x)
 
-    def _pack(self) -> Tensor:
-        return _ONEDNN._reorder_linear_weight(self.weight.detach(), None)
+    def onednn(self, x: Tensor) -> Tensor:
+        """The layer as an operation of oneDNN."""
+        pack = lambda: _ONEDNN._reorder_linear_weight(self.weight.detach(), None)  # noqa: E731  # like conv's
+        weight = self._packed.get(self.weight, None, pack)  # one layout for all sizes
+        return _ONEDNN._linear_pointwise(x, weight, self.bias, "none", [], "")
+
+    def plain(self, x: Tensor) -> Tensor:
+        """The same with PyTorch's public operation."""
+        return functional.linear(x, self.weight, self.bias)
 
 
 class FusedBottle2neck(Bottle2neck):
     """A Res2Net block without norms, whose splits stay where its first convolution has put them.
 
-    The output of a split is written over its input, so that nothing is cut apart or joined. In a stage block,
-    whose splits do not feed each other, `grouped` is one convolution for all of them but the last.
+    The output of a split is written over its input, so that nothing is split or concatenated. In a stage
+    block, whose splits do not feed each other, `grouped` is one convolution for all of them but the last.
     """
 
     grouped: nn.Module | None
 
     def forward(self, x: Tensor, shortcut: Tensor | None = None, overwrite: bool = False) -> Tensor:
-        """As `Bottle2neck.forward`; with `overwrite` `x` may be lost."""
+        """As `Bottle2neck.forward`; with `overwrite` it may write into `x`."""
         out = self._multi_scale(self.conv1(x))
         if shortcut is None and self.downsample is not None:
-            shortcut = self.downsample(x)
-            if _held(*self.downsample.modules()):
-                shortcut = shortcut.clone(memory_format=torch.preserve_format)
-        elif shortcut is not None or not overwrite:
-            shortcut = (x if shortcut is None else shortcut).clone(memory_format=torch.preserve_format)
+            shortcut, ours = self.downsample(x), not _held(*self.downsample.modules())
         else:
-            shortcut = x
+            shortcut, ours = (x, overwrite) if shortcut is None else (shortcut, False)
+        if not ours:
+            shortcut = shortcut.clone(memory_format=torch.preserve_format)
         if self.se is None:
             return self.conv3(out, shortcut)
         return self.relu(self.se(self.conv3(out)) + shortcut)
@@ -183,11 +186,11 @@ class FusedBottle2neck(Bottle2neck):
 
 
 class FusedStage(nn.Sequential):
-    """A stage of rewritten blocks, of which each may write its result over that of the block before."""
+    """A stage of rewritten blocks: each may write its result over that of the block before."""
 
     def forward(self, x: Tensor) -> Tensor:
         """As `nn.Sequential.forward`."""
-        ours = False  # whether `x` is a map of this stage that nobody holds
+        ours = False  # whether `x` is a map of this stage that no hook holds
         for block in self:
             if isinstance(block, FusedBottle2neck):
                 x = block(x, overwrite=ours and not _held(block, block.conv1))
@@ -207,9 +210,9 @@ def _held(*modules: nn.Module) -> bool:
 class _Packed:
     """Weights as oneDNN lays them out for the last two shapes of input; a copy of the layer makes its own.
 
-    The layout depends on the shape and on the number of threads, and from one such layout to another oneDNN
-    has a way a hundred times slower than from PyTorch's: laying them out for every new shape costs little.
-    What is changed through `weight.data` goes unnoticed, as PyTorch does not count it.
+    The layout depends on the shape and on the number of threads. To convert one such layout into another
+    takes oneDNN a hundred times longer than from PyTorch's, so each shape gets its own. A change through
+    `weight.data` goes unnoticed, as PyTorch does not count it.
     """
 
     def __init__(self) -> None:
@@ -220,7 +223,7 @@ class _Packed:
         state = weight.data_ptr(), version, torch.get_num_threads()
         known, made = self._made
         if known is None or known[1:] != state:
-            known, made = (weight.detach(), *state), {}  # held, so that its address is nobody else's
+            known, made = (weight.detach(), *state), {}  # held, so that no other tensor gets its address
         if shape not in made:
             newest = list(made.items())[-1:]
             made = dict([*newest, (shape, pack())])
@@ -232,18 +235,40 @@ class _Packed:
 
 
 def _fuses(x: Tensor) -> bool:
-    """Whether oneDNN's operations, which know neither gradients nor tracing, can take this."""
+    """Whether oneDNN's operations, which support neither gradients nor tracing, can take this."""
     if is_tracing() or torch.compiler.is_compiling():  # type: ignore[no-untyped-call]
         return False
     return bool(
         x.device.type == "cpu"
-        and (x.dtype == torch.float32 or (x.dtype == torch.bfloat16 and _has_bf16()))
+        and x.dtype in (torch.float32, torch.bfloat16)
         and x.numel() > 0
         and torch.backends.mkldnn.enabled
         and not (torch.is_grad_enabled() and x.requires_grad)
+        and onednn_works(x.dtype)
     )
 
 
 @functools.cache
-def _has_bf16() -> bool:
-    return bool(_ONEDNN._is_mkldnn_bf16_supported())
+def onednn_works(dtype: torch.dtype) -> bool:
+    """Whether this PyTorch has the private operations used here and they compute what the public ones do.
+
+    They are tried once. If they do not work, one log line says why.
+    """
+    if dtype == torch.bfloat16 and not (onednn_works(torch.float32) and _ONEDNN._is_mkldnn_bf16_supported()):
+        return False
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=()), torch.autocast("cpu", enabled=False):
+            conv, x = nn.Conv2d(4, 4, 3, padding=1).to(dtype), torch.randn(1, 4, 5, 6, dtype=dtype)
+            fused = FusedConv2d.of(conv, conv.weight, conv.bias, relu=True)
+            linear = FusedLinear.of(nn.Linear(6, 4).to(dtype))
+            for layer, inputs in ((fused, [x]), (fused, [x, x.clone()]), (linear, [x])):
+                expected = layer.plain(*inputs)
+                # Far above rounding in any precision that the user has set, far below a wrong operation.
+                torch.testing.assert_close(layer.onednn(*inputs), expected, atol=0.05, rtol=0.05)
+    except Exception as error:  # a missing operation, other arguments, or a wrong result
+        _log.warning(
+            "optimized networks run without oneDNN's fused operations, which do not work here: %s",
+            one_line(error),
+        )
+        return False
+    return True

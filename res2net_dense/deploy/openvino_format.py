@@ -1,13 +1,24 @@
-"""OpenVINO's files: its own reader takes the ONNX program, its own writer makes .xml and .bin."""
+"""OpenVINO files: its reader takes the ONNX form, its writer makes .xml, and .bin with the weights.
+
+They are data, not code.
+"""
 
 from __future__ import annotations
 
 import sys
+import tempfile
 from pathlib import Path
 from types import ModuleType
 
-from res2net_dense.deploy.description import METADATA_KEY
-from res2net_dense.errors import ExportError, MissingDependencyError
+import torch
+from torch import Tensor
+
+from res2net_dense.deploy import onnx_format
+from res2net_dense.deploy.description import METADATA_KEY, Description, Run
+from res2net_dense.errors import ExportError, MissingDependencyError, one_line
+from res2net_dense.models.graphs import Graph
+
+SUFFIX = ".xml"
 
 _TELEMETRY = "openvino_telemetry"
 
@@ -16,14 +27,14 @@ def import_openvino() -> ModuleType:
     """Return the module `openvino` without letting it phone home.
 
     Its import sends an event to the maker and leaves an id in the home folder, whatever is done afterwards,
-    unless the package `openvino_telemetry` cannot be found. So here it cannot.
+    unless the package `openvino_telemetry` cannot be found. So it is hidden during the import.
 
     Raises:
         MissingDependencyError: it is not installed.
     """
     hides = "openvino" not in sys.modules and _TELEMETRY not in sys.modules
     if hides:
-        sys.modules[_TELEMETRY] = None  # type: ignore[assignment]  # how Python marks what is not to be had
+        sys.modules[_TELEMETRY] = None  # type: ignore[assignment]  # Python's mark of a module to hide
     try:
         import openvino
     except ImportError as error:
@@ -36,8 +47,22 @@ def import_openvino() -> ModuleType:
     return openvino
 
 
+def check_installed() -> None:
+    """See `export.Format`."""
+    import_openvino()
+    onnx_format.import_onnx()
+
+
+def write(graph: Graph, path: Path, description: Description) -> None:
+    """See `export.Format`."""
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        source = Path(folder) / "network.onnx"
+        onnx_format.write(graph, source, description)
+        convert_onnx(source, path, description.to_json())
+
+
 def convert_onnx(source: Path, path: Path, metadata: str) -> None:
-    """Write `path` (.xml) and the .bin beside it from an ONNX file; weights keep their precision.
+    """Write `path` (.xml) and its .bin from an ONNX file; weights keep their precision.
 
     Args:
         source: the ONNX file.
@@ -45,7 +70,7 @@ def convert_onnx(source: Path, path: Path, metadata: str) -> None:
         metadata: kept in the file.
 
     Raises:
-        ExportError: OpenVINO cannot read the program.
+        ExportError: OpenVINO cannot read the network, or the file cannot be written.
         MissingDependencyError: openvino is not installed.
     """
     openvino = import_openvino()
@@ -53,11 +78,32 @@ def convert_onnx(source: Path, path: Path, metadata: str) -> None:
         model = openvino.Core().read_model(source)
     except RuntimeError as error:
         raise ExportError(
-            f"OpenVINO cannot read the ONNX form of this network ({' '.join(str(error).split())[:300]}): "
-            "choose --format onnx"
+            f"OpenVINO cannot read the ONNX form of this network ({one_line(error, 300)}): choose "
+            "--format onnx"
         ) from None
     model.set_rt_info(metadata, METADATA_KEY)
     try:
         openvino.save_model(model, str(path), compress_to_fp16=False)
     except RuntimeError as error:
-        raise ExportError(f"{path} cannot be written ({' '.join(str(error).split())[:200]})") from None
+        raise ExportError(f"{path} cannot be written ({one_line(error)})") from None
+
+
+def open_file(path: Path) -> tuple[str | None, Run]:
+    """See `export.Format`; it computes in float32."""
+    weights = path.with_suffix(".bin")
+    if not weights.is_file():
+        raise ExportError(f"{weights} does not exist: the weights of {path}, which must be next to it")
+    core = import_openvino().Core()
+    model = core.read_model(path)
+    found = model.has_rt_info([METADATA_KEY])
+    settings = {
+        "INFERENCE_PRECISION_HINT": "f32",  # otherwise bfloat16 if the processor has that
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+    }
+    compiled = core.compile_model(model, "CPU", settings)
+
+    def run(images: Tensor) -> list[Tensor]:
+        outputs = compiled([images.contiguous().numpy()])
+        return [torch.from_numpy(outputs[number]) for number in range(len(compiled.outputs))]
+
+    return str(model.get_rt_info([METADATA_KEY]).astype(str)) if found else None, run

@@ -1,7 +1,7 @@
 """Whether an exported file computes what the network computes; one that does not is deleted.
 
-Pictures of several sizes, in batches of one and two where the file takes them, go through both. What is
-compared are the outputs themselves, and of the network as a whole what `model(batch)` says.
+Images of several sizes, in batches of one and two if the file takes them, go through both. The outputs
+themselves are compared, and the file's predictions with what `model(batch)` returns.
 """
 
 from __future__ import annotations
@@ -32,18 +32,17 @@ from res2net_dense.models.graphs import Graph
 from res2net_dense.types import Prediction, Sample
 
 _SHORT_EDGE, _LEAST_STEP, _LEAST_EDGE = 224, 32, 64
-_LOOKED_AT = 8
-"""Pictures in which detections are looked for."""
+_SEARCHED = 8
+"""Images in which detections are looked for."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ParityReport:
-    """What was compared, and how it came out."""
+    """What was compared, with the results."""
 
     tolerance: Tolerance
     rows: list[Row]
     notes: list[str]
-    """What a reader should know of the whole."""
 
     @property
     def passed(self) -> bool:
@@ -55,16 +54,15 @@ class ParityReport:
         return [self._in_words(row) for row in self.rows if not row.passed]
 
     def table(self) -> str:
-        """All rows as text, and the notes below."""
+        """All rows as text, followed by the notes."""
         cells = [("size", "batch", "output", "max difference", "agreement", "verdict")]
         for row in self.rows:
+            worst = "" if math.isnan(row.max_abs) else f"{row.max_abs:.2g}"
             agreement = "" if math.isnan(row.agreement) else f"{100 * row.agreement:.3f} %"
             verdict = ("good" if row.passed else "DIFFERS") + (f", {row.note}" if row.note else "")
-            cells.append(
-                (_size(row.size), str(row.batch), row.output, _number(row.max_abs), agreement, verdict)
-            )
+            cells.append(("{}x{}".format(*row.size), str(row.batch), row.output, worst, agreement, verdict))
         widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-        lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in cells]
+        lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in cells]
         if math.isfinite(self.tolerance.difference):
             lines.append(
                 f"at most {self.tolerance.difference:g} (boxes: {self.tolerance.boxes:g} pixels), at least "
@@ -73,71 +71,69 @@ class ParityReport:
         return "\n".join([*lines, *self.notes])
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as plain data for JSON: null for NaN, and what is infinite is text."""
-        rows = [{name: _plain(value) for name, value in row._asdict().items()} for row in self.rows]
-        tolerance = {name: _plain(value) for name, value in self.tolerance._asdict().items()}
+        """Everything as plain data for JSON: NaN becomes null, infinity text."""
+        tolerance = _plain(self.tolerance._asdict())
+        rows = [_plain(row._asdict()) for row in self.rows]
         return {"passed": self.passed, "tolerance": tolerance, "rows": rows, "notes": self.notes}
 
     def _in_words(self, row: Row) -> str:
-        words = f"{row.output} at {_size(row.size)}, batch {row.batch}"
+        words = "{} at {}x{}, batch {}".format(row.output, *row.size, row.batch)
         if math.isnan(row.max_abs) and math.isnan(row.agreement):
             return f"{words}: {row.note}"
         limit = self.tolerance.boxes if row.output.endswith("boxes") else self.tolerance.difference
         if not math.isnan(row.max_abs) and not within(row.max_abs, limit):
-            return f"{words} by {_number(row.max_abs)} (at most {limit:g})"
+            return f"{words} by {row.max_abs:.2g} (at most {limit:g})"
         return f"{words} in {100 * (1 - row.agreement):.3g} % of the labels"
 
 
 def compare(
     graph: Graph,
     exported: ExportedModel,
-    pictures: Sequence[Tensor] = (),
+    images: Sequence[Tensor] = (),
     *,
     model: nn.Module | None = None,
 ) -> ParityReport:
-    """Run both on the same pictures.
+    """Run both on the same images.
 
     Args:
         graph: what was exported.
         exported: the file.
-        pictures: each `(3, H, W)` uint8, RGB, such as the evaluation's; where there are none they are made
-            up. They are resized to the sizes that are tried.
-        model: the network itself, seeing pictures whole and once, whose predictions the file's must equal
-            too. None leaves that out.
+        images: each `(3, H, W)` uint8, RGB, such as the evaluation's, resized to the sizes that are tried;
+            synthetic ones if there are none.
+        model: the network itself, seeing each image once and whole. The file's predictions must equal its
+            predictions too. None leaves that out.
 
     Raises:
-        ExportError: The file cannot be run.
+        ExportError: the file cannot be run.
     """
     description = exported.description
     tolerance, cut = TOLERANCES[description.precision], Cut.of(description.config)
-    notes = [] if pictures else ["the pictures are made up: there was no evaluation set"]
+    notes = [] if images else ["the images are synthetic: there was no evaluation set"]
     if description.precision == "int8":
-        notes.append("int8 is another network: the evaluation set says what it is worth (--eval)")
-    finds_objects = "boxes" in graph.outputs
-    pictures = list(pictures) or made_pictures()
-    if finds_objects:
-        pictures = _with_detections(graph, pictures, description.size)
-    height, width = pictures[0].shape[-2:]
-    if not finds_objects:  # objects may be lost with their size, dense outputs are not
+        notes.append("int8 is another network: --eval measures it on the evaluation set")
+    images = list(images) or synthetic_images()
+    height, width = images[0].shape[-2:]
+    detects = "boxes" in graph.outputs
+    if detects:
+        images = _with_detections(graph, images, description.size)
+        height, width = images[0].shape[-2:]
+    else:  # a smaller image may lose its objects, but not dense outputs
         factor = min(1.0, _SHORT_EDGE / min(height, width))
         height, width = round(height * factor), round(width * factor)
     sizes = [description.size] if description.size else sizes_to_try(height, width, graph.divisor)
-    batches = [description.batch] if description.batch else [1, 2]
     rows: list[Row] = []
     for size in sizes:
-        for batch in batches:
-            images = torch.stack([_resized(pictures[n % len(pictures)], size) for n in range(batch)])
-            with torch.no_grad():
-                expected = dict(zip(graph.outputs, graph(images), strict=True))
-            rows += batch_rows(expected, exported.run(images), size, batch, tolerance, cut)
+        for batch in [description.batch] if description.batch else [1, 2]:
+            inputs = torch.stack([_resized(images[n % len(images)], size) for n in range(batch)])
+            outputs = exported.run(inputs)
+            rows += batch_rows(_run(graph, inputs), outputs, size, batch, tolerance, cut)
         if model is not None:
-            rows += _prediction_rows(model, graph, exported, _resized(pictures[0], size), tolerance, cut)
-    if finds_objects and all(
-        row.passed and math.isnan(row.agreement) for row in rows if row.output == "labels"
-    ):
+            rows += _prediction_rows(model, graph, exported, _resized(images[0], size), tolerance, cut)
+    labels = [row for row in rows if row.output == "labels"]
+    if detects and all(row.passed and math.isnan(row.agreement) for row in labels):
         notes.append(
             "no detection is on both sides beyond doubt, so boxes, labels and masks were not compared: give "
-            "pictures on which the model finds something (data.val)"
+            "images on which the model finds something (data.val)"
         )
     return ParityReport(tolerance, rows, notes)
 
@@ -146,7 +142,7 @@ def gate(
     graph: Graph,
     path: str | Path,
     decoder: Decoder,
-    pictures: Sequence[Tensor] = (),
+    images: Sequence[Tensor] = (),
     *,
     model: nn.Module | None = None,
     name: str | Path | None = None,
@@ -154,24 +150,23 @@ def gate(
     """Compare a file with what it was exported from, and delete it if it differs.
 
     Args:
-        graph, pictures, model: see `compare`.
+        graph, images, model: see `compare`.
         path: the file.
         decoder: reads the outputs of the file, see `ExportedModel`.
-        name: what to call it in messages, where `path` is a temporary one.
+        name: what messages call the file if `path` is temporary.
 
     Raises:
-        ExportError: It differs or does not run; the message has the numbers, and the file is gone with those
-            beside it.
+        ExportError: it differs or does not run; the message has the numbers, and the file is deleted with
+            those that belong to it.
     """
     path = Path(path)
     try:
-        report = compare(graph, open_exported(path, lambda _: decoder), pictures, model=model)
-        failures = report.failures()
+        report = compare(graph, open_exported(path, lambda _: decoder), images, model=model)
     except ExportError as error:
         delete_export(path)
         reason = str(error).replace(str(path), str(name or path))
         raise ExportError(f"{name or path} is not kept, it does not run: {reason}") from error
-    if failures:
+    if failures := report.failures():
         delete_export(path)
         more = f" and {len(failures) - 3} more" if len(failures) > 3 else ""
         raise ExportError(
@@ -183,14 +178,14 @@ def gate(
 
 def delete_export(path: Path) -> None:
     """Delete an exported file and what belongs to it: OpenVINO's weights, the JSON."""
-    beside = [path.with_suffix(".bin")] if path.suffix == ".xml" else []
-    for file in (path, path.with_name(f"{path.name}.json"), *beside):
+    weights = [path.with_suffix(".bin")] if path.suffix == ".xml" else []
+    for file in (path, path.with_name(f"{path.name}.json"), *weights):
         file.unlink(missing_ok=True)
 
 
 def sizes_to_try(height: int, width: int, divisor: int) -> list[tuple[int, int]]:
-    """Four sizes near the given one: a square and a wide one of multiples of the divisor, a large and an
-    upright one that are none.
+    """Four sizes near the given one: square and wide with multiples of the divisor, large and upright
+    without.
     """
     step = max(divisor, _LEAST_STEP)
     edge = max(round(min(height, width) / step) * step, _LEAST_EDGE, step)
@@ -203,97 +198,86 @@ def sizes_to_try(height: int, width: int, divisor: int) -> list[tuple[int, int]]
     ]
 
 
-def made_pictures(
+def synthetic_images(
     count: int = 2, size: tuple[int, int] = (_SHORT_EDGE, _SHORT_EDGE * 3 // 2)
 ) -> list[Tensor]:
-    """Pictures of coloured blobs and some noise, `(3, H, W)` uint8, always the same."""
+    """Images of coloured blobs and some noise, `(3, H, W)` uint8, always the same."""
     generator = torch.Generator().manual_seed(0)
     blobs = torch.rand(count, 3, 7, 9, generator=generator) * 1.6 - 0.3
-    pictures = F.interpolate(blobs, size, mode="bicubic", align_corners=False)
-    pictures += 0.05 * torch.randn(pictures.shape, generator=generator)
-    return list((pictures * 255).clamp(0, 255).to(torch.uint8))
+    images = F.interpolate(blobs, size, mode="bicubic", align_corners=False)
+    images += 0.05 * torch.randn(images.shape, generator=generator)
+    return list((images * 255).clamp(0, 255).to(torch.uint8))
+
+
+@torch.no_grad()
+def _run(graph: Graph, images: Tensor) -> dict[str, Tensor]:
+    return dict(zip(graph.outputs, graph(images), strict=True))
 
 
 def _with_detections(
-    graph: Graph, pictures: Sequence[Tensor], size: tuple[int, int] | None
+    graph: Graph, images: Sequence[Tensor], size: tuple[int, int] | None
 ) -> Sequence[Tensor]:
-    """Those of the first pictures in which the network finds something; all if there are none."""
-    found = []
-    for picture in pictures[:_LOOKED_AT]:
-        with torch.no_grad():
-            outputs = graph(_resized(picture, size or (picture.shape[-2], picture.shape[-1]))[None])
-        if len(outputs[graph.outputs.index("boxes")]):
-            found.append(picture)
-    return found or pictures
+    """The first images in which the network finds something; all if there are none."""
+    found = [image for image in images[:_SEARCHED] if len(_run(graph, _resized(image, size)[None])["boxes"])]
+    return found or images
 
 
 def _prediction_rows(
-    model: nn.Module, graph: Graph, exported: ExportedModel, picture: Tensor, tolerance: Tolerance, cut: Cut
+    model: nn.Module, graph: Graph, exported: ExportedModel, image: Tensor, tolerance: Tolerance, cut: Cut
 ) -> Iterator[Row]:
-    """Compare what both say of one picture that was twice as small before."""
-    size = picture.shape[-2], picture.shape[-1]
+    """Compare both predictions on one image whose original was about twice as large."""
+    size = image.shape[-2], image.shape[-1]
     original = size[0] * 2 + 1, size[1] * 2
-    batch: list[Sample] = [{"image": picture, "original_height": original[0], "original_width": original[1]}]
+    batch: list[Sample] = [{"image": image, "original_height": original[0], "original_width": original[1]}]
     with torch.no_grad():
-        expected: Prediction = model(batch)[0]
-    got = exported(batch)[0]
-    tensors: list[dict[str, Tensor]] = [
-        {name: value.cpu() for name, value in one.items() if isinstance(value, Tensor)}
-        for one in (expected, got)
-    ]
+        predictions: tuple[Prediction, Prediction] = model(batch)[0], exported(batch)[0]
+    expected, got = (
+        {name: value.cpu() for name, value in one.items() if isinstance(value, Tensor)} for one in predictions
+    )
     if "boxes" in expected:
-        rows: Iterator[Row] = detection_rows(tensors[0], tensors[1], original, tolerance, cut)
-        yield from (row._replace(size=size, output=f"predicted {row.output}") for row in rows)
+        for row in detection_rows(expected, got, original, tolerance, cut):
+            yield row._replace(size=size, output=f"predicted {row.output}")
         return
-    for name, value in tensors[0].items():
-        other = tensors[1][name]
+    for name, value in expected.items():
+        worst, share, other = math.nan, math.nan, got[name]
         if name == "sem_seg":
-            same = value == other if value.shape == other.shape else torch.zeros_like(value)
-            share = float(same.double().mean())
-            good = share >= tolerance.agreement or (
-                value.shape == other.shape and _between_classes(graph, exported, picture, value, other)
+            same = value.shape == other.shape
+            share = float((value == other).double().mean()) if same else 0.0
+            passed = share >= tolerance.agreement or (
+                same and _between_classes(graph, exported, image, value, other)
             )
-            yield Row(size, 1, f"predicted {name}", math.nan, share, good)
         else:
             worst = difference(value, other)
-            yield Row(size, 1, f"predicted {name}", worst, math.nan, within(worst, tolerance.difference))
+            passed = within(worst, tolerance.difference)
+        yield Row(size, 1, f"predicted {name}", worst, share, passed)
 
 
 def _between_classes(
-    graph: Graph, exported: ExportedModel, picture: Tensor, labels: Tensor, others: Tensor
+    graph: Graph, exported: ExportedModel, image: Tensor, labels: Tensor, others: Tensor
 ) -> bool:
-    """Whether two maps of labels differ only where both classes are as likely as each other, as near as graph
-    and file are to each other.
+    """Whether two maps of labels differ only where both classes are equally likely, up to the difference
+    between the outputs of graph and file.
     """
-    images = torch.stack([picture] * (exported.description.batch or 1))
-    with torch.no_grad():
-        logits = (
-            dict(zip(graph.outputs, graph(images), strict=True))["logits"],
-            exported.run(images)["logits"],
-        )
-    mine, theirs = (one[:1].cpu().softmax(1) for one in logits)
+    images = torch.stack([image] * (exported.description.batch or 1))
+    mine, theirs = (
+        outputs["logits"][:1].cpu().softmax(1) for outputs in (_run(graph, images), exported.run(images))
+    )
     likely = F.interpolate(mine, labels.shape, mode="bilinear", align_corners=False)[0]
     gaps = (likely.gather(0, labels[None]) - likely.gather(0, others[None]))[0].abs()
     rounding = 1e-6
     return bool((gaps[labels != others] <= 2 * difference(mine, theirs) + rounding).all())
 
 
-def _resized(picture: Tensor, size: tuple[int, int]) -> Tensor:
-    if picture.shape[-2:] == size:
-        return picture
-    resized = F.interpolate(picture[None].float(), size, mode="bilinear", antialias=True)
+def _resized(image: Tensor, size: tuple[int, int] | None) -> Tensor:
+    if size is None or image.shape[-2:] == size:
+        return image
+    resized = F.interpolate(image[None].float(), size, mode="bilinear", antialias=True)
     return resized[0].round().clamp(0, 255).to(torch.uint8)
 
 
-def _size(size: tuple[int, int]) -> str:
-    return f"{size[0]}x{size[1]}"
-
-
-def _number(value: float) -> str:
-    return "" if math.isnan(value) else f"{value:.2g}"
-
-
 def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _plain(one) for name, one in value.items()}
     if isinstance(value, float) and not math.isfinite(value):
         return None if math.isnan(value) else str(value)
     return list(value) if isinstance(value, tuple) else value

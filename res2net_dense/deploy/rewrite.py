@@ -1,5 +1,5 @@
-"""Rewrites that leave a network's outputs as they are and make it cheap: batch norm goes into the
-convolutions, ReLU and shortcut with it, and the splits of a Res2Net block stay in place.
+"""Rewrites that make a network fast and keep its outputs: convolutions take over the batch norm, ReLU and
+shortcut that follow them, and the splits of a Res2Net block stay in place.
 """
 
 from __future__ import annotations
@@ -16,13 +16,19 @@ from res2net_dense.backbones.bottle2neck import Bottle2neck
 from res2net_dense.backbones.dla import Root
 from res2net_dense.backbones.layers import DeformableConv2d
 from res2net_dense.backbones.res2net import Res2Net
-from res2net_dense.deploy.layers import FusedBottle2neck, FusedConv2d, FusedLinear, FusedStage
+from res2net_dense.deploy.layers import (
+    FusedBottle2neck,
+    FusedConv2d,
+    FusedLinear,
+    FusedStage,
+    onednn_works,
+)
 from res2net_dense.deploy.roi_align import FastRoIAlign
 from res2net_dense.errors import ConfigError
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
-# Batch norms of other libraries (detectron2's, torchvision's) and of ours, by name: not all are installed.
+# Batch norms of detectron2, torchvision and ours, by name: not all are installed.
 _BATCH_NORMS = {
     "FrozenNorm",
     "FrozenBatchNorm2d",
@@ -31,7 +37,7 @@ _BATCH_NORMS = {
     "SingleValueSafeSyncBatchNorm",
 }
 
-# Modules of ours that run attributes of these names one after the other: convolution, norm, ReLU.
+# Modules of ours that run attributes of these names in order: convolution, norm, ReLU.
 _STEPS: dict[type[nn.Module], tuple[str, str, str]] = {
     Res2Net: ("conv1", "bn1", "relu"),
     Root: ("conv", "bn", "relu"),
@@ -48,17 +54,17 @@ def optimize_for_inference(
     """Return a copy of a network that computes the same in less time.
 
     Args:
-        model: a backbone, a classifier, a segmentation, saliency or R-CNN model of ours, on its device; it
-            stays as it is.
-        dtype: of weights and maps: bfloat16 or float16 give results in float32. None leaves them.
-        channels_last: lay out maps as (N, H, W, C), which is faster on CPUs and recent GPUs.
+        model: a backbone, a classifier, a segmentation, saliency or R-CNN model of ours, on its device; it is
+            not changed.
+        dtype: of weights and feature maps: bfloat16 or float16, with results in float32. None leaves them.
+        channels_last: lay out feature maps as (N, H, W, C), which is faster on CPUs and recent GPUs.
         pad_width: give the splits of Res2Net blocks zero channels up to a multiple of this, such as 8 for
-            tensor cores: 14, 18 and 26 are none. None leaves them.
+            tensor cores, of which 14, 18 and 26 are not multiples. None leaves them.
 
     Returns:
-        The rewritten network in evaluation mode, without gradients. It takes and gives what `model` does. In
-        half precision only as a whole: its other methods and parts are those of its attribute `model`. What
-        hung on norms and ReLUs that are folded is not called any more.
+        The rewritten network in evaluation mode, without gradients, called as `model` is. In half precision
+        only as a whole: its other methods and parts are those of its attribute `model`. Hooks on norms and
+        ReLUs that are folded are no longer called.
 
     Raises:
         ConfigError: an argument has no meaning.
@@ -66,38 +72,29 @@ def optimize_for_inference(
     if dtype not in (None, *DTYPES):
         raise ConfigError(f"dtype is {dtype}; allowed: {', '.join(map(str, DTYPES))}")
     if pad_width is not None and (type(pad_width) is not int or pad_width < 1):
-        raise ConfigError(f"pad_width is {pad_width!r}; it is a whole number above 0, usually 8")
-    if isinstance(model, _Lower):
-        raise ConfigError(f"the model is rewritten for {model.dtype} already: rewrite the one it was made of")
+        raise ConfigError(f"pad_width is {pad_width!r}; it must be a positive integer, usually 8")
+    if isinstance(model, _HalfPrecision):
+        raise ConfigError(f"the model is optimized for {model.dtype} already: optimize the original")
+    onednn_works(torch.float32)  # so that its message, if there is one, comes now
     # Tensors made in inference mode would have no versions, by which a layer knows that its weights changed.
     with torch.inference_mode(False), torch.no_grad():
         model = copy.deepcopy(model).eval().requires_grad_(False)
-        places = Counter(id(module) for _, module in model.named_modules(remove_duplicate=False))
-        single = {place for place, count in places.items() if count == 1}
+        uses = Counter(id(module) for _, module in model.named_modules(remove_duplicate=False))
+        single = {module for module, count in uses.items() if count == 1}
         for module in list(model.modules()):
             _fold_inside(module, single)
         for module in list(model.modules()):
             if isinstance(module, Bottle2neck) and all(map(_is_fixed, _norms(module))):
                 _fuse_block(module, pad_width)
         for module in list(model.modules()):
-            if _is_plain_conv(module):
-                FusedConv2d.of(module, module.weight, module.bias, relu=False)
-            elif isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward:
-                FusedLinear.of(module)
-            elif type(module).__name__ in ("RoIAlign", "ROIAlign"):  # torchvision's and detectron2's
-                FastRoIAlign.of(module)
-            elif isinstance(module, Res2Net):
-                for name in module.stages:
-                    stage = module.get_submodule(name)
-                    if type(stage) is nn.Sequential:
-                        stage.__class__ = FusedStage
+            _replace(module)
         if channels_last:
             model.to(memory_format=torch.channels_last)
-        return model if dtype in (None, torch.float32) else _Lower(model, dtype)
+        return model if dtype in (None, torch.float32) else _HalfPrecision(model, dtype)
 
 
-class _Lower(nn.Module):
-    """A rewritten model whose convolutions and linear layers compute in half precision, and which answers in
+class _HalfPrecision(nn.Module):
+    """A rewritten model whose convolutions and linear layers compute in half precision; its results are
     float32.
     """
 
@@ -134,25 +131,36 @@ def _in_float32(result: Any) -> Any:
         return result.float() if result.is_floating_point() else result
     if isinstance(result, dict):
         return {key: _in_float32(value) for key, value in result.items()}
-    if isinstance(result, (list, tuple)):
-        values = [_in_float32(value) for value in result]
-        return type(result)(*values) if hasattr(result, "_fields") else type(result)(values)
-    return result
+    return type(result)(map(_in_float32, result)) if isinstance(result, (list, tuple)) else result
+
+
+def _replace(module: nn.Module) -> None:
+    """Turn a layer that is left as it was, or a stage, into its fast form."""
+    if _is_plain_conv(module):
+        FusedConv2d.of(module, module.weight, module.bias, relu=False)
+    elif isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward:
+        FusedLinear.of(module)
+    elif type(module).__name__ in ("RoIAlign", "ROIAlign"):  # torchvision's and detectron2's
+        FastRoIAlign.of(module)
+    elif isinstance(module, Res2Net):
+        for stage in map(module.get_submodule, module.stages):
+            if type(stage) is nn.Sequential:
+                stage.__class__ = FusedStage
 
 
 def _fold_inside(module: nn.Module, single: set[int]) -> None:
-    """Fold the norms that are children of `module` into the convolutions before them, ReLUs too where nothing
-    else is between.
+    """Fold the norms among the children of `module` into the convolutions before them, and ReLUs that follow
+    directly. Modules in `single` are used once.
     """
     if type(module).forward is nn.Sequential.forward:
         _fold_sequence(module, single)
     for kind, names in _STEPS.items():
         if isinstance(module, kind):
-            steps = nn.Sequential(*(module.get_submodule(name) for name in names))
+            steps = nn.Sequential(*map(module.get_submodule, names))
             _fold_sequence(steps, single)
             for name, step in zip(names, steps, strict=True):
                 setattr(module, name, step)
-    # detectron2's convolutions bring their norm and their activation along.
+    # detectron2's convolutions contain their norm and their activation.
     if isinstance(module, nn.Conv2d) and hasattr(module, "norm") and hasattr(module, "activation"):
         norm, activation = cast("nn.Module | None", module.norm), module.activation
         relu = activation is functional.relu or isinstance(activation, nn.ReLU)
@@ -176,9 +184,8 @@ def _fold_sequence(steps: nn.Module, single: set[int]) -> None:
         norm = following[0][1] if following and _is_fixed(following[0][1]) else None
         rest = following[1:] if norm is not None else following
         relu = bool(rest) and type(rest[0][1]) is nn.ReLU and isinstance(conv, nn.Conv2d)
-        if norm is None and not relu:
-            continue
-        _fold(conv, norm, relu=relu)
+        if norm is not None or relu:
+            _fold(conv, norm, relu=relu)
         for name, _ in following[: (norm is not None) + relu]:
             steps._modules[name] = nn.Identity()
 
@@ -191,16 +198,13 @@ def _last_conv(module: nn.Module | None) -> nn.Module | None:
 
 
 def _is_plain_conv(module: nn.Module | None) -> TypeGuard[nn.Conv2d]:
-    """Whether it is a convolution that does no more than `nn.Conv2d`."""
     return isinstance(module, nn.Conv2d) and type(module).forward is nn.Conv2d.forward
 
 
 def _is_fixed(norm: nn.Module | None) -> bool:
-    """Whether it is a batch norm with statistics that does no more than that in evaluation mode."""
-    if isinstance(norm, nn.modules.batchnorm._BatchNorm):
-        known = type(norm) in (nn.BatchNorm2d, nn.SyncBatchNorm) or type(norm).__name__ in _BATCH_NORMS
-        return known and norm.running_mean is not None
-    return type(norm).__name__ in _BATCH_NORMS
+    """Whether it is a known batch norm with statistics, so that it is a scale and a shift in evaluation."""
+    known = type(norm) in (nn.BatchNorm2d, nn.SyncBatchNorm) or type(norm).__name__ in _BATCH_NORMS
+    return known and getattr(norm, "running_mean", None) is not None
 
 
 def _norms(block: Bottle2neck) -> list[nn.Module]:
@@ -213,15 +217,13 @@ def _folded(conv: nn.Module, norm: Any) -> tuple[Tensor, Tensor | None]:
     weight, bias = cast(Tensor, conv.weight), cast("Tensor | None", conv.bias)
     if norm is None:
         return weight, bias
-    variance, mean = norm.running_var.double(), norm.running_mean.double()
-    scale = (variance + norm.eps).rsqrt()
-    shift = -mean * scale
+    scale = (norm.running_var.double() + norm.eps).rsqrt()
     if norm.weight is not None:
-        scale, shift = norm.weight.double() * scale, norm.weight.double() * shift
-    if norm.bias is not None:
-        shift = shift + norm.bias.double()
-    if bias is not None:
-        shift = shift + bias.double() * scale
+        scale = norm.weight.double() * scale
+    shift = -norm.running_mean.double() * scale
+    for added, factor in ((norm.bias, 1), (bias, scale)):
+        if added is not None:
+            shift = shift + added.double() * factor
     return (weight.double() * scale[:, None, None, None]).to(weight.dtype), shift.to(weight.dtype)
 
 
@@ -235,62 +237,55 @@ def _fold(conv: nn.Module, norm: nn.Module | None, *, relu: bool) -> None:
 
 
 def _fuse_block(block: Bottle2neck, pad_width: int | None) -> None:
-    _fold(block.conv1, block.bn1, relu=True)
-    _fold(block.conv3, block.bn3, relu=block.se is None)
-    block.bn1 = block.bn3 = nn.Identity()
-    deforms = False
-    if block.conv2 is not None:
-        _fold(block.conv2, block.bn2, relu=True)
-        block.bn2 = nn.Identity()
-        deforms = isinstance(block.conv2, DeformableConv2d)
-        if deforms:
-            block.conv2 = nn.Sequential(block.conv2, nn.ReLU(inplace=True))
+    first, *between, last = _norms(block)
+    convs: list[nn.Module] = list(block.convs) if block.conv2 is None else [block.conv2]
+    deforms = isinstance(convs[0], DeformableConv2d)
+    _fold(block.conv1, first, relu=True)
+    for conv, norm in zip(convs, between, strict=True):
+        _fold(conv, norm, relu=True)
+    _fold(block.conv3, last, relu=block.se is None)
+    if deforms:
+        convs = [nn.Sequential(conv, nn.ReLU(inplace=True)) for conv in convs]
+    if block.conv2 is None:
+        block.convs, block.bns = nn.ModuleList(convs), nn.ModuleList()
     else:
-        for conv, norm in zip(block.convs, block.bns, strict=True):
-            _fold(conv, norm, relu=True)
-        block.bns = nn.ModuleList()
-        deforms = isinstance(block.convs[0], DeformableConv2d)
-        if deforms:
-            block.convs = nn.ModuleList(nn.Sequential(conv, nn.ReLU(inplace=True)) for conv in block.convs)
+        block.conv2, block.bn2 = convs[0], nn.Identity()
+    block.bn1 = block.bn3 = nn.Identity()
     block.__class__ = FusedBottle2neck
     assert isinstance(block, FusedBottle2neck)
     block.grouped = None
     if block.conv2 is None and not deforms:
         if pad_width is not None:
-            _pad(block, pad_width)
+            _pad(block, -block.width % pad_width)
         if block.independent:
             _group(block)
 
 
-def _pad(block: FusedBottle2neck, multiple: int) -> None:
-    """Give the splits zero channels."""
+def _pad(block: FusedBottle2neck, more: int) -> None:
+    """Give each split `more` zero channels."""
     convs = cast("list[FusedConv2d]", list(block.convs))
-    more = -block.width % multiple
     if convs[0].groups > 1 or not more:
         return
 
-    def padded(tensor: Tensor | None, axis: int, splits: int = 1) -> Tensor | None:
-        if tensor is None:
-            return None
-        parts = tensor.chunk(splits, axis)
-        shape = list(parts[0].shape)
-        shape[axis] = more
-        return torch.cat([part for p in parts for part in (p, p.new_zeros(shape))], axis)
+    def padded(tensor: Tensor, axis: int, splits: int = 1) -> Tensor:
+        parts = torch.unflatten(tensor, axis, (splits, -1)).transpose(axis + 1, -1)
+        return functional.pad(parts, (0, more)).transpose(axis + 1, -1).flatten(axis, axis + 1)
 
-    def replace(conv: nn.Module, weight: Tensor | None, bias: Tensor | None) -> None:
-        conv = cast(FusedConv2d, conv)
-        FusedConv2d.of(conv, cast(Tensor, weight), bias, relu=conv.relu)
+    def replace(conv: nn.Module, weight: Tensor, bias: Tensor | None) -> None:
+        FusedConv2d.of(cast(FusedConv2d, conv), weight, bias, relu=cast(FusedConv2d, conv).relu)
 
-    replace(block.conv1, padded(block.conv1.weight, 0, block.scale), padded(block.conv1.bias, 0, block.scale))
+    # Folded convolutions have a bias.
+    conv1 = cast(FusedConv2d, block.conv1)
+    replace(conv1, padded(conv1.weight, 0, block.scale), padded(cast(Tensor, conv1.bias), 0, block.scale))
     for conv in convs:
-        replace(conv, padded(padded(conv.weight, 0), 1), padded(conv.bias, 0))
+        replace(conv, padded(padded(conv.weight, 0), 1), padded(cast(Tensor, conv.bias), 0))
     replace(block.conv3, padded(block.conv3.weight, 1, block.scale), block.conv3.bias)
     block.width += more
 
 
 def _group(block: FusedBottle2neck) -> None:
     """Make the independent splits of a stage block one grouped convolution, and the mean of the last one a
-    convolution too where all its windows have nine pixels.
+    convolution too if all its windows have nine pixels.
     """
     convs = cast("list[FusedConv2d]", list(block.convs))
     weight = torch.cat([conv.weight for conv in convs])

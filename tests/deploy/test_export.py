@@ -16,7 +16,7 @@ from res2net_dense.backbones import create_classifier, list_backbones
 from res2net_dense.deploy.description import METADATA_KEY, Description
 from res2net_dense.deploy.export import FORMATS, export, format_of
 from res2net_dense.deploy.openvino_format import convert_onnx, import_openvino
-from res2net_dense.deploy.parity import made_pictures
+from res2net_dense.deploy.parity import synthetic_images
 from res2net_dense.errors import ConfigError, ExportError, MissingDependencyError
 from res2net_dense.models.classification import ClassificationModel
 from res2net_dense.models.graphs import ClassificationGraph, Graph, SaliencyGraph, SegmentationGraph
@@ -37,8 +37,15 @@ def graphs():
     return {task: graph_of(task, tiny_model(task)) for task in TASKS}
 
 
+def write(task, graph, folder, format="onnx", **fields):
+    """Export a graph; returns the file."""
+    path = folder / f"model{FORMATS[format]}"
+    export(graph, path, description_of(task, graph, format=format, **fields))
+    return path
+
+
 def runner(path):
-    """Run a file as its makers say: images -> list of outputs."""
+    """Run a file by its library's manual: images -> list of outputs."""
     if path.suffix == ".onnx":
         session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
         return lambda images: list(map(torch.from_numpy, session.run(None, {"images": images.numpy()})))
@@ -54,7 +61,7 @@ def assert_runs_as(graph, path, sizes=SIZES, batches=(1, 2, 3), tolerance=1e-4):
     run = runner(path)
     for size in sizes:
         for batch in batches:
-            images = torch.stack(made_pictures(batch, size))
+            images = torch.stack(synthetic_images(batch, size))
             with torch.no_grad():
                 expected, got = graph(images), run(images)
             assert len(got) == len(expected)
@@ -75,14 +82,14 @@ FILES = [
 
 
 @pytest.mark.parametrize(("task", "format"), FILES)
-def test_any_size_and_number_of_pictures(graphs, tiny_file, task, format):
+def test_any_size_and_number_of_images(graphs, tiny_file, task, format):
     """Of saliency down to maps of one pixel, smaller than the windows of its means."""
     tiny = task == "saliency" and format in ("onnx", "openvino")
     sizes = [*SIZES, (7, 90), (1, 1)] if tiny else SIZES
     assert_runs_as(graphs[task], tiny_file(task, format), sizes=sizes)
 
 
-def test_every_format_says_what_it_is_to_its_own_reader(graphs, tiny_file):
+def test_every_format_describes_itself_to_its_own_reader(graphs, tiny_file):
     task = "semantic_segmentation"
     expected = {format: description_of(task, graphs[task], format=format).to_json() for format in FORMATS}
     model = onnx.load(tiny_file(task, "onnx"))
@@ -116,17 +123,15 @@ def test_onnx_files_are_whole_and_name_their_axes(tiny_file):
 @pytest.mark.parametrize("format", FORMATS)
 def test_a_file_of_one_size(graphs, tmp_path, format):
     """33 x 200 needs padding."""
-    path = tmp_path / f"one{FORMATS[format]}"
     graph = graphs["semantic_segmentation"]
-    fields = {"format": format, "size": (33, 200), "batch": 2}
-    export(graph, path, description_of("semantic_segmentation", graph, **fields))
+    path = write("semantic_segmentation", graph, tmp_path, format, size=(33, 200), batch=2)
     assert_runs_as(graph, path, sizes=[(33, 200)], batches=[2])
 
 
 @pytest.mark.parametrize("fixed", [{"size": (65, 97)}, {"batch": 2}], ids=["size", "batch"])
 def test_one_of_both_may_be_fixed(graphs, tmp_path, fixed):
-    graph, path = graphs["classification"], tmp_path / "half.onnx"
-    export(graph, path, description_of("classification", graph, **fixed))
+    graph = graphs["classification"]
+    path = write("classification", graph, tmp_path, **fixed)
     sizes, batches = [fixed.get("size", (33, 200)), (65, 97)], [fixed.get("batch", 3), 2]
     assert_runs_as(graph, path, sizes=sizes, batches=batches)
     with pytest.raises(ort.capi.onnxruntime_pybind11_state.InvalidArgument):
@@ -147,16 +152,15 @@ def test_every_kind_of_backbone(tmp_path, backbone):
     """Through ONNX, the first two stages with a block each."""
     network = create_classifier(num_classes=5, depths=(1, 1), **backbone)
     graph = ClassificationGraph(settled(ClassificationModel(network)))
-    path = tmp_path / "classifier.onnx"
-    export(graph, path, description_of("classification", graph))
+    path = write("classification", graph, tmp_path)
     assert_runs_as(graph, path, sizes=[(65, 97), (33, 200)], batches=[1, 3])
 
 
 def test_deformable_convolutions(tmp_path):
     """ONNX has them, OpenVINO's reader has not. With group norm and v1b's shortcuts, which round up."""
     network = create_classifier(TINY_V1B, 5, depths=(1, 1), dcn_stages=("res3",), norm="GN")
-    graph, path = ClassificationGraph(settled(ClassificationModel(network))), tmp_path / "dcn.onnx"
-    export(graph, path, description_of("classification", graph))
+    graph = ClassificationGraph(settled(ClassificationModel(network)))
+    path = write("classification", graph, tmp_path)
     assert_runs_as(graph, path, sizes=[(65, 97), (33, 200)], batches=[1, 3])
     with pytest.raises(ExportError, match="OpenVINO cannot read .* DeformConv") as error:
         convert_onnx(path, path.with_suffix(".xml"), "{}")
@@ -169,16 +173,15 @@ def test_deformable_convolutions(tmp_path):
 def test_every_backbone(tmp_path, name):
     graph = ClassificationGraph(settled(ClassificationModel(create_classifier(name, 5))))
     for format in ("onnx", "torch-export"):
-        path = tmp_path / f"classifier{FORMATS[format]}"
-        export(graph, path, description_of("classification", graph, format=format))
+        path = write("classification", graph, tmp_path, format)
         assert_runs_as(graph, path, sizes=[(65, 97), (33, 200)], batches=[1, 3], tolerance=1e-3)
 
 
 def test_deeplab_on_a_backbone_of_ours(tmp_path):
     backbone, smp = {"name": TINY_V1B, "depths": (1, 1, 1, 1)}, {"decoder_channels": 16}
     model = build_segmentation_model(backbone=backbone, arch="deeplabv3plus", num_classes=5, smp=smp)
-    graph, path = SegmentationGraph(settled(model)), tmp_path / "deeplab.onnx"
-    export(graph, path, description_of("semantic_segmentation", graph))
+    graph = SegmentationGraph(settled(model))
+    path = write("semantic_segmentation", graph, tmp_path)
     few = {"sizes": [(65, 97), (33, 200)], "batches": [1, 3], "tolerance": 1e-3}
     assert_runs_as(graph, path, **few)
     convert_onnx(path, path.with_suffix(".xml"), "{}")
@@ -193,9 +196,8 @@ def test_deeplab_on_a_backbone_of_ours(tmp_path):
 def test_other_architectures_of_segmentation(tmp_path, arch):
     backbone = {"name": "res2net50_v1b_26w_4s", "depths": (1, 1, 1, 1)}
     model = build_segmentation_model(backbone=backbone, arch=arch, num_classes=5)
-    graph, path = SegmentationGraph(settled(model)), tmp_path / "segmenter.onnx"
-    export(graph, path, description_of("semantic_segmentation", graph))
-    assert_runs_as(graph, path, tolerance=1e-3)
+    graph = SegmentationGraph(settled(model))
+    assert_runs_as(graph, write("semantic_segmentation", graph, tmp_path), tolerance=1e-3)
 
 
 @pytest.mark.slow
@@ -204,8 +206,7 @@ def test_saliency_on_a_backbone_of_ours(tmp_path, edge):
     """Down to maps of one pixel, smaller than the windows of its means."""
     backbone = {"name": "res2net50_14w_8s", "depths": (1, 1, 1, 1)}
     graph = SaliencyGraph(settled(build_saliency_model(backbone=backbone, channels=8, edge_weight=edge)))
-    path, sizes = tmp_path / "saliency.onnx", [*SIZES, (7, 90), (1, 1)]
-    export(graph, path, description_of("saliency", graph))
+    path, sizes = write("saliency", graph, tmp_path), [*SIZES, (7, 90), (1, 1)]
     assert_runs_as(graph, path, sizes=sizes, tolerance=1e-3)
     convert_onnx(path, path.with_suffix(".xml"), "{}")
     assert_runs_as(graph, path.with_suffix(".xml"), sizes=sizes, tolerance=1e-3)
@@ -247,27 +248,23 @@ unknown.register_fake(torch.empty_like)
         (lambda x: x.view(7), "torchscript", "cannot be traced"),
     ],
 )
-def test_what_a_format_cannot_hold_is_said_in_a_line(tmp_path, change, format, words):
+def test_what_a_format_cannot_hold_is_refused_in_one_line(tmp_path, change, format, words):
     graph = Odd(change)
     with pytest.raises(ExportError, match=words) as error:
-        export(
-            graph, tmp_path / f"odd{FORMATS[format]}", description_of("classification", graph, format=format)
-        )
+        write("classification", graph, tmp_path, format)
     assert_one_line(error)
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("format", ["onnx", "torchscript", "openvino"])
-def test_what_hangs_on_values_is_traced(tmp_path, format):
-    """A number of rows that nobody knows beforehand, of a picture of any size."""
+def test_what_depends_on_values_is_traced(tmp_path, format):
+    """An unknown number of rows, of an image of any size."""
     graph = Odd(lambda x: x[0, 0][x[0, 0] > 128], by_tracing=True)
-    path = tmp_path / f"traced{FORMATS[format]}"
-    description = description_of("detection", graph, format=format, batch=1)
-    export(graph, path, description)
+    path = write("detection", graph, tmp_path, format, batch=1)
     assert_runs_as(graph, path, batches=[1])
     if format == "onnx":
         (entry,) = onnx.load(path).metadata_props
-        assert Description.from_json(entry.value) == description
+        assert Description.from_json(entry.value) == description_of("detection", graph, batch=1)
 
 
 @pytest.mark.parametrize(
@@ -277,11 +274,7 @@ def test_what_hangs_on_values_is_traced(tmp_path, format):
 def test_what_tracing_cannot_do_is_refused(tmp_path, format, batch, words):
     graph = Odd(lambda x: x, by_tracing=True)
     with pytest.raises(ExportError, match=words) as error:
-        export(
-            graph,
-            tmp_path / f"a{FORMATS[format]}",
-            description_of("detection", graph, format=format, batch=batch),
-        )
+        write("detection", graph, tmp_path, format, batch=batch)
     assert_one_line(error)
 
 
@@ -303,9 +296,7 @@ def test_a_missing_library_is_named(graphs, tmp_path, monkeypatch, module, extra
     monkeypatch.setitem(sys.modules, module, None)
     format, graph = extra, graphs["classification"]
     with pytest.raises(MissingDependencyError, match=rf"\[{extra}\]") as error:
-        export(
-            graph, tmp_path / f"a{FORMATS[format]}", description_of("classification", graph, format=format)
-        )
+        write("classification", graph, tmp_path, format)
     assert_one_line(error, module)
 
 
@@ -333,7 +324,7 @@ for format, suffix in FORMATS.items():
     gate(graph, "model" + suffix, get_task("classification"))
 import openvino
 assert "openvino_telemetry" not in sys.modules
-import openvino_telemetry  # whoever wants it has it
+import openvino_telemetry  # others can still import it
 print("done")
 """
     home, work = tmp_path / "home", tmp_path / "work"
@@ -366,8 +357,11 @@ def test_a_description_comes_back_as_it_was():
     assert Description.from_json(later) == one
 
 
+GOOD = {"task": "saliency", "arch": "a", "backbone": "b", "outputs": ["saliency"]}
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", "3", "null", "[" * 100000, "NaN", '"a"'])
-def test_what_is_no_description_is_refused(text):
+def test_what_is_not_a_description_is_refused(text):
     with pytest.raises(ExportError, match="was not exported by it") as error:
         Description.from_json(text, "model.onnx")
     assert_one_line(error, "model.onnx")
@@ -378,11 +372,17 @@ def test_what_is_no_description_is_refused(text):
     [
         ({}, "without task, arch, backbone, outputs"),
         ({"task": "saliency", "backbone": "dla60"}, "without arch, outputs"),
-        ({"task": "saliency", "arch": "b", "backbone": "c", "outputs": [], "size": 3}, "with size 3"),
-        ({"task": "saliency", "arch": "b", "backbone": "c", "outputs": [], "size": [3]}, r"with size \[3\]"),
+        (GOOD | {"size": 3}, "with size 3"),
+        (GOOD | {"size": [3]}, r"with size \[3\]"),
+        (GOOD | {"size": ["a", "b"]}, "with size 'a'"),
+        (GOOD | {"size": [0, 4]}, "with size 0"),
+        (GOOD | {"batch": "x"}, "with batch 'x'"),
+        (GOOD | {"precision": "fp16"}, "with precision 'fp16'"),
+        (GOOD | {"outputs": 3}, "with outputs 3"),
+        (GOOD | {"task": 3}, "with task 3"),
     ],
 )
 def test_what_is_wrong_with_a_description_is_named(content, words):
     with pytest.raises(ExportError, match=words) as error:
         Description.from_json(json.dumps(content), "model.onnx")
-    assert_one_line(error, "model.onnx", "export it anew")
+    assert_one_line(error, "model.onnx", "export it again")

@@ -11,7 +11,7 @@ from running import assert_one_line
 from torch import nn
 
 from res2net_dense.deploy.export import export
-from res2net_dense.deploy.parity import compare, delete_export, gate, made_pictures, sizes_to_try
+from res2net_dense.deploy.parity import compare, delete_export, gate, sizes_to_try, synthetic_images
 from res2net_dense.errors import ExportError
 from res2net_dense.models.graphs import Graph
 from res2net_dense.tasks import get_task
@@ -55,7 +55,7 @@ def test_a_true_file_passes(models, tiny_file):
     header = ["size", "batch", "output", "max", "difference", "agreement", "verdict"]
     assert table.splitlines()[0].split() == header
     assert table.count("good") == len(report.rows)
-    assert "made up" in table
+    assert "synthetic" in table
     plain = json.loads(json.dumps(report.to_dict(), allow_nan=False))
     assert plain["passed"] is True
     assert plain["tolerance"] == {"difference": 1e-3, "boxes": 0.1, "agreement": 0.9999}
@@ -105,10 +105,10 @@ def test_a_small_change_is_noticed_in_every_task(task, spoil, models):
 def test_a_file_of_one_size_is_tried_at_it(models, tmp_path):
     path = tmp_path / "model.torchscript"
     graph = written(SEGMENTATION, models[SEGMENTATION], path, format="torchscript", size=(50, 70), batch=3)
-    task, images = get_task(SEGMENTATION), made_pictures(1, (300, 200))
+    task, images = get_task(SEGMENTATION), synthetic_images(1, (300, 200))
     report = gate(graph, path, task, images, model=models[SEGMENTATION])
     assert {(row.size, row.batch) for row in report.rows if "predicted" not in row.output} == {((50, 70), 3)}
-    assert "made up" not in report.table()
+    assert "synthetic" not in report.table()
 
 
 def test_a_file_that_does_not_run_is_deleted(models, tmp_path):
@@ -197,7 +197,7 @@ def test_sizes(size, divisor):
 
 
 class Boxes(Graph):
-    """Two boxes of equal score and one more, where a picture is not black."""
+    """Two boxes of equal score and one more, where a image is not black."""
 
     outputs = ("boxes", "labels", "scores", "masks")
     divisor = 32
@@ -298,13 +298,13 @@ def test_detections_that_differ_are_said(change, output, words):
     assert any(words in text for text in report.failures()), report.failures()
 
 
-def test_pictures_with_detections_are_taken():
+def test_images_with_detections_are_taken():
     black = torch.zeros(3, 100, 100, dtype=torch.uint8)
     exported = stood_in("detection", Boxes(), batch=1)
     nothing = compare(Boxes(), exported, [black])
     assert nothing.passed
     assert "no detection is on both sides" in nothing.table()
-    report = compare(Boxes(), exported, [black, *made_pictures(1)])
+    report = compare(Boxes(), exported, [black, *synthetic_images(1)])
     assert "no detection is on both sides" not in report.table()
     assert all(row.note == "3 detections" for row in report.rows)
 
@@ -317,8 +317,8 @@ def test_what_belongs_to_a_file_goes_with_it(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["b.bin"]
 
 
-def test_the_pictures_are_always_the_same():
-    one, other = made_pictures(2), made_pictures(2)
+def test_the_images_are_always_the_same():
+    one, other = synthetic_images(2), synthetic_images(2)
     assert all(torch.equal(*pair) for pair in zip(one, other, strict=True))
     assert not torch.equal(*one)
-    assert all(picture.dtype == torch.uint8 and picture.float().std() > 30 for picture in one)
+    assert all(image.dtype == torch.uint8 and image.float().std() > 30 for image in one)

@@ -7,7 +7,7 @@ import torch
 from exporting import graph_of, sample, tiny_model
 from running import assert_one_line
 
-from res2net_dense.deploy.parity import gate, made_pictures
+from res2net_dense.deploy.parity import gate, synthetic_images
 from res2net_dense.deploy.quantize import quantize
 from res2net_dense.errors import ExportError
 from res2net_dense.jobs import load_exported
@@ -24,20 +24,20 @@ def files(tiny_file, tmp_path_factory):
     graph = graph_of(SEGMENTATION, model)
     folder = tmp_path_factory.mktemp("int8")
     shutil.copy(tiny_file(SEGMENTATION, "onnx"), folder / "fp32.onnx")
-    pictures = [*made_pictures(2, (64, 96)), *made_pictures(2, (51, 40))]
-    quantize(folder / "fp32.onnx", folder / "int8.onnx", iter(pictures))
+    images = [*synthetic_images(2, (64, 96)), *synthetic_images(2, (51, 40))]
+    quantize(folder / "fp32.onnx", folder / "int8.onnx", iter(images))
     return model, graph, folder
 
 
 def test_it_is_near_the_network(files):
     model, graph, folder = files
-    batch = [sample(picture, (70, 90)) for picture in made_pictures(2, (61, 83))]
+    batch = [sample(image, (70, 90)) for image in synthetic_images(2, (61, 83))]
     with torch.no_grad():
         expected = torch.stack([one["sem_seg"] for one in model(batch)])
     exported = load_exported(folder / "int8.onnx")
     got = torch.stack([one["sem_seg"] for one in exported(batch)])
     assert (expected == got).float().mean() > 0.9
-    assert not torch.equal(expected, got), "it is not quantised"
+    assert not torch.equal(expected, got), "it is not quantized"
     assert gate(graph, folder / "int8.onnx", get_task(SEGMENTATION)).passed
 
 
@@ -67,25 +67,25 @@ def test_weights_are_integers_but_for_the_last(files):
     assert weights[last.input[1]].data_type == onnx.TensorProto.FLOAT
 
 
-def test_without_pictures_nothing_is_written(files, tmp_path):
+def test_without_images_nothing_is_written(files, tmp_path):
     _, _, folder = files
     with pytest.raises(ExportError) as error:
         quantize(folder / "fp32.onnx", tmp_path / "int8.onnx", [])
-    assert_one_line(error, "no picture to calibrate", "--calibration")
+    assert_one_line(error, "no image to calibrate", "--calibration")
     assert not list(tmp_path.iterdir())
 
 
 def test_what_cannot_be_quantised_is_said(files, tmp_path):
     _, _, folder = files
     with pytest.raises(ExportError) as error:
-        quantize(folder / "int8.onnx", tmp_path / "int8.onnx", made_pictures(1))
+        quantize(folder / "int8.onnx", tmp_path / "int8.onnx", synthetic_images(1))
     assert_one_line(error, "int8 already")
     for content in (b"", b"no ONNX"):
         (tmp_path / "bad.onnx").write_bytes(content)
         with pytest.raises(ExportError) as error:
-            quantize(tmp_path / "bad.onnx", tmp_path / "int8.onnx", made_pictures(1))
+            quantize(tmp_path / "bad.onnx", tmp_path / "int8.onnx", synthetic_images(1))
         assert_one_line(error, str(tmp_path / "bad.onnx"))
     with pytest.raises(ExportError) as error:
-        quantize(tmp_path / "missing.onnx", tmp_path / "int8.onnx", made_pictures(1))
+        quantize(tmp_path / "missing.onnx", tmp_path / "int8.onnx", synthetic_images(1))
     assert_one_line(error, "missing.onnx")
     assert not (tmp_path / "int8.onnx").exists()

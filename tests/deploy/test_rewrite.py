@@ -1,18 +1,21 @@
 """Rewritten networks compute what they did, for every network and kind of model, and the original stays."""
 
 import copy
+import logging
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
 from comparison import built, difference, like_trained
-from networks import TINY, TINY_RESNET, TINY_V1B, every_network
+from networks import SMALL, TINY, TINY_RESNET, TINY_V1B, every_network
 from timm.layers import BatchNormAct2d
 from torch import nn
 
 from res2net_dense.backbones import create_backbone, create_classifier, list_backbones
 from res2net_dense.backbones.bottle2neck import Bottle2neck
+from res2net_dense.deploy import layers
 from res2net_dense.deploy.layers import FusedBottle2neck, FusedConv2d
 from res2net_dense.deploy.rewrite import optimize_for_inference
 from res2net_dense.errors import ConfigError
@@ -45,7 +48,7 @@ def network(name=TINY, **options):
     return built(lambda: create_backbone(name, **options)).eval()
 
 
-def picture(batch=2, channels=3, height=40, width=41):
+def image(batch=2, channels=3, height=40, width=41):
     return torch.randn(batch, channels, height, width, generator=torch.Generator().manual_seed(0))
 
 
@@ -61,14 +64,62 @@ def assert_equal_features(ours, theirs, x, tolerance=1e-5):
 @every_network()
 def test_every_network(name):
     features = network(name, out_features=None)
-    assert_equal_features(optimize_for_inference(features), features, picture(height=33))
+    assert_equal_features(optimize_for_inference(features), features, image(height=33))
     classifier = built(lambda: create_classifier(name)).eval()
     fast = optimize_for_inference(classifier)
     with torch.no_grad():
-        assert difference(fast(picture()), classifier(picture())) < 1e-5
+        assert difference(fast(image()), classifier(image())) < 1e-5
     norms = [m for m in fast.modules() if isinstance(m, (nn.BatchNorm2d, nn.GroupNorm))]
     plain = [m for m in fast.modules() if type(m) in (nn.Conv2d, Bottle2neck)]
     assert norms == plain == []
+
+
+class WrongLinear:
+    """oneDNN's operations, of which the linear layer forgets its bias."""
+
+    def __getattr__(self, name):
+        operation = getattr(torch.ops.mkldnn, name)
+        if name != "_linear_pointwise":
+            return operation
+        return lambda x, weight, bias, *rest: operation(x, weight, None, *rest)
+
+
+@pytest.fixture
+def onednn(monkeypatch):
+    """Replace oneDNN's operations, and forget whether the real ones work."""
+
+    def replace(operations):
+        monkeypatch.setattr(layers, "_ONEDNN", operations)
+        layers.onednn_works.cache_clear()
+
+    yield replace
+    layers.onednn_works.cache_clear()
+
+
+@pytest.mark.parametrize("name", list_backbones())
+def test_every_network_where_onednn_is_missing(name, onednn):
+    """Any call of its operations would be an error."""
+    onednn(SimpleNamespace())
+    net = network(name, **({} if "dla" in name else SMALL))
+    assert_equal_features(optimize_for_inference(net), net, image())
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("operations", "reason"),
+    [(SimpleNamespace(), "no attribute '_reorder_convolution_weight'"), (WrongLinear(), "not close")],
+    ids=["missing", "wrong"],
+)
+def test_one_line_says_why_onednn_is_not_used(operations, reason, dtype, onednn, caplog):
+    assert layers.onednn_works(torch.float32) == torch.backends.mkldnn.is_available()
+    onednn(operations)
+    net = network()
+    for _ in range(2):
+        fast = optimize_for_inference(net, dtype=dtype)
+        assert_equal_features(fast, net, image(), tolerance=0.05 if dtype else 1e-5)
+    (record,) = [record for record in caplog.records if record.levelno == logging.WARNING]
+    assert "without oneDNN's fused operations" in record.getMessage()
+    assert reason in record.getMessage()
 
 
 @every_network(name for name in list_backbones() if "next" not in name and "res2net" in name)
@@ -76,13 +127,13 @@ def test_zero_channels_change_nothing(name):
     net = network(name)
     fast = optimize_for_inference(net, pad_width=8)
     assert all(b.width % 8 == 0 for b in fast.modules() if isinstance(b, FusedBottle2neck))
-    assert_equal_features(fast, net, picture())
+    assert_equal_features(fast, net, image())
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_every_option(options):
     net = network(**options)
-    x = picture(channels=options.get("in_channels", 3))
+    x = image(channels=options.get("in_channels", 3))
     for settings in ({}, {"channels_last": False}, {"pad_width": 16}):
         assert_equal_features(optimize_for_inference(net, **settings), net, x)
 
@@ -94,11 +145,11 @@ def test_half_precision(name, dcn):
         pytest.skip("DLA has no deformable stages")
     net = network(name, **({"dcn_stages": dcn} if dcn else {}))
     fast = optimize_for_inference(net, dtype=torch.bfloat16)
-    assert_equal_features(fast, net, picture(), tolerance=0.05)
+    assert_equal_features(fast, net, image(), tolerance=0.05)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        plain = net(picture())
+        plain = net(image())
     with torch.no_grad():
-        exact, mine = net(picture()), fast(picture())
+        exact, mine = net(image()), fast(image())
     error, usual = (difference(found["res5"].float(), exact["res5"]) for found in (mine, plain))
     assert error < 1.5 * usual  # autocast rounds the same maps
 
@@ -109,7 +160,7 @@ def test_the_model_stays_as_it_was_and_goes_on_learning():
     optimize_for_inference(net, dtype=torch.bfloat16, pad_width=8)
     assert net.training
     assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
-    net(picture())["res2"].sum().backward()
+    net(image())["res2"].sum().backward()
     assert all(parameter.grad is not None for parameter in net.parameters())
 
 
@@ -119,7 +170,7 @@ def test_batch_norm_without_scale_or_statistics():
     net[1].running_var.uniform_(0.5, 2)
     fast = optimize_for_inference(net)
     with torch.no_grad():
-        assert difference(fast(picture()), net(picture())) < 1e-5
+        assert difference(fast(image()), net(image())) < 1e-5
     assert [type(layer) for layer in fast][1:3] == [nn.Identity, nn.Identity]
     assert isinstance(fast[4], nn.BatchNorm2d)  # it takes the batch's own statistics
 
@@ -129,7 +180,7 @@ def test_a_convolution_with_two_norms_keeps_both():
     first, second = (nn.Sequential(conv, nn.BatchNorm2d(3), nn.ReLU()) for _ in range(2))
     net = like_trained(nn.Sequential(first, second)).eval()
     with torch.no_grad():
-        assert difference(optimize_for_inference(net)(picture()), net(picture())) < 1e-5
+        assert difference(optimize_for_inference(net)(image()), net(image())) < 1e-5
 
 
 def test_shapes_weights_and_threads_may_change():
@@ -137,7 +188,7 @@ def test_shapes_weights_and_threads_may_change():
     fast = optimize_for_inference(net)
     for size in (64, 32, 64, 33):
         for batch in (1, 5, 0):
-            x = picture(batch, height=size)
+            x = image(batch, height=size)
             if batch:
                 assert_equal_features(fast, net, x)
             else:
@@ -145,22 +196,22 @@ def test_shapes_weights_and_threads_may_change():
     threads = torch.get_num_threads()
     torch.set_num_threads(3 - min(threads, 2))
     try:
-        assert_equal_features(fast, net, picture())
+        assert_equal_features(fast, net, image())
     finally:
         torch.set_num_threads(threads)
     with torch.no_grad():
-        before = fast(picture())["res3"]
+        before = fast(image())["res3"]
         fast.layer1[0].conv1.weight.mul_(2)
-        assert not torch.equal(fast(picture())["res3"], before)
+        assert not torch.equal(fast(image())["res3"], before)
     fast.load_state_dict(optimize_for_inference(net).state_dict())
-    assert_equal_features(fast, net, picture())
+    assert_equal_features(fast, net, image())
 
 
 def test_copies_compute_the_same():
     net = network(out_features=("res2",))
     fast = optimize_for_inference(net)
-    fast(picture())
-    assert_equal_features(copy.deepcopy(fast), net, picture())
+    fast(image())
+    assert_equal_features(copy.deepcopy(fast), net, image())
 
 
 def test_hooks_keep_what_they_have_seen():
@@ -178,7 +229,7 @@ def test_hooks_keep_what_they_have_seen():
     hang(net, "plain")
     with torch.no_grad():
         for one in (net, optimize_for_inference(hooked), fast):
-            one(picture(5))
+            one(image(5))
     assert len(kept["plain"]) == 3
     for name in ("before", "after"):
         for mine, theirs in zip(kept[name], kept["plain"], strict=True):
@@ -207,7 +258,7 @@ def test_hooks_inside_a_block_keep_what_they_have_seen(options):
             held.clear()
             hooks = [module.register_forward_hook(hold), module.register_forward_pre_hook(hold)]
             with torch.no_grad():
-                fast(picture())
+                fast(image())
             assert all(torch.equal(*pair) for pair in held), names[id(module)]
             for hook in hooks:
                 hook.remove()
@@ -224,7 +275,7 @@ def test_a_block_by_itself_leaves_its_input():
 
 def test_twice_is_once():
     net = network(out_features=("res3",))
-    assert_equal_features(optimize_for_inference(optimize_for_inference(net), pad_width=8), net, picture())
+    assert_equal_features(optimize_for_inference(optimize_for_inference(net), pad_width=8), net, image())
     with pytest.raises(ConfigError, match="bfloat16 already"):
         optimize_for_inference(optimize_for_inference(net, dtype=torch.bfloat16))
 
@@ -233,18 +284,18 @@ def test_in_inference_mode_and_from_several_threads():
     net = network(out_features=("res3",))
     with torch.inference_mode():
         fast = optimize_for_inference(net)
-        fast(picture())
-    assert_equal_features(fast, net, picture())
+        fast(image())
+    assert_equal_features(fast, net, image())
 
     def run(size):
         with torch.no_grad():
-            return fast(picture(height=size))["res3"]
+            return fast(image(height=size))["res3"]
 
     sizes = [24, 32, 40, 48] * 6
     with ThreadPoolExecutor(4) as pool:
         for size, found in zip(sizes, pool.map(run, sizes), strict=True):
             with torch.no_grad():
-                assert difference(found, net(picture(height=size))["res3"]) < 1e-5
+                assert difference(found, net(image(height=size))["res3"]) < 1e-5
 
 
 def test_half_precision_knows_what_the_network_does_and_can_be_saved(tmp_path):
@@ -261,20 +312,20 @@ def test_norms_that_cannot_be_folded_stay(norm):
     net = network(out_features=("res2",))
     for block in net.layer1:
         block.bn1 = norm(block.bn1.num_features)
-    assert_equal_features(optimize_for_inference(net), net, picture())
+    assert_equal_features(optimize_for_inference(net), net, image())
 
 
 def test_norms_that_do_more_stay():
     net = like_trained(nn.Sequential(nn.Conv2d(3, 8, 3), BatchNormAct2d(8))).eval()
     with torch.no_grad():
-        assert difference(optimize_for_inference(net)(picture()), net(picture())) < 1e-5
+        assert difference(optimize_for_inference(net)(image()), net(image())) < 1e-5
 
 
-def test_a_gradient_of_the_picture_can_be_had():
+def test_a_gradient_of_the_image_can_be_had():
     net = network(out_features=("res2",))
     gradients = []
     for one in (net, optimize_for_inference(net)):
-        x = picture().requires_grad_()
+        x = image().requires_grad_()
         one(x)["res2"].square().mean().backward()
         gradients.append(x.grad)
     assert difference(*gradients) < 1e-4
@@ -282,7 +333,7 @@ def test_a_gradient_of_the_picture_can_be_had():
 
 def test_tracing_and_compiling_take_the_plain_operations():
     net = network(out_features=("res3",))
-    fast, x = optimize_for_inference(net), picture()
+    fast, x = optimize_for_inference(net), image()
     with torch.no_grad():
         traced = torch.jit.trace(fast, x, strict=False)
         assert "mkldnn" not in str(traced.inlined_graph)
@@ -306,7 +357,7 @@ def test_wrong_arguments(settings, words):
 
 # Whole models
 
-SMALL = {"fpn_channels": 32, "box_head_dim": 64, "mask_head_dim": 32, "score_threshold": 0.0}
+HEADS = {"fpn_channels": 32, "box_head_dim": 64, "mask_head_dim": 32, "score_threshold": 0.0}
 
 
 def samples(sizes=((64, 97), (80, 64))):
@@ -341,6 +392,19 @@ def test_classification():
     assert_equal_predictions(model, list(samples(((64, 64), (64, 64)))))
 
 
+def test_every_kind_of_model_where_onednn_is_missing(onednn):
+    onednn(SimpleNamespace())
+    backbone = {"name": TINY}
+    same_size = list(samples(((64, 64), (64, 64))))
+    assert_equal_predictions(build_classifier_model(backbone=backbone, num_classes=5), same_size)
+    for model in (
+        build_segmentation_model(backbone=backbone, arch="deeplabv3plus", num_classes=4),
+        build_saliency_model(backbone=backbone, channels=16),
+        build_rcnn(backbone=backbone, num_classes=3, **HEADS),
+    ):
+        assert_equal_predictions(model, list(samples()))
+
+
 @pytest.mark.parametrize("arch", ["deeplabv3plus", "unet", "pspnet", "upernet"])
 @pytest.mark.parametrize("norm", ["BN", "GN"])
 def test_segmentation(arch, norm):
@@ -352,7 +416,7 @@ def test_segmentation(arch, norm):
 @pytest.mark.parametrize(
     "backbone", [{"name": TINY}, {"name": TINY, "se": True}, {"name": "res2net_dla60"}], ids=str
 )
-def test_saliency_of_pictures_of_different_sizes(backbone, norm):
+def test_saliency_of_images_of_different_sizes(backbone, norm):
     model = build_saliency_model(backbone=backbone, channels=16, norm=norm, edge_weight=1.0)
     assert_equal_predictions(model, list(samples()))
 
@@ -363,7 +427,7 @@ def test_rcnn(norm, mask):
     torch.manual_seed(0)
     model = build_rcnn(
         backbone={"name": TINY, "norm": "FrozenBN" if norm == "" else "BN"},
-        num_classes=3, norm=norm, mask=mask, box_head_convs=2, detections_per_image=50, **SMALL,
+        num_classes=3, norm=norm, mask=mask, box_head_convs=2, detections_per_image=50, **HEADS,
     )  # fmt: skip
     fast = assert_equal_predictions(model, list(samples()))
     with torch.no_grad():

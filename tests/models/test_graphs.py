@@ -6,7 +6,7 @@ from exporting import sample, settled
 from networks import TINY
 
 from res2net_dense.backbones import create_classifier
-from res2net_dense.deploy.parity import made_pictures
+from res2net_dense.deploy.parity import synthetic_images
 from res2net_dense.models.classification import ClassificationModel
 from res2net_dense.models.graphs import ClassificationGraph, Graph, SaliencyGraph, SegmentationGraph
 from res2net_dense.models.saliency import build_saliency_model
@@ -40,7 +40,7 @@ def models():
 
 
 def noise(size, count=2):
-    return made_pictures(count, size)
+    return synthetic_images(count, size)
 
 
 @pytest.mark.parametrize("size", SIZES)

@@ -15,7 +15,7 @@ from running import ROOT
 from res2net_dense import exporting
 from res2net_dense.cli import main
 from res2net_dense.config import config_to_dict, load_config
-from res2net_dense.deploy.parity import made_pictures
+from res2net_dense.deploy.parity import synthetic_images
 from res2net_dense.files import sha256_of
 from res2net_dense.jobs import load_exported
 from res2net_dense.tasks import get_task
@@ -100,7 +100,7 @@ def model_of(weights, name):
 
 
 def test_a_file_says_what_it_is_and_what_was_compared(tool, weights, tmp_path):
-    """A classifier at its evaluation's size, without pictures of its own."""
+    """A classifier at its evaluation's size, without images of its own."""
     output = tmp_path / "new folder/model.onnx"
     code, out, err = tool("classification", "--output", output)
     assert code == 0, err
@@ -120,7 +120,7 @@ def test_a_file_says_what_it_is_and_what_was_compared(tool, weights, tmp_path):
     assert {**exported.description.to_dict(), "size": document["size"]} == {
         name: value for name, value in document.items() if name != "parity"
     }
-    batch = [sample(picture) for picture in made_pictures(2, (crop, crop))]
+    batch = [sample(image) for image in synthetic_images(2, (crop, crop))]
     with torch.no_grad():
         expected = model_of(weights, "classification")(batch)
     for one, other in zip(expected, exported(batch), strict=True):
@@ -140,7 +140,7 @@ def test_scores_of_both_and_views_that_are_left_out(tool, tmp_path):
     assert document["colours"][:3] == [[0, 0, 0], [128, 0, 0], [0, 128, 0]]
     assert document["config"]["eval"]["flip"] is False
     assert len({tuple(row["size"]) for row in document["parity"]["rows"]}) == 4
-    assert "made up" not in out  # data.val has pictures
+    assert "synthetic" not in out  # data.val has images
 
 
 def test_what_was_there_is_replaced_by_what_passed_alone(tool, tmp_path, monkeypatch):
@@ -171,13 +171,13 @@ def test_what_was_there_is_replaced_by_what_passed_alone(tool, tmp_path, monkeyp
 
 
 def test_int8_is_smaller_and_says_what_it_loses(tool, weights, toy, draw_toy, tmp_path):
-    output, pictures = tmp_path / "small.onnx", toy / "JPEGImages"
-    # one picture behind those that the gate looks at is smaller than the file takes
+    output, images = tmp_path / "small.onnx", toy / "JPEGImages"
+    # one image behind those that the gate uses is smaller than the file takes
     mixed = shutil.copytree(draw_toy("voc", train=1, val=COMPARED + 1), tmp_path / "mixed")
     last = (mixed / "ImageSets/Segmentation/val.txt").read_text().split()[-1]
     for file in (mixed / f"JPEGImages/{last}.jpg", mixed / f"SegmentationClass/{last}.png"):
         Image.open(file).crop((0, 0, 96, 80)).save(file)
-    arguments = ["--int8", "--calibration", pictures, "--size", "96", f"data.val.root={mixed}"]
+    arguments = ["--int8", "--calibration", images, "--size", "96", f"data.val.root={mixed}"]
     code, out, err = tool("segmentation", "--output", output, *arguments)
     assert code == 0, err
     assert load_exported(output).description.precision == "int8"
@@ -187,7 +187,7 @@ def test_int8_is_smaller_and_says_what_it_loses(tool, weights, toy, draw_toy, tm
     assert "what int8 loses is not measured: the file takes images of 96 x 96" in err
     code, _, err = tool("segmentation", "--output", tmp_path / "no.onnx", *arguments, "--eval")
     assert code == 1
-    assert "those of data.val are of others" in err.splitlines()[-1]
+    assert "data.val has images of other sizes" in err.splitlines()[-1]
 
 
 def test_int8_says_what_it_loses_unasked(tool, toy, tmp_path):
@@ -203,7 +203,7 @@ def test_int8_says_what_it_loses_unasked(tool, toy, tmp_path):
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("suffix", [".onnx", ".xml", ".torchscript"])
 def test_a_detector(tool, tmp_path, suffix):
-    """Any size, one picture at a time, and said to be traced."""
+    """Any size, one image at a time, and reported as traced."""
     pytest.importorskip("detectron2")
     output = tmp_path / f"detector{suffix}"
     code, _, err = tool("detection", "--output", output, "--dynamic")
@@ -231,7 +231,7 @@ def test_every_task_in_every_format(tool, tmp_path, name, suffix):
         ("segmentation", "--output {}/model --format onnx --dynamic", "must end in .onnx: --format is onnx"),
         ("segmentation", "--output {}/model.pt2 --format onnx --dynamic", "must end in .onnx"),
         ("segmentation", "--output {}/folder.onnx --dynamic", "is a folder"),
-        ("segmentation", "--output {}/mine.xml --dynamic", "mine.bin is there already"),
+        ("segmentation", "--output {}/mine.xml --dynamic", "mine.bin exists already"),
         ("segmentation", "--output {}/model.onnx --dynamic --int8", "--calibration FOLDER"),
         ("segmentation", "--output {}/model.onnx --dynamic --calibration x", "--int8"),
         ("segmentation", "--output {}/model.pt2 --int8 --calibration x", "--int8 is for onnx"),
@@ -247,7 +247,11 @@ def test_every_task_in_every_format(tool, tmp_path, name, suffix):
         ("detection", "--output {}/model.onnx --size 64 --batch 2", "one image at a time"),
         ("segmentation", "--output {}/model.onnx --dynamic --size 64", "leave --size and --batch out"),
         ("segmentation", "--output {}/model.onnx --dynamic --batch 4", "leave --size and --batch out"),
-        ("segmentation", "--output {}/model.torchscript --size 32 --eval", "those of data.val are of others"),
+        (
+            "segmentation",
+            "--output {}/model.torchscript --size 32 --eval",
+            "data.val has images of other sizes",
+        ),
         ("detection", "--output {}/model.pt2 --dynamic", "torch.export cannot take a detector"),
     ],
 )
@@ -278,12 +282,14 @@ def test_only_a_classifier_can_do_without_weights(tool, tmp_path):
     assert "name the weights with --weights FILE" in err
 
 
-def test_published_weights_of_a_classifier(tool, weights, tmp_path):
+def test_published_weights_of_a_classifier(tool, weights, tmp_path, monkeypatch):
     """With a head of as many classes; of others there would be nothing to export."""
-    path, output = weights["classification"][0], tmp_path / "model.torchscript"
+    monkeypatch.setenv("HOME", str(tmp_path))
+    path, output = weights["classification"][0], "~/model.torchscript"
     settings = [f"backbone.weights={backbone_file(path, tmp_path)}", "--output", output]
     code, _, err = tool("classification", *settings, weights=False)
     assert code == 0, err
+    assert (tmp_path / "model.torchscript").is_file()
     code, _, err = tool(
         "classification", *settings, "model.num_classes=2", "data.class_names=[a, b]", weights=False
     )
