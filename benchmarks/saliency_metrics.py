@@ -28,7 +28,8 @@ import numpy as np
 import py_sod_metrics
 from PIL import Image
 
-from res2net_dense.evaluation.saliency import METRICS, ImageScores, SaliencyScores, score_map
+from res2net_dense.evaluation.saliency import METRICS, SaliencyScores
+from res2net_dense.evaluation.saliency_measures import ImageScores, score_map
 
 Pair = tuple[np.ndarray, np.ndarray]
 TOLERANCE = 1e-6

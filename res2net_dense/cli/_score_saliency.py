@@ -24,7 +24,8 @@ from res2net_dense.data.layouts.listing import check_present, check_size, index_
 from res2net_dense.data.layouts.saliency_sets import count_warning, known_name, set_name
 from res2net_dense.data.saliency_masks import RULE, read_grey, read_saliency_mask
 from res2net_dense.errors import ConfigError, DatasetError, first_few
-from res2net_dense.evaluation.saliency import METRICS, PROTOCOLS, ImageScores, SaliencyScores, score_map
+from res2net_dense.evaluation.saliency import METRICS, PROTOCOLS, SaliencyScores
+from res2net_dense.evaluation.saliency_measures import ImageScores, score_map
 from res2net_dense.evaluation.tables import align, show
 from res2net_dense.files import write_atomically
 from res2net_dense.report.saliency import SheetRow, saliency_sheet

@@ -11,13 +11,8 @@ import torch
 from PIL import Image
 
 from res2net_dense.errors import ConfigError, DatasetError
-from res2net_dense.evaluation.saliency import (
-    METRICS,
-    PROTOCOLS,
-    SaliencyEvaluator,
-    SaliencyScores,
-    score_map,
-)
+from res2net_dense.evaluation.saliency import METRICS, PROTOCOLS, SaliencyEvaluator, SaliencyScores
+from res2net_dense.evaluation.saliency_measures import score_map
 
 SINGLE = ("mae", "adaptive_f", "weighted_f", "s", "adaptive_e", "adaptive_iou")
 CURVES = ("precision", "recall", "f", "e", "iou")
@@ -133,8 +128,8 @@ def test_empty_full_and_constant_maps_equal_the_reference(salient, size, rescale
 
 @pytest.mark.parametrize("value", [0, 90, 255])
 @pytest.mark.parametrize("salient", [False, True])
-def test_a_picture_of_one_pixel(salient, value):
-    """All but E, which the reference divides by 2e-16, so that one such picture is all a set's mean is."""
+def test_an_image_of_one_pixel(salient, value):
+    """All but E, which the reference divides by 2e-16, so that one such image is all a set's mean is."""
     saliency, mask = np.full((1, 1), value, np.uint8), np.full((1, 1), salient)
     assert_equals_reference(
         saliency, mask, names=[n for n in SINGLE + CURVES if n not in ("e", "adaptive_e")]
@@ -209,7 +204,7 @@ def test_every_range_of_a_map_has_the_references_thresholds(rescale):
         assert_equals_reference(saliency, mask, rescale)
 
 
-def test_a_small_object_in_a_large_picture_equals_the_reference():
+def test_a_small_object_in_a_large_image_equals_the_reference():
     rng = np.random.default_rng(0)
     mask = disc(500, 701, (12, 690), 5)
     mask[499, 0] = True
@@ -217,7 +212,7 @@ def test_a_small_object_in_a_large_picture_equals_the_reference():
 
 
 def test_objects_at_the_edges_equal_the_reference():
-    """Where the Gaussian of the weighted F reaches over the picture's edge."""
+    """Where the Gaussian of the weighted F reaches over the image's edge."""
     rng = np.random.default_rng(0)
     mask = np.ones((31, 44), bool)
     mask[9:20, 5:39] = False

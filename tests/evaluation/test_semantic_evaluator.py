@@ -115,7 +115,7 @@ def test_a_class_without_truth_has_no_score_but_its_pixels_are_misses():
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 300), (300, 1), (2, 2)])
-def test_tiny_pictures(size):
+def test_tiny_images(size):
     mask = np.zeros(size, np.uint8)
     assert scores([mask], [mask.astype(np.int64)])["boundary_mIoU"] == 100
     results = scores([mask], [mask.astype(np.int64) + 1])
