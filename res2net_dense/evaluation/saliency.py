@@ -181,6 +181,10 @@ class SaliencyEvaluator(ImageEvaluator):
         for name, count in self.sets:
             scores = self._of_sets[name]
             rows.append([name, str(count), *(show(scores[metric], 4) for metric in _COLUMNS)])
-        width = max(map(len, _COLUMNS))
-        notes = [f"{metric:{width}}  {PROTOCOLS[metric]}" for metric in _COLUMNS]
-        return "\n".join([align(rows), "", *notes, RESCALE_NOTES[self.rescale]])
+        return "\n".join([align(rows), "", describe_protocols(_COLUMNS), RESCALE_NOTES[self.rescale]])
+
+
+def describe_protocols(metrics: Sequence[str]) -> str:
+    """One line per metric: its name and how it is computed."""
+    width = max(map(len, metrics))
+    return "\n".join(f"{metric:{width}}  {PROTOCOLS[metric]}" for metric in metrics)
