@@ -6,15 +6,16 @@ import argparse
 import json
 import signal
 import sys
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from res2net_dense.cli.score_saliency import SHEET_ROWS
@@ -66,39 +67,6 @@ class Method:
         self.resized += was_resized
 
 
-class Scoring(Dataset[Scored | DatasetError]):
-    """The scores of all methods' maps of one mask, which is read once.
-
-    Errors are values, so that one in a worker is read as a line and not as the worker's traceback.
-    """
-
-    def __init__(
-        self, masks: Sequence[Path], maps: Sequence[Sequence[Path]], args: argparse.Namespace
-    ) -> None:
-        self.masks, self.maps = masks, maps
-        self.rescale, self.resize = args.rescale, args.resize
-
-    def __len__(self) -> int:
-        return len(self.masks)
-
-    def __getitem__(self, index: int) -> Scored | DatasetError:
-        try:
-            mask = read_saliency_mask(self.masks[index])
-            return [self._score(maps[index], mask, self.masks[index]) for maps in self.maps]
-        except DatasetError as error:
-            return error
-
-    def _score(self, path: Path, mask: np.ndarray, mask_path: Path) -> tuple[ImageScores, bool]:
-        saliency = read_grey(path, "map", _REMEDY)
-        differs = saliency.shape != mask.shape
-        if differs and not self.resize:
-            raise DatasetError(
-                f"{path}: the map is {show_size(saliency)}, but its mask {mask_path} is {show_size(mask)}; "
-                "make maps of the images' sizes, or let --resize scale them"
-            )
-        return score_map(resized(saliency, mask.shape), mask, rescale=self.rescale), differs
-
-
 def score_folders(args: argparse.Namespace) -> None:
     """Score the maps that the arguments name, print the table, and write what was asked for."""
     folder = Path(args.masks)
@@ -116,10 +84,10 @@ def score_folders(args: argparse.Namespace) -> None:
         # without matplotlib this fails now, and not after the long work
         plot_curves({"": dict.fromkeys(("precision", "recall", "f"), np.zeros(256))})
 
-    scoring = Scoring(list(masks.values()), [method.maps for method in methods], args)
-    for stem, scored in zip(masks, progress(score_all(scoring, args.workers), len(masks)), strict=True):
-        for method, scores in zip(methods, scored, strict=True):
-            method.add(stem, *scores)
+    with closing(score_all(masks.values(), [method.maps for method in methods], args)) as scores:
+        for stem, scored in zip(masks, progress(scores, len(masks)), strict=True):
+            for method, one in zip(methods, scored, strict=True):
+                method.add(stem, *one)
 
     if args.json:
         document = json.dumps(to_document(methods, folder, args.rescale), indent=1)
@@ -278,49 +246,53 @@ def resized(saliency: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return np.asarray(Image.fromarray(saliency).resize((width, height), Image.Resampling.BILINEAR))
 
 
-def score_all(scoring: Scoring, workers: int) -> Iterator[Scored]:
+def score_all(
+    masks: Iterable[Path], maps: Sequence[Sequence[Path]], args: argparse.Namespace
+) -> Generator[Scored, None, None]:
     """The scores in the order of the masks; raises the first error met."""
-    workers = min(workers, len(scoring))
-    warnings.filterwarnings("ignore", "This DataLoader will create")  # --workers may be above the processors
-    loader = DataLoader(
-        scoring, batch_size=None, num_workers=workers if workers > 1 else 0,
-        collate_fn=as_it_is, worker_init_fn=init_worker,
-    )  # fmt: skip
-    # An interrupt while the workers start would be lost, or taken for their end: it is kept for afterwards.
-    interrupts: list[int] = []
-    usual = signal.signal(signal.SIGINT, lambda number, frame: interrupts.append(number))
+    score = partial(score_mask, rescale=args.rescale, resize=args.resize)
+    tasks = list(zip(masks, zip(*maps, strict=True), strict=True))
+    if min(args.workers, len(tasks)) < 2:
+        yield from map(score, tasks)
+        return
+    # Ctrl-C is for this process, which ends the workers: they inherit that it is ignored.
+    usual = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        scores = iter(loader)
+        pool = ProcessPoolExecutor(min(args.workers, len(tasks)), initializer=init_worker)
+        results = pool.map(score, tasks)
     finally:
         signal.signal(signal.SIGINT, usual)
-    if interrupts:
-        raise KeyboardInterrupt
     try:
-        for scored in scores:
-            if isinstance(scored, DatasetError):
-                raise scored
-            yield scored
-    except RuntimeError as error:
-        if "DataLoader worker (pid" not in str(error):
-            raise
+        yield from results
+    except BrokenProcessPool as error:
         raise DatasetError(
             "a scoring process was ended from outside, perhaps for lack of memory; use fewer --workers"
         ) from error
     finally:
-        del scores  # ends the processes now, and not when the traceback goes
+        pool.shutdown(cancel_futures=True)
 
 
-def as_it_is(scored: Scored) -> Scored:
-    """Where DataLoader would turn arrays into tensors."""
-    return scored
-
-
-def init_worker(worker: int) -> None:
-    """One thread each; Ctrl-C is for the main process, which ends the others."""
+def init_worker() -> None:
+    """One thread each, and no interrupts where they are not inherited."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    torch.set_num_threads(1)
-    if cv2 := sys.modules.get("cv2"):
-        cv2.setNumThreads(0)
+    sys.modules["cv2"].setNumThreads(0)
+
+
+def score_mask(task: tuple[Path, Sequence[Path]], *, rescale: bool, resize: bool) -> Scored:
+    """Score the maps of all methods of one mask, which is read once."""
+    mask_path, maps = task
+    mask = read_saliency_mask(mask_path)
+    scored = []
+    for path in maps:
+        saliency = read_grey(path, "map", _REMEDY)
+        differs = saliency.shape != mask.shape
+        if differs and not resize:
+            raise DatasetError(
+                f"{path}: the map is {show_size(saliency)}, but its mask {mask_path} is {show_size(mask)}; "
+                "make maps of the images' sizes, or let --resize scale them"
+            )
+        scored.append((score_map(resized(saliency, mask.shape), mask, rescale=rescale), differs))
+    return scored
 
 
 def progress(results: Iterator[Scored], total: int) -> Iterator[Scored]:

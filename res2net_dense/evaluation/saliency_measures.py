@@ -76,7 +76,7 @@ def score_map(saliency: np.ndarray, mask: np.ndarray, *, rescale: bool = True) -
     Adaptive scores are of the pixels >= min(2 * the map's mean, 1). As in the reference, E is a sum over n
     pixels divided by n - 1, so that it can pass 1 by 1 / (n - 1).
 
-    Two numbers of the reference are no numbers, and differ here: E of a single pixel is divided by 1, not by
+    Two numbers of the reference are not usable, and differ here: E of a single pixel is divided by 1, not by
     2e-16; in S, a quarter without pixels, where all salient pixels are in the last row or column, has no
     weight instead of making S NaN.
 
@@ -143,7 +143,7 @@ def _to_bytes(saliency: np.ndarray) -> np.ndarray:
     """(H, W) uint8.
 
     Raises:
-        DatasetError: it is no saliency map.
+        DatasetError: it is not a saliency map.
     """
     if saliency.ndim != 2 or not saliency.size:
         raise DatasetError(f"a saliency map has rows and columns, this one has the shape {saliency.shape}")
@@ -230,8 +230,8 @@ def _object_likeness(histogram: np.ndarray, levels: np.ndarray) -> float:
 def _region_likeness(histogram: np.ndarray, levels: np.ndarray, mean: float) -> float:
     """Structural similarity of a quarter's values to its mask.
 
-    `mean` is that of the values in their order: whether a quarter's values are all the same hangs on its last
-    bit, here as in the reference.
+    `mean` is that of the values in their order: whether a quarter's values are all the same depends on its
+    last bit, here as in the reference.
     """
     other, salient = histogram
     count = histogram.sum()
@@ -247,7 +247,7 @@ def _region_likeness(histogram: np.ndarray, levels: np.ndarray, mean: float) -> 
 
 
 def _weighted_f(values: np.ndarray, mask: np.ndarray) -> float:
-    """F in which a miss counts less beside a hit, and a false pixel more the farther off it is."""
+    """F in which a miss counts less next to a hit, and a false pixel more the farther away it is."""
     truths = np.count_nonzero(mask)
     if not truths:
         return 0.0

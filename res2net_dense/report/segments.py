@@ -35,9 +35,9 @@ def palette_image(sem_seg: np.ndarray) -> Image.Image:
         raise ConfigError(
             f"labels go from {sem_seg.min()} to {sem_seg.max()}, but a palette image holds 0 to 255"
         )
-    picture = Image.fromarray(np.ascontiguousarray(sem_seg, dtype=np.uint8))
-    picture.putpalette(voc_palette().tobytes())
-    return picture
+    stored = Image.fromarray(np.ascontiguousarray(sem_seg, dtype=np.uint8))
+    stored.putpalette(voc_palette().tobytes())
+    return stored
 
 
 def draw_segmentation(image: np.ndarray, sem_seg: np.ndarray, class_names: Sequence[str]) -> np.ndarray:
@@ -61,7 +61,7 @@ def draw_segmentation(image: np.ndarray, sem_seg: np.ndarray, class_names: Seque
         raise ConfigError(f"the label map has shape {sem_seg.shape}, its image {image.shape[:2]}")
     labels = np.asarray(palette_image(sem_seg))
     counts = np.bincount(labels.ravel(), minlength=256)
-    # the largest first; what is ignored is no class and comes last
+    # the largest first; what is ignored is not a class and comes last
     order = sorted(np.flatnonzero(counts).tolist(), key=lambda label: (label == IGNORE_INDEX, -counts[label]))
     untinted = {0} if class_names and class_names[0] in _BACKGROUNDS else set[int]()
 

@@ -338,19 +338,6 @@ def test_odd_files_are_read_as_they_are_meant():
     assert odd == before
 
 
-def test_several_processes():
-    truth = random_truth(10)
-    found = predict(truth, noise=0.05)
-    _, expected = run(truth, found)
-    items = list(found.items())
-    parts = [dict(items[0::2]), dict(items[1::2])]
-    parts[1][items[0][0]] = items[0][1]  # padded
-    other, _ = run(truth, parts[0])
-    evaluator, results = run(truth, parts[1], gather=lambda obj: [other._seen, obj])
-    assert_same(expected, results)
-    assert len(evaluator.records()) == sum(len(p["scores"]) for p in found.values())
-
-
 def test_subset_is_scored_on_all_images(caplog):
     truth = random_truth(11, crowd=False)
     found = predict(truth)
@@ -373,17 +360,6 @@ def test_boxes_only():
         run(random_truth(12), boxes)
     with pytest.raises(ConfigError, match="has objects without a mask; evaluate boxes only"):
         run(truth, boxes)
-
-
-def test_unknown_and_double_images():
-    truth = random_truth(13)
-    with pytest.raises(DatasetError, match="image 4711 is not one of the 12 of annotations"):
-        run(truth, {4711: prediction()})
-    evaluator, _ = run(truth, {5: prediction()})
-    with pytest.raises(DatasetError, match="twice"):
-        evaluator.process([{"image_id": 5}], [prediction()])
-    evaluator.reset()
-    evaluator.process([{"image_id": 5}], [prediction()])
 
 
 def test_wrong_mask_size():
