@@ -130,7 +130,11 @@ class CocoEvaluator(ImageEvaluator):
         self._category_numbers = {category["id"]: n for n, category in enumerate(categories, 1)}
         super().__init__(self._images, class_names=class_names, gather=gather, name=name)
         self._truth = {
-            "images": list(self._images.values()),
+            # a file of boxes may leave out sizes, which hotcoco does not take as None
+            "images": [
+                {key: value for key, value in image.items() if value is not None}
+                for image in self._images.values()
+            ],
             "categories": [{**category, "id": n} for n, category in enumerate(categories, 1)],
             "annotations": [self._numbered(entry, n) for n, entry in enumerate(truth["annotations"], 1)],
         }

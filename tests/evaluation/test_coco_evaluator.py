@@ -348,14 +348,27 @@ def test_subset_is_scored_on_all_images(caplog):
     assert results["bbox/AP"] < 60
 
 
-def test_boxes_only():
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("sized", [True, False])
+def test_boxes_only(backend, sized):
     truth = random_truth(12)
     for annotation in truth["annotations"]:
         del annotation["segmentation"]
+    for image in truth["images"] if not sized else []:
+        del image["height"]
+        image["width"] = None
     found = predict(random_truth(12))
     boxes = {i: {k: v for k, v in p.items() if k != "masks"} for i, p in found.items()}
-    _, results = run(truth, boxes, iou_types=("bbox",))
+    _, results = run(truth, boxes, iou_types=("bbox",), backend=backend)
     assert results["bbox/AP"] == 100
+
+
+def test_masks_that_are_missing_are_named():
+    truth = random_truth(12)
+    found = predict(truth)
+    boxes = {i: {k: v for k, v in p.items() if k != "masks"} for i, p in found.items()}
+    for annotation in truth["annotations"]:
+        del annotation["segmentation"]
     with pytest.raises(ConfigError, match="gives none"):
         run(random_truth(12), boxes)
     with pytest.raises(ConfigError, match="has objects without a mask; evaluate boxes only"):
