@@ -381,18 +381,6 @@ def test_wrong_mask_size():
         run(random_truth(0), {5: {**prediction([[0, 0, 9, 8]], [0], [0.5], []), "masks": masks}})
 
 
-def test_not_a_number_is_left_out():
-    truth = random_truth(14, crowd=False)
-    found = predict(truth)
-    _, expected = run(truth, found)
-    box = [0, 0, 5, 5]
-    bad = prediction([box, [0, math.nan, 5, 5]], [0, 0], [math.nan, 0.9], np.ones((2, HEIGHT, WIDTH)))
-    merged = {i: {k: torch.cat([v, bad[k]]) for k, v in p.items()} for i, p in found.items()}
-    evaluator, results = run(truth, merged)
-    assert_same(expected, results)
-    json.dumps(evaluator.records(), allow_nan=False)
-
-
 def test_records_are_coco_results():
     mask = mask_of((10, 20, 30, 40), False)
     output = prediction([[10, 20, 40, 60], [0, 0, 1, 1]], [1, 0], [0.75, 0.5], [mask, mask])

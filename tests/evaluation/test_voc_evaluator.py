@@ -279,17 +279,6 @@ def test_scores_are_the_means_of_voc_ap_on_vocs_boxes(method):
     assert [results[f"bbox/AP50/{n}"] for n in NAMES] == pytest.approx(table[:, 0].tolist(), abs=1e-9)
 
 
-def test_order_does_not_matter_even_with_equal_scores():
-    truth, found = made(5, classes=3)
-    found = [(boxes, labels, np.full(len(scores), 0.5)) for boxes, labels, scores in found]
-    results = []
-    for order in (range(30), np.random.default_rng(2).permutation(30)):
-        ours = evaluator(truth)
-        feed(ours, found, order)
-        results.append(ours.evaluate())
-    assert results[0] == results[1]
-
-
 def test_unseen_images_count_as_missed(caplog):
     truth = [(np.array([BOX]), [0], [False])] * 4
     ours = evaluator(truth)
