@@ -1,18 +1,16 @@
 """All measures of saliency against PySODMetrics', the same measures of the same maps, chunk by chunk in turn.
 
-python benchmarks/saliency_metrics.py [--images 500] [--workers 2] [--json FILE]
-    [--predictions DIR --masks DIR]
+python benchmarks/saliency_metrics.py [--images 500] [--workers 2]
 
-Without folders the maps and masks are made: objects of DUTS' size, 300x400, and maps that are soft and partly
-wrong. PySODMetrics runs in one process; ours in one, and in as many as `--workers` says. A ratio is our time
-over theirs, chunk by chunk; below 1 we are faster. The middle half of the chunks stands in brackets. Reading
-files is not timed. All scores are compared, and a difference above 1e-6 is an error.
+The maps and masks are made: objects of DUTS' size, 300x400, and maps that are soft and partly wrong.
+PySODMetrics runs in one process; ours in one, and in as many as `--workers` says. A ratio is our time over
+theirs, chunk by chunk; below 1 we are faster. The middle half of the chunks is in brackets. All scores are
+compared, and a difference above 1e-6 is an error.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import platform
 import time
 import warnings
@@ -20,15 +18,14 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from importlib.metadata import version
 from multiprocessing import get_context
-from pathlib import Path
 from statistics import median, quantiles
 
 import cv2
 import numpy as np
 import py_sod_metrics
-from PIL import Image
 
-from res2net_dense.evaluation.saliency import METRICS, ImageScores, SaliencyScores, score_map
+from res2net_dense.evaluation.saliency import METRICS, SaliencyScores
+from res2net_dense.evaluation.saliency_measures import ImageScores, score_map
 
 Pair = tuple[np.ndarray, np.ndarray]
 TOLERANCE = 1e-6
@@ -51,18 +48,6 @@ def make_pair(seed: int, height: int = 300, width: int = 400) -> Pair:
     found = mask & (noise(25) > -1.5) | (noise(20) > 2.5)
     soft = 255 * cv2.GaussianBlur(found.astype(np.float64), (0, 0), 3) + 6 * noise(2)
     return np.clip(soft, 0, 255).astype(np.uint8), mask.astype(np.uint8) * 255
-
-
-def read_pairs(predictions: Path, masks: Path, count: int) -> list[Pair]:
-    """The first maps of a folder, by name, and their masks."""
-    files = {file.stem: file for file in sorted(predictions.iterdir())}
-    both = [(files[mask.stem], mask) for mask in sorted(masks.iterdir()) if mask.stem in files]
-    if not both:
-        raise SystemExit(f"no file of {masks} has the name of one in {predictions}")
-    return [
-        (np.array(Image.open(file).convert("L")), np.array(Image.open(mask).convert("L")))
-        for file, mask in both[:count]
-    ]
 
 
 class Reference:
@@ -101,7 +86,7 @@ class Reference:
 
 
 PAIRS: list[Pair] = []
-"""What is scored; each process has its own, as if it had read the files."""
+"""What is scored; each process has its own."""
 
 
 def start(pairs: list[Pair]) -> None:
@@ -128,17 +113,8 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=500)
     parser.add_argument("--chunk", type=int, default=25, help="images in a chunk")
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--predictions", type=Path, help="a folder of maps of the masks' size")
-    parser.add_argument("--masks", type=Path, help="the folder of their masks")
-    parser.add_argument("--json", type=Path, default=Path("output/benchmark_saliency_metrics.json"))
     args = parser.parse_args()
-    if (args.predictions is None) != (args.masks is None):
-        parser.error("--predictions and --masks go together")
-
-    if args.predictions:
-        pairs = read_pairs(args.predictions, args.masks, args.images)
-    else:
-        pairs = [make_pair(seed) for seed in range(args.images)]
+    pairs = [make_pair(seed) for seed in range(args.images)]
     start(pairs)
     chunks = [range(len(pairs))[first : first + args.chunk] for first in range(0, len(pairs), args.chunk)]
     reference, single, several = Reference(), SaliencyScores(), SaliencyScores()
@@ -171,22 +147,16 @@ def main() -> None:
     if not difference <= TOLERANCE or several.metrics() != ours:
         raise SystemExit(f"scores differ by {difference:g}; ours {ours}, PySODMetrics {theirs}")
 
-    size = "x".join(map(str, np.median([pair[0].shape for pair in pairs], axis=0).astype(int)))
-    place = f"{platform.machine()} CPU, one thread a process, PySODMetrics {version('pysodmetrics')}"
-    print(f"{len(pairs)} maps of {size} (median), {place}; scores agree to {difference:.1e}")
+    print(
+        f"{len(pairs)} maps of 400x300, {platform.machine()} CPU, one thread a process, "
+        f"PySODMetrics {version('pysodmetrics')}; scores agree to {difference:.1e}"
+    )
     print(f"{'':26s} {'seconds':>9s} {'ms/image':>9s} {'ratio':>7s}")
-    rows = []
-    base = times["PySODMetrics, 1 process"]
     for way, spent in times.items():
-        ratios = [a / b for a, b in zip(spent, base, strict=True)]
+        ratios = [a / b for a, b in zip(spent, times["PySODMetrics, 1 process"], strict=True)]
         low, _, high = quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
-        row = {"way": way, "seconds": sum(spent), "ratio": median(ratios), "quartiles": [low, high]}
         per_image = 1000 * sum(spent) / len(pairs)
         print(f"{way:26s} {sum(spent):9.2f} {per_image:9.2f} {median(ratios):7.3f} [{low:.3f}, {high:.3f}]")
-        rows.append(row)
-    args.json.parent.mkdir(parents=True, exist_ok=True)
-    about = {"images": len(pairs), "median_size": size, "place": place, "difference": difference}
-    args.json.write_text(json.dumps({**about, "rows": rows, "scores": ours}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -48,7 +48,7 @@ OPTIONAL_LIBRARIES = {
     "onnxscript": {"deploy/onnx_format.py"},
     "onnxruntime": {"deploy/onnx_format.py", "deploy/quantize.py"},
     "openvino": {"deploy/openvino_format.py"},
-    "faster_coco_eval": {"evaluation/coco.py"},
+    "hotcoco": {"evaluation/coco.py"},
 }
 
 MODULES = sorted(PACKAGE.rglob("*.py"))

@@ -48,7 +48,7 @@ LIBRARIES = [
     ("defusedxml", "defusedxml", (0, 7), True, DETECTION),
     ("fvcore", "fvcore", (0,), True, DETECTION),
     ("detectron2", "detectron2", (0,), True, DETECTRON2),
-    ("faster_coco_eval", "faster-coco-eval", (1,), False, DETECTION),
+    ("hotcoco", "hotcoco", (1, 3), False, DETECTION),
     ("segmentation_models_pytorch", "segmentation-models-pytorch", (0, 6), False, SEGMENTATION),
     ("timm", "timm", (1, 0, 28), False, SEGMENTATION),
     ("matplotlib", "matplotlib", (3, 8), False, SALIENCY),

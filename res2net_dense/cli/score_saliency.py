@@ -3,8 +3,8 @@
 res2net-dense score-saliency --predictions maps/PoolNet Ours=output/maps --masks ECSSD/masks \\
     [--json scores.json] [--plot curves.png] [--sheet worst.png --images ECSSD/images] [--workers 8]
 
-A map belongs to the mask with the same name but for the suffix, both looked for in subfolders too. All masks
-are scored or none: a mask without a map is an error. Maps are grey pictures of 8 bits in any format, 255
+A map belongs to the mask with the same name except for the suffix; both are looked for in subfolders too. All
+masks are scored or none: a mask without a map is an error. Maps are grey images of 8 bits in any format, 255
 where an object is.
 """
 
@@ -28,12 +28,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", metavar="FILE", help="write scores, curves and each image's scores there")
     parser.add_argument("--plot", metavar="FILE", help="draw precision-recall and F curves (png, pdf, svg)")
     parser.add_argument(
-        "--sheet", metavar="FILE", help=f"draw the {SHEET_ROWS} worst pictures of the first folder (png)"
+        "--sheet", metavar="FILE", help=f"draw the {SHEET_ROWS} worst images of the first folder (png)"
     )
-    parser.add_argument("--images", metavar="DIR", help="the pictures, for --sheet")
+    parser.add_argument("--images", metavar="DIR", help="the images, for --sheet")
     parser.add_argument(
         "--workers", type=int, default=processors(), metavar="N",
-        help="processes (default: the processors there are); the scores do not depend on it",
+        help="processes (default: all processors); the scores do not depend on it",
     )  # fmt: skip
     parser.add_argument(
         "--no-rescale", dest="rescale", action="store_false",

@@ -104,7 +104,7 @@ class DetectionData(DataConfig):
 class DetectionEval(EvalConfig):
     """The evaluation."""
 
-    backend: Literal["auto", "pycocotools", "faster_coco_eval"] = "auto"
+    backend: Literal["auto", "pycocotools", "hotcoco"] = "auto"
     """The library that scores on COCO's layout; auto takes the faster one where it is installed."""
     method: Literal["area", "11point"] = "area"
     """How the average precision is computed on VOC's layout: the area under the curve, as since 2010, or the

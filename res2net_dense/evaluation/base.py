@@ -1,4 +1,4 @@
-"""What all evaluators share: every image is scored, and once."""
+"""What all evaluators share: every image is scored exactly once."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, ClassVar
 
-from res2net_dense.errors import ConfigError, DatasetError
+import numpy as np
+from torch import Tensor
+
+from res2net_dense.errors import ConfigError, DatasetError, first_few
 from res2net_dense.types import Prediction, Sample
 
 _log = logging.getLogger(__name__)
@@ -30,7 +33,7 @@ class ImageEvaluator(ABC):
     """
 
     unseen: ClassVar[str]
-    """What becomes of images without a prediction, for a warning."""
+    """How images without a prediction count, for a warning."""
 
     def __init__(
         self,
@@ -42,11 +45,12 @@ class ImageEvaluator(ABC):
     ) -> None:
         self.class_names = tuple(class_names)
         if len(set(self.class_names)) < len(self.class_names):
-            raise ConfigError(f"class names must differ, these do not: {', '.join(self.class_names[:5])}")
+            raise ConfigError(f"class names must differ, these do not: {first_few(self.class_names)}")
         self.name = name
         self._where = f" of {name}" if name else ""
         self._image_ids = image_ids
         self._gather = gather or (lambda obj: [obj])
+        self.reset()
 
     def reset(self) -> None:
         """Forget all predictions and results."""
@@ -54,7 +58,7 @@ class ImageEvaluator(ABC):
         self._results: dict[str, float] = {}
 
     def process(self, inputs: Sequence[Sample], outputs: Sequence[Prediction]) -> None:
-        """Take in one batch; only what the scores need is kept.
+        """Add one batch; only what the scores need is kept.
 
         Args:
             inputs: the samples; only `image_id` is read, and `file_name` for messages.
@@ -74,35 +78,69 @@ class ImageEvaluator(ABC):
                 raise DatasetError(
                     f"image {image_id!r} was evaluated twice; call reset() before another evaluation"
                 )
-            self._seen[image_id] = self._take(image_id, sample, prediction)
+            self._seen[image_id] = self._add(image_id, sample, prediction)
 
     @abstractmethod
-    def _take(self, image_id: Any, sample: Sample, prediction: Prediction) -> Any:
-        """Take in one image; returns what is kept of it, if anything."""
+    def _add(self, image_id: Any, sample: Sample, prediction: Prediction) -> Any:
+        """Add one image; returns what is kept of it, if anything."""
 
     def _gather_images(self) -> None:
-        """Bring together what was kept of each image; one that two processes have counts once."""
+        """Collect what was kept of each image; an image that two processes have counts once."""
         merged: dict[Any, Any] = {}
         for part in self._gather(self._seen):
             merged = {**part, **merged}  # a sampler that pads gives an image to two processes
         self._seen = merged
-        self._report_unseen(len(merged))
+        self._warn_of_unseen(len(merged))
 
-    def _join_seen(self, parts: Sequence[Collection[int | str]]) -> set[int | str]:
-        """Return the ids that any process has scored, where sums cannot be told apart any more.
+    def _find_unseen(self, parts: Sequence[Collection[int | str]]) -> list[Any]:
+        """The images that no process has scored, where the processes only keep sums.
 
         Raises:
-            DatasetError: two processes have scored one image.
+            DatasetError: two processes have scored one image, which sums cannot undo.
         """
         seen = set[int | str]().union(*parts)
         if twice := sum(map(len, parts)) - len(seen):
             raise DatasetError(
                 f"{twice} images were evaluated by more than one process; give each process its own images"
             )
-        self._report_unseen(len(seen))
-        return seen
+        self._warn_of_unseen(len(seen))
+        return [image_id for image_id in self._image_ids if image_id not in seen]
 
-    def _report_unseen(self, seen: int) -> None:
+    def _warn_of_unseen(self, seen: int) -> None:
         total = len(self._image_ids)
         if seen < total:
             _log.warning("only %d of %d images%s were evaluated; %s", seen, total, self._where, self.unseen)
+
+
+def check_predicted_labels(labels: np.ndarray, num_classes: int) -> None:
+    """Raise `ConfigError` if a predicted label is not in 0 to `num_classes` - 1."""
+    if labels.size and not 0 <= labels.min() <= labels.max() < num_classes:
+        raise ConfigError(
+            f"the model predicts labels {labels.min()} to {labels.max()}, but there are only {num_classes} "
+            "class names; set model.num_classes and data.class_names to those it was trained with"
+        )
+
+
+def finite_detections(
+    prediction: Prediction, image_id: int | str, num_classes: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The detections of one image whose score and box are finite; a warning counts the others.
+
+    Returns:
+        On the CPU, (K, 4) xyxy boxes, (K,) labels, (K,) scores, and (K,) indices into the prediction.
+
+    Raises:
+        ConfigError: a label is not in 0 to `num_classes` - 1.
+    """
+    boxes, labels, scores = (prediction[key].detach().cpu() for key in ("boxes", "labels", "scores"))
+    check_predicted_labels(labels.numpy(), num_classes)
+    kept = (scores.isfinite() & boxes.isfinite().all(dim=1)).nonzero().flatten()
+    if left_out := len(scores) - len(kept):
+        _log.warning("image %s: left out %d detections whose score or box is not finite", image_id, left_out)
+    return boxes[kept], labels[kept], scores[kept], kept
+
+
+def mean(values: np.ndarray) -> float:
+    """The mean of the values that exist; NaN if none does."""
+    existing = values[~np.isnan(values)]
+    return float(existing.mean()) if existing.size else float("nan")

@@ -9,14 +9,13 @@ import numpy as np
 import torch
 
 from res2net_dense.errors import ConfigError, DatasetError
-from res2net_dense.evaluation.base import Gather, ImageEvaluator
-from res2net_dense.evaluation.tables import align, show
+from res2net_dense.evaluation.base import Gather, ImageEvaluator, mean
+from res2net_dense.evaluation.tables import align, show, worst_classes
 from res2net_dense.types import Prediction, Sample
 
 _log = logging.getLogger(__name__)
 
 METRICS = ("top1", "top5", "mean_class_accuracy")
-_SHOWN_CLASSES = 30
 
 
 class ClassificationEvaluator(ImageEvaluator):
@@ -24,8 +23,8 @@ class ClassificationEvaluator(ImageEvaluator):
 
     `evaluate` returns `top1` and `top5` (the share of images whose class is the first, or among the first
     five), the accuracy of each class as `top1/<class name>`, and their mean as `mean_class_accuracy`. A score
-    that does not exist (no images, a class without any, `top5` of fewer than five classes) is NaN and has no
-    part in the mean. The scores are over all images of the set: one without a prediction, or with one that is
+    that does not exist (no images, a class without any, `top5` of fewer than five classes) is NaN and is left
+    out of the mean. The scores are over all images of the set: one without a prediction, or with one that is
     not finite, counts as wrong. Of classes with equal logits the first in order is taken.
     """
 
@@ -38,7 +37,7 @@ class ClassificationEvaluator(ImageEvaluator):
         class_names: Sequence[str],
         gather: Gather | None = None,
     ) -> None:
-        """Take the ground truth.
+        """Store the ground truth.
 
         Args:
             labels: (N,) the class of each image; an image's id is its place in this list.
@@ -56,9 +55,9 @@ class ClassificationEvaluator(ImageEvaluator):
                 f"labels go from {self.labels.min()} to {self.labels.max()}, but there are only "
                 f"{len(self.class_names)} class names"
             )
-        self.reset()
+        self._counts = np.bincount(self.labels, minlength=len(self.class_names))
 
-    def _take(self, image_id: int, sample: Sample, prediction: Prediction) -> int:
+    def _add(self, image_id: int, sample: Sample, prediction: Prediction) -> int:
         """Of each image only the place of its class among the logits is kept."""
         logits = prediction["logits"].detach().float().cpu()
         if len(logits) != len(self.class_names):
@@ -66,29 +65,29 @@ class ClassificationEvaluator(ImageEvaluator):
                 f"the model has {len(logits)} classes, the data {len(self.class_names)}; set "
                 "model.num_classes and data.class_names to those it was trained with"
             )
-        return _rank(logits, int(self.labels[image_id]))
+        if not bool(torch.isfinite(logits).all()):
+            return len(logits)
+        label = int(self.labels[image_id])
+        return int((logits > logits[label]).sum()) + int((logits[:label] == logits[label]).sum())
 
     def evaluate(self) -> dict[str, float]:
         """Gather over all processes and score; every process gets the same result."""
         self._gather_images()
-        total, classes = len(self.labels), len(self.class_names)
-        ranks = np.full(total, classes)
+        classes = len(self.class_names)
+        ranks = np.full(len(self.labels), classes)
         ranks[list(self._seen)] = list(self._seen.values())
         if not_finite := sum(rank == classes for rank in self._seen.values()):
             _log.warning("the logits of %d images are not finite; they count as wrong", not_finite)
 
-        counts = np.bincount(self.labels, minlength=classes)
         right = np.bincount(self.labels[ranks == 0], minlength=classes)
-        of_class = [
-            100 * r / n if n else float("nan") for r, n in zip(right.tolist(), counts.tolist(), strict=True)
-        ]
+        of_class = np.where(self._counts, 100 * right / np.maximum(self._counts, 1), np.nan)
         self._results = {
-            "top1": _percent(ranks == 0),
-            "top5": _percent(ranks < 5) if classes >= 5 else float("nan"),
-            "mean_class_accuracy": float(
-                np.mean([a for a, n in zip(of_class, counts, strict=True) if n] or [np.nan])
-            ),
-            **{f"top1/{name}": accuracy for name, accuracy in zip(self.class_names, of_class, strict=True)},
+            "top1": 100 * mean((ranks == 0).astype(np.float64)),
+            "top5": 100 * mean((ranks < 5).astype(np.float64)) if classes >= 5 else float("nan"),
+            "mean_class_accuracy": mean(of_class),
+            **{
+                f"top1/{name}": value for name, value in zip(self.class_names, of_class.tolist(), strict=True)
+            },
         }
         return dict(self._results)
 
@@ -98,30 +97,10 @@ class ClassificationEvaluator(ImageEvaluator):
         """
         if not self._results:
             return ""
-        counts = np.bincount(self.labels, minlength=len(self.class_names)).tolist()
-        rows = [
-            (name, str(n), self._results[f"top1/{name}"])
-            for name, n in zip(self.class_names, counts, strict=True)
-        ]
-        title = "class"
-        if len(rows) > _SHOWN_CLASSES:
-            rows = sorted((row for row in rows if not np.isnan(row[2])), key=lambda row: row[2])[
-                :_SHOWN_CLASSES
-            ]
-            title = f"the {len(rows)} worst classes"
-        overall = [(name, "", self._results[name]) for name in METRICS]
-        cells = [(a, b, show(c, 2)) for a, b, c in overall]
-        cells += [("", "", ""), (title, "images", "top1"), *((a, b, show(c, 2)) for a, b, c in rows)]
-        return align(cells)
-
-
-def _rank(logits: torch.Tensor, label: int) -> int:
-    """How many classes come before `label`; all of them if a logit is not finite."""
-    if not bool(torch.isfinite(logits).all()):
-        return len(logits)
-    own = logits[label]
-    return int((logits > own).sum()) + int((logits[:label] == own).sum())
-
-
-def _percent(values: np.ndarray) -> float:
-    return float(values.mean()) * 100 if values.size else float("nan")
+        scores = [self._results[f"top1/{name}"] for name in self.class_names]
+        title, rows = worst_classes(
+            list(zip(self.class_names, map(str, self._counts), (show(s, 2) for s in scores), strict=True)),
+            scores,
+        )
+        overall = [(name, "", show(self._results[name], 2)) for name in METRICS]
+        return align([*overall, ("", "", ""), (title, "images", "top1"), *rows])

@@ -1,7 +1,7 @@
-"""COCO's average precision and recall for boxes and masks, scored by pycocotools or faster-coco-eval.
+"""COCO's average precision and recall for boxes and masks, scored by pycocotools or hotcoco.
 
-The definition is https://cocodataset.org/#detection-eval. Both scorers are given the same renumbered ground
-truth and detections and return the same precision and recall arrays, which are summarised here.
+The definition is https://cocodataset.org/#detection-eval. Both scorers have the same classes and methods and
+return the same precision and recall arrays to the last bit, which are summarised here.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ import io
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 
-from res2net_dense.errors import ConfigError, DatasetError, MissingDependencyError
-from res2net_dense.evaluation.base import Gather, ImageEvaluator
+from res2net_dense.errors import ConfigError, DatasetError, MissingDependencyError, first_few
+from res2net_dense.evaluation.base import Gather, ImageEvaluator, finite_detections, mean
 from res2net_dense.evaluation.tables import align, show
 from res2net_dense.types import Prediction, Sample
 
@@ -31,16 +31,13 @@ except ImportError as error:
         "COCO evaluation needs pycocotools; install it with: pip install 'res2net_dense[detection]'"
     ) from error
 
-Backend = Literal["auto", "pycocotools", "faster_coco_eval"]
+Backend = Literal["auto", "pycocotools", "hotcoco"]
 Record = dict[str, Any]
 
 logger = logging.getLogger(__name__)
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 """COCO's twelve; each class has `AP/<name>` too."""
-
-_AREAS = ("", "s", "m", "l")
-_IOU_50, _IOU_75 = 0, 5
 
 
 def prediction_to_records(
@@ -56,39 +53,22 @@ def prediction_to_records(
         category_ids: the category id of every label; None for a class the annotation file does not have.
 
     Returns:
-        One record a detection: `image_id`, `category_id`, `bbox` (x, y, width, height in pixels), `score`,
+        One record per detection: `image_id`, `category_id`, `bbox` (x, y, width, height in pixels), `score`,
         and `segmentation` (compressed RLE, counts as str) where there are masks.
 
     Raises:
         ConfigError: a label has no entry in `category_ids`.
     """
-    boxes, labels, scores = (prediction[key].detach().cpu() for key in ("boxes", "labels", "scores"))
-    if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(category_ids):
-        raise ConfigError(
-            f"the model predicts label {int(labels.max())} but has only {len(category_ids)} class names; "
-            "set the number of classes and the class names to those it was trained with"
-        )
-    finite = torch.isfinite(scores) & torch.isfinite(boxes).all(dim=1)
-    if not finite.all():
-        logger.warning(
-            "image %s: left out %d detections whose score or box is not finite",
-            image_id,
-            int((~finite).sum()),
-        )
-    known = torch.tensor([i is not None for i in category_ids], dtype=torch.bool)
-    kept = torch.nonzero(finite & known[labels]).flatten()
-
-    xywh = torch.cat([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], dim=1)[kept]
-    rows = zip(labels[kept].tolist(), xywh.tolist(), scores[kept].tolist(), strict=True)
+    boxes, labels, scores, kept = finite_detections(prediction, image_id, len(category_ids))
+    xywh = torch.cat([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], dim=1)
     records: list[Record] = [
         {"image_id": image_id, "category_id": category_ids[label], "bbox": box, "score": score}
-        for label, box, score in rows
+        for label, box, score in zip(labels.tolist(), xywh.tolist(), scores.tolist(), strict=True)
     ]
     if "masks" in prediction:
-        masks = prediction["masks"].detach().cpu()[kept]
-        for record, rle in zip(records, _encode_masks(masks), strict=True):
-            record["segmentation"] = rle
-    return records
+        rles = _encode_masks(prediction["masks"].detach().cpu()[kept])
+        records = [{**record, "segmentation": rle} for record, rle in zip(records, rles, strict=True)]
+    return [record for record in records if record["category_id"] is not None]
 
 
 def _encode_masks(masks: torch.Tensor) -> list[Record]:
@@ -104,7 +84,7 @@ class CocoEvaluator(ImageEvaluator):
 
     `evaluate` returns, for each of `iou_types`, `AP AP50 AP75 APs APm APl AR1 AR10 AR100 ARs ARm ARl` as
     `bbox/AP` and so on, and the AP of each class as `bbox/AP/<class name>`. A score that does not exist (no
-    ground truth of that class or size) is NaN and has no part in the means. The scores are over all images of
+    ground truth of that class or size) is NaN and is left out of the means. The scores are over all images of
     the ground truth, seen or not.
     """
 
@@ -121,15 +101,15 @@ class CocoEvaluator(ImageEvaluator):
         max_detections: int = 100,
         gather: Gather | None = None,
     ) -> None:
-        """Take the ground truth, which is not changed.
+        """Store the ground truth, which is not changed.
 
         Args:
             truth: in COCO's format with all that scoring reads, as `CocoFile.ground_truth` returns it.
             class_names: the model's classes in label order; they find their category by name.
             name: what messages call the ground truth.
             iou_types: of `bbox` and `segm`.
-            backend: the scorer; `auto` takes faster-coco-eval where it is installed.
-            max_detections: so many of the best scored detections of an image count (COCO: 100).
+            backend: the scorer; `auto` takes hotcoco where it is installed.
+            max_detections: how many of an image's best scored detections count (COCO: 100).
             gather: see `base.Gather`; None for one process.
 
         Raises:
@@ -144,36 +124,38 @@ class CocoEvaluator(ImageEvaluator):
         self.iou_types = tuple(iou_types)
         self.backend = _resolve_backend(backend)
         self._max_detections = max_detections
-        # The scorers break ties by image id and order classes by category id: their order must stay.
-        self._images = {
-            image["id"]: {**image, "id": number} for number, image in enumerate(_by_id(truth["images"]), 1)
-        }
+        # The scorers need numbers, break ties by image id and order classes by category id.
+        self._images = {image["id"]: {**image, "id": n} for n, image in enumerate(_by_id(truth["images"]), 1)}
+        categories = _by_id(truth["categories"])
+        self._category_numbers = {category["id"]: n for n, category in enumerate(categories, 1)}
         super().__init__(self._images, class_names=class_names, gather=gather, name=name)
-        self._categories = {
-            entry["id"]: {**entry, "id": number}
-            for number, entry in enumerate(_by_id(truth["categories"]), 1)
+        self._truth = {
+            # a file of boxes may leave out sizes, which hotcoco does not take as None
+            "images": [
+                {key: value for key, value in image.items() if value is not None}
+                for image in self._images.values()
+            ],
+            "categories": [{**category, "id": n} for n, category in enumerate(categories, 1)],
+            "annotations": [self._numbered(entry, n) for n, entry in enumerate(truth["annotations"], 1)],
         }
-        self._annotations = [self._numbered(entry, id=n) for n, entry in enumerate(truth["annotations"], 1)]
-        if "segm" in iou_types and not all("segmentation" in entry for entry in self._annotations):
+        if "segm" in iou_types and not all("segmentation" in entry for entry in truth["annotations"]):
             raise ConfigError(f"{name}: has objects without a mask; evaluate boxes only (bbox)")
         self._object_counts = Counter(e["category_id"] for e in truth["annotations"] if not e["iscrowd"])
-        self.category_ids = self._match_classes()
-        self.reset()
+        self.category_ids = self._match_classes({entry["name"]: entry["id"] for entry in categories})
 
-    def _numbered(self, entry: Record, **fields: Any) -> Record:
+    def _numbered(self, entry: Record, number: int, **fields: Any) -> Record:
         """A record with the numbers of its image and category in place of their ids."""
-        image, category = self._images[entry["image_id"]], self._categories[entry["category_id"]]
-        return {**entry, "image_id": image["id"], "category_id": category["id"], **fields}
+        image, category = self._images[entry["image_id"]]["id"], self._category_numbers[entry["category_id"]]
+        return {**entry, "id": number, "image_id": image, "category_id": category, **fields}
 
-    def _match_classes(self) -> list[int | str | None]:
-        """Find the category id of every label by name."""
+    def _match_classes(self, ids: dict[str, int | str]) -> list[int | str | None]:
+        """The category id of every label by its name; None where there is no such category."""
         names = self.class_names
-        ids = {entry["name"]: category_id for category_id, entry in self._categories.items()}
         absent = [name for name in names if name not in ids]
         if len(absent) == len(names):
             raise ConfigError(
-                f"{self.name}: has none of the model's classes ({', '.join(names[:5])}...) but "
-                f"{', '.join(list(ids)[:5])}...; use the class names of the file's categories"
+                f"{self.name}: has none of the model's classes ({first_few(names)}) but "
+                f"{first_few(list(ids))}; use the class names of the file's categories"
             )
         if absent:
             logger.warning("%s: no category for %s; their AP is n/a", self.name, ", ".join(absent))
@@ -187,7 +169,7 @@ class CocoEvaluator(ImageEvaluator):
         self._reported = {name: ids.get(name) for name in (*names, *unknown)}
         return [ids.get(name) for name in names]
 
-    def _take(self, image_id: Any, sample: Sample, prediction: Prediction) -> list[Record]:
+    def _add(self, image_id: Any, sample: Sample, prediction: Prediction) -> list[Record]:
         """Only run-length encoded masks are kept."""
         if "segm" in self.iou_types and "masks" not in prediction and len(prediction["scores"]):
             raise ConfigError("masks are to be scored but the model gives none; evaluate boxes only (bbox)")
@@ -216,64 +198,61 @@ class CocoEvaluator(ImageEvaluator):
             )
         self._results = {}
         for iou_type in self.iou_types:
-            self._results.update(self._score(records, iou_type))
+            scores = self._score(records, iou_type)
+            self._results |= {f"{iou_type}/{name}": 100 * score for name, score in scores.items()}
         return dict(self._results)
 
     def _score(self, records: Sequence[Record], iou_type: str) -> dict[str, float]:
+        """The scores of `METRICS` and of each class, in [0, 1]."""
         # pycocotools takes a detection's area for the size classes: that of the mask when masks are scored
         # (one mask at a time, for pycocotools 2.0.11 fails on a list of more than 255)
-        if iou_type == "segm":
-            areas = [int(mask_utils.area(record["segmentation"])) for record in records]
-        else:
-            areas = [record["bbox"][2] * record["bbox"][3] for record in records]
         detections = [
-            self._numbered(record, id=number, area=area, iscrowd=0)
-            for number, (record, area) in enumerate(zip(records, areas, strict=True), start=1)
+            self._numbered(
+                record,
+                number,
+                iscrowd=0,
+                area=int(mask_utils.area(record["segmentation"]))
+                if iou_type == "segm"
+                else record["bbox"][2] * record["bbox"][3],
+            )
+            for number, record in enumerate(records, 1)
         ]
         limits = sorted({1, 10, self._max_detections})
-        precision, recall = _match(self.backend, self._dataset(), detections, iou_type, limits)
+        precision, recall = match_detections(self.backend, self._truth, detections, iou_type, limits)
 
-        last = limits.index(self._max_detections)
-        results = {
-            "AP": _percent(precision[..., 0, last]),
-            "AP50": _percent(precision[_IOU_50, ..., 0, last]),
-            "AP75": _percent(precision[_IOU_75, ..., 0, last]),
-        }
-        results |= {f"AP{_AREAS[a]}": _percent(precision[..., a, last]) for a in (1, 2, 3)}
-        results |= {f"AR{limit}": _percent(recall[..., 0, m]) for m, limit in enumerate(limits)}
-        results |= {f"AR{_AREAS[a]}": _percent(recall[..., a, last]) for a in (1, 2, 3)}
+        best = limits.index(self._max_detections)
+        of_all_sizes = precision[..., 0, best]
+        scores = {"AP": mean(of_all_sizes), "AP50": mean(of_all_sizes[0]), "AP75": mean(of_all_sizes[5])}
+        scores |= {f"AP{size}": mean(precision[..., a, best]) for a, size in enumerate("sml", 1)}
+        scores |= {f"AR{limit}": mean(recall[..., 0, m]) for m, limit in enumerate(limits)}
+        scores |= {f"AR{size}": mean(recall[..., a, best]) for a, size in enumerate("sml", 1)}
         for name, category_id in self._reported.items():
             # the scorers order the classes by number, and the numbers run from 1
-            column = slice(0) if category_id is None else self._categories[category_id]["id"] - 1
-            results[f"AP/{name}"] = _percent(precision[:, :, column, 0, last])
-        return {f"{iou_type}/{name}": value for name, value in results.items()}
-
-    def _dataset(self) -> Record:
-        """The ground truth in our numbers, whose annotations may be scribbled on."""
-        return {
-            "info": {},
-            "images": list(self._images.values()),
-            "categories": list(self._categories.values()),
-            "annotations": [dict(annotation) for annotation in self._annotations],
-        }
+            column = slice(0) if category_id is None else self._category_numbers[category_id] - 1
+            scores[f"AP/{name}"] = mean(precision[:, :, column, 0, best])
+        return scores
 
     def table(self) -> str:
         """The last results to read: the overall scores, then each class; empty before `evaluate`."""
         if not self._results:
             return ""
-        # a class name may hold a slash, so only the first one divides
-        names = [
-            key.split("/", 1)[1]
-            for key in self._results
-            if key.startswith(f"{self.iou_types[0]}/") and "/AP/" not in key
+        first = f"{self.iou_types[0]}/"  # a class name may hold a slash too
+        names = [key.removeprefix(first) for key in self._results if key.startswith(first)]
+        overall = [
+            [name, *(show(self._results[f"{t}/{name}"]) for t in self.iou_types)]
+            for name in names
+            if not name.startswith("AP/")
         ]
-        overall = [["", *self.iou_types]]
-        overall += [[name, *(show(self._results[f"{t}/{name}"]) for t in self.iou_types)] for name in names]
-        classes = [["class", "objects", *(f"{t}/AP" for t in self.iou_types)]]
-        for name, category_id in self._reported.items():
-            scores = (show(self._results[f"{t}/AP/{name}"]) for t in self.iou_types)
-            classes.append([name, str(self._object_counts[category_id]), *scores])
-        return f"{align(overall)}\n\n{align(classes)}"
+        classes = [
+            [
+                name,
+                str(self._object_counts[i]),
+                *(show(self._results[f"{t}/AP/{name}"]) for t in self.iou_types),
+            ]
+            for name, i in self._reported.items()
+        ]
+        class_heads = ["class", "objects", *(f"{t}/AP" for t in self.iou_types)]
+        return f"{align([['', *self.iou_types], *overall])}\n\n{align([class_heads, *classes])}"
 
 
 def _by_id(entries: Sequence[Record]) -> list[Record]:
@@ -281,57 +260,50 @@ def _by_id(entries: Sequence[Record]) -> list[Record]:
     return sorted(entries, key=lambda e: (1, 0, e["id"]) if isinstance(e["id"], str) else (0, e["id"], ""))
 
 
-def _resolve_backend(backend: Backend) -> Literal["pycocotools", "faster_coco_eval"]:
-    if backend not in ("auto", "pycocotools", "faster_coco_eval"):
-        raise ConfigError(f"backend is {backend!r}; allowed are auto, pycocotools and faster_coco_eval")
-    installed = importlib.util.find_spec("faster_coco_eval") is not None
-    if backend == "faster_coco_eval" and not installed:
-        raise MissingDependencyError("faster-coco-eval is not installed: pip install faster-coco-eval")
+def _resolve_backend(backend: Backend) -> Literal["pycocotools", "hotcoco"]:
+    if backend not in get_args(Backend):
+        raise ConfigError(f"backend is {backend!r}; allowed are {', '.join(get_args(Backend))}")
+    installed = importlib.util.find_spec("hotcoco") is not None
     if backend == "auto":
-        return "faster_coco_eval" if installed else "pycocotools"
+        return "hotcoco" if installed else "pycocotools"
+    if backend == "hotcoco" and not installed:
+        raise MissingDependencyError("hotcoco is not installed; install it with: pip install hotcoco")
     return backend
 
 
-def _match(
+def match_detections(
     backend: str, truth: Record, detections: list[Record], iou_type: str, limits: list[int]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Match detections to objects.
+    """Match detections to objects by COCO's rules.
 
     Args:
-        backend: `pycocotools` or `faster_coco_eval`.
-        truth: the ground truth; its annotations are changed.
-        detections: records in the truth's numbers, with `id` from 1, `area` and `iscrowd`; they are changed.
+        backend: `pycocotools` or `hotcoco`.
+        truth: the ground truth, its ids numbers.
+        detections: records in the truth's numbers, with `id` from 1, `area` and `iscrowd`.
         iou_type: `bbox` or `segm`.
         limits: numbers of best detections of an image to consider, ascending.
 
     Returns:
         Precision (10 IoUs, 101 recalls, classes, 4 areas, limits) and recall (10 IoUs, classes, 4 areas,
-        limits), -1 where there is no ground truth.
+        limits), NaN where there is no ground truth.
     """
     coco, evaluation = COCO, COCOeval
-    silent: dict[str, Any] = {}
-    if backend == "faster_coco_eval":
-        import faster_coco_eval
+    if backend == "hotcoco":
+        import hotcoco
 
-        coco, evaluation = faster_coco_eval.COCO, faster_coco_eval.COCOeval_faster
-        silent = {"print_function": lambda *_: None}
-    # pycocotools prints and has no switch for it
-    with contextlib.redirect_stdout(io.StringIO()):
-        sides = []
-        # not through loadRes, which fails where there are no detections
-        for dataset in (truth, {**truth, "annotations": detections}):
-            side = coco()
-            side.dataset = dataset
+        coco, evaluation = hotcoco.COCO, hotcoco.COCOeval
+    sides = []
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints and has no switch for it
+        for entries in (truth["annotations"], detections):
+            side = coco()  # not through loadRes, which fails where there are no detections
+            # in copies, for pycocotools adds fields of its own
+            side.dataset = {**truth, "annotations": [dict(entry) for entry in entries]}
             side.createIndex()
             sides.append(side)
-        scorer = evaluation(*sides, iou_type, **silent)
+        scorer = evaluation(*sides, iou_type)
         scorer.params.maxDets = limits
         scorer.evaluate()
         scorer.accumulate()
-    return np.asarray(scorer.eval["precision"]), np.asarray(scorer.eval["recall"])
-
-
-def _percent(values: np.ndarray) -> float:
-    """Mean of what exists (the scorers mark the rest with -1) in percent, NaN where nothing does."""
-    existing = values[values > -1]
-    return float(existing.mean()) * 100 if existing.size else float("nan")
+    arrays = (np.asarray(scorer.eval[key]) for key in ("precision", "recall"))
+    precision, recall = (np.where(array < 0, np.nan, array) for array in arrays)
+    return precision, recall

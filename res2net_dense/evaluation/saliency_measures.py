@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from res2net_dense.errors import DatasetError, MissingDependencyError
+from res2net_dense.evaluation.tables import show_size
 
 try:
     import cv2
@@ -75,7 +76,7 @@ def score_map(saliency: np.ndarray, mask: np.ndarray, *, rescale: bool = True) -
     Adaptive scores are of the pixels >= min(2 * the map's mean, 1). As in the reference, E is a sum over n
     pixels divided by n - 1, so that it can pass 1 by 1 / (n - 1).
 
-    Two numbers of the reference are no numbers, and differ here: E of a single pixel is divided by 1, not by
+    Two numbers of the reference are not usable, and differ here: E of a single pixel is divided by 1, not by
     2e-16; in S, a quarter without pixels, where all salient pixels are in the last row or column, has no
     weight instead of making S NaN.
 
@@ -95,7 +96,8 @@ def score_map(saliency: np.ndarray, mask: np.ndarray, *, rescale: bool = True) -
         )
     if saliency.shape != mask.shape:
         raise DatasetError(
-            f"the map is {_size(saliency)} but its mask {_size(mask)}; both must have the picture's size"
+            f"the map is {show_size(saliency)} but its mask {show_size(mask)}; "
+            "both must have the image's size"
         )
     levels = np.arange(_VALUES) / 255
     low, high = int(saliency.min()), int(saliency.max())
@@ -141,7 +143,7 @@ def _to_bytes(saliency: np.ndarray) -> np.ndarray:
     """(H, W) uint8.
 
     Raises:
-        DatasetError: it is no saliency map.
+        DatasetError: it is not a saliency map.
     """
     if saliency.ndim != 2 or not saliency.size:
         raise DatasetError(f"a saliency map has rows and columns, this one has the shape {saliency.shape}")
@@ -155,12 +157,8 @@ def _to_bytes(saliency: np.ndarray) -> np.ndarray:
     return np.rint(saliency.astype(np.float64) * 255).astype(np.uint8)
 
 
-def _size(array: np.ndarray) -> str:
-    return "x".join(map(str, reversed(array.shape)))
-
-
 def _centre(mask: np.ndarray) -> tuple[int, int]:
-    """The row and column after the centre of the salient pixels, or after the picture if there are none."""
+    """The row and column after the centre of the salient pixels, or after the image if there are none."""
     counts = np.count_nonzero(mask, axis=1), np.count_nonzero(mask, axis=0)
     if not counts[0].any():
         return mask.shape[0], mask.shape[1]
@@ -232,8 +230,8 @@ def _object_likeness(histogram: np.ndarray, levels: np.ndarray) -> float:
 def _region_likeness(histogram: np.ndarray, levels: np.ndarray, mean: float) -> float:
     """Structural similarity of a quarter's values to its mask.
 
-    `mean` is that of the values in their order: whether a quarter's values are all the same hangs on its last
-    bit, here as in the reference.
+    `mean` is that of the values in their order: whether a quarter's values are all the same depends on its
+    last bit, here as in the reference.
     """
     other, salient = histogram
     count = histogram.sum()
@@ -249,13 +247,13 @@ def _region_likeness(histogram: np.ndarray, levels: np.ndarray, mean: float) -> 
 
 
 def _weighted_f(values: np.ndarray, mask: np.ndarray) -> float:
-    """F in which a miss counts less beside a hit, and a false pixel more the farther off it is."""
+    """F in which a miss counts less next to a hit, and a false pixel more the farther away it is."""
     truths = np.count_nonzero(mask)
     if not truths:
         return 0.0
     outside = ~mask
     squares = cv2.distanceTransform(outside.view(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
-    # in place from here on: new arrays of a picture's size take longer than the arithmetic
+    # in place from here on: new arrays of a image's size take longer than the arithmetic
     squares *= squares
     np.rint(squares, out=squares)
     weights = np.sqrt(squares[outside], dtype=np.float64)
@@ -274,7 +272,7 @@ def _missed(values: np.ndarray, mask: np.ndarray, squares: np.ndarray) -> float:
     """The sum of the salient pixels' errors, each its own or the Gaussian mean around it if that is less.
 
     For this mean a pixel that is not salient has the error of the nearest salient one, and the outside of the
-    picture has none. Only the salient pixels' surroundings are looked at.
+    image has none. Only the salient pixels' surroundings are looked at.
 
     Args:
         values: (H, W) float64, the map.

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from res2net_dense.errors import ConfigError, DatasetError
-from res2net_dense.evaluation.base import Gather, ImageEvaluator
-from res2net_dense.evaluation.tables import align, show
+from res2net_dense.evaluation.base import Gather, ImageEvaluator, check_predicted_labels, mean
+from res2net_dense.evaluation.tables import align, show, show_size, worst_classes
 from res2net_dense.types import IGNORE_INDEX, Prediction, Sample
 
-_log = logging.getLogger(__name__)
-
 METRICS = ("mIoU", "boundary_mIoU", "pixel_accuracy", "mean_accuracy", "fwIoU")
-_BAND_WIDTH = 0.02  # of the picture's diagonal, as published
-_SHOWN_CLASSES = 30
+_BAND_WIDTH = 0.02  # of the image's diagonal, as published
 
 
 def confusion_matrix(truth: np.ndarray, prediction: np.ndarray, num_classes: int) -> np.ndarray:
@@ -36,10 +32,16 @@ def confusion_matrix(truth: np.ndarray, prediction: np.ndarray, num_classes: int
         ConfigError: the prediction has other labels.
     """
     if truth.shape != prediction.shape:
-        raise DatasetError(f"the truth is {_size(truth)}, the prediction {_size(prediction)}")
-    truth, prediction = _true_labels(truth, num_classes), _predicted_labels(prediction, num_classes)
-    # at most 255 * 255 + 254, which 16 bits hold; the rows from num_classes on are of ignored pixels
-    pairs = truth * np.uint16(num_classes) + prediction
+        raise DatasetError(f"the truth is {show_size(truth)}, the prediction {show_size(prediction)}")
+    wrong = truth[((truth >= num_classes) & (truth != IGNORE_INDEX)) | (truth < 0)]
+    if wrong.size:
+        raise DatasetError(
+            f"a mask has label {wrong.max()}, but there are only {num_classes} classes, 0 to "
+            f"{num_classes - 1}, and {IGNORE_INDEX} for what is ignored"
+        )
+    check_predicted_labels(prediction, num_classes)
+    # at most 255 * 255 + 254, which fits 16 bits; the rows from num_classes on are of ignored pixels
+    pairs = truth.astype(np.uint16) * np.uint16(num_classes) + prediction.astype(np.uint16)
     counts = np.bincount(pairs.ravel(), minlength=num_classes**2)[: num_classes**2]
     return counts.reshape(num_classes, num_classes).astype(np.int64)
 
@@ -47,10 +49,10 @@ def confusion_matrix(truth: np.ndarray, prediction: np.ndarray, num_classes: int
 def boundary_bands(labels: np.ndarray) -> np.ndarray:
     """Find the pixels near the edge of their own class's area: the bands of Boundary IoU, of all classes.
 
-    A pixel is in the band of its class unless the square of 2 d + 1 pixels around it lies in the picture and
-    is all of that class, where d is 2 % of the picture's diagonal, rounded, and at least 1. For each class
+    A pixel is in the band of its class unless the square of 2 d + 1 pixels around it lies in the image and
+    is all of that class, where d is 2 % of the image's diagonal, rounded, and at least 1. For each class
     this is its mask less the mask eroded d times by 3 x 3 pixels, with nothing of the class outside the
-    picture (Cheng et al., Boundary IoU, CVPR 2021, arXiv 2103.16562, section 4 and its published code).
+    image (Cheng et al., Boundary IoU, CVPR 2021, arXiv 2103.16562, section 4 and its published code).
 
     Args:
         labels: (H, W) integers.
@@ -89,7 +91,7 @@ class SemanticEvaluator(ImageEvaluator):
     * `pixel_accuracy`, the share of pixels whose class is right; `mean_accuracy`, the mean of that share of
       each class; `fwIoU`, the mean of `IoU/<class>` weighted by the class's true pixels.
 
-    A class without a true pixel has NaN and no part in the means; pixels that are wrongly given to it are
+    A class without a true pixel has NaN and is left out of the means; pixels that are wrongly given to it are
     misses of the others. All pixels of an image without a prediction are misses.
     """
 
@@ -103,10 +105,10 @@ class SemanticEvaluator(ImageEvaluator):
         class_names: Sequence[str],
         gather: Gather | None = None,
     ) -> None:
-        """Take the ground truth, which is read when it is needed.
+        """Store how to read the ground truth, which is read when it is needed.
 
         Args:
-            read_mask: gives of an image's id its mask, (H, W) integers, 255 is ignored.
+            read_mask: reads the mask of an image id, (H, W) integers, 255 is ignored.
             count: number of images; their ids are 0 to `count` - 1.
             class_names: in label order, the background among them.
             gather: see `base.Gather`; None for one process.
@@ -119,9 +121,7 @@ class SemanticEvaluator(ImageEvaluator):
             raise ConfigError(
                 f"there are {len(self.class_names)} class names; a mask holds 1 to {IGNORE_INDEX} classes"
             )
-        self.count = count
         self._read_mask = read_mask
-        self.reset()
 
     def reset(self) -> None:
         """Forget all predictions and results."""
@@ -131,13 +131,13 @@ class SemanticEvaluator(ImageEvaluator):
         self._boundary = np.zeros((2, classes), dtype=np.int64)  # intersections and unions
         self._pixels = np.zeros(classes, dtype=np.int64)
 
-    def _take(self, image_id: int, sample: Sample, prediction: Prediction) -> None:
+    def _add(self, image_id: int, sample: Sample, prediction: Prediction) -> None:
         """Only counts are kept."""
         truth, labels = self._read_mask(image_id), prediction["sem_seg"].detach().cpu().numpy()
         if truth.shape != labels.shape:
             raise DatasetError(
                 f"image {image_id} ({sample.get('file_name', 'without a name')}): its mask is "
-                f"{_size(truth)} but its prediction {_size(labels)}; both must have the image's size"
+                f"{show_size(truth)} but its prediction {show_size(labels)}; both must have the image's size"
             )
         self._confusion += confusion_matrix(truth, labels, len(self.class_names))
         self._boundary += _boundary_counts(truth, labels, len(self.class_names))
@@ -150,25 +150,24 @@ class SemanticEvaluator(ImageEvaluator):
                 cannot be read.
         """
         parts = self._gather((self._seen, self._confusion, self._boundary))
-        seen = self._join_seen([ids for ids, _, _ in parts])
+        unseen = self._find_unseen([ids for ids, _, _ in parts])
         confusion = np.sum([matrix for _, matrix, _ in parts], axis=0)
         intersections, unions = np.sum([counts for _, _, counts in parts], axis=0)
         pixels = confusion.sum(axis=1)
-        for image_id in sorted(set(range(self.count)) - seen):
-            truth = self._read_mask(image_id)
-            pixels += _count_classes(_true_labels(truth, len(pixels)), len(pixels))
+        for truth in map(self._read_mask, unseen):
+            pixels += confusion_matrix(truth, np.zeros_like(truth), len(pixels)).sum(axis=1)
             unions += _count_classes(truth[boundary_bands(truth)], len(pixels))
 
-        right = confusion.diagonal()
+        right, present = confusion.diagonal(), pixels > 0
         iou = _percent(right, pixels + confusion.sum(axis=0) - right, pixels)
         boundary_iou = _percent(intersections, unions, pixels)
         self._pixels = pixels
         self._results = {
-            "mIoU": _mean(iou, pixels > 0),
-            "boundary_mIoU": _mean(boundary_iou, pixels > 0),
+            "mIoU": mean(iou),
+            "boundary_mIoU": mean(boundary_iou),
             "pixel_accuracy": float(_percent(right.sum(), pixels.sum(), pixels.sum())),
-            "mean_accuracy": _mean(_percent(right, pixels, pixels), pixels > 0),
-            "fwIoU": _mean(iou, pixels),
+            "mean_accuracy": mean(_percent(right, pixels, pixels)),
+            "fwIoU": float(np.average(iou[present], weights=pixels[present])) if present.any() else np.nan,
             **{f"IoU/{name}": value for name, value in zip(self.class_names, iou.tolist(), strict=True)},
             **{
                 f"boundary_IoU/{name}": value
@@ -184,54 +183,19 @@ class SemanticEvaluator(ImageEvaluator):
         if not self._results:
             return ""
         shares = _percent(self._pixels, self._pixels.sum(), self._pixels.sum())
-        rows = [
-            (name, self._results[f"IoU/{name}"], self._results[f"boundary_IoU/{name}"], share)
+        scores = [
+            [self._results[f"{score}/{name}"] for score in ("IoU", "boundary_IoU")] + [share]
             for name, share in zip(self.class_names, shares.tolist(), strict=True)
         ]
-        title = "class"
-        if len(rows) > _SHOWN_CLASSES:
-            rows = sorted((row for row in rows if not np.isnan(row[1])), key=lambda row: row[1])
-            rows = rows[:_SHOWN_CLASSES]
-            title = f"the {len(rows)} worst classes"
-        overall = [[name, show(self._results[name], 2)] for name in METRICS]
-        classes = [[title, "IoU", "boundary IoU", "% of pixels"]]
-        classes += [[name, *(show(value, 2) for value in values)] for name, *values in rows]
+        rows = [
+            (name, *(show(value, 2) for value in values))
+            for name, values in zip(self.class_names, scores, strict=True)
+        ]
+        title, rows = worst_classes(rows, [iou for iou, _, _ in scores])
+        overall = [(name, show(self._results[name], 2)) for name in METRICS]
+        classes = [(title, "IoU", "boundary IoU", "% of pixels"), *rows]
         note = "IoU of one confusion matrix over all pixels of the set; pixels of 255 are ignored"
         return f"{align(overall)}\n\n{align(classes)}\n\n{note}"
-
-
-def _size(labels: np.ndarray) -> str:
-    return "x".join(map(str, reversed(labels.shape)))
-
-
-def _true_labels(truth: np.ndarray, num_classes: int) -> np.ndarray:
-    """As 16 bits.
-
-    Raises:
-        DatasetError: a label is neither a class nor 255.
-    """
-    wrong = truth[((truth >= num_classes) & (truth != IGNORE_INDEX)) | (truth < 0)]
-    if wrong.size:
-        raise DatasetError(
-            f"a mask has label {wrong.max()}, but there are only {num_classes} classes, 0 to "
-            f"{num_classes - 1}, and {IGNORE_INDEX} for what is ignored"
-        )
-    return truth.astype(np.uint16)
-
-
-def _predicted_labels(prediction: np.ndarray, num_classes: int) -> np.ndarray:
-    """As 16 bits.
-
-    Raises:
-        ConfigError: a label is no class.
-    """
-    if prediction.size and not 0 <= prediction.min() <= prediction.max() < num_classes:
-        raise ConfigError(
-            f"the model predicts labels {prediction.min()} to {prediction.max()}, but there are only "
-            f"{num_classes} class names; set model.num_classes and data.class_names to those it was "
-            "trained with"
-        )
-    return prediction.astype(np.uint16)
 
 
 def _boundary_counts(truth: np.ndarray, prediction: np.ndarray, num_classes: int) -> np.ndarray:
@@ -252,12 +216,3 @@ def _count_classes(labels: np.ndarray, num_classes: int) -> np.ndarray:
 def _percent(part: np.ndarray, whole: np.ndarray, true_pixels: np.ndarray) -> np.ndarray:
     """Of each class 100 * part / whole, NaN where it has no true pixel."""
     return np.where(true_pixels > 0, 100 * part / np.maximum(whole, 1), np.nan)
-
-
-def _mean(values: np.ndarray, weights: np.ndarray) -> float:
-    """The mean of the values whose weight is not 0; NaN of none."""
-    counted = weights > 0
-    if not counted.any():
-        return float("nan")
-    # sums first, so that the mean of hundreds is exactly 100
-    return float((values[counted] * weights[counted]).sum() / weights[counted].sum())

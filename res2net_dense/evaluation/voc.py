@@ -8,15 +8,13 @@ threshold is right and later ones are wrong; one that belongs to a `difficult` o
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Hashable, Sequence
 from typing import Any, Literal, get_args
 
 import numpy as np
-import torch
 
 from res2net_dense.errors import ConfigError, DatasetError
-from res2net_dense.evaluation.base import Gather, ImageEvaluator
+from res2net_dense.evaluation.base import Gather, ImageEvaluator, finite_detections, mean
 from res2net_dense.evaluation.tables import align, show
 from res2net_dense.types import Prediction, Sample
 
@@ -27,15 +25,11 @@ Box = tuple[float, float, float, float]
 METRICS = ("bbox/AP", "bbox/AP50", "bbox/AP75")
 """Each class has `bbox/AP50/<name>` too."""
 
-_log = logging.getLogger(__name__)
-
 _IOUS = tuple(percent / 100 for percent in range(50, 100, 5))
-_IOU_50, _IOU_75 = 0, 5
 _CURVES = {
     "area": "area under the precision-recall curve (VOC2010 on)",
     "11point": "mean precision at 11 recalls (VOC2007)",
 }
-_MAX_PAIRS = 1 << 20  # so many overlaps are computed at once
 
 
 def voc_ap(
@@ -63,90 +57,68 @@ def voc_ap(
         Percent: 0 without detections, NaN where no object counts.
 
     Raises:
-        ConfigError: `iou` or `method` is none of these.
+        ConfigError: `iou` or `method` is not one of these.
         DatasetError: a box of the ground truth is not finite.
     """
     _check_method(method)
     if not 0 < iou <= 1:
         raise ConfigError(f"iou is {iou}; it must be above 0 and at most 1")
-    ids: dict[Hashable, int] = {}
-    truth_images = np.array([ids.setdefault(i, len(ids)) for i, _, _ in ground_truth], dtype=np.int64)
-    truth_boxes = np.array([box for _, box, _ in ground_truth], dtype=np.float64).reshape(-1, 4)
-    difficult = np.array([flag for _, _, flag in ground_truth], dtype=bool)
-    if not np.isfinite(truth_boxes).all():
-        bad = int(np.flatnonzero(~np.isfinite(truth_boxes).all(axis=1))[0])
+    objects = np.array([box for _, box, _ in ground_truth], dtype=np.float64).reshape(-1, 4)
+    if not np.isfinite(objects).all():
+        bad = int(np.flatnonzero(~np.isfinite(objects).all(axis=1))[0])
         raise DatasetError(f"image {ground_truth[bad][0]!r}: the box {ground_truth[bad][1]} is not finite")
-    images = np.array([ids.get(i, -1) for i, _, _ in detections], dtype=np.int64)
     scores = np.array([score for _, score, _ in detections], dtype=np.float64)
     boxes = np.array([box for _, _, box in detections], dtype=np.float64).reshape(-1, 4)
-    kept = np.flatnonzero(np.isfinite(scores) & np.isfinite(boxes).all(axis=1))
-    kept = kept[np.argsort(-scores[kept], kind="stable")]
-    nearest, overlaps = _nearest(
-        images[kept], boxes[kept], truth_images, truth_boxes, 1.0 if inclusive else 0.0
-    )
-    return _average_precision(nearest, overlaps, difficult, iou, method)
+    finite = np.isfinite(scores) & np.isfinite(boxes).all(axis=1)
+    order = np.flatnonzero(finite)[np.argsort(-scores[finite], kind="stable")]
+
+    if inclusive:
+        objects, boxes = objects + [0, 0, 1, 1], boxes + [0, 0, 1, 1]
+    detections_of = _by_image([image_id for image_id, _, _ in detections])
+    nearest, overlaps = np.zeros(len(boxes), dtype=np.int64), np.zeros(len(boxes))
+    for image_id, candidates in _by_image([image_id for image_id, _, _ in ground_truth]).items():
+        if own := detections_of.get(image_id):
+            ious = _ious(boxes[own], objects[candidates])
+            nearest[own], overlaps[own] = np.array(candidates)[ious.argmax(axis=1)], ious.max(axis=1)
+    difficult = np.array([flag for _, _, flag in ground_truth], dtype=bool)
+    count = int((~difficult).sum())
+    return _average_precision(nearest[order], overlaps[order], difficult, count, iou, method)
 
 
-def _nearest(
-    images: np.ndarray,
-    boxes: np.ndarray,
-    truth_images: np.ndarray,
-    truth_boxes: np.ndarray,
-    extra: float,
-) -> tuple[np.ndarray, np.ndarray]:
-    """The object that each detection overlaps most, the first of equal ones.
-
-    Args:
-        images: (D,) image number of each detection.
-        boxes: (D, 4) xyxy.
-        truth_images: (G,) image number of each object.
-        truth_boxes: (G, 4) xyxy.
-        extra: added to widths and heights.
-
-    Returns:
-        (D,) int64 index of the object, -1 for none, and (D,) float64 IoU.
-    """
-    order = np.argsort(truth_images, kind="stable")
-    truth_images, truth_boxes = truth_images[order], truth_boxes[order]
-    starts = np.searchsorted(truth_images, images, side="left")
-    counts = np.searchsorted(truth_images, images, side="right") - starts
-    nearest, overlaps = np.full(len(images), -1), np.zeros(len(images))
-    candidates = np.flatnonzero(counts)
-    sizes = counts[candidates].cumsum()
-    first = 0
-    while first < len(candidates):
-        done = sizes[first - 1] if first else 0
-        last = max(first + 1, int(np.searchsorted(sizes, done + _MAX_PAIRS, side="right")))
-        part = candidates[first:last]
-        heads = np.concatenate([[0], counts[part].cumsum()[:-1]])
-        owners = np.repeat(np.arange(len(part)), counts[part])
-        objects = starts[part][owners] + np.arange(len(owners)) - heads[owners]
-        ious = _ious(boxes[part][owners], truth_boxes[objects], extra)
-        overlaps[part] = np.maximum.reduceat(ious, heads)
-        best = np.flatnonzero(ious == overlaps[part][owners])
-        best = best[np.diff(owners[best], prepend=-1) > 0]
-        nearest[part] = order[objects[best]]
-        first = last
-    return nearest, overlaps
+def _by_image(image_ids: Sequence[Hashable]) -> dict[Hashable, list[int]]:
+    """The places of each image id."""
+    places: dict[Hashable, list[int]] = {}
+    for place, image_id in enumerate(image_ids):
+        places.setdefault(image_id, []).append(place)
+    return places
 
 
-def _ious(first: np.ndarray, second: np.ndarray, extra: float) -> np.ndarray:
-    """(N,) overlaps of two (N, 4) arrays of xyxy boxes, row by row."""
-    sizes = np.minimum(first[:, 2:], second[:, 2:]) - np.maximum(first[:, :2], second[:, :2]) + extra
-    shared = sizes.clip(min=0).prod(axis=1)
-    areas = [(boxes[:, 2:] - boxes[:, :2] + extra).prod(axis=1) for boxes in (first, second)]
-    union = areas[0] + areas[1] - shared
-    return np.divide(shared, union, out=np.zeros(len(shared)), where=(shared > 0) & (union > 0))
+def _ious(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """(D, G) overlaps of (D, 4) and (G, 4) xyxy boxes."""
+    corners = np.minimum(first[:, None, 2:], second[:, 2:]), np.maximum(first[:, None, :2], second[:, :2])
+    sizes = (corners[0] - corners[1]).clip(min=0)
+    shared = sizes[..., 0] * sizes[..., 1]
+    areas = [(boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]) for boxes in (first, second)]
+    union = areas[0][:, None] + areas[1] - shared
+    return np.divide(shared, union, out=np.zeros_like(shared), where=(shared > 0) & (union > 0))
 
 
 def _average_precision(
-    nearest: np.ndarray, overlaps: np.ndarray, difficult: np.ndarray, iou: float, method: Method
+    nearest: np.ndarray, overlaps: np.ndarray, difficult: np.ndarray, count: int, iou: float, method: Method
 ) -> float:
-    """Percent, from detections by falling score: their (D,) objects and IoU, and the (G,) flags."""
-    objects = int((~difficult).sum())
-    if not objects:
+    """Percent, from the detections of one class by falling score.
+
+    Args:
+        nearest: (D,) the object that each overlaps most, the first of equal ones; any where there is none.
+        overlaps: (D,) IoU with it.
+        difficult: the flag of each object.
+        count: how many objects of the class are not difficult.
+        iou: the threshold.
+        method: as in `voc_ap`.
+    """
+    if not count:
         return float("nan")
-    hit = (nearest >= 0) & (overlaps >= iou)
+    hit = overlaps >= iou
     counted = ~hit
     counted[hit] = ~difficult[nearest[hit]]
     right = np.zeros(len(nearest), dtype=bool)
@@ -159,10 +131,10 @@ def _average_precision(
     precision = found / np.arange(1, len(right) + 1)
     highest = np.maximum.accumulate(precision[::-1])[::-1]  # from here on to the right
     if method == "area":
-        return 100 * float(highest[right].sum()) / objects
-    # Not exactly tenths: k * 0.1 is a trifle above 3/10, 6/10 and 7/10 in floating point, so that a recall of
+        return 100 * float(highest[right].sum()) / count
+    # Not exactly tenths: k * 0.1 is slightly above 3/10, 6/10 and 7/10 in floating point, so that a recall of
     # just these does not reach them. Every published 11-point value in Python was computed so.
-    places = np.searchsorted(found / objects, np.arange(11) * 0.1, side="left")
+    places = np.searchsorted(found / count, np.arange(11) * 0.1, side="left")
     return 100 * float(highest[places[places < len(right)]].sum()) / 11
 
 
@@ -171,12 +143,12 @@ class VocEvaluator(ImageEvaluator):
 
     `evaluate` returns `bbox/AP` (the mean over IoU 0.50, 0.55, ..., 0.95), `bbox/AP50` (VOC's own mAP) and
     `bbox/AP75`, each the mean over the classes, and `bbox/AP50/<class name>`. A class without an object that
-    counts is NaN and has no part in the means. The scores are over all images of the set, seen or not, and
+    counts is NaN and is left out of the means. The scores are over all images of the set, seen or not, and
     all detections: VOC has no limit for an image.
 
-    Boxes come in and are compared in continuous coordinates from 0, where x2 - x1 is the width. VOC's
-    inclusive pixel numbers from 1 are (x1 + 1, y1 + 1, x2, y2), and there x2 - (x1 + 1) + 1 is the same
-    width, so the overlaps are the kit's.
+    Boxes are in continuous coordinates from 0, where x2 - x1 is the width. VOC's inclusive pixel numbers from
+    1 are (x1 + 1, y1 + 1, x2, y2), and there x2 - (x1 + 1) + 1 is the same width, so the overlaps are the
+    kit's.
     """
 
     unseen = "the objects of the others count as missed"
@@ -189,7 +161,7 @@ class VocEvaluator(ImageEvaluator):
         method: Method = "area",
         gather: Gather | None = None,
     ) -> None:
-        """Take the ground truth.
+        """Store the ground truth.
 
         Args:
             ground_truth: for each image the boxes (N, 4) xyxy, the labels (N,) and the `difficult` flags (N,)
@@ -206,60 +178,41 @@ class VocEvaluator(ImageEvaluator):
         super().__init__(range(len(ground_truth)), class_names=class_names, gather=gather)
         self.method = method
         parts = [_truth(index, *objects, len(self.class_names)) for index, objects in enumerate(ground_truth)]
-        self._images = np.repeat(np.arange(len(parts)), [len(labels) for _, labels, _ in parts])
+        self._ends = np.cumsum([0, *(len(labels) for _, labels, _ in parts)])
         self._boxes = np.concatenate([np.zeros((0, 4)), *(boxes for boxes, _, _ in parts)])
         self._labels = np.concatenate([np.zeros(0, np.int64), *(labels for _, labels, _ in parts)])
         self._difficult = np.concatenate([np.zeros(0, bool), *(flags for _, _, flags in parts)])
-        self.reset()
 
-    def _take(
-        self, image_id: int, sample: Sample, prediction: Prediction
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Detections whose score or box is not finite are left out with a warning."""
-        boxes, labels, scores = (prediction[key].detach().cpu() for key in ("boxes", "labels", "scores"))
-        if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(self.class_names):
-            raise ConfigError(
-                f"the model predicts label {int(labels.max())} but the data has only "
-                f"{len(self.class_names)} classes; set the number of classes and the class names to "
-                "those it was trained with"
-            )
-        finite = torch.isfinite(scores) & torch.isfinite(boxes).all(dim=1)
-        if not finite.all():
-            _log.warning(
-                "image %d: left out %d detections whose score or box is not finite",
-                image_id,
-                int((~finite).sum()),
-            )
-        return boxes[finite].double().numpy(), labels[finite].numpy(), scores[finite].double().numpy()
+    def _add(self, image_id: int, sample: Sample, prediction: Prediction) -> np.ndarray:
+        """Match the detections: (K, 4) label, score, object of the set and IoU with it, 0 for no object."""
+        boxes, labels, scores, _ = finite_detections(prediction, image_id, len(self.class_names))
+        objects = slice(*self._ends[image_id : image_id + 2])
+        ious = _ious(boxes.double().numpy(), self._boxes[objects])
+        ious[labels.numpy()[:, None] != self._labels[objects]] = 0
+        # a column for no object, so that there always is a largest
+        ious = np.concatenate([ious, np.zeros((len(ious), 1))], axis=1)
+        nearest, overlaps = objects.start + ious.argmax(axis=1), ious.max(axis=1)
+        return np.stack([labels.double().numpy(), scores.double().numpy(), nearest, overlaps], axis=1)
 
     def evaluate(self) -> dict[str, float]:
         """Gather over all processes and score; every process gets the same result."""
         self._gather_images()
-        merged: dict[Any, tuple[np.ndarray, np.ndarray, np.ndarray]] = self._seen
-        ids = sorted(merged)  # equal scores rank by image, in whatever order they came
-        images = np.repeat(ids, [len(merged[i][2]) for i in ids]).astype(np.int64)
-        boxes = np.concatenate([np.zeros((0, 4)), *(merged[i][0] for i in ids)])
-        labels = np.concatenate([np.zeros(0, np.int64), *(merged[i][1] for i in ids)])
-        scores = np.concatenate([np.zeros(0), *(merged[i][2] for i in ids)])
-
+        # equal scores rank by image, in whatever order they came
+        matches = np.concatenate([np.zeros((0, 4)), *(self._seen[i] for i in sorted(self._seen))])
+        labels, scores, nearest, overlaps = matches[np.argsort(-matches[:, 1], kind="stable")].T
         precisions = np.full((len(self.class_names), len(_IOUS)), np.nan)
         for label in range(len(self.class_names)):
-            own, truth = np.flatnonzero(labels == label), self._labels == label
-            own = own[np.argsort(-scores[own], kind="stable")]
-            nearest, overlaps = _nearest(
-                images[own], boxes[own], self._images[truth], self._boxes[truth], extra=0.0
-            )
-            difficult = self._difficult[truth]
-            precisions[label] = [
-                _average_precision(nearest, overlaps, difficult, iou, self.method) for iou in _IOUS
-            ]
+            own = labels == label
+            count = int((~self._difficult[self._labels == label]).sum())
+            matched = nearest[own].astype(np.int64), overlaps[own], self._difficult, count
+            precisions[label] = [_average_precision(*matched, iou, self.method) for iou in _IOUS]
+        at_50 = precisions[:, 0]
         self._results = {
-            "bbox/AP": _mean(precisions),
-            "bbox/AP50": _mean(precisions[:, _IOU_50]),
-            "bbox/AP75": _mean(precisions[:, _IOU_75]),
+            "bbox/AP": mean(precisions),
+            "bbox/AP50": mean(at_50),
+            "bbox/AP75": mean(precisions[:, 5]),
+            **{f"bbox/AP50/{name}": ap for name, ap in zip(self.class_names, at_50.tolist(), strict=True)},
         }
-        for name, precision in zip(self.class_names, precisions[:, _IOU_50].tolist(), strict=True):
-            self._results[f"bbox/AP50/{name}"] = precision
         return dict(self._results)
 
     def table(self) -> str:
@@ -305,9 +258,3 @@ def _truth(
 def _check_method(method: str) -> None:
     if method not in get_args(Method):
         raise ConfigError(f"method is {method!r}; allowed are {' and '.join(get_args(Method))}")
-
-
-def _mean(values: np.ndarray) -> float:
-    """Mean of what exists, NaN where nothing does."""
-    existing = values[~np.isnan(values)]
-    return float(existing.mean()) if existing.size else float("nan")

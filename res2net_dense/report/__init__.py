@@ -1,1 +1,1 @@
-"""What a person looks at: predictions drawn on pictures."""
+"""What a person looks at: predictions drawn on images."""

@@ -1,4 +1,4 @@
-"""Saliency maps to store, and to look at: over their picture, as a cut-out, and on a contact sheet."""
+"""Saliency maps to store, and to look at: over their image, as a cut-out, and on a contact sheet."""
 
 from __future__ import annotations
 
@@ -9,18 +9,17 @@ import numpy as np
 from PIL import Image, ImageChops, ImageFilter
 
 from res2net_dense.errors import ConfigError
+from res2net_dense.report.canvas import MIN_SIDE, scale_for_drawing
 from res2net_dense.report.sheet import rows_sheet
 
-_MIN_SIDE = 480  # smaller pictures are enlarged: an outline needs pixels
-_MAX_SIDE = 4096  # but not beyond this: a strip one pixel wide would fill the memory
 _TINT, _TINT_ALPHA = (255, 120, 0), 0.15
 _DIMMED = 0.5  # brightness of what is not salient
 _LIGHT, _DARK = (255, 255, 255), (40, 40, 40)  # outlines
-_TITLES = ("picture", "mask", "map", "overlay")
+_TITLES = ("image", "mask", "map", "overlay")
 
 
 class SheetRow(NamedTuple):
-    """What a contact sheet shows of one picture."""
+    """What a contact sheet shows of one image."""
 
     image: np.ndarray
     """(H, W, 3) uint8, RGB."""
@@ -29,20 +28,20 @@ class SheetRow(NamedTuple):
     saliency: np.ndarray
     """(H, W) float in [0, 1]."""
     caption: str
-    """Such as the picture's name and scores; one line, cut where it is too long."""
+    """Such as the image's name and scores; one line, cut where it is too long."""
 
 
 def saliency_image(saliency: np.ndarray) -> Image.Image:
-    """A saliency map as an 8-bit grey picture, round(255 * probability).
+    """A saliency map as an 8-bit grey image, round(255 * probability).
 
     Args:
         saliency: (H, W) float in [0, 1].
 
     Returns:
-        A picture of mode L.
+        An image of mode L.
 
     Raises:
-        ConfigError: it is no map, or a value is outside [0, 1].
+        ConfigError: it is not a map, or a value is outside [0, 1].
     """
     if saliency.ndim != 2 or not saliency.size:
         raise ConfigError(f"a saliency map has a height and a width, not the shape {saliency.shape}")
@@ -63,92 +62,86 @@ def draw_saliency(image: np.ndarray, saliency: np.ndarray) -> np.ndarray:
         saliency: (H, W) float in [0, 1].
 
     Returns:
-        (S * H, S * W, 3) uint8, RGB; S is the least whole number that makes the shorter side at least 480, or
-        the largest that keeps the longer one within 4096 if that is less, but never 0.
+        (S * H, S * W, 3) uint8, RGB; S is `canvas.scale_for_drawing`.
 
     Raises:
-        ConfigError: the map has another size than the picture, or values outside [0, 1].
+        ConfigError: the map has another size than the image, or values outside [0, 1].
     """
-    picture, grey = _pair(image, saliency)
-    scale = max(1, min(-(-_MIN_SIDE // min(picture.size)), _MAX_SIDE // max(picture.size)))
-    return np.asarray(_overlay(picture, grey, (scale * picture.width, scale * picture.height)))
+    photo, grey = _pair(image, saliency)
+    scale = scale_for_drawing(*photo.size)
+    return np.asarray(_overlay(photo, grey, (scale * photo.width, scale * photo.height)))
 
 
 def cut_out(image: np.ndarray, saliency: np.ndarray) -> Image.Image:
-    """The object without its background: the picture with the map as its transparency.
+    """The object without its background: the image with the map as its transparency.
 
     Args:
         image: (H, W, 3) uint8, RGB.
         saliency: (H, W) float in [0, 1].
 
     Returns:
-        A picture of mode RGBA, to be saved as PNG; its alpha is `saliency_image`, its colours are untouched.
+        An image of mode RGBA, to be saved as PNG; its alpha is `saliency_image`, its colours are unchanged.
 
     Raises:
-        ConfigError: the map has another size than the picture, or values outside [0, 1].
+        ConfigError: the map has another size than the image, or values outside [0, 1].
     """
-    picture, grey = _pair(image, saliency)
-    picture.putalpha(grey)
-    return picture
+    photo, grey = _pair(image, saliency)
+    photo.putalpha(grey)
+    return photo
 
 
 def saliency_sheet(rows: Sequence[SheetRow], *, cell: int = 240) -> Image.Image:
-    """Put pictures, their masks, maps and overlays beside each other, a row a picture.
+    """Put images, their masks, maps and overlays next to each other, one row per image.
 
     Args:
         rows: what to show; at least one.
-        cell: width and height in pixels that each picture is fitted into.
+        cell: width and height in pixels that each image is fitted into.
 
     Returns:
-        A picture of mode RGB, 4 cells wide.
+        An image of mode RGB, 4 cells wide.
 
     Raises:
-        ConfigError: there are no rows, or a mask or map has another size than its picture.
+        ConfigError: there are no rows, or a mask or map has another size than its image.
     """
     return rows_sheet([(_strip(row, cell), row.caption or " ") for row in rows], titles=_TITLES, tile=cell)
 
 
 def _strip(row: SheetRow, cell: int) -> tuple[Image.Image, Image.Image | None, Image.Image, Image.Image]:
-    """Picture, mask, map and overlay of one row, all of one size that fits the cell."""
-    picture, grey = _pair(row.image, row.saliency)
-    scale = cell / max(picture.size)
-    size = (max(1, round(scale * picture.width)), max(1, round(scale * picture.height)))
+    """Image, mask, map and overlay of one row, all of one size that fits the cell."""
+    photo, grey = _pair(row.image, row.saliency)
+    scale = cell / max(photo.size)
+    size = (max(1, round(scale * photo.width)), max(1, round(scale * photo.height)))
     mask = None
     if row.mask is not None:
-        _check_size(row.mask, row.image, "mask")
-        mask = saliency_image(row.mask.astype(np.float32)).resize(size, Image.Resampling.BILINEAR)
-    small = picture.resize(size, Image.Resampling.BICUBIC)
-    return small, mask, grey.resize(size, Image.Resampling.BILINEAR), _overlay(picture, grey, size)
+        _, mask = _pair(row.image, row.mask.astype(np.float32), "mask")
+        mask = mask.resize(size, Image.Resampling.BILINEAR)
+    small = photo.resize(size, Image.Resampling.BICUBIC)
+    return small, mask, grey.resize(size, Image.Resampling.BILINEAR), _overlay(photo, grey, size)
 
 
-def _pair(image: np.ndarray, saliency: np.ndarray) -> tuple[Image.Image, Image.Image]:
-    """Picture and map."""
-    _check_size(saliency, image, "saliency map")
-    return Image.fromarray(np.array(image)), saliency_image(saliency)
-
-
-def _check_size(grey: np.ndarray, image: np.ndarray, what: str) -> None:
+def _pair(image: np.ndarray, grey: np.ndarray, what: str = "saliency map") -> tuple[Image.Image, Image.Image]:
+    """An image and its map, which must be of one size."""
     if grey.shape != image.shape[:2]:
-        raise ConfigError(f"the {what} has shape {grey.shape}, its picture {image.shape[:2]}")
+        raise ConfigError(f"the {what} has shape {grey.shape}, its image {image.shape[:2]}")
+    return Image.fromarray(np.array(image)), saliency_image(grey)
 
 
-def _overlay(picture: Image.Image, grey: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """The picture with its map over it, both scaled to a size."""
-    if picture.size != size:
-        picture = picture.resize(size, Image.Resampling.BICUBIC)
-        grey = grey.resize(size, Image.Resampling.BILINEAR)  # so that outlines are no staircases
-    rest = picture.convert("L").point(lambda value: round(_DIMMED * value)).convert("RGB")
+def _overlay(photo: Image.Image, grey: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """The image with its map over it, both scaled to a size."""
+    if photo.size != size:
+        photo = photo.resize(size, Image.Resampling.BICUBIC)
+        grey = grey.resize(size, Image.Resampling.BILINEAR)  # so that outlines are smooth
+    rest = photo.convert("L").point(lambda value: round(_DIMMED * value)).convert("RGB")
     area = grey.point(lambda value: 255 * (value > 128))
-    tinted = picture.copy()
+    tinted = photo.copy()
     tinted.paste(_TINT, mask=area.point(lambda value: round(_TINT_ALPHA * value)))
     result = Image.composite(tinted, rest, grey)
     width = min(8, 1 + min(size) // 600)
     # Any or all of the pixels around one, in a tenth of the time of Pillow's filters for these. The mean of
     # up to 17 x 17 pixels is not rounded to 0 or 255 by a single one of them.
     mean = area.filter(ImageFilter.BoxBlur(width))
-    outer, inner = mean.point(lambda value: 255 * (value > 0)), area
-    if min(size) >= _MIN_SIDE // 2:  # else the object would be all outline
+    if min(size) >= MIN_SIDE // 2:  # else the object would be all outline
         inner = mean.point(lambda value: 255 * (value == 255))
         result.paste(_DARK, mask=ImageChops.subtract(area, inner))
-    result.paste(_LIGHT, mask=ImageChops.subtract(outer, area))
+    result.paste(_LIGHT, mask=ImageChops.subtract(mean.point(lambda value: 255 * (value > 0)), area))
     return result

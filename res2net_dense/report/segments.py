@@ -1,4 +1,4 @@
-"""Label maps to store, as palette PNGs, and to look at, over their picture with a legend."""
+"""Label maps to store, as palette PNGs, and to look at, over their image with a legend."""
 
 from __future__ import annotations
 
@@ -9,46 +9,42 @@ from PIL import Image, ImageDraw, ImageFont
 
 from res2net_dense.errors import ConfigError
 from res2net_dense.palette import voc_palette
+from res2net_dense.report.canvas import MIN_SIDE, cut_text, enlarge, label_name
 from res2net_dense.types import IGNORE_INDEX
 
-_MIN_SIDE = 480  # smaller pictures are enlarged: outlines and text need pixels
-_MAX_SIDE = 4096  # but not beyond this: a strip one pixel wide would fill the memory
-_MAX_LETTERS = 100
 _BACKGROUNDS = ("background", "_background_")
 _ALPHA = 0.6
 _LIGHT, _DARK = (255, 255, 255), (40, 40, 40)  # outlines
 _NEIGHBOURS = ((np.s_[1:], np.s_[:-1]), (np.s_[:, 1:], np.s_[:, :-1]))
 _STRIPES = ((245, 245, 245), (140, 140, 140))  # of what is ignored
 
-_Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
-
 
 def palette_image(sem_seg: np.ndarray) -> Image.Image:
-    """A label map as a picture in VOC's colours whose pixel values are the labels, to be saved as PNG.
+    """A label map as an image in VOC's colours whose pixel values are the labels, to be saved as PNG.
 
     Args:
         sem_seg: (H, W) integers, 0 to 255.
 
     Returns:
-        A picture of mode P; `np.asarray` of it is the label map.
+        An image of mode P; `np.asarray` of it is the label map.
 
     Raises:
         ConfigError: a label is not in 0 to 255.
     """
     if sem_seg.size and not 0 <= sem_seg.min() <= sem_seg.max() <= 255:
         raise ConfigError(
-            f"labels go from {sem_seg.min()} to {sem_seg.max()}, but a palette picture holds 0 to 255"
+            f"labels go from {sem_seg.min()} to {sem_seg.max()}, but a palette image holds 0 to 255"
         )
-    picture = Image.fromarray(np.ascontiguousarray(sem_seg, dtype=np.uint8))
-    picture.putpalette(voc_palette().tobytes())
-    return picture
+    stored = Image.fromarray(np.ascontiguousarray(sem_seg, dtype=np.uint8))
+    stored.putpalette(voc_palette().tobytes())
+    return stored
 
 
 def draw_segmentation(image: np.ndarray, sem_seg: np.ndarray, class_names: Sequence[str]) -> np.ndarray:
     """Tint each class's area in its colour of VOC's palette, outline it, and name the classes below.
 
     Label 0 is left as it is where its name is `background` or `_background_`; label 255 is striped grey and
-    named `ignored`. The legend has the classes present by falling share of the picture's pixels.
+    named `ignored`. The legend has the classes present by falling share of the image's pixels.
 
     Args:
         image: (H, W, 3) uint8, RGB.
@@ -56,35 +52,35 @@ def draw_segmentation(image: np.ndarray, sem_seg: np.ndarray, class_names: Seque
         class_names: in label order; a label without a name is written as `class 7`.
 
     Returns:
-        (S * H + legend, max(S * W, 480), 3) uint8, RGB; S is the least whole number that makes the shorter
-        side at least 480, or the largest that keeps the longer one within 4096 if that is less, but never 0.
+        (S * H + legend, max(S * W, 480), 3) uint8, RGB; S is `canvas.scale_for_drawing`.
 
     Raises:
-        ConfigError: the map has another size than the picture, or labels outside 0 to 255.
+        ConfigError: the map has another size than the image, or labels outside 0 to 255.
     """
     if sem_seg.shape != image.shape[:2]:
-        raise ConfigError(f"the label map has shape {sem_seg.shape}, its picture {image.shape[:2]}")
+        raise ConfigError(f"the label map has shape {sem_seg.shape}, its image {image.shape[:2]}")
     labels = np.asarray(palette_image(sem_seg))
     counts = np.bincount(labels.ravel(), minlength=256)
-    # the largest first; what is ignored is no class and comes last
+    # the largest first; what is ignored is not a class and comes last
     order = sorted(np.flatnonzero(counts).tolist(), key=lambda label: (label == IGNORE_INDEX, -counts[label]))
     untinted = {0} if class_names and class_names[0] in _BACKGROUNDS else set[int]()
 
-    height, width = labels.shape
-    scale = max(1, min(-(-_MIN_SIDE // min(height, width)), _MAX_SIDE // max(height, width)))
-    picture = Image.fromarray(np.ascontiguousarray(image))
-    if scale > 1:
-        picture = picture.resize((width * scale, height * scale), Image.Resampling.BICUBIC)
-        labels = _enlarged(labels, order, picture.size)
-    _tint(picture, labels, untinted)
-    _outline(picture, labels)
+    photo = enlarge(image)
+    if photo.size != image.shape[1::-1]:
+        labels = _enlarged(labels, order, photo.size)
+    _tint(photo, labels, untinted)
+    _outline(photo, labels)
 
     shares = 100 * counts / counts.sum()
     entries = [
-        (label, _name(label, class_names), f"{shares[label]:.1f} %" if shares[label] >= 0.05 else "< 0.1 %")
+        (
+            label,
+            "ignored" if label == IGNORE_INDEX else label_name(label, class_names),
+            f"{shares[label]:.1f} %" if shares[label] >= 0.05 else "< 0.1 %",
+        )
         for label in order
     ]
-    return np.asarray(_with_legend(picture, entries, untinted))
+    return np.asarray(_with_legend(photo, entries, untinted))
 
 
 def _enlarged(labels: np.ndarray, present: Sequence[int], size: tuple[int, int]) -> np.ndarray:
@@ -111,14 +107,14 @@ def _colours(labels: np.ndarray, stripe: int) -> Image.Image:
     return colours
 
 
-def _tint(picture: Image.Image, labels: np.ndarray, untinted: set[int]) -> None:
-    """Blend the colours of the labels over the picture in place."""
+def _tint(photo: Image.Image, labels: np.ndarray, untinted: set[int]) -> None:
+    """Blend the colours of the labels over the image in place."""
     alphas = np.full(256, round(255 * _ALPHA), dtype=np.uint8)
     alphas[list(untinted)] = 0
-    picture.paste(_colours(labels, max(4, min(picture.size) // 100)), mask=Image.fromarray(alphas[labels]))
+    photo.paste(_colours(labels, max(4, min(photo.size) // 100)), mask=Image.fromarray(alphas[labels]))
 
 
-def _outline(picture: Image.Image, labels: np.ndarray) -> None:
+def _outline(photo: Image.Image, labels: np.ndarray) -> None:
     """Draw a light line with dark edges in place where two classes meet; stripes are outline enough."""
     line = np.zeros(labels.shape, dtype=bool)
     ignored = labels == IGNORE_INDEX
@@ -126,10 +122,10 @@ def _outline(picture: Image.Image, labels: np.ndarray) -> None:
         meet = (labels[one] != labels[other]) & ~ignored[one] & ~ignored[other]
         line[one] |= meet
         line[other] |= meet
-    width = min(picture.size) // 1000
+    width = min(photo.size) // 1000
     line = _grown(line, width)
-    picture.paste(_DARK, mask=Image.fromarray(_grown(line, max(1, width))))
-    picture.paste(_LIGHT, mask=Image.fromarray(line))
+    photo.paste(_DARK, mask=Image.fromarray(_grown(line, max(1, width))))
+    photo.paste(_LIGHT, mask=Image.fromarray(line))
 
 
 def _grown(area: np.ndarray, by: int) -> np.ndarray:
@@ -144,27 +140,27 @@ def _grown(area: np.ndarray, by: int) -> np.ndarray:
 
 
 def _with_legend(
-    picture: Image.Image, entries: Sequence[tuple[int, str, str]], untinted: set[int]
+    photo: Image.Image, entries: Sequence[tuple[int, str, str]], untinted: set[int]
 ) -> Image.Image:
-    """The picture with a table of swatches, names and shares below it, in columns as wide as the widest."""
-    canvas_width = max(picture.width, _MIN_SIDE)
-    size = max(14, round(min(picture.width, picture.height) / 36))
+    """The image with a table of swatches, names and shares below it, in columns as wide as the widest."""
+    canvas_width = max(photo.width, MIN_SIDE)
+    size = max(14, round(min(photo.width, photo.height) / 36))
     font = ImageFont.load_default(size)
     gap, step = size, round(1.7 * size)
     shares = max((font.getlength(share) for _, _, share in entries), default=0)
-    room = canvas_width - 6 * gap - shares  # for a name
-    names = [_cut(name, font, room) for _, name, _ in entries]
+    name_width = canvas_width - 6 * gap - shares
+    names = [cut_text(name, font, name_width) for _, name, _ in entries]
     column = round(max(map(font.getlength, names)) + shares + 5 * gap)
     columns = max(1, min(len(entries), (canvas_width - gap) // column))
     rows = -(-len(entries) // columns)
-    canvas = Image.new("RGB", (canvas_width, picture.height + rows * step + gap), "white")
-    canvas.paste(picture)
+    canvas = Image.new("RGB", (canvas_width, photo.height + rows * step + gap), "white")
+    canvas.paste(photo)
     draw = ImageDraw.Draw(canvas)
     for number, ((label, _, share), name) in enumerate(zip(entries, names, strict=True)):
         # down the columns, so that falling shares are read as a list
         left, middle = (
             gap + number // rows * column,
-            picture.height + (gap + step) // 2 + number % rows * step,
+            photo.height + (gap + step) // 2 + number % rows * step,
         )
         swatch = _colours(np.full((size, size), label), max(2, size // 4))
         if label in untinted:
@@ -174,18 +170,3 @@ def _with_legend(
         draw.text((left + round(1.5 * size), middle), name, fill="black", font=font, anchor="lm")
         draw.text((left + column - round(2.5 * gap), middle), share, fill=_DARK, font=font, anchor="rm")
     return canvas
-
-
-def _cut(name: str, font: _Font, room: float) -> str:
-    """The name, or as much of it as there is room for and an ellipsis."""
-    short = name[:_MAX_LETTERS]  # measuring thousands takes seconds
-    while short and font.getlength(short + "…" * (short != name)) > room:
-        short = short[:-1]
-    return short + "…" * (short != name)
-
-
-def _name(label: int, class_names: Sequence[str]) -> str:
-    """In one line."""
-    if label == IGNORE_INDEX:
-        return "ignored"
-    return " ".join(class_names[label].split()) if label < len(class_names) else f"class {label}"

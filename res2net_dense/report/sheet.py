@@ -7,26 +7,27 @@ from collections.abc import Sequence
 from PIL import Image, ImageDraw, ImageFont
 
 from res2net_dense.errors import ConfigError
+from res2net_dense.report.canvas import cut_text
 
 _PAPER, _INK = (250, 250, 250), (40, 40, 40)
 _GAP, _LETTERS = 8, 13
 _STEP = _LETTERS + _GAP  # height of a line of text
 
 Row = tuple[Sequence[Image.Image | None], str]
-"""Images beside each other, None for a place left empty, and one line of text below them or an empty one."""
+"""Images next to each other, None for a place left empty, and one line of text below them or an empty one."""
 
 
 def contact_sheet(images: Sequence[Image.Image], *, columns: int = 4, tile: int = 480) -> Image.Image:
-    """Put images beside and below each other, in reading order.
+    """Put images next to and below each other, in reading order.
 
     Args:
         images: of any sizes and modes; at least one.
-        columns: the most images beside each other.
+        columns: the most images next to each other.
         tile: width and height in pixels that each image is fitted into.
 
     Returns:
         An image of mode RGB, at most columns * (tile + 8) + 8 pixels wide and, for R rows, at most
-        R * (tile + 8) + 8 pixels high, whatever the sizes of the images.
+        R * (tile + 8) + 8 pixels high, whatever their sizes.
 
     Raises:
         ConfigError: there are no images.
@@ -70,7 +71,7 @@ def rows_sheet(rows: Sequence[Row], *, titles: Sequence[str] = (), tile: int) ->
                 sheet.paste(image, (left + (tile - image.width) // 2, top + (height - image.height) // 2))
         top += height
         if caption:
-            text = _cut(caption, font, width - 2 * _GAP)
+            text = cut_text(caption, font, width - 2 * _GAP)
             draw.text((_GAP, top + _STEP // 2), text, fill=_INK, font=font, anchor="lm")
             top += _STEP
         top += _GAP
@@ -83,11 +84,3 @@ def _fit(image: Image.Image, tile: int) -> Image.Image:
     size = (max(1, round(scale * image.width)), max(1, round(scale * image.height)))
     image = image.convert("RGB")
     return image if image.size == size else image.resize(size, Image.Resampling.BICUBIC)
-
-
-def _cut(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
-    """The text on one line, with an ellipsis where it is wider than `width` pixels."""
-    text = " ".join(text[:300].split())  # measuring thousands of letters takes seconds
-    while text and font.getlength(text) > width:
-        text = text.rstrip("…")[:-1] + "…" * (len(text) > 2)
-    return text

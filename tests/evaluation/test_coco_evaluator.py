@@ -8,8 +8,6 @@ import io
 import json
 import logging
 import math
-import os
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,19 +22,11 @@ from res2net_dense.data.layouts.coco_json import CocoFile  # noqa: E402
 from res2net_dense.errors import ConfigError, DatasetError  # noqa: E402
 from res2net_dense.evaluation.coco import CocoEvaluator, prediction_to_records  # noqa: E402
 
-SHARED = Path(
-    os.environ.get("RES2NET_DENSE_SHARED_DATA", Path(__file__).parents[2].parent / "shared" / "data")
-)
-REFERENCE = SHARED / "reference" / "coco_val2014_fake100"
-BACKENDS = ["pycocotools", "faster_coco_eval"]
+BACKENDS = ["pycocotools", "hotcoco"]
 STATS = ["AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl"]
 NAMES = ["cat", "dog", "eel", "fox"]
 IDS = [3, 7, 20, 21]  # gaps
 HEIGHT, WIDTH = 160, 200
-
-needs_reference = pytest.mark.skipif(
-    not REFERENCE.is_dir(), reason=f"{REFERENCE} is missing; set RES2NET_DENSE_SHARED_DATA"
-)
 
 
 def mask_of(box, round_shape):
@@ -152,18 +142,18 @@ def assert_same(a, b, tolerance=1e-10):
     np.testing.assert_allclose(list(a.values()), list(b.values()), rtol=0, atol=tolerance, equal_nan=True)
 
 
-@needs_reference
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("iou_type", ["bbox", "segm"])
-def test_published_numbers(backend, iou_type):
-    expected = json.loads((REFERENCE / "expected.json").read_text())[iou_type]
-    path = REFERENCE / "instances_val2014_100.json"
+def test_published_numbers(backend, iou_type, shared_data):
+    reference = shared_data / "reference" / "coco_val2014_fake100"
+    expected = json.loads((reference / "expected.json").read_text())[iou_type]
+    path = reference / "instances_val2014_100.json"
     truth = json.loads(path.read_text())
     names = [category["name"] for category in truth["categories"]]
     label = {category["id"]: i for i, category in enumerate(truth["categories"])}
     sizes = {image["id"]: (image["height"], image["width"]) for image in truth["images"]}
     by_image = {i: [] for i in sizes}
-    for record in json.loads((REFERENCE / expected["detections"]).read_text()):
+    for record in json.loads((reference / expected["detections"]).read_text()):
         by_image[record["image_id"]].append(record)
 
     evaluator = build(path, class_names=names, iou_types=(iou_type,), backend=backend)
@@ -203,11 +193,11 @@ def test_equals_raw_pycocotools(backend, seed):
 
 
 @pytest.mark.parametrize("limit", [1, 5, 10, 300])
-def test_backends_agree_at_any_limit(limit):
+def test_the_limit_of_detections_names_its_recall(limit):
     truth = random_truth(5)
     found = predict(truth, noise=0.05)
     results = [run(truth, found, backend=backend, max_detections=limit)[1] for backend in BACKENDS]
-    assert_same(*results)
+    np.testing.assert_equal(*results)
     assert f"bbox/AR{limit}" in results[0]
 
 
@@ -258,13 +248,12 @@ def test_equals_detectron2(empty, tmp_path):
             assert ours == (0 if empty else pytest.approx(value, abs=1e-10, nan_ok=True)), metric
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_ground_truth_scores_100(backend):
+def test_ground_truth_scores_100():
     truth = random_truth(2)
     assert any(a["iscrowd"] for a in truth["annotations"])
     # a detection on a crowd is neither right nor wrong
     for crowd in (False, True):
-        _, results = run(truth, predict(truth, crowd=crowd), backend=backend)
+        _, results = run(truth, predict(truth, crowd=crowd))
         # with a single detection an image and class, several objects cannot be found
         assert {v for k, v in results.items() if not k.endswith("/AR1")} == {100.0}
 
@@ -279,21 +268,19 @@ def test_order_of_images_does_not_matter():
     assert first.records() == second.records()
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_no_predictions(backend, caplog):
+def test_no_predictions(caplog):
     truth = random_truth(4)
     with caplog.at_level(logging.WARNING):
-        evaluator, results = run(truth, {i["id"]: prediction() for i in truth["images"]}, backend=backend)
+        evaluator, results = run(truth, {i["id"]: prediction() for i in truth["images"]})
     assert {results[f"{t}/{name}"] for t in ("bbox", "segm") for name in STATS} == {0.0}
     assert "no detections at all on 12 images" in caplog.text
     assert evaluator.records() == []
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_class_without_ground_truth_is_not_available(backend, caplog):
+def test_class_without_ground_truth_is_not_available(caplog):
     truth = random_truth(6, classes=3)
     found = predict(truth, noise=0.05)
-    evaluator, results = run(truth, found, backend=backend)
+    evaluator, results = run(truth, found)
     assert math.isnan(results["bbox/AP/fox"])
     present = [results[f"bbox/AP/{name}"] for name in NAMES[:3]]
     assert results["bbox/AP"] == pytest.approx(np.mean(present), abs=1e-10)
@@ -301,7 +288,7 @@ def test_class_without_ground_truth_is_not_available(backend, caplog):
 
     # a class the file does not even have: its predictions are left out
     with caplog.at_level(logging.WARNING):
-        evaluator, results = run(truth, found, backend=backend, class_names=["cat", "dog", "eel", "yak"])
+        evaluator, results = run(truth, found, class_names=["cat", "dog", "eel", "yak"])
     assert math.isnan(results["bbox/AP/yak"])
     assert "yak" in caplog.text
     assert {r["category_id"] for r in evaluator.records()} <= set(IDS[:3])
@@ -346,23 +333,9 @@ def test_odd_files_are_read_as_they_are_meant():
     for image in odd["images"]:
         image["id"] = f"image {image['id']:03d}"
     before = copy.deepcopy(odd)
-    for backend in BACKENDS:
-        _, results = run(odd, {f"image {i:03d}": p for i, p in found.items()}, backend=backend)
-        assert_same(expected, results)
-    assert odd == before
-
-
-def test_several_processes():
-    truth = random_truth(10)
-    found = predict(truth, noise=0.05)
-    _, expected = run(truth, found)
-    items = list(found.items())
-    parts = [dict(items[0::2]), dict(items[1::2])]
-    parts[1][items[0][0]] = items[0][1]  # padded
-    other, _ = run(truth, parts[0])
-    evaluator, results = run(truth, parts[1], gather=lambda obj: [other._seen, obj])
+    _, results = run(odd, {f"image {i:03d}": p for i, p in found.items()})
     assert_same(expected, results)
-    assert len(evaluator.records()) == sum(len(p["scores"]) for p in found.values())
+    assert odd == before
 
 
 def test_subset_is_scored_on_all_images(caplog):
@@ -375,48 +348,37 @@ def test_subset_is_scored_on_all_images(caplog):
     assert results["bbox/AP"] < 60
 
 
-def test_boxes_only():
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("sized", [True, False])
+def test_boxes_only(backend, sized):
     truth = random_truth(12)
     for annotation in truth["annotations"]:
         del annotation["segmentation"]
+    for image in truth["images"] if not sized else []:
+        del image["height"]
+        image["width"] = None
     found = predict(random_truth(12))
     boxes = {i: {k: v for k, v in p.items() if k != "masks"} for i, p in found.items()}
-    _, results = run(truth, boxes, iou_types=("bbox",))
+    _, results = run(truth, boxes, iou_types=("bbox",), backend=backend)
     assert results["bbox/AP"] == 100
+
+
+def test_masks_that_are_missing_are_named():
+    truth = random_truth(12)
+    found = predict(truth)
+    boxes = {i: {k: v for k, v in p.items() if k != "masks"} for i, p in found.items()}
+    for annotation in truth["annotations"]:
+        del annotation["segmentation"]
     with pytest.raises(ConfigError, match="gives none"):
         run(random_truth(12), boxes)
     with pytest.raises(ConfigError, match="has objects without a mask; evaluate boxes only"):
         run(truth, boxes)
 
 
-def test_unknown_and_double_images():
-    truth = random_truth(13)
-    with pytest.raises(DatasetError, match="image 4711 is not one of the 12 of annotations"):
-        run(truth, {4711: prediction()})
-    evaluator, _ = run(truth, {5: prediction()})
-    with pytest.raises(DatasetError, match="twice"):
-        evaluator.process([{"image_id": 5}], [prediction()])
-    evaluator.reset()
-    evaluator.process([{"image_id": 5}], [prediction()])
-
-
 def test_wrong_mask_size():
     masks = torch.ones(1, 8, 9, dtype=torch.bool)
     with pytest.raises(DatasetError, match="200x160 but its predicted masks are 9x8"):
         run(random_truth(0), {5: {**prediction([[0, 0, 9, 8]], [0], [0.5], []), "masks": masks}})
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_not_a_number_is_left_out(backend):
-    truth = random_truth(14, crowd=False)
-    found = predict(truth)
-    _, expected = run(truth, found, backend=backend)
-    box = [0, 0, 5, 5]
-    bad = prediction([box, [0, math.nan, 5, 5]], [0, 0], [math.nan, 0.9], np.ones((2, HEIGHT, WIDTH)))
-    merged = {i: {k: torch.cat([v, bad[k]]) for k, v in p.items()} for i, p in found.items()}
-    evaluator, results = run(truth, merged, backend=backend)
-    assert_same(expected, results)
-    json.dumps(evaluator.records(), allow_nan=False)
 
 
 def test_records_are_coco_results():
@@ -434,14 +396,14 @@ def test_records_are_coco_results():
     ]
     assert json.loads(json.dumps(records)) == records
     assert prediction_to_records(prediction(), 1, [1]) == []
-    with pytest.raises(ConfigError, match="label 1"):
+    with pytest.raises(ConfigError, match="labels 0 to 1"):
         prediction_to_records(output, 1, [4])
 
 
 def test_prints_nothing(capfd):
     truth = random_truth(0)
     for backend in BACKENDS:
-        run(truth, predict(truth), backend=backend)
+        run(truth, predict(truth), backend=backend, max_detections=7)
     assert capfd.readouterr() == ("", "")
 
 

@@ -11,13 +11,8 @@ import torch
 from PIL import Image
 
 from res2net_dense.errors import ConfigError, DatasetError
-from res2net_dense.evaluation.saliency import (
-    METRICS,
-    PROTOCOLS,
-    SaliencyEvaluator,
-    SaliencyScores,
-    score_map,
-)
+from res2net_dense.evaluation.saliency import METRICS, PROTOCOLS, SaliencyEvaluator, SaliencyScores
+from res2net_dense.evaluation.saliency_measures import score_map
 
 SINGLE = ("mae", "adaptive_f", "weighted_f", "s", "adaptive_e", "adaptive_iou")
 CURVES = ("precision", "recall", "f", "e", "iou")
@@ -133,8 +128,8 @@ def test_empty_full_and_constant_maps_equal_the_reference(salient, size, rescale
 
 @pytest.mark.parametrize("value", [0, 90, 255])
 @pytest.mark.parametrize("salient", [False, True])
-def test_a_picture_of_one_pixel(salient, value):
-    """All but E, which the reference divides by 2e-16, so that one such picture is all a set's mean is."""
+def test_an_image_of_one_pixel(salient, value):
+    """All but E, which the reference divides by 2e-16, so that one such image is all a set's mean is."""
     saliency, mask = np.full((1, 1), value, np.uint8), np.full((1, 1), salient)
     assert_equals_reference(
         saliency, mask, names=[n for n in SINGLE + CURVES if n not in ("e", "adaptive_e")]
@@ -209,7 +204,7 @@ def test_every_range_of_a_map_has_the_references_thresholds(rescale):
         assert_equals_reference(saliency, mask, rescale)
 
 
-def test_a_small_object_in_a_large_picture_equals_the_reference():
+def test_a_small_object_in_a_large_image_equals_the_reference():
     rng = np.random.default_rng(0)
     mask = disc(500, 701, (12, 690), 5)
     mask[499, 0] = True
@@ -217,7 +212,7 @@ def test_a_small_object_in_a_large_picture_equals_the_reference():
 
 
 def test_objects_at_the_edges_equal_the_reference():
-    """Where the Gaussian of the weighted F reaches over the picture's edge."""
+    """Where the Gaussian of the weighted F reaches over the image's edge."""
     rng = np.random.default_rng(0)
     mask = np.ones((31, 44), bool)
     mask[9:20, 5:39] = False
@@ -345,40 +340,6 @@ def test_order_and_division_do_not_change_a_bit():
     assert len(pickle.dumps(whole)) < 20_000
 
 
-def test_two_processes_add_up_to_one():
-    maps, masks = made()
-    parts = []
-    for share in ([4, 0, 2], [1, 5, 3]):
-        one = evaluator(masks, gather=lambda part: [parts.append(part) or part])
-        feed(one, maps, share)
-        one.evaluate()
-    together = evaluator(masks, gather=lambda _: parts)
-    assert together.evaluate() == scores(maps, masks)
-    assert together.evaluate() == together.evaluate()
-
-
-def test_an_image_in_two_processes_is_an_error():
-    maps, masks = made()
-    parts = []
-    for share in ([0, 1, 2], [2, 3, 4, 5]):
-        one = evaluator(masks, gather=lambda part: [parts.append(part) or part])
-        feed(one, maps, share)
-        one.evaluate()
-    with pytest.raises(DatasetError, match="1 images were evaluated by more than one process"):
-        evaluator(masks, gather=lambda _: parts).evaluate()
-
-
-def test_reset_forgets():
-    maps, masks = made()
-    ours = evaluator(masks)
-    feed(ours, [np.zeros_like(m) for m in maps])
-    ours.evaluate()
-    ours.reset()
-    assert ours.table() == ""
-    feed(ours, maps)
-    assert ours.evaluate() == scores(maps, masks)
-
-
 # sets and words
 
 
@@ -423,9 +384,6 @@ def test_wrong_sets_are_named():
 def test_wrong_predictions_are_named():
     maps, masks = made()
     ours = evaluator(masks)
-    for image_id in (6, -1, "a.png"):
-        with pytest.raises(DatasetError, match="not one of the 6"):
-            ours.process([{"image_id": image_id}], [as_prediction(maps[0])])
     photo = [{"image_id": 0, "file_name": "photo.jpg"}]
     with pytest.raises(DatasetError, match="photo.jpg.*map is 75x41 but its mask 75x40"):
         ours.process(photo, [{"saliency": torch.zeros(41, 75)}])
@@ -436,9 +394,6 @@ def test_wrong_predictions_are_named():
             ours.process(photo, [{"saliency": wrong}])
     with pytest.raises(DatasetError, match=r"photo.jpg.*shape \(1, 40, 75\)"):
         ours.process(photo, [{"saliency": torch.zeros(1, 40, 75)}])
-    feed(ours, maps[:1])
-    with pytest.raises(DatasetError, match="image 0 was evaluated twice"):
-        feed(ours, maps[:1])
 
 
 def test_wrong_arrays_are_named():

@@ -115,7 +115,7 @@ def test_a_class_without_truth_has_no_score_but_its_pixels_are_misses():
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 300), (300, 1), (2, 2)])
-def test_tiny_pictures(size):
+def test_tiny_images(size):
     mask = np.zeros(size, np.uint8)
     assert scores([mask], [mask.astype(np.int64)])["boundary_mIoU"] == 100
     results = scores([mask], [mask.astype(np.int64) + 1])
@@ -222,13 +222,6 @@ def test_the_truth_scores_exactly_100_in_any_order():
         assert set(ours.evaluate().values()) == {100.0}
 
 
-def test_the_order_of_images_does_not_matter():
-    masks, predictions = made()
-    backwards = evaluator(masks)
-    feed(backwards, predictions, [5, 2, 0, 1, 4, 3])
-    assert backwards.evaluate() == scores(masks, predictions)
-
-
 def test_thin_errors_cost_the_boundary_more():
     """What Boundary IoU is for: an area one pixel too large all round."""
     mask = np.zeros((400, 400), np.uint8)
@@ -238,43 +231,6 @@ def test_thin_errors_cost_the_boundary_more():
     results = scores([mask], [guess], names=["background", "square"])
     assert results["IoU/square"] > 97
     assert results["boundary_IoU/square"] < 85
-
-
-# processes
-
-
-def test_two_processes_add_up_to_one():
-    masks, predictions = made()
-    parts = []
-    for share in ([0, 2, 4], [1, 3, 5]):
-        one = evaluator(masks, gather=lambda part: [parts.append(part) or part])
-        feed(one, predictions, share)
-        one.evaluate()
-    together = evaluator(masks, gather=lambda _: parts)
-    assert together.evaluate() == scores(masks, predictions)
-    assert together.evaluate() == together.evaluate()
-
-
-def test_an_image_in_two_processes_is_an_error():
-    masks, predictions = made()
-    parts = []
-    for share in ([0, 1, 2], [2, 3, 4, 5]):
-        one = evaluator(masks, gather=lambda part: [parts.append(part) or part])
-        feed(one, predictions, share)
-        one.evaluate()
-    with pytest.raises(DatasetError, match="1 images were evaluated by more than one process"):
-        evaluator(masks, gather=lambda _: parts).evaluate()
-
-
-def test_reset_forgets():
-    masks, predictions = made()
-    ours = evaluator(masks)
-    feed(ours, [np.zeros_like(p) for p in predictions])
-    ours.evaluate()
-    ours.reset()
-    assert ours.table() == ""
-    feed(ours, predictions)
-    assert ours.evaluate() == scores(masks, predictions)
 
 
 # words
@@ -321,21 +277,14 @@ def test_wrong_input_is_named():
         with pytest.raises(ConfigError, match="1 to 255 classes"):
             evaluator(masks, names)
     ours = evaluator(masks)
-    for image_id in (6, -1, "a.png"):
-        with pytest.raises(DatasetError, match="not one of the 6"):
-            ours.process([{"image_id": image_id}], [{"sem_seg": torch.zeros(3, 3)}])
     with pytest.raises(DatasetError, match="photo.jpg.*mask is 60x30 but its prediction 60x31"):
         ours.process(
             [{"image_id": 0, "file_name": "photo.jpg"}], [{"sem_seg": torch.zeros(31, 60, dtype=torch.int64)}]
         )
-    for label in (5, 255, -1):
-        wrong = predictions[0].copy()
-        wrong[3, 3] = label
-        with pytest.raises(ConfigError, match=f"{label}.*only 5 class names"):
-            feed(ours, [wrong])
-    feed(ours, predictions[:1])
-    with pytest.raises(DatasetError, match="image 0 was evaluated twice"):
-        feed(ours, predictions[:1])
+    wrong = predictions[0].copy()
+    wrong[3, 3] = 255
+    with pytest.raises(ConfigError, match="255.*only 5 class names"):
+        feed(ours, [wrong])
 
 
 def test_wrong_truth_is_named():

@@ -26,13 +26,13 @@ def grey(height, width):
     return np.full((height, width, 3), 90, np.uint8)
 
 
-def has_color(picture, color):
-    return (picture == color).all(axis=-1)
+def has_color(drawn, color):
+    return (drawn == color).all(axis=-1)
 
 
 @pytest.mark.parametrize(
     ("height", "width", "scale"),
-    [(160, 160, 3), (160, 900, 3), (479, 600, 2), (480, 640, 1), (2000, 1500, 1), (1, 2, 480)],
+    [(160, 900, 3), (480, 640, 1), (1, 2, 480), (4, 4000, 1)],
 )
 def test_size(height, width, scale):
     image = grey(height, width)
@@ -78,7 +78,7 @@ def test_mask_is_where_it_should_be(scale):
     color = class_colors(1)[0].astype(float)
     inside, outside = output[225, 300].astype(float), output[500, 700]
     assert (outside == 90).all()
-    # blended: between the picture and the colour
+    # blended: between the image and the colour
     np.testing.assert_allclose(inside, 90 + 0.45 * (color - 90), atol=1)
     assert (output[225, 180] == 90).all()
 
@@ -94,7 +94,7 @@ def test_mask_at_the_border_and_empty_mask():
     "box",
     [[0, 0, 5, 5], [595, 495, 600, 500], [-50, -50, 900, 900], [300, 0, 310, 500], [400, 400, 400, 400]],
 )
-def test_label_stays_in_the_picture(box):
+def test_label_stays_in_the_image(box):
     name = "an animal of some kind"
     alone = draw_prediction(grey(500, 600), prediction([box], [0], [0.9]), [name])
     middle = draw_prediction(grey(500, 600), prediction([[200, 200, 205, 205]], [0], [0.9]), [name])

@@ -29,7 +29,7 @@ def test_the_last_row_may_be_short():
     assert (sheet[36:56, 64:] == 250).all()
 
 
-def test_fewer_images_than_columns_leave_no_paper_beside_them():
+def test_fewer_images_than_columns_leave_no_empty_paper():
     assert contact_sheet([plain(10, 10)], columns=4, tile=20).size == (36, 36)
 
 

@@ -221,7 +221,7 @@ def test_subfolders_and_what_macos_leaves(score, sets):
     assert score(sets / "good")["methods"]["good"]["metrics"] == expected
 
 
-def test_pictures_and_masks_in_one_folder(score, sets):
+def test_images_and_masks_in_one_folder(score, sets):
     expected = score(sets / "good")["methods"]["good"]["metrics"]
     for path in list((sets / "masks").iterdir()):
         save(np.full((9, 9, 3), (200, 30, 30), np.uint8), path.with_suffix(".jpg"))
@@ -256,7 +256,7 @@ def test_maps_without_a_mask_are_named_and_left_out(score, sets, capsys):
     assert "warning: good: 2 of 8 maps" in capsys.readouterr().err
 
 
-def test_another_count_than_published_is_said(score, sets, capsys):
+def test_another_count_than_published_is_reported(score, sets, capsys):
     (sets / "masks").rename(sets / "ECSSD")
     score(sets / "good", masks=sets / "ECSSD")
     assert "warning: ECSSD has 6 pairs here but 1000 as published" in capsys.readouterr().err
@@ -276,27 +276,27 @@ def test_curves_are_drawn(score, sets, suffix, head):
     assert (sets / f"curves{suffix}").read_bytes().startswith(head)
 
 
-def draw_pictures(sets):
-    """A plain picture for each mask, all of another grey."""
+def draw_images(sets):
+    """A plain image for each mask, all of another grey."""
     for number, (height, width) in enumerate(SIZES):
         grey = np.full((height, width, 3), 60 + 30 * number, np.uint8)
         save(grey, sets / f"images/{number}.jpg")
     return sets / "images"
 
 
-def test_the_worst_pictures_are_drawn_worst_first(score, sets):
-    document = score(sets / "bad", sets / "good", sheet=sets / "worst.png", images=draw_pictures(sets))
+def test_the_worst_images_are_drawn_worst_first(score, sets):
+    document = score(sets / "bad", sets / "good", sheet=sets / "worst.png", images=draw_images(sets))
     sheet = np.array(Image.open(sets / "worst.png"))
     errors = {stem: each["MAE"] for stem, each in document["methods"]["bad"]["images"].items()}
     order = sorted(errors, key=errors.get, reverse=True)
-    column = sheet[:, 128].astype(int)  # through the middle of all pictures
+    column = sheet[:, 128].astype(int)  # through the middle of all images
     tops = {stem: np.flatnonzero(np.abs(column - 60 - 30 * int(stem)).max(axis=1) < 3)[0] for stem in errors}
     assert sorted(tops, key=tops.get) == order
 
 
 def test_the_sheet_takes_maps_of_another_size_where_asked(score, sets):
     Image.open(sets / "good/1.png").resize((20, 20)).save(sets / "good/1.png")
-    score(sets / "good", resize=True, sheet=sets / "worst.png", images=draw_pictures(sets))
+    score(sets / "good", resize=True, sheet=sets / "worst.png", images=draw_images(sets))
     assert Image.open(sets / "worst.png").mode == "RGB"
 
 
@@ -397,13 +397,13 @@ def test_wrong_arguments_are_one_line(score, sets, monkeypatch, predictions, key
     assert "\n" not in str(caught.value)
 
 
-def test_pictures_that_lack_or_differ_are_one_line(score, sets):
-    images = draw_pictures(sets)
+def test_missing_or_differing_images_are_one_line(score, sets):
+    images = draw_images(sets)
     Image.open(images / "2.jpg").resize((9, 9)).save(images / "2.jpg")
     with pytest.raises(DatasetError, match=r"2\.png: the mask is 33 x 33 but the image .*2\.jpg is 9 x 9"):
         score(sets / "good", sheet=sets / "worst.png", images=images)
     (images / "2.jpg").unlink()
-    with pytest.raises(DatasetError, match="1 of 6 pictures are not in .*images: 2"):
+    with pytest.raises(DatasetError, match="1 of 6 images are not in .*images: 2"):
         score(sets / "good", sheet=sets / "worst.png", images=images)
 
 

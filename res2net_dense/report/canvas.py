@@ -1,0 +1,44 @@
+"""What all drawings share: images large enough to draw on, names of labels, and text that fits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageFont
+
+MIN_SIDE = 480  # smaller images are enlarged: outlines and text need pixels
+_MAX_SIDE = 4096  # but not beyond this: a strip one pixel wide would fill the memory
+_MAX_LETTERS = 300  # measuring thousands takes seconds
+
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+
+
+def scale_for_drawing(width: int, height: int) -> int:
+    """How much an image is enlarged: the smallest whole number that makes the shorter side at least 480, or
+    the largest that keeps the longer one within 4096 if that is less, but never 0.
+    """
+    return max(1, min(-(-MIN_SIDE // min(width, height)), _MAX_SIDE // max(width, height)))
+
+
+def enlarge(image: np.ndarray) -> Image.Image:
+    """A copy of an (H, W, 3) uint8 image, enlarged by `scale_for_drawing`."""
+    canvas = Image.fromarray(np.array(image))
+    scale = scale_for_drawing(*canvas.size)
+    if scale == 1:
+        return canvas
+    return canvas.resize((canvas.width * scale, canvas.height * scale), Image.Resampling.BICUBIC)
+
+
+def label_name(label: int, class_names: Sequence[str]) -> str:
+    """The class name on one line; `class 7` for a label without a name."""
+    return " ".join(class_names[label].split()) if label < len(class_names) else f"class {label}"
+
+
+def cut_text(text: str, font: Font, width: float) -> str:
+    """The text on one line, with an ellipsis where it is wider than `width` pixels."""
+    text = " ".join(text.split())
+    short = text[:_MAX_LETTERS]
+    while short and font.getlength(short + "…" * (short != text)) > width:
+        short = short[:-1]
+    return short + "…" * (short != text)
