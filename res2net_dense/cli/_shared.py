@@ -10,15 +10,10 @@ def add_config_arguments(parser: argparse.ArgumentParser, *, carried: bool = Fal
     """Add the overrides and `--config`, which may be left out where weights carry one."""
     note = "; default: the one that --weights carries" if carried else ""
     parser.add_argument(
-        "--config",
-        "--config-file",
-        required=not carried,
-        metavar="CONFIG",
+        *("--config", "--config-file"), required=not carried, metavar="CONFIG",
         help=f"a YAML file, or a name such as quick/mask_rcnn_res2net50{note}",
-    )
-    parser.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="overrides, such as train.batch_size=2"
-    )
+    )  # fmt: skip
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as train.batch_size=2")
 
 
 def parse_size(text: str) -> tuple[int, int]:

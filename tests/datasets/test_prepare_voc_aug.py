@@ -1,4 +1,4 @@
-"""The augmented VOC set, from made-up VOC and SBD folders of a few pictures."""
+"""The augmented VOC set, from made-up VOC and SBD folders of a few images."""
 
 import sys
 
@@ -30,7 +30,7 @@ def save_mat(file, labels):
 
 @pytest.fixture
 def folders(tmp_path):
-    """VOC: train a b, val c. SBD: train b d, val c e. Each SBD mask has its picture's number + 10."""
+    """VOC: train a b, val c. SBD: train b d, val c e. Each SBD mask has its image's number + 10."""
     voc, sbd = tmp_path / "VOC2012", tmp_path / "dataset"
     for folder in (
         voc / "JPEGImages",
@@ -176,9 +176,9 @@ def test_broken_files_of_sbd(folders, capsys):
     labels = np.zeros((4, 5), np.uint8)
     for content in (b"", b"MATLAB", whole[:200], whole[: len(whole) // 2], b"\0" * 500):
         file.write_bytes(content)
-        fails(folders, capsys, "d.mat: no mask of SBD")
+        fails(folders, capsys, "d.mat: not a mask of SBD")
     scipy_io.savemat(file, {"other": labels})
-    fails(folders, capsys, "d.mat: no mask of SBD ('GTcls'")
+    fails(folders, capsys, "d.mat: not a mask of SBD ('GTcls'")
     for wrong in (
         labels + 21,
         labels - np.int16(1),
@@ -187,7 +187,7 @@ def test_broken_files_of_sbd(folders, capsys):
         np.zeros((2, 2, 2), np.uint8),
     ):
         save_mat(file, wrong)
-        fails(folders, capsys, "d.mat: its labels are no picture of values 0 to 20")
+        fails(folders, capsys, "d.mat: its labels are not a map of values 0 to 20")
     file.unlink()
     fails(folders, capsys, "1 of 4 masks of SBD are not in", ": d;")
 
@@ -209,14 +209,6 @@ def test_missing_folders_and_lists(folders, tmp_path, capsys):
 def test_an_output_that_cannot_be_written(folders, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     fails(folders, capsys, "file", more=("--output", tmp_path / "file"))
-
-
-def test_progress_without_a_terminal(folders, capsys, monkeypatch):
-    monkeypatch.setattr(script, "_SAY_EVERY", 2)
-    run(folders)
-    output = capsys.readouterr()
-    assert output.out.splitlines()[:2] == ["2 of 5 masks", "4 of 5 masks"]
-    assert "\r" not in output.err
 
 
 def test_without_scipy(folders, capsys, monkeypatch):
