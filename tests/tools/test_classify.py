@@ -7,6 +7,7 @@ import pytest
 import torch
 from networks import TINY
 from PIL import Image
+from running import assert_error_line
 
 from res2net_dense import create_classifier, get_model, predict_image
 from res2net_dense.backbones.weights import WEIGHTS
@@ -40,15 +41,6 @@ def weights(tmp_path_factory):
     path = tmp_path_factory.mktemp("run") / "model_best.safetensors"
     metadata = {"metadata": json.dumps({"config": config})}
     return save_weights(path, ClassificationModel(network).state_dict(), metadata)
-
-
-def one_line_error(process, *words):
-    assert process.returncode == 1, process.stderr
-    errors = [line for line in process.stderr.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1, process.stderr
-    assert "Traceback" not in process.stderr
-    for word in words:
-        assert word in errors[0]
 
 
 def test_a_table_for_each_image_and_the_same_as_json(images, weights, run_tool, tmp_path):
@@ -105,21 +97,21 @@ def test_nothing_readable(images, weights, run_tool, tmp_path):
     (["--model", "resnet50", "--json", "a.jpg"], ["must end in .json"]),
 ])  # fmt: skip
 def test_wrong_turns(images, run_tool, arguments, words):
-    one_line_error(run_tool(TOOL, images, *arguments), *words)
+    assert_error_line(run_tool(TOOL, images, *arguments), *words)
 
 
 def test_a_full_tag_alone_names_network_and_weights(images, run_tool):
     """Looked up as --model NAME.TAG is; of a row that is never downloaded by itself."""
     row = next(row for row in WEIGHTS.values() if row.sha256 is None)
     for option in ("--weights", "--model"):
-        one_line_error(run_tool(TOOL, images, option, row.key), row.key, "no published SHA-256")
+        assert_error_line(run_tool(TOOL, images, option, row.key), row.key, "no published SHA-256")
 
 
 def test_no_images_at_all(weights, run_tool, tmp_path):
-    one_line_error(run_tool(TOOL, tmp_path, "x.png", "--weights", weights), str(tmp_path), "x.png")
+    assert_error_line(run_tool(TOOL, tmp_path, "x.png", "--weights", weights), str(tmp_path), "x.png")
 
 
 def test_weights_of_another_network(images, weights, run_tool):
-    one_line_error(
+    assert_error_line(
         run_tool(TOOL, images, "--model", "resnet50", "--weights", weights), "not resnet50", str(weights)
     )

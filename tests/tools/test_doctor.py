@@ -1,6 +1,7 @@
-"""The table of `doctor.py --models`: measured sizes are the true ones, and a difference is not overlooked."""
+"""The doctor names what is broken and its remedy; the sizes in its table of networks are the true ones."""
 
 import json
+import os
 
 import pytest
 import torch
@@ -84,3 +85,19 @@ def test_a_wrong_place_for_the_table_is_one_line(capsys, arguments, words):
     assert cli.main(["doctor", *arguments]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert words in line
+
+
+def test_the_doctor_finds_this_environment_sound(run_tool):
+    process = run_tool("tools/doctor.py")
+    assert process.returncode == 0, process.stdout
+    assert "The main job can run." in process.stdout
+
+
+def test_the_doctor_names_what_is_broken_and_the_remedy(run_tool, tmp_path):
+    (tmp_path / "pycocotools").mkdir()
+    (tmp_path / "pycocotools/__init__.py").write_text("raise ImportError('built for another numpy')")
+    process = run_tool("tools/doctor.py", env={**os.environ, "PYTHONPATH": str(tmp_path)})
+    assert process.returncode == 1
+    assert "built for another numpy" in process.stdout
+    assert "pip install 'res2net_dense[detection]'" in process.stdout
+    assert "The main job cannot run." in process.stdout
