@@ -18,7 +18,6 @@ from res2net_dense.backbones.registry import ALIASES, Classifier, canonical_name
 from res2net_dense.cli.benchmark import EXPORTS, TIMM
 from res2net_dense.config import Config, load_config, parse_config
 from res2net_dense.errors import Res2NetDenseError
-from res2net_dense.models.graphs import Normalise
 from res2net_dense.tasks import get_task
 from res2net_dense.tasks.base import updated
 from res2net_dense.types import Sample
@@ -231,16 +230,21 @@ def make_call(contestant: Contestant, images: Tensor, folder: Path) -> Call:
     if net.is_rcnn:
         inputs = [Sample(image=image, original_height=height, original_width=width) for image in images]
     if way in EXPORTS:
+        from res2net_dense.deploy.description import Description
         from res2net_dense.deploy.export import FORMATS, export
-        from res2net_dense.exporting import describe
         from res2net_dense.jobs import load_exported
 
         if images.is_cuda:
             raise UnavailableError("exported files run on the CPU")
         graph, path = task.build_graph(net.model), folder / f"{net.name.replace('+', '_')}{FORMATS[way]}"
-        batch = None if graph.by_tracing else len(images)
-        description = describe(
-            task, net.config, graph, path, size=(height, width), batch=batch, dynamic=False
+        description = Description(
+            task=net.config.task,
+            arch=net.config.model.arch,
+            backbone=net.config.backbone.name,
+            outputs=list(graph.outputs),
+            format=way,
+            size=(height, width),
+            batch=1 if graph.by_tracing else len(images),
         )
         export(graph, path, description)
         exported = load_exported(path)
@@ -274,7 +278,8 @@ def make_training_call(
     layout = torch.contiguous_format if way == "eager" else torch.channels_last
     kind, module = DTYPES[dtype], copy.deepcopy(net.model.backbone).train()
     module.to(precision, memory_format=layout)
-    inputs = Normalise(net.model)(images).to(precision, memory_format=layout)
+    inputs = (images - net.model.pixel_mean) / net.model.pixel_std
+    inputs = inputs.to(precision, memory_format=layout)
     if way == "compiled":
         module.compile(dynamic=False)
     first = next(module.parameters())

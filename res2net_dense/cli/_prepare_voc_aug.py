@@ -11,7 +11,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from res2net_dense.data.layouts.listing import check_present, index_files
-from res2net_dense.data.layouts.voc_lists import list_file, read_names
+from res2net_dense.data.layouts.voc_lists import read_names
 from res2net_dense.errors import DatasetError, MissingDependencyError, one_line
 from res2net_dense.files import write_atomically
 from res2net_dense.palette import voc_palette
@@ -71,7 +71,8 @@ def prepare(voc: Path, sbd: Path, output: Path) -> None:
             list.
         OSError: the output cannot be written.
     """
-    voc_train, voc_val = (read_names(list_file(voc, "Segmentation", split)) for split in ("train", "val"))
+    lists = Path("ImageSets/Segmentation")
+    voc_train, voc_val = (read_names(voc / lists / f"{split}.txt") for split in ("train", "val"))
     sbd_names = [name for split in ("train", "val") for name in read_names(sbd / f"{split}.txt")]
     names = sorted({*sbd_names, *voc_train} - set(voc_val))
     masks: dict[str, Path] = {}  # VOC's own where it has one
@@ -85,7 +86,7 @@ def prepare(voc: Path, sbd: Path, output: Path) -> None:
     for count, expected, what in ((len(names), NAMES, "names"), (len(masks), MASKS, "masks")):
         if count != expected:
             print(f"warning: {count} {what}; all of SBD and VOC2012 give {expected}", file=sys.stderr)
-    folder, file = output / "SegmentationClassAug", list_file(output, "Segmentation", "trainaug")
+    folder, file = output / "SegmentationClassAug", output / lists / "trainaug.txt"
     has_masks = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
     if has_masks:
         there = index_files(folder, "mask folder", (".png",), ".png")
