@@ -39,19 +39,19 @@ three requests. Of several processes that want the same file one downloads it.
 machine and the path to copy the file to. A file from another place with the same weights has other bytes
 (timm's on huggingface.co, for example): do not put it into the cache, give its path.
 
-**Without a published hash** (Paddle's files) nothing is downloaded by itself. Such a file is a pickle
-besides, which can run code when it is read: download it yourself, and read it with `trust_pickle=True`
+**Without a published hash** (Paddle's files) nothing is downloaded by itself. Such a file is also a pickle,
+which can run code when it is read: download it yourself, and read it with `trust_pickle=True`
 (`--trust-pickle` in the tools) if you trust where it came from.
 
-The weights are their authors' and no part of this project. Whether you may use them for your purpose is for
-their licence to say, and most come without one of their own.
+The weights are their authors' and not part of this project. Their licence says whether you may use them for
+your purpose, and most come without one of their own.
 """
 
 FIGURES = """\
 ## Files: figures
 
 Accuracy in percent on ImageNet's validation set (Imagenette's for `holocron_imagenette`), as published with
-the file, and as timm measured the same weights. Pictures are RGB, the shorter side resized (bilinear) to the
+the file, and as timm measured the same weights. Images are RGB, the shorter side resized (bilinear) to the
 first number of pixels, the centre of the second cut out, mean 123.675 116.28 103.53, standard deviation
 58.395 57.12 57.375 on values from 0 to 255. The first file of a network is what `imagenet` means. Parameters
 are those of the network with a head for the classes; the authors' files of DLA networks (`in1k`) hold 297,472
@@ -73,6 +73,7 @@ def model_zoo() -> str:
     wrong = [row.key for row in WEIGHTS.values() if (row.mean, row.std) != (Weights.mean, Weights.std)]
     if wrong or any(row.interpolation != "bilinear" for row in WEIGHTS.values()):
         raise ValueError(f"the page says that all files share mean, std and bilinear resizing: {wrong}")
+    head = ("weights", "top-1", "top-5", "timm's", "pixels", "classes", "parameters M", "bytes", "SHA-256")
     return "\n".join(
         [
             INTRODUCTION,
@@ -80,13 +81,7 @@ def model_zoo() -> str:
             "Published figures for 1000 classes at 224x224 pixels, 10 classes at 32x32 for `res2next29`.\n",
             _table(("name", "also known as", "parameters M", "GMACs", "files"), map(_network, ARCHITECTURES)),
             FIGURES,
-            _table(
-                (
-                    *("weights", "top-1", "top-5", "timm's", "pixels"),
-                    *("classes", "parameters M", "bytes", "SHA-256"),
-                ),
-                map(_figures, WEIGHTS.values()),
-            ),
+            _table(head, map(_figures, WEIGHTS.values())),
             USE,
             _table(("weights", "options needed", "dialect", "recipe"), map(_use, WEIGHTS.values())),
             _remarks(),
@@ -100,24 +95,20 @@ def _network(name: str) -> Sequence[object]:
     architecture = ARCHITECTURES[name]
     aliases = ", ".join(f"`{alias}`" for alias, known in ALIASES.items() if known == name)
     files = sum(row.name == name for row in WEIGHTS.values())
-    parameters, gmacs = (
-        None if value is None else f"{value:.2f}" for value in (architecture.parameters, architecture.gmacs)
-    )
+    parameters, gmacs = (value and f"{value:.2f}" for value in (architecture.parameters, architecture.gmacs))
     return f"`{name}`", aliases, parameters, gmacs, files or None
 
 
 def _figures(row: Weights) -> Sequence[object]:
-    timm = None if row.timm_top1 is None else f"{row.timm_top1:.2f} / {row.timm_top5:.2f}"
-    size = None if row.size is None else f"{row.size:,}"
     return (
         f"`{row.key}`",
-        None if row.top1 is None else f"{row.top1:.2f}",
-        None if row.top5 is None else f"{row.top5:.2f}",
-        timm,
+        row.top1 and f"{row.top1:.2f}",
+        row.top5 and f"{row.top5:.2f}",
+        row.timm_top1 and f"{row.timm_top1:.2f} / {row.timm_top5:.2f}",
         f"{row.resize_size}, {row.crop_size}",
         row.num_classes,
         f"{row.parameters / 1e6:.2f}",
-        size,
+        row.size and f"{row.size:,}",
         f"`{row.sha256}`" if row.sha256 else "none published",
     )
 
@@ -128,7 +119,7 @@ def _use(row: Weights) -> Sequence[object]:
 
 
 def _remarks() -> str:
-    """A line for each licence and remark, with the files they are of."""
+    """One line for each licence and remark, with its files."""
     groups: dict[str, list[str]] = {}
     for row in WEIGHTS.values():
         pickled = " The file is a pickle." if row.needs_trust else ""

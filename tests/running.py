@@ -5,10 +5,10 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 
 from res2net_dense.tasks import training
 
@@ -25,26 +25,6 @@ def run_afresh(code):
     process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert process.returncode == 0, process.stderr
     return json.loads(process.stdout)
-
-
-def start(*arguments):
-    """Start a training; its output is text."""
-    return subprocess.Popen(
-        [sys.executable, TRAIN, *map(str, arguments)],
-        cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
-
-
-def kill_half_way(config, folder, *, at, end):
-    """Train until there is the checkpoint of iteration `at`, then kill the process without a warning."""
-    process = start("--config", config, "--output-dir", folder)
-    deadline = time.monotonic() + 240
-    while not (folder / f"checkpoints/iter_{at:07d}.pt").exists() and process.poll() is None:
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert not (folder / f"checkpoints/iter_{end:07d}.pt").exists(), "it was too fast to be killed half way"
 
 
 def score(config, weights=None):
@@ -78,12 +58,13 @@ def assert_one_line(error, *words):
     assert all(word in message for word in words), message
 
 
-def train(run_tool, config, folder, *shown):
-    """Train without an interruption; the words `shown` are printed. Returns the run folder."""
-    process = run_tool(TRAIN, "--config", config, "--output-dir", folder)
-    assert process.returncode == 0, process.stderr
-    assert all(words in process.stdout for words in shown), process.stdout
-    return folder
+def assert_error_line(process, *words):
+    """A finished program failed with one line, which has all words."""
+    assert process.returncode == 1, process.stderr
+    assert "Traceback" not in process.stderr
+    errors = [line for line in process.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1, process.stderr
+    assert all(word in errors[0] for word in words), errors[0]
 
 
 def assert_resumes_as_never_stopped(run_tool, config, folder, straight, *overrides, at=4, end=8):
@@ -93,23 +74,15 @@ def assert_resumes_as_never_stopped(run_tool, config, folder, straight, *overrid
     arguments = TRAIN, "--config", config, "--output-dir", folder
     process = run_tool("tests/killed.py", f"iter_{end:07d}", *arguments)
     assert process.returncode == -signal.SIGKILL, process.stderr
-    assert_goes_on(run_tool, arguments, overrides, at)
-    assert_same_run(folder, straight, end)
-
-
-def assert_goes_on(run_tool, arguments, overrides, at):
-    """A killed training resumes from its checkpoint of iteration `at`."""
     process = run_tool(*arguments, "--resume", *overrides)
     assert process.returncode == 0, process.stderr
     assert f"after {at} iterations" in process.stdout
-
-
-def assert_same_run(one, other, iteration):
-    """The last checkpoints and the logs of two run folders are equal to the bit."""
-    states = [torch.load(run / f"checkpoints/iter_{iteration:07d}.pt") for run in (one, other)]
+    states = [torch.load(run / f"checkpoints/iter_{end:07d}.pt") for run in (folder, straight)]
     for part in ("model", "ema", "optimizer"):
         _assert_equal(states[0].get(part), states[1].get(part), part)
-    assert (one / "metrics.jsonl").read_bytes() == (other / "metrics.jsonl").read_bytes()
+    assert (folder / "metrics.jsonl").read_bytes() == (straight / "metrics.jsonl").read_bytes()
+    best = [load_file(run / "model_best.safetensors") for run in (folder, straight)]
+    _assert_equal(*best, "best")
 
 
 def _assert_equal(one, other, path):

@@ -43,7 +43,7 @@ OPTIONAL_LIBRARIES = {
     "pycocotools": {"data/layouts/coco_masks.py", "evaluation/coco.py"},
     "defusedxml": {"data/layouts/voc_xml.py"},
     "cv2": {"evaluation/saliency_measures.py", "toy/layouts.py", "toy/shapes.py"},
-    "matplotlib": {"report/saliency_curves.py", "report/benchmark_chart.py"},
+    "matplotlib": {"report/saliency_curves.py", "cli/_benchmark.py"},
     "onnx": {"deploy/onnx_format.py", "deploy/quantize.py"},
     "onnxscript": {"deploy/onnx_format.py"},
     "onnxruntime": {"deploy/onnx_format.py", "deploy/quantize.py"},

@@ -1,8 +1,8 @@
 """The command `res2net-dense`: `main` imports the module of the subcommand that was asked for, and no other.
 
 The module of a subcommand has its name, a docstring that is the text of its `--help`, and two functions:
-`add_arguments(parser)` and `main(args)`, which returns the exit code. Libraries are imported inside `main`:
-`--help` answers at once. Modules whose names start with an underscore have what `main` needs.
+`add_arguments(parser)` and `main(args)`, which returns the exit code. Libraries are imported inside `main`,
+so that `--help` answers at once. Modules whose names start with an underscore have what `main` needs.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import os
 import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
-from typing import NoReturn, Protocol, cast
+from typing import Any
 
 from res2net_dense.errors import Res2NetDenseError
 from res2net_dense.version import __version__
@@ -27,29 +27,19 @@ COMMANDS = {
     "predict": "run a trained model on images",
     "export": "write a model as ONNX, OpenVINO, torch.export or TorchScript",
     "convert": "explain a weight file, or write it for another library",
-    "classify": "say what is on images, with published or your own weights",
+    "classify": "name what is on images, with published or your own weights",
     "score-saliency": "score saliency maps of any program against masks",
     "benchmark": "measure time and memory of networks",
     "check": "look at the data sets of a configuration as training would",
-    "doctor": "say what is installed, what is missing, and how to get it",
+    "doctor": "list what is installed, what is missing, and how to get it",
     "toy": "draw a small data set",
     "split": "split a COCO annotation file into train and val",
     "prepare-duts": "check a saliency data set and write its manifest",
     "prepare-voc-aug": "make VOC's augmented training set for segmentation",
 }
-"""What each subcommand does, in a line. `score-saliency` is the module `score_saliency`."""
-
-
-class Command(Protocol):
-    """The module of a subcommand."""
-
-    __doc__: str | None
-
-    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Declare the arguments; imports nothing that takes long."""
-
-    def main(self, args: argparse.Namespace) -> int:
-        """Do the work; returns the exit code."""
+"""What each subcommand does, in one line. `score-saliency` is the module `score_saliency`."""
+SIGPIPE_CODE = 141
+"""Exit code of a program whose output is not read any more, as a shell reports it."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -62,14 +52,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         SystemExit: after `--help` and `--version` (0), and where the arguments cannot be parsed (2).
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
-    if given and (name := given[0]) in COMMANDS:
-        command = load(name)
-        return _run(command, parser_of(name, command).parse_intermixed_args(given[1:]))  # overrides anywhere
-    return _explain(given)
+    try:
+        try:
+            return _run(given[0], given[1:]) if given and given[0] in COMMANDS else _explain(given)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:  # the program that reads our output, such as `head`, has ended
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes again at exit
+        return SIGPIPE_CODE
 
 
-def _explain(given: Sequence[str]) -> NoReturn:
-    """Answer arguments that start with no subcommand: `--help`, `--version`, a name that there is not."""
+def _explain(given: Sequence[str]) -> int:
+    """Answer arguments that do not start with a subcommand: `--help`, `--version`, an unknown name."""
     width = max(map(len, COMMANDS))
     lines = [f"  {name:{width}}  {text}" for name, text in COMMANDS.items()]
     parser = argparse.ArgumentParser(
@@ -85,13 +79,13 @@ def _explain(given: Sequence[str]) -> NoReturn:
     parser.error(f"unknown command {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
 
 
-def load(name: str) -> Command:
+def load(name: str) -> Any:
     """The module of a subcommand."""
-    return cast(Command, importlib.import_module(f"{__name__}.{name.replace('-', '_')}"))
+    return importlib.import_module(f"{__name__}.{name.replace('-', '_')}")
 
 
-def parser_of(name: str, command: Command) -> argparse.ArgumentParser:
-    """The parser of a subcommand."""
+def parser_of(name: str, command: Any) -> argparse.ArgumentParser:
+    """The parser of a subcommand, whose module is `command`."""
     parser = argparse.ArgumentParser(
         prog=f"{PROGRAM} {name}",
         description=command.__doc__,
@@ -102,17 +96,22 @@ def parser_of(name: str, command: Command) -> argparse.ArgumentParser:
     return parser
 
 
-def _run(command: Command, args: argparse.Namespace) -> int:
+def _run(name: str, given: Sequence[str]) -> int:
     """Call `main` of a subcommand; `--debug` shows the traceback of a user error too."""
+    command = load(name)
+    args = parser_of(name, command).parse_intermixed_args(given)  # overrides may stand anywhere
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it would ask the network for its version
     level = logging.DEBUG if args.debug else logging.WARNING
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr)
     logging.getLogger("res2net_dense").setLevel(level)
-    if not args.debug and os.environ.get("RANK", "0") == "0":  # what a backbone took is always said, once
+    if (
+        not args.debug and os.environ.get("RANK", "0") == "0"
+    ):  # what a backbone loads is always reported, once
         logging.getLogger("res2net_dense.convert").setLevel(logging.INFO)
     logging.captureWarnings(True)
     try:
-        return command.main(args)
+        code: int = command.main(args)
+        return code
     except Res2NetDenseError as error:
         if args.debug:
             raise
@@ -122,7 +121,7 @@ def _run(command: Command, args: argparse.Namespace) -> int:
             raise
         message = f"{error.name} is not installed; `{PROGRAM} doctor` says how to get it"
     except OSError as error:
-        if args.debug or error.strerror is None:
+        if args.debug or error.strerror is None or isinstance(error, BrokenPipeError):
             raise
         message = f"{error.filename}: {error.strerror}" if error.filename is not None else error.strerror
     except KeyboardInterrupt:

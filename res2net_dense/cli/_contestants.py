@@ -1,203 +1,156 @@
-"""What `res2net-dense benchmark` measures: a network of ours, of timm, or of another library on timm's
-backbone with the same weights, and each of them in the ways it can be run.
-"""
+"""What `res2net-dense benchmark` measures: networks of ours and timm, ways to run them, their results."""
 
 from __future__ import annotations
 
+import argparse
 import copy
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from res2net_dense.backbones.registry import ALIASES, Classifier, canonical_name, create_classifier
-from res2net_dense.cli.benchmark import EXPORTS
-from res2net_dense.config.schema import BackboneConfig, Config
+from res2net_dense.backbones.registry import ALIASES, Classifier, canonical_name
+from res2net_dense.cli.benchmark import EXPORTS, TIMM
+from res2net_dense.config import Config, load_config, parse_config
 from res2net_dense.errors import Res2NetDenseError
-from res2net_dense.hub import get_model
-from res2net_dense.models.classification import ClassificationModel
 from res2net_dense.tasks import get_task
-from res2net_dense.tasks.training import adapted_to, find_weights, load_model
-from res2net_dense.types import Prediction, Sample
+from res2net_dense.tasks.base import updated
+from res2net_dense.types import Sample
 
-DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-LEARNING_WAYS = ("eager", "channels-last", "compiled")
-
-# They change nothing in what a trained network computes; all others do, and timm has none of them.
+DTYPES = {"fp32": None, "bf16": torch.bfloat16}
+# Settings without effect on what a trained network computes; timm has none of the others.
 _HARMLESS = {"name", "weights", "freeze_at", "drop_path_rate", "checkpoint_activations", "norm"}
-_MEAN, _STD = (
-    torch.tensor(rgb).reshape(3, 1, 1) for rgb in ([123.675, 116.28, 103.53], [58.395, 57.12, 57.375])
-)
 
 Call = Callable[[], Any]
 
 
-class WrongResultError(Res2NetDenseError):
-    """A contestant computes something else than the reference."""
-
-
-class Unavailable(Exception):
-    """A contestant cannot be had; the message says why."""
+class UnavailableError(Res2NetDenseError):
+    """A contestant cannot run here; the message has the reason."""
 
 
 @dataclass(frozen=True, eq=False)
 class Net:
-    """A network, and what it is given."""
+    """A network in evaluation mode and float32; `name` is "ours", "timm", ... or another backbone."""
 
     name: str
-    """Whose it is: "ours", "timm", ... or the name of another network."""
-    backbone: str
-    model: nn.Module
-    """In evaluation mode, in float32."""
-    config: Config | None
-    """Of the whole model; None for a classifier by its name, which takes normalised pictures."""
+    model: Any
+    config: Config
 
     @property
     def is_rcnn(self) -> bool:
-        """Whether it takes a list of samples, and gives detections."""
+        """Whether it takes a list of samples and returns detections; all others run as their graph."""
         return hasattr(self.model, "roi_heads")
 
-    def ready(self, model: nn.Module) -> nn.Module:
-        """`model`, or its graph where there is one in eager mode: images in, tensors out."""
-        if self.config is None or self.is_rcnn:
-            return model
-        task: Any = get_task(self.config.task)
-        return task.build_graph(model)
 
-    def inputs(self, pictures: Tensor, *, channels_last: bool) -> Any:
-        """`(N, 3, H, W)` uint8 pictures as the network takes them."""
-        if self.is_rcnn:
-            height, width = pictures.shape[-2:]
-            return [Sample(image=p, original_height=height, original_width=width) for p in pictures]
-        if self.config is not None:
-            return pictures
-        layout = torch.channels_last if channels_last else torch.contiguous_format
-        mean, std = _MEAN.to(pictures.device), _STD.to(pictures.device)
-        return ((pictures - mean) / std).contiguous(memory_format=layout)
+class Contestant(NamedTuple):
+    """A network, the way to run it and the precision."""
+
+    net: Net
+    way: str
+    dtype: str
+
+    @property
+    def label(self) -> str:
+        """Its name in tables."""
+        return f"{self.net.name} {self.way} {self.dtype}"
 
 
-def named_net(name: str, device: torch.device, weights: str | None = None, *, learning: bool = False) -> Net:
-    """A classifier of ours by its name, on published weights, those of a file, or random ones.
-
-    Raises:
-        ConfigError: there is no such network.
-        CheckpointError: the weights cannot be had or do not fit.
+def build(config: Config, device: str, name: str = "ours", *, training: bool = False) -> Net:
+    """Build the model of a config with random weights. A detector keeps all the detections that the config
+    allows, as random scores are below any threshold.
     """
-    if weights:
-        network = get_model(name, weights)
-    else:
-        network = create_classifier(name)
-        (awake if learning else randomize_norms)(network)
-    return Net("ours", canonical_name(name), network.eval().to(device), None)
-
-
-def configured_net(config: Config, device: torch.device, weights: str | None = None) -> Net:
-    """The model of a config, on a weight file or random weights.
-
-    Without weights every picture has all the detections that the config allows, since random scores are below
-    any threshold.
-
-    Raises:
-        ConfigError: the config does not fit the weights, or has a value without meaning.
-        CheckpointError: the weights cannot be had or do not fit.
-        MissingDependencyError: a library that the task needs is not installed.
-    """
-    found = find_weights(config, weights) if weights else None
-    if found:
-        config = adapted_to(config, found)
-    changes: dict[str, Any] = {}
-    task = get_task(config.task)
-    if config.model.num_classes is None:
+    task, model = get_task(config.task), config.model
+    changes: dict[str, Any] = {"score_threshold": 0.0} if hasattr(model, "score_threshold") else {}
+    if model.num_classes is None:
         changes["num_classes"] = len(config.data.class_names or ()) or task.usual_classes
-    if hasattr(config.model, "score_threshold") and not weights:
-        changes["score_threshold"] = 0.0
-    config = config.model_copy(update={"model": config.model.model_copy(update=changes)})
-    if found:
-        model = load_model(config, found)
-    else:
-        model = task.build_model(config, load_weights=False)
-        randomize_norms(model)
-    return Net("ours", config.backbone.name, model.eval().to(device), config)
+    config = updated(config, model=changes)
+    torch.manual_seed(0)
+    network = task.build_model(config, load_weights=False)
+    randomize_norms(network, training=training)
+    return Net(name, network.eval().to(device), config)
 
 
-def other_net(net: Net, name: str, device: torch.device, *, learning: bool = False) -> Net:
-    """What `net` is, with the backbone `name` and random weights.
+def randomize_norms(model: nn.Module, *, training: bool = False) -> None:
+    """Give the batch norms of an untrained network statistics and scales as trained ones have, in place.
 
-    Raises:
-        ConfigError: there is no such network.
+    Without them an error in folding a norm would not show, nor would one in the heads of an R-CNN, which
+    begin so small that all boxes and masks are alike. For `training` only scales of 0 change, and a little:
+    large ones make the gradients of a deep network chaotic.
     """
-    if net.config is None:
-        return replace(named_net(name, device, learning=learning), name=name)
-    backbone = net.config.backbone.model_copy(update={"name": name, "weights": None})
-    config = net.config.model_copy(update={"backbone": backbone})
-    return replace(configured_net(config, device), name=name)
+    for name, module in model.named_modules():
+        if name.startswith("roi_heads.") and name.endswith((".bbox_pred", ".mask_head.predictor")):
+            module.weight.data.mul_(30)
+    generator = torch.Generator().manual_seed(0)
+    norm: Any
+    for norm in model.modules():
+        if not isinstance(getattr(norm, "running_var", None), Tensor):
+            continue
+        parts = {
+            "running_mean": (-0.1, 0.1),
+            "running_var": (0.5, 1.5),
+            "weight": (0.2, 1.0),
+            "bias": (-0.2, 0.2),
+        }
+        if training:
+            parts = {} if norm.weight.any() else {"weight": (0.1, 0.1)}
+        for part, (low, high) in parts.items():
+            getattr(norm, part).data.uniform_(low, high, generator=generator)
 
 
-def timms_net(net: Net) -> Net:
-    """The same network from timm, or with timm's backbone in the library that the task's head is of, with the
-    weights of `net`.
+def on_timm(net: Net) -> Net:
+    """Return `net` on timm's backbone with its weights, in the library that its head comes from.
 
     Raises:
-        Unavailable: timm does not have it, or not in this form.
+        UnavailableError: timm does not have it, or not in this form.
     """
     try:
         import timm
     except ImportError:
-        raise Unavailable("timm is not installed") from None
-    theirs = {ours: name for name, ours in ALIASES.items() if timm.is_model(name)}
-    name = theirs.get(net.backbone, net.backbone)
+        raise UnavailableError("timm is not installed") from None
+    settings = net.config.backbone
+    name = {ours: name for name, ours in ALIASES.items() if timm.is_model(name)}.get(
+        settings.name, settings.name
+    )
     # Ours may be registered there too.
     if not timm.is_model(name) or not timm.models.model_entrypoint(name).__module__.startswith("timm."):
-        raise Unavailable(f"timm has no {net.backbone}")
-    settings = net.config.backbone if net.config else BackboneConfig(name=net.backbone)
+        raise UnavailableError(f"timm has no {settings.name}")
     changed = sorted(settings.model_dump(exclude_defaults=True).keys() - _HARMLESS)
-    if settings.norm not in ("BN", "FrozenBN", "SyncBN"):
-        changed.append("norm")
-    if changed:
-        raise Unavailable(f"timm's {name} has no backbone.{changed[0]}")
+    if changed or settings.norm == "GN":
+        raise UnavailableError(f"timm's {name} has no backbone.{[*changed, 'norm'][0]}")
+    model, library = copy.deepcopy(net.model), "timm"
+    own = model.backbone
     try:
-        library, model = _on_timm(net, name)
-    except AssertionError:  # timm's and smp's way to refuse an output stride
-        raise Unavailable(f"timm's {name} does not dilate") from None
-    return replace(net, name=library, model=model.eval())
+        if net.is_rcnn:
+            own.bottom_up, library = _TimmFeatures(name, own.bottom_up.net), "detectron2+timm"
+        elif isinstance(own, Classifier):
+            model.backbone = timm.create_model(name, num_classes=net.config.model.num_classes)
+            _copy_weights(own, model.backbone)
+        elif hasattr(own, "_depth"):  # an encoder of smp
+            import segmentation_models_pytorch as smp
+
+            shape = {"depth": own._depth, "output_stride": own.output_stride}
+            if own.output_stride < 32 and "v1b" in settings.name:
+                raise UnavailableError(f"timm's {name} has another shortcut where it dilates")
+            model.backbone, library = (
+                smp.encoders.get_encoder(f"tu-{name}", weights=None, **shape),
+                "smp+timm",
+            )
+            _copy_weights(own, model.backbone.model)
+        else:
+            model.backbone = _TimmFeatures(name, own)
+    except AssertionError:  # how timm and smp refuse an output stride
+        raise UnavailableError(f"timm's {name} does not dilate") from None
+    device = next(net.model.parameters()).device
+    return replace(net, name=library, model=model.eval().to(device))
 
 
-def _on_timm(net: Net, name: str) -> tuple[str, nn.Module]:
-    """Name and network of the reference: timm's network, or a copy of ours on timm's backbone."""
-    import timm
-
-    if net.config is None:
-        classes = len(net.model.get_parameter("fc.weight"))
-        return "timm", _with_weights(timm.create_model(name, num_classes=classes), net.model)
-    model = copy.deepcopy(net.model)
-    own: Any = model.backbone
-    if net.is_rcnn:
-        own.bottom_up = _Features(name, own.bottom_up.net)
-        return "detectron2+timm", model
-    if isinstance(own, Classifier):
-        model.backbone = _with_weights(timm.create_model(name, num_classes=net.config.model.num_classes), own)
-        return "timm", model
-    if not hasattr(own, "_depth"):
-        model.backbone = _Features(name, own)
-        return "timm", model
-    import segmentation_models_pytorch as smp  # the backbone is an encoder of it
-
-    if own.output_stride < 32 and "v1b" in net.backbone:
-        raise Unavailable(f"timm's {name} has another shortcut where it dilates")
-    encoder = smp.encoders.get_encoder(
-        f"tu-{name}", weights=None, depth=own._depth, output_stride=own.output_stride
-    )
-    _with_weights(encoder.model, own)
-    model.backbone = encoder.to(_device_of(own))
-    return "smp+timm", model
-
-
-class _Features(nn.Module):
-    """The last four maps of a network of timm, by our names."""
+class _TimmFeatures(nn.Module):
+    """The last maps of a network of timm, by our names."""
 
     def __init__(self, name: str, ours: Any) -> None:
         super().__init__()
@@ -205,239 +158,185 @@ class _Features(nn.Module):
 
         self.names = list(ours.out_features)
         indices = tuple(range(-len(self.names), 0))
-        self.net = _with_weights(timm.create_model(name, features_only=True, out_indices=indices), ours)
+        self.net = timm.create_model(name, features_only=True, out_indices=indices)
+        _copy_weights(ours, self.net)
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """`(N, 3, H, W)` -> maps by name."""
         return dict(zip(self.names, self.net(x), strict=True))
 
 
-def _with_weights(theirs: nn.Module, ours: nn.Module) -> nn.Module:
-    """`theirs`, with the weights of `ours` and where it is."""
-    state = dict(ours.state_dict())
-    for key, value in theirs.state_dict().items():
-        if key.endswith("num_batches_tracked"):  # frozen norms of ours do not count
-            state.setdefault(key, value)
-    theirs.load_state_dict(state)
-    return theirs.eval().to(_device_of(ours))
+def _copy_weights(ours: nn.Module, theirs: nn.Module) -> None:
+    state = theirs.state_dict()  # frozen norms of ours have no counters
+    counters = {key: value for key, value in state.items() if key.endswith("num_batches_tracked")}
+    theirs.load_state_dict({**counters, **ours.state_dict()})
 
 
-def _device_of(module: nn.Module) -> torch.device:
-    return next(module.parameters()).device
-
-
-def randomize_norms(model: nn.Module) -> None:
-    """Give the batch norms of an untrained network statistics and scales in place.
-
-    As they are made they multiply by one and subtract zero, and an error in what is done to them would hide.
-    So it would in the heads of an R-CNN, which begin so small that all boxes and masks are alike.
-    """
-    for name, module in model.named_modules():
-        if name.startswith("roi_heads.") and name.endswith((".bbox_pred", ".mask_head.predictor")):
-            module.weight.data.mul_(30)
-    generator = torch.Generator().manual_seed(0)
-    for module in norms(model):
-        for part, low, high in (
-            (module.running_mean, -0.1, 0.1), (module.running_var, 0.5, 1.5),
-            (module.weight, 0.2, 1.0), (module.bias, -0.2, 0.2),
-        ):  # fmt: skip
-            part.data.copy_(low + (high - low) * torch.rand(part.shape, generator=generator))
-
-
-def norms(model: nn.Module) -> Iterator[Any]:
-    """Yield the batch norms of a network, frozen ones too."""
-    for module in model.modules():
-        if isinstance(getattr(module, "running_var", None), Tensor):
-            yield module
-
-
-def awake(model: nn.Module) -> None:
-    """Give the norms of an untrained network that begin with zeros a small scale, so that all blocks count.
-
-    With a large one the gradients of so deep a network are chaotic: a rounding in the last block changes the
-    first one's by percents.
-    """
-    for module in norms(model):
-        if not module.weight.any():
-            module.weight.data.fill_(0.1)
-
-
-def make_way(net: Net, way: str, dtype: str, pictures: Tensor, folder: Path) -> Call:
-    """A call that runs `net` on pictures in one of `WAYS`.
-
-    Args:
-        net: left as it is.
-        way: "eager" is in the usual layout of maps; all others that are PyTorch's are in channels_last.
-        dtype: one of `DTYPES`; with autocast, but for "optimized" and "cuda-graph", whose weights have it.
-        pictures: `(N, 3, H, W)` uint8, on the device.
-        folder: where files can be made.
+def line_up(
+    args: argparse.Namespace, name: str | None
+) -> tuple[list[Contestant], dict[Net, Net], dict[str, str]]:
+    """Build the networks of one setting.
 
     Returns:
-        A call; what it returns `results` takes.
+        The contestants, first the baseline: timm's network as it comes, or ours without one. What the results
+        of each network are compared with. What is left out, and why.
+    """
+    if name:
+        config = parse_config({
+            "task": "classification", "model": {"num_classes": 1000},
+            "backbone": {"name": canonical_name(name)},
+            "train": {"iterations": 1, "batch_size": 1, "optimizer": {"lr": 0.1}},
+        })  # fmt: skip
+    else:
+        config = load_config(args.config, args.overrides)
+    ours = build(config, args.device, training=args.train)
+    timm, left_out = None, dict[str, str]()
+    if "fp32" not in args.dtypes:
+        left_out |= {way: "exported files are in fp32" for way in args.formats if way in EXPORTS}
+    if any(other in TIMM for other in args.against):
+        try:
+            timm = on_timm(ours)
+        except UnavailableError as error:
+            left_out["timm"] = str(error)
+    others = [
+        build(
+            updated(config, backbone={"name": canonical_name(other)}), args.device, other, training=args.train
+        )
+        for other in args.against
+        if other not in TIMM
+    ]
+    standards = {net: timm or ours for net in (ours, timm) if net} | {net: net for net in others}
+    first = args.dtypes[0]
+    asked = [(timm, way) for other, way in TIMM.items() if timm and other in args.against]
+    asked += [(net, way) for net in (ours, *others) for way in args.formats]
+    contestants = [
+        Contestant(net, way, dtype)
+        for dtype in args.dtypes
+        for net, way in asked
+        if (way != "compiled" or dtype == first) and (way not in EXPORTS or dtype == "fp32")
+    ]
+    return list(dict.fromkeys([Contestant(timm or ours, "eager", first), *contestants])), standards, left_out
+
+
+def make_call(contestant: Contestant, images: Tensor, folder: Path) -> Call:
+    """Return a call that runs a copy of a network on `(N, 3, H, W)` uint8 images; files go to `folder`.
 
     Raises:
-        Unavailable: it cannot be had here.
-        ExportError: the file cannot be made.
-        MissingDependencyError: a library for it is not installed.
+        UnavailableError, ExportError, MissingDependencyError: it cannot run here.
     """
+    net, way, dtype = contestant
+    task: Any = get_task(net.config.task)
+    height, width = images.shape[-2:]
+    inputs: Any = images
+    if net.is_rcnn:
+        inputs = [Sample(image=image, original_height=height, original_width=width) for image in images]
     if way in EXPORTS:
-        return _exported(net, way, dtype, pictures, folder)
+        from res2net_dense.deploy.description import Description
+        from res2net_dense.deploy.export import FORMATS, export
+        from res2net_dense.jobs import load_exported
+
+        if images.is_cuda:
+            raise UnavailableError("exported files run on the CPU")
+        graph, path = task.build_graph(net.model), folder / f"{net.name.replace('+', '_')}{FORMATS[way]}"
+        description = Description(
+            task=net.config.task,
+            arch=net.config.model.arch,
+            backbone=net.config.backbone.name,
+            outputs=list(graph.outputs),
+            format=way,
+            size=(height, width),
+            batch=1 if graph.by_tracing else len(images),
+        )
+        export(graph, path, description)
+        exported = load_exported(path)
+        return partial(exported if net.is_rcnn else exported.run, inputs)
     kind = DTYPES[dtype]
-    module: Any
-    context: Callable[[], AbstractContextManager[object]]
-    if way in ("optimized", "cuda-graph"):
+    module = copy.deepcopy(net.model) if net.is_rcnn else task.build_graph(net.model)
+    context: Any = partial(torch.autocast, images.device.type, kind, enabled=kind is not None)
+    if way == "optimized":  # its weights have the precision
         from res2net_dense.deploy.rewrite import optimize_for_inference
 
-        module, context = optimize_for_inference(net.ready(net.model), dtype=kind), nullcontext
-    else:
-        module = net.ready(copy.deepcopy(net.model))
-        context = lambda: torch.autocast(pictures.device.type, kind, enabled=kind is not None)  # noqa: E731
-    if way in ("channels-last", "compiled"):
-        module = module.to(memory_format=torch.channels_last)
-    if way == "compiled":
-        # of an R-CNN the backbone, which is the same at every step
+        module, context = optimize_for_inference(module, dtype=kind), nullcontext
+    elif way != "eager":
+        module.to(memory_format=torch.channels_last)
+    if way == "compiled":  # of an R-CNN the backbone, which is the same at every step
         (module.backbone if net.is_rcnn else module).compile(dynamic=False)
-    inputs = net.inputs(pictures, channels_last=way != "eager")
 
     def run() -> Any:
         with torch.inference_mode(), context():
             return module(inputs)
 
-    return _captured(net, run) if way == "cuda-graph" else run
+    return run
 
 
-def _captured(net: Net, run: Call) -> Call:
-    if not torch.cuda.is_available() or net.is_rcnn:
-        raise Unavailable("needs CUDA, and a network whose steps do not hang on the picture")
-    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):  # libraries choose their kernels now, which capturing forbids
-            run()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        result = run()
-
-    def replay() -> Any:
-        graph.replay()
-        return result
-
-    return replay
-
-
-def _exported(net: Net, way: str, dtype: str, pictures: Tensor, folder: Path) -> Call:
-    if dtype != "fp32":
-        raise Unavailable("exported files are in fp32")
-    if pictures.is_cuda:
-        raise Unavailable("exported files run on the CPU")
-    from res2net_dense.deploy.description import Description
-    from res2net_dense.deploy.export import FORMATS, export
-    from res2net_dense.jobs import load_exported
-
-    config = net.config
-    task: Any = get_task(config.task if config else "classification")
-    network: Any = net.model
-    graph = task.build_graph(network if config else ClassificationModel(network))
-    description = Description(
-        task=config.task if config else "classification",
-        arch=config.model.arch if config else "classifier",
-        backbone=net.backbone,
-        outputs=list(graph.outputs),
-        format=way,
-        size=(pictures.shape[-2], pictures.shape[-1]),
-        batch=1 if graph.by_tracing else len(pictures),
-        created_by="res2net-dense benchmark",
-    )
-    path = folder / f"{net.name}_{net.backbone}_{len(pictures)}{FORMATS[way]}".replace("+", "_")
-    export(graph, path, description)
-    model = load_exported(path)
-    if net.is_rcnn:
-        samples = net.inputs(pictures, channels_last=False)
-        return lambda: model(samples)
-    return lambda: model.run(pictures)
-
-
-def make_learning(net: Net, way: str, dtype: str, pictures: Tensor) -> Call:
-    """A call that runs a classifier forward and backward, in one of `LEARNING_WAYS`, in training mode.
-
-    Returns:
-        A call that returns the logits and the gradient of the first layer's weights.
+def make_training_call(
+    contestant: Contestant, images: Tensor, precision: torch.dtype = torch.float32
+) -> Call:
+    """Return a call that runs a copy of a classifier forward and backward, and returns its logits and the
+    gradient of the first layer's weights.
     """
-    module, kind = copy.deepcopy(net.model).train(), DTYPES[dtype]
-    if way != "eager":
-        module.to(memory_format=torch.channels_last)
+    net, way, dtype = contestant
+    layout = torch.contiguous_format if way == "eager" else torch.channels_last
+    kind, module = DTYPES[dtype], copy.deepcopy(net.model.backbone).train()
+    module.to(precision, memory_format=layout)
+    inputs = (images - net.model.pixel_mean) / net.model.pixel_std
+    inputs = inputs.to(precision, memory_format=layout)
     if way == "compiled":
         module.compile(dynamic=False)
-    inputs = net.inputs(pictures, channels_last=way != "eager")
     first = next(module.parameters())
 
-    def run() -> tuple[Tensor, Tensor | None]:
+    def run() -> tuple[Tensor | None, Tensor]:
         module.zero_grad(set_to_none=True)
         with torch.autocast(inputs.device.type, kind, enabled=kind is not None):
             logits = module(inputs)
-        logits.float().square().mean().backward()
-        return logits, first.grad
+        logits.to(precision).square().mean().backward()
+        return first.grad, logits
 
     return run
 
 
-def exact_gradient(net: Net, way: str, pictures: Tensor) -> Tensor:
-    """The gradient that a call of `make_learning` returns, in float64 and of the first eight pictures."""
-    precise = replace(net, model=copy.deepcopy(net.model).double())
-    outcome = make_learning(precise, way, "fp32", pictures[:8].double())()
-    found: Any = results(net, outcome)
-    return found["gradient"]
+def gradient_difference(contestant: Contestant, reference: Net, images: Tensor) -> float:
+    """Return how far a gradient is from the reference's, both in float64 and of the first eight images.
+
+    In float32 a ReLU that a rounding error switches changes the gradient by percents on small images.
+    """
+    both = (contestant, Contestant(reference, "eager", "fp32"))
+    found, expected = (make_training_call(one, images[:8], torch.float64)()[0] for one in both)
+    return _relative_difference(found, expected)
 
 
-def results(net: Net, outcome: Any) -> dict[str, Tensor] | list[Prediction]:
-    """What a call returned, in one form for all ways: detections, or tensors by name, on the CPU."""
-    if net.is_rcnn:
-        return [
-            cast(Prediction, {key: value.detach().cpu() for key, value in found.items()}) for found in outcome
-        ]
-    if isinstance(outcome, tuple) and net.config is None:
-        outcome = dict(zip(("logits", "gradient"), outcome, strict=True))
-    if isinstance(outcome, tuple):
-        outcome = {"logits": outcome[-1]}  # of every graph the last
-    if isinstance(outcome, Tensor):
-        outcome = {"logits": outcome}
-    wanted = ("logits", "gradient")
-    return {key: value.detach().float().cpu().clone() for key, value in outcome.items() if key in wanted}
+def results(outcome: Any) -> Tensor | list[dict[str, Tensor]]:
+    """What a call returned in one form for all ways, on the CPU: logits, or detections."""
+    if isinstance(outcome, list):
+        return [{key: value.cpu() for key, value in one.items()} for one in outcome]
+    logits: Tensor = (
+        outcome["logits"] if isinstance(outcome, Mapping) else outcome[-1]
+    )  # of all graphs the last
+    return logits.detach().float().cpu()
 
 
-def differences(found: Any, expected: Any) -> dict[str, float]:
-    """How far results are from those expected, by what they are: 0 for not at all.
+def difference(found: Any, expected: Any) -> float:
+    """How far results are from those expected.
 
     Returns:
-        Of tensors the largest difference as a part of the largest value, NaN if a value is none; of
-        detections the share that has no counterpart: of its class, with a score within 0.01 and each side
-        within a pixel.
+        Of logits the largest difference as a part of the largest value, or NaN. Of detections the share that
+        has no counterpart of its class with a score within 0.01, each side within a pixel, and a mask that
+        overlaps by 0.95.
     """
-    if isinstance(expected, list):
-        return {"detections": _missing_share(found, expected)}
-    return {
-        key: ((found[key] - reference).abs().max() / reference.abs().max().clamp_min(1e-30)).item()
-        for key, reference in expected.items()
-    }
-
-
-def _missing_share(found: Sequence[Prediction], expected: Sequence[Prediction]) -> float:
+    if isinstance(expected, Tensor):
+        return _relative_difference(found, expected)
     missing = total = 0
     for mine, theirs in zip(found, expected, strict=True):
         same = mine["labels"] == theirs["labels"][:, None]
         same &= (mine["scores"] - theirs["scores"][:, None]).abs() <= 0.01
         same &= (mine["boxes"] - theirs["boxes"][:, None]).abs().amax(-1) <= 1
         if "masks" in theirs:
-            same &= _overlap(theirs["masks"], mine["masks"]) >= 0.95
+            a, b = theirs["masks"].flatten(1).float(), mine["masks"].flatten(1).float()
+            both = a @ b.T
+            same &= both >= 0.95 * (a.sum(1)[:, None] + b.sum(1) - both)  # two empty masks are equal
         missing += int((~same.any(1)).sum()) + max(0, len(mine["labels"]) - len(theirs["labels"]))
         total += len(theirs["labels"])
-    return missing / max(1, total) if total else float(missing > 0)
+    return missing / total if total else float(missing > 0)
 
 
-def _overlap(one: Tensor, other: Tensor) -> Tensor:
-    """Intersection over union of masks `(K, H, W)` and `(L, H, W)`: `(K, L)`; of two empty ones 1."""
-    a, b = one.flatten(1).float(), other.flatten(1).float()
-    both = a @ b.T
-    either = a.sum(1)[:, None] + b.sum(1) - both
-    return torch.where(either > 0, both / either.clamp(min=1), 1.0)
+def _relative_difference(found: Tensor, expected: Tensor) -> float:
+    return float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-30))

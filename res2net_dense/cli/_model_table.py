@@ -1,11 +1,13 @@
-"""Every registered network with its measured size besides the published one, for `res2net-dense doctor`."""
+"""Every registered network with its measured and its published size, for `res2net-dense doctor --models`."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+import torchvision  # noqa: F401  # defines the deformable convolution, which torch's counter does not know
+from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 from res2net_dense.backbones import create_classifier
 from res2net_dense.backbones.registry import ARCHITECTURES
@@ -26,35 +28,42 @@ NOTES = {
 }
 
 
-def measure(name: str) -> dict[str, Any]:
-    """Count the parameters and multiply-adds of one network, without memory for them (meta tensors).
+def multiply_adds(run: Callable[[], object]) -> int:
+    """Multiply-adds of the convolutions and matrix products of a call, half of what torch's counter says."""
 
-    Multiply-adds are half of what torch's own counter says: convolutions and matrix products, one picture of
-    224x224 and 1000 classes; 32x32 and 10 classes for the CIFAR networks.
+    def deform_conv2d(
+        x: Sequence[int], weight: Sequence[int], *_: Any, out_shape: Sequence[int], **__: Any
+    ) -> int:
+        return conv_flop_count(list(x), list(weight), list(out_shape))
+
+    known = {torch.ops.torchvision.deform_conv2d: deform_conv2d}
+    counter = FlopCounterMode(display=False, custom_mapping=known)
+    with counter, torch.no_grad():
+        run()
+    return counter.get_total_flops() // 2
+
+
+def measure(name: str) -> dict[str, Any]:
+    """Count the parameters and multiply-adds of one network on meta tensors, which need no memory: for one
+    image of 224x224 and 1000 classes; 32x32 and 10 classes for the CIFAR networks.
     """
     architecture = ARCHITECTURES[name]
     size, num_classes = (32, 10) if architecture.options.get("stem") == "3x3" else (224, 1000)
     with torch.device("meta"):
         network = create_classifier(name, num_classes).eval()
         image = torch.empty(1, 3, size, size)
-    counter = FlopCounterMode(display=False)
-    with counter, torch.no_grad():
-        network(image)
-    parameters = sum(parameter.numel() for parameter in network.parameters())
     row = {
         "name": name,
         "input_size": size,
         "num_classes": num_classes,
-        "parameters": parameters,
+        "parameters": sum(parameter.numel() for parameter in network.parameters()),
         "parameters_published": architecture.parameters,
-        "gmacs": counter.get_total_flops() / 2e9,
+        "gmacs": multiply_adds(lambda: network(image)) / 1e9,
         "gmacs_published": architecture.gmacs,
     }
-    notes = [NOTES[name]] if name in NOTES else []
-    unknown = [what for what in ("parameters", "gmacs") if row[f"{what}_published"] is None]
-    if unknown and not notes:
-        notes.append(f"no published {' or '.join(unknown).replace('gmacs', 'GMACs')}")
-    return {**row, "agrees": agrees(row), "note": "; ".join(notes)}
+    unknown = [what for what in ("parameters", "GMACs") if row[f"{what.lower()}_published"] is None]
+    note = NOTES.get(name) or (f"no published {' or '.join(unknown)}" if unknown else "")
+    return {**row, "agrees": agrees(row), "note": note}
 
 
 def agrees(row: dict[str, Any]) -> bool:
@@ -66,25 +75,18 @@ def agrees(row: dict[str, Any]) -> bool:
 
 
 def format_table(rows: list[dict[str, Any]]) -> str:
-    """The rows as text, one line a network."""
-    lines = [
-        f"{'':26s}  {'parameters in M':^27s}  {'GMACs':^25s}",
-        f"{'':26s}  {'measured':>9s} {'published':>9s} {'diff':>7s}  {'measured':>8s} {'published':>9s} "
-        f"{'diff':>6s}",
-    ]
+    """The rows as text, one line for each network."""
+    lines = [f"{'':26s} M parameters published    diff     GMACs published   diff"]
     for row in rows:
         millions, published = row["parameters"] / 1e6, row["parameters_published"]
-        difference = "" if published is None else f"{millions - published:+.4f}"
-        gmacs, gmacs_published = row["gmacs"], row["gmacs_published"]
-        percent = "" if gmacs_published is None else f"{100 * (gmacs / gmacs_published - 1):+.2f}%"
-        note = row["note"] if row["agrees"] else f"DIFFERS  {row['note']}"
-        line = (
-            f"{row['name']:26s}  {millions:9.4f} {_figure(published):>9s} {difference:>7s}  "
-            f"{gmacs:8.3f} {_figure(gmacs_published):>9s} {percent:>6s}  {note}"
+        cells = [row["name"].ljust(26), f"{millions:12.4f}"]
+        cells += (
+            ["        -        "] if published is None else [f"{published:9.3f} {millions - published:+.4f}"]
         )
-        lines.append(line.rstrip())
+        gmacs, published = row["gmacs"], row["gmacs_published"]
+        cells.append(f"{gmacs:9.3f}")
+        cells += (
+            ["        -       "] if published is None else [f"{published:9.3f} {gmacs / published - 1:+.2%}"]
+        )
+        lines.append(" ".join([*cells, "" if row["agrees"] else "DIFFERS", row["note"]]).rstrip())
     return "\n".join(lines)
-
-
-def _figure(published: float | None) -> str:
-    return "-" if published is None else f"{published:.3f}".removesuffix("0")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,7 @@ from tqdm import tqdm
 
 from res2net_dense.data.layouts.listing import check_present, index_files
 from res2net_dense.data.layouts.voc_files import read_names
-from res2net_dense.errors import DatasetError, MissingDependencyError
+from res2net_dense.errors import DatasetError, MissingDependencyError, one_line
 from res2net_dense.files import write_atomically
 from res2net_dense.palette import voc_palette
 
@@ -26,35 +25,6 @@ except ImportError as error:
 
 NAMES, MASKS = 10_582, 12_031  # of the whole SBD and VOC2012
 CLASSES = 21
-MASK_FOLDER = "SegmentationClassAug"
-_SAY_EVERY = 2000
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What the augmented set consists of."""
-
-    names: list[str]
-    """The pictures to train on, sorted."""
-    masks: dict[str, Path]
-    """Where the mask of each picture comes from, a png of VOC or a mat of SBD; sorted by name."""
-
-
-def make_plan(voc: Path, sbd: Path) -> Plan:
-    """Read the lists and find all masks; raises `DatasetError` where something is missing."""
-    lists = voc / "ImageSets" / "Segmentation"
-    voc_train, voc_val = (read_names(lists / f"{split}.txt") for split in ("train", "val"))
-    sbd_names = [name for split in ("train", "val") for name in read_names(sbd / f"{split}.txt")]
-    sources: dict[str, Path] = {}
-    for names, folder, what, suffix, source in (
-        (sbd_names, sbd / "cls", "masks of SBD", ".mat", sbd),
-        ([*voc_train, *voc_val], voc / "SegmentationClass", "masks of VOC", ".png", lists),
-    ):
-        files = index_files(folder, f"folder of the {what}", (suffix,)).by_stem
-        check_present(names, files, what, folder, str(source))
-        sources |= {name: folder / files[name] for name in names}
-    trained = (set(sbd_names) | set(voc_train)) - set(voc_val)
-    return Plan(sorted(trained), dict(sorted(sources.items())))
 
 
 def read_sbd(file: Path) -> np.ndarray:
@@ -63,11 +33,12 @@ def read_sbd(file: Path) -> np.ndarray:
         content = loadmat(file, appendmat=False, squeeze_me=True, struct_as_record=False)
         labels = np.asarray(content["GTcls"].Segmentation)
     except Exception as error:  # scipy raises nearly every type on damaged bytes
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise DatasetError(f"{file}: no mask of SBD ({reason}); unpack SBD's archive again") from error
+        raise DatasetError(
+            f"{file}: not a mask of SBD ({one_line(error)}); unpack SBD's archive again"
+        ) from error
     is_map = labels.ndim == 2 and labels.size and labels.dtype.kind in "ui"
     if not is_map or not 0 <= labels.min() <= labels.max() < CLASSES:
-        raise DatasetError(f"{file}: its labels are no picture of values 0 to 20; unpack SBD's archive again")
+        raise DatasetError(f"{file}: its labels are not a map of values 0 to 20; unpack SBD's archive again")
     return labels.astype(np.uint8)
 
 
@@ -76,20 +47,16 @@ def write_masks(masks: dict[str, Path], folder: Path) -> None:
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    palette = voc_palette().tobytes()
     try:
-        bar = tqdm(masks.items(), desc="masks", unit="img", disable=None)
-        for number, (name, source) in enumerate(bar, start=1):
+        for name, source in tqdm(masks.items(), desc="masks", unit="img", disable=None):
             target = partial / f"{name}.png"
             target.parent.mkdir(parents=True, exist_ok=True)
             if source.suffix.lower() == ".png":
                 shutil.copyfile(source, target)
             else:
                 image = Image.fromarray(read_sbd(source))
-                image.putpalette(palette)
+                image.putpalette(voc_palette().tobytes())
                 image.save(target)
-            if bar.disable and number % _SAY_EVERY == 0:
-                print(f"{number} of {len(masks)} masks", flush=True)
         partial.replace(folder)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
@@ -104,32 +71,39 @@ def prepare(voc: Path, sbd: Path, output: Path) -> None:
             list.
         OSError: the output cannot be written.
     """
-    plan = make_plan(voc, sbd)
-    for count, expected, what in ((len(plan.names), NAMES, "names"), (len(plan.masks), MASKS, "masks")):
+    lists = Path("ImageSets/Segmentation")
+    voc_train, voc_val = (read_names(voc / lists / f"{split}.txt") for split in ("train", "val"))
+    sbd_names = [name for split in ("train", "val") for name in read_names(sbd / f"{split}.txt")]
+    names = sorted({*sbd_names, *voc_train} - set(voc_val))
+    masks: dict[str, Path] = {}  # VOC's own where it has one
+    for needed, root, place, what, suffix in (
+        (sbd_names, sbd, "cls", "masks of SBD", ".mat"),
+        ([*voc_train, *voc_val], voc, "SegmentationClass", "masks of VOC", ".png"),
+    ):
+        found = index_files(root / place, f"folder of the {what}", (suffix,)).by_stem
+        check_present(needed, found, what, root / place, str(root))
+        masks |= {name: root / place / found[name] for name in needed}
+    for count, expected, what in ((len(names), NAMES, "names"), (len(masks), MASKS, "masks")):
         if count != expected:
             print(f"warning: {count} {what}; all of SBD and VOC2012 give {expected}", file=sys.stderr)
-    folder, file = output / MASK_FOLDER, output / "ImageSets" / "Segmentation" / "trainaug.txt"
-    done = []
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    folder, file = output / "SegmentationClassAug", output / lists / "trainaug.txt"
+    has_masks = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
+    if has_masks:
         there = index_files(folder, "mask folder", (".png",)).by_stem
-        if missing := plan.masks.keys() - there.keys():
+        if missing := masks.keys() - there.keys():
             raise DatasetError(
-                f"{folder}: holds {len(there)} masks, but {len(missing)} of {len(plan.masks)} are not among "
-                "them; delete it or give another --output"
+                f"{folder}: holds {len(there)} masks, but {len(missing)} of {len(masks)} are not among them; "
+                "delete it or give another --output"
             )
-        done.append(folder)
-    if file.exists():
-        if set(read_names(file)) != set(plan.names):
-            raise DatasetError(f"{file}: is another list; delete it or give another --output")
-        done.append(file)
-    if len(done) == 2:
+    has_list = file.exists()
+    if has_list and set(read_names(file)) != set(names):
+        raise DatasetError(f"{file}: is another list; delete it or give another --output")
+    if has_masks and has_list:
         print(f"{folder} and {file}: already there, nothing to do")
-        return
-    if folder not in done:
-        output.mkdir(parents=True, exist_ok=True)
-        write_masks(plan.masks, folder)
-        print(f"{folder}: {len(plan.masks)} masks written")
-    if file not in done:
+    if not has_masks:
+        write_masks(masks, folder)
+        print(f"{folder}: {len(masks)} masks written")
+    if not has_list:
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(file, lambda stream: stream.write("".join(f"{n}\n" for n in plan.names).encode()))
-        print(f"{file}: {len(plan.names)} names written")
+        write_atomically(file, lambda stream: stream.write("".join(f"{n}\n" for n in names).encode()))
+        print(f"{file}: {len(names)} names written")

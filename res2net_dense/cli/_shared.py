@@ -10,27 +10,22 @@ def add_config_arguments(parser: argparse.ArgumentParser, *, carried: bool = Fal
     """Add the overrides and `--config`, which may be left out where weights carry one."""
     note = "; default: the one that --weights carries" if carried else ""
     parser.add_argument(
-        "--config",
-        "--config-file",
-        required=not carried,
-        metavar="CONFIG",
+        *("--config", "--config-file"), required=not carried, metavar="CONFIG",
         help=f"a YAML file, or a name such as quick/mask_rcnn_res2net50{note}",
-    )
-    parser.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="overrides, such as train.batch_size=2"
-    )
+    )  # fmt: skip
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as train.batch_size=2")
 
 
 def parse_size(text: str) -> tuple[int, int]:
     """`480x640` is height and width, `224` both."""
     match = re.fullmatch(r"([1-9]\d*)(?:x([1-9]\d*))?", text)
     if not match:
-        raise argparse.ArgumentTypeError(f"{text!r} is no size; write HEIGHTxWIDTH, such as 480x640")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size; write HEIGHTxWIDTH, such as 480x640")
     return int(match[1]), int(match[2] or match[1])
 
 
 def positive(text: str) -> int:
-    """A whole number above 0."""
+    """A positive integer."""
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive integer")
     return int(text)

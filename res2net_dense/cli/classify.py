@@ -1,4 +1,4 @@
-"""Say what is on pictures, with a published network or a classifier of your own.
+"""Name what is on images, with a published network or a classifier of your own.
 
 res2net-dense classify bird.jpg --model res2net50_26w_4s
 res2net-dense classify bird.jpg --weights res2net50_26w_4s.in1k
@@ -21,15 +21,16 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("pictures", nargs="+", metavar="PICTURE", help="picture, folder or quoted glob")
-    parser.add_argument("--model", metavar="NAME", help="network, with a tag or without: NAME.in1k")
-    parser.add_argument(
+    add = parser.add_argument
+    add("images", nargs="+", metavar="IMAGE", help="image, folder or quoted glob")
+    add("--model", metavar="NAME", help="network, with a tag or without: NAME.in1k")
+    add(
         "--weights", metavar="TAG|FILE",
         help="tag of --model, or on its own NAME.TAG or a file; default: the network's first published file",
     )  # fmt: skip
-    parser.add_argument("--top", type=int, default=5, metavar="K", help="classes a picture (5)")
-    parser.add_argument("--json", metavar="FILE", help="write all of it there too")
-    parser.add_argument("--trust-pickle", action="store_true", help="read a file that can run code")
+    add("--top", type=int, default=5, metavar="K", help="classes per image (5)")
+    add("--json", type=Path, metavar="FILE", help="write all of it there too")
+    add("--trust-pickle", action="store_true", help="read a file that can run code")
 
 
 def main(args: argparse.Namespace) -> int:
@@ -38,29 +39,20 @@ def main(args: argparse.Namespace) -> int:
 
     from res2net_dense.data.images import list_images
     from res2net_dense.hub import predict_image
-    from res2net_dense.weight_files import is_path
 
-    if not args.model and not args.weights:
-        raise ConfigError("say --model NAME (res2net_dense.list_models() has them) or --weights FILE")
-    if not args.model and not is_path(args.weights) and "." not in args.weights:
-        raise ConfigError(
-            f"--weights {args.weights} is no file; if it is a tag, say --model NAME too, or --weights "
-            f"NAME.{args.weights}"
-        )
-    if args.json and Path(args.json).suffix != ".json":
+    if args.json and args.json.suffix != ".json":
         raise ConfigError(f"--json {args.json} must end in .json: nothing else is overwritten")
     files: list[Path] = []
     results: list[dict[str, object]] = []
     skipped: list[str] = []
-    for pattern in args.pictures:
+    for pattern in args.images:
         try:
             files += list_images(pattern)
         except DatasetError as error:
             skipped.append(str(error))
     if not files:
         raise DatasetError("; ".join(skipped))
-    model = _model(args)
-    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    model = load_classifier(args).to("cuda" if torch.cuda.is_available() else "cpu")
     for file in (bar := tqdm(files, desc="classify", unit="img", disable=None if len(files) > 10 else True)):
         try:
             classes = predict_image(model, file, top=args.top)
@@ -73,14 +65,14 @@ def main(args: argparse.Namespace) -> int:
     for message in skipped:
         print(f"skipped: {message}", file=sys.stderr)
     if args.json:
-        Path(args.json).parent.mkdir(parents=True, exist_ok=True)
-        document = json.dumps({"pictures": results, "skipped": skipped}, indent=1)
-        write_atomically(Path(args.json), lambda file: file.write(document.encode()))
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        document = json.dumps({"images": results, "skipped": skipped}, indent=1)
+        write_atomically(args.json, lambda file: file.write(document.encode()))
     return 0 if results else 1
 
 
-def _model(args: argparse.Namespace) -> Classifier:
-    """The network of --model and --weights; a file or a full tag says its own."""
+def load_classifier(args: argparse.Namespace) -> Classifier:
+    """Return the network of --model and --weights; a file or a full tag names its own."""
     from res2net_dense.convert import read_checkpoint
     from res2net_dense.hub import get_model
     from res2net_dense.weight_files import is_path, open_weights
@@ -89,8 +81,15 @@ def _model(args: argparse.Namespace) -> Classifier:
     if args.model:
         weights = args.weights or (None if "." in args.model else "imagenet")
         return get_model(args.model, weights, trust_pickle=trust)
-    if not is_path(args.weights):
-        return get_model(args.weights, trust_pickle=trust)
-    file = open_weights(args.weights, trust_pickle=trust)
-    checkpoint = read_checkpoint(file)
-    return get_model(checkpoint.name, file, **checkpoint.options)
+    if not args.weights:
+        raise ConfigError("give --model NAME (res2net_dense.list_models() has them) or --weights FILE")
+    if is_path(args.weights):
+        file = open_weights(args.weights, trust_pickle=trust)
+        checkpoint = read_checkpoint(file)
+        return get_model(checkpoint.name, file, **checkpoint.options)
+    if "." not in args.weights:
+        raise ConfigError(
+            f"--weights {args.weights} is not a file; if it is a tag, give --model NAME too, or --weights "
+            f"NAME.{args.weights}"
+        )
+    return get_model(args.weights, trust_pickle=trust)

@@ -25,19 +25,16 @@ DIALECTS = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = f"dialects: {', '.join(DIALECTS)}"
-    parser.add_argument("source", metavar="SRC", help=".pth .pt .ckpt .safetensors .pkl .pdparams")
-    parser.add_argument("destination", metavar="DST", nargs="?", help=".safetensors or .pth to write")
-    parser.add_argument(
-        "--to", metavar="DIALECT", default="res2net_dense", help="names to write; ours if left out"
-    )
-    parser.add_argument("--from", dest="dialect", metavar="DIALECT", help="names of SRC; found if left out")
-    parser.add_argument(
-        "--prefix", metavar="PREFIX", help="which backbone of SRC, such as 'student', where it holds several"
-    )
-    parser.add_argument("--report", metavar="FILE.json", help="also write the passport as JSON")
-    parser.add_argument("--force", action="store_true", help="overwrite files that exist")
-    parser.add_argument("--partial", action="store_true", help="take what matches where not all does")
-    parser.add_argument(
+    add = parser.add_argument
+    add("source", type=Path, metavar="SRC", help=".pth .pt .ckpt .safetensors .pkl .pdparams")
+    add("destination", type=Path, metavar="DST", nargs="?", help=".safetensors or .pth to write")
+    add("--to", metavar="DIALECT", default="res2net_dense", help="names to write (res2net_dense)")
+    add("--from", dest="dialect", metavar="DIALECT", help="names of SRC; found if left out")
+    add("--prefix", help="which backbone of SRC, such as 'student', where it holds several")
+    add("--report", type=Path, metavar="FILE.json", help="also write the passport as JSON")
+    add("--force", action="store_true", help="overwrite files that exist")
+    add("--partial", action="store_true", help="load the layers that match where not all do")
+    add(
         "--trust-pickle", action="store_true",
         help="read files that can run code (all .pkl and .pdparams); only if you trust whoever made SRC",
     )  # fmt: skip
@@ -48,7 +45,7 @@ def main(args: argparse.Namespace) -> int:
     from res2net_dense.convert.dialects import dialect_named
 
     dialect_named(args.to)
-    check(args)
+    check(args.source, args.destination, args.report, force=args.force)
     checkpoint = read_checkpoint(
         args.source,
         dialect=args.dialect,
@@ -59,7 +56,7 @@ def main(args: argparse.Namespace) -> int:
     print(checkpoint.report.text())
     if args.report:
         text = json.dumps(checkpoint.report.to_dict(), indent=2)
-        write_atomically(Path(args.report), lambda file: file.write(text.encode()))
+        write_atomically(args.report, lambda file: file.write(text.encode()))
     if args.destination:
         write_checkpoint(checkpoint, args.destination, args.to)
         print(f"{'written':12}{args.destination} ({args.to})")
@@ -68,18 +65,17 @@ def main(args: argparse.Namespace) -> int:
     return 0
 
 
-def check(args: argparse.Namespace) -> None:
-    """Notice what is wrong with the arguments before anything is read or written."""
-    if args.destination and Path(args.destination).suffix not in (".safetensors", ".pth", ".pt"):
-        raise CheckpointError(f"{args.destination}: weights are written as .safetensors or .pth")
-    if args.report:
-        report = Path(args.report)
-        if report.resolve() in [Path(path).resolve() for path in (args.source, args.destination) if path]:
+def check(source: Path, destination: Path | None, report: Path | None, *, force: bool) -> None:
+    """Raise the errors of the arguments before anything is read or written."""
+    if destination and destination.suffix not in (".safetensors", ".pth", ".pt"):
+        raise CheckpointError(f"{destination}: weights are written as .safetensors or .pth")
+    if report:
+        if report.resolve() in [path.resolve() for path in (source, destination) if path]:
             raise ConfigError(f"--report {report} is the weight file itself: give it a name of its own")
         if report.is_dir():
             raise ConfigError(f"--report {report} is a folder: name a file in it")
         if not report.parent.is_dir():
             raise ConfigError(f"--report {report}: there is no folder {report.parent}, make it first")
-    for path in (args.destination, args.report):
-        if path and Path(path).exists() and not args.force:
+    for path in (destination, report):
+        if path and path.exists() and not force:
             raise CheckpointError(f"{path} exists; --force overwrites it")

@@ -17,8 +17,6 @@ from res2net_dense import cli
 from res2net_dense.errors import ConfigError
 
 CONFIG = "quick/mask_rcnn_res2net50"
-SHOWN = 12
-"""Images on the sheet."""
 TIME = (
     "This draws a data set, trains a network on it and shows what it finds: about a quarter of an hour on "
     "two CPU cores. The time left is shown while it trains."
@@ -28,16 +26,10 @@ MARK = "demo.txt"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--output", type=Path, default=Path("output/demo"), help="run folder (output/demo)")
-    parser.add_argument(
-        "--data", type=Path, default=Path("datasets/toy"), help="where the data is drawn (datasets/toy)"
-    )
-    parser.add_argument(
-        "overrides",
-        nargs="*",
-        metavar="key=value",
-        help=f"overrides of {CONFIG}, such as train.iterations=50",
-    )
+    add = parser.add_argument
+    add("--output", type=Path, default=Path("output/demo"), help="run folder (output/demo)")
+    add("--data", type=Path, default=Path("datasets/toy"), help="where the data is drawn (datasets/toy)")
+    add("overrides", nargs="*", metavar="key=value", help=f"of {CONFIG}, such as train.iterations=50")
 
 
 def main(args: argparse.Namespace) -> int:
@@ -45,21 +37,22 @@ def main(args: argparse.Namespace) -> int:
     predictions = output / "predictions"
     clear(output)
     parts = [
-        f"data.{part}={json.dumps({'images': str(images), 'annotations': str(annotations)})}"
+        f"data.{part}="
+        + json.dumps({"images": f"{coco / part}", "annotations": f"{coco}/annotations/{part}.json"})
         for part in ("train", "val")
-        for images, annotations in [(coco / part, coco / "annotations" / f"{part}.json")]
     ]
     debug = ["--debug"] if args.debug else []
     print(TIME, flush=True)
-    code = run("toy", "--output", args.data, *debug)
-    if not code:
-        try:
-            code = run("train", "--config", CONFIG, "--output-dir", output, *parts, *args.overrides, *debug)
-        finally:
-            if output.is_dir():
-                (output / MARK).write_text("The next `res2net-dense demo` deletes this folder.\n")
-    if not code:
-        code = run("predict", "--weights", output, "--input", coco / "val", "--output", predictions, *debug)
+    if code := run("toy", "--output", args.data, *debug):
+        return code
+    try:
+        code = run("train", "--config", CONFIG, "--output-dir", output, *parts, *args.overrides, *debug)
+    finally:
+        if output.is_dir():
+            (output / MARK).write_text("The next `res2net-dense demo` deletes this folder.\n")
+    code = code or run(
+        "predict", "--weights", output, "--input", coco / "val", "--output", predictions, *debug
+    )
     if not code:
         sheet = draw_sheet(predictions, output / "overlays.png")
         print(f"run folder: {output} (results.json, metrics.jsonl); all predictions: {predictions}")
@@ -73,7 +66,7 @@ def draw_sheet(predictions: Path, target: Path) -> Path:
 
     from res2net_dense.report.sheet import contact_sheet
 
-    files = sorted(predictions.glob("*.png"))[:SHOWN]
+    files = sorted(predictions.glob("*.png"))[:12]
     contact_sheet([Image.open(file).convert("RGB") for file in files]).save(target)
     return target
 

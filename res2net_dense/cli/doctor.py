@@ -1,7 +1,7 @@
-"""Say what is installed, what is missing or does not fit together, and the command that mends it.
+"""List what is installed, what is missing or does not fit together, and the command that fixes it.
 
 Exit code 1 if the main job (training Mask R-CNN) cannot run here. With --models it instead measures every
-network and sets the result beside the published figures; exit code 1 if one differs.
+network next to the published figures; exit code 1 if one differs.
 """
 
 from __future__ import annotations
@@ -16,9 +16,8 @@ import warnings
 from importlib import metadata
 from pathlib import Path
 
-from res2net_dense.errors import ConfigError
+from res2net_dense.errors import ConfigError, one_line
 
-REBUILD = "pip install --upgrade 'res2net_dense[detection]'  (in a new virtual environment)"
 SITE = "$(python -c 'import site; print(site.getsitepackages()[0])')"
 # detectron2 has no release of its own on the package index. This wheel is tagged for CPython 3.10 because of
 # one compiled file that nothing here uses.
@@ -35,72 +34,70 @@ DETECTION, SEGMENTATION, SALIENCY = (
 )
 # (module, distribution, lowest version, needed by the main job, remedy)
 LIBRARIES = [
-    ("torch", "torch", (2, 10), True, "pip install 'torch>=2.10' torchvision"),
-    ("torchvision", "torchvision", (0,), True, "pip install --force-reinstall torch torchvision"),
-    ("numpy", "numpy", (1, 26), True, "pip install 'numpy>=1.26'"),
-    ("PIL", "pillow", (10, 3), True, "pip install 'pillow>=10.3'"),
-    ("pydantic", "pydantic", (2, 7), True, "pip install 'pydantic>=2.7'"),
-    ("yaml", "PyYAML", (6,), True, "pip install PyYAML"),
-    ("safetensors", "safetensors", (0, 4), True, "pip install safetensors"),
-    ("pycocotools", "pycocotools", (2, 0), True, DETECTION),
-    ("cv2", "opencv-python-headless", (4,), True, DETECTION),
-    ("albumentations", "albumentations", (2, 0), True, DETECTION),
-    ("defusedxml", "defusedxml", (0, 7), True, DETECTION),
-    ("fvcore", "fvcore", (0,), True, DETECTION),
-    ("detectron2", "detectron2", (0,), True, DETECTRON2),
-    ("hotcoco", "hotcoco", (1, 3), False, DETECTION),
-    ("segmentation_models_pytorch", "segmentation-models-pytorch", (0, 6), False, SEGMENTATION),
-    ("timm", "timm", (1, 0, 28), False, SEGMENTATION),
-    ("matplotlib", "matplotlib", (3, 8), False, SALIENCY),
-    ("tensorboard", "tensorboard", (2,), False, "pip install tensorboard"),
+    ("torch", "torch", "2.10", True, "pip install 'torch>=2.10' torchvision"),
+    ("torchvision", "torchvision", "0", True, "pip install --force-reinstall torch torchvision"),
+    ("numpy", "numpy", "1.26", True, "pip install 'numpy>=1.26'"),
+    ("PIL", "pillow", "10.3", True, "pip install 'pillow>=10.3'"),
+    ("pydantic", "pydantic", "2.7", True, "pip install 'pydantic>=2.7'"),
+    ("yaml", "PyYAML", "6", True, "pip install PyYAML"),
+    ("safetensors", "safetensors", "0.4", True, "pip install safetensors"),
+    ("filelock", "filelock", "3.30", True, "pip install 'filelock>=3.30'"),
+    ("pooch", "pooch", "1.8", True, "pip install 'pooch>=1.8'"),
+    ("pycocotools", "pycocotools", "2.0", True, DETECTION),
+    ("cv2", "opencv-python-headless", "4", True, DETECTION),
+    ("albumentations", "albumentations", "2.0", True, DETECTION),
+    ("defusedxml", "defusedxml", "0.7", True, DETECTION),
+    ("fvcore", "fvcore", "0", True, DETECTION),
+    ("detectron2", "detectron2", "0", True, DETECTRON2),
+    ("hotcoco", "hotcoco", "1.3", False, DETECTION),
+    ("segmentation_models_pytorch", "segmentation-models-pytorch", "0.6", False, SEGMENTATION),
+    ("timm", "timm", "1.0.28", False, SEGMENTATION),
+    ("matplotlib", "matplotlib", "3.8", False, SALIENCY),
+    ("tensorboard", "tensorboard", "2", False, "pip install tensorboard"),
 ]  # fmt: skip
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--models", action="store_true", help="measure every network instead")
-    parser.add_argument("--json", metavar="FILE", help="with --models: write the table there too")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="with --models: write the table there too")
 
 
 def main(args: argparse.Namespace) -> int:
     if args.json and not args.models:
         raise ConfigError("--json goes with --models")
-    if args.json and not Path(args.json).parent.is_dir():
-        raise ConfigError(f"--json {args.json}: there is no folder {Path(args.json).parent}; make it first")
+    if args.json and not args.json.parent.is_dir():
+        raise ConfigError(f"--json {args.json}: there is no folder {args.json.parent}; make it first")
     return check_models(args.json) if args.models else check_installation()
 
 
 def check_installation() -> int:
     """Print what is installed and what is wrong with it; return the exit code."""
-    problems: list[tuple[bool, str, str]] = []
     print(f"Python {platform.python_version()} at {sys.executable}, {platform.platform()}")
-    if tuple(sys.version_info) < (3, 10):
-        problems.append((True, "Python is older than 3.10", "install Python 3.10 or newer"))
+    broken, problems = False, []
     for module, distribution, lowest, needed, remedy in LIBRARIES:
-        version, trouble = probe(module, distribution)
-        if not trouble and tuple(int(p) for p in version.split(".")[:3] if p.isdigit()) < lowest:
-            trouble = f"older than {'.'.join(map(str, lowest))}"
+        version, trouble = probe(module, distribution, lowest)
         mark = "ok  " if not trouble else "FAIL" if needed else "miss"
         print(f"  {mark}  {distribution:28s} {version or '-':16s} {trouble}")
         if trouble:
-            problems.append((needed, f"{distribution}: {trouble}", remedy))
-    if not any(needed for needed, _, _ in problems):
+            broken |= needed
+            problems.append(f"{'PROBLEM' if needed else 'optional'}: {distribution}: {trouble}\n    {remedy}")
+    if not broken:
         describe_device()
         try:
             from res2net_dense.models.detection import build_rcnn
 
             build_rcnn(backbone={"name": "res2net50_26w_4s"}, num_classes=2)
             print("Mask R-CNN on res2net50_26w_4s: builds")
-        except Exception as error:  # whatever it is, it is what the person has to know
-            problems.append((True, f"Mask R-CNN does not build: {type(error).__name__}: {error}", REBUILD))
+        except Exception as error:  # whatever it is, the user has to know it
+            broken, reason = True, f"{type(error).__name__}: {one_line(error)}"
+            remedy = f"{DETECTION.replace('install', 'install --upgrade')}  (in a new virtual environment)"
+            problems.append(f"PROBLEM: Mask R-CNN does not build: {reason}\n    {remedy}")
     print(f"disk: {shutil.disk_usage(Path.cwd()).free / 1e9:.0f} GB free here")
-    for needed, problem, remedy in problems:
-        print(f"{'PROBLEM' if needed else 'optional'}: {problem}\n    {remedy}")
-    broken = any(needed for needed, _, _ in problems)
-    print("The main job cannot run." if broken else "The main job can run.")
+    print(*problems, "The main job cannot run." if broken else "The main job can run.", sep="\n")
     return int(broken)
 
 
-def check_models(json_file: str | None) -> int:
+def check_models(json_file: Path | None) -> int:
     """Print the table of networks; return 1 if one differs from what was published."""
     from res2net_dense.backbones.registry import ARCHITECTURES
     from res2net_dense.cli._model_table import format_table, measure
@@ -108,25 +105,24 @@ def check_models(json_file: str | None) -> int:
 
     rows = [measure(name) for name in ARCHITECTURES]
     print(format_table(rows))
-    differing = [row["name"] for row in rows if not row["agrees"]]
     print(
-        f"{len(rows)} networks; MACs by torch's counter (convolutions and matrix products), one picture of "
+        f"{len(rows)} networks; MACs by torch's counter (convolutions and matrix products), one image of "
         "224x224 and 1000 classes (res2next29: 32x32, 10 classes)"
     )
     if json_file:
-        write_atomically(Path(json_file), lambda file: file.write(json.dumps(rows, indent=1).encode()))
+        write_atomically(json_file, lambda file: file.write(json.dumps(rows, indent=1).encode()))
+    differing = [row["name"] for row in rows if not row["agrees"]]
     if differing:
         print(f"PROBLEM: by more than 0.01 M or 1 % differ: {', '.join(differing)}")
     return int(bool(differing))
 
 
-def probe(module: str, distribution: str) -> tuple[str, str]:
-    """Return the version and what is wrong with the library, empty if nothing."""
+def probe(module: str, distribution: str, lowest: str) -> tuple[str, str]:
+    """Return the version of a library and what is wrong with it, empty if nothing."""
     version = ""
-    for name in (distribution, f"sal-{distribution}"):  # how detectron2's wheel calls itself
+    for name in (f"sal-{distribution}", distribution):  # how detectron2's wheel is called
         try:
             version = metadata.version(name)
-            break
         except metadata.PackageNotFoundError:
             continue
     try:
@@ -134,18 +130,18 @@ def probe(module: str, distribution: str) -> tuple[str, str]:
             warnings.simplefilter("ignore")
             loaded = importlib.import_module(module)
     except Exception as error:  # an extension built for another torch raises anything
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        return version, f"cannot be imported ({reason})" if version else "not installed"
-    return version or getattr(loaded, "__version__", "0"), ""
+        return version, f"cannot be imported ({one_line(error)})" if version else "not installed"
+    version = version or getattr(loaded, "__version__", "0")
+    have, need = ([int(part) for part in text.split(".")[:3] if part.isdigit()] for text in (version, lowest))
+    return version, f"older than {lowest}" if have < need else ""
 
 
 def describe_device() -> None:
     """Print where a model would run."""
     import torch
 
-    if torch.cuda.is_available():
-        for index in range(torch.cuda.device_count()):
-            gpu = torch.cuda.get_device_properties(index)
-            print(f"GPU {index}: {gpu.name}, {gpu.total_memory / 2**30:.0f} GiB, CUDA {torch.version.cuda}")
-    else:
+    for index in range(torch.cuda.device_count()):
+        gpu = torch.cuda.get_device_properties(index)
+        print(f"GPU {index}: {gpu.name}, {gpu.total_memory / 2**30:.0f} GiB, CUDA {torch.version.cuda}")
+    if not torch.cuda.is_available():
         print(f"no CUDA device; CPU with {torch.get_num_threads()} threads (torch {torch.__version__})")

@@ -24,23 +24,22 @@ FORMATS = ("onnx", "torch-export", "torchscript", "openvino")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_config_arguments(parser, carried=True)
-    parser.add_argument("--weights", metavar="FILE", help="a run folder or a weight file")
-    parser.add_argument("--output", required=True, metavar="FILE", help="its suffix tells the format")
-    parser.add_argument("--format", choices=FORMATS, help="default: by the suffix of --output")
-    parser.add_argument(
+    add = parser.add_argument
+    add("--weights", metavar="FILE", help="a run folder or a weight file")
+    add("--output", required=True, metavar="FILE", help="its suffix tells the format")
+    add("--format", choices=FORMATS, help="default: by the suffix of --output")
+    add(
         "--size",
         type=parse_size,
         metavar="HxW",
         help="of the images; default: the evaluation's, if it has one",
     )
-    parser.add_argument("--batch", type=positive, metavar="N", help="images at once (1)")
-    parser.add_argument(
-        "--dynamic", action="store_true", help="take images of any size, and any number of them"
-    )
-    parser.add_argument("--int8", action="store_true", help="quantize (onnx; segmentation and saliency)")
-    parser.add_argument("--calibration", metavar="PATH", help="images for --int8: a folder or a quoted glob")
-    parser.add_argument("--eval", action="store_true", help="score the model and the file on data.val")
-    parser.add_argument(
+    add("--batch", type=positive, metavar="N", help="images at once (1)")
+    add("--dynamic", action="store_true", help="take images of any size, and any number of them")
+    add("--int8", action="store_true", help="quantize (onnx; segmentation and saliency)")
+    add("--calibration", metavar="PATH", help="images for --int8: a folder or a quoted glob")
+    add("--eval", action="store_true", help="score the model and the file on data.val")
+    add(
         "--max-drop", type=float, metavar="X",
         help="of the metric, from 0 to 1, that the file may lose with --eval (0.0005; int8: 0.01)",
     )  # fmt: skip

@@ -15,32 +15,22 @@ import json
 import os
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from res2net_dense.cli._shared import add_config_arguments
 from res2net_dense.errors import ConfigError, Res2NetDenseError
 from res2net_dense.files import write_atomically
 
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_config_arguments(parser, carried=True)
-    parser.add_argument(
-        "--weights", required=True, metavar="PATH", help="a run folder, weight file or exported file"
-    )
-    parser.add_argument("--input", required=True, metavar="PATH", help="an image, a folder or a quoted glob")
-    parser.add_argument(
-        "--output", required=True, metavar="FOLDER", help="where overlays and predictions.json go"
-    )
-    parser.add_argument(
-        "--score",
-        type=float,
-        default=0.5,
-        help="lowest score of a drawn detection; the JSON has all",
-    )
+    add = parser.add_argument
+    add("--weights", required=True, metavar="PATH", help="a run folder, weight file or exported file")
+    add("--input", required=True, metavar="PATH", help="an image, a folder or a quoted glob")
+    add("--output", required=True, metavar="FOLDER", help="where overlays and predictions.json go")
+    add("--score", type=float, default=0.5, help="lowest score of a drawn detection; the JSON has all")
 
 
 def main(args: argparse.Namespace) -> int:
@@ -53,16 +43,16 @@ def main(args: argparse.Namespace) -> int:
     job, device = open_job(args.config, args.weights, args.overrides)
     task, output = job.task, Path(args.output)
     files = list_images(args.input)
-    places = picture_names(files)
+    places = output_names(files)
     check_inputs_are_safe(files, output, task.folders, places)
     predictor = Predictor(job, device)
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
-    bad: list[str] = []
+    skipped: list[str] = []
     bar = tqdm(total=len(files), desc="predict", unit="img", disable=None)
 
     def skip(number: int, error: Res2NetDenseError) -> None:
-        bad.append(str(error))
+        skipped.append(str(error))
         bar.write(f"skipped: {error}", file=sys.stderr)
         bar.update()
 
@@ -71,8 +61,10 @@ def main(args: argparse.Namespace) -> int:
         images.append({"id": number + 1, "file_name": str(files[number]), **size})
         annotations += task.to_records(prediction, number + 1)
         drawn = predictor.draw_all(files[number], prediction, score=args.score)
-        for folder, picture in zip(task.folders, drawn, strict=True):
-            save(picture, output / folder / places[number])
+        for folder, image in zip(task.folders, drawn, strict=True):
+            target = output / folder / places[number]
+            target.parent.mkdir(parents=True, exist_ok=True)
+            image.save(target)
         bar.update()
     bar.close()
 
@@ -81,37 +73,32 @@ def main(args: argparse.Namespace) -> int:
     categories = [{"id": id, "name": name} for id, name in enumerate(names, task.first_category_id)]
     for number, annotation in enumerate(annotations, 1):
         annotation["id"] = number
-    document = {"images": images, "categories": categories, "annotations": annotations, "skipped": bad}
+    document = {"images": images, "categories": categories, "annotations": annotations, "skipped": skipped}
     write_atomically(output / "predictions.json", lambda f: f.write(json.dumps(document).encode()))
     found = task.summary(annotations, names, args.score)
-    print(f"{len(images)} images, {found}, {len(bad)} files skipped: {output}")
+    print(f"{len(images)} images, {found}, {len(skipped)} files skipped: {output}")
     return 0 if images else 1
 
 
 def check_inputs_are_safe(
-    files: list[Path], output: Path, folders: tuple[str, ...], places: list[Path]
+    files: Sequence[Path], output: Path, folders: Sequence[str], places: Sequence[Path]
 ) -> None:
-    """Raise a `ConfigError` if an input picture lies where pictures will be written, or would be later."""
-    inputs = {file.resolve(): file for file in files}
+    """Raise a `ConfigError` if an input image lies where images will be written, or would be later."""
     written = {(output / folder / place).resolve() for folder in folders for place in places}
-    for path, file in inputs.items():
-        own = any(path.is_relative_to((output / folder).resolve()) for folder in folders if folder)
-        if own or path in written or path.parent == output.resolve():
+    own_folders = [(output / folder).resolve() for folder in folders if folder]
+    for file in files:
+        path = file.resolve()
+        own = path.parent == output.resolve() or any(path.is_relative_to(folder) for folder in own_folders)
+        if own or path in written:
             raise ConfigError(
-                f"--output {output} is a folder of the input pictures ({file}); choose another, "
-                "nothing of yours is overwritten"
+                f"--output {output} is a folder of the input images ({file}); choose another, nothing of "
+                "yours is overwritten"
             )
 
 
-def save(picture: Image, path: Path) -> None:
-    """Write a picture, and the folders on the way to it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    picture.save(path)
-
-
-def picture_names(files: list[Path]) -> list[Path]:
-    """The relative path of what is made of each picture: as the pictures lie below their common folder, never
-    two in one place.
+def output_names(files: Sequence[Path]) -> list[Path]:
+    """Return the relative path of what is made of each image: as the images lie below their common folder,
+    never two in one place.
     """
     root = Path(os.path.commonpath([file.resolve().parent for file in files]))
     places = [file.resolve().relative_to(root).with_suffix(".png") for file in files]

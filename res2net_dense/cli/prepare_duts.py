@@ -2,13 +2,13 @@
 
     res2net-dense prepare-duts --root datasets/DUTS/DUTS-TR --name DUTS-TR --output duts_tr.json
 
-All faults are listed, a line each, and the exit code is 1 if there are any. Without faults --output gets a
+All faults are listed, one per line, and the exit code is 1 if there are any. Without faults --output gets a
 manifest: the size and the SHA-256 of every file, counts, and the rule by which masks are read. Later
 
     res2net-dense prepare-duts --root datasets/DUTS/DUTS-TR --check duts_tr.json
 
-names what has changed since. --against FOLDER looks for pictures that are in that folder too (by SHA-256):
-what a network was trained on must not be tested on. The data itself is only read.
+names what has changed since. --against FOLDER looks for images that are in that folder too (by SHA-256): a
+network must not be tested on what it was trained on. The data itself is only read.
 """
 
 from __future__ import annotations
@@ -17,19 +17,20 @@ import argparse
 import os
 from pathlib import Path
 
+from res2net_dense.cli._shared import positive
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--root", type=Path, required=True, help="folder of the set")
-    parser.add_argument("--list", help="file of names, relative to the root (default: every picture)")
-    parser.add_argument("--images", help="folder of the pictures in the root (default: found by its name)")
-    parser.add_argument("--masks", help="folder of the masks in the root (default: found by its name)")
-    parser.add_argument("--name", help="what it is; a known set such as DUTS-TR must have its count")
-    parser.add_argument("--output", type=Path, help="where to write the manifest (default: nowhere)")
-    parser.add_argument("--check", type=Path, help="manifest to compare with")
-    parser.add_argument("--against", type=Path, help="folder whose pictures must not be among these")
-    parser.add_argument(
-        "--workers", type=int, default=os.cpu_count() or 1, help="processes (default: all cores)"
-    )
+    add = parser.add_argument
+    add("--root", type=Path, required=True, help="folder of the set")
+    add("--list", help="file of names, relative to the root (default: every image)")
+    add("--images", help="folder of the images in the root (default: found by its name)")
+    add("--masks", help="folder of the masks in the root (default: found by its name)")
+    add("--name", help="what it is; a known set such as DUTS-TR must have its count")
+    add("--output", type=Path, help="where to write the manifest (default: nowhere)")
+    add("--check", type=Path, help="manifest to compare with")
+    add("--against", type=Path, help="folder whose images must not be among these")
+    add("--workers", type=positive, default=os.cpu_count() or 1, help="processes (default: all cores)")
 
 
 def main(args: argparse.Namespace) -> int:

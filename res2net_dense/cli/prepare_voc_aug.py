@@ -4,7 +4,7 @@
 
 writes `SegmentationClassAug/*.png` (12,031 masks) and `ImageSets/Segmentation/trainaug.txt` (10,582 names:
 SBD's train and val lists and VOC's train list without VOC's val list) into the VOC folder, or into --output.
-Pictures that VOC has a mask for keep VOC's, whose borders are 255 (ignored). Files that are there already are
+Images that VOC has a mask for keep VOC's, whose borders are 255 (ignored). Files that are there already are
 never changed. SBD: Hariharan et al., "Semantic contours from inverse detectors", ICCV 2011,
 http://home.bharathh.info/pubs/codes/SBD/download.html
 """

@@ -1,4 +1,4 @@
-"""What comes after training: exact rewrites, exports with a parity gate, exported files, benchmarks."""
+"""What comes after training: exact rewrites, exports with a parity gate, exported files."""
 
 from __future__ import annotations
 

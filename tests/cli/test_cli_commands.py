@@ -94,6 +94,24 @@ def test_as_a_module(module):
     assert process.stdout.startswith("res2net-dense ")
 
 
+@pytest.mark.parametrize(("arguments", "code"), [("--help", 0), ("convert a.pth", cli.SIGPIPE_CODE)])
+@pytest.mark.parametrize("size", [1, 100_000])
+def test_a_reader_that_ends_early_sees_no_traceback(arguments, code, size):
+    """`res2net-dense convert a.pth | head -1`, where the reader has ended before the first word."""
+    program = (
+        "import sys\n"
+        "from res2net_dense import cli\n"
+        "from res2net_dense.cli import convert\n"
+        f"convert.main = lambda args: print('x' * {size}) or 0\n"
+        f"sys.exit(cli.main({arguments.split()}))"
+    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, **pipes)
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    assert process.wait() == code
+
+
 def test_user_errors_are_one_line_and_debug_shows_where(capsys, tmp_path):
     line = ["doctor", "--models", "--json", str(tmp_path / "none" / "x.json")]
     assert cli.main(line) == 1

@@ -32,11 +32,8 @@ def test_a_demo_and_its_folder(small, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert cli.main(["demo", "--data", "elsewhere", *SMALL]) == 0
     out = capsys.readouterr().out
-    assert [line.split()[2] for line in out.splitlines() if line.startswith("$ ")] == [
-        "toy",
-        "train",
-        "predict",
-    ]
+    steps = [line.split()[2] for line in out.splitlines() if line.startswith("$ ")]
+    assert steps == ["toy", "train", "predict"]
     run = tmp_path / "output/demo"
     assert "CPU cores" in out.splitlines()[0], "how long it takes"
     assert out.splitlines()[-1].endswith("output/demo/overlays.png")
@@ -50,7 +47,7 @@ def test_a_demo_and_its_folder(small, tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("mine", ["mine.txt", "env.json"])
-def test_what_is_no_demo_is_not_touched(mine, tmp_path, capsys):
+def test_what_is_not_a_demo_is_not_touched(mine, tmp_path, capsys):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / mine).write_text("mine")
     for output in (tmp_path / "run", tmp_path / "run" / mine):
@@ -60,14 +57,14 @@ def test_what_is_no_demo_is_not_touched(mine, tmp_path, capsys):
     assert not (tmp_path / "toy").exists()
 
 
-def test_a_wrong_override_is_said_and_nothing_is_left_in_the_way(small, tmp_path, monkeypatch, capsys):
+def test_a_wrong_override_is_an_error_and_nothing_is_left_in_the_way(small, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert cli.main(["demo", "train.iteration=2"]) == 1
     assert "train.iterations" in capsys.readouterr().err
     demo.clear(tmp_path / "output/demo")
 
 
-def test_check_says_what_is_there_or_what_is_missing(small, tmp_path, monkeypatch, capsys):
+def test_check_reports_what_is_there_or_what_is_missing(small, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert cli.main(["check", "--config", "quick/mask_rcnn_res2net50"]) == 1
     assert "no data set at" in capsys.readouterr().err

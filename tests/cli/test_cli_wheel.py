@@ -32,18 +32,10 @@ def installed(tmp_path_factory):
     for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-cache-dir"]
+    links = ["--no-index", "--find-links", folder, "--target", folder / "site"]
     steps = [
         ["wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", folder, source],
-        [
-            "install",
-            "--no-deps",
-            "--no-index",
-            "--find-links",
-            folder,
-            "--target",
-            folder / "site",
-            "res2net_dense",
-        ],
+        ["install", "--no-deps", *links, "res2net_dense"],
     ]
     for step in steps:
         done = subprocess.run([*pip, *map(str, step)], capture_output=True, text=True, timeout=300)
@@ -74,14 +66,8 @@ def test_the_package_is_the_installed_one_with_all_configs(installed, command):
         "print(res2net_dense.__file__, *(find_config(name) for name in config_names()), sep='\\n')"
     )
     env = {**os.environ, "PYTHONPATH": str(installed)}
-    process = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=installed.parent,
-        env=env,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    run = [sys.executable, "-c", code]
+    process = subprocess.run(run, cwd=installed.parent, env=env, capture_output=True, text=True, check=True)
     package, *configs = map(Path, process.stdout.splitlines())
     assert package == installed / "res2net_dense/__init__.py"
     names = {path.relative_to(installed / "res2net_dense/configs") for path in configs}

@@ -92,16 +92,16 @@ def test_every_fault_under_its_own_words(mine, tmp_path, capsys):
     assert run(mine, "--output", output, workers=2) == 1
     text = capsys.readouterr().out
     assert faults(text) == {
-        "missing mask": 1, "other size": 1, "mask values": 2, "unreadable picture": 1, "unreadable mask": 1,
-        "mask without picture": 1, "two files of one name": 1, "outside the folder": 1,
+        "missing mask": 1, "other size": 1, "mask values": 2, "unreadable image": 1, "unreadable mask": 1,
+        "mask without image": 1, "two files of one name": 1, "outside the folder": 1,
     }  # fmt: skip
     lines = text.splitlines()
     for start, part in (
         ("missing mask: ", "masks/e"), ("other size: ", "f.png: the mask is 31 x 20"),
         ("mask values: ", "g.png: the mask's values only go to 1"),
         ("mask values: ", "h.png: the mask is a colour"),
-        ("unreadable picture: ", "i.png: empty"), ("unreadable mask: ", "j.png: "),
-        ("mask without picture: ", "masks/k.png"), ("two files of one name: ", "images/l.png"),
+        ("unreadable image: ", "i.png: empty"), ("unreadable mask: ", "j.png: "),
+        ("mask without image: ", "masks/k.png"), ("two files of one name: ", "images/l.png"),
         ("outside the folder: ", "m.png: leads out"),
     ):  # fmt: skip
         assert any(line.startswith(start) and part in line for line in lines), (start, text)
@@ -112,7 +112,7 @@ def test_every_fault_under_its_own_words(mine, tmp_path, capsys):
 def test_lists(mine, capsys):
     (mine / "train.txt").write_text("a\nb\nx\n")
     assert run(mine, "--list", "train.txt") == 1
-    assert faults(capsys.readouterr().out) == {"missing picture": 1, "missing mask": 1}
+    assert faults(capsys.readouterr().out) == {"missing image": 1, "missing mask": 1}
     (mine / "train.txt").write_text("a\nb\n")
     (mine / "masks" / "c.png").unlink()
     assert run(mine, "--list", "train.txt") == 0
@@ -129,16 +129,16 @@ def test_what_changed_since_the_manifest(mine, tmp_path, capsys):
     capsys.readouterr()
     assert run(mine, "--check", manifest) == 1
     text = capsys.readouterr().out
-    assert faults(text) == {"changed mask": 1, "changed picture": 1, "gone": 1, "new": 1}
+    assert faults(text) == {"changed mask": 1, "changed image": 1, "gone": 1, "new": 1}
     assert "changed mask: a: " in text
-    assert "changed picture: b: " in text
+    assert "changed image: b: " in text
     assert "gone: c: " in text
     assert "new: new: " in text
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", "3", '{"format": 1}', '{"format": 1, "pairs": [3]}',
                                      '{"format": 2, "pairs": []}', "[" * 100_000, "\udcff"])  # fmt: skip
-def test_what_is_no_manifest(mine, tmp_path, capsys, content):
+def test_what_is_not_a_manifest(mine, tmp_path, capsys, content):
     (tmp_path / "m.json").write_bytes(content.encode(errors="surrogateescape"))
     assert run(mine, "--check", tmp_path / "m.json") == 1
     (line,) = capsys.readouterr().err.splitlines()
@@ -150,22 +150,22 @@ def test_counts(mine, capsys):
     assert run(mine, "--name", "ecssd") == 1
     assert "count: ECSSD has 4 pairs here but 1000 as published" in capsys.readouterr().out
     mine.rename(mine.with_name("ECSSD"))
-    assert run(mine.with_name("ECSSD")) == 0  # nobody said that it is all of it
+    assert run(mine.with_name("ECSSD")) == 0  # nothing says that it is all of it
     text = capsys.readouterr().out
     assert "warning: ECSSD has 4 pairs" in text
     assert "https://www.cse.cuhk.edu.hk" in total(text, "source")
 
 
-def test_repeated_pictures_are_warned_of(mine, capsys):
+def test_repeated_images_are_warned_of(mine, capsys):
     (mine / "images" / "b.png").write_bytes((mine / "images" / "a.png").read_bytes())
     assert run(mine) == 0
-    assert "warning: a.png, b.png: the same picture, with one mask" in capsys.readouterr().out
+    assert "warning: a.png, b.png: the same image, with one mask" in capsys.readouterr().out
     Image.fromarray(MASK[::-1]).save(mine / "masks" / "b.png")
     assert run(mine) == 0
-    assert "a.png, b.png: the same picture, with different masks" in capsys.readouterr().out
+    assert "a.png, b.png: the same image, with different masks" in capsys.readouterr().out
 
 
-def test_pictures_of_the_other_folder(mine, tmp_path, capsys):
+def test_images_of_the_other_folder(mine, tmp_path, capsys):
     other = tmp_path / "other" / "deep"
     other.mkdir(parents=True)
     Image.new("RGB", (30, 20), (99, 1, 2)).save(other / "x.png")
@@ -174,7 +174,7 @@ def test_pictures_of_the_other_folder(mine, tmp_path, capsys):
     (other / "renamed.png").write_bytes((mine / "images" / "c.png").read_bytes())
     assert run(mine, "--against", tmp_path / "other", workers=2) == 1
     text = capsys.readouterr().out
-    assert f"also in the other folder: c.png: is the same picture as {other / 'renamed.png'}" in text
+    assert f"also in the other folder: c.png: is the same image as {other / 'renamed.png'}" in text
     assert total(text, "faults ") == "1"
     assert run(mine, "--against", mine) == 1
     assert "lies in the other" in capsys.readouterr().err
@@ -187,7 +187,7 @@ def test_what_may_fail_does_so_before_the_work(mine, tmp_path, capsys, monkeypat
     for arguments, words in (
         (["--output", tmp_path / "none/m.json"], "there is no folder"),
         (["--output", mine / "m.json"], "is in the set's own folder"),
-        (["--check", tmp_path / "bad.json"], "no manifest"),
+        (["--check", tmp_path / "bad.json"], "not a manifest"),
         (["--against", tmp_path / "empty"], "empty"),
         (["--against", mine / "images"], "lies in the other"),
         (["--against", mine.parent], "lies in the other"),
@@ -198,14 +198,12 @@ def test_what_may_fail_does_so_before_the_work(mine, tmp_path, capsys, monkeypat
         assert len(error.splitlines()) == 1
 
 
-def test_errors_are_one_line(run_tool, tmp_path, capsys):
+def test_errors_are_one_line(run_tool, tmp_path):
     done = run_tool("datasets/prepare_duts.py", "--root", tmp_path / "no")
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: ")
     assert "data set not found" in line
-    assert run(tmp_path, workers=0) == 1
-    assert "--workers 0" in capsys.readouterr().err
 
 
 def test_real_pairs(shared_data, capsys):
@@ -215,9 +213,9 @@ def test_real_pairs(shared_data, capsys):
     assert total(text, "pairs ") == "100, 100 of them without fault"
     assert total(text, "anti-aliased masks") != "0 (0.0%)"
     assert total(text, "empty masks") == "0 (0.0%)"
-    # the halves of a split share no picture
+    # the halves of a split share no image
     assert run(root, "--name", "DUTS-TR", workers=2) == 1
     text = capsys.readouterr().out
     assert faults(text) == {"count": 1}
     assert "600 pairs here but 10553" in text
-    assert "same picture" not in text
+    assert "same image" not in text

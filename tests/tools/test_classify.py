@@ -7,6 +7,7 @@ import pytest
 import torch
 from networks import TINY
 from PIL import Image
+from running import assert_error_line
 
 from res2net_dense import create_classifier, get_model, predict_image
 from res2net_dense.backbones.weights import WEIGHTS
@@ -17,8 +18,8 @@ TOOL = "tools/classify.py"
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("pictures")
+def images(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("images")
     rng = np.random.default_rng(0)
     for name in ("b.png", "a.jpg", "deep/c.png"):
         (folder / name).parent.mkdir(exist_ok=True)
@@ -42,22 +43,13 @@ def weights(tmp_path_factory):
     return save_weights(path, ClassificationModel(network).state_dict(), metadata)
 
 
-def one_line_error(process, *words):
-    assert process.returncode == 1, process.stderr
-    errors = [line for line in process.stderr.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1, process.stderr
-    assert "Traceback" not in process.stderr
-    for word in words:
-        assert word in errors[0]
-
-
-def test_a_table_for_each_picture_and_the_same_as_json(pictures, weights, run_tool, tmp_path):
-    (pictures / "deep/broken.jpg").write_bytes(b"\xff\xd8\xff")
+def test_a_table_for_each_image_and_the_same_as_json(images, weights, run_tool, tmp_path):
+    (images / "deep/broken.jpg").write_bytes(b"\xff\xd8\xff")
     out = tmp_path / "new/classes.json"
     process = run_tool(
         TOOL,
-        pictures / "b.png",
-        pictures / "deep",
+        images / "b.png",
+        images / "deep",
         "no/such.jpg",
         "--weights",
         weights,
@@ -69,11 +61,11 @@ def test_a_table_for_each_picture_and_the_same_as_json(pictures, weights, run_to
     assert process.returncode == 0, process.stderr
     model = get_model(TINY, weights)
     document = json.loads(out.read_text())
-    files = [str(pictures / "b.png"), str(pictures / "deep/c.png")]
-    assert [row["file"] for row in document["pictures"]] == files
+    files = [str(images / "b.png"), str(images / "deep/c.png")]
+    assert [row["file"] for row in document["images"]] == files
     lines = process.stdout.splitlines()
     assert len(lines) == 6
-    for row, start in zip(document["pictures"], (0, 3), strict=True):
+    for row, start in zip(document["images"], (0, 3), strict=True):
         expected = predict_image(model, row["file"], top=2)
         assert [found["label"] for found in row["classes"]] == [found["label"] for found in expected]
         assert row["classes"][0]["score"] == pytest.approx(expected[0]["score"], rel=1e-4)
@@ -84,7 +76,7 @@ def test_a_table_for_each_picture_and_the_same_as_json(pictures, weights, run_to
         assert sum(name in line for line in process.stderr.splitlines()) == 1
 
 
-def test_nothing_readable(pictures, weights, run_tool, tmp_path):
+def test_nothing_readable(images, weights, run_tool, tmp_path):
     (tmp_path / "x.png").write_bytes(b"")
     process = run_tool(TOOL, tmp_path, "--weights", weights)
     assert process.returncode == 1
@@ -98,28 +90,28 @@ def test_nothing_readable(pictures, weights, run_tool, tmp_path):
     (["--model", "res2net51_26w_4s"], ["did you mean"]),
     (["--model", "res2net50_26w_4s.nothing"], ["published are in1k"]),
     (["--weights", "missing.pth"], ["missing.pth does not exist"]),
-    (["--weights", "in1k"], ["say --model NAME too, or --weights NAME.in1k"]),
+    (["--weights", "in1k"], ["give --model NAME too, or --weights NAME.in1k"]),
     (["--weights", "res2net50_26w_4s.nothing"], ["published are in1k"]),
     (["--model", "res2net50_26w_4s", "--weights", "resnet50.tv_in1k"], ["resnet50"]),
     (["--model", "my.pth"], ["my.pth is a file"]),
     (["--model", "resnet50", "--json", "a.jpg"], ["must end in .json"]),
 ])  # fmt: skip
-def test_wrong_turns(pictures, run_tool, arguments, words):
-    one_line_error(run_tool(TOOL, pictures, *arguments), *words)
+def test_wrong_turns(images, run_tool, arguments, words):
+    assert_error_line(run_tool(TOOL, images, *arguments), *words)
 
 
-def test_a_full_tag_alone_names_network_and_weights(pictures, run_tool):
+def test_a_full_tag_alone_names_network_and_weights(images, run_tool):
     """Looked up as --model NAME.TAG is; of a row that is never downloaded by itself."""
     row = next(row for row in WEIGHTS.values() if row.sha256 is None)
     for option in ("--weights", "--model"):
-        one_line_error(run_tool(TOOL, pictures, option, row.key), row.key, "no published SHA-256")
+        assert_error_line(run_tool(TOOL, images, option, row.key), row.key, "no published SHA-256")
 
 
-def test_no_pictures_at_all(weights, run_tool, tmp_path):
-    one_line_error(run_tool(TOOL, tmp_path, "x.png", "--weights", weights), str(tmp_path), "x.png")
+def test_no_images_at_all(weights, run_tool, tmp_path):
+    assert_error_line(run_tool(TOOL, tmp_path, "x.png", "--weights", weights), str(tmp_path), "x.png")
 
 
-def test_weights_of_another_network(pictures, weights, run_tool):
-    one_line_error(
-        run_tool(TOOL, pictures, "--model", "resnet50", "--weights", weights), "not resnet50", str(weights)
+def test_weights_of_another_network(images, weights, run_tool):
+    assert_error_line(
+        run_tool(TOOL, images, "--model", "resnet50", "--weights", weights), "not resnet50", str(weights)
     )

@@ -1,6 +1,7 @@
-"""The table of `doctor.py --models`: measured sizes are the true ones, and a difference is not overlooked."""
+"""The doctor names what is broken and its remedy; the sizes in its table of networks are the true ones."""
 
 import json
+import os
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ import torchvision
 from networks import unfilled
 from torch import nn
 
+from res2net_dense import cli
 from res2net_dense.backbones import create_classifier, list_backbones
 from res2net_dense.cli._model_table import agrees, format_table, measure
 
@@ -55,7 +57,7 @@ def test_the_whole_table_through_the_tool(run_tool, tmp_path):
     for row in rows:  # a missing figure is explained
         assert row["note"] or None not in (row["parameters_published"], row["gmacs_published"])
     lines = {line.split()[0]: line for line in process.stdout.splitlines() if line.strip()}
-    assert "25.6991     25.70 -0.0009     4.255      4.26 -0.11%" in lines["res2net50_26w_4s"]
+    assert "25.6991    25.700 -0.0009     4.255     4.260 -0.11%" in lines["res2net50_26w_4s"]
     assert "297,472" in lines["res2net_dla60"]
     assert "26.0 M could not be matched" in lines["se_res2next29_6c_24w_4s"]
 
@@ -75,15 +77,27 @@ def test_a_difference_is_seen(changed, verdict):
     assert ("DIFFERS" in format_table([row])) is not verdict
 
 
-def test_json_without_models_is_refused(run_tool, tmp_path):
-    process = run_tool("tools/doctor.py", "--json", tmp_path / "table.json")
-    assert process.returncode == 1
-    assert "--models" in process.stderr
-    assert not (tmp_path / "table.json").exists()
+@pytest.mark.parametrize(("arguments", "words"), [
+    (["--json", "table.json"], "--models"),
+    (["--models", "--json", "no_such_folder/table.json"], "no_such_folder"),
+])  # fmt: skip
+def test_a_wrong_place_for_the_table_is_one_line(capsys, arguments, words):
+    assert cli.main(["doctor", *arguments]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert words in line
 
 
-def test_json_that_cannot_be_written_is_one_line(run_tool, tmp_path):
-    process = run_tool("tools/doctor.py", "--models", "--json", tmp_path / "no_such_folder/table.json")
+def test_the_doctor_finds_this_environment_sound(run_tool):
+    process = run_tool("tools/doctor.py")
+    assert process.returncode == 0, process.stdout
+    assert "The main job can run." in process.stdout
+
+
+def test_the_doctor_names_what_is_broken_and_the_remedy(run_tool, tmp_path):
+    (tmp_path / "pycocotools").mkdir()
+    (tmp_path / "pycocotools/__init__.py").write_text("raise ImportError('built for another numpy')")
+    process = run_tool("tools/doctor.py", env={**os.environ, "PYTHONPATH": str(tmp_path)})
     assert process.returncode == 1
-    assert "no_such_folder" in process.stderr
-    assert "Traceback" not in process.stderr
+    assert "built for another numpy" in process.stdout
+    assert "pip install 'res2net_dense[detection]'" in process.stdout
+    assert "The main job cannot run." in process.stdout
