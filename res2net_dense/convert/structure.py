@@ -119,7 +119,9 @@ def find_name(structure: Structure) -> tuple[str, dict[str, Any]]:
     for name, architecture in (ARCHITECTURES | TEST_ARCHITECTURES).items():
         if (architecture.network is DLA) != (structure.stem == "dla"):
             continue
-        theirs = {field.name: field.default for field in fields(Res2NetOptions)} | architecture.options
+        theirs: dict[str, Any] = {
+            field.name: field.default for field in fields(Res2NetOptions)
+        } | architecture.options
         if not structure.complete and theirs["depths"][: len(structure.depths)] == structure.depths:
             theirs["depths"] = structure.depths
         found[name] = {key: value for key, value in wanted.items() if theirs[key] != value}
