@@ -120,8 +120,11 @@ def _to_cpu(prediction: Prediction) -> Prediction:
 
 
 def _with_progress(loader: Iterable[list[Sample]]) -> Iterator[list[Sample]]:
-    """Print a line every ten seconds."""
+    """Show a bar on a terminal, or else print a line every ten seconds."""
     total = len(loader) if isinstance(loader, Sized) else None
+    if sys.stderr.isatty():
+        yield from tqdm(loader, "evaluating", total, leave=False, unit="batch", dynamic_ncols=True)
+        return
     start = last = time.monotonic()
     for done, samples in enumerate(loader, start=1):
         yield samples

@@ -1,4 +1,4 @@
-"""What a run reports: `metrics.jsonl`, `results.json`, TensorBoard events, and lines on stderr."""
+"""What a run reports: `metrics.jsonl`, `results.json`, TensorBoard events, and a bar or lines on stderr."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ class MetricLog:
         self._tensorboard = tensorboard
         self._file: TextIO | None = None
         self._events: Any = None
+        self._bar: tqdm[Any] | None = None
         self._start_clock(0)
         self._start = 0
 
@@ -87,12 +88,16 @@ class MetricLog:
         scalars = {"lr": lr, "total_loss": total, "grad_norm": grad_norm, "seconds_per_iteration": seconds}
         self._add_events("train", {**scalars, **losses}, iteration)
         parts = " ".join(f"{name.removeprefix('loss_')} {value:.3f}" for name, value in losses.items())
-        rest = tqdm.format_interval(seconds * (self.iterations - iteration))
-        print_rank0(
-            f"iteration {iteration}/{self.iterations}  loss {total:.3f} ({parts})  lr {lr:.1e}  "
-            f"{seconds:.2f} s/it  eta {rest}",
-            file=sys.stderr,
-        )
+        values = f"loss {total:.3f} ({parts})  lr {lr:.1e}"
+        if sys.stderr.isatty():
+            if self._bar is None:
+                self._bar = tqdm(total=self.iterations, initial=self._start, unit="it", dynamic_ncols=True)
+            self._bar.set_postfix_str(values, refresh=False)
+            self._bar.update(iteration - self._bar.n)
+        else:
+            rest = tqdm.format_interval(seconds * (self.iterations - iteration))
+            speed = f"{seconds:.2f} s/it  eta {rest}"
+            print_rank0(f"iteration {iteration}/{self.iterations}  {values}  {speed}", file=sys.stderr)
 
     def evaluation(self, iteration: int, metrics: Mapping[str, float]) -> None:
         """Log an evaluation after `iteration` steps, and replace `results.json`."""
@@ -107,15 +112,15 @@ class MetricLog:
         for name, value in metrics.items():
             groups.setdefault(name.split("/")[0] if "/" in name else "", []).append(f"{name} {value:.3f}")
         shown = "  ".join(text for group in groups.values() for text in group[:3])
-        print_rank0(f"evaluation after {iteration}  {shown}", file=sys.stderr)
+        tqdm.write(f"evaluation after {iteration}  {shown}", file=sys.stderr)  # above the bar
         self._start_clock(iteration)  # the next iteration's time does not include the evaluation
 
     def close(self) -> None:
-        """Close the files; a later call opens them again."""
-        for resource in (self._file, self._events):
+        """Close the files and the bar; a later call opens them again."""
+        for resource in (self._file, self._events, self._bar):
             if resource is not None:
                 resource.close()
-        self._file = self._events = None
+        self._file = self._events = self._bar = None
 
     def _start_clock(self, iteration: int) -> None:
         self._clock = (iteration, time.monotonic())

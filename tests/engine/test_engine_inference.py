@@ -1,7 +1,9 @@
 """Evaluation, predictions, logs, and what a process knows of its group."""
 
+import io
 import json
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -119,3 +121,20 @@ def test_half_an_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         ConfigError, match="WORLD_SIZE, LOCAL_RANK, MASTER_PORT is not set: start with torchrun"
     ):
         distributed.init_distributed("cpu")
+
+
+def test_a_terminal_shows_bars(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setattr(sys, "stderr", terminal := Terminal())
+    log = MetricLog(tmp_path, iterations=40, tensorboard=False)
+    log.train(20, losses={"loss_cls": 1.0}, lr=1e-3, grad_norm=1.0, image_ids=[1])
+    log.evaluation(20, {"top1": 50.0})
+    log.close()
+    assert "20/40" in terminal.getvalue()
+    assert "cls 1.000" in terminal.getvalue()
+    assert "evaluation after 20  top1 50.000" in terminal.getvalue()
+    assert list(inference._with_progress([[], []])) == [[], []]
+    assert "evaluating:" in terminal.getvalue()
