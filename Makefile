@@ -36,8 +36,7 @@ parity: $(STAMP)
 
 bench: $(STAMP)
 	$(PY) -m res2net_dense.cli benchmark --model res2net50_26w_4s res2net50_14w_8s res2net101_26w_4s --batch 1 8 --dtypes fp32 bf16 \
-	  --formats eager optimized --against timm resnet50 --repeats 7 --warmup 1 --json output/benchmark.json \
-	  --plot output/benchmark.png
+	  --formats eager optimized --against timm resnet50 --repeats 7 --warmup 1 --json output/benchmark.json
 	$(PY) -m res2net_dense.cli benchmark --model res2net50_26w_4s --batch 1 8 --formats optimized --against timm timm-compiled \
 	  --repeats 7 --warmup 1 --json output/benchmark_compiled.json
 

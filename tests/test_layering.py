@@ -37,13 +37,13 @@ ALLOWED = {
 
 OPTIONAL_LIBRARIES = {
     "detectron2": {"integrations/detectron2.py", "models/detection.py", "models/detection_graph.py"},
-    "segmentation_models_pytorch": {"integrations/smp.py", "models/segmentation.py", "cli/_contestants.py"},
-    "timm": {"integrations/timm.py", "cli/_contestants.py"},
+    "segmentation_models_pytorch": {"integrations/smp.py", "models/segmentation.py", "cli/_benchmark.py"},
+    "timm": {"integrations/timm.py", "cli/_benchmark.py"},
     "albumentations": {"data/transforms.py"},
     "pycocotools": {"data/layouts/coco_masks.py", "evaluation/coco.py"},
     "defusedxml": {"data/layouts/voc_xml.py"},
     "cv2": {"evaluation/saliency_measures.py", "toy/layouts.py", "toy/shapes.py"},
-    "matplotlib": {"report/saliency_curves.py", "cli/_benchmark.py"},
+    "matplotlib": {"report/saliency_curves.py"},
     "onnx": {"deploy/onnx_format.py", "deploy/quantize.py"},
     "onnxscript": {"deploy/onnx_format.py"},
     "onnxruntime": {"deploy/onnx_format.py", "deploy/quantize.py"},

@@ -1,204 +1,348 @@
-"""What `res2net-dense benchmark` does: compare results, take times in turn, print tables, draw bars.
+"""The work of `res2net-dense benchmark`: line up networks, run them, check results, compare times.
 
 Two runs of a program on a busy machine differ by more than two networks do. So all contestants of a setting
-run in one process, round by round, and a ratio is of the times of one round.
+run in one process, round by round, and a ratio compares times of one round. Read `measure` first.
 """
 
 from __future__ import annotations
 
 import argparse
-import ctypes
+import copy
+import functools
 import gc
-import importlib.util
 import json
 import math
 import platform
 import sys
 import tempfile
 import time
+import timeit
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
-from res2net_dense.backbones.registry import canonical_name
-from res2net_dense.cli._contestants import (
-    Call,
-    Contestant,
-    Net,
-    UnavailableError,
-    difference,
-    gradient_difference,
-    line_up,
-    make_call,
-    make_training_call,
-    results,
-)
-from res2net_dense.cli._model_table import multiply_adds
-from res2net_dense.cli.benchmark import EXPORTS, TIMM, TRAINING_WAYS
-from res2net_dense.errors import (
-    ConfigError,
-    ExportError,
-    MissingDependencyError,
-    Res2NetDenseError,
-    one_line,
-)
+from res2net_dense.backbones.registry import ALIASES, Classifier, canonical_name
+from res2net_dense.cli._costs import multiply_adds, peak_memory
+from res2net_dense.cli.benchmark import EXPORTS, TIMM
+from res2net_dense.config import Config, load_config, parse_config
+from res2net_dense.errors import ConfigError, ExportError, MissingDependencyError, Res2NetDenseError, one_line
 from res2net_dense.evaluation.tables import align
 from res2net_dense.files import write_atomically
+from res2net_dense.tasks import get_task
+from res2net_dense.tasks.base import updated
+from res2net_dense.types import Sample
 from res2net_dense.version import __version__
 
-LOGITS = {"fp32": 1e-3, "bf16": 0.15}
-"""Largest allowed differences: an untrained network loses some percent in bfloat16."""
-DETECTIONS = {"fp32": 0.05, "bf16": math.inf}
-"""Of detections with equal scores any may be suppressed; in bfloat16 they are not judged."""
-GRADIENT = 1e-6
-_PROCESS = Path("/proc/self")
+ALLOWED = {
+    ("logits", "fp32"): 1e-3,
+    ("logits", "bf16"): 0.15,
+    ("detections", "fp32"): 0.05,
+    ("gradient", "fp32"): 1e-6,
+}
+"""Largest differences, see `difference`. An untrained network loses some percent in bfloat16; of detections
+with equal scores any may be suppressed, and in bfloat16 they are not judged."""
+# Settings without effect on what a trained network computes; timm has none of the others.
+_HARMLESS = {"name", "weights", "freeze_at", "drop_path_rate", "checkpoint_activations", "norm"}
+_NORMS = {"running_mean": (-0.1, 0.1), "running_var": (0.5, 1.5), "weight": (0.2, 1), "bias": (-0.2, 0.2)}
 
 
 class WrongResultError(Res2NetDenseError):
-    """A contestant computes something else than the reference."""
+    """A contestant does not compute what the reference computes."""
+
+
+@dataclass(eq=False)
+class Net:
+    """A network in evaluation mode and float32: "ours", "timm", ... or another backbone. `reference` is
+    the network with the same weights whose results it must repeat; None for itself.
+    """
+
+    name: str
+    model: Any
+    config: Config
+    reference: Net | None = None
+
+
+class Contestant(NamedTuple):
+    """A network, the way to run it and the precision."""
+
+    net: Net
+    way: str
+    dtype: str
+
+    def __str__(self) -> str:
+        return f"{self.net.name} {self.way} {self.dtype}"
 
 
 def benchmark(args: argparse.Namespace) -> None:
-    """Measure every setting that the arguments ask for, print the tables, and write what was asked for.
-
-    Raises:
-        ConfigError: something cannot be measured, or the memory does not suffice.
-        WrongResultError: a contestant computes something else than the reference.
-    """
-    args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    args.formats = args.formats or ["eager", "channels-last" if args.train else "optimized"]
-    check(args)
+    """Measure every setting that the arguments ask for, print the tables, and write `--json`."""
     if args.threads:
         torch.set_num_threads(args.threads)
+    cpu = f"{platform.machine()} with {torch.backends.cpu.get_cpu_capability()}"
     document: dict[str, Any] = {
         "version": __version__, "date": time.strftime("%Y-%m-%d %H:%M:%S %z"),
-        "machine": _machine_name(args.device), "threads": torch.get_num_threads(), "torch": torch.__version__,
-        "settings": {key: value for key, value in vars(args).items() if key not in ("json", "plot", "debug")},
+        "machine": torch.cuda.get_device_name() if args.device == "cuda" else cpu,
+        "threads": torch.get_num_threads(), "torch": torch.__version__,
+        "settings": {key: value for key, value in vars(args).items() if key not in ("json", "debug")},
+        "results": [],
     }  # fmt: skip
-    heading = (
+    print(
         "{machine}, {threads} threads, torch {torch}, res2net_dense {version}, {date}\n"
         "{settings[warmup]} rounds to warm up, then {settings[repeats]}; of ratios the median and the middle "
-        "half of the rounds; peak is the memory of a call besides weights"
-    ).format(**document)
-    print(heading)
+        "half of the rounds; peak is the memory of a call besides weights".format(**document)
+    )
     jobs = [(name, size, n) for name in args.model or [None] for size in args.size for n in args.batch]
-    measured: list[dict[str, Any]] = []
     for number, (name, size, batch) in enumerate(jobs, 1):
+        setting = f"{name or args.config}, batch {batch}, {size[0]}x{size[1]}"
+        print(f"[{number}/{len(jobs)}] {setting}", file=sys.stderr)
         try:
-            result = measure(args, name, size, batch, f"[{number}/{len(jobs)}]")
-        except RuntimeError as error:
-            if not _is_out_of_memory(error):
+            result = measure(args, name, size, batch)
+        except RuntimeError as error:  # without memory, but on a CPU that has no class of its own
+            if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
                 raise
-            where = f"{name or args.config}, batch {batch}, {size[0]}x{size[1]}"
-            raise ConfigError(f"{where}: not enough memory; lower --batch or --size") from None
-        measured.append(result)
+            raise ConfigError(f"{setting}: not enough memory; lower --batch or --size") from None
+        document["results"].append(result)
         print(f"\n{table(result)}", flush=True)
         if args.json:  # an interrupt leaves what has been measured so far
-            text = json.dumps({**document, "results": measured}, indent=1)
-            write_atomically(args.json, lambda file, text=text: file.write(text.encode()))  # type: ignore[misc]
-    if args.plot:
-        figure = plot(measured, len(args.size) * len(args.batch), heading)
-        write_atomically(args.plot, lambda file: figure.savefig(file, format=args.plot.suffix[1:].lower()))
+            write_atomically(args.json, lambda file: file.write(json.dumps(document, indent=1).encode()))
 
 
-def check(args: argparse.Namespace) -> None:
-    """Raise a `ConfigError` for what cannot be measured, before any work."""
-    if args.model and args.overrides:
-        raise ConfigError(f"{args.overrides[0]} goes with --config FILE, without --model")
-    for name in [*(args.model or []), *(name for name in args.against if name not in TIMM)]:
-        canonical_name(name)  # its error names the nearest
-    if args.train:
-        wrong = [args.config] if args.config else [way for way in args.formats if way not in TRAINING_WAYS]
-        if wrong:
-            raise ConfigError(f"--train goes with --model, as {', '.join(TRAINING_WAYS)}; not {wrong[0]}")
-        if min(args.batch) == 1 and any(max(size) <= 32 for size in args.size):
-            raise ConfigError("--train: batch norm cannot learn from one pixel; raise --batch or --size")
-    if args.device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("--device cuda: PyTorch finds no CUDA device here; use --device cpu")
-    for option, suffixes in (("json", (".json",)), ("plot", (".png", ".pdf", ".svg"))):
-        if file := getattr(args, option):
-            if file.is_dir() or file.suffix.lower() not in suffixes:
-                raise ConfigError(f"--{option} {file} must be a file that ends in {' or '.join(suffixes)}")
-            file.parent.mkdir(parents=True, exist_ok=True)
-    if args.plot and not importlib.util.find_spec("matplotlib"):
-        raise MissingDependencyError(
-            "--plot needs matplotlib; install it with: pip install 'res2net_dense[saliency]'"
-        )
-
-
-def measure(
-    args: argparse.Namespace, name: str | None, size: tuple[int, int], batch: int, mark: str
-) -> dict[str, Any]:
+def measure(args: argparse.Namespace, name: str | None, size: tuple[int, int], batch: int) -> dict[str, Any]:
     """Measure all contestants of one setting; returns plain data, see `table`."""
-    contestants, standards, left_out = line_up(args, name)
-    ours = next(net for net in standards if net.name == "ours")
-    title = name or f"{ours.config.model.arch} {ours.config.backbone.name}"
-    print(
-        f"{mark} {title}, batch {batch}, {size[0]}x{size[1]}: {len(contestants)} contestants", file=sys.stderr
-    )
+    ours, contestants, left_out = line_up(args, name)
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (batch, 3, *size), dtype=torch.uint8, generator=generator).to(args.device)
-    calls: dict[str, Call] = {}
-    found: dict[str, dict[str, Any]] = {}
-    expected: dict[Net, Any] = {}
+    calls, expected = list[Callable[[], Any]](), dict[Contestant, Any]()
+    rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
-
-        def make(contestant: Contestant) -> Call:
-            return (
-                make_training_call(contestant, images)
-                if args.train
-                else make_call(contestant, images, Path(folder))
-            )
-
-        macs = multiply_adds(make_call(Contestant(ours, "eager", "fp32"), images[:1], Path(folder)))
+        make = functools.partial(make_call, folder=Path(folder), train=torch.float32 if args.train else None)
         for contestant in contestants:
-            label, standard = contestant.label, standards[contestant.net]
-            if standard not in expected:
-                expected[standard] = results(make(Contestant(standard, "eager", "fp32"))())
-            if contestant.way in ("compiled", *EXPORTS):
-                print(f"{mark} making {label}", file=sys.stderr)
+            net, way, dtype = contestant
+            reference = Contestant(net.reference or net, "eager", "fp32")
+            if way in ("compiled", *EXPORTS):
+                print(f"making {contestant}", file=sys.stderr)
             try:
-                call = make(contestant)
-                found[label] = try_out(contestant, call, expected[standard])
-                calls[label] = call
-            except (UnavailableError, ExportError, MissingDependencyError) as error:
-                left_out[label] = str(error)
+                if reference not in expected:
+                    expected[reference] = make(reference, images)()
+                call = make(contestant, images)
+                checks = try_out(contestant, call, expected[reference])
+            except (ConfigError, ExportError, MissingDependencyError) as error:
+                left_out[str(contestant)] = str(error)
                 continue
-            if args.train and contestant.dtype == "fp32":
-                found[label]["gradient_differs"] = apart = gradient_difference(contestant, standard, images)
-                _judge(label, "gradient", apart, GRADIENT)
-        del expected
-        seconds = interleave(calls, warmup=args.warmup, repeats=args.repeats, device=args.device)
-    baseline = contestants[0].label
-    rows = []
-    for net, way, dtype in (contestant for contestant in contestants if contestant.label in calls):
-        ending = f" {way} {dtype}"
-        label, times = f"{net.name}{ending}", seconds[f"{net.name}{ending}"]
-        rivals = [rival for rival in calls if net is ours and rival.endswith(ending) and rival != label]
-        rows.append({
-            "label": label, "net": net.name, "format": way, "dtype": dtype, **found[label],
-            "median_ms": 1000 * float(np.median(times)), "p95_ms": 1000 * float(np.percentile(times, 95)),
-            "images_per_second": batch / float(np.median(times)), "speedup": ratio(seconds[baseline], times),
-            "over": {rival.removesuffix(ending): ratio(times, seconds[rival]) for rival in rivals},
-            "seconds": times,
-        })  # fmt: skip
+            if args.train and dtype == "fp32":
+                checks["gradient_differs"] = compare_gradients(contestant, reference, images)
+            calls.append(call)
+            rows.append({"label": str(contestant), "net": net.name, "format": way, "dtype": dtype, **checks})
+        macs = multiply_adds(make_call(Contestant(ours, "eager", "fp32"), images[:1]))
+        seconds = interleave(calls, warmup=args.warmup, repeats=args.repeats)
+    for row, times in zip(rows, seconds, strict=True):
+        median, p95 = np.percentile(times, [50, 95]).tolist()
+        row |= {
+            "median_ms": 1000 * median, "p95_ms": 1000 * p95, "images_per_second": batch / median,
+            "speedup": ratio(seconds[0], times), "seconds": times.tolist(),
+            "over": {
+                other["net"]: ratio(times, theirs)
+                for other, theirs in zip(rows, seconds, strict=True)
+                if row["net"] == "ours" != other["net"]
+                and (row["format"], row["dtype"]) == (other["format"], other["dtype"])
+            },
+        }  # fmt: skip
     return {
-        "name": title, "batch": batch, "size": list(size), "training": args.train, "baseline": baseline,
-        "parameters": sum(parameter.numel() for parameter in ours.model.parameters()), "macs": macs,
+        "name": name or f"{ours.config.model.arch} {ours.config.backbone.name}", "batch": batch,
+        "size": list(size), "training": args.train, "baseline": str(contestants[0]), "macs": macs,
+        "parameters": sum(parameter.numel() for parameter in ours.model.parameters()),
         "rows": rows, "left_out": left_out,
     }  # fmt: skip
 
 
-def try_out(contestant: Contestant, call: Call, expected: Any) -> dict[str, Any]:
-    """Run a call; return its peak memory, and how far its results are from those expected.
-
-    Raises:
-        WrongResultError: they are too far.
-        UnavailableError: torch.compile does not work here.
+def line_up(args: argparse.Namespace, name: str | None) -> tuple[Net, list[Contestant], dict[str, str]]:
+    """Build the networks of one setting; returns ours, the contestants, and what is left out and why. The
+    first contestant is the baseline: timm's network as it comes, or ours where timm does not have it.
     """
+    if name:
+        train = {"iterations": 1, "batch_size": 1, "optimizer": {"lr": 0.1}}
+        model, net = {"num_classes": 1000}, {"name": canonical_name(name)}
+        config = parse_config({"task": "classification", "model": model, "backbone": net, "train": train})
+    else:
+        config = load_config(args.config, args.overrides)
+    names = {other: canonical_name(other) for other in args.against if other not in TIMM}
+    ours, *others = (
+        build(updated(config, backbone={"name": full}), args.device, net, training=args.train)
+        for net, full in {"ours": config.backbone.name, **names}.items()
+    )
+    asked, left_out = [(net, way) for net in (ours, *others) for way in args.formats], dict[str, str]()
+    if theirs := [way for other, way in TIMM.items() if other in args.against]:
+        try:
+            ours.reference = on_timm(ours)
+            asked = [(ours.reference, way) for way in theirs] + asked
+        except (ConfigError, ImportError) as error:
+            left_out["timm"] = str(error)
+    first = args.dtypes[0]
+    only = {"compiled": first, **dict.fromkeys(EXPORTS, "fp32")}  # compiling takes minutes
+    contestants = [Contestant(ours.reference or ours, "eager", first)]
+    contestants += [Contestant(net, way, only.get(way, dtype)) for dtype in args.dtypes for net, way in asked]
+    return ours, list(dict.fromkeys(contestants)), left_out
+
+
+def build(config: Config, device: str, name: str = "ours", *, training: bool = False) -> Net:
+    """Build the model of a config with random weights. A detector keeps all the detections that the config
+    allows, as random scores are below any threshold.
+    """
+    task, model = get_task(config.task), config.model
+    changes: dict[str, Any] = {"score_threshold": 0.0} if hasattr(model, "score_threshold") else {}
+    if model.num_classes is None:
+        changes["num_classes"] = len(config.data.class_names or ()) or task.usual_classes
+    config = updated(config, model=changes)
+    torch.manual_seed(0)
+    network = task.build_model(config, load_weights=False)
+    randomize_norms(network, training=training)
+    return Net(name, network.eval().to(device), config)
+
+
+def randomize_norms(model: nn.Module, *, training: bool = False) -> None:
+    """Give the batch norms of an untrained network statistics and scales as trained ones have, in place.
+
+    Without them an error in folding a norm would not show, nor would one in the heads of an R-CNN, whose
+    first weights are so small that all boxes and masks are alike. For `training` only scales of 0 change, and
+    a little: large ones make the gradients of a deep network chaotic.
+    """
+    generator = torch.Generator().manual_seed(0)
+    module: Any
+    for name, module in model.named_modules():
+        if name.endswith((".bbox_pred", ".mask_head.predictor")):
+            module.weight.data.mul_(30)
+        if not isinstance(getattr(module, "running_var", None), Tensor):
+            continue
+        if not training:
+            for part, (low, high) in _NORMS.items():
+                getattr(module, part).data.uniform_(low, high, generator=generator)
+        elif not module.weight.any():
+            module.weight.data.fill_(0.1)
+
+
+def on_timm(net: Net) -> Net:
+    """Return `net` on timm's backbone with its weights, in the library that its head comes from; raises a
+    `ConfigError` if timm does not have it, or not in this form.
+    """
+    import timm
+
+    settings = net.config.backbone
+    modules = ("res2net", "resnet", "dla")  # our own networks may be registered in another
+    names = [settings.name, *(alias for alias, ours in ALIASES.items() if ours == settings.name)]
+    name = next((name for name in names if timm.models.is_model_in_modules(name, modules)), None)
+    if name is None:
+        raise ConfigError(f"timm has no {settings.name}")
+    changed = sorted(settings.model_dump(exclude_defaults=True).keys() - _HARMLESS)
+    if changed or settings.norm == "GN":
+        raise ConfigError(f"timm's {name} has no backbone.{[*changed, 'norm'][0]}")
+    model, library = copy.deepcopy(net.model), "timm"
+    owner, part = (model.backbone, "bottom_up") if hasattr(model, "roi_heads") else (model, "backbone")
+    own = getattr(owner, part)
+    try:
+        if isinstance(own, Classifier):
+            new = theirs = timm.create_model(name, num_classes=net.config.model.num_classes)
+        elif hasattr(own, "_depth"):  # an encoder of smp
+            import segmentation_models_pytorch as smp
+
+            if own.output_stride < 32 and "v1b" in settings.name:
+                raise ConfigError(f"timm's {name} has another shortcut where it dilates")
+            shape, library = {"depth": own._depth, "output_stride": own.output_stride}, "smp+timm"
+            new = smp.encoders.get_encoder(f"tu-{name}", weights=None, **shape)
+            theirs = new.model
+        else:
+            if part == "bottom_up":
+                own, library = own.net, "detectron2+timm"
+            new = _TimmFeatures(name, list(own.out_features))
+            theirs = new.net
+    except AssertionError:  # how timm and smp refuse an output stride
+        raise ConfigError(f"timm's {name} does not dilate") from None
+    counters = {k: v for k, v in theirs.state_dict().items() if k.endswith("num_batches_tracked")}
+    theirs.load_state_dict({**counters, **own.state_dict()})  # our frozen norms have no counters
+    setattr(owner, part, new)
+    return Net(library, model.eval().to(next(net.model.parameters()).device), net.config)
+
+
+class _TimmFeatures(nn.Module):
+    """The last maps of a network of timm, by our names."""
+
+    def __init__(self, name: str, maps: list[str]) -> None:
+        super().__init__()
+        import timm
+
+        self.maps = maps
+        self.net = timm.create_model(name, features_only=True, out_indices=tuple(range(-len(maps), 0)))
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return dict(zip(self.maps, self.net(x), strict=True))
+
+
+def make_call(
+    contestant: Contestant, images: Tensor, folder: Path = Path(), train: torch.dtype | None = None
+) -> Callable[[], Any]:
+    """Return a call that runs a copy of a network on `(N, 3, H, W)` uint8 images; exported files go to
+    `folder`. With `train`, the type of the weights, it runs a classifier forward and backward, and returns
+    the gradient of the first layer's weights and the logits.
+    """
+    net, way, dtype = contestant
+    task, rcnn = get_task(net.config.task), hasattr(net.model, "roi_heads")
+    inputs: Any = images
+    half = torch.bfloat16 if dtype == "bf16" else None
+    if rcnn:
+        height, width = images.shape[-2:]
+        inputs = [Sample(image=image, original_height=height, original_width=width) for image in images]
+    if way in EXPORTS:
+        from res2net_dense.deploy.description import Description
+        from res2net_dense.deploy.export import FORMATS, export
+        from res2net_dense.jobs import load_exported
+
+        if images.is_cuda:
+            raise ConfigError("exported files run on the CPU")
+        graph, path = task.build_graph(net.model), folder / f"{net.name}{FORMATS[way]}"
+        number = 1 if graph.by_tracing else len(images)
+        setup: dict[str, Any] = {
+            "task": task.name,
+            "arch": net.config.model.arch,
+            "backbone": net.config.backbone.name,
+        }
+        setup |= {"outputs": list(graph.outputs), "format": way, "size": images.shape[-2:], "batch": number}
+        export(graph, path, Description(**setup))
+        file = load_exported(path)
+        return lambda: file(inputs) if rcnn else tuple(file.run(images).values())
+    layout = torch.channels_last if way in ("channels-last", "compiled") else torch.contiguous_format
+    if train:
+        module = copy.deepcopy(net.model.backbone).train().to(train)
+        inputs = ((images - net.model.pixel_mean) / net.model.pixel_std).to(train, memory_format=layout)
+    else:
+        module = copy.deepcopy(net.model) if rcnn else task.build_graph(net.model)
+    module.to(memory_format=layout)
+    if way == "optimized":
+        from res2net_dense.deploy.rewrite import optimize_for_inference
+
+        module, half = optimize_for_inference(module, dtype=half), None  # its weights have the precision
+    elif way == "compiled":  # of an R-CNN the backbone, whose shapes do not depend on what it finds
+        (module.backbone if rcnn else module).compile(dynamic=False)
+    autocast = functools.partial(torch.autocast, images.device.type, half, enabled=half is not None)
+
+    def infer() -> Any:
+        with torch.inference_mode(), autocast():
+            return module(inputs)
+
+    def learn() -> tuple[Tensor | None, Tensor]:
+        module.zero_grad(set_to_none=True)
+        with autocast():
+            logits = module(inputs)
+        logits.to(train).square().mean().backward()
+        return next(module.parameters()).grad, logits
+
+    return learn if train else infer
+
+
+def try_out(contestant: Contestant, call: Callable[[], Any], expected: Any) -> dict[str, Any]:
+    """Run a call; return its peak memory, and how far its results are from those expected."""
     outcome: list[Any] = []
     try:
         # A runtime keeps its memory from call to call; compiling needs memory that a call does not.
@@ -206,48 +350,67 @@ def try_out(contestant: Contestant, call: Call, expected: Any) -> dict[str, Any]
             call()
         peak = peak_memory(lambda: outcome.append(call()), next(contestant.net.model.parameters()).device)
     except Exception as error:  # the compiler raises anything
-        if contestant.way != "compiled" or _is_out_of_memory(error):
+        if contestant.way != "compiled":
             raise
         reason = f"torch.compile does not work here: {type(error).__name__}: {one_line(error, 120)}"
-        raise UnavailableError(reason) from error
-    found = results(outcome.pop())
-    what, allowed = ("detections", DETECTIONS) if isinstance(found, list) else ("logits", LOGITS)
-    apart = difference(found, expected)
-    _judge(contestant.label, what, apart, allowed[contestant.dtype])
-    return {"peak_bytes": peak, "differs": apart}
+        raise MissingDependencyError(reason) from error
+    what = "detections" if isinstance(expected, list) else "logits"
+    return {"peak_bytes": peak, "differs": judge(contestant, what, outcome.pop(), expected)}
 
 
-def _judge(label: str, what: str, apart: float, allowed: float) -> None:
+def compare_gradients(contestant: Contestant, reference: Contestant, images: Tensor) -> float:
+    """Judge a gradient, in float64 and of the first eight images: in float32 a ReLU that a rounding error
+    switches changes the gradient by percents on small images.
+    """
+    found, expected = (
+        make_call(one, images[:8], train=torch.float64)()[:1] for one in (contestant, reference)
+    )
+    return judge(contestant, "gradient", found, expected)
+
+
+def judge(contestant: Contestant, what: str, found: Any, expected: Any) -> float:
+    """Return the difference of results; raise a `WrongResultError` if it is more than `ALLOWED`, or NaN."""
+    apart, allowed = difference(found, expected), ALLOWED.get((what, contestant.dtype), math.inf)
     if not apart <= allowed:
         raise WrongResultError(
-            f"{label} computes something else: {what} differ by {apart:.2g}, allowed is {allowed:g}; a wrong "
-            "result gets no time"
+            f"{contestant} computes something else: {what} differ by {apart:.2g}, allowed is "
+            f"{allowed:g}; a wrong result gets no time"
         )
+    return apart
 
 
-def interleave(
-    calls: Mapping[str, Call], *, warmup: int, repeats: int, device: str = "cpu"
-) -> dict[str, list[float]]:
-    """Run every call once a round; the first one changes from round to round.
-
-    Returns:
-        The seconds of each call in the rounds after the warm-up; entry i of all is of the same round.
+def difference(found: Any, expected: Any) -> float:
+    """How far outcomes are from those expected. Of tuples the last tensors count: the largest difference as a
+    part of the largest value, or NaN. Of lists of detections the share that has no counterpart of its class
+    with a score within 0.01, each side within a pixel, and a mask that overlaps by 0.95.
     """
-    names, seconds = list(calls), {name: list[float]() for name in calls}
-    gc.disable()  # it would strike one contestant and not the next
-    try:
-        for number in range(warmup + repeats):
-            gc.collect()
-            first = number % len(names)
-            for name in names[first:] + names[:first]:
-                start = time.perf_counter()
-                calls[name]()
-                if device != "cpu":
-                    torch.cuda.synchronize()
-                seconds[name].append(time.perf_counter() - start)
-    finally:
-        gc.enable()
-    return {name: times[warmup:] for name, times in seconds.items()}
+    if isinstance(expected, tuple):  # all graphs return their logits last
+        one, other = found[-1].detach(), expected[-1].detach()
+        return float((one - other).abs().max() / other.abs().max().clamp_min(1e-30))
+    missing = total = 0
+    for mine, theirs in zip(found, expected, strict=True):
+        same = mine["labels"] == theirs["labels"][:, None]
+        same &= (mine["scores"] - theirs["scores"][:, None]).abs() <= 0.01
+        same &= (mine["boxes"] - theirs["boxes"][:, None]).abs().amax(-1) <= 1
+        if "masks" in theirs:
+            a, b = theirs["masks"].flatten(1).float(), mine["masks"].flatten(1).float()
+            both = a @ b.T
+            same &= both >= 0.95 * (a.sum(1)[:, None] + b.sum(1) - both)  # two empty masks are equal
+        missing += int((~same.any(1)).sum()) + max(0, len(mine["labels"]) - len(theirs["labels"]))
+        total += len(theirs["labels"])
+    return missing / total if total else float(missing > 0)
+
+
+def interleave(calls: Sequence[Callable[[], Any]], *, warmup: int, repeats: int) -> np.ndarray:
+    """Run every call once a round, another one first each time; returns `(calls, repeats)` seconds."""
+    wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
+    seconds = np.empty((len(calls), warmup + repeats))
+    for turn in range(warmup + repeats):
+        gc.collect()  # timeit switches it off: it would strike one contestant and not the next
+        for place in np.roll(range(len(calls)), -turn):
+            names = {"call": calls[place], "wait": wait}
+            seconds[place, turn] = timeit.timeit("call(); wait()", number=1, globals=names)
+    return seconds[:, warmup:]
 
 
 def ratio(times: Sequence[float], base: Sequence[float]) -> dict[str, float]:
@@ -256,123 +419,24 @@ def ratio(times: Sequence[float], base: Sequence[float]) -> dict[str, float]:
     return dict(zip(("low", "median", "high"), quartiles.tolist(), strict=True))
 
 
-def peak_memory(run: Callable[[], object], device: torch.device) -> int | None:
-    """How far one call raises the memory in use at its highest, in bytes: what it needs besides its weights.
-
-    On CUDA this is the memory of PyTorch's allocator. On a CPU it is the resident memory of the process: of
-    all libraries, and of pages that are in use already only the new ones.
-
-    Returns:
-        None where the system does not report it (not Linux, or a guarded /proc).
-    """
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        run()
-        torch.cuda.synchronize(device)
-        return torch.cuda.max_memory_allocated(device) - before
-
-    def kilobytes(key: str) -> int:
-        lines = (_PROCESS / "status").read_text().splitlines()
-        return int(next(line.split()[1] for line in lines if line.startswith(key)))
-
-    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
-        trim(0)  # else the C library serves the call from freed memory, which is resident still
-    try:
-        (_PROCESS / "clear_refs").write_text("5")  # the highest mark becomes what is in use now
-        before = kilobytes("VmRSS")
-    except OSError:
-        run()
-        return None
-    run()
-    return max(0, kilobytes("VmHWM") - before) * 1024
-
-
 def table(result: Mapping[str, Any]) -> str:
     """One setting as text."""
 
-    def show(ratio: Mapping[str, float] | None) -> str:
-        return "{median:.2f} [{low:.2f}, {high:.2f}]".format(**ratio) if ratio else ""
+    def show(found: Mapping[str, float] | None) -> str:
+        return "{median:.2f} [{low:.2f}, {high:.2f}]".format(**found) if found else ""
 
     rivals = list(dict.fromkeys(name for row in result["rows"] for name in row["over"]))
-    cells = [
-        [
-            "",
-            "median",
-            "p95",
-            "",
-            "peak",
-            "differs",
-            "times as fast as",
-            *["time over that of"] * len(rivals),
-        ],
-        [
-            "",
-            "ms",
-            "ms",
-            "img/s",
-            "MB",
-            "by",
-            result["baseline"],
-            *(f"{rival}, same way" for rival in rivals),
-        ],
-    ]
+    columns = [("", ""), ("median", "ms"), ("p95", "ms"), ("", "img/s"), ("peak", "MB"), ("differs", "by")]
+    columns += [("times as fast as", result["baseline"])]
+    columns += [("time over that of", f"{rival}, same way") for rival in rivals]
+    cells = [list(line) for line in zip(*columns, strict=True)]
     for row in result["rows"]:
         times = [f"{row[key]:.1f}" for key in ("median_ms", "p95_ms", "images_per_second")]
         peak = "-" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 1e6:.0f}"
         ratios = [show(row["speedup"]), *(show(row["over"].get(rival)) for rival in rivals)]
         cells.append([row["label"], *times, peak, f"{row['differs']:.0e}", *ratios])
+    work = "forward and backward, " if result["training"] else ""
+    title = "{name}, {work}batch {batch}, {size[0]}x{size[1]}".format(work=work, **result)
     size = f"{result['parameters'] / 1e6:.2f} M parameters, {result['macs'] / 1e9:.2f} GMACs an image forward"
     left_out = [f"left out: {label}: {reason}" for label, reason in result["left_out"].items()]
-    return "\n".join([f"{_title(result)}: {size}", align(cells), *left_out])
-
-
-def plot(results: Sequence[Mapping[str, Any]], columns: int, caption: str) -> Any:
-    """Draw the speed of every contestant over that of the baseline: a panel for each setting, a row of panels
-    for each network. A thin line on a bar is the middle half of the rounds. Returns a matplotlib figure.
-    """
-    from matplotlib.figure import Figure
-
-    lines = len(results) // columns
-    height = lines * (1 + 0.27 * max(len(result["rows"]) for result in results)) + 0.5
-    # without pyplot it needs no screen
-    figure = Figure(figsize=(1.2 + 5.6 * columns, height), dpi=120, layout="constrained")
-    for axes, result in zip(figure.subplots(lines, columns, squeeze=False).flat, results, strict=True):
-        rows = result["rows"]
-        nets = list(dict.fromkeys(row["net"] for row in rows))
-        low, speed, high = ([row["speedup"][key] for row in rows] for key in ("low", "median", "high"))
-        axes.barh(range(len(rows)), speed, color=[f"C{nets.index(row['net'])}" for row in rows], height=0.72)
-        axes.hlines(range(len(rows)), low, high, "black", linewidth=1.1)
-        for place, row in enumerate(rows):
-            text = f" {speed[place]:.2f}x  {row['images_per_second']:.3g} img/s"
-            axes.text(high[place], place, text, va="center", fontsize=8)
-        axes.axvline(1, color="0.3", linewidth=0.8, linestyle=":")
-        axes.set_yticks(range(len(rows)), [row["label"] for row in rows], fontsize=8)
-        axes.set(
-            ylim=(len(rows) - 0.45, -0.55), xlim=(0, 1.35 * max(high))
-        )  # the first on top, the text inside
-        axes.set_title(_title(result), fontsize=10, loc="left")
-        axes.set_xlabel(f"times as fast as {result['baseline']}", fontsize=8)
-        axes.spines[["top", "right"]].set_visible(False)
-    figure.supxlabel(caption.replace("; ", "\n"), fontsize=7, color="0.35")
-    return figure
-
-
-def _title(result: Mapping[str, Any]) -> str:
-    work = "forward and backward, " if result["training"] else ""
-    return "{name}, {work}batch {batch}, {size[0]}x{size[1]}".format(work=work, **result)
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """Whether PyTorch found no memory; on a CPU it has no class of its own for that."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-
-
-def _machine_name(device: str) -> str:
-    if device == "cuda":
-        return torch.cuda.get_device_name()
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
+    return "\n".join([f"{title}: {size}", align(cells), *left_out])

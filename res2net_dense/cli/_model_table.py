@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-import torchvision  # noqa: F401  # defines the deformable convolution, which torch's counter does not know
-from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 from res2net_dense.backbones import create_classifier
 from res2net_dense.backbones.registry import ARCHITECTURES
+from res2net_dense.cli._costs import multiply_adds
 
 PARAMETERS_TOLERANCE = 0.01
 """Millions: what rounding to two digits can hide."""
@@ -26,21 +24,6 @@ NOTES = {
     "se_res2next29_8c_25w_4s": _SE_CIFAR.format(34.0),
     "se_res2next29_6c_24w_6s": _SE_CIFAR.format(36.9),
 }
-
-
-def multiply_adds(run: Callable[[], object]) -> int:
-    """Multiply-adds of the convolutions and matrix products of a call, half of what torch's counter says."""
-
-    def deform_conv2d(
-        x: Sequence[int], weight: Sequence[int], *_: Any, out_shape: Sequence[int], **__: Any
-    ) -> int:
-        return conv_flop_count(list(x), list(weight), list(out_shape))
-
-    known = {torch.ops.torchvision.deform_conv2d: deform_conv2d}
-    counter = FlopCounterMode(display=False, custom_mapping=known)
-    with counter, torch.no_grad():
-        run()
-    return counter.get_total_flops() // 2
 
 
 def measure(name: str) -> dict[str, Any]:

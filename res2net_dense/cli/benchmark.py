@@ -51,11 +51,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--threads", type=positive, metavar="N", help="of the CPU (PyTorch's choice)")
     add("--device", choices=("cpu", "cuda"), help="default: cuda if there is one")
     add("--json", type=Path, metavar="FILE", help="write all figures there, those of each round too")
-    add("--plot", type=Path, metavar="FILE", help="draw bars (png, pdf, svg)")
 
 
 def main(args: argparse.Namespace) -> int:
     from res2net_dense.cli._benchmark import benchmark
 
+    check(args)
     benchmark(args)
     return 0
+
+
+def check(args: argparse.Namespace) -> None:
+    """Fill in defaults, and raise an error for what cannot be measured, before any work."""
+    import torch
+
+    from res2net_dense.backbones.registry import canonical_name
+    from res2net_dense.errors import ConfigError
+
+    args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    args.formats = args.formats or ["eager", "channels-last" if args.train else "optimized"]
+    if args.model and args.overrides:
+        raise ConfigError(f"{args.overrides[0]} goes with --config FILE, without --model")
+    for name in [*(args.model or []), *(name for name in args.against if name not in TIMM)]:
+        canonical_name(name)  # its error names the nearest
+    if args.train and (args.config or not set(args.formats) <= set(TRAINING_WAYS)):
+        raise ConfigError(f"--train goes with --model, and --formats {', '.join(TRAINING_WAYS)}")
+    if args.train and min(args.batch) == 1 and any(max(size) <= 32 for size in args.size):
+        raise ConfigError("--train: batch norm cannot learn from one pixel; raise --batch or --size")
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device cuda: PyTorch finds no CUDA device here; use --device cpu")
+    if args.json:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        args.json.open("a").close()  # an error now rather than after minutes

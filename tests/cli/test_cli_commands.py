@@ -154,13 +154,11 @@ def test_a_script_from_another_folder(tmp_path):
 
 def test_names_in_help_are_those_of_the_libraries():
     """They are written a second time, so that `--help` need not import what has them."""
-    from res2net_dense.cli._contestants import DTYPES
     from res2net_dense.convert import list_dialects
     from res2net_dense.deploy.export import FORMATS
 
     assert list(convert.DIALECTS) == list_dialects()
     assert set(export.FORMATS) == set(benchmark.EXPORTS) == set(FORMATS)
-    assert list(benchmark.DTYPES) == list(DTYPES)
 
 
 def test_the_public_names_are_found_when_asked_for():
