@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from res2net_dense.backbones.registry import ALIASES, Classifier, canonical_name
 from res2net_dense.cli._costs import multiply_adds, peak_memory
 from res2net_dense.cli.benchmark import EXPORTS, TIMM
-from res2net_dense.config import Config, load_config, parse_config
+from res2net_dense.config import Config, load_config
 from res2net_dense.errors import ConfigError, ExportError, MissingDependencyError, Res2NetDenseError, one_line
 from res2net_dense.evaluation.tables import align
 from res2net_dense.files import write_atomically
@@ -38,12 +38,7 @@ from res2net_dense.tasks.base import updated
 from res2net_dense.types import Sample
 from res2net_dense.version import __version__
 
-ALLOWED = {
-    ("logits", "fp32"): 1e-3,
-    ("logits", "bf16"): 0.15,
-    ("detections", "fp32"): 0.05,
-    ("gradient", "fp32"): 1e-6,
-}
+ALLOWED = {"logits": {"fp32": 1e-3, "bf16": 0.15}, "detections": {"fp32": 0.05}, "gradient": {"fp32": 1e-6}}
 """Largest differences, see `difference`. An untrained network loses some percent in bfloat16; of detections
 with equal scores any may be suppressed, and in bfloat16 they are not judged."""
 # Settings without effect on what a trained network computes; timm has none of the others.
@@ -57,14 +52,12 @@ class WrongResultError(Res2NetDenseError):
 
 @dataclass(eq=False)
 class Net:
-    """A network in evaluation mode and float32: "ours", "timm", ... or another backbone. `reference` is
-    the network with the same weights whose results it must repeat; None for itself.
-    """
+    """A network in evaluation mode and float32."""
 
-    name: str
+    name: str  # "ours", "timm", ... or another backbone
     model: Any
     config: Config
-    reference: Net | None = None
+    reference: Net | None = None  # has the same weights, so it must give the same results; None for itself
 
 
 class Contestant(NamedTuple):
@@ -80,8 +73,7 @@ class Contestant(NamedTuple):
 
 def benchmark(args: argparse.Namespace) -> None:
     """Measure every setting that the arguments ask for, print the tables, and write `--json`."""
-    if args.threads:
-        torch.set_num_threads(args.threads)
+    torch.set_num_threads(args.threads or torch.get_num_threads())
     cpu = f"{platform.machine()} with {torch.backends.cpu.get_cpu_capability()}"
     document: dict[str, Any] = {
         "version": __version__, "date": time.strftime("%Y-%m-%d %H:%M:%S %z"),
@@ -116,15 +108,13 @@ def measure(args: argparse.Namespace, name: str | None, size: tuple[int, int], b
     ours, contestants, left_out = line_up(args, name)
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (batch, 3, *size), dtype=torch.uint8, generator=generator).to(args.device)
-    calls, expected = list[Callable[[], Any]](), dict[Contestant, Any]()
-    rows: list[dict[str, Any]] = []
+    calls, rows, expected = list[Callable[[], Any]](), list[dict[str, Any]](), dict[Contestant, Any]()
     with tempfile.TemporaryDirectory() as folder:
         make = functools.partial(make_call, folder=Path(folder), train=torch.float32 if args.train else None)
         for contestant in contestants:
             net, way, dtype = contestant
             reference = Contestant(net.reference or net, "eager", "fp32")
-            if way in ("compiled", *EXPORTS):
-                print(f"making {contestant}", file=sys.stderr)
+            print(f"checking {contestant}", file=sys.stderr)
             try:
                 if reference not in expected:
                     expected[reference] = make(reference, images)()
@@ -163,12 +153,8 @@ def line_up(args: argparse.Namespace, name: str | None) -> tuple[Net, list[Conte
     """Build the networks of one setting; returns ours, the contestants, and what is left out and why. The
     first contestant is the baseline: timm's network as it comes, or ours where timm does not have it.
     """
-    if name:
-        train = {"iterations": 1, "batch_size": 1, "optimizer": {"lr": 0.1}}
-        model, net = {"num_classes": 1000}, {"name": canonical_name(name)}
-        config = parse_config({"task": "classification", "model": model, "backbone": net, "train": train})
-    else:
-        config = load_config(args.config, args.overrides)
+    overrides = [*([f"backbone.name={canonical_name(name)}"] if name else []), *args.overrides]
+    config = load_config(args.config or "classification_res2net50_imagenet", overrides)
     names = {other: canonical_name(other) for other in args.against if other not in TIMM}
     ours, *others = (
         build(updated(config, backbone={"name": full}), args.device, net, training=args.train)
@@ -189,9 +175,7 @@ def line_up(args: argparse.Namespace, name: str | None) -> tuple[Net, list[Conte
 
 
 def build(config: Config, device: str, name: str = "ours", *, training: bool = False) -> Net:
-    """Build the model of a config with random weights. A detector keeps all the detections that the config
-    allows, as random scores are below any threshold.
-    """
+    """Build a model with random weights; scores of a detector are low then, so it keeps all it finds."""
     task, model = get_task(config.task), config.model
     changes: dict[str, Any] = {"score_threshold": 0.0} if hasattr(model, "score_threshold") else {}
     if model.num_classes is None:
@@ -225,9 +209,7 @@ def randomize_norms(model: nn.Module, *, training: bool = False) -> None:
 
 
 def on_timm(net: Net) -> Net:
-    """Return `net` on timm's backbone with its weights, in the library that its head comes from; raises a
-    `ConfigError` if timm does not have it, or not in this form.
-    """
+    """Return `net` with its weights on timm's backbone; raises a `ConfigError` if timm has none like it."""
     import timm
 
     settings = net.config.backbone
@@ -256,8 +238,10 @@ def on_timm(net: Net) -> Net:
         else:
             if part == "bottom_up":
                 own, library = own.net, "detectron2+timm"
-            new = _TimmFeatures(name, list(own.out_features))
-            theirs = new.net
+            maps = list(own.out_features)
+            indices = tuple(range(-len(maps), 0))
+            theirs = timm.create_model(name, features_only=True, out_indices=indices)
+            new = _TimmFeatures(theirs, maps)
     except AssertionError:  # how timm and smp refuse an output stride
         raise ConfigError(f"timm's {name} does not dilate") from None
     counters = {k: v for k, v in theirs.state_dict().items() if k.endswith("num_batches_tracked")}
@@ -269,12 +253,9 @@ def on_timm(net: Net) -> Net:
 class _TimmFeatures(nn.Module):
     """The last maps of a network of timm, by our names."""
 
-    def __init__(self, name: str, maps: list[str]) -> None:
+    def __init__(self, net: nn.Module, maps: list[str]) -> None:
         super().__init__()
-        import timm
-
-        self.maps = maps
-        self.net = timm.create_model(name, features_only=True, out_indices=tuple(range(-len(maps), 0)))
+        self.net, self.maps = net, maps
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         return dict(zip(self.maps, self.net(x), strict=True))
@@ -362,19 +343,16 @@ def compare_gradients(contestant: Contestant, reference: Contestant, images: Ten
     """Judge a gradient, in float64 and of the first eight images: in float32 a ReLU that a rounding error
     switches changes the gradient by percents on small images.
     """
-    found, expected = (
-        make_call(one, images[:8], train=torch.float64)()[:1] for one in (contestant, reference)
-    )
-    return judge(contestant, "gradient", found, expected)
+    one, other = (make_call(who, images[:8], train=torch.float64)()[:1] for who in (contestant, reference))
+    return judge(contestant, "gradient", one, other)
 
 
 def judge(contestant: Contestant, what: str, found: Any, expected: Any) -> float:
     """Return the difference of results; raise a `WrongResultError` if it is more than `ALLOWED`, or NaN."""
-    apart, allowed = difference(found, expected), ALLOWED.get((what, contestant.dtype), math.inf)
+    apart, allowed = difference(found, expected), ALLOWED[what].get(contestant.dtype, math.inf)
     if not apart <= allowed:
         raise WrongResultError(
-            f"{contestant} computes something else: {what} differ by {apart:.2g}, allowed is "
-            f"{allowed:g}; a wrong result gets no time"
+            f"{contestant} computes something else: {what} differ by {apart:.2g}, allowed is {allowed:g}"
         )
     return apart
 

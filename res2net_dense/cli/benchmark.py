@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--model", nargs="+", metavar="NAME", help="classifiers by name")
     what.add_argument("--config", metavar="CONFIG", help="the model of a configuration, a file or a name")
-    add("overrides", nargs="*", metavar="key=value", help="of --config, such as backbone.norm=BN")
+    add("overrides", nargs="*", metavar="key=value", help="changes, such as backbone.norm=BN")
     add("--batch", nargs="+", type=positive, default=[1, 8], metavar="N", help="images at a time (1 8)")
     add(
         "--size", nargs="+", type=parse_size, default=[(224, 224)], metavar="S",
@@ -70,8 +70,6 @@ def check(args: argparse.Namespace) -> None:
 
     args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     args.formats = args.formats or ["eager", "channels-last" if args.train else "optimized"]
-    if args.model and args.overrides:
-        raise ConfigError(f"{args.overrides[0]} goes with --config FILE, without --model")
     for name in [*(args.model or []), *(name for name in args.against if name not in TIMM)]:
         canonical_name(name)  # its error names the nearest
     if args.train and (args.config or not set(args.formats) <= set(TRAINING_WAYS)):

@@ -78,7 +78,6 @@ def outcome(net, way="eager", dtype="fp32", folder=None, count=1):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"overrides": ["a=b"]}, ("--config", "a=b")),
         ({"against": ["tim"]}, ("'tim'", "unknown")),
         ({"train": True, "formats": ["optimized"]}, ("--train", "--formats", "channels-last")),
         ({"train": True, "model": None, "config": "a.yaml"}, ("--train", "--model")),
