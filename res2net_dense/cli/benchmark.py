@@ -10,9 +10,8 @@ changes; ratios are of times of one round. Their results are compared before: a 
 Our networks run in the --formats: "eager" as PyTorch does it, in the usual layout of maps; "channels-last" in
 the other; "optimized" by `optimize_for_inference`; "compiled" in channels-last by torch.compile, which takes
 minutes the first time and runs in the first of --dtypes only; or as a file of another runtime, in fp32.
---against has backbones by name, and "timm" (eager), "timm-channels-last" and "timm-compiled": the same network
-from timm, for segmentation smp's and for detection detectron2's on timm's backbone, for saliency our head on
-it.
+--against has backbones by name, and "timm" (eager), "timm-channels-last" and "timm-compiled": the same
+network of timm, for segmentation in smp, for detection in detectron2, for saliency under our head.
 """
 
 from __future__ import annotations
