@@ -37,7 +37,8 @@ from res2net_dense.cli._contestants import (
     results,
 )
 from res2net_dense.cli._model_table import multiply_adds
-from res2net_dense.cli.benchmark import EXPORTS, TIMM, TRAINING_WAYS
+from res2net_dense.cli._shared import EXPORT_FORMATS
+from res2net_dense.cli.benchmark import TIMM, TRAINING_WAYS
 from res2net_dense.errors import (
     ConfigError,
     ExportError,
@@ -158,7 +159,7 @@ def measure(
             label, standard = contestant.label, standards[contestant.net]
             if standard not in expected:
                 expected[standard] = results(make(Contestant(standard, "eager", "fp32"))())
-            if contestant.way in ("compiled", *EXPORTS):
+            if contestant.way in ("compiled", *EXPORT_FORMATS):
                 print(f"{mark} making {label}", file=sys.stderr)
             try:
                 call = make(contestant)
@@ -202,7 +203,7 @@ def try_out(contestant: Contestant, call: Call, expected: Any) -> dict[str, Any]
     outcome: list[Any] = []
     try:
         # A runtime keeps its memory from call to call; compiling needs memory that a call does not.
-        if contestant.way not in EXPORTS:
+        if contestant.way not in EXPORT_FORMATS:
             call()
         peak = peak_memory(lambda: outcome.append(call()), next(contestant.net.model.parameters()).device)
     except Exception as error:  # the compiler raises anything

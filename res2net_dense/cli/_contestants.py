@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from res2net_dense.backbones.registry import ALIASES, Classifier, canonical_name
-from res2net_dense.cli.benchmark import EXPORTS, TIMM
+from res2net_dense.cli._shared import EXPORT_FORMATS
+from res2net_dense.cli.benchmark import TIMM
 from res2net_dense.config import Config, load_config, parse_config
 from res2net_dense.errors import Res2NetDenseError
 from res2net_dense.tasks import get_task
@@ -191,7 +192,7 @@ def line_up(
     ours = build(config, args.device, training=args.train)
     timm, left_out = None, dict[str, str]()
     if "fp32" not in args.dtypes:
-        left_out |= {way: "exported files are in fp32" for way in args.formats if way in EXPORTS}
+        left_out |= {way: "exported files are in fp32" for way in args.formats if way in EXPORT_FORMATS}
     if any(other in TIMM for other in args.against):
         try:
             timm = on_timm(ours)
@@ -212,7 +213,7 @@ def line_up(
         Contestant(net, way, dtype)
         for dtype in args.dtypes
         for net, way in asked
-        if (way != "compiled" or dtype == first) and (way not in EXPORTS or dtype == "fp32")
+        if (way != "compiled" or dtype == first) and (way not in EXPORT_FORMATS or dtype == "fp32")
     ]
     return list(dict.fromkeys([Contestant(timm or ours, "eager", first), *contestants])), standards, left_out
 
@@ -229,7 +230,7 @@ def make_call(contestant: Contestant, images: Tensor, folder: Path) -> Call:
     inputs: Any = images
     if net.is_rcnn:
         inputs = [Sample(image=image, original_height=height, original_width=width) for image in images]
-    if way in EXPORTS:
+    if way in EXPORT_FORMATS:
         from res2net_dense.deploy.description import Description
         from res2net_dense.deploy.export import FORMATS, export
         from res2net_dense.jobs import load_exported
