@@ -11,7 +11,6 @@ pytest.importorskip("pycocotools")
 pytest.importorskip("cv2")
 
 from res2net_dense.errors import ConfigError, DatasetError  # noqa: E402
-from res2net_dense.evaluation import classification, coco, saliency, semantic, voc  # noqa: E402
 from res2net_dense.evaluation.classification import ClassificationEvaluator  # noqa: E402
 from res2net_dense.evaluation.coco import CocoEvaluator  # noqa: E402
 from res2net_dense.evaluation.saliency import SaliencyEvaluator  # noqa: E402
@@ -119,19 +118,6 @@ def test_the_order_of_images_does_not_change_a_bit(kind):
     expected = scores(kind)
     np.testing.assert_equal(scores(kind, np.random.default_rng(1).permutation(COUNT)), expected)
     assert 0 < np.nanmean(list(expected.values())) < 100
-
-
-def test_the_scores_are_the_named_metrics_and_those_of_classes(kind):
-    named = {
-        "classification": classification.METRICS,
-        "semantic": semantic.METRICS,
-        "saliency": [f"{part}/{name}" for part in "ab" for name in saliency.METRICS],
-        "voc": voc.METRICS,
-        "coco": [f"bbox/{name}" for name in coco.METRICS],
-    }[kind]
-    results = set(scores(kind))
-    assert set(named) <= results
-    assert all(name.endswith(tuple(f"/{one}" for one in NAMES)) for name in results - set(named))
 
 
 def test_two_processes_are_one(kind):
