@@ -16,7 +16,7 @@ LANE = 405
 
 
 class Panel:
-    """One block, drawn downwards; x counts from the panel's left edge, y from the top of the picture."""
+    """One block, drawn downwards; x counts from the panel's left edge, y from the top of the drawing."""
 
     def __init__(self, left: int, middle: int, title: str, subtitle: str) -> None:
         self.left = left

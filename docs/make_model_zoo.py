@@ -1,6 +1,6 @@
 """Write docs/model_zoo.md from the tables of networks and weights.
 
-python docs/make_model_zoo.py      (or: make zoo)
+python docs/make_model_zoo.py      (or: make docs)
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ TARGET = Path(__file__).with_name("model_zoo.md")
 INTRODUCTION = """\
 # Networks and published weights
 
-Written by `make zoo` from `ARCHITECTURES` and `WEIGHTS` in `res2net_dense/backbones/`; a test keeps it so.
+Written by `make docs` from `ARCHITECTURES` and `WEIGHTS` in `res2net_dense/backbones/`; a test keeps it
+current.
 
 ## How `weights=` works
 

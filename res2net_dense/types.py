@@ -132,7 +132,7 @@ class BoxSource(Source, Protocol):
         """(N,) int64, N > 0; raises `DatasetError` if there is none."""
 
     def ground_truth(self) -> Any:
-        """What the evaluator of the benchmark takes."""
+        """What `evaluation.coco.CocoEvaluator` or `evaluation.voc.VocEvaluator` takes, by `benchmark`."""
 
 
 class Evaluator(Protocol):

@@ -86,5 +86,5 @@ def draw_toy(run_tool, run_folder):
 
 @pytest.fixture(scope="session")
 def toy(draw_toy):
-    """A tiny toy set in COCO layout: 12 pictures to train, 4 to validate."""
+    """A tiny toy set in COCO layout: 12 images to train, 4 to validate."""
     return draw_toy("coco", train=12, val=4).parent

@@ -13,7 +13,7 @@ SMALL = {
 }  # fmt: skip
 
 
-def picture(height, width, seed=0):
+def noise_image(height, width, seed=0):
     """Coloured blobs, `(1, 3, height, width)` uint8."""
     generator = torch.Generator().manual_seed(seed)
     blobs = torch.rand(1, 3, height // 16 + 2, width // 16 + 2, generator=generator)
@@ -21,7 +21,7 @@ def picture(height, width, seed=0):
 
 
 def rcnn(name=TINY, **settings):
-    """Statistics of pictures in its norms, and scores that tell boxes apart."""
+    """Statistics of images in its norms, and scores that tell boxes apart."""
     torch.manual_seed(0)
     model = build_rcnn(
         backbone={"name": name}, num_classes=5, **{**SMALL, "score_threshold": 0.25, **settings}
@@ -31,9 +31,9 @@ def rcnn(name=TINY, **settings):
         nn.init.uniform_(norm.weight, 0.7, 1.3)
         nn.init.normal_(norm.bias, std=0.2)
         norm.momentum = None  # the mean of what it has seen
-    pictures = torch.cat([picture(128, 160, seed) for seed in (1, 2)])
+    images = torch.cat([noise_image(128, 160, seed) for seed in (1, 2)])
     with torch.no_grad():
-        model.backbone.train()((pictures.float() - model.pixel_mean) / model.pixel_std)
+        model.backbone.train()((images.float() - model.pixel_mean) / model.pixel_std)
         for part in (model.proposal_generator.rpn_head, model.roi_heads.box_predictor):
             for parameter in part.parameters():
                 parameter.mul_(6)

@@ -64,13 +64,13 @@ def imports(path):
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def room(path):
+def package_of(path):
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_rooms_import_only_what_they_may(path):
-    own = room(path)
+def test_packages_import_only_what_they_may(path):
+    own = package_of(path)
     for name in imports(path):
         if not name.startswith("res2net_dense."):
             continue
@@ -95,11 +95,11 @@ def test_nothing_outside_tasks_asks_which_task_it_is():
     names = "detection|classification|semantic_segmentation|saliency"
     for path in MODULES:
         found = re.findall(rf"[!=]= *[\"']({names})[\"']|\btask *[!=]= *[\"']", path.read_text())
-        assert room(path) == "tasks" or not found, path
+        assert package_of(path) == "tasks" or not found, path
 
 
-def test_every_room_is_in_the_table():
-    assert {room(path) for path in MODULES} == set(ALLOWED) | {
+def test_every_package_is_in_the_table():
+    assert {package_of(path) for path in MODULES} == set(ALLOWED) | {
         o for o in OPEN if (PACKAGE / f"{o}.py").exists() or (PACKAGE / o).is_dir()
     }
 

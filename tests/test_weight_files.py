@@ -1,6 +1,5 @@
 """What a weight file is, by its content: read whatever it is called, or one line on what it is instead."""
 
-import argparse
 import bz2
 import gzip
 import io
@@ -20,7 +19,7 @@ import torch
 from networks import TINY
 from PIL import Image
 
-from res2net_dense import create_classifier
+from res2net_dense import cli, create_classifier
 from res2net_dense.cli import convert
 from res2net_dense.convert import read_checkpoint
 from res2net_dense.errors import CheckpointError, Res2NetDenseError
@@ -246,9 +245,14 @@ def test_metadata_is_that_of_the_writer(tmp_path):
 def converter(monkeypatch, tmp_path):
     """`res2net-dense convert` in this process: its `main`, with the arguments by name."""
     monkeypatch.chdir(tmp_path)
-    usual = {"destination": None, "to": "res2net_dense", "dialect": None, "prefix": None, "report": None}
-    usual |= {"force": False, "partial": False, "trust_pickle": False}
-    return lambda source, **given: convert.main(argparse.Namespace(source=source, **{**usual, **given}))
+    parser = cli.parser_of("convert", convert)
+
+    def call(source, destination=None, *, force=False, **options):
+        words = [source, *filter(None, [destination]), *["--force"] * force]
+        words += [word for name, value in options.items() for word in (f"--{name}", value)]
+        return convert.main(parser.parse_args(words))
+
+    return call
 
 
 @pytest.mark.parametrize("force", [False, True])

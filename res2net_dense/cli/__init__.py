@@ -27,7 +27,7 @@ COMMANDS = {
     "predict": "run a trained model on images",
     "export": "write a model as ONNX, OpenVINO, torch.export or TorchScript",
     "convert": "explain a weight file, or write it for another library",
-    "classify": "name what is on images, with published or your own weights",
+    "classify": "name what is in images, with published or your own weights",
     "score-saliency": "score saliency maps of any program against masks",
     "benchmark": "measure time and memory of networks",
     "check": "look at the data sets of a configuration as training would",

@@ -28,7 +28,8 @@ from torch import Tensor, nn
 
 from res2net_dense.backbones.registry import ALIASES, Classifier, canonical_name
 from res2net_dense.cli._costs import multiply_adds, peak_memory
-from res2net_dense.cli.benchmark import EXPORTS, TIMM
+from res2net_dense.cli._shared import EXPORT_FORMATS
+from res2net_dense.cli.benchmark import TIMM
 from res2net_dense.config import Config, load_config
 from res2net_dense.errors import ConfigError, ExportError, MissingDependencyError, Res2NetDenseError, one_line
 from res2net_dense.evaluation.tables import align
@@ -168,7 +169,7 @@ def line_up(args: argparse.Namespace, name: str | None) -> tuple[Net, list[Conte
         except (ConfigError, ImportError) as error:
             left_out["timm"] = str(error)
     first = args.dtypes[0]
-    only = {"compiled": first, **dict.fromkeys(EXPORTS, "fp32")}  # compiling takes minutes
+    only = {"compiled": first, **dict.fromkeys(EXPORT_FORMATS, "fp32")}  # compiling takes minutes
     contestants = [Contestant(ours.reference or ours, "eager", first)]
     contestants += [Contestant(net, way, only.get(way, dtype)) for dtype in args.dtypes for net, way in asked]
     return ours, list(dict.fromkeys(contestants)), left_out
@@ -239,8 +240,7 @@ def on_timm(net: Net) -> Net:
             if part == "bottom_up":
                 own, library = own.net, "detectron2+timm"
             maps = list(own.out_features)
-            indices = tuple(range(-len(maps), 0))
-            theirs = timm.create_model(name, features_only=True, out_indices=indices)
+            theirs = timm.create_model(name, features_only=True, out_indices=tuple(range(-len(maps), 0)))
             new = _TimmFeatures(theirs, maps)
     except AssertionError:  # how timm and smp refuse an output stride
         raise ConfigError(f"timm's {name} does not dilate") from None
@@ -275,7 +275,7 @@ def make_call(
     if rcnn:
         height, width = images.shape[-2:]
         inputs = [Sample(image=image, original_height=height, original_width=width) for image in images]
-    if way in EXPORTS:
+    if way in EXPORT_FORMATS:
         from res2net_dense.deploy.description import Description
         from res2net_dense.deploy.export import FORMATS, export
         from res2net_dense.jobs import load_exported
@@ -327,7 +327,7 @@ def try_out(contestant: Contestant, call: Callable[[], Any], expected: Any) -> d
     outcome: list[Any] = []
     try:
         # A runtime keeps its memory from call to call; compiling needs memory that a call does not.
-        if contestant.way not in EXPORTS:
+        if contestant.way not in EXPORT_FORMATS:
             call()
         peak = peak_memory(lambda: outcome.append(call()), next(contestant.net.model.parameters()).device)
     except Exception as error:  # the compiler raises anything

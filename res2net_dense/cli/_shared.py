@@ -5,6 +5,9 @@ from __future__ import annotations
 import argparse
 import re
 
+EXPORT_FORMATS = ("onnx", "openvino", "torch-export", "torchscript")
+"""The keys of `deploy.export.MODULES`, here so that parsing a command does not import torch."""
+
 
 def add_config_arguments(parser: argparse.ArgumentParser, *, carried: bool = False) -> None:
     """Add the overrides and `--config`, which may be left out where weights carry one."""

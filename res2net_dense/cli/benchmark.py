@@ -19,12 +19,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from res2net_dense.cli._shared import parse_size, positive
+from res2net_dense.cli._shared import EXPORT_FORMATS, parse_size, positive
 
 DTYPES = ("fp32", "bf16")
-EXPORTS = ("onnx", "openvino", "torch-export", "torchscript")
 TRAINING_WAYS = ("eager", "channels-last", "compiled")
-WAYS = (*TRAINING_WAYS, "optimized", *EXPORTS)
+WAYS = (*TRAINING_WAYS, "optimized", *EXPORT_FORMATS)
 TIMM = {"timm": "eager", "timm-channels-last": "channels-last", "timm-compiled": "compiled"}
 
 

@@ -1,4 +1,4 @@
-"""Name what is on images, with a published network or a classifier of your own.
+"""Name what is in images, with a published network or a classifier of your own.
 
 res2net-dense classify bird.jpg --model res2net50_26w_4s
 res2net-dense classify bird.jpg --weights res2net50_26w_4s.in1k

@@ -16,10 +16,8 @@ import sys
 import time
 from pathlib import Path
 
-from res2net_dense.cli._shared import add_config_arguments, parse_size, positive
+from res2net_dense.cli._shared import EXPORT_FORMATS, add_config_arguments, parse_size, positive
 from res2net_dense.errors import ConfigError
-
-FORMATS = ("onnx", "torch-export", "torchscript", "openvino")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--weights", metavar="FILE", help="a run folder or a weight file")
     add("--output", required=True, metavar="FILE", help="its suffix tells the format")
-    add("--format", choices=FORMATS, help="default: by the suffix of --output")
+    add("--format", choices=EXPORT_FORMATS, help="default: by the suffix of --output")
     add(
         "--size",
         type=parse_size,

@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("annotations", type=Path, help="the file to split")
     parser.add_argument("--val", type=int, required=True, help="how many images to evaluate on")
     parser.add_argument("--output", type=Path, required=True, help="folder of train.json and val.json")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="another number chooses other images (0)")
 
 
 def main(args: argparse.Namespace) -> int:

@@ -39,8 +39,8 @@ from res2net_dense.toy import LAYOUTS
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, required=True, help="folder to write to, such as datasets/toy")
-    parser.add_argument("--layout", choices=list(LAYOUTS), default="coco")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--layout", choices=list(LAYOUTS), default="coco", help="what to draw (coco)")
+    parser.add_argument("--seed", type=int, default=0, help="another number draws other images (0)")
     for name, what in (
         ("train", "number of training images"),
         ("val", "number of validation images"),

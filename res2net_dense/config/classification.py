@@ -10,13 +10,8 @@ from res2net_dense.config.schema import Config, DataConfig, ModelConfig
 from res2net_dense.data.layouts import CifarPart, ClassFoldersPart, Parts, find_layout
 from res2net_dense.sections import BelowOne, Range, Shares, conflict
 
-ClassParts = Parts[
-    Annotated[
-        ClassFoldersPart | CifarPart,
-        Field(discriminator="layout"),
-        find_layout(ClassFoldersPart, CifarPart),
-    ]
-]
+ClassPart = ClassFoldersPart | CifarPart
+ClassParts = Parts[Annotated[ClassPart, Field(discriminator="layout"), find_layout(ClassPart)]]
 
 _FORMATS = {"folder": "class-folders", "cifar10": "cifar10", "cifar100": "cifar100"}
 

@@ -66,9 +66,8 @@ class MaskRCNNConfig(RCNNConfig):
     """Channels of the mask head."""
 
 
-BoxParts = Parts[
-    Annotated[CocoPart | VocBoxesPart, Field(discriminator="layout"), find_layout(CocoPart, VocBoxesPart)]
-]
+BoxPart = CocoPart | VocBoxesPart
+BoxParts = Parts[Annotated[BoxPart, Field(discriminator="layout"), find_layout(BoxPart)]]
 
 
 class DetectionData(DataConfig):

@@ -25,7 +25,8 @@ class BackboneConfig(Section):
     name: Text
     """Published name, such as `res2net50_26w_4s`."""
     weights: Text | None = None
-    """Weights to start from: `imagenet` (the published ones), the path of a file, or null for random ones."""
+    """Weights to start from: `imagenet` (the first published ones), a tag such as `mm_in1k`, the path of a
+    file, or null for random ones."""
     freeze_at: Annotated[int, Field(ge=0, le=5)] = 0
     """Leading parts of the backbone that keep their weights: 0 none, 1 the stem, 2 the stem and res2, ... 5
     all (4 where it has three stages). What is built on it, a classifier's last layer too, still learns."""
@@ -36,9 +37,9 @@ class BackboneConfig(Section):
     checkpoint_activations: bool = False
     """Recompute activations in the backward pass: less memory, more time."""
     stage_pool: Literal["always", "strided"] = "always"
-    """Average-pool the last channel group in the first block of each stage, or only where it has a stride."""
+    """Average-pool the last split in the first block of each stage, or only where that block has a stride."""
     stage_split: Literal["always", "strided"] = "always"
-    """Keep the channel groups in the first block of each stage apart, or only where it has a stride."""
+    """Keep the splits in the first block of each stage apart, or only where that block has a stride."""
     pool_padding: Literal["counted", "ignored"] = "counted"
     """Count the zeros around the map in that average pool, or not."""
     stride_in_1x1: bool = False

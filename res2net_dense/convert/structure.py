@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from res2net_dense.backbones.dla import CHANNELS, DLA
-from res2net_dense.backbones.options import FEATURES, SEMANTICS, Res2NetOptions
+from res2net_dense.backbones.options import FEATURES, SEMANTICS
 from res2net_dense.backbones.registry import ARCHITECTURES, TEST_ARCHITECTURES, create_classifier
 from res2net_dense.backbones.res2net import EXPANSION
 from res2net_dense.errors import CheckpointError
@@ -119,9 +119,8 @@ def find_name(structure: Structure) -> tuple[str, dict[str, Any]]:
     for name, architecture in (ARCHITECTURES | TEST_ARCHITECTURES).items():
         if (architecture.network is DLA) != (structure.stem == "dla"):
             continue
-        theirs: dict[str, Any] = {
-            field.name: field.default for field in fields(Res2NetOptions)
-        } | architecture.options
+        defaults = {field.name: field.default for field in fields(architecture.network.options_class)}
+        theirs: dict[str, Any] = defaults | architecture.options
         if not structure.complete and theirs["depths"][: len(structure.depths)] == structure.depths:
             theirs["depths"] = structure.depths
         found[name] = {key: value for key, value in wanted.items() if theirs[key] != value}

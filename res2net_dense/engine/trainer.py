@@ -54,7 +54,7 @@ class LoopOptions:
     log_every: int = 20
     save_every: int = 0
     seed: int = 0
-    """Of all random numbers inside the model."""
+    """Seed of all random numbers inside the model."""
 
 
 @dataclass(frozen=True)
@@ -125,6 +125,8 @@ def train(
             state.iteration += 1
             if log and loop.is_due(options.log_every):
                 loop.log_losses(log)
+            # Several processes must stop after the same iteration: at the signal they agreed on in
+            # `check_and_clip`.
             signal = stop.signal if distributed.world_size() == 1 else loop.signal
             if signal or loop.is_due(options.save_every):
                 loop.save()
@@ -154,7 +156,7 @@ class _Loop:
         self.parameters = [parameter for group in self.groups for parameter in group["params"]]
         self.buffers = list(plain.buffers())
         self.device = self.parameters[0].device
-        self.saved = state.iteration
+        self.last_saved = state.iteration  # a resumed run starts from a checkpoint
         self.skipped = 0
         self.samples: list[Sample] = []
         for group in self.groups:
@@ -164,7 +166,9 @@ class _Loop:
         state.model.train()
 
     def is_due(self, every: int) -> bool:
-        """Whether something happens after this many iterations, or at the end."""
+        """Whether the number of iterations done is a multiple of `every` (0 is never), or the run is at its
+        end.
+        """
         done = self.state.iteration
         return done >= self.options.iterations or (every > 0 and done % every == 0)
 
@@ -243,7 +247,8 @@ class _Loop:
 
     def step(self) -> None:
         """Change the weights, and the moving average with them."""
-        state, self.skipped = self.state, 0
+        state = self.state
+        self.skipped = 0
         if state.scaler:
             state.scaler.step(state.optimizer)
             state.scaler.update()
@@ -253,7 +258,9 @@ class _Loop:
             state.ema.update(state.model)
 
     def skip(self) -> None:
-        """Undo the iteration; end the run if that is asked for, or happens too often."""
+        """Leave the weights and restore the buffers, which the forward pass has changed; end the run if that
+        is asked for, or happens too often.
+        """
         for buffer, before in zip(self.buffers, self.buffers_before, strict=True):
             buffer.copy_(before)
         if self.state.scaler:
@@ -283,9 +290,9 @@ class _Loop:
 
     def save(self) -> None:
         """Write a checkpoint if there is none of this iteration."""
-        if self.checkpointer and self.saved != self.state.iteration:
+        if self.checkpointer and self.last_saved != self.state.iteration:
             self.checkpointer.save(self.state)
-            self.saved = self.state.iteration
+            self.last_saved = self.state.iteration
 
     def finish(self) -> None:
         """Publish the last model where no evaluation chose one, and close the log."""

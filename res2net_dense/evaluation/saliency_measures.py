@@ -253,7 +253,7 @@ def _weighted_f(values: np.ndarray, mask: np.ndarray) -> float:
         return 0.0
     outside = ~mask
     squares = cv2.distanceTransform(outside.view(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
-    # in place from here on: new arrays of a image's size take longer than the arithmetic
+    # in place from here on: new arrays of an image's size take longer than the arithmetic
     squares *= squares
     np.rint(squares, out=squares)
     weights = np.sqrt(squares[outside], dtype=np.float64)

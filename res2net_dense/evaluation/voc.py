@@ -54,7 +54,7 @@ def voc_ap(
             files.
 
     Returns:
-        Percent: 0 without detections, NaN where no object counts.
+        A percentage; 0 without detections, NaN where no object counts.
 
     Raises:
         ConfigError: `iou` or `method` is not one of these.

@@ -1,1 +1,1 @@
-"""What a person looks at: predictions drawn on images."""
+"""What people look at: predictions drawn on images, contact sheets, curves."""

@@ -15,7 +15,7 @@ _REGISTERED: dict[str, Task[Any]] = {}
 
 
 def get_task(name: str) -> Task[Any]:
-    """Return the task `name`, one of `config.CONFIGS`: `TASK` of its module here, or a registered one.
+    """Return the task `name`, one of `config.load.CONFIGS`: `TASK` of its module here, or a registered one.
 
     Raises:
         ConfigError: there is no such task.

@@ -1,7 +1,7 @@
 """A task is one object. Nothing outside `tasks/` asks which task it is: it asks the object.
 
 `Task` holds what all tasks share: class names, loaders, the checks before a run. A subclass adds what is its
-own. A new task is a file next to this one and a line in `config.CONFIGS`.
+own. A new task is a file next to this one and a line in `config.load.CONFIGS`.
 """
 
 from __future__ import annotations

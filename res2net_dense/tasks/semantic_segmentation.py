@@ -46,7 +46,8 @@ class SemanticSegmentation(Task[SegmentationConfig]):
         return [Metric(name, headline=name == "mIoU") for name in METRICS]
 
     def class_metrics(self, config: SegmentationConfig) -> list[str]:
-        return [f"IoU/{name}" for name in config.data.class_names or ()]
+        names = config.data.class_names or ()
+        return [f"{score}/{name}" for score in ("IoU", "boundary_IoU") for name in names]
 
     def adapt(self, config: SegmentationConfig, source: Source) -> SegmentationConfig:
         from res2net_dense.models.segmentation import OUTPUT_STRIDES

@@ -390,7 +390,7 @@ def test_real_data_equals_pycocotools(shared_data, split):
 
 
 def test_real_crowds_as_bitmaps_equal_pycocotools(shared_data, tmp_path):
-    """Crowds turned into ordinary objects: real run-length codes are decoded beside polygons."""
+    """Crowds turned into ordinary objects: real run-length codes are decoded next to polygons."""
     folder = shared_data / "coco_tiny"
     data = json.loads((folder / "annotations" / "instances_val2017.json").read_text())
     crowded = {e["image_id"] for e in data["annotations"] if e["iscrowd"]}
@@ -406,7 +406,7 @@ def test_real_crowds_as_bitmaps_equal_pycocotools(shared_data, tmp_path):
         np.testing.assert_array_equal(dataset.sample(index)["masks"], np.array(expected, dtype=bool))
 
 
-# One reader for training, evaluation and splitting; what nobody needs does not stop it.
+# One reader for training, evaluation and splitting; what is not needed does not stop it.
 
 
 @pytest.fixture

@@ -83,7 +83,7 @@ def test_every_fault_under_its_own_words(mine, tmp_path, capsys):
     Image.fromarray(MASK // 255).save(mine / "masks" / "g.png")
     Image.new("RGB", (30, 20), (255, 0, 0)).save(mine / "masks" / "h.png")
     (mine / "images" / "i.png").write_bytes(b"")
-    (mine / "masks" / "j.png").write_text("no picture")
+    (mine / "masks" / "j.png").write_text("no image")
     (mine / "images" / "k.png").unlink()
     Image.new("RGB", (30, 20)).save(mine / "images" / "l.jpg")
     (mine / "masks" / "m.png").rename(tmp_path / "m.png")

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from exporting import sample
-from small_rcnn import picture, rcnn
+from small_rcnn import noise_image, rcnn
 
 from res2net_dense.deploy.description import Description
 from res2net_dense.deploy.export import FORMATS, export
@@ -67,13 +67,13 @@ def test_nothing(what, format, tmp_path):
         torch.nn.init.constant_(network.proposal_generator.rpn_head.anchor_deltas.bias, 1e4)
     graph, model = exported(network, format, tmp_path)
     for size in ((64, 96), (97, 65)):
-        outputs = model.run(picture(*size))
+        outputs = model.run(noise_image(*size))
         assert {name: tuple(value.shape) for name, value in outputs.items()} == {
             "boxes": (0, 4), "labels": (0,), "scores": (0,), "masks": (0, 28, 28),
         }  # fmt: skip
-        (prediction,) = model([sample(picture(*size)[0])])
+        (prediction,) = model([sample(noise_image(*size)[0])])
         assert prediction["masks"].shape == (0, *size)
-    assert len(graph(picture(64, 96))[0]) == 0
+    assert len(graph(noise_image(64, 96))[0]) == 0
 
 
 @pytest.fixture(scope="module", params=TRACED)
@@ -86,15 +86,15 @@ def mask_rcnn(request, tmp_path_factory):
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_mask_rcnn_at_any_size(mask_rcnn, size):
     _, graph, model = mask_rcnn
-    assert_same(outputs_of(graph, picture(*size)), model.run(picture(*size)))
+    assert_same(outputs_of(graph, noise_image(*size)), model.run(noise_image(*size)))
 
 
 def test_predictions_are_those_of_the_model(mask_rcnn):
     """At the original size, masks pasted. One by one: in a batch the network sees the padding of others."""
     network, _, model = mask_rcnn
     batch = [
-        {"image": picture(96, 160)[0], "original_height": 201, "original_width": 320},
-        {"image": picture(97, 65)[0], "original_height": 292, "original_width": 195},
+        {"image": noise_image(96, 160)[0], "original_height": 201, "original_width": 320},
+        {"image": noise_image(97, 65)[0], "original_height": 292, "original_width": 195},
     ]
     for one, ours in zip(batch, model(batch), strict=True):
         with torch.no_grad():
@@ -107,7 +107,7 @@ def test_torchscript_gives_the_same_bits(tmp_path):
     graph, model = exported(rcnn(mask=False), "torchscript", tmp_path)
     assert graph.outputs == ("boxes", "labels", "scores")
     for size in SIZES:
-        for one, other in zip(model.run(picture(*size)).values(), graph(picture(*size)), strict=True):
+        for one, other in zip(model.run(noise_image(*size)).values(), graph(noise_image(*size)), strict=True):
             assert torch.equal(one, other)
 
 
@@ -129,4 +129,4 @@ def test_every_kind(settings, format, tmp_path):
     network = rcnn(score_threshold=0.18, rpn_post_nms_test=1500, **settings)
     graph, model = exported(network, format, tmp_path)
     for size in SIZES:
-        assert_same(outputs_of(graph, picture(*size)), model.run(picture(*size)))
+        assert_same(outputs_of(graph, noise_image(*size)), model.run(noise_image(*size)))

@@ -78,7 +78,7 @@ def test_it_equals_detectron2s(original):
 @pytest.mark.parametrize("threshold", [0.1, 0.5, 0.9])
 @pytest.mark.parametrize("mask", [1, 14, 28])
 def test_masks_reach_as_far_as_detectron2s_under_any_threshold(threshold, mask):
-    """A cell of a mask is many pixels of a large picture, and half of it is beyond the box."""
+    """A cell of a mask is many pixels of a large image, and half of it is beyond the box."""
     found = outputs(20, mask=mask)
     found["masks"][::2] = 1.0
     prediction = to_prediction(found, SIZE, (480, 640), mask_threshold=threshold)

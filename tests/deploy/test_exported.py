@@ -80,12 +80,12 @@ def test_predictions_are_those_of_the_model(task, fixed):
 def test_detections_are_those_of_the_model():
     """Of each image by itself: detectron2 pads those of a batch to one size, which changes what it finds."""
     pytest.importorskip("detectron2")
-    from small_rcnn import picture, rcnn
+    from small_rcnn import noise_image, rcnn
 
     from res2net_dense.models.detection_graph import RcnnGraph
 
     model = rcnn()
-    batch = [sample(picture(96, 128)[0], (61, 90)), sample(picture(90, 101, 1)[0], (200, 180))]
+    batch = [sample(noise_image(96, 128)[0], (61, 90)), sample(noise_image(90, 101, 1)[0], (200, 180))]
     with torch.no_grad():
         expected = [model([one])[0] for one in batch]
     assert min(len(one["boxes"]) for one in expected) > 3

@@ -197,7 +197,7 @@ def test_sizes(size, divisor):
 
 
 class Boxes(Graph):
-    """Two boxes of equal score and one more, where a image is not black."""
+    """Two boxes of equal score and one more, where an image is not black."""
 
     outputs = ("boxes", "labels", "scores", "masks")
     divisor = 32

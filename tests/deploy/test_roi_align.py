@@ -7,12 +7,12 @@ from torchvision import ops
 from res2net_dense.deploy.roi_align import FastRoIAlign, roi_align
 
 
-def boxes_and_features(count=40, pictures=2, height=30, width=21):
+def boxes_and_features(count=40, images=2, height=30, width=21):
     generator = torch.Generator().manual_seed(0)
-    features = torch.randn(pictures, 5, height, width, generator=generator)
+    features = torch.randn(images, 5, height, width, generator=generator)
     centre = torch.rand(count, 2, generator=generator) * torch.tensor([width * 5.0, height * 5.0]) - 10
     half = torch.exp(torch.rand(count, 2, generator=generator) * 4.5)
-    number = torch.randint(0, pictures, (count, 1), generator=generator)
+    number = torch.randint(0, images, (count, 1), generator=generator)
     special = torch.tensor([
         [0, 8, 8, 8, 8],  # nothing
         [1, 10, 10, 5, 20],  # the wrong way round

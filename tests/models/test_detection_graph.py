@@ -4,7 +4,7 @@ import warnings
 
 import pytest
 import torch
-from small_rcnn import picture, rcnn
+from small_rcnn import noise_image, rcnn
 from torch import nn
 
 from res2net_dense.models.detection_graph import RcnnGraph, _EmptySafeGroupNorm
@@ -20,7 +20,7 @@ def mask_rcnn():
 
 
 def traced(graph, example=None):
-    example = picture(128, 96) if example is None else example
+    example = noise_image(128, 96) if example is None else example
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of what a trace would take as constant, which is tested here
         return torch.jit.trace(graph, example, check_trace=False)
@@ -40,7 +40,7 @@ def sample(images):
 def test_nothing_found(norm):
     graph = RcnnGraph(rcnn(norm=norm, score_threshold=1.0))
     for network in (graph, traced(graph)):
-        shapes = [tuple(output.shape) for output in network(picture(64, 96))]
+        shapes = [tuple(output.shape) for output in network(noise_image(64, 96))]
         assert shapes == [(0, 4), (0,), (0,), (0, 28, 28)]
 
 
@@ -50,8 +50,8 @@ def test_nothing_proposed():
     nn.init.constant_(model.proposal_generator.rpn_head.anchor_deltas.bias, 1e4)
     graph = RcnnGraph(model)
     for network in (graph, traced(graph)):
-        assert [len(output) for output in network(picture(64, 96))] == [0, 0, 0, 0]
-    (prediction,) = model([sample(picture(64, 96))])
+        assert [len(output) for output in network(noise_image(64, 96))] == [0, 0, 0, 0]
+    (prediction,) = model([sample(noise_image(64, 96))])
     assert prediction["boxes"].shape == (0, 4)
 
 
@@ -62,7 +62,7 @@ def test_it_is_the_model(mask):
     assert graph.outputs == ("boxes", "labels", "scores", *(("masks",) if mask else ()))
     assert (graph.divisor, graph.by_tracing, graph.training) == (32, True, False)
     for size in SIZES:
-        images = picture(*size)
+        images = noise_image(*size)
         outputs = dict(zip(graph.outputs, graph(images), strict=True))
         assert [output.dtype for output in outputs.values()][:3] == [
             torch.float32,
@@ -100,28 +100,28 @@ def test_it_shares_nothing_with_the_model(mask_rcnn):
 
 def test_it_takes_one_image(mask_rcnn):
     with pytest.raises(ValueError, match="too many values"):
-        RcnnGraph(mask_rcnn)(torch.cat([picture(64, 64)] * 2))
+        RcnnGraph(mask_rcnn)(torch.cat([noise_image(64, 64)] * 2))
 
 
 @pytest.mark.parametrize("example", [(64, 64), (229, 301)], ids=str)
 def test_a_trace_takes_every_size(mask_rcnn, example):
     """On the small example no level has as many anchors as are kept of larger images."""
     graph = RcnnGraph(mask_rcnn)
-    network = traced(graph, picture(*example))
+    network = traced(graph, noise_image(*example))
     counts = set()
     for size in [*SIZES, (33, 250), (320, 320)]:
-        expected = graph(picture(*size))
+        expected = graph(noise_image(*size))
         counts.add(len(expected[0]))
-        assert_equal(network(picture(*size)), expected)
+        assert_equal(network(noise_image(*size)), expected)
     assert len(counts) > 1
 
 
 def test_a_trace_of_nothing_finds_something(mask_rcnn):
     graph = RcnnGraph(mask_rcnn)
-    tops = sorted((float(graph(picture(96, 96, seed))[2].max()), seed) for seed in range(6))
+    tops = sorted((float(graph(noise_image(96, 96, seed))[2].max()), seed) for seed in range(6))
     (lowest, least), (highest, most) = tops[0], tops[-1]
     graph.model.roi_heads.box_predictor.test_score_thresh = (lowest + highest) / 2
-    images, others = picture(96, 96, least), picture(96, 96, most)
+    images, others = noise_image(96, 96, least), noise_image(96, 96, most)
     network = traced(graph, images)
     assert len(network(images)[0]) == 0
     assert len(network(others)[0]) > 0
@@ -134,7 +134,7 @@ def test_a_trace_finds_the_same_among_thousands():
     graph = RcnnGraph(model)
     network = traced(graph)
     for seed in range(4):
-        images = picture(256, 320, seed)
+        images = noise_image(256, 320, seed)
         expected = graph(images)
         assert len(expected[0]) == 100
         assert_equal(network(images), expected)

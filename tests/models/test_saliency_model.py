@@ -1,6 +1,7 @@
 """The saliency network: padding changes nothing, on every backbone; everything learns; errors are clear."""
 
 import copy
+from typing import get_args
 
 import pytest
 import torch
@@ -9,10 +10,11 @@ from comparison import like_trained
 from networks import TINY, TINY_V1B, every_network
 
 from res2net_dense.backbones import list_backbones
+from res2net_dense.config.saliency import SaliencyModelConfig
 from res2net_dense.errors import ConfigError
 from res2net_dense.models.decoders.poolnet import BINS
 from res2net_dense.models.resizing import cell_means
-from res2net_dense.models.saliency import build_saliency_model
+from res2net_dense.models.saliency import DECODERS, build_saliency_model
 
 SIZES = ((70, 97), (97, 64), (33, 45), (96, 96))
 
@@ -75,9 +77,14 @@ def test_padding_changes_nothing_with_any_option_of_the_backbone(name, options):
 
 
 @pytest.mark.parametrize("norm", ["GN", "BN"])
-def test_padding_changes_nothing_with_any_loss_and_norm(norm):
+@pytest.mark.parametrize("arch", DECODERS)
+def test_padding_changes_nothing_with_any_decoder_loss_and_norm(arch, norm):
     losses = {"bce": 0.5, "iou": 0.5, "ssim": 1.0, "structure": 1.0}
-    assert_padding_changes_nothing(build(norm=norm, losses=losses), list(samples()))
+    assert_padding_changes_nothing(build(arch=arch, norm=norm, losses=losses), list(samples()))
+
+
+def test_a_configuration_can_name_every_decoder():
+    assert get_args(SaliencyModelConfig.model_fields["arch"].annotation) == tuple(DECODERS)
 
 
 def test_without_the_hooks_padding_would_matter():
@@ -152,8 +159,9 @@ def test_recomputed_activations_see_the_same_padding():
 
 @pytest.mark.parametrize("edge", [0.0, 0.5])
 @pytest.mark.parametrize("side", [0.0, 0.7])
-def test_every_parameter_learns(side, edge):
-    model = build(side_weight=side, edge_weight=edge, norm="BN").train()
+@pytest.mark.parametrize("arch", DECODERS)
+def test_every_parameter_learns(arch, side, edge):
+    model = build(arch=arch, side_weight=side, edge_weight=edge, norm="BN").train()
     losses = model(list(samples()))
     wanted = {"loss_saliency": 1, "loss_side": side, "loss_edge": edge}
     assert set(losses) == {name for name, weight in wanted.items() if weight}

@@ -154,7 +154,7 @@ def test_the_recipe_is_the_published_one(name):
     config = load_config(ROOT / f"configs/{name}.yaml")
     optimizer, epoch = config.train.optimizer, KNOWN_SETS["DUTS-TR"].count / 10
     assert (optimizer.name, optimizer.lr) == ("adam", 5e-5)
-    # next to a loss summed over the pixels of a image of DUTS, 300 x 400; ours is their mean
+    # next to a loss summed over the pixels of an image of DUTS, 300 x 400; ours is their mean
     assert optimizer.weight_decay == pytest.approx(5e-4 / (300 * 400), rel=0.01)
     assert optimizer.norm_weight_decay is None
     assert config.train.batch_size == config.train.reference_batch == 10

@@ -41,7 +41,7 @@ def test_the_meta_run_counts_what_a_real_run_does(name):
 
 @pytest.mark.parametrize("name", ["resnet50", "resnet101"])
 def test_equals_what_torchvision_publishes(name):
-    """Figures nobody here counted, to the last parameter."""
+    """Published figures, to the last parameter."""
     meta = getattr(torchvision.models, f"ResNet{name[6:]}_Weights").IMAGENET1K_V1.meta
     row = measure(name)
     assert row["parameters"] == meta["num_params"]

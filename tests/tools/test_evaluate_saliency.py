@@ -216,7 +216,7 @@ def test_subfolders_and_what_macos_leaves(score, sets):
     for folder in ("good", "masks"):
         (sets / folder / "sub").mkdir()
         shutil.move(sets / folder / "3.png", sets / folder / "sub" / "3.png")
-        (sets / folder / "._0.png").write_bytes(b"no picture")
+        (sets / folder / "._0.png").write_bytes(b"no image")
     (sets / "good/notes.txt").write_text("no map")
     assert score(sets / "good")["methods"]["good"]["metrics"] == expected
 
@@ -236,8 +236,8 @@ def test_a_name_with_a_sign_in_it(score, sets):
 
 def test_other_sizes_are_scaled_where_asked(score, sets, capsys):
     for name in "02":
-        picture = Image.open(sets / f"good/{name}.png")
-        picture.resize((picture.width * 2, picture.height * 2), Image.Resampling.NEAREST).save(
+        image = Image.open(sets / f"good/{name}.png")
+        image.resize((image.width * 2, image.height * 2), Image.Resampling.NEAREST).save(
             sets / f"good/{name}.png"
         )
     before = score(sets / "bad")
@@ -307,8 +307,8 @@ def remove(*names):
     return lambda sets: [(sets / name).unlink() for name in names]
 
 
-def put(name, picture):
-    return lambda sets: picture.save(sets / name)
+def put(name, image):
+    return lambda sets: image.save(sets / name)
 
 
 def write(name, data):
@@ -321,14 +321,14 @@ def cut_in_half(sets):
 
 
 def coloured(mode):
-    picture = Image.new("RGB", (60, 40), (200, 10, 10))
-    return picture.quantize(4) if mode == "P" else picture
+    image = Image.new("RGB", (60, 40), (200, 10, 10))
+    return image.quantize(4) if mode == "P" else image
 
 
 def cut_out():
-    picture = Image.new("LA", (60, 40), (255, 255))
-    picture.putpixel((3, 3), (255, 7))
-    return picture
+    image = Image.new("LA", (60, 40), (255, 255))
+    image.putpixel((3, 3), (255, 7))
+    return image
 
 
 def sixteen(kind):
@@ -411,7 +411,7 @@ def test_missing_or_differing_images_are_one_line(score, sets):
 
 
 def test_an_error_in_a_worker_ends_the_tool_with_one_line(run_tool, sets):
-    (sets / "good/3.png").write_bytes(b"no picture")
+    (sets / "good/3.png").write_bytes(b"no image")
     process = run_tool(SCRIPT, "--predictions", sets / "good", "--masks", sets / "masks", "--workers", 2)
     assert process.returncode == 1
     assert process.stdout == ""

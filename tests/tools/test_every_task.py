@@ -20,6 +20,7 @@ from tiny_runs import TINY_RUNS
 
 from res2net_dense.config import load_config
 from res2net_dense.palette import voc_palette
+from res2net_dense.tasks import get_task
 
 every_task = pytest.mark.parametrize("task", TINY_RUNS)
 
@@ -104,6 +105,13 @@ def test_two_processes_score_as_one(task, launch, tiny, run_tool, tmp_path):
     together = {name: np.nan if value is None else value for name, value in together.items()}
     exact = {"rel": 0, "abs": 0} if task in ("semantic_segmentation", "saliency") else {}
     assert alone == pytest.approx(together, nan_ok=True, **exact)
+
+
+@every_task
+def test_every_score_can_choose_the_best_model(task, trained):
+    config = load_config(trained(task) / "config.yaml")
+    known = [metric.name for metric in get_task(task).metrics(config)] + get_task(task).class_metrics(config)
+    assert set(json.loads((trained(task) / "results.json").read_text())) == set(known)
 
 
 def test_a_dry_run_of_two_processes_reports_once(tiny, run_tool, tmp_path):

@@ -11,11 +11,7 @@ from res2net_dense.data.layouts.image_masks import ImageMasksPart
 from res2net_dense.data.layouts.voc_boxes import VocBoxesPart
 from res2net_dense.data.layouts.voc_masks import VocMasksPart
 
-LAYOUTS = ("coco", "voc-boxes", "voc-masks", "image-masks", "class-folders", "cifar10", "cifar100")
-"""What the key `layout` of a part may be; it is found out from the other keys where it is left out."""
-
 __all__ = [
-    "LAYOUTS",
     "CifarPart",
     "ClassFoldersPart",
     "CocoPart",

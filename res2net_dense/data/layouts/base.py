@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, NamedTuple, TypeVar
+from typing import Annotated, Any, ClassVar, NamedTuple, TypeVar, get_args
 
 from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer
 from pydantic_core import PydanticCustomError
@@ -35,7 +35,7 @@ class Part(Section):
     gives: ClassVar[frozenset[str]]
     """Keys of a `Sample` that the layout has annotations for."""
     toy: ClassVar[str]
-    """The toy set in this layout: `res2net-dense toy --layout <toy>`."""
+    """What a message offers where the data are missing: `res2net-dense toy --layout <toy>`."""
 
     layout: str
     """How the files are laid out."""
@@ -112,8 +112,11 @@ def _open_once(parts: tuple[Part, ...], request: Request) -> Source:
     return type(parts[0]).open(parts, request)
 
 
-def find_layout(*kinds: type[Part]) -> BeforeValidator:
-    """Fill in the layout of a part: that of the class with most of its keys, the first of equal ones."""
+def find_layout(union: Any) -> BeforeValidator:
+    """Fill in the layout of a part: that of the class of the union with most of its keys, the first of equal
+    ones.
+    """
+    kinds: tuple[type[Part], ...] = get_args(union)
 
     def fill(value: object) -> object:
         if not isinstance(value, dict) or "layout" in value:

@@ -46,7 +46,8 @@ class BoxImage(NamedTuple):
 
 
 class Boxes:
-    """Images with boxes; a layout makes a `types.BoxSource` of it.
+    """Images with boxes. A layout subclasses it and adds `has_masks`, `benchmark` and `ground_truth`, which
+    make it a `types.BoxSource`.
 
     Attributes:
         images: a lazy sequence of images with their objects.
@@ -68,7 +69,7 @@ class Boxes:
 
         Args:
             name: what a message calls the set.
-            images: by index.
+            images: by index; `PackedRecords` keeps them small in the memory of worker processes.
             class_names: by label.
             dropped: how many objects are left out, by reason.
             object_counts: how many objects of each image are learned.
