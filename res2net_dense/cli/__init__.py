@@ -13,10 +13,9 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
-from difflib import get_close_matches
 from typing import Any
 
-from res2net_dense.errors import Res2NetDenseError
+from res2net_dense.errors import Res2NetDenseError, did_you_mean
 from res2net_dense.version import __version__
 
 PROGRAM = "res2net-dense"
@@ -75,8 +74,7 @@ def _explain(given: Sequence[str]) -> int:
     parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
     parser.add_argument("command", metavar="COMMAND", help="one of those below, followed by its arguments")
     name = parser.parse_args(given[:1] or ["--help"]).command
-    near = get_close_matches(name, COMMANDS, n=1)
-    parser.error(f"unknown command {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+    parser.error(f"unknown command {name!r}; {did_you_mean(name, COMMANDS)}")
 
 
 def load(name: str) -> Any:

@@ -6,7 +6,6 @@ library does; the facts are read from the libraries' public sources.
 
 from __future__ import annotations
 
-import difflib
 import re
 import sys
 from collections.abc import Collection, Mapping, Sequence
@@ -16,7 +15,7 @@ from typing import Any
 from res2net_dense.convert import keymaps
 from res2net_dense.convert.keymaps import IDENTITY, Rules
 from res2net_dense.convert.structure import EXTRAS, FIRST_BLOCK, FIRST_TENSORS, Structure
-from res2net_dense.errors import ConfigError
+from res2net_dense.errors import ConfigError, did_you_mean
 from res2net_dense.weight_files.unwrap import COUNTER
 
 CANONICAL = ("official", "torchvision", "dla", "timm", "res2net_dense")
@@ -282,7 +281,5 @@ def dialect_named(name: str) -> Dialect:
         ConfigError: it is unknown; the message has the nearest ones.
     """
     if name not in DIALECTS:
-        near = difflib.get_close_matches(name, DIALECTS, n=2, cutoff=0.4)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(list_dialects())}"
-        raise ConfigError(f"unknown dialect {name!r}; {hint}")
+        raise ConfigError(f"unknown dialect {name!r}; {did_you_mean(name, DIALECTS, 2)}")
     return DIALECTS[name]

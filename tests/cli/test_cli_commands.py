@@ -85,7 +85,7 @@ def test_the_list_of_commands(arguments, capsys):
 def test_an_unknown_command_is_named_with_the_nearest(capsys):
     with pytest.raises(SystemExit, match="2"):
         cli.main(["trian", "--config", "x"])
-    assert "unknown command 'trian'; did you mean 'train'?" in capsys.readouterr().err
+    assert "unknown command 'trian'; did you mean train?" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("module", ["res2net_dense", "res2net_dense.cli"])
