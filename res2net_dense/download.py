@@ -101,7 +101,9 @@ def _locked(path: Path) -> Iterator[Path]:
 
     Where the file system has no locks, every process writes to a file of its own.
     """
-    lock, temporary = FileLock(path.with_name(f".{path.name}.lock"), fallback_to_soft=False), ".part"
+    # The lock file stays, so those who share the folder must be able to open it.
+    lock = FileLock(path.with_name(f".{path.name}.lock"), mode=0o666, fallback_to_soft=False)
+    temporary = ".part"
     try:
         lock.acquire()
     except OSError as error:

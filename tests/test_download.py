@@ -389,6 +389,15 @@ def test_a_disk_too_small_is_reported_before_writing(make_server, path, monkeypa
     assert names(path) == []
 
 
+def test_the_lock_that_stays_is_for_everyone_who_shares_the_folder(path):
+    before = os.umask(0o022)
+    try:
+        fails(refused(), path, "refused")
+    finally:
+        os.umask(before)
+    assert path.with_name(".net.pth.lock").stat().st_mode & 0o666 == 0o666
+
+
 @pytest.mark.parametrize("number", NO_LOCKS)
 def test_where_files_cannot_be_locked_every_process_downloads(make_server, path, monkeypatch, number):
     def flock(descriptor, operation):
