@@ -18,7 +18,8 @@ import threading
 import time
 import urllib.parse
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,7 +27,7 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from res2net_dense.errors import DownloadError, one_line
-from res2net_dense.files import sha256_of
+from res2net_dense.files import NO_LOCKS, sha256_of
 from res2net_dense.version import __version__
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ def download(urls: str | Sequence[str], path: str | Path, *, sha256: str, timeou
         if _is_whole(path, sha256):
             return path
         path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(path.with_name(f".{path.name}.lock")):
+        with _locked(path) as temporary:
             if _is_whole(path, sha256):  # another process was faster
                 return path
             if path.exists():
@@ -82,7 +83,7 @@ def download(urls: str | Sequence[str], path: str | Path, *, sha256: str, timeou
                     f"{path} is not what was published (SHA-256 differs): moved to {damaged}", stacklevel=2
                 )
                 os.replace(path, damaged)
-            _download_from(urls, path, sha256, timeout)
+            _download_from(urls, path, temporary, sha256, timeout)
     except OSError as error:
         raise DownloadError(
             f"cannot write {path}: {error.strerror or error}; choose another folder or fix this one"
@@ -94,7 +95,28 @@ def _is_whole(path: Path, sha256: str) -> bool:
     return path.exists() and sha256_of(path).startswith(sha256)
 
 
-def _download_from(urls: Sequence[str], path: Path, sha256: str, timeout: float) -> None:
+@contextmanager
+def _locked(path: Path) -> Iterator[Path]:
+    """Wait until no other process downloads `path`; yields the file to write to.
+
+    Where the file system has no locks, every process writes to a file of its own.
+    """
+    # The lock file stays, so those who share the folder must be able to open it.
+    lock = FileLock(path.with_name(f".{path.name}.lock"), mode=0o666, fallback_to_soft=False)
+    temporary = ".part"
+    try:
+        lock.acquire()
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        temporary = f".part-{socket.gethostname()}-{os.getpid()}"
+    try:
+        yield path.with_name(f".{path.name}{temporary}")
+    finally:
+        lock.release()
+
+
+def _download_from(urls: Sequence[str], path: Path, temporary: Path, sha256: str, timeout: float) -> None:
     """Download from the first server that has the file. Only failures that may pass are tried again."""
     import requests  # here and below: `import res2net_dense` does not need them
 
@@ -116,7 +138,7 @@ def _download_from(urls: Sequence[str], path: Path, sha256: str, timeout: float)
             reasons[url] = failure
             continue
         try:
-            _transfer(url, path, sha256, timeout)
+            _transfer(url, path, temporary, sha256, timeout)
         except _RefusedError as error:
             reasons[url] = str(error)
         except (requests.RequestException, ValueError) as error:  # ValueError: a header that is not a number
@@ -155,8 +177,8 @@ class _RefusedError(Exception):
     """The server answered, and asking it again is of no use."""
 
 
-def _transfer(url: str, path: Path, sha256: str, timeout: float) -> None:
-    """Download `url` to `path`, which appears only with the right content; the caller holds the lock.
+def _transfer(url: str, path: Path, temporary: Path, sha256: str, timeout: float) -> None:
+    """Download `url` to `path`, which appears only with the right content; no one else has `temporary`.
 
     Raises:
         _RefusedError: The server has something else.
@@ -178,7 +200,6 @@ def _transfer(url: str, path: Path, sha256: str, timeout: float) -> None:
             )
 
     _log.info("downloading %s to %s", url, path)
-    temporary = path.with_name(f".{path.name}.part")
     # `total` is replaced by pooch; `disable=None` shows the bar on a terminal only.
     with tqdm(total=1, desc=path.name, unit="B", unit_scale=True, disable=None) as bar:
         transfer = pooch.HTTPDownloader(

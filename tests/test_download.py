@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import http.server
 import io
+import os
 import random
 import re
 import shutil
@@ -20,6 +21,7 @@ import pytest
 from res2net_dense import download as module
 from res2net_dense.download import download
 from res2net_dense.errors import DownloadError
+from res2net_dense.files import NO_LOCKS
 
 CONTENT = random.Random(0).randbytes(300_000)
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -385,6 +387,31 @@ def test_a_disk_too_small_is_reported_before_writing(make_server, path, monkeypa
     fails(server.url, path, "no space for net.pth in .*: 300,000 bytes are needed, 1,234 are free")
     assert server.requests == 1
     assert names(path) == []
+
+
+def test_the_lock_that_stays_is_for_everyone_who_shares_the_folder(path):
+    before = os.umask(0o022)
+    try:
+        fails(refused(), path, "refused")
+    finally:
+        os.umask(before)
+    assert path.with_name(".net.pth.lock").stat().st_mode & 0o666 == 0o666
+
+
+@pytest.mark.parametrize("number", NO_LOCKS)
+def test_where_files_cannot_be_locked_every_process_downloads(make_server, path, monkeypatch, number):
+    def flock(descriptor, operation):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    # The other process, killed or still at it.
+    path.parent.mkdir()
+    theirs = path.with_name(".net.pth.part")
+    theirs.write_bytes(b"half")
+    download(make_server().url, path, sha256=SHA256)
+    assert path.read_bytes() == CONTENT
+    assert theirs.read_bytes() == b"half"
+    assert names(path) == [".net.pth.part", "net.pth"]
 
 
 def test_a_disk_that_fills_up_is_reported_and_emptied(make_server, path):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
 import os
@@ -20,7 +19,7 @@ from filelock import FileLock, Timeout
 
 from res2net_dense.engine.distributed import is_main, world_size
 from res2net_dense.errors import ConfigError, first_few
-from res2net_dense.files import write_atomically
+from res2net_dense.files import NO_LOCKS, write_atomically
 from res2net_dense.version import __version__
 
 _LOCK = "run.lock"
@@ -30,7 +29,6 @@ _LIBRARIES = (
     *("torch", "torchvision", "numpy", "detectron2", "sal-detectron2"),
     *("segmentation-models-pytorch", "timm"),
 )
-_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
 _log = logging.getLogger(__name__)
 
@@ -91,7 +89,7 @@ def own_folder(path: str | Path) -> Iterator[Path]:
                 "--output-dir"
             ) from None
         except OSError as error:
-            if error.errno not in _NO_LOCKS:
+            if error.errno not in NO_LOCKS:
                 raise
             _log.warning(
                 "%s cannot be locked (%s): make sure that no second run uses it", folder, error.strerror

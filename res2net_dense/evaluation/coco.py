@@ -7,7 +7,6 @@ return the same precision and recall arrays to the last bit, which are summarise
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import io
 import logging
 from collections import Counter
@@ -17,7 +16,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import torch
 
-from res2net_dense.errors import ConfigError, DatasetError, MissingDependencyError, first_few
+from res2net_dense.errors import ConfigError, DatasetError, MissingDependencyError, first_few, one_line
 from res2net_dense.evaluation.base import Gather, ImageEvaluator, finite_detections, mean
 from res2net_dense.evaluation.tables import align, show
 from res2net_dense.types import Prediction, Sample
@@ -38,6 +37,7 @@ logger = logging.getLogger(__name__)
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 """COCO's twelve; each class has `AP/<name>` too."""
+_READ = ("image_id", "category_id", "bbox", "area", "iscrowd", "segmentation")
 
 
 def prediction_to_records(
@@ -129,14 +129,14 @@ class CocoEvaluator(ImageEvaluator):
         categories = _by_id(truth["categories"])
         self._category_numbers = {category["id"]: n for n, category in enumerate(categories, 1)}
         super().__init__(self._images, class_names=class_names, gather=gather, name=name)
+        # Only what scoring reads: hotcoco checks the types of all keys that it knows, licences too, and does
+        # not take the sizes as None that a file of boxes may leave out.
         self._truth = {
-            # a file of boxes may leave out sizes, which hotcoco does not take as None
-            "images": [
-                {key: value for key, value in image.items() if value is not None}
-                for image in self._images.values()
+            "images": [_only(image, "id", "height", "width") for image in self._images.values()],
+            "categories": [{"id": n, "name": entry["name"]} for n, entry in enumerate(categories, 1)],
+            "annotations": [
+                self._numbered(_only(entry, *_READ), n) for n, entry in enumerate(truth["annotations"], 1)
             ],
-            "categories": [{**category, "id": n} for n, category in enumerate(categories, 1)],
-            "annotations": [self._numbered(entry, n) for n, entry in enumerate(truth["annotations"], 1)],
         }
         if "segm" in iou_types and not all("segmentation" in entry for entry in truth["annotations"]):
             raise ConfigError(f"{name}: has objects without a mask; evaluate boxes only (bbox)")
@@ -255,6 +255,11 @@ class CocoEvaluator(ImageEvaluator):
         return f"{align([['', *self.iou_types], *overall])}\n\n{align([class_heads, *classes])}"
 
 
+def _only(entry: Mapping[str, Any], *keys: str) -> Record:
+    """The part of an entry that has these keys, without those that are None."""
+    return {key: entry[key] for key in keys if entry.get(key) is not None}
+
+
 def _by_id(entries: Sequence[Record]) -> list[Record]:
     """Numbers before texts, each in order."""
     return sorted(entries, key=lambda e: (1, 0, e["id"]) if isinstance(e["id"], str) else (0, e["id"], ""))
@@ -263,12 +268,21 @@ def _by_id(entries: Sequence[Record]) -> list[Record]:
 def _resolve_backend(backend: Backend) -> Literal["pycocotools", "hotcoco"]:
     if backend not in get_args(Backend):
         raise ConfigError(f"backend is {backend!r}; allowed are {', '.join(get_args(Backend))}")
-    installed = importlib.util.find_spec("hotcoco") is not None
-    if backend == "auto":
-        return "hotcoco" if installed else "pycocotools"
-    if backend == "hotcoco" and not installed:
-        raise MissingDependencyError("hotcoco is not installed; install it with: pip install hotcoco")
-    return backend
+    if backend == "pycocotools":
+        return backend
+    try:  # here, not after hours of training: an installation can be broken
+        import hotcoco  # noqa: F401
+    except ImportError as error:
+        missing = isinstance(error, ModuleNotFoundError) and error.name == "hotcoco"
+        problem = "is not installed" if missing else f"cannot be loaded ({one_line(error)})"
+        if backend == "hotcoco":
+            raise MissingDependencyError(
+                f"hotcoco {problem}; install it with: pip install --force-reinstall hotcoco"
+            ) from error
+        if not missing:
+            logger.warning("hotcoco %s: pycocotools scores instead, slower and with the same result", problem)
+        return "pycocotools"
+    return "hotcoco"
 
 
 def match_detections(

@@ -129,6 +129,7 @@ def test_names_with_blanks_and_numbers(voc):
     [
         ("a\na\n", "line 2: 'a' is listed twice"),
         ("a 1\nb 1\na 1\n", "line 3: 'a' is listed twice"),
+        ("a\r\n\r\nb\r\nb\r\n", "line 4: 'b' is listed twice"),
         ("../a\n", "line 1: '../a' is not a name inside"),
         ("b\n/etc/passwd\n", "line 2: '/etc/passwd' is not a name inside"),
         ("x/../../a", "is not a name inside"),

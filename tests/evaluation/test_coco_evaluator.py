@@ -8,6 +8,7 @@ import io
 import json
 import logging
 import math
+import sys
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from pycocotools.coco import COCO  # noqa: E402
 from pycocotools.cocoeval import COCOeval  # noqa: E402
 
 from res2net_dense.data.layouts.coco_json import CocoFile  # noqa: E402
-from res2net_dense.errors import ConfigError, DatasetError  # noqa: E402
+from res2net_dense.errors import ConfigError, DatasetError, MissingDependencyError  # noqa: E402
 from res2net_dense.evaluation.coco import CocoEvaluator, prediction_to_records  # noqa: E402
 
 BACKENDS = ["pycocotools", "hotcoco"]
@@ -468,3 +469,48 @@ def test_table():
     assert [line.split()[0] for line in lines[-4:]] == NAMES
     evaluator.reset()
     assert evaluator.table() == ""
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_keys_that_scoring_does_not_read_have_no_effect(backend):
+    plain = CocoFile(random_truth(images=3), masks=True).ground_truth()
+    odd = copy.deepcopy(plain)
+    for image in odd["images"]:
+        image.update(license="CC BY", file_name=7, coco_url=None)
+    for entry in odd["annotations"]:
+        entry.update(score="?", num_keypoints=None, ignore=1)
+    for category in odd["categories"]:
+        category.update(supercategory=7, skeleton="none")
+    found = predict(random_truth(images=3))
+    scores = []
+    for truth in (plain, odd):
+        evaluator = CocoEvaluator(truth, class_names=NAMES, backend=backend)
+        for image_id, output in found.items():
+            evaluator.process([{"image_id": image_id}], [output])
+        scores.append(evaluator.evaluate())
+    np.testing.assert_equal(*scores)
+
+
+@pytest.mark.parametrize("text", ["raise ImportError('GLIBC_2.99 not found')", "import no_such_module"])
+def test_a_scorer_that_cannot_be_loaded_is_reported_before_anything_is_scored(
+    text, tmp_path, monkeypatch, caplog
+):
+    (tmp_path / "hotcoco.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "hotcoco", raising=False)
+    truth = random_truth(images=2)
+    with pytest.raises(
+        MissingDependencyError, match=r"hotcoco cannot be loaded \((GLIBC|No module)"
+    ) as error:
+        build(truth, backend="hotcoco")
+    assert "\n" not in str(error.value)
+    assert build(truth).backend == "pycocotools"
+    assert "pycocotools scores instead" in caplog.text
+
+
+def test_the_faster_scorer_need_not_be_installed(monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, "hotcoco", None)
+    assert build(random_truth(images=2)).backend == "pycocotools"
+    assert not caplog.text
+    with pytest.raises(MissingDependencyError, match="hotcoco is not installed"):
+        build(random_truth(images=2), backend="hotcoco")

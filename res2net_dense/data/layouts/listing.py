@@ -101,7 +101,8 @@ def index_files(folder: Path, what: str, suffixes: Collection[str], preferred: s
 def read_lines(file: Path) -> dict[int, str]:
     """Read the lines of a list that are not blank, by line number from 1; raises `DatasetError`."""
     try:
-        lines = file.read_bytes().decode("utf-8-sig").replace("\r", "\n").split("\n")
+        text = file.read_bytes().decode("utf-8-sig")
+        lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
     except FileNotFoundError:
         others = sorted(path.stem for path in file.parent.glob("*.txt"))
         there = f"the lists there are {first_few(others)}" if others else f"{file.parent} has no lists"
