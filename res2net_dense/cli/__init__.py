@@ -121,7 +121,10 @@ def _run(name: str, given: Sequence[str]) -> int:
     except OSError as error:
         if args.debug or error.strerror is None or isinstance(error, BrokenPipeError):
             raise
-        message = f"{error.filename}: {error.strerror}" if error.filename is not None else error.strerror
+        name = (
+            error.filename.decode(errors="replace") if isinstance(error.filename, bytes) else error.filename
+        )
+        message = error.strerror if name is None else f"{name}: {error.strerror}"
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130

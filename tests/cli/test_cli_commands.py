@@ -121,6 +121,16 @@ def test_user_errors_are_one_line_and_debug_shows_where(capsys, tmp_path):
         cli.main([*line, "--debug"])
 
 
+@pytest.mark.parametrize("name", ["run/a.txt", b"run/a.txt"])
+def test_a_file_that_fails_is_named(monkeypatch, capsys, name):
+    def fail(args):
+        raise FileNotFoundError(2, "No such file or directory", name)
+
+    monkeypatch.setattr(convert, "main", fail)
+    assert cli.main(["convert", "net.pth"]) == 1
+    assert capsys.readouterr().err == "error: run/a.txt: No such file or directory\n"
+
+
 def test_a_missing_library_names_the_doctor(monkeypatch, capsys):
     def main(args):
         raise ModuleNotFoundError("No module named 'x'", name="x")
