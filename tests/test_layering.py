@@ -37,7 +37,7 @@ ALLOWED = {
 
 OPTIONAL_LIBRARIES = {
     "detectron2": {"integrations/detectron2.py", "models/detection.py", "models/detection_graph.py"},
-    "segmentation_models_pytorch": {"integrations/smp.py", "models/segmentation.py", "cli/_benchmark.py"},
+    "segmentation_models_pytorch": {"integrations/smp.py", "models/segmentation.py"},
     "timm": {"integrations/timm.py", "cli/_benchmark.py"},
     "albumentations": {"data/transforms.py"},
     "pycocotools": {"data/layouts/coco_masks.py", "evaluation/coco.py"},

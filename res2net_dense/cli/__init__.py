@@ -11,6 +11,7 @@ import argparse
 import importlib
 import logging
 import os
+import re
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -42,10 +43,7 @@ SIGPIPE_CODE = 141
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a subcommand; user errors are one line on standard error and exit code 1.
-
-    Args:
-        arguments: the subcommand and its arguments; those of the process if None.
+    """Run a subcommand with its arguments; user errors are one line on standard error and exit code 1.
 
     Raises:
         SystemExit: after `--help` and `--version` (0), and where the arguments cannot be parsed (2).
@@ -53,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
         try:
-            return _run(given[0], given[1:]) if given and given[0] in COMMANDS else _explain(given)
+            return _run(given[0], given[1:]) if given and given[0] in COMMANDS else _answer(given)
         finally:
             sys.stdout.flush()
     except BrokenPipeError:  # the program that reads our output, such as `head`, has ended
@@ -61,8 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return SIGPIPE_CODE
 
 
-def _explain(given: Sequence[str]) -> int:
-    """Answer arguments that do not start with a subcommand: `--help`, `--version`, an unknown name."""
+def _answer(given: Sequence[str]) -> int:
+    """The list of subcommands, the version, or an error about an unknown one."""
     width = max(map(len, COMMANDS))
     lines = [f"  {name:{width}}  {text}" for name, text in COMMANDS.items()]
     parser = argparse.ArgumentParser(
@@ -99,34 +97,35 @@ def _run(name: str, given: Sequence[str]) -> int:
     command = load(name)
     args = parser_of(name, command).parse_intermixed_args(given)  # overrides may stand anywhere
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it would ask the network for its version
-    level = logging.DEBUG if args.debug else logging.WARNING
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr)
-    logging.getLogger("res2net_dense").setLevel(level)
-    if (
-        not args.debug and os.environ.get("RANK", "0") == "0"
-    ):  # what a backbone loads is always reported, once
+    logging.getLogger("res2net_dense").setLevel(logging.DEBUG if args.debug else logging.WARNING)
+    if not args.debug and os.environ.get("RANK", "0") == "0":  # what a backbone loads is reported, once
         logging.getLogger("res2net_dense.convert").setLevel(logging.INFO)
     logging.captureWarnings(True)
     try:
         code: int = command.main(args)
         return code
-    except Res2NetDenseError as error:
-        if args.debug:
-            raise
-        message = str(error)
-    except ModuleNotFoundError as error:
-        if args.debug or (error.name or "").startswith("res2net_dense"):
-            raise
-        message = f"{error.name} is not installed; `{PROGRAM} doctor` says how to get it"
-    except OSError as error:
-        if args.debug or error.strerror is None or isinstance(error, BrokenPipeError):
-            raise
-        name = (
-            error.filename.decode(errors="replace") if isinstance(error.filename, bytes) else error.filename
-        )
-        message = error.strerror if name is None else f"{name}: {error.strerror}"
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130
-    print(f"error: {message}", file=sys.stderr)
-    return 1
+    except Exception as error:
+        message = None if args.debug else _explain_error(error)
+        if message is None:
+            raise
+        print(f"error: {message}", file=sys.stderr)
+        return 1
+
+
+def _explain_error(error: Exception) -> str | None:
+    """What a user reads, on one line; None for a fault of ours."""
+    if isinstance(error, Res2NetDenseError):
+        return str(error)
+    if isinstance(error, ModuleNotFoundError) and not (error.name or "").startswith("res2net_dense"):
+        return f"{error.name} is not installed; `{PROGRAM} doctor` says how to get it"
+    if isinstance(error, OSError) and error.strerror and not isinstance(error, BrokenPipeError):
+        name = error.filename
+        name = name.decode(errors="replace") if isinstance(name, bytes) else name
+        return error.strerror if name is None else f"{name}: {error.strerror}"
+    if isinstance(error, RuntimeError) and re.search("can't allocate memory|out of memory", str(error)):
+        return "not enough memory; lower the number of images at a time, or their size"
+    return None

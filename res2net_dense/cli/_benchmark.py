@@ -8,73 +8,62 @@ from __future__ import annotations
 
 import argparse
 import copy
-import functools
+import ctypes
 import gc
+import itertools
 import json
-import math
 import platform
 import sys
 import tempfile
 import time
 import timeit
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from res2net_dense.backbones.registry import ALIASES, Classifier, canonical_name
-from res2net_dense.cli._costs import multiply_adds, peak_memory
+from res2net_dense import __version__, load_exported, optimize_for_inference
+from res2net_dense.backbones.registry import ALIASES, canonical_name
+from res2net_dense.cli._model_table import multiply_adds
 from res2net_dense.cli._shared import EXPORT_FORMATS
-from res2net_dense.cli.benchmark import TIMM
+from res2net_dense.cli.benchmark import TIMM, TRAINING_WAYS
 from res2net_dense.config import Config, load_config
-from res2net_dense.errors import ConfigError, ExportError, MissingDependencyError, Res2NetDenseError, one_line
+from res2net_dense.deploy.description import Description
+from res2net_dense.deploy.export import FORMATS, export
+from res2net_dense.errors import ConfigError, Res2NetDenseError, one_line
 from res2net_dense.evaluation.tables import align
 from res2net_dense.files import write_atomically
 from res2net_dense.tasks import get_task
-from res2net_dense.tasks.base import updated
-from res2net_dense.types import Sample
-from res2net_dense.version import __version__
+from res2net_dense.tasks.base import Task, updated
 
-ALLOWED = {"logits": {"fp32": 1e-3, "bf16": 0.15}, "detections": {"fp32": 0.05}, "gradient": {"fp32": 1e-6}}
+_PROCESS = Path("/proc/self")
+ALLOWED = {"logits fp32": 1e-3, "logits bf16": 0.15, "detections fp32": 0.05, "gradient fp32": 1e-6}
 """Largest differences, see `difference`. An untrained network loses some percent in bfloat16; of detections
 with equal scores any may be suppressed, and in bfloat16 they are not judged."""
 # Settings without effect on what a trained network computes; timm has none of the others.
 _HARMLESS = {"name", "weights", "freeze_at", "drop_path_rate", "checkpoint_activations", "norm"}
+LineUp = tuple[dict[str, Any], list[tuple[str, str, str]], dict[str, str]]
+"""Models by name, contestants (model, way to run it, precision), and reasons by what is left out."""
 _NORMS = {"running_mean": (-0.1, 0.1), "running_var": (0.5, 1.5), "weight": (0.2, 1), "bias": (-0.2, 0.2)}
-
-
-class WrongResultError(Res2NetDenseError):
-    """A contestant does not compute what the reference computes."""
-
-
-@dataclass(eq=False)
-class Net:
-    """A network in evaluation mode and float32."""
-
-    name: str  # "ours", "timm", ... or another backbone
-    model: Any
-    config: Config
-    reference: Net | None = None  # has the same weights, so it must give the same results; None for itself
-
-
-class Contestant(NamedTuple):
-    """A network, the way to run it and the precision."""
-
-    net: Net
-    way: str
-    dtype: str
-
-    def __str__(self) -> str:
-        return f"{self.net.name} {self.way} {self.dtype}"
 
 
 def benchmark(args: argparse.Namespace) -> None:
     """Measure every setting that the arguments ask for, print the tables, and write `--json`."""
-    torch.set_num_threads(args.threads or torch.get_num_threads())
+    args.device = "cuda" if torch.cuda.is_available() else "cpu"
+    args.formats = args.formats or ["eager", "channels-last" if args.train else "optimized"]
+    args.model = [canonical_name(name) for name in args.model] if args.model else [None]
+    args.against = [name if name in TIMM else canonical_name(name) for name in args.against]
+    if args.train and (args.config or not set(args.formats) <= set(TRAINING_WAYS)):
+        raise ConfigError(f"--train goes with --model, and --formats {', '.join(TRAINING_WAYS)}")
+    if args.train and min(args.batch) == 1 and any(max(size) <= 32 for size in args.size):
+        raise ConfigError("--train: batch norm cannot learn from one pixel; raise --batch or --size")
+    if args.json:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        args.json.open("a").close()  # an error now rather than after minutes
     cpu = f"{platform.machine()} with {torch.backends.cpu.get_cpu_capability()}"
     document: dict[str, Any] = {
         "version": __version__, "date": time.strftime("%Y-%m-%d %H:%M:%S %z"),
@@ -88,132 +77,113 @@ def benchmark(args: argparse.Namespace) -> None:
         "{settings[warmup]} rounds to warm up, then {settings[repeats]}; of ratios the median and the middle "
         "half of the rounds; peak is the memory of a call besides weights".format(**document)
     )
-    jobs = [(name, size, n) for name in args.model or [None] for size in args.size for n in args.batch]
+    jobs = list(itertools.product(args.model, args.size, args.batch))
     for number, (name, size, batch) in enumerate(jobs, 1):
         setting = f"{name or args.config}, batch {batch}, {size[0]}x{size[1]}"
         print(f"[{number}/{len(jobs)}] {setting}", file=sys.stderr)
-        try:
-            result = measure(args, name, size, batch)
-        except RuntimeError as error:  # without memory, but on a CPU that has no class of its own
-            if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
-                raise
-            raise ConfigError(f"{setting}: not enough memory; lower --batch or --size") from None
-        document["results"].append(result)
-        print(f"\n{table(result)}", flush=True)
+        document["results"].append(measure(args, name, size, batch))
+        print(f"\n{table(document['results'][-1])}", flush=True)
         if args.json:  # an interrupt leaves what has been measured so far
             write_atomically(args.json, lambda file: file.write(json.dumps(document, indent=1).encode()))
 
 
 def measure(args: argparse.Namespace, name: str | None, size: tuple[int, int], batch: int) -> dict[str, Any]:
     """Measure all contestants of one setting; returns plain data, see `table`."""
-    ours, contestants, left_out = line_up(args, name)
+    overrides = [*([f"backbone.name={name}"] if name else []), *args.overrides]
+    config = load_config(args.config or "classification_res2net50_imagenet", overrides)
+    task, train = get_task(config.task), torch.float32 if args.train else None
+    models, contestants, left_out = line_up(args, config)
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (batch, 3, *size), dtype=torch.uint8, generator=generator).to(args.device)
-    calls, rows, expected = list[Callable[[], Any]](), list[dict[str, Any]](), dict[Contestant, Any]()
-    with tempfile.TemporaryDirectory() as folder:
-        make = functools.partial(make_call, folder=Path(folder), train=torch.float32 if args.train else None)
-        for contestant in contestants:
-            net, way, dtype = contestant
-            reference = Contestant(net.reference or net, "eager", "fp32")
-            print(f"checking {contestant}", file=sys.stderr)
-            try:
-                if reference not in expected:
-                    expected[reference] = make(reference, images)()
-                call = make(contestant, images)
-                checks = try_out(contestant, call, expected[reference])
-            except (ConfigError, ExportError, MissingDependencyError) as error:
-                left_out[str(contestant)] = str(error)
-                continue
-            if args.train and dtype == "fp32":
-                checks["gradient_differs"] = compare_gradients(contestant, reference, images)
-            calls.append(call)
-            rows.append({"label": str(contestant), "net": net.name, "format": way, "dtype": dtype, **checks})
-        macs = multiply_adds(make_call(Contestant(ours, "eager", "fp32"), images[:1]))
-        seconds = interleave(calls, warmup=args.warmup, repeats=args.repeats)
-    for row, times in zip(rows, seconds, strict=True):
-        median, p95 = np.percentile(times, [50, 95]).tolist()
-        row |= {
-            "median_ms": 1000 * median, "p95_ms": 1000 * p95, "images_per_second": batch / median,
-            "speedup": ratio(seconds[0], times), "seconds": times.tolist(),
-            "over": {
-                other["net"]: ratio(times, theirs)
-                for other, theirs in zip(rows, seconds, strict=True)
-                if row["net"] == "ours" != other["net"]
-                and (row["format"], row["dtype"]) == (other["format"], other["dtype"])
-            },
-        }  # fmt: skip
+    references = {**models, "ours": models.get("timm", models["ours"])}  # networks of the same weights
+    expected = {
+        net: make_call(task, model, "eager", "fp32", images, train)() for net, model in references.items()
+    }
+    calls, rows = list[Callable[[], Any]](), list[dict[str, Any]]()
+    for net, way, dtype in contestants:
+        label = f"{net} {way} {dtype}"
+        print(f"checking {label}", file=sys.stderr)
+        try:
+            call = make_call(task, models[net], way, dtype, images, train)
+            if way not in EXPORT_FORMATS:  # a runtime keeps its memory from call to call
+                call()  # compiling needs memory that a call does not
+            found, peak = peak_memory(call, images.device)
+        except Exception as error:  # the compiler raises anything
+            if way != "compiled" and not isinstance(error, Res2NetDenseError):
+                raise
+            left_out[label] = one_line(error)
+            continue
+        row: dict[str, Any] = {"label": label, "net": net, "format": way, "dtype": dtype, "peak_bytes": peak}
+        row["differs"] = judge(label, found, expected[net])
+        if train and dtype == "fp32":
+            # In float32 a ReLU that a rounding error switches changes a gradient by percents.
+            pair = (models[net], way), (references[net], "eager")
+            gradients = (make_call(task, *one, dtype, images[:8], torch.float64)()[:1] for one in pair)
+            row["gradient_differs"] = judge(label, *gradients, what="gradient")
+        calls.append(call)
+        rows.append(row)
+    add_times(rows, interleave(calls, warmup=args.warmup, repeats=args.repeats), batch)
     return {
-        "name": name or f"{ours.config.model.arch} {ours.config.backbone.name}", "batch": batch,
-        "size": list(size), "training": args.train, "baseline": str(contestants[0]), "macs": macs,
-        "parameters": sum(parameter.numel() for parameter in ours.model.parameters()),
+        "name": name or f"{config.model.arch} {config.backbone.name}", "batch": batch, "size": list(size),
+        "training": args.train, "baseline": " ".join(contestants[0]),
+        "macs": multiply_adds(make_call(task, models["ours"], "eager", "fp32", images[:1])),
+        "parameters": sum(parameter.numel() for parameter in models["ours"].parameters()),
         "rows": rows, "left_out": left_out,
     }  # fmt: skip
 
 
-def line_up(args: argparse.Namespace, name: str | None) -> tuple[Net, list[Contestant], dict[str, str]]:
-    """Build the networks of one setting; returns ours, the contestants, and what is left out and why. The
-    first contestant is the baseline: timm's network as it comes, or ours where timm does not have it.
+def line_up(args: argparse.Namespace, config: Config) -> LineUp:
+    """Build the networks of one setting: "ours", "timm" and other backbones. The first contestant is the
+    baseline: timm's network as it comes, or ours where timm does not have it.
     """
-    overrides = [*([f"backbone.name={canonical_name(name)}"] if name else []), *args.overrides]
-    config = load_config(args.config or "classification_res2net50_imagenet", overrides)
-    names = {other: canonical_name(other) for other in args.against if other not in TIMM}
-    ours, *others = (
-        build(updated(config, backbone={"name": full}), args.device, net, training=args.train)
-        for net, full in {"ours": config.backbone.name, **names}.items()
-    )
-    asked, left_out = [(net, way) for net in (ours, *others) for way in args.formats], dict[str, str]()
-    if theirs := [way for other, way in TIMM.items() if other in args.against]:
+    backbones = {"ours": config.backbone.name} | {name: name for name in args.against if name not in TIMM}
+    models = {
+        net: build(updated(config, backbone={"name": name}), training=args.train).to(args.device)
+        for net, name in backbones.items()
+    }
+    asked, left_out = [(net, way) for net in models for way in args.formats], dict[str, str]()
+    if theirs := [("timm", way) for other, way in TIMM.items() if other in args.against]:
         try:
-            ours.reference = on_timm(ours)
-            asked = [(ours.reference, way) for way in theirs] + asked
+            models["timm"], asked = on_timm(models["ours"], config.backbone), theirs + asked
         except (ConfigError, ImportError) as error:
             left_out["timm"] = str(error)
     first = args.dtypes[0]
     only = {"compiled": first, **dict.fromkeys(EXPORT_FORMATS, "fp32")}  # compiling takes minutes
-    contestants = [Contestant(ours.reference or ours, "eager", first)]
-    contestants += [Contestant(net, way, only.get(way, dtype)) for dtype in args.dtypes for net, way in asked]
-    return ours, list(dict.fromkeys(contestants)), left_out
+    contestants = [("timm" if "timm" in models else "ours", "eager", first)]
+    contestants += [(net, way, only.get(way, dtype)) for dtype in args.dtypes for net, way in asked]
+    return models, list(dict.fromkeys(contestants)), left_out
 
 
-def build(config: Config, device: str, name: str = "ours", *, training: bool = False) -> Net:
-    """Build a model with random weights; scores of a detector are low then, so it keeps all it finds."""
-    task, model = get_task(config.task), config.model
-    changes: dict[str, Any] = {"score_threshold": 0.0} if hasattr(model, "score_threshold") else {}
-    if model.num_classes is None:
-        changes["num_classes"] = len(config.data.class_names or ()) or task.usual_classes
-    config = updated(config, model=changes)
-    torch.manual_seed(0)
-    network = task.build_model(config, load_weights=False)
-    randomize_norms(network, training=training)
-    return Net(name, network.eval().to(device), config)
+def build(config: Config, *, training: bool = False) -> nn.Module:
+    """Build a model with random weights, but batch norms as trained networks have them.
 
-
-def randomize_norms(model: nn.Module, *, training: bool = False) -> None:
-    """Give the batch norms of an untrained network statistics and scales as trained ones have, in place.
-
-    Without them an error in folding a norm would not show, nor would one in the heads of an R-CNN, whose
+    Without those an error in folding a norm would not show, nor would one in the heads of an R-CNN, whose
     first weights are so small that all boxes and masks are alike. For `training` only scales of 0 change, and
     a little: large ones make the gradients of a deep network chaotic.
     """
-    generator = torch.Generator().manual_seed(0)
+    task, changes = get_task(config.task), dict[str, Any]()
+    if hasattr(config.model, "score_threshold"):
+        changes["score_threshold"] = 0.0  # the scores are low, and there must be something to do
+    if config.model.num_classes is None:
+        changes["num_classes"] = len(config.data.class_names or ()) or task.usual_classes
+    torch.manual_seed(0)
+    model = task.build_model(updated(config, model=changes), load_weights=False)
     module: Any
     for name, module in model.named_modules():
         if name.endswith((".bbox_pred", ".mask_head.predictor")):
             module.weight.data.mul_(30)
-        if not isinstance(getattr(module, "running_var", None), Tensor):
-            continue
-        if not training:
+        elif getattr(module, "running_var", None) is not None and training:
+            module.weight.data.clamp_(min=0.1)
+        elif getattr(module, "running_var", None) is not None:
             for part, (low, high) in _NORMS.items():
-                getattr(module, part).data.uniform_(low, high, generator=generator)
-        elif not module.weight.any():
-            module.weight.data.fill_(0.1)
+                getattr(module, part).data.uniform_(low, high)
+    return model.eval()
 
 
-def on_timm(net: Net) -> Net:
-    """Return `net` with its weights on timm's backbone; raises a `ConfigError` if timm has none like it."""
+def on_timm(model: Any, settings: Any) -> Any:
+    """A copy of a model on timm's backbone with the same weights; raises a `ConfigError` if timm has none."""
     import timm
 
-    settings = net.config.backbone
     modules = ("res2net", "resnet", "dla")  # our own networks may be registered in another
     names = [settings.name, *(alias for alias, ours in ALIASES.items() if ours == settings.name)]
     name = next((name for name in names if timm.models.is_model_in_modules(name, modules)), None)
@@ -222,138 +192,114 @@ def on_timm(net: Net) -> Net:
     changed = sorted(settings.model_dump(exclude_defaults=True).keys() - _HARMLESS)
     if changed or settings.norm == "GN":
         raise ConfigError(f"timm's {name} has no backbone.{[*changed, 'norm'][0]}")
-    model, library = copy.deepcopy(net.model), "timm"
-    owner, part = (model.backbone, "bottom_up") if hasattr(model, "roi_heads") else (model, "backbone")
-    own = getattr(owner, part)
-    try:
-        if isinstance(own, Classifier):
-            new = theirs = timm.create_model(name, num_classes=net.config.model.num_classes)
-        elif hasattr(own, "_depth"):  # an encoder of smp
-            import segmentation_models_pytorch as smp
-
-            if own.output_stride < 32 and "v1b" in settings.name:
-                raise ConfigError(f"timm's {name} has another shortcut where it dilates")
-            shape, library = {"depth": own._depth, "output_stride": own.output_stride}, "smp+timm"
-            new = smp.encoders.get_encoder(f"tu-{name}", weights=None, **shape)
-            theirs = new.model
-        else:
-            if part == "bottom_up":
-                own, library = own.net, "detectron2+timm"
-            maps = list(own.out_features)
-            theirs = timm.create_model(name, features_only=True, out_indices=tuple(range(-len(maps), 0)))
-            new = _TimmFeatures(theirs, maps)
-    except AssertionError:  # how timm and smp refuse an output stride
-        raise ConfigError(f"timm's {name} does not dilate") from None
+    model = copy.deepcopy(model)
+    place, own = next((place, one) for place, one in model.named_modules() if hasattr(one, "semantics"))
+    depth, stride = getattr(own, "_depth", None), getattr(own, "_output_stride", 32)  # of an encoder of smp
+    if stride < 32 and ("v1b" in settings.name or "dla" in settings.name):
+        raise ConfigError(f"timm's {name} does not dilate as ours does")
+    if hasattr(own, "num_classes"):
+        new = theirs = timm.create_model(name, num_classes=own.num_classes)
+    else:
+        indices = range(-5, depth - 5) if depth else range(-len(own.out_features), 0)
+        theirs = timm.create_model(name, features_only=True, output_stride=stride, out_indices=indices)
+        new = _Features(theirs, [] if depth else own.out_features)
     counters = {k: v for k, v in theirs.state_dict().items() if k.endswith("num_batches_tracked")}
     theirs.load_state_dict({**counters, **own.state_dict()})  # our frozen norms have no counters
-    setattr(owner, part, new)
-    return Net(library, model.eval().to(next(net.model.parameters()).device), net.config)
+    model.set_submodule(place, new)
+    return model.eval()
 
 
-class _TimmFeatures(nn.Module):
-    """The last maps of a network of timm, by our names."""
+class _Features(nn.Module):
+    """The maps of a network of timm by our names; without names as smp wants them."""
 
-    def __init__(self, net: nn.Module, maps: list[str]) -> None:
+    def __init__(self, net: nn.Module, names: Sequence[str]) -> None:
         super().__init__()
-        self.net, self.maps = net, maps
+        self.net, self.names = net, names
 
-    def forward(self, x: Tensor) -> dict[str, Tensor]:
-        return dict(zip(self.maps, self.net(x), strict=True))
+    def forward(self, x: Tensor) -> Any:
+        maps = self.net(x)
+        return dict(zip(self.names, maps, strict=True)) if self.names else [x, *maps]
 
 
 def make_call(
-    contestant: Contestant, images: Tensor, folder: Path = Path(), train: torch.dtype | None = None
+    task: Task[Any], model: Any, way: str, dtype: str, images: Tensor, train: torch.dtype | None = None
 ) -> Callable[[], Any]:
-    """Return a call that runs a copy of a network on `(N, 3, H, W)` uint8 images; exported files go to
-    `folder`. With `train`, the type of the weights, it runs a classifier forward and backward, and returns
-    the gradient of the first layer's weights and the logits.
+    """Return a call that runs a copy of a model on `(N, 3, H, W)` uint8 images. With `train`, the type of the
+    weights, it runs a classifier forward and backward, and returns the first layer's gradient and the logits.
     """
-    net, way, dtype = contestant
-    task, rcnn = get_task(net.config.task), hasattr(net.model, "roi_heads")
     inputs: Any = images
-    half = torch.bfloat16 if dtype == "bf16" else None
+    rcnn = hasattr(model, "roi_heads")
     if rcnn:
-        height, width = images.shape[-2:]
-        inputs = [Sample(image=image, original_height=height, original_width=width) for image in images]
+        size = {"original_height": images.shape[-2], "original_width": images.shape[-1]}
+        inputs = [{"image": image, **size} for image in images]
     if way in EXPORT_FORMATS:
-        from res2net_dense.deploy.description import Description
-        from res2net_dense.deploy.export import FORMATS, export
-        from res2net_dense.jobs import load_exported
-
         if images.is_cuda:
             raise ConfigError("exported files run on the CPU")
-        graph, path = task.build_graph(net.model), folder / f"{net.name}{FORMATS[way]}"
-        number = 1 if graph.by_tracing else len(images)
-        setup: dict[str, Any] = {
-            "task": task.name,
-            "arch": net.config.model.arch,
-            "backbone": net.config.backbone.name,
-        }
-        setup |= {"outputs": list(graph.outputs), "format": way, "size": images.shape[-2:], "batch": number}
-        export(graph, path, Description(**setup))
-        file = load_exported(path)
+        graph = task.build_graph(model)
+        setup: dict[str, Any] = {"task": task.name, "arch": "", "backbone": "", "format": way}
+        setup |= {"size": images.shape[-2:], "batch": 1 if graph.by_tracing else len(images)}
+        description = Description(**setup, outputs=list(graph.outputs))
+        with tempfile.TemporaryDirectory() as folder:
+            export(graph, path := f"{folder}/model{FORMATS[way]}", description)
+            file = load_exported(path)
         return lambda: file(inputs) if rcnn else tuple(file.run(images).values())
+    half = torch.bfloat16 if dtype == "bf16" else None
     layout = torch.channels_last if way in ("channels-last", "compiled") else torch.contiguous_format
     if train:
-        module = copy.deepcopy(net.model.backbone).train().to(train)
-        inputs = ((images - net.model.pixel_mean) / net.model.pixel_std).to(train, memory_format=layout)
+        module = copy.deepcopy(model.backbone).train().to(train)
+        inputs = ((images - model.pixel_mean) / model.pixel_std).to(train, memory_format=layout)
     else:
-        module = copy.deepcopy(net.model) if rcnn else task.build_graph(net.model)
+        module = copy.deepcopy(model) if rcnn else task.build_graph(model)
     module.to(memory_format=layout)
     if way == "optimized":
-        from res2net_dense.deploy.rewrite import optimize_for_inference
-
         module, half = optimize_for_inference(module, dtype=half), None  # its weights have the precision
     elif way == "compiled":  # of an R-CNN the backbone, whose shapes do not depend on what it finds
         (module.backbone if rcnn else module).compile(dynamic=False)
-    autocast = functools.partial(torch.autocast, images.device.type, half, enabled=half is not None)
 
-    def infer() -> Any:
-        with torch.inference_mode(), autocast():
+    def run() -> Any:
+        with torch.autocast(images.device.type, half, enabled=half is not None):
             return module(inputs)
 
-    def learn() -> tuple[Tensor | None, Tensor]:
+    def learn() -> Any:
         module.zero_grad(set_to_none=True)
-        with autocast():
-            logits = module(inputs)
+        logits = run()
         logits.to(train).square().mean().backward()
         return next(module.parameters()).grad, logits
 
-    return learn if train else infer
+    return learn if train else torch.inference_mode()(run)
 
 
-def try_out(contestant: Contestant, call: Callable[[], Any], expected: Any) -> dict[str, Any]:
-    """Run a call; return its peak memory, and how far its results are from those expected."""
-    outcome: list[Any] = []
-    try:
-        # A runtime keeps its memory from call to call; compiling needs memory that a call does not.
-        if contestant.way not in EXPORT_FORMATS:
-            call()
-        peak = peak_memory(lambda: outcome.append(call()), next(contestant.net.model.parameters()).device)
-    except Exception as error:  # the compiler raises anything
-        if contestant.way != "compiled":
-            raise
-        reason = f"torch.compile does not work here: {type(error).__name__}: {one_line(error, 120)}"
-        raise MissingDependencyError(reason) from error
-    what = "detections" if isinstance(expected, list) else "logits"
-    return {"peak_bytes": peak, "differs": judge(contestant, what, outcome.pop(), expected)}
+def peak_memory(call: Callable[[], Any], device: torch.device) -> tuple[Any, int | None]:
+    """Return what a call returns, and how far it raises the memory in use at its highest, in bytes.
 
-
-def compare_gradients(contestant: Contestant, reference: Contestant, images: Tensor) -> float:
-    """Judge a gradient, in float64 and of the first eight images: in float32 a ReLU that a rounding error
-    switches changes the gradient by percents on small images.
+    On CUDA this is memory of PyTorch's allocator, on a CPU resident memory of the process: of all libraries,
+    and of pages in use already only the new ones. None where the system does not report it.
     """
-    one, other = (make_call(who, images[:8], train=torch.float64)()[:1] for who in (contestant, reference))
-    return judge(contestant, "gradient", one, other)
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        return call(), torch.cuda.max_memory_allocated(device) - before
+
+    def kilobytes(key: str) -> int:
+        return int((_PROCESS / "status").read_text().partition(f"{key}:")[2].split(maxsplit=1)[0])
+
+    resident = None
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)  # else the C library serves the call from freed memory
+        (_PROCESS / "clear_refs").write_text("5")  # the highest mark becomes what is in use now
+        resident = kilobytes("VmRSS")
+    found = call()
+    return found, None if resident is None else max(0, kilobytes("VmHWM") - resident) * 1024
 
 
-def judge(contestant: Contestant, what: str, found: Any, expected: Any) -> float:
-    """Return the difference of results; raise a `WrongResultError` if it is more than `ALLOWED`, or NaN."""
-    apart, allowed = difference(found, expected), ALLOWED[what].get(contestant.dtype, math.inf)
+def judge(label: str, found: Any, expected: Any, *, what: str = "") -> float:
+    """Return the difference of results; raise an error if it is more than `ALLOWED`, or NaN."""
+    what = what or ("detections" if isinstance(expected, list) else "logits")
+    apart, allowed = difference(found, expected), ALLOWED.get(f"{what} {label.split()[-1]}", float("inf"))
     if not apart <= allowed:
-        raise WrongResultError(
-            f"{contestant} computes something else: {what} differ by {apart:.2g}, allowed is {allowed:g}"
-        )
+        problem = f"{what} differ by {apart:.2g}, allowed is {allowed:g}"
+        raise Res2NetDenseError(f"{label} computes something else: {problem}")
     return apart
 
 
@@ -391,30 +337,39 @@ def interleave(calls: Sequence[Callable[[], Any]], *, warmup: int, repeats: int)
     return seconds[:, warmup:]
 
 
-def ratio(times: Sequence[float], base: Sequence[float]) -> dict[str, float]:
-    """The times over those of `base`, round by round: the median, and the middle half of the rounds."""
-    quartiles = np.percentile(np.divide(times, base), [25, 50, 75])
-    return dict(zip(("low", "median", "high"), quartiles.tolist(), strict=True))
+def add_times(rows: Sequence[dict[str, Any]], seconds: np.ndarray, batch: int) -> None:
+    """Put the times of each contestant into its row, and their ratios."""
+
+    def ratio(times: np.ndarray, base: np.ndarray) -> dict[str, float]:
+        """Round by round, so that another program that starts half way changes nothing."""
+        quartiles = np.percentile(times / base, [25, 50, 75])
+        return dict(zip(("low", "median", "high"), quartiles.tolist(), strict=True))
+
+    for row, times in zip(rows, seconds, strict=True):
+        median, p95 = np.percentile(times, [50, 95]).tolist()
+        row |= {"median_ms": 1000 * median, "p95_ms": 1000 * p95, "images_per_second": batch / median}
+        row |= {"speedup": ratio(seconds[0], times), "seconds": times.tolist(), "over": {}}
+        for other, theirs in zip(rows, seconds, strict=True):
+            same_way = all(row[key] == other[key] for key in ("format", "dtype"))
+            if same_way and row["net"] == "ours" != other["net"]:
+                row["over"][other["net"]] = ratio(times, theirs)
 
 
 def table(result: Mapping[str, Any]) -> str:
     """One setting as text."""
-
-    def show(found: Mapping[str, float] | None) -> str:
-        return "{median:.2f} [{low:.2f}, {high:.2f}]".format(**found) if found else ""
-
     rivals = list(dict.fromkeys(name for row in result["rows"] for name in row["over"]))
-    columns = [("", ""), ("median", "ms"), ("p95", "ms"), ("", "img/s"), ("peak", "MB"), ("differs", "by")]
-    columns += [("times as fast as", result["baseline"])]
-    columns += [("time over that of", f"{rival}, same way") for rival in rivals]
-    cells = [list(line) for line in zip(*columns, strict=True)]
+    heads = [("", ""), ("median", "ms"), ("p95", "ms"), ("", "img/s"), ("peak", "MB"), ("differs", "by")]
+    heads += [("times as fast as", result["baseline"])]
+    heads += [("time over that of", f"{name}, same way") for name in rivals]
+    cells = [list(line) for line in zip(*heads, strict=True)]
     for row in result["rows"]:
         times = [f"{row[key]:.1f}" for key in ("median_ms", "p95_ms", "images_per_second")]
         peak = "-" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 1e6:.0f}"
-        ratios = [show(row["speedup"]), *(show(row["over"].get(rival)) for rival in rivals)]
-        cells.append([row["label"], *times, peak, f"{row['differs']:.0e}", *ratios])
+        ratios = [row["speedup"], *(row["over"].get(name) for name in rivals)]
+        shown = ["{median:.2f} [{low:.2f}, {high:.2f}]".format(**one) if one else "" for one in ratios]
+        cells.append([row["label"], *times, peak, f"{row['differs']:.0e}", *shown])
     work = "forward and backward, " if result["training"] else ""
-    title = "{name}, {work}batch {batch}, {size[0]}x{size[1]}".format(work=work, **result)
+    title = "{name}, {}batch {batch}, {size[0]}x{size[1]}".format(work, **result)
     size = f"{result['parameters'] / 1e6:.2f} M parameters, {result['macs'] / 1e9:.2f} GMACs an image forward"
     left_out = [f"left out: {label}: {reason}" for label, reason in result["left_out"].items()]
     return "\n".join([f"{title}: {size}", align(cells), *left_out])

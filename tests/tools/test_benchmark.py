@@ -4,7 +4,6 @@ gets no time, times in turn, memory of a known size, and a whole run as a person
 
 import argparse
 import copy
-import dataclasses
 import gc
 import json
 import platform
@@ -18,26 +17,23 @@ from networks import TINY, unfilled
 from running import assert_one_line, run_afresh
 
 from res2net_dense.cli import _benchmark as tool
-from res2net_dense.cli import _costs
-from res2net_dense.cli import benchmark as command
-from res2net_dense.cli._benchmark import Contestant
-from res2net_dense.cli._costs import multiply_adds, peak_memory
+from res2net_dense.cli._model_table import multiply_adds
 from res2net_dense.cli._shared import parse_size, positive
-from res2net_dense.config import parse_config
-from res2net_dense.errors import ConfigError, MissingDependencyError
+from res2net_dense.config import load_config, parse_config
+from res2net_dense.errors import ConfigError, Res2NetDenseError
+from res2net_dense.tasks import get_task
 
 pytest.importorskip("timm")
 
 TOOL = "tools/benchmark.py"
 NAME = "res2net50_14w_8s"
-CPU = torch.device("cpu")
 
 
 def arguments(**changes):
     usual = {
         "model": [NAME], "config": None, "overrides": [], "batch": [1], "size": [(64, 64)],
         "formats": ["eager"], "dtypes": ["fp32"], "against": ["timm"], "train": False, "repeats": 2,
-        "warmup": 1, "threads": None, "device": "cpu", "json": None, "debug": False,
+        "warmup": 1, "json": None, "debug": False, "device": "cpu",
     }  # fmt: skip
     return argparse.Namespace(**{**usual, **changes})
 
@@ -47,10 +43,12 @@ def images(count=1, size=64):
     return torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8, generator=generator)
 
 
-def build(task="classification", *, backbone=NAME, training=False, model=None, **options):
+def build(task="classification", *, backbone=NAME, training=False, **options):
+    """A model of ours, and the settings of its backbone."""
     train = {"iterations": 1, "batch_size": 1, "optimizer": {"lr": 0.1}}
-    sections = {"backbone": {"name": backbone, **options}, "model": CONFIGS[task] if model is None else model}
-    return tool.build(parse_config({"task": task, "train": train, **sections}), "cpu", training=training)
+    sections = {"backbone": {"name": backbone, **options}, "model": CONFIGS[task]}
+    config = parse_config({"task": task, "train": train, **sections})
+    return tool.build(config, training=training), config.backbone
 
 
 SMALL_RCNN = {
@@ -63,16 +61,10 @@ CONFIGS = {
     "saliency": {"arch": "poolnet", "channels": 16},
     "detection": {"arch": "mask_rcnn", **SMALL_RCNN},
 }
-LIBRARY = {
-    "classification": "timm",
-    "semantic_segmentation": "smp+timm",
-    "saliency": "timm",
-    "detection": "detectron2+timm",
-}
 
 
-def outcome(net, way="eager", dtype="fp32", folder=None, count=1):
-    return tool.make_call(Contestant(net, way, dtype), images(count), folder)()
+def outcome(model, way="eager", count=1, task="classification"):
+    return tool.make_call(get_task(task), model, way, "fp32", images(count))()
 
 
 @pytest.mark.parametrize(
@@ -82,19 +74,17 @@ def outcome(net, way="eager", dtype="fp32", folder=None, count=1):
         ({"train": True, "formats": ["optimized"]}, ("--train", "--formats", "channels-last")),
         ({"train": True, "model": None, "config": "a.yaml"}, ("--train", "--model")),
         ({"train": True, "size": [(32, 32)]}, ("--train", "--batch")),
-        pytest.param({"device": "cuda"}, ("--device cuda", "--device cpu"),
-                     marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is one")),
     ],
 )  # fmt: skip
 def test_what_cannot_be_measured_is_an_error_before_the_work(changes, words):
     with pytest.raises(ConfigError) as error:
-        command.check(arguments(**changes))
+        tool.benchmark(arguments(**changes))
     assert_one_line(error, *words)
 
 
 def test_a_file_that_cannot_be_written_is_an_error_before_the_work(tmp_path):
     with pytest.raises(IsADirectoryError):
-        command.check(arguments(json=tmp_path))
+        tool.benchmark(arguments(json=tmp_path))
 
 
 def test_sizes_and_counts_of_the_command_line():
@@ -115,20 +105,29 @@ def test_sizes_and_counts_of_the_command_line():
 
 @pytest.mark.parametrize("task", CONFIGS)
 def test_the_reference_is_the_same_network_from_the_libraries(task):
-    net = build(task)
-    reference = tool.on_timm(net)
-    assert reference.name == LIBRARY[task]
-    modules = {type(module).__module__.split(".")[0] for module in reference.model.backbone.modules()}
+    model, settings = build(task)
+    reference = tool.on_timm(model, settings)
+    modules = {type(module).__module__.split(".")[0] for module in reference.backbone.modules()}
     assert "timm" in modules
-    assert tool.difference(outcome(net), outcome(reference)) <= 1e-5
+    found = outcome(model, task=task)
+    assert tool.difference(found, outcome(reference, task=task)) <= 1e-5
     if task == "detection":  # random scores are below any threshold, and still there is something to do
-        assert len(outcome(net)[0]["boxes"]) == 20
+        assert len(found[0]["boxes"]) == 20
 
 
-@pytest.mark.parametrize("name", ["res2net50_v1b_26w_4s", "se_resnet50", "res2net_dla60"])
-def test_timms_name_of_a_network_may_be_another(name):
-    net = build(backbone=name)
-    assert tool.difference(outcome(net), outcome(tool.on_timm(net))) <= 1e-5
+@pytest.mark.parametrize(
+    ("backbone", "task"),
+    [
+        ("res2net50_v1b_26w_4s", "classification"),
+        ("se_resnet50", "classification"),
+        ("res2net_dla60", "classification"),
+        ("res2net_dla60", "saliency"),
+    ],
+)
+def test_timms_name_of_a_network_and_its_maps_may_be_others(backbone, task):
+    model, settings = build(task, backbone=backbone)
+    found, expected = (outcome(one, task=task) for one in (model, tool.on_timm(model, settings)))
+    assert tool.difference(found, expected) <= 1e-5
 
 
 @pytest.mark.parametrize(
@@ -137,68 +136,65 @@ def test_timms_name_of_a_network_may_be_another(name):
         ({"backbone": "res2net50_18w_4s"}, "timm has no res2net50_18w_4s"),
         ({"stage_pool": "strided"}, "no backbone.stage_pool"),
         ({"norm": "GN"}, "no backbone.norm"),
-        ({"backbone": "res2net50_v1b_26w_4s"}, "another shortcut"),
-        ({"backbone": "res2net_dla60"}, "does not dilate"),
+        ({"backbone": "res2net50_v1b_26w_4s"}, "does not dilate as ours"),
+        ({"backbone": "res2net_dla60"}, "does not dilate as ours"),
     ],
 )
 def test_what_the_libraries_do_not_have(backbone, reason):
-    net = unfilled(lambda: build("semantic_segmentation", **backbone))
+    model, settings = unfilled(lambda: build("semantic_segmentation", **backbone))
     with pytest.raises(ConfigError, match=reason):
-        tool.on_timm(net)
+        tool.on_timm(model, settings)
+
+
+def line_up(name, **changes):
+    config = load_config("classification_res2net50_imagenet", [f"backbone.name={name}"])
+    models, contestants, left_out = unfilled(lambda: tool.line_up(arguments(**changes), config))
+    return set(models), list(map(" ".join, contestants)), left_out
 
 
 def test_without_a_reference_ours_is_the_baseline():
-    args = arguments(formats=["channels-last", "onnx"], dtypes=["bf16"])
-    ours, line, left_out = tool.line_up(args, "res2net50_18w_4s")
+    models, line, left_out = line_up("res2net50_18w_4s", formats=["channels-last", "onnx"], dtypes=["bf16"])
     assert left_out == {"timm": "timm has no res2net50_18w_4s"}
-    assert list(map(str, line)) == ["ours eager bf16", "ours channels-last bf16", "ours onnx fp32"]
-    assert ours.reference is None
+    assert line == ["ours eager bf16", "ours channels-last bf16", "ours onnx fp32"]
+    assert models == {"ours"}
 
 
 def test_the_baseline_is_first_and_nothing_runs_twice():
-    args = arguments(
-        formats=["eager", "compiled", "onnx"], dtypes=["bf16", "fp32"],
+    models, line, _ = line_up(
+        NAME, formats=["eager", "compiled", "onnx"], dtypes=["bf16", "fp32"],
         against=["timm-compiled", "timm-channels-last", "resnet50"],
     )  # fmt: skip
-    _, line, _ = unfilled(lambda: tool.line_up(args, NAME))
-    assert list(map(str, line)) == [
+    assert line == [
         "timm eager bf16", "timm channels-last bf16", "timm compiled bf16", "ours eager bf16",
         "ours compiled bf16", "ours onnx fp32", "resnet50 eager bf16", "resnet50 compiled bf16",
         "resnet50 onnx fp32", "timm channels-last fp32", "ours eager fp32", "resnet50 eager fp32",
     ]  # fmt: skip
-    compared = {one.net.name: one.net.reference and one.net.reference.name for one in line}
-    assert compared == {"ours": "timm", "timm": None, "resnet50": None}
+    assert models == {"ours", "timm", "resnet50"}
 
 
 # results
 
 
-@pytest.fixture(scope="module")
-def net():
-    return build(backbone=TINY)
-
-
 @pytest.mark.parametrize("way", ["eager", "channels-last", "optimized", "torchscript"])
-def test_every_way_computes_the_same(net, way, tmp_path):
-    found = outcome(net, way, folder=tmp_path, count=2)
-    assert tool.difference(found, outcome(net, count=2)) <= 1e-5
+def test_every_way_computes_the_same(way):
+    model, _ = build(backbone=TINY)
+    assert tool.difference(outcome(model, way, count=2), outcome(model, count=2)) <= 1e-5
 
 
 @pytest.mark.parametrize("part", ["running_mean", "weight"])
-def test_a_wrong_result_is_an_error(part, tmp_path):
-    net = build()
-    wrong = dataclasses.replace(net, model=copy.deepcopy(net.model))
-    getattr(wrong.model.backbone.layer1[1].bns[1], part).data.mul_(1.5).add_(0.1)
-    contestant = Contestant(wrong, "eager", "fp32")
-    with pytest.raises(tool.WrongResultError) as error:
-        tool.try_out(contestant, tool.make_call(contestant, images(), tmp_path), outcome(net))
+def test_a_wrong_result_is_an_error(part):
+    model, _ = build()
+    wrong = copy.deepcopy(model)
+    getattr(wrong.backbone.layer1[1].bns[1], part).data.mul_(1.5).add_(0.1)
+    with pytest.raises(Res2NetDenseError) as error:
+        tool.judge("ours eager fp32", outcome(wrong), outcome(model))
     assert_one_line(error, "ours eager fp32", "logits differ", "0.001")
 
 
-def test_nan_is_a_wrong_result(net):
-    expected = outcome(net)
-    with pytest.raises(tool.WrongResultError, match="nan"):
-        tool.try_out(Contestant(net, "eager", "fp32"), lambda: (expected[-1] * float("nan"),), expected)
+def test_nan_is_a_wrong_result():
+    logits = torch.ones(2, 3)
+    with pytest.raises(Res2NetDenseError, match="nan"):
+        tool.judge("ours eager fp32", (logits * float("nan"),), (logits,))
 
 
 NONE = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0), "scores": torch.zeros(0)}
@@ -232,36 +228,39 @@ def test_detections_are_compared_one_by_one(found, expected, missing):
     assert tool.difference([found], [expected]) == missing
 
 
-def test_where_nothing_compiles_the_reason_is_reported(net):
-    def fail():
-        raise RuntimeError("no compiler\nwas found")
+def fail(*_, **__):
+    raise RuntimeError("no compiler\nwas found")
 
-    contestant = Contestant(net, "compiled", "fp32")
-    with pytest.raises(MissingDependencyError, match="RuntimeError: no compiler was found"):
-        tool.try_out(contestant, fail, None)
+
+def test_where_nothing_compiles_the_reason_is_reported(monkeypatch, capsys):
+    monkeypatch.setattr(torch.nn.Module, "compile", fail)
+    tool.benchmark(arguments(model=[TINY], formats=["eager", "compiled"]))
+    assert "left out: ours compiled fp32: no compiler was found" in capsys.readouterr().out
+    monkeypatch.setattr(tool, "optimize_for_inference", fail)
     with pytest.raises(RuntimeError):
-        tool.try_out(contestant._replace(way="eager"), fail, None)
+        tool.benchmark(arguments(model=[TINY], formats=["optimized"]))
 
 
 @pytest.mark.parametrize("way", ["eager", "channels-last"])
 def test_training_has_the_gradients_of_timms(way):
-    net = build(training=True)
-    before = copy.deepcopy(net.model.state_dict())
-    reference = tool.on_timm(net)
-    contestant = Contestant(net, way, "fp32")
-    baseline = Contestant(reference, "eager", "fp32")
-    found, expected = (
-        tool.make_call(one, images(4), train=torch.float32)() for one in (contestant, baseline)
-    )
+    model, settings = build(training=True)
+    before = copy.deepcopy(model.state_dict())
+    reference = tool.on_timm(model, settings)
+
+    def learn(model, way, dtype):
+        return tool.make_call(get_task("classification"), model, way, "fp32", images(4), dtype)()
+
+    found, expected = learn(model, way, torch.float32), learn(reference, "eager", torch.float32)
     gradient, _ = found
     assert gradient.shape == (64, 3, 7, 7)
     assert gradient.abs().max() > 0
     assert tool.difference(found, expected) <= 1e-3
-    assert tool.compare_gradients(contestant, baseline, images(4)) <= 1e-6
-    assert all(value.equal(before[key]) for key, value in net.model.state_dict().items())
-    next(net.model.parameters()).data[0] *= 1.001
-    with pytest.raises(tool.WrongResultError, match="gradient differ"):
-        tool.compare_gradients(contestant, baseline, images(4))
+    expected = learn(reference, "eager", torch.float64)[:1]
+    assert tool.judge("ours fp32", learn(model, way, torch.float64)[:1], expected, what="gradient") <= 1e-6
+    assert all(value.equal(before[key]) for key, value in model.state_dict().items())
+    next(model.parameters()).data[0] *= 1.001
+    with pytest.raises(Res2NetDenseError, match="gradient differ"):
+        tool.judge("ours fp32", learn(model, way, torch.float64)[:1], expected, what="gradient")
 
 
 # times, memory, counts
@@ -284,13 +283,19 @@ def test_the_clock_waits_for_the_call():
 def test_a_ratio_is_of_one_round_so_that_a_slower_machine_does_not_change_it():
     """All times double half way, as when something else begins to run."""
     load = np.array([1.0] * 10 + [2.0] * 10)
-    assert tool.ratio(0.3 * load, 0.6 * load) == pytest.approx({"low": 0.5, "median": 0.5, "high": 0.5})
-    assert tool.ratio([1.0, 2.0, 3.0], [1.0, 1.0, 1.0]) == {"low": 1.5, "median": 2.0, "high": 2.5}
+    rows = [{"net": net, "format": "eager", "dtype": "fp32"} for net in ("timm", "ours")]
+    tool.add_times(rows, np.stack([0.6 * load, 0.3 * load]), batch=3)
+    assert rows[1]["speedup"] == pytest.approx({"low": 2, "median": 2, "high": 2})
+    assert rows[1]["over"] == {"timm": pytest.approx({"low": 0.5, "median": 0.5, "high": 0.5})}
+    assert rows[0]["over"] == {}
+    assert rows[1]["images_per_second"] == pytest.approx(3 / 0.45)
+    tool.add_times(rows, np.array([[1.0, 2.0, 3.0], [1.0, 1.0, 1.0]]), batch=1)
+    assert rows[1]["speedup"] == {"low": 1.5, "median": 2.0, "high": 2.5}
 
 
 PEAKS = """
 import json, torch
-from res2net_dense.cli._costs import peak_memory
+from res2net_dense.cli._benchmark import peak_memory
 
 def two_at_once():
     one = torch.ones(48 * 2**20 // 4)
@@ -308,10 +313,10 @@ def small_ones():
 
 held = [torch.ones(16 * 2**20 // 4)]
 calls = [two_at_once, one_after_the_other]
-peaks = {call.__name__: peak_memory(call, torch.device("cpu")) for call in calls}
+peaks = {call.__name__: peak_memory(call, torch.device("cpu"))[1] for call in calls}
 freed = [torch.ones(4096) for _ in range(20_000)]  # small ones, which the C library keeps
 del freed
-peaks |= {call.__name__: peak_memory(call, torch.device("cpu")) for call in [nothing, small_ones]}
+peaks |= {call.__name__: peak_memory(call, torch.device("cpu"))[1] for call in [nothing, small_ones]}
 print(json.dumps(peaks))
 """
 
@@ -327,10 +332,8 @@ def test_peak_memory_is_that_of_the_call_at_its_highest():
 
 
 def test_where_the_system_does_not_report_it_there_is_no_peak(monkeypatch, tmp_path):
-    monkeypatch.setattr(_costs, "_PROCESS", tmp_path / "none")
-    calls = []
-    assert peak_memory(lambda: calls.append(1), CPU) is None
-    assert calls == [1]
+    monkeypatch.setattr(tool, "_PROCESS", tmp_path / "none")
+    assert tool.peak_memory(lambda: 7, torch.device("cpu")) == (7, None)
 
 
 def test_a_deformable_convolution_costs_what_a_convolution_does():
@@ -347,11 +350,10 @@ def test_a_whole_run(run_tool, tmp_path):
     process = run_tool(
         TOOL, "--model", NAME, "--batch", 2, "--size", "32x64", "--formats", "eager", "optimized",
         "--dtypes", "fp32", "bf16", "--against", "timm", "resnet50", "--repeats", 3, "--warmup", 1,
-        "--threads", 1, "--json", json_file,
+        "--json", json_file,
     )  # fmt: skip
     assert process.returncode == 0, process.stderr
     document = json.loads(json_file.read_text())
-    assert document["threads"] == 1
     assert (document["settings"]["warmup"], document["settings"]["repeats"]) == (1, 3)
     assert "1 rounds to warm up, then 3" in process.stdout
     (result,) = document["results"]
@@ -379,12 +381,12 @@ def test_training_and_a_config_are_measured(capsys, tmp_path):
     args = arguments(
         model=[TINY], train=True, formats=None, batch=[2], against=[TINY], json=tmp_path / "a.json"
     )
-    command.main(args)
+    tool.benchmark(args)
     assert "forward and backward, batch 2" in capsys.readouterr().out
     rows = json.loads((tmp_path / "a.json").read_text())["results"][0]["rows"]
     assert [row["gradient_differs"] <= 1e-6 for row in rows] == [True] * 4
     overrides = [f"backbone.name={TINY}", "model.channels=8"]
-    command.main(arguments(model=None, config="quick/sod_res2net50", overrides=overrides, formats=["onnx"]))
+    tool.benchmark(arguments(model=None, config="quick/sod_res2net50", overrides=overrides, formats=["onnx"]))
     text = capsys.readouterr().out
     assert f"left out: timm: timm has no {TINY}" in text
     assert "ours onnx fp32" in text
@@ -394,5 +396,5 @@ def test_too_little_memory_is_one_line(run_tool):
     process = run_tool(TOOL, "--model", TINY, "--size", "10000000", "--formats", "eager")
     assert process.returncode == 1
     assert "Traceback" not in process.stderr
-    last = process.stderr.splitlines()[-1]
-    assert last.startswith(f"error: {TINY}, batch 1, 10000000x10000000: not enough memory; lower --batch")
+    assert f"[1/2] {TINY}, batch 1, 10000000x10000000" in process.stderr
+    assert process.stderr.splitlines()[-1].startswith("error: not enough memory; lower the number of images")
