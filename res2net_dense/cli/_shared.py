@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 
 EXPORT_FORMATS = ("onnx", "openvino", "torch-export", "torchscript")
@@ -32,3 +33,11 @@ def positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a positive integer")
     return int(text)
+
+
+def add_workers_argument(parser: argparse.ArgumentParser) -> None:
+    """Add `--workers`, by default the processors that this process may use."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    parser.add_argument(
+        "--workers", type=positive, default=count, metavar="N", help="processes (default: all processors)"
+    )

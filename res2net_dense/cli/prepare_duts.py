@@ -14,10 +14,9 @@ network must not be tested on what it was trained on. The data itself is only re
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 
-from res2net_dense.cli._shared import positive
+from res2net_dense.cli._shared import add_workers_argument
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--output", type=Path, help="where to write the manifest (default: nowhere)")
     add("--check", type=Path, help="manifest to compare with")
     add("--against", type=Path, help="folder whose images must not be among these")
-    add("--workers", type=positive, default=os.cpu_count() or 1, help="processes (default: all cores)")
+    add_workers_argument(parser)
 
 
 def main(args: argparse.Namespace) -> int:

@@ -11,42 +11,25 @@ where an object is.
 from __future__ import annotations
 
 import argparse
-import os
+
+from res2net_dense.cli._shared import add_workers_argument
 
 SHEET_ROWS = 12
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--predictions",
-        nargs="+",
-        required=True,
-        metavar="[NAME=]DIR",
-        help="a folder of maps for each method",
+    add = parser.add_argument
+    add("--predictions", nargs="+", required=True, metavar="[NAME=]DIR", help="the maps of each method")
+    add("--masks", required=True, metavar="DIR", help="the folder of masks")
+    add("--json", metavar="FILE", help="write scores, curves and each image's scores there")
+    add("--plot", metavar="FILE", help="draw precision-recall and F curves (png, pdf, svg)")
+    add("--sheet", metavar="FILE", help=f"draw the {SHEET_ROWS} worst images of the first folder (png)")
+    add("--images", metavar="DIR", help="the images, for --sheet")
+    add_workers_argument(parser)
+    add(
+        "--no-rescale", dest="rescale", action="store_false", help="do not stretch maps to their own extremes"
     )
-    parser.add_argument("--masks", required=True, metavar="DIR", help="the folder of masks")
-    parser.add_argument("--json", metavar="FILE", help="write scores, curves and each image's scores there")
-    parser.add_argument("--plot", metavar="FILE", help="draw precision-recall and F curves (png, pdf, svg)")
-    parser.add_argument(
-        "--sheet", metavar="FILE", help=f"draw the {SHEET_ROWS} worst images of the first folder (png)"
-    )
-    parser.add_argument("--images", metavar="DIR", help="the images, for --sheet")
-    parser.add_argument(
-        "--workers", type=int, default=processors(), metavar="N",
-        help="processes (default: all processors); the scores do not depend on it",
-    )  # fmt: skip
-    parser.add_argument(
-        "--no-rescale", dest="rescale", action="store_false",
-        help="take maps as they are; without it each is stretched to its own minimum and maximum first",
-    )  # fmt: skip
-    parser.add_argument(
-        "--resize", action="store_true", help="scale maps of another size to their masks (bilinear)"
-    )
-
-
-def processors() -> int:
-    """How many this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    add("--resize", action="store_true", help="scale maps of another size to their masks (bilinear)")
 
 
 def main(args: argparse.Namespace) -> int:

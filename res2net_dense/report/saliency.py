@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -90,7 +90,7 @@ def cut_out(image: np.ndarray, saliency: np.ndarray) -> Image.Image:
     return photo
 
 
-def saliency_sheet(rows: Sequence[SheetRow], *, cell: int = 240) -> Image.Image:
+def saliency_sheet(rows: Iterable[SheetRow], *, cell: int = 240) -> Image.Image:
     """Put images, their masks, maps and overlays next to each other, one row per image.
 
     Args:

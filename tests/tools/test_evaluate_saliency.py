@@ -345,7 +345,7 @@ def sixteen(kind):
         (remove("good/1.png", "good/4.png"), r"good: 2 of 6 masks in .*masks have no map: 1, 4; all"),
         (lambda sets: (sets / "good/1.png").rename(sets / "good/1_sal.png"),
          r"1 of 6 masks .* no map: 1; maps there without a mask: 1_sal; all"),
-        (put("good/0.bmp", Image.new("L", (60, 40))), r"good: 1 maps have the name of another .*0\.png"),
+        (put("good/0.bmp", Image.new("L", (60, 40))), r"good: 1 files have the name of another .*0\.png"),
         (lambda sets: [put("masks/0.jpg", coloured("RGB"))(sets), put("masks/7.jpg", coloured("RGB"))(sets)],
          r"masks: 1 files have the name of another .*0\.png"),
         (put("masks/0.bmp", Image.new("L", (60, 40))), r"masks: 1 files have the name of another .*0\.png"),
@@ -379,7 +379,6 @@ def test_broken_data_is_one_line(score, sets, spoil, message, workers):
         (["a=good", "a=bad"], {}, "are both named a"),
         (["=good"], {}, "has no name or no folder"),
         (["a="], {}, "has no name or no folder"),
-        (["good"], {"workers": -1}, "--workers -1"),
         (["good"], {"json": "scores.txt"}, r"--json .*must end in \.json"),
         (["good"], {"json": "none/scores.json"}, r"--json .*no folder .*none"),
         (["good"], {"json": "good/scores.json"}, r"--json .*is in .*good"),
@@ -468,4 +467,4 @@ def test_being_stopped_ends_cleanly(sets, whom):
         assert (process.returncode, err) == (130, "stopped\n")
     else:
         assert process.returncode == 1
-        assert err.startswith("error: a scoring process was ended from outside")
+        assert err.startswith("error: a process was ended from outside")
