@@ -13,6 +13,7 @@ import numpy as np
 from pydantic import BaseModel, Field, ValidationError
 
 from res2net_dense.cli._processes import in_processes
+from res2net_dense.cli._shared import check_output
 from res2net_dense.data.images import list_images, read_image
 from res2net_dense.data.layouts.image_masks import ImageMasksPart, PartFiles, find_files
 from res2net_dense.data.layouts.listing import check_size
@@ -121,8 +122,7 @@ def check_places(output: Path | None, against: Path | None, root: Path) -> None:
     """
     if output and output.exists():
         raise DatasetError(f"{output}: already there; give --check {output}, or another --output")
-    if output and not output.parent.is_dir():
-        raise DatasetError(f"{output}: there is no folder {output.parent}; make it first")
+    check_output("--output", output)
     if output and output.resolve().is_relative_to(root):
         raise DatasetError(f"{output}: is in the set's own folder; choose a place outside")
     if against and (against.resolve().is_relative_to(root) or root.is_relative_to(against.resolve())):

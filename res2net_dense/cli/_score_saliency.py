@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from res2net_dense.cli._processes import in_processes
+from res2net_dense.cli._shared import check_output
 from res2net_dense.cli.score_saliency import SHEET_ROWS
 from res2net_dense.data.images import IMAGE_SUFFIXES, read_image
 from res2net_dense.data.layouts.image_mask_files import SHARED_SUFFIXES
@@ -119,10 +120,7 @@ def check_arguments(args: argparse.Namespace, inputs: list[Path]) -> None:
         if not (value := getattr(args, option)):
             continue
         file = Path(value)
-        if file.suffix.lower() not in suffixes:
-            raise ConfigError(f"--{option} {file} must end in {' or '.join(suffixes)}")
-        if not file.parent.is_dir():
-            raise ConfigError(f"--{option} {file}: there is no folder {file.parent}; make it first")
+        check_output(f"--{option}", file, suffixes)
         if folder := next((one for one in inputs if file.resolve().is_relative_to(one.resolve())), None):
             raise ConfigError(
                 f"--{option} {file} is in {folder}, whose files are scored; choose a place outside"

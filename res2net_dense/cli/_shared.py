@@ -1,10 +1,14 @@
-"""Arguments that several subcommands take."""
+"""Arguments that several subcommands take, and their checks."""
 
 from __future__ import annotations
 
 import argparse
 import os
 import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from res2net_dense.errors import ConfigError
 
 EXPORT_FORMATS = ("onnx", "openvino", "torch-export", "torchscript")
 """The keys of `deploy.export.MODULES`, here so that parsing a command does not import torch."""
@@ -12,12 +16,26 @@ EXPORT_FORMATS = ("onnx", "openvino", "torch-export", "torchscript")
 
 def add_config_arguments(parser: argparse.ArgumentParser, *, carried: bool = False) -> None:
     """Add the overrides and `--config`, which may be left out where weights carry one."""
-    note = "; default: the one that --weights carries" if carried else ""
-    parser.add_argument(
-        *("--config", "--config-file"), required=not carried, metavar="CONFIG",
-        help=f"a YAML file, or a name such as quick/mask_rcnn_res2net50{note}",
-    )  # fmt: skip
+    what = "a YAML file, or a name such as quick/mask_rcnn_res2net50"
+    what += "; default: the one that --weights carries" if carried else ""
+    parser.add_argument("--config", "--config-file", required=not carried, metavar="CONFIG", help=what)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as train.batch_size=2")
+
+
+def add_run_arguments(parser: argparse.ArgumentParser, when: str = "") -> None:
+    """Add the arguments of a run that may be an evaluation; `when` it is one, `--weights` has a meaning."""
+    add_config_arguments(parser, carried=True)
+    usual = "default: the newest checkpoint; without one, a classifier's backbone.weights"
+    what = f"{when}a weight file, a run folder or an exported file; {usual}"
+    parser.add_argument("--output-dir", metavar="DIR", help="run folder (runtime.output_dir)")
+    parser.add_argument("--weights", metavar="PATH", help=what)
+
+
+def add_workers_argument(parser: argparse.ArgumentParser) -> None:
+    """Add `--workers`, by default the processors that this process may use."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    what = "processes (default: all processors)"
+    parser.add_argument("--workers", type=positive, default=count, metavar="N", help=what)
 
 
 def parse_size(text: str) -> tuple[int, int]:
@@ -35,9 +53,13 @@ def positive(text: str) -> int:
     return int(text)
 
 
-def add_workers_argument(parser: argparse.ArgumentParser) -> None:
-    """Add `--workers`, by default the processors that this process may use."""
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    parser.add_argument(
-        "--workers", type=positive, default=count, metavar="N", help="processes (default: all processors)"
-    )
+def check_output(option: str, file: Path | None, suffixes: Sequence[str] = ()) -> None:
+    """Raise a `ConfigError`, before long work, where a file cannot be written or has another suffix."""
+    if file is None:
+        return
+    if suffixes and file.suffix.lower() not in suffixes:
+        raise ConfigError(f"{option} {file} must end in {' or '.join(suffixes)}")
+    if file.is_dir():
+        raise ConfigError(f"{option} {file} is a folder; name a file in it")
+    if not file.parent.is_dir():
+        raise ConfigError(f"{option} {file}: there is no folder {file.parent}; make it first")

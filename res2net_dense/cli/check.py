@@ -7,16 +7,14 @@ from __future__ import annotations
 
 import argparse
 
-from res2net_dense.cli._shared import add_config_arguments
+from res2net_dense.cli._shared import add_config_arguments as add_arguments
+from res2net_dense.errors import first_few
 
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_config_arguments(parser)
+__all__ = ["add_arguments", "main"]
 
 
 def main(args: argparse.Namespace) -> int:
     from res2net_dense.config import load_config
-    from res2net_dense.errors import first_few
     from res2net_dense.tasks import get_task
 
     config = load_config(args.config, args.overrides)
@@ -27,6 +25,5 @@ def main(args: argparse.Namespace) -> int:
             source = task.open_source(config, train=part == "train")
             print(f"data.{part}: {len(source)} images of {source.name}")
     names = task.class_names(config)
-    print(f"{len(names)} classes: {first_few(names, 12)}")
-    print("no errors found")
+    print(f"{len(names)} classes: {first_few(names, 12)}\nno errors found")
     return 0

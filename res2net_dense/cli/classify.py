@@ -11,23 +11,18 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from res2net_dense.errors import ConfigError, DatasetError
 from res2net_dense.files import write_atomically
 
-if TYPE_CHECKING:
-    from res2net_dense.backbones.registry import Classifier
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
+    what = "tag of --model, or on its own NAME.TAG or a file; default: the network's first published file"
     add("images", nargs="+", metavar="IMAGE", help="image, folder or quoted glob")
     add("--model", metavar="NAME", help="network, with a tag or without: NAME.in1k")
-    add(
-        "--weights", metavar="TAG|FILE",
-        help="tag of --model, or on its own NAME.TAG or a file; default: the network's first published file",
-    )  # fmt: skip
+    add("--weights", metavar="TAG|FILE", help=what)
     add("--top", type=int, default=5, metavar="K", help="classes per image (5)")
     add("--json", type=Path, metavar="FILE", help="write all of it there too")
     add("--trust-pickle", action="store_true", help="read a file that can run code")
@@ -37,14 +32,12 @@ def main(args: argparse.Namespace) -> int:
     import torch
     from tqdm import tqdm
 
+    from res2net_dense import predict_image
     from res2net_dense.data.images import list_images
-    from res2net_dense.hub import predict_image
 
     if args.json and args.json.suffix != ".json":
         raise ConfigError(f"--json {args.json} must end in .json: nothing else is overwritten")
-    files: list[Path] = []
-    results: list[dict[str, object]] = []
-    skipped: list[str] = []
+    files, results, skipped = list[Path](), list[dict[str, object]](), list[str]()
     for pattern in args.images:
         try:
             files += list_images(pattern)
@@ -71,20 +64,19 @@ def main(args: argparse.Namespace) -> int:
     return 0 if results else 1
 
 
-def load_classifier(args: argparse.Namespace) -> Classifier:
+def load_classifier(args: argparse.Namespace) -> Any:
     """Return the network of --model and --weights; a file or a full tag names its own."""
+    from res2net_dense import get_model
     from res2net_dense.convert import read_checkpoint
-    from res2net_dense.hub import get_model
     from res2net_dense.weight_files import is_path, open_weights
 
-    trust = args.trust_pickle
     if args.model:
         weights = args.weights or (None if "." in args.model else "imagenet")
-        return get_model(args.model, weights, trust_pickle=trust)
+        return get_model(args.model, weights, trust_pickle=args.trust_pickle)
     if not args.weights:
         raise ConfigError("give --model NAME (res2net_dense.list_models() has them) or --weights FILE")
     if is_path(args.weights):
-        file = open_weights(args.weights, trust_pickle=trust)
+        file = open_weights(args.weights, trust_pickle=args.trust_pickle)
         checkpoint = read_checkpoint(file)
         return get_model(checkpoint.name, file, **checkpoint.options)
     if "." not in args.weights:
@@ -92,4 +84,4 @@ def load_classifier(args: argparse.Namespace) -> Classifier:
             f"--weights {args.weights} is not a file; if it is a tag, give --model NAME too, or --weights "
             f"NAME.{args.weights}"
         )
-    return get_model(args.weights, trust_pickle=trust)
+    return get_model(args.weights, trust_pickle=args.trust_pickle)

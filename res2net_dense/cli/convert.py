@@ -12,6 +12,7 @@ import json
 import sys
 from pathlib import Path
 
+from res2net_dense.cli._shared import check_output
 from res2net_dense.errors import CheckpointError, ConfigError
 from res2net_dense.files import write_atomically
 
@@ -26,6 +27,7 @@ DIALECTS = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = f"dialects: {', '.join(DIALECTS)}"
     add = parser.add_argument
+    trust = "read files that can run code (all .pkl and .pdparams); only if you trust whoever made SRC"
     add("source", type=Path, metavar="SRC", help=".pth .pt .ckpt .safetensors .pkl .pdparams")
     add("destination", type=Path, metavar="DST", nargs="?", help=".safetensors or .pth to write")
     add("--to", metavar="DIALECT", default="res2net_dense", help="names to write (res2net_dense)")
@@ -34,10 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--report", type=Path, metavar="FILE.json", help="also write the passport as JSON")
     add("--force", action="store_true", help="overwrite files that exist")
     add("--partial", action="store_true", help="load the layers that match where not all do")
-    add(
-        "--trust-pickle", action="store_true",
-        help="read files that can run code (all .pkl and .pdparams); only if you trust whoever made SRC",
-    )  # fmt: skip
+    add("--trust-pickle", action="store_true", help=trust)
 
 
 def main(args: argparse.Namespace) -> int:
@@ -46,13 +45,8 @@ def main(args: argparse.Namespace) -> int:
 
     dialect_named(args.to)
     check(args.source, args.destination, args.report, force=args.force)
-    checkpoint = read_checkpoint(
-        args.source,
-        dialect=args.dialect,
-        prefix=args.prefix,
-        trust_pickle=args.trust_pickle,
-        partial=args.partial,
-    )
+    settings = {key: getattr(args, key) for key in ("dialect", "prefix", "trust_pickle", "partial")}
+    checkpoint = read_checkpoint(args.source, **settings)
     print(checkpoint.report.text())
     if args.report:
         text = json.dumps(checkpoint.report.to_dict(), indent=2)
@@ -69,13 +63,9 @@ def check(source: Path, destination: Path | None, report: Path | None, *, force:
     """Raise the errors of the arguments before anything is read or written."""
     if destination and destination.suffix not in (".safetensors", ".pth", ".pt"):
         raise CheckpointError(f"{destination}: weights are written as .safetensors or .pth")
-    if report:
-        if report.resolve() in [path.resolve() for path in (source, destination) if path]:
-            raise ConfigError(f"--report {report} is the weight file itself: give it a name of its own")
-        if report.is_dir():
-            raise ConfigError(f"--report {report} is a folder: name a file in it")
-        if not report.parent.is_dir():
-            raise ConfigError(f"--report {report}: there is no folder {report.parent}, make it first")
+    if report and report.resolve() in [path.resolve() for path in (source, destination) if path]:
+        raise ConfigError(f"--report {report} is the weight file itself: give it a name of its own")
+    check_output("--report", report)
     for path in (destination, report):
         if path and path.exists() and not force:
             raise CheckpointError(f"{path} exists; --force overwrites it")

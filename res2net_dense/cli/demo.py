@@ -33,18 +33,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    output, coco = args.output, args.data / "coco"
-    predictions = output / "predictions"
+    output, coco, predictions = args.output, args.data / "coco", args.output / "predictions"
     clear(output)
+    print(TIME, flush=True)
+    debug = ["--debug"] if args.debug else []
+    if code := run("toy", "--output", args.data, *debug):
+        return code
     parts = [
         f"data.{part}="
         + json.dumps({"images": f"{coco / part}", "annotations": f"{coco}/annotations/{part}.json"})
         for part in ("train", "val")
     ]
-    debug = ["--debug"] if args.debug else []
-    print(TIME, flush=True)
-    if code := run("toy", "--output", args.data, *debug):
-        return code
     try:
         code = run("train", "--config", CONFIG, "--output-dir", output, *parts, *args.overrides, *debug)
     finally:
@@ -60,23 +59,8 @@ def main(args: argparse.Namespace) -> int:
     return code
 
 
-def draw_sheet(predictions: Path, target: Path) -> Path:
-    """Put the first overlays on one sheet; returns its path."""
-    from PIL import Image
-
-    from res2net_dense.report.sheet import contact_sheet
-
-    files = sorted(predictions.glob("*.png"))[:12]
-    contact_sheet([Image.open(file).convert("RGB") for file in files]).save(target)
-    return target
-
-
 def clear(output: Path) -> None:
-    """Delete the run folder of an earlier demo.
-
-    Raises:
-        ConfigError: the folder holds something else.
-    """
+    """Delete the run folder of an earlier demo; raises a `ConfigError` if it holds something else."""
     if (output / MARK).is_file():
         shutil.rmtree(output)
     elif output.exists() and (not output.is_dir() or any(output.iterdir())):
@@ -90,3 +74,13 @@ def run(*command: str | Path) -> int:
     arguments = list(map(str, command))
     print(f"$ {cli.PROGRAM} {shlex.join(arguments)}", flush=True)
     return cli.main(arguments)
+
+
+def draw_sheet(predictions: Path, target: Path) -> Path:
+    """Put the first overlays on one sheet; returns its path."""
+    from PIL import Image
+
+    from res2net_dense.report.sheet import contact_sheet
+
+    contact_sheet([Image.open(file) for file in sorted(predictions.glob("*.png"))[:12]]).save(target)
+    return target

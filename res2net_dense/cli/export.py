@@ -23,29 +23,23 @@ from res2net_dense.errors import ConfigError
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_config_arguments(parser, carried=True)
     add = parser.add_argument
+    size = "of the images; default: the evaluation's, if it has one"
+    drop = "of the metric, from 0 to 1, that the file may lose with --eval (0.0005; int8: 0.01)"
     add("--weights", metavar="FILE", help="a run folder or a weight file")
     add("--output", required=True, metavar="FILE", help="its suffix tells the format")
     add("--format", choices=EXPORT_FORMATS, help="default: by the suffix of --output")
-    add(
-        "--size",
-        type=parse_size,
-        metavar="HxW",
-        help="of the images; default: the evaluation's, if it has one",
-    )
+    add("--size", type=parse_size, metavar="HxW", help=size)
     add("--batch", type=positive, metavar="N", help="images at once (1)")
     add("--dynamic", action="store_true", help="take images of any size, and any number of them")
     add("--int8", action="store_true", help="quantize (onnx; segmentation and saliency)")
     add("--calibration", metavar="PATH", help="images for --int8: a folder or a quoted glob")
     add("--eval", action="store_true", help="score the model and the file on data.val")
-    add(
-        "--max-drop", type=float, metavar="X",
-        help="of the metric, from 0 to 1, that the file may lose with --eval (0.0005; int8: 0.01)",
-    )  # fmt: skip
+    add("--max-drop", type=float, metavar="X", help=drop)
 
 
 def main(args: argparse.Namespace) -> int:
+    from res2net_dense import export
     from res2net_dense.deploy.export import FORMATS
-    from res2net_dense.exporting import export
 
     if args.format and Path(args.output).suffix != FORMATS[args.format]:
         raise ConfigError(
@@ -60,19 +54,9 @@ def main(args: argparse.Namespace) -> int:
     def log(text: str) -> None:
         print(f"[{time.monotonic() - start:.0f} s] {text}", file=sys.stderr, flush=True)
 
-    result = export(
-        args.weights,
-        args.output,
-        config=args.config,
-        overrides=args.overrides,
-        size=args.size,
-        batch=args.batch,
-        dynamic=args.dynamic,
-        calibration=args.calibration,
-        evaluate=args.eval,
-        max_drop=args.max_drop,
-        log=log,
-    )
+    names = ("config", "overrides", "size", "batch", "dynamic", "calibration", "max_drop")
+    settings = {name: getattr(args, name) for name in names}
+    result = export(args.weights, args.output, evaluate=args.eval, log=log, **settings)
     print(result.parity.table())
     if result.scores:
         print(result.scores.table())

@@ -46,9 +46,7 @@ def main(args: argparse.Namespace) -> int:
     places = output_names(files)
     check_inputs_are_safe(files, output, task.folders, places)
     predictor = Predictor(job, device)
-    images: list[dict[str, Any]] = []
-    annotations: list[dict[str, Any]] = []
-    skipped: list[str] = []
+    images, annotations, skipped = list[dict[str, Any]](), list[dict[str, Any]](), list[str]()
     bar = tqdm(total=len(files), desc="predict", unit="img", disable=None)
 
     def skip(number: int, error: Res2NetDenseError) -> None:
@@ -71,8 +69,7 @@ def main(args: argparse.Namespace) -> int:
     output.mkdir(parents=True, exist_ok=True)
     names = predictor.class_names
     categories = [{"id": id, "name": name} for id, name in enumerate(names, task.first_category_id)]
-    for number, annotation in enumerate(annotations, 1):
-        annotation["id"] = number
+    annotations = [{**annotation, "id": number} for number, annotation in enumerate(annotations, 1)]
     document = {"images": images, "categories": categories, "annotations": annotations, "skipped": skipped}
     write_atomically(output / "predictions.json", lambda f: f.write(json.dumps(document).encode()))
     found = task.summary(annotations, names, args.score)
@@ -97,9 +94,7 @@ def check_inputs_are_safe(
 
 
 def output_names(files: Sequence[Path]) -> list[Path]:
-    """Return the relative path of what is made of each image: as the images lie below their common folder,
-    never two in one place.
-    """
+    """Return the relative path of what is made of each image, as below their common folder; none twice."""
     root = Path(os.path.commonpath([file.resolve().parent for file in files]))
     places = [file.resolve().relative_to(root).with_suffix(".png") for file in files]
     count = Counter(places)

@@ -15,10 +15,11 @@ from res2net_dense.errors import ConfigError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("annotations", type=Path, help="the file to split")
-    parser.add_argument("--val", type=int, required=True, help="how many images to evaluate on")
-    parser.add_argument("--output", type=Path, required=True, help="folder of train.json and val.json")
-    parser.add_argument("--seed", type=int, default=0, help="another number chooses other images (0)")
+    add = parser.add_argument
+    add("annotations", type=Path, help="the file to split")
+    add("--val", type=int, required=True, help="how many images to evaluate on")
+    add("--output", type=Path, required=True, help="folder of train.json and val.json")
+    add("--seed", type=int, default=0, help="another number chooses other images (0)")
 
 
 def main(args: argparse.Namespace) -> int:
@@ -32,15 +33,15 @@ def main(args: argparse.Namespace) -> int:
         raise ConfigError(
             f"--val {args.val} of {count} images in {args.annotations}; leave at least one for each part"
         )
-    places = [args.output / f"{part}.json" for part in ("train", "val")]
-    for place in places:
+    images = sorted(document["images"], key=lambda image: str(image["id"]))
+    random.Random(args.seed).shuffle(images)
+    parts = {args.output / "train.json": images[args.val :], args.output / "val.json": images[: args.val]}
+    for place in parts:
         if place.exists():
             raise ConfigError(f"{place} is already there; delete it or choose another --output")
     args.output.mkdir(parents=True, exist_ok=True)
-    images = sorted(document["images"], key=lambda image: str(image["id"]))
-    random.Random(args.seed).shuffle(images)
     counts = []
-    for place, chosen in zip(places, (images[args.val :], images[: args.val]), strict=True):
+    for place, chosen in parts.items():
         ids = id_table(image["id"] for image in chosen)
         annotations = [a for a in document["annotations"] if find_id(a["image_id"], ids) is not None]
         part = {**document, "images": chosen, "annotations": annotations}

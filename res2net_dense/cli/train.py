@@ -10,24 +10,22 @@ from __future__ import annotations
 import argparse
 
 from res2net_dense.cli import evaluate
-from res2net_dense.cli._shared import add_config_arguments
+from res2net_dense.cli._shared import add_run_arguments
 from res2net_dense.errors import ConfigError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_config_arguments(parser, carried=True)
-    parser.add_argument("--output-dir", metavar="DIR", help="run folder (runtime.output_dir)")
-    evaluate.add_weights_argument(parser, "for --eval-only, ")
-    modes = parser.add_mutually_exclusive_group()
-    modes.add_argument("--resume", action="store_true", help="continue from the newest whole checkpoint")
-    modes.add_argument("--eval-only", action="store_true", help="evaluate, do not train")
-    modes.add_argument("--dry-run", action="store_true", help="try everything for two steps, keep nothing")
+    add_run_arguments(parser, "for --eval-only, ")
+    add = parser.add_mutually_exclusive_group().add_argument
+    add("--resume", action="store_true", help="continue from the newest whole checkpoint")
+    add("--eval-only", action="store_true", help="evaluate, do not train")
+    add("--dry-run", action="store_true", help="try everything for two steps, keep nothing")
 
 
 def main(args: argparse.Namespace) -> int:
     if args.eval_only:
         return evaluate.main(args)
-    from res2net_dense import jobs
+    from res2net_dense import train
 
     if args.weights:
         raise ConfigError(
@@ -35,11 +33,5 @@ def main(args: argparse.Namespace) -> int:
         )
     if not args.config:
         raise ConfigError("--config is missing: give the path of a configuration, or the name of one")
-    result = jobs.train(
-        args.config,
-        overrides=args.overrides,
-        output_dir=args.output_dir,
-        resume=args.resume,
-        dry_run=args.dry_run,
-    )
-    return 0 if result.as_expected else 1
+    settings = {key: getattr(args, key) for key in ("overrides", "output_dir", "resume", "dry_run")}
+    return 0 if train(args.config, **settings).as_expected else 1

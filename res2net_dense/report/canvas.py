@@ -25,9 +25,19 @@ def enlarge(image: np.ndarray) -> Image.Image:
     """A copy of an (H, W, 3) uint8 image, enlarged by `scale_for_drawing`."""
     canvas = Image.fromarray(np.array(image))
     scale = scale_for_drawing(*canvas.size)
-    if scale == 1:
-        return canvas
-    return canvas.resize((canvas.width * scale, canvas.height * scale), Image.Resampling.BICUBIC)
+    return scaled(canvas, (canvas.width * scale, canvas.height * scale))
+
+
+def fitted(image: Image.Image, side: int) -> Image.Image:
+    """The image, enlarged or shrunk so that its longer side has so many pixels."""
+    scale = side / max(image.size)
+    return scaled(image, (max(1, round(scale * image.width)), max(1, round(scale * image.height))))
+
+
+def scaled(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """The image at a size; maps of one channel keep their range."""
+    kind = Image.Resampling.BILINEAR if image.mode == "L" else Image.Resampling.BICUBIC
+    return image if image.size == size else image.resize(size, kind)
 
 
 def label_name(label: int, class_names: Sequence[str]) -> str:

@@ -14,7 +14,7 @@ from res2net_dense.types import Prediction
 def draw_classes(
     image: np.ndarray, prediction: Prediction, class_names: Sequence[str], *, top: int = 5
 ) -> np.ndarray:
-    """Write the most likely classes of an image below it, as `name 0.97`, best first.
+    """Write the `top` most likely classes of an image below it, as `name 0.97`, best first.
 
     Args:
         image: (H, W, 3) uint8, RGB.
@@ -27,13 +27,8 @@ def draw_classes(
     """
     scores = prediction["logits"].float().softmax(0)
     best = scores.topk(min(top, len(scores)))
-    return draw_caption(
-        image,
-        [
-            f"{label_name(label, class_names)} {score:.2f}"
-            for label, score in zip(best.indices.tolist(), best.values.tolist(), strict=True)
-        ],
-    )
+    found = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    return draw_caption(image, [f"{label_name(label, class_names)} {score:.2f}" for label, score in found])
 
 
 def draw_caption(image: np.ndarray, lines: Sequence[str]) -> np.ndarray:

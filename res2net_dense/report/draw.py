@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import colorsys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
@@ -20,16 +20,10 @@ _Rect = tuple[int, int, int, int]
 
 
 def class_colors(n: int) -> np.ndarray:
-    """Colours that are easy to tell apart, the same for the same class every time.
+    """The first `n` colours, (n, 3) uint8 RGB: easy to tell apart, and the same for a class every time.
 
     Hues go round in steps of the golden ratio, so that any first few are far apart; lightness and saturation
     change every few colours.
-
-    Args:
-        n: number of colours.
-
-    Returns:
-        (n, 3) uint8 RGB.
     """
     lightness, saturation = (0.58, 0.45, 0.70), (0.95, 0.80)
     colors = [
@@ -79,7 +73,7 @@ def draw_prediction(
     # the most certain detections choose their place first
     for i in sorted(order, key=lambda i: -scores[i]):
         text = f"{label_name(int(labels[i]), class_names)} {scores[i]:.2f}".strip()
-        taken.append(_draw_label(draw, text, corners[i].tolist(), colors[i], font, line, taken))
+        _draw_label(draw, text, corners[i].tolist(), colors[i], font, line, taken)
     return np.asarray(canvas).copy()
 
 
@@ -114,32 +108,28 @@ def _draw_label(
     color: np.ndarray,
     font: Font,
     line: int,
-    taken: Sequence[_Rect],
-) -> _Rect:
-    """Write the text on a plate of the class's colour, away from the plates in `taken`; returns the plate."""
+    taken: list[_Rect],
+) -> None:
+    """Write the text on a plate of the class's colour, away from the plates in `taken`; adds the plate."""
     left, _, right, _ = (int(v) for v in draw.textbbox((0, 0), text, font=font))
     # plates of one height whatever the letters
     _, top, _, bottom = (int(v) for v in draw.textbbox((0, 0), "Ag", font=font))
     width, height = right - left + 2 * line, bottom - top + 2 * line
+    x0, y0, x1, y1 = box
+    # best first: above the box, inside it, below it, then down its left side
+    places = [(x, y) for x in (x0, x1 - width) for y in (y0 - height, y0, y1, y1 - height)]
+    places += [(x0, y) for y in range(y0 + height, y1 - height, height)]
     plates = []
-    for x, y in _places(box, width, height):  # each moved into the image
+    for x, y in places:  # each moved into the image
         x, y = max(0, min(x, draw.im.size[0] - width)), max(0, min(y, draw.im.size[1] - height))
         plates.append((x, y, x + width - 1, y + height - 1))
     plate = min(plates, key=lambda p: sum(_overlap(p, other) for other in taken))
+    taken.append(plate)
     draw.rectangle(plate, fill=tuple(color.tolist()))
     # ITU-R BT.601 luma: black on light plates, white on dark ones
     dark = float(color @ np.array([0.299, 0.587, 0.114])) < 110
     corner = (plate[0] + line - left, plate[1] + line - top)
     draw.text(corner, text, fill="white" if dark else "black", font=font)
-    return plate
-
-
-def _places(box: _Rect, width: int, height: int) -> Iterable[tuple[int, int]]:
-    """Top left corners to try, best first: above the box, inside it, below it, then down its left side."""
-    x0, y0, x1, y1 = box
-    for x in (x0, x1 - width):
-        yield from ((x, y0 - height), (x, y0), (x, y1), (x, y1 - height))
-    yield from ((x0, y) for y in range(y0 + height, y1 - height, height))
 
 
 def _overlap(a: _Rect, b: _Rect) -> int:

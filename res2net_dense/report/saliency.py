@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageChops, ImageFilter
 
 from res2net_dense.errors import ConfigError
-from res2net_dense.report.canvas import MIN_SIDE, scale_for_drawing
+from res2net_dense.report.canvas import MIN_SIDE, fitted, scale_for_drawing, scaled
 from res2net_dense.report.sheet import rows_sheet
 
 _TINT, _TINT_ALPHA = (255, 120, 0), 0.15
@@ -32,13 +32,7 @@ class SheetRow(NamedTuple):
 
 
 def saliency_image(saliency: np.ndarray) -> Image.Image:
-    """A saliency map as an 8-bit grey image, round(255 * probability).
-
-    Args:
-        saliency: (H, W) float in [0, 1].
-
-    Returns:
-        An image of mode L.
+    """A saliency map, (H, W) float in [0, 1], as an image of mode L: round(255 * probability).
 
     Raises:
         ConfigError: it is not a map, or a value is outside [0, 1].
@@ -73,17 +67,9 @@ def draw_saliency(image: np.ndarray, saliency: np.ndarray) -> np.ndarray:
 
 
 def cut_out(image: np.ndarray, saliency: np.ndarray) -> Image.Image:
-    """The object without its background: the image with the map as its transparency.
+    """The object without its background: an image of mode RGBA whose alpha is `saliency_image`.
 
-    Args:
-        image: (H, W, 3) uint8, RGB.
-        saliency: (H, W) float in [0, 1].
-
-    Returns:
-        An image of mode RGBA, to be saved as PNG; its alpha is `saliency_image`, its colours are unchanged.
-
-    Raises:
-        ConfigError: the map has another size than the image, or values outside [0, 1].
+    Args and errors are those of `draw_saliency`.
     """
     photo, grey = _pair(image, saliency)
     photo.putalpha(grey)
@@ -103,20 +89,14 @@ def saliency_sheet(rows: Iterable[SheetRow], *, cell: int = 240) -> Image.Image:
     Raises:
         ConfigError: there are no rows, or a mask or map has another size than its image.
     """
-    return rows_sheet([(_strip(row, cell), row.caption or " ") for row in rows], titles=_TITLES, tile=cell)
-
-
-def _strip(row: SheetRow, cell: int) -> tuple[Image.Image, Image.Image | None, Image.Image, Image.Image]:
-    """Image, mask, map and overlay of one row, all of one size that fits the cell."""
-    photo, grey = _pair(row.image, row.saliency)
-    scale = cell / max(photo.size)
-    size = (max(1, round(scale * photo.width)), max(1, round(scale * photo.height)))
-    mask = None
-    if row.mask is not None:
-        _, mask = _pair(row.image, row.mask.astype(np.float32), "mask")
-        mask = mask.resize(size, Image.Resampling.BILINEAR)
-    small = photo.resize(size, Image.Resampling.BICUBIC)
-    return small, mask, grey.resize(size, Image.Resampling.BILINEAR), _overlay(photo, grey, size)
+    shown = []
+    for row in rows:
+        photo, grey = _pair(row.image, row.saliency)
+        truth = None if row.mask is None else _pair(row.image, row.mask.astype(np.float32), "mask")[1]
+        small, overlay = fitted(photo, cell), _overlay(photo, grey, fitted(photo, cell).size)
+        images = [small, truth and fitted(truth, cell), fitted(grey, cell), overlay]
+        shown.append((images, row.caption or " "))
+    return rows_sheet(shown, titles=_TITLES, tile=cell)
 
 
 def _pair(image: np.ndarray, grey: np.ndarray, what: str = "saliency map") -> tuple[Image.Image, Image.Image]:
@@ -127,10 +107,8 @@ def _pair(image: np.ndarray, grey: np.ndarray, what: str = "saliency map") -> tu
 
 
 def _overlay(photo: Image.Image, grey: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """The image with its map over it, both scaled to a size."""
-    if photo.size != size:
-        photo = photo.resize(size, Image.Resampling.BICUBIC)
-        grey = grey.resize(size, Image.Resampling.BILINEAR)  # so that outlines are smooth
+    """The image with its map over it, both scaled to a size before the outline is drawn."""
+    photo, grey = scaled(photo, size), scaled(grey, size)
     rest = photo.convert("L").point(lambda value: round(_DIMMED * value)).convert("RGB")
     area = grey.point(lambda value: 255 * (value > 128))
     tinted = photo.copy()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from res2net_dense.errors import ConfigError
 from res2net_dense.palette import voc_palette
@@ -15,18 +15,12 @@ from res2net_dense.types import IGNORE_INDEX
 _BACKGROUNDS = ("background", "_background_")
 _ALPHA = 0.6
 _LIGHT, _DARK = (255, 255, 255), (40, 40, 40)  # outlines
-_NEIGHBOURS = ((np.s_[1:], np.s_[:-1]), (np.s_[:, 1:], np.s_[:, :-1]))
 _STRIPES = ((245, 245, 245), (140, 140, 140))  # of what is ignored
 
 
 def palette_image(sem_seg: np.ndarray) -> Image.Image:
-    """A label map as an image in VOC's colours whose pixel values are the labels, to be saved as PNG.
-
-    Args:
-        sem_seg: (H, W) integers, 0 to 255.
-
-    Returns:
-        An image of mode P; `np.asarray` of it is the label map.
+    """A label map, (H, W) integers, as an image of mode P in VOC's colours, to be saved as PNG. Its pixels
+    are the labels.
 
     Raises:
         ConfigError: a label is not in 0 to 255.
@@ -68,18 +62,16 @@ def draw_segmentation(image: np.ndarray, sem_seg: np.ndarray, class_names: Seque
     photo = enlarge(image)
     if photo.size != image.shape[1::-1]:
         labels = _enlarged(labels, order, photo.size)
-    _tint(photo, labels, untinted)
+    alphas = np.full(256, round(255 * _ALPHA), dtype=np.uint8)
+    alphas[list(untinted)] = 0
+    photo.paste(_colours(labels, max(4, min(photo.size) // 100)), mask=Image.fromarray(alphas[labels]))
     _outline(photo, labels)
 
-    shares = 100 * counts / counts.sum()
-    entries = [
-        (
-            label,
-            "ignored" if label == IGNORE_INDEX else label_name(label, class_names),
-            f"{shares[label]:.1f} %" if shares[label] >= 0.05 else "< 0.1 %",
-        )
-        for label in order
-    ]
+    entries = []
+    for label in order:
+        share = 100 * counts[label] / counts.sum()
+        name = "ignored" if label == IGNORE_INDEX else label_name(label, class_names)
+        entries.append((label, name, f"{share:.1f} %" if share >= 0.05 else "< 0.1 %"))
     return np.asarray(_with_legend(photo, entries, untinted))
 
 
@@ -107,36 +99,17 @@ def _colours(labels: np.ndarray, stripe: int) -> Image.Image:
     return colours
 
 
-def _tint(photo: Image.Image, labels: np.ndarray, untinted: set[int]) -> None:
-    """Blend the colours of the labels over the image in place."""
-    alphas = np.full(256, round(255 * _ALPHA), dtype=np.uint8)
-    alphas[list(untinted)] = 0
-    photo.paste(_colours(labels, max(4, min(photo.size) // 100)), mask=Image.fromarray(alphas[labels]))
-
-
 def _outline(photo: Image.Image, labels: np.ndarray) -> None:
     """Draw a light line with dark edges in place where two classes meet; stripes are outline enough."""
-    line = np.zeros(labels.shape, dtype=bool)
-    ignored = labels == IGNORE_INDEX
-    for one, other in _NEIGHBOURS:
-        meet = (labels[one] != labels[other]) & ~ignored[one] & ~ignored[other]
-        line[one] |= meet
-        line[other] |= meet
+    line = np.zeros(labels.shape, dtype=np.uint8)
+    for one, other in ((np.s_[1:], np.s_[:-1]), (np.s_[:, 1:], np.s_[:, :-1])):
+        meet = labels[one] != labels[other]
+        meet &= (labels[one] != IGNORE_INDEX) & (labels[other] != IGNORE_INDEX)
+        line[one][meet] = line[other][meet] = 255
     width = min(photo.size) // 1000
-    line = _grown(line, width)
-    photo.paste(_DARK, mask=Image.fromarray(_grown(line, max(1, width))))
-    photo.paste(_LIGHT, mask=Image.fromarray(line))
-
-
-def _grown(area: np.ndarray, by: int) -> np.ndarray:
-    """The pixels at most so many rows and columns from the area."""
-    for _ in range(by):
-        for one, other in _NEIGHBOURS:
-            wider = area.copy()
-            wider[one] |= area[other]
-            wider[other] |= area[one]
-            area = wider
-    return area
+    light = Image.fromarray(line).filter(ImageFilter.MaxFilter(2 * width + 1))
+    photo.paste(_DARK, mask=light.filter(ImageFilter.MaxFilter(2 * max(1, width) + 1)))
+    photo.paste(_LIGHT, mask=light)
 
 
 def _with_legend(
@@ -144,12 +117,11 @@ def _with_legend(
 ) -> Image.Image:
     """The image with a table of swatches, names and shares below it, in columns as wide as the widest."""
     canvas_width = max(photo.width, MIN_SIDE)
-    size = max(14, round(min(photo.width, photo.height) / 36))
+    size = max(14, round(min(photo.size) / 36))
     font = ImageFont.load_default(size)
     gap, step = size, round(1.7 * size)
-    shares = max((font.getlength(share) for _, _, share in entries), default=0)
-    name_width = canvas_width - 6 * gap - shares
-    names = [cut_text(name, font, name_width) for _, name, _ in entries]
+    shares = max(font.getlength(share) for _, _, share in entries)
+    names = [cut_text(name, font, canvas_width - 6 * gap - shares) for _, name, _ in entries]
     column = round(max(map(font.getlength, names)) + shares + 5 * gap)
     columns = max(1, min(len(entries), (canvas_width - gap) // column))
     rows = -(-len(entries) // columns)
@@ -157,11 +129,8 @@ def _with_legend(
     canvas.paste(photo)
     draw = ImageDraw.Draw(canvas)
     for number, ((label, _, share), name) in enumerate(zip(entries, names, strict=True)):
-        # down the columns, so that falling shares are read as a list
-        left, middle = (
-            gap + number // rows * column,
-            photo.height + (gap + step) // 2 + number % rows * step,
-        )
+        across, down = divmod(number, rows)  # down the columns, so that falling shares are read as a list
+        left, middle = gap + across * column, photo.height + (gap + step) // 2 + down * step
         swatch = _colours(np.full((size, size), label), max(2, size // 4))
         if label in untinted:
             swatch.paste("white", (0, 0, size, size))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from PIL import Image, ImageDraw, ImageFont
 
 from res2net_dense.errors import ConfigError
-from res2net_dense.report.canvas import cut_text
+from res2net_dense.report.canvas import cut_text, fitted
 
 _PAPER, _INK = (250, 250, 250), (40, 40, 40)
 _GAP, _LETTERS = 8, 13
@@ -18,24 +18,10 @@ Row = tuple[Sequence[Image.Image | None], str]
 
 
 def contact_sheet(images: Sequence[Image.Image], *, columns: int = 4, tile: int = 480) -> Image.Image:
-    """Put images next to and below each other, in reading order.
-
-    Args:
-        images: of any sizes and modes; at least one.
-        columns: the most images next to each other.
-        tile: width and height in pixels that each image is fitted into.
-
-    Returns:
-        An image of mode RGB, at most columns * (tile + 8) + 8 pixels wide and, for R rows, at most
-        R * (tile + 8) + 8 pixels high, whatever their sizes.
-
-    Raises:
-        ConfigError: there are no images.
-    """
+    """Put images of any sizes and modes next to and below each other, in reading order; see `rows_sheet`."""
     columns = min(columns, len(images))
-    return rows_sheet(
-        [(images[first : first + columns], "") for first in range(0, len(images), columns or 1)], tile=tile
-    )
+    starts = range(0, len(images), columns or 1)
+    return rows_sheet([(images[start : start + columns], "") for start in starts], tile=tile)
 
 
 def rows_sheet(rows: Sequence[Row], *, titles: Sequence[str] = (), tile: int) -> Image.Image:
@@ -57,15 +43,15 @@ def rows_sheet(rows: Sequence[Row], *, titles: Sequence[str] = (), tile: int) ->
         raise ConfigError("a contact sheet needs at least one image")
     lefts = [_GAP + number * (tile + _GAP) for number in range(len(rows[0][0]))]
     width = lefts[-1] + tile + _GAP
-    fitted = [[image and _fit(image, tile) for image in images] for images, _ in rows]
-    heights = [max(image.height for image in images if image) for images in fitted]
+    small = [[image and fitted(image.convert("RGB"), tile) for image in images] for images, _ in rows]
+    heights = [max(image.height for image in images if image) for images in small]
     top = _STEP if titles else _GAP
     lines = sum(bool(caption) for _, caption in rows)
     sheet = Image.new("RGB", (width, top + sum(heights) + _GAP * len(rows) + _STEP * lines), _PAPER)
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(_LETTERS)
     for left, title in zip(lefts, titles, strict=False):
         draw.text((left + tile // 2, _STEP // 2), title, fill="black", font=font, anchor="mm")
-    for images, height, (_, caption) in zip(fitted, heights, rows, strict=True):
+    for images, height, (_, caption) in zip(small, heights, rows, strict=True):
         for left, image in zip(lefts, images, strict=False):
             if image:
                 sheet.paste(image, (left + (tile - image.width) // 2, top + (height - image.height) // 2))
@@ -76,11 +62,3 @@ def rows_sheet(rows: Sequence[Row], *, titles: Sequence[str] = (), tile: int) ->
             top += _STEP
         top += _GAP
     return sheet
-
-
-def _fit(image: Image.Image, tile: int) -> Image.Image:
-    """The image, enlarged or shrunk so that its longer side is that of the tile."""
-    scale = tile / max(image.size)
-    size = (max(1, round(scale * image.width)), max(1, round(scale * image.height)))
-    image = image.convert("RGB")
-    return image if image.size == size else image.resize(size, Image.Resampling.BICUBIC)
