@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,11 +13,10 @@ from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 from res2net_dense.backbones import create_classifier
 from res2net_dense.backbones.registry import ARCHITECTURES
+from res2net_dense.files import write_atomically
 
-PARAMETERS_TOLERANCE = 0.01
-"""Millions: what rounding to two digits can hide."""
-GMACS_TOLERANCE = 0.01
-"""As a fraction: libraries differ on whether norms and pools are operations."""
+PARAMETERS_TOLERANCE = 0.01  # millions: what rounding to two digits can hide
+GMACS_TOLERANCE = 0.01  # as a fraction: libraries differ on whether norms and pools are operations
 
 _DEAD = "the official file holds 297,472 more, never used"
 _SE_CIFAR = "the paper's {} M could not be matched by any form of the block"
@@ -26,6 +27,22 @@ NOTES = {
     "se_res2next29_8c_25w_4s": _SE_CIFAR.format(34.0),
     "se_res2next29_6c_24w_6s": _SE_CIFAR.format(36.9),
 }
+
+
+def check_models(json_file: Path | None) -> int:
+    """Print the table of networks; return 1 if one differs from what was published."""
+    rows = [measure(name) for name in ARCHITECTURES]
+    print(format_table(rows))
+    print(
+        f"{len(rows)} networks; MACs by torch's counter (convolutions and matrix products), one image of "
+        "224x224 and 1000 classes (res2next29: 32x32, 10 classes)"
+    )
+    if json_file:
+        write_atomically(json_file, lambda file: file.write(json.dumps(rows, indent=1).encode()))
+    differing = [row["name"] for row in rows if not row["agrees"]]
+    if differing:
+        print(f"PROBLEM: by more than 0.01 M or 1 % differ: {', '.join(differing)}")
+    return int(bool(differing))
 
 
 def measure(name: str) -> dict[str, Any]:

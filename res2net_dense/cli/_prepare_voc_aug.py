@@ -58,9 +58,8 @@ def write_masks(masks: dict[str, Path], folder: Path) -> None:
                 image.putpalette(voc_palette().tobytes())
                 image.save(target)
         partial.replace(folder)
-    except BaseException:
+    finally:
         shutil.rmtree(partial, ignore_errors=True)
-        raise
 
 
 def prepare(voc: Path, sbd: Path, output: Path) -> None:
@@ -95,15 +94,14 @@ def prepare(voc: Path, sbd: Path, output: Path) -> None:
                 f"{folder}: holds {len(there)} masks, but {len(missing)} of {len(masks)} are not among them; "
                 "delete it or give another --output"
             )
-    has_list = file.exists()
-    if has_list and set(read_names(file)) != set(names):
+    if file.exists() and set(read_names(file)) != set(names):
         raise DatasetError(f"{file}: is another list; delete it or give another --output")
-    if has_masks and has_list:
+    if has_masks and file.exists():
         print(f"{folder} and {file}: already there, nothing to do")
     if not has_masks:
         write_masks(masks, folder)
         print(f"{folder}: {len(masks)} masks written")
-    if not has_list:
+    if not file.exists():
         file.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(file, lambda stream: stream.write("".join(f"{n}\n" for n in names).encode()))
         print(f"{file}: {len(names)} names written")

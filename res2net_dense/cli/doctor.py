@@ -7,8 +7,8 @@ network next to the published figures; exit code 1 if one differs.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
-import json
 import platform
 import shutil
 import sys
@@ -16,6 +16,7 @@ import warnings
 from importlib import metadata
 from pathlib import Path
 
+from res2net_dense.cli._shared import check_output
 from res2net_dense.errors import ConfigError, one_line
 
 SITE = "$(python -c 'import site; print(site.getsitepackages()[0])')"
@@ -65,13 +66,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     if args.json and not args.models:
         raise ConfigError("--json goes with --models")
-    if args.json and not args.json.parent.is_dir():
-        raise ConfigError(f"--json {args.json}: there is no folder {args.json.parent}; make it first")
-    return check_models(args.json) if args.models else check_installation()
+    check_output("--json", args.json)
+    if args.models:
+        from res2net_dense.cli._model_table import check_models
 
-
-def check_installation() -> int:
-    """Print what is installed and what is wrong with it; return the exit code."""
+        return check_models(args.json)
     print(f"Python {platform.python_version()} at {sys.executable}, {platform.platform()}")
     broken, problems = False, []
     for module, distribution, lowest, needed, remedy in LIBRARIES:
@@ -97,34 +96,12 @@ def check_installation() -> int:
     return int(broken)
 
 
-def check_models(json_file: Path | None) -> int:
-    """Print the table of networks; return 1 if one differs from what was published."""
-    from res2net_dense.backbones.registry import ARCHITECTURES
-    from res2net_dense.cli._model_table import format_table, measure
-    from res2net_dense.files import write_atomically
-
-    rows = [measure(name) for name in ARCHITECTURES]
-    print(format_table(rows))
-    print(
-        f"{len(rows)} networks; MACs by torch's counter (convolutions and matrix products), one image of "
-        "224x224 and 1000 classes (res2next29: 32x32, 10 classes)"
-    )
-    if json_file:
-        write_atomically(json_file, lambda file: file.write(json.dumps(rows, indent=1).encode()))
-    differing = [row["name"] for row in rows if not row["agrees"]]
-    if differing:
-        print(f"PROBLEM: by more than 0.01 M or 1 % differ: {', '.join(differing)}")
-    return int(bool(differing))
-
-
 def probe(module: str, distribution: str, lowest: str) -> tuple[str, str]:
     """Return the version of a library and what is wrong with it, empty if nothing."""
     version = ""
     for name in (f"sal-{distribution}", distribution):  # how detectron2's wheel is called
-        try:
+        with contextlib.suppress(metadata.PackageNotFoundError):
             version = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

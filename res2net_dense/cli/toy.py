@@ -38,24 +38,21 @@ from res2net_dense.toy import LAYOUTS
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--output", type=Path, required=True, help="folder to write to, such as datasets/toy")
-    parser.add_argument("--layout", choices=list(LAYOUTS), default="coco", help="what to draw (coco)")
-    parser.add_argument("--seed", type=int, default=0, help="another number draws other images (0)")
-    for name, what in (
-        ("train", "number of training images"),
-        ("val", "number of validation images"),
-        ("size", "side of the square images in pixels, of those of duts the longer edge"),
-    ):
+    add = parser.add_argument
+    add("--output", type=Path, required=True, help="folder to write to, such as datasets/toy")
+    add("--layout", choices=list(LAYOUTS), default="coco", help="what to draw (coco)")
+    add("--seed", type=int, default=0, help="another number draws other images (0)")
+    sides = "side of the square images in pixels, of those of duts the longer edge"
+    for name, what in (("train", "training images"), ("val", "validation images"), ("size", sides)):
         usual = ", ".join(f"{getattr(usual, name)} for {key}" for key, usual in LAYOUTS.items())
-        parser.add_argument(f"--{name}", type=int, help=f"{what} ({usual})")
+        add(f"--{name}", type=int, help=f"{what} ({usual})")
 
 
 def main(args: argparse.Namespace) -> int:
     from res2net_dense.toy.layouts import make
 
-    usual = LAYOUTS[args.layout]._asdict()
-    given = {name: getattr(args, name) for name in usual}
-    numbers = {name: usual[name] if value is None else value for name, value in given.items()}
+    numbers = LAYOUTS[args.layout]._asdict()
+    numbers |= {name: getattr(args, name) for name in numbers if getattr(args, name) is not None}
     if min(args.seed, numbers["train"], numbers["val"]) < 0 or not 64 <= numbers["size"] <= 2048:
         raise ConfigError("--seed, --train and --val must not be negative, --size must be 64 to 2048")
     print(make(args.output, args.layout, {"seed": args.seed, **numbers}))

@@ -38,35 +38,25 @@ def write_coco(root: Path, seed: int, size: int, counts: dict[str, int]) -> None
     """Write both splits in COCO's layout."""
     _make_folders(root, "annotations", *counts)
     licence = {"id": 1, "name": "CC0", "url": "https://creativecommons.org/publicdomain/zero/1.0/"}
+    categories = [{"id": id, "name": name, "supercategory": "shape"} for name, id in CATEGORY_IDS.items()]
     for split, count in counts.items():
-        images: list[dict[str, object]] = []
-        annotations: list[dict[str, object]] = []
+        images, annotations = list[dict[str, Any]](), list[dict[str, Any]]()
         for image_id, scene in enumerate(scenes(seed, split, count, size), start=1):
             name = f"{image_id - 1:06d}.png"
             _write_image(root / split / name, scene.image)
             images.append({"id": image_id, "file_name": name, "height": size, "width": size, "license": 1})
             for shape in scene.shapes:
                 low, high = shape.box
-                annotations.append(
-                    {
-                        "id": len(annotations) + 1,
-                        "image_id": image_id,
-                        "category_id": CATEGORY_IDS[shape.name],
-                        "bbox": np.concatenate([low, high - low]).tolist(),
-                        "area": sum(map(area, shape.polygons)),
-                        "segmentation": [polygon.ravel().tolist() for polygon in shape.polygons],
-                        "iscrowd": 0,
-                    }
-                )
+                annotations.append({
+                    "id": len(annotations) + 1, "image_id": image_id, "category_id": CATEGORY_IDS[shape.name],
+                    "bbox": np.concatenate([low, high - low]).tolist(),
+                    "area": sum(map(area, shape.polygons)),
+                    "segmentation": [polygon.ravel().tolist() for polygon in shape.polygons], "iscrowd": 0,
+                })  # fmt: skip
         content = {
-            "info": {"description": f"toy shapes, {split}", "version": str(VERSION)},
-            "licenses": [licence],
-            "images": images,
-            "annotations": annotations,
-            "categories": [
-                {"id": i, "name": name, "supercategory": "shape"} for name, i in CATEGORY_IDS.items()
-            ],
-        }
+            "info": {"description": f"toy shapes, {split}", "version": str(VERSION)}, "licenses": [licence],
+            "images": images, "annotations": annotations, "categories": categories,
+        }  # fmt: skip
         (root / "annotations" / f"{split}.json").write_text(json.dumps(content))
 
 
@@ -107,16 +97,11 @@ WRITERS: dict[str, Callable[[Path, int, int, dict[str, int]], None]] = {
     "voc": write_voc,
     "duts": write_duts,
 }
-"""Each is given the folder, the seed, the size of the images and their number in each split."""
+"""Functions of the folder, the seed, the size of the images and their number in each split."""
 
 
 def make(output: Path, layout: str, arguments: dict[str, int]) -> str:
-    """Write the set to `output/layout` unless it is there; returns what was done.
-
-    Args:
-        output: the folder of all toy sets.
-        layout: one of `LAYOUTS`.
-        arguments: `seed`, `train`, `val` and `size`.
+    """Write the set of `seed`, `train`, `val` and `size` to `output/layout`; returns what was done.
 
     Raises:
         DatasetError: the folder holds something else.
@@ -164,24 +149,18 @@ def _describe_voc(file_name: str, scene: Scene) -> dict[str, Any]:
     objects = []
     for shape in scene.shapes:
         (xmin, ymin), (xmax, ymax) = (corner.tolist() for corner in shape.box)
-        corners = math.floor(xmin) + 1, math.floor(ymin) + 1, math.ceil(xmax), math.ceil(ymax)
-        objects.append(
-            {
-                "name": shape.name,
-                "pose": "Unspecified",
-                "truncated": int(shape.visible < 1),
-                "difficult": int(shape.visible < DIFFICULT),
-                "bndbox": dict(zip(("xmin", "ymin", "xmax", "ymax"), corners, strict=True)),
-            }
-        )
+        low = {"xmin": math.floor(xmin) + 1, "ymin": math.floor(ymin) + 1}
+        objects.append({
+            "name": shape.name, "pose": "Unspecified", "truncated": int(shape.visible < 1),
+            "difficult": int(shape.visible < DIFFICULT),
+            "bndbox": {**low, "xmax": math.ceil(xmax), "ymax": math.ceil(ymax)},
+        })  # fmt: skip
     return {
-        "folder": "voc",
-        "filename": file_name,
+        "folder": "voc", "filename": file_name,
         "source": {"database": "toy shapes", "annotation": "toy shapes", "image": "drawn"},
         "size": {"width": width, "height": height, "depth": depth},
-        "segmented": 1,
-        "object": objects,
-    }
+        "segmented": 1, "object": objects,
+    }  # fmt: skip
 
 
 def _to_xml(name: str, value: Any, indent: str = "") -> str:
@@ -191,5 +170,5 @@ def _to_xml(name: str, value: Any, indent: str = "") -> str:
     if isinstance(value, dict):
         # of an empty list nothing is left
         inner = "\n".join(_to_xml(key, one, indent + "\t") for key, one in value.items() if one != [])
-        return f"{indent}<{name}>\n{inner}\n{indent}</{name}>"
+        value = f"\n{inner}\n{indent}"
     return f"{indent}<{name}>{value}</{name}>"

@@ -26,35 +26,33 @@ MUTED = 0.2, 0.5  # least and largest share of its colour that such a ground kee
 
 
 class Shape(NamedTuple):
-    """One object of a scene."""
+    """One object of a scene: what is visible of it."""
 
     name: str
     mask: np.ndarray
-    """(H, W) bool, what is visible of it."""
+    """(H, W) bool."""
     polygons: list[np.ndarray]
-    """Outlines of the visible pieces, each (K, 2) float64 xy in pixels."""
+    """Outlines of its pieces, each (K, 2) float64 xy in pixels."""
     visible: float
     """The share of it that nothing hides, in (0, 1]."""
 
     @property
     def box(self) -> tuple[np.ndarray, np.ndarray]:
-        """The top left and the bottom right corner around what is visible, xy in pixels."""
+        """Its top left and bottom right corner, xy in pixels."""
         points = np.concatenate(self.polygons)
         return points.min(axis=0), points.max(axis=0)
 
 
 class Scene(NamedTuple):
-    """An image and all that is in it."""
+    """An image, (H, W, 3) uint8 RGB, and all that is in it."""
 
     image: np.ndarray
-    """(H, W, 3) uint8, RGB."""
     shapes: list[Shape]
 
 
 def draws(seed: int, split: str, count: int) -> Iterator[tuple[np.random.Generator, bool]]:
-    """Yield the generator of each image of a split, and whether it has no objects.
-
-    An image does not depend on how many there are.
+    """Yield the generator of each image of a split, which does not depend on the number of images, and
+    whether it has no objects.
     """
     for index in range(count):
         empty = split == "train" and index % EMPTY_EVERY == EMPTY_EVERY - 1
@@ -62,16 +60,14 @@ def draws(seed: int, split: str, count: int) -> Iterator[tuple[np.random.Generat
 
 
 def scenes(seed: int, split: str, count: int, size: int, *, any_colour: float = 0.2) -> Iterator[Scene]:
-    """Yield the scenes of a split; see `make_scene`."""
-    for rng, empty in draws(seed, split, count):
-        yield make_scene(rng, size, empty=empty, any_colour=any_colour)
-
-
-def make_scene(rng: np.random.Generator, size: int, *, empty: bool = False, any_colour: float = 0.2) -> Scene:
-    """Draw a size x size image with one to five shapes, or none.
-
-    The share `any_colour` of them has a colour that does not depend on the class.
+    """Yield the scenes of a split: size x size images with one to five shapes, or none; the share
+    `any_colour` of the shapes has a colour that does not depend on the class.
     """
+    for rng, empty in draws(seed, split, count):
+        yield _make_scene(rng, size, empty, any_colour)
+
+
+def _make_scene(rng: np.random.Generator, size: int, empty: bool, any_colour: float) -> Scene:
     image = _ground(rng, size)
     drawn: list[tuple[str, int, np.ndarray]] = []  # name, size when whole, and what is visible
     wanted = 0 if empty else int(rng.integers(1, 6))
@@ -89,13 +85,11 @@ def make_scene(rng: np.random.Generator, size: int, *, empty: bool = False, any_
                 colours = _vivid(rng, (HUES[name] + rng.uniform(-25, 25, 40)) % 360)
             _paint(rng, image, fine, colours)
             drawn = [*below, (name, int(fine.sum()), fine)]
-    return Scene(
-        _finished(rng, image),
-        [
-            Shape(name, _coarse(mask) >= 0.5, _trace(mask), float(mask.sum() / whole))
-            for name, whole, mask in drawn
-        ],
-    )
+    shapes = [
+        Shape(name, _coarse(mask) >= 0.5, _trace(mask), float(mask.sum() / whole))
+        for name, whole, mask in drawn
+    ]
+    return Scene(_finished(rng, image), shapes)
 
 
 def make_image(rng: np.random.Generator, name: str, size: int) -> np.ndarray:
@@ -122,11 +116,8 @@ def make_salient(
     Returns:
         The image, (H, W, 3) uint8 RGB, and how much of each pixel shapes cover, (H, W) uint8, 0 to 255.
     """
-    height = width = size
-    if rng.random() < 0.5:
-        height = round(size * rng.uniform(0.6, 1))
-    else:
-        width = round(size * rng.uniform(0.6, 1))
+    upright, shorter = rng.random() >= 0.5, round(size * rng.uniform(0.6, 1))
+    height, width = (size, shorter) if upright else (shorter, size)
     # what is drawn is square; the rest of it is cut off in the end
     first, second = (_ground(rng, size, muted=MUTED) for _ in range(2))
     y, x = np.mgrid[:size, :size]
@@ -181,17 +172,15 @@ def _finished(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
 def _outline(rng: np.random.Generator, name: str, size: int) -> np.ndarray:
     """(K, 2) corners in pixels of a shape that lies wholly in the image."""
     diameter = size * (12 + 78 * rng.random() ** 1.5) / 160
-    turn, radii = math.radians(rng.uniform(-20, 20)), np.ones(1)
-    if name == "circle":
-        angles = np.linspace(0, 2 * math.pi, 64, endpoint=False)
-    elif name == "rectangle":
+    turn = math.radians(rng.uniform(-20, 20))
+    if name == "rectangle":
         half = math.atan(rng.uniform(0.6, 1.0))
         angles = np.array([half, math.pi - half, math.pi + half, -half])
         turn += rng.choice([0, math.pi / 2])
-    elif name == "triangle":
-        angles = np.arange(3) * 2 * math.pi / 3 - math.pi / 2
     else:
-        angles, radii = np.arange(10) * math.pi / 5 - math.pi / 2, np.tile([1.0, 0.45], 5)
+        corners = {"circle": 64, "triangle": 3, "star": 10}[name]
+        angles = np.arange(corners) * 2 * math.pi / corners - (name != "circle") * math.pi / 2
+    radii = np.tile([1.0, 0.45], 5) if name == "star" else np.ones(1)
     points = radii[:, None] * np.stack([np.cos(angles + turn), np.sin(angles + turn)], axis=1)
     points *= diameter / np.ptp(points, axis=0).max()
     low, high = 1 - points.min(axis=0), size - 1 - points.max(axis=0)
@@ -271,11 +260,15 @@ def _pieces(rng: np.random.Generator, name: str) -> list[np.ndarray]:
         shaft, head = rng.uniform(0.15, 0.25), rng.uniform(0.55, 0.75)
         half = [(-0.95, shaft), (0.15, shaft), (0.15, head), (1.0, 0.0)]
         return [np.array([*half, *((x, -y) for x, y in half[-2::-1])])]
-    if name == "checkerboard":
+    if name in ("checkerboard", "stripes"):
         count = int(rng.integers(3, 5))
+        middle = (count - 1) / 2
+        if name == "stripes":
+            step = 1.5 / (count - 0.5)
+            return [_box(1.5, step / 2) + [0, (i - middle) * step] for i in range(count)]
         side = 1.4 / count
         cells = [(i, j) for i in range(count) for j in range(count) if (i + j) % 2 == 0]
-        return [_box(side, side) + (np.array(cell) - (count - 1) / 2) * side for cell in cells]
+        return [_box(side, side) + (np.array(cell) - middle) * side for cell in cells]
     if name == "crescent":
         tip, middle = rng.uniform(1.7, 2.1), rng.uniform(0.1, 0.45)
         y = np.linspace(math.sin(tip), -math.sin(tip), 48)
@@ -286,10 +279,6 @@ def _pieces(rng: np.random.Generator, name: str) -> list[np.ndarray]:
         return [_box(1.9, arm), _box(arm, 1.9)]
     if name == "ring":
         return [np.concatenate([_arc(1, math.pi), _arc(rng.uniform(0.5, 0.7), math.pi)[::-1]])]
-    if name == "stripes":
-        count = int(rng.integers(3, 5))
-        step = 1.5 / (count - 0.5)
-        return [_box(1.5, step / 2) + [0, (i - (count - 1) / 2) * step] for i in range(count)]
     if name == "square":
         return [_box(1.4, 1.4)]
     corners = {"triangle": 3, "star": 10, "circle": 64}[name]
