@@ -126,6 +126,7 @@ def _explain_error(error: Exception) -> str | None:
         name = error.filename
         name = name.decode(errors="replace") if isinstance(name, bytes) else name
         return error.strerror if name is None else f"{name}: {error.strerror}"
-    if isinstance(error, RuntimeError) and re.search("can't allocate memory|out of memory", str(error)):
+    no_memory = isinstance(error, RuntimeError) and re.search("can't allocate|out of memory", str(error))
+    if no_memory or isinstance(error, MemoryError):
         return "not enough memory; lower the number of images at a time, or their size"
     return None

@@ -96,9 +96,7 @@ def measure(args: argparse.Namespace, name: str | None, size: tuple[int, int], b
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (batch, 3, *size), dtype=torch.uint8, generator=generator).to(args.device)
     references = {**models, "ours": models.get("timm", models["ours"])}  # networks of the same weights
-    expected = {
-        net: make_call(task, model, "eager", "fp32", images, train)() for net, model in references.items()
-    }
+    expected = {net: make_call(task, references[net], "eager", "fp32", images, train)() for net in models}
     calls, rows = list[Callable[[], Any]](), list[dict[str, Any]]()
     for net, way, dtype in contestants:
         label = f"{net} {way} {dtype}"
@@ -137,10 +135,7 @@ def line_up(args: argparse.Namespace, config: Config) -> LineUp:
     baseline: timm's network as it comes, or ours where timm does not have it.
     """
     backbones = {"ours": config.backbone.name} | {name: name for name in args.against if name not in TIMM}
-    models = {
-        net: build(updated(config, backbone={"name": name}), training=args.train).to(args.device)
-        for net, name in backbones.items()
-    }
+    models = {net: build(config, name, args.train).to(args.device) for net, name in backbones.items()}
     asked, left_out = [(net, way) for net in models for way in args.formats], dict[str, str]()
     if theirs := [("timm", way) for other, way in TIMM.items() if other in args.against]:
         try:
@@ -154,8 +149,8 @@ def line_up(args: argparse.Namespace, config: Config) -> LineUp:
     return models, list(dict.fromkeys(contestants)), left_out
 
 
-def build(config: Config, *, training: bool = False) -> nn.Module:
-    """Build a model with random weights, but batch norms as trained networks have them.
+def build(config: Config, name: str, training: bool) -> nn.Module:
+    """Build a model on a backbone with random weights, but batch norms as trained networks have them.
 
     Without those an error in folding a norm would not show, nor would one in the heads of an R-CNN, whose
     first weights are so small that all boxes and masks are alike. For `training` only scales of 0 change, and
@@ -167,16 +162,17 @@ def build(config: Config, *, training: bool = False) -> nn.Module:
     if config.model.num_classes is None:
         changes["num_classes"] = len(config.data.class_names or ()) or task.usual_classes
     torch.manual_seed(0)
-    model = task.build_model(updated(config, model=changes), load_weights=False)
+    config = updated(config, model=changes, backbone={"name": name})
+    model = task.build_model(config, load_weights=False)
     module: Any
-    for name, module in model.named_modules():
-        if name.endswith((".bbox_pred", ".mask_head.predictor")):
+    for place, module in model.named_modules():
+        if place.endswith((".bbox_pred", ".mask_head.predictor")):
             module.weight.data.mul_(30)
-        elif getattr(module, "running_var", None) is not None and training:
-            module.weight.data.clamp_(min=0.1)
-        elif getattr(module, "running_var", None) is not None:
-            for part, (low, high) in _NORMS.items():
-                getattr(module, part).data.uniform_(low, high)
+        if getattr(module, "running_var", None) is None:
+            continue
+        for part, (low, high) in _NORMS.items() if not training else ():
+            getattr(module, part).data.uniform_(low, high)
+        module.weight.data.clamp_(min=0.1)
     return model.eval()
 
 
@@ -230,8 +226,8 @@ def make_call(
     inputs: Any = images
     rcnn = hasattr(model, "roi_heads")
     if rcnn:
-        size = {"original_height": images.shape[-2], "original_width": images.shape[-1]}
-        inputs = [{"image": image, **size} for image in images]
+        height, width = images.shape[-2:]
+        inputs = [{"image": one, "original_height": height, "original_width": width} for one in images]
     if way in EXPORT_FORMATS:
         if images.is_cuda:
             raise ConfigError("exported files run on the CPU")
@@ -272,8 +268,8 @@ def make_call(
 def peak_memory(call: Callable[[], Any], device: torch.device) -> tuple[Any, int | None]:
     """Return what a call returns, and how far it raises the memory in use at its highest, in bytes.
 
-    On CUDA this is memory of PyTorch's allocator, on a CPU resident memory of the process: of all libraries,
-    and of pages in use already only the new ones. None where the system does not report it.
+    On CUDA this is memory of PyTorch's allocator, on a CPU resident memory of the whole process, or None
+    where the system does not report it.
     """
     gc.collect()
     if device.type == "cuda":
@@ -298,15 +294,16 @@ def judge(label: str, found: Any, expected: Any, *, what: str = "") -> float:
     what = what or ("detections" if isinstance(expected, list) else "logits")
     apart, allowed = difference(found, expected), ALLOWED.get(f"{what} {label.split()[-1]}", float("inf"))
     if not apart <= allowed:
-        problem = f"{what} differ by {apart:.2g}, allowed is {allowed:g}"
-        raise Res2NetDenseError(f"{label} computes something else: {problem}")
+        raise Res2NetDenseError(
+            f"{label}: {what} differ by {apart:.2g} from the reference's, allowed is {allowed:g}"
+        )
     return apart
 
 
 def difference(found: Any, expected: Any) -> float:
-    """How far outcomes are from those expected. Of tuples the last tensors count: the largest difference as a
-    part of the largest value, or NaN. Of lists of detections the share that has no counterpart of its class
-    with a score within 0.01, each side within a pixel, and a mask that overlaps by 0.95.
+    """How far outcomes are from those expected. Of tuples the largest difference of the last tensors, as a
+    part of the largest value. Of lists of detections the share that has no counterpart of its class with a
+    score within 0.01, each side within a pixel, and a mask that overlaps by 0.95.
     """
     if isinstance(expected, tuple):  # all graphs return their logits last
         one, other = found[-1].detach(), expected[-1].detach()
@@ -350,7 +347,7 @@ def add_times(rows: Sequence[dict[str, Any]], seconds: np.ndarray, batch: int) -
         row |= {"median_ms": 1000 * median, "p95_ms": 1000 * p95, "images_per_second": batch / median}
         row |= {"speedup": ratio(seconds[0], times), "seconds": times.tolist(), "over": {}}
         for other, theirs in zip(rows, seconds, strict=True):
-            same_way = all(row[key] == other[key] for key in ("format", "dtype"))
+            same_way = (row["format"], row["dtype"]) == (other["format"], other["dtype"])
             if same_way and row["net"] == "ours" != other["net"]:
                 row["over"][other["net"]] = ratio(times, theirs)
 

@@ -6,9 +6,9 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -39,17 +39,6 @@ _OUTPUTS = {"json": (".json",), "plot": (".png", ".pdf", ".svg"), "sheet": (".pn
 _REMEDY = "save maps as 8-bit grey images, round(255 * probability)"
 
 
-@dataclass
-class Method:
-    """The maps of one program, one for each mask in the order of the masks, and their scores so far."""
-
-    folder: Path
-    maps: list[Path]
-    total: SaliencyScores = field(default_factory=SaliencyScores)
-    images: dict[str, dict[str, float]] = field(default_factory=dict)
-    resized: int = 0
-
-
 def score_folders(args: argparse.Namespace) -> None:
     """Score the maps that the arguments name, print the table, and write what was asked for."""
     folder = Path(args.masks)
@@ -59,38 +48,46 @@ def score_folders(args: argparse.Namespace) -> None:
     if remark := count_warning(set_name(folder.resolve().parent, folder.name), len(masks)):
         print(f"warning: {remark}", file=sys.stderr)
     photos = find_photos(Path(args.images), list(masks)) if args.images else {}
-    methods = {name: Method(place, find_maps(name, place, folder, masks)) for name, place in named.items()}
+    maps = [find_maps(name, place, folder, masks) for name, place in named.items()]
     if args.plot:
         # without matplotlib this fails now, and not after the long work
         plot_curves({"": dict.fromkeys(("precision", "recall", "f"), np.zeros(256))})
 
+    totals = {name: SaliencyScores() for name in named}
+    methods: dict[str, dict[str, Any]] = {
+        name: {"predictions": str(place), "resized": 0, "images": {}} for name, place in named.items()
+    }
     score = partial(score_mask, rescale=args.rescale, resize=args.resize)
-    maps = zip(*(method.maps for method in methods.values()), strict=True)
-    jobs = list(zip(masks.values(), maps, strict=True))
+    jobs = list(zip(masks.values(), zip(*maps, strict=True), strict=True))
     for stem, scored in zip(masks, in_processes(score, jobs, args.workers, "score"), strict=True):
-        for method, (scores, was_resized) in zip(methods.values(), scored, strict=True):
-            method.total.merge(scores)
-            method.images[stem] = scores.metrics()
-            method.resized += was_resized
+        for (name, method), (scores, was_resized) in zip(methods.items(), scored, strict=True):
+            totals[name].merge(scores)
+            method["images"][stem] = scores.metrics()
+            method["resized"] += was_resized
+    curves = {name: total.curves() for name, total in totals.items()}
+    metrics = {name: total.metrics() for name, total in totals.items()}
 
     if args.json:
-        document = json.dumps(to_document(methods, folder, args.rescale), indent=1)
+        for name, method in methods.items():
+            plain = {key: curve.tolist() for key, curve in curves[name].items()}
+            method |= {"metrics": metrics[name], "curves": plain}
+        settings = {"protocols": PROTOCOLS, "rescale": args.rescale, "masks": str(folder)}
+        document = json.dumps({**settings, "methods": methods}, indent=1)
         write_atomically(Path(args.json), lambda file: file.write(document.encode()))
     if args.plot:
-        figure = plot_curves({name: method.total.curves() for name, method in methods.items()})
+        figure = plot_curves(curves)
         kind = Path(args.plot).suffix[1:].lower()
         write_atomically(Path(args.plot), lambda file: figure.savefig(file, format=kind))
     if args.sheet:
-        sheet = saliency_sheet(
-            worst_images(*next(iter(methods.items())), masks, photos, rescale=args.rescale)
-        )
+        name, method = next(iter(methods.items()))
+        places = {stem: (photos[stem], masks[stem], map) for stem, map in zip(masks, maps[0], strict=True)}
+        sheet = saliency_sheet(worst_images(name, method["images"], places, rescale=args.rescale))
         write_atomically(Path(args.sheet), lambda file: sheet.save(file, format="PNG"))
-    metrics = {name: method.total.metrics() for name, method in methods.items()}
     print(f"{len(masks)} masks in {folder}: {RULE}\n\n{table(metrics)}")
     print(RESCALE_NOTES[args.rescale] + "; --no-rescale takes maps as they are" * args.rescale)
     for name, method in methods.items():
-        if method.resized:
-            print(f"{name}: {method.resized} of {len(masks)} maps were scaled to their masks, bilinear")
+        if count := method["resized"]:
+            print(f"{name}: {count} of {len(masks)} maps were scaled to their masks, bilinear")
 
 
 def name_methods(arguments: Sequence[str]) -> dict[str, Path]:
@@ -197,33 +194,22 @@ def resized(saliency: np.ndarray, mask: np.ndarray) -> np.ndarray:
     return np.asarray(Image.fromarray(saliency).resize(mask.shape[::-1], Image.Resampling.BILINEAR))
 
 
-def to_document(methods: dict[str, Method], masks: Path, rescale: bool) -> dict[str, object]:
-    """What `--json` writes."""
-    scored = {
-        name: {
-            "predictions": str(method.folder),
-            "resized": method.resized,
-            "metrics": method.total.metrics(),
-            "curves": {key: curve.tolist() for key, curve in method.total.curves().items()},
-            "images": method.images,
-        }
-        for name, method in methods.items()
-    }
-    return {"protocols": PROTOCOLS, "rescale": rescale, "masks": str(masks), "methods": scored}
-
-
 def worst_images(
-    name: str, method: Method, masks: dict[str, Path], photos: dict[str, Path], *, rescale: bool
+    method: str,
+    images: dict[str, dict[str, float]],
+    places: dict[str, tuple[Path, Path, Path]],
+    *,
+    rescale: bool,
 ) -> Iterator[SheetRow]:
-    """The images with the largest error, the largest first; maps as they were scored."""
-    maps = dict(zip(masks, method.maps, strict=True))
-    for stem in sorted(masks, key=lambda stem: method.images[stem]["MAE"], reverse=True)[:SHEET_ROWS]:
-        photo, mask = read_image(photos[stem]), read_saliency_mask(masks[stem])
-        check_size(masks[stem], mask.shape, photos[stem], photo.shape[:2])
-        saliency = resized(read_grey(maps[stem], "map", _REMEDY), mask).astype(np.float32)
+    """The images with the largest error, the largest first, from their photos, masks and maps."""
+    for stem in sorted(images, key=lambda stem: images[stem]["MAE"], reverse=True)[:SHEET_ROWS]:
+        photo_file, mask_file, map_file = places[stem]
+        photo, mask = read_image(photo_file), read_saliency_mask(mask_file)
+        check_size(mask_file, mask.shape, photo_file, photo.shape[:2])
+        saliency = resized(read_grey(map_file, "map", _REMEDY), mask).astype(np.float32)
         low, high = (saliency.min(), saliency.max()) if rescale else (0, 255)
         scaled = (saliency - low) / (high - low) if low < high else saliency / 255
-        caption = "{}   MAE {MAE:.4f}   max F {max_F:.4f}   {}".format(stem, name, **method.images[stem])
+        caption = "{}   MAE {MAE:.4f}   max F {max_F:.4f}   {}".format(stem, method, **images[stem])
         yield SheetRow(photo, mask, scaled, caption)
 
 

@@ -121,23 +121,31 @@ def test_user_errors_are_one_line_and_debug_shows_where(capsys, tmp_path):
         cli.main([*line, "--debug"])
 
 
-@pytest.mark.parametrize("name", ["run/a.txt", b"run/a.txt"])
-def test_a_file_that_fails_is_named(monkeypatch, capsys, name):
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (FileNotFoundError(2, "No such file", "run/a.txt"), "run/a.txt: No such file"),
+        (FileNotFoundError(2, "No such file", b"run/a.txt"), "run/a.txt: No such file"),
+        (ModuleNotFoundError("No module named 'x'", name="x"),
+         "x is not installed; `res2net-dense doctor` says how to get it"),
+        (MemoryError(), "not enough memory; lower the number of images at a time, or their size"),
+        (RuntimeError("CUDA out of memory. Tried to allocate 20.00 GiB"),
+         "not enough memory; lower the number of images at a time, or their size"),
+    ],
+)  # fmt: skip
+def test_what_a_user_can_help_is_one_line(monkeypatch, capsys, error, line):
     def fail(args):
-        raise FileNotFoundError(2, "No such file or directory", name)
+        raise error
 
     monkeypatch.setattr(convert, "main", fail)
     assert cli.main(["convert", "net.pth"]) == 1
-    assert capsys.readouterr().err == "error: run/a.txt: No such file or directory\n"
+    assert capsys.readouterr().err == f"error: {line}\n"
 
 
-def test_a_missing_library_names_the_doctor(monkeypatch, capsys):
-    def main(args):
-        raise ModuleNotFoundError("No module named 'x'", name="x")
-
-    monkeypatch.setattr(convert, "main", main)
-    assert cli.main(["convert", "a.pth"]) == 1
-    assert capsys.readouterr().err == "error: x is not installed; `res2net-dense doctor` says how to get it\n"
+def test_a_fault_of_ours_shows_its_place(monkeypatch):
+    monkeypatch.setattr(convert, "main", lambda args: {}["key"])
+    with pytest.raises(KeyError):
+        cli.main(["convert", "net.pth"])
 
 
 @pytest.mark.parametrize(("script", "name"), SCRIPTS.items())

@@ -48,7 +48,7 @@ def build(task="classification", *, backbone=NAME, training=False, **options):
     train = {"iterations": 1, "batch_size": 1, "optimizer": {"lr": 0.1}}
     sections = {"backbone": {"name": backbone, **options}, "model": CONFIGS[task]}
     config = parse_config({"task": task, "train": train, **sections})
-    return tool.build(config, training=training), config.backbone
+    return tool.build(config, backbone, training), config.backbone
 
 
 SMALL_RCNN = {
