@@ -44,15 +44,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=int, default=0, help="another number draws other images (0)")
     sides = "side of the square images in pixels, of those of duts the longer edge"
     for name, what in (("train", "training images"), ("val", "validation images"), ("size", sides)):
-        usual = ", ".join(f"{getattr(usual, name)} for {key}" for key, usual in LAYOUTS.items())
+        usual = ", ".join(f"{numbers[name]} for {key}" for key, numbers in LAYOUTS.items())
         add(f"--{name}", type=int, help=f"{what} ({usual})")
 
 
 def main(args: argparse.Namespace) -> int:
     from res2net_dense.toy.layouts import make
 
-    numbers = LAYOUTS[args.layout]._asdict()
-    numbers |= {name: getattr(args, name) for name in numbers if getattr(args, name) is not None}
+    usual = LAYOUTS[args.layout]
+    numbers = usual | {name: getattr(args, name) for name in usual if getattr(args, name) is not None}
     if min(args.seed, numbers["train"], numbers["val"]) < 0 or not 64 <= numbers["size"] <= 2048:
         raise ConfigError("--seed, --train and --val must not be negative, --size must be 64 to 2048")
     print(make(args.output, args.layout, {"seed": args.seed, **numbers}))

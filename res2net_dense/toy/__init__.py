@@ -1,23 +1,9 @@
 """Small data sets of drawn shapes, to learn from in minutes without a download."""
 
-from __future__ import annotations
-
-from typing import NamedTuple
-
-
-class Usual(NamedTuple):
-    """The usual numbers of a set."""
-
-    train: int
-    val: int
-    size: int
-    """Side of an image, in pixels."""
-
-
 LAYOUTS = {
-    "coco": Usual(400, 40, 160),
-    "imagenet": Usual(4000, 500, 64),
-    "voc": Usual(400, 100, 160),
-    "duts": Usual(400, 100, 160),
+    "coco": {"train": 400, "val": 40, "size": 160},
+    "imagenet": {"train": 4000, "val": 500, "size": 64},
+    "voc": {"train": 400, "val": 100, "size": 160},
+    "duts": {"train": 400, "val": 100, "size": 160},
 }
-"""The layouts in which a set can be drawn."""
+"""The layouts in which a set can be drawn: the usual number of its images, and their side in pixels."""

@@ -25,7 +25,7 @@ def small(monkeypatch):
     """A data set of a few images."""
     from res2net_dense import toy
 
-    monkeypatch.setitem(toy.LAYOUTS, "coco", toy.Usual(6, 2, 96))
+    monkeypatch.setitem(toy.LAYOUTS, "coco", {"train": 6, "val": 2, "size": 96})
 
 
 def test_a_demo_and_its_folder(small, tmp_path, monkeypatch, capsys):
