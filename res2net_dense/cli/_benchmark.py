@@ -10,7 +10,6 @@ import argparse
 import copy
 import ctypes
 import gc
-import itertools
 import json
 import platform
 import sys
@@ -66,21 +65,19 @@ def benchmark(args: argparse.Namespace) -> None:
         args.json.open("a").close()  # an error now rather than after minutes
     cpu = f"{platform.machine()} with {torch.backends.cpu.get_cpu_capability()}"
     document: dict[str, Any] = {
-        "version": __version__, "date": time.strftime("%Y-%m-%d %H:%M:%S %z"),
-        "machine": torch.cuda.get_device_name() if args.device == "cuda" else cpu,
-        "threads": torch.get_num_threads(), "torch": torch.__version__,
+        "version": __version__, "torch": torch.__version__, "date": time.strftime("%Y-%m-%d %H:%M:%S %z"),
+        "machine": torch.cuda.get_device_name() if args.device == "cuda" else cpu, "results": [],
         "settings": {key: value for key, value in vars(args).items() if key not in ("json", "debug")},
-        "results": [],
+        "threads": torch.get_num_threads(),
     }  # fmt: skip
     print(
         "{machine}, {threads} threads, torch {torch}, res2net_dense {version}, {date}\n"
         "{settings[warmup]} rounds to warm up, then {settings[repeats]}; of ratios the median and the middle "
         "half of the rounds; peak is the memory of a call besides weights".format(**document)
     )
-    jobs = list(itertools.product(args.model, args.size, args.batch))
-    for number, (name, size, batch) in enumerate(jobs, 1):
-        setting = f"{name or args.config}, batch {batch}, {size[0]}x{size[1]}"
-        print(f"[{number}/{len(jobs)}] {setting}", file=sys.stderr)
+    jobs = [(name, size, batch) for name in args.model for size in args.size for batch in args.batch]
+    for n, (name, size, batch) in enumerate(jobs, 1):
+        print(f"[{n}/{len(jobs)}] {name or args.config}, batch {batch}, {size[0]}x{size[1]}", file=sys.stderr)
         document["results"].append(measure(args, name, size, batch))
         print(f"\n{table(document['results'][-1])}", flush=True)
         if args.json:  # an interrupt leaves what has been measured so far
@@ -131,9 +128,7 @@ def measure(args: argparse.Namespace, name: str | None, size: tuple[int, int], b
 
 
 def line_up(args: argparse.Namespace, config: Config) -> LineUp:
-    """Build the networks of one setting: "ours", "timm" and other backbones. The first contestant is the
-    baseline: timm's network as it comes, or ours where timm does not have it.
-    """
+    """Build the networks of one setting. The first contestant is the baseline: timm's if it has one."""
     backbones = {"ours": config.backbone.name} | {name: name for name in args.against if name not in TIMM}
     models = {net: build(config, name, args.train).to(args.device) for net, name in backbones.items()}
     asked, left_out = [(net, way) for net in models for way in args.formats], dict[str, str]()
@@ -150,11 +145,9 @@ def line_up(args: argparse.Namespace, config: Config) -> LineUp:
 
 
 def build(config: Config, name: str, training: bool) -> nn.Module:
-    """Build a model on a backbone with random weights, but batch norms as trained networks have them.
-
-    Without those an error in folding a norm would not show, nor would one in the heads of an R-CNN, whose
-    first weights are so small that all boxes and masks are alike. For `training` only scales of 0 change, and
-    a little: large ones make the gradients of a deep network chaotic.
+    """Build a model with random weights. Its norms are as trained ones, or an error in folding them would not
+    show; so are the heads of an R-CNN, whose first boxes and masks are all alike. For `training` only scales
+    of 0 change, and a little: large ones make the gradients of a deep network chaotic.
     """
     task, changes = get_task(config.task), dict[str, Any]()
     if hasattr(config.model, "score_threshold"):
@@ -206,15 +199,13 @@ def on_timm(model: Any, settings: Any) -> Any:
 
 
 class _Features(nn.Module):
-    """The maps of a network of timm by our names; without names as smp wants them."""
-
     def __init__(self, net: nn.Module, names: Sequence[str]) -> None:
         super().__init__()
         self.net, self.names = net, names
 
     def forward(self, x: Tensor) -> Any:
         maps = self.net(x)
-        return dict(zip(self.names, maps, strict=True)) if self.names else [x, *maps]
+        return dict(zip(self.names, maps, strict=True)) if self.names else [x, *maps]  # as smp wants them
 
 
 def make_call(
@@ -266,10 +257,8 @@ def make_call(
 
 
 def peak_memory(call: Callable[[], Any], device: torch.device) -> tuple[Any, int | None]:
-    """Return what a call returns, and how far it raises the memory in use at its highest, in bytes.
-
-    On CUDA this is memory of PyTorch's allocator, on a CPU resident memory of the whole process, or None
-    where the system does not report it.
+    """Return what a call returns, and by how many bytes it raises the memory in use at its highest: PyTorch's
+    on CUDA, on a CPU the resident memory of the whole process, or None where the system does not report it.
     """
     gc.collect()
     if device.type == "cuda":
@@ -358,14 +347,14 @@ def table(result: Mapping[str, Any]) -> str:
     heads = [("", ""), ("median", "ms"), ("p95", "ms"), ("", "img/s"), ("peak", "MB"), ("differs", "by")]
     heads += [("times as fast as", result["baseline"])]
     heads += [("time over that of", f"{name}, same way") for name in rivals]
-    cells = [list(line) for line in zip(*heads, strict=True)]
+    cells = list(map(list, zip(*heads, strict=True)))
     for row in result["rows"]:
         times = [f"{row[key]:.1f}" for key in ("median_ms", "p95_ms", "images_per_second")]
         peak = "-" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 1e6:.0f}"
         ratios = [row["speedup"], *(row["over"].get(name) for name in rivals)]
         shown = ["{median:.2f} [{low:.2f}, {high:.2f}]".format(**one) if one else "" for one in ratios]
         cells.append([row["label"], *times, peak, f"{row['differs']:.0e}", *shown])
-    work = "forward and backward, " if result["training"] else ""
+    work = "forward and backward, " * result["training"]
     title = "{name}, {}batch {batch}, {size[0]}x{size[1]}".format(work, **result)
     size = f"{result['parameters'] / 1e6:.2f} M parameters, {result['macs'] / 1e9:.2f} GMACs an image forward"
     left_out = [f"left out: {label}: {reason}" for label, reason in result["left_out"].items()]

@@ -26,18 +26,16 @@ TIMM = {"timm": "eager", "timm-channels-last": "channels-last", "timm-compiled":
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--model", nargs="+", metavar="NAME", help="classifiers by name")
-    what.add_argument("--config", metavar="CONFIG", help="the model of a configuration, a file or a name")
-    add = parser.add_argument
+    either, add = parser.add_mutually_exclusive_group(required=True), parser.add_argument
+    either.add_argument("--model", nargs="+", metavar="NAME", help="classifiers by name")
+    either.add_argument("--config", metavar="CONFIG", help="the model of a configuration, a file or a name")
     ways = (*TRAINING_WAYS, "optimized", *EXPORT_FORMATS)
-    rivals = f"{', '.join(TIMM)}, or backbones by name (timm)"
     add("overrides", nargs="*", metavar="key=value", help="changes, such as backbone.norm=BN")
     add("--batch", nargs="+", type=positive, default=[1, 8], metavar="N", help="images at a time (1 8)")
     add("--size", nargs="+", type=parse_size, default=[(224, 224)], metavar="HxW", help="of the images (224)")
     add("--formats", nargs="+", choices=ways, help="how our networks run (eager optimized)")
     add("--dtypes", nargs="+", choices=("fp32", "bf16"), default=["fp32"], help="the baseline's first (fp32)")
-    add("--against", nargs="*", default=["timm"], metavar="WHAT", help=rivals)
+    add("--against", nargs="*", default=["timm"], metavar="WHAT", help=f"{', '.join(TIMM)}, or a backbone")
     add("--train", action="store_true", help="forward and backward")
     add("--repeats", type=positive, default=15, metavar="N", help="measured rounds (15)")
     add("--warmup", type=positive, default=3, metavar="N", help="rounds before them (3)")

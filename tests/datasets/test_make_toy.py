@@ -16,8 +16,8 @@ cv2 = pytest.importorskip("cv2")
 mask_utils = pytest.importorskip("pycocotools.mask")
 
 from res2net_dense.cli import main  # noqa: E402
-from res2net_dense.toy import LAYOUTS, shapes  # noqa: E402
 from res2net_dense.toy import layouts as toy  # noqa: E402
+from res2net_dense.toy import shapes  # noqa: E402
 
 SCRIPT = Path(__file__).parents[2] / "datasets" / "make_toy.py"
 
@@ -222,20 +222,15 @@ def test_the_colour_does_not_tell_the_class():
     assert (guesses == truth).mean() < 0.2
 
 
-def test_each_layout_has_its_usual_numbers(tmp_path, monkeypatch):
-    seen = {}
-    for name in LAYOUTS:
-
-        def write(root, seed, size, counts, name=name):
-            seen[name] = {"seed": seed, **counts, "size": size}
-            root.mkdir(parents=True)
-
-        monkeypatch.setitem(toy.WRITERS, name, write)
-        assert run_toy("--output", str(tmp_path), "--layout", name) == 0
-    assert seen["coco"] == {"seed": 0, "train": 400, "val": 40, "size": 160}
-    assert seen["imagenet"] == {"seed": 0, "train": 4000, "val": 500, "size": 64}
-    assert seen["voc"] == {"seed": 0, "train": 400, "val": 100, "size": 160}
-    assert seen["duts"] == {"seed": 0, "train": 400, "val": 100, "size": 160}
+@pytest.mark.parametrize(
+    ("layout", "train", "val", "size"),
+    [("coco", 400, 40, 160), ("imagenet", 4000, 500, 64), ("voc", 400, 100, 160), ("duts", 400, 100, 160)],
+)
+def test_each_layout_has_its_usual_numbers(tmp_path, monkeypatch, layout, train, val, size):
+    seen = []
+    monkeypatch.setitem(toy.WRITERS, layout, lambda root, *numbers: seen.extend(numbers) or root.mkdir())
+    assert run_toy("--output", str(tmp_path), "--layout", layout) == 0
+    assert seen == [0, size, {"train": train, "val": val}]
 
 
 def voc_scenes():
