@@ -53,7 +53,12 @@ def main(args: argparse.Namespace) -> int:
         "predict", "--weights", output, "--input", coco / "val", "--output", predictions, *debug
     )
     if not code:
-        sheet = draw_sheet(predictions, output / "overlays.png")
+        from PIL import Image
+
+        from res2net_dense.report.sheet import contact_sheet
+
+        sheet = output / "overlays.png"
+        contact_sheet([Image.open(file) for file in sorted(predictions.glob("*.png"))[:12]]).save(sheet)
         print(f"run folder: {output} (results.json, metrics.jsonl); all predictions: {predictions}")
         print(f"images that the network has not seen, with what it finds: {sheet}")
     return code
@@ -74,13 +79,3 @@ def run(*command: str | Path) -> int:
     arguments = list(map(str, command))
     print(f"$ {cli.PROGRAM} {shlex.join(arguments)}", flush=True)
     return cli.main(arguments)
-
-
-def draw_sheet(predictions: Path, target: Path) -> Path:
-    """Put the first overlays on one sheet; returns its path."""
-    from PIL import Image
-
-    from res2net_dense.report.sheet import contact_sheet
-
-    contact_sheet([Image.open(file) for file in sorted(predictions.glob("*.png"))[:12]]).save(target)
-    return target
