@@ -91,7 +91,9 @@ def test_any_size_and_number_of_images(graphs, tiny_file, task, format):
 
 def test_every_format_describes_itself_to_its_own_reader(graphs, tiny_file):
     task = "semantic_segmentation"
-    expected = {format: description_of(task, graphs[task], format=format).model_dump_json() for format in FORMATS}
+    expected = {
+        format: description_of(task, graphs[task], format=format).model_dump_json() for format in FORMATS
+    }
     model = onnx.load(tiny_file(task, "onnx"))
     found = {"onnx": {entry.key: entry.value for entry in model.metadata_props}[METADATA_KEY]}
     for format, load in (("torch-export", torch.export.load), ("torchscript", torch.jit.load)):

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from res2net_dense.errors import ConfigError, DatasetError
+from res2net_dense.errors import DatasetError
 from res2net_dense.evaluation.saliency import METRICS, PROTOCOLS, SaliencyEvaluator, SaliencyScores
 from res2net_dense.evaluation.saliency_measures import score_map
 
@@ -372,13 +372,6 @@ def test_the_table_has_a_row_a_set_and_names_the_protocols():
     plain = evaluator(masks, rescale=False)
     plain.evaluate()
     assert "taken as they are" in plain.table()
-
-
-def test_wrong_sets_are_named():
-    with pytest.raises(ConfigError, match="differ, these do not: SOD, SOD"):
-        evaluator([], sets=[("SOD", 2), ("SOD", 3)])
-    with pytest.raises(ConfigError, match="none"):
-        evaluator([], sets=[])
 
 
 def test_wrong_predictions_are_named():

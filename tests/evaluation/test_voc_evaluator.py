@@ -280,8 +280,7 @@ def test_scores_are_the_means_of_voc_ap_on_vocs_boxes(method):
 
 
 def test_unseen_images_count_as_missed(caplog):
-    truth = [(np.array([BOX]), [0], [False])] * 4
-    ours = evaluator(truth)
+    ours = evaluator([(np.array([BOX]), np.array([0]), np.array([False]))] * 4)
     feed(ours, [([BOX], [0], [1.0])] * 3)
     with caplog.at_level(logging.WARNING):
         assert ours.evaluate()["bbox/AP50"] == 75.0
@@ -290,9 +289,9 @@ def test_unseen_images_count_as_missed(caplog):
 
 def test_the_table_names_the_protocol_and_counts():
     truth = [
-        (np.array([BOX, BOX]), [0, 0], [False, True]),
-        (np.array([BOX]), [1], [True]),
-        (np.zeros((0, 4)), [], []),
+        (np.array([BOX, BOX]), np.array([0, 0]), np.array([False, True])),
+        (np.array([BOX]), np.array([1]), np.array([True])),
+        (np.zeros((0, 4)), np.zeros(0, np.int64), np.zeros(0, bool)),
     ]
     for method, words in (("area", "VOC2010"), ("11point", "VOC2007")):
         ours = evaluator(truth, method=method)
@@ -306,21 +305,6 @@ def test_the_table_names_the_protocol_and_counts():
         assert ["dog", "0", "1", "n/a"] in rows
         assert ["owl", "0", "0", "n/a"] in rows
         assert ["AP50", "100.0"] in rows
-
-
-def test_wrong_input_is_named():
-    with pytest.raises(ConfigError, match="must differ"):
-        VocEvaluator([], class_names=["a", "a"])
-    with pytest.raises(ConfigError, match="method"):
-        evaluator([], method="12point")
-    for objects, words in (
-        (([BOX], [3], [False]), "class names"),
-        (([BOX], [-1], [False]), "class names"),
-        (([(0, 0, math.inf, 1)], [0], [False]), "not finite"),
-        (([BOX], [0, 1], [False]), "1 boxes, 2 labels"),
-    ):
-        with pytest.raises(DatasetError, match=words):
-            evaluator([objects])
 
 
 def test_a_set_as_large_as_vocs_takes_seconds():
