@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -44,9 +44,6 @@ class Cut(NamedTuple):
 class Row(NamedTuple):
     """The comparison of one output of one batch."""
 
-    size: tuple[int, int]
-    """Height and width of the images."""
-    batch: int
     output: str
     max_abs: float
     """Largest difference; NaN if there is none (labels, other shapes), infinite if a number is not finite."""
@@ -55,99 +52,90 @@ class Row(NamedTuple):
     passed: bool
     note: str = ""
     """What differs, or what was compared."""
+    size: tuple[int, int] = (0, 0)
+    """Height and width of the images."""
+    batch: int = 1
 
     @classmethod
-    def of(
-        cls,
-        size: tuple[int, int],
-        batch: int,
-        output: str,
-        one: Tensor,
-        other: Tensor,
-        tolerance: Tolerance,
-        note: str = "",
-    ) -> Row:
+    def of(cls, output: str, one: Tensor, other: Tensor, tolerance: Tolerance, note: str = "") -> Row:
         """Compare numbers by their largest difference, labels and binary masks by the share of equal ones."""
         if one.shape != other.shape:
             note = f"is {tuple(other.shape)} instead of {tuple(one.shape)}"
-            return cls(size, batch, output, math.nan, math.nan, False, note)
+            return cls(output, math.nan, math.nan, False, note)
         if one.is_floating_point():
             worst = difference(one, other)
-            limit = tolerance.boxes if output.endswith("boxes") else tolerance.difference
+            limit = tolerance.boxes if output == "boxes" else tolerance.difference
             passed = math.isfinite(worst) and worst <= limit
             note = note if passed else f"by {worst:.2g} (at most {limit:g})"
-            return cls(size, batch, output, worst, math.nan, passed, note)
+            return cls(output, worst, math.nan, passed, note)
         share = _share(one, other)
         passed = not share < tolerance.agreement
         note = note if passed else f"in {100 * (1 - share):.3g} % of the labels"
-        return cls(size, batch, output, math.nan, share, passed, note)
+        return cls(output, math.nan, share, passed, note)
 
 
-def batch_rows(
+def rows_of(
     expected: Mapping[str, Tensor],
     got: Mapping[str, Tensor],
-    size: tuple[int, int],
-    batch: int,
     tolerance: Tolerance,
     cut: Cut,
+    class_scores: Callable[[], tuple[Tensor, float]],
 ) -> Iterator[Row]:
-    """Compare the outputs of one batch."""
+    """Compare the outputs of one batch, or the predictions on one image, by their names.
+
+    Labels `(..., H, W)` may differ where both classes are as good as equal: `class_scores` gives the scores
+    of all classes `(..., K, H, W)`, and how far apart two of them may be.
+    """
     if "boxes" in expected:
-        yield from detection_rows(expected, got, size, tolerance, cut)
+        yield from _detection_rows(expected, got, tolerance, cut)
         return
     for name, value in expected.items():
-        row = Row.of(size, batch, name, value, got[name], tolerance)
-        if name == "labels" and not row.passed and value.shape == got[name].shape:
-            limit = 2 * difference(expected["logits"], got["logits"])
-            if differ_in_ties_only(value, got[name], expected["logits"], limit):
-                row = row._replace(passed=True, note="")
-        elif name == "logits" and not math.isnan(row.max_abs):
-            row = row._replace(agreement=_share(*map(_best, (value, got[name]))))
+        row = Row.of(name, value, got[name], tolerance)
+        if name == "logits" and not math.isnan(row.max_abs):
+            row = row._replace(agreement=_share(_best(value), _best(got[name])))
+        differs = not row.passed and row.agreement < tolerance.agreement
+        if differs and name != "logits" and _differ_in_ties_only(value, got[name], *class_scores()):
+            row = row._replace(passed=True, note="")
         yield row
 
 
 def _best(logits: Tensor) -> Tensor:
     """The class of each image or pixel; of maps `(N, H, W)` whether it is in the foreground."""
-    return logits > 0 if logits.dim() == 3 else logits.argmax(1)
+    return logits > 0 if logits.dim() == 3 else logits.argmax(min(1, logits.dim() - 1))
 
 
 def _share(one: Tensor, other: Tensor) -> float:
     return float((one == other).double().mean()) if one.numel() else math.nan
 
 
-def differ_in_ties_only(labels: Tensor, others: Tensor, scores: Tensor, limit: float) -> bool:
-    """Whether the scores `(N, K, H, W)` of both labels `(N, H, W)` are never farther apart than `limit`."""
-    if int(others.min()) < 0 or int(others.max()) >= scores.shape[1]:
+def _differ_in_ties_only(labels: Tensor, others: Tensor, scores: Tensor, limit: float) -> bool:
+    if int(others.min()) < 0 or int(others.max()) >= scores.shape[-3]:
         return False
-    ours, theirs = (scores.gather(1, one[:, None].long()) for one in (labels, others))
-    return bool(((ours - theirs).abs() <= limit).all())
+    best, chosen = (scores.gather(-3, one.unsqueeze(-3).long()) for one in (labels, others))
+    return bool(((best - chosen).abs() <= limit).all())
 
 
 def difference(one: Tensor, other: Tensor) -> float:
     """The largest difference; infinite if a number of either is not finite, or their shapes differ."""
-    if one.shape != other.shape or not one.numel():
-        return 0.0 if one.shape == other.shape else math.inf
-    worst = float((one.double() - other.double()).abs().max())
+    if one.shape != other.shape:
+        return math.inf
+    worst = float((one.double() - other.double()).abs().max()) if one.numel() else 0.0
     return worst if math.isfinite(worst) else math.inf
 
 
-def detection_rows(
-    expected: Mapping[str, Tensor],
-    got: Mapping[str, Tensor],
-    size: tuple[int, int],
-    tolerance: Tolerance,
-    cut: Cut,
+def _detection_rows(
+    expected: Mapping[str, Tensor], got: Mapping[str, Tensor], tolerance: Tolerance, cut: Cut
 ) -> Iterator[Row]:
     """Compare the detections of one image, each with the most similar one of its class."""
     pairs = _pairs(expected, got, cut, tolerance.difference)
     if pairs is None:
         note = f"has {len(got['boxes'])} detections instead of {len(expected['boxes'])}"
-        yield from (Row(size, 1, name, math.nan, math.nan, False, note) for name in expected)
+        yield from (Row(name, math.nan, math.nan, False, note) for name in expected)
         return
     note = f"{len(pairs[0])} detections"
     for name, value in expected.items():
         allowed = tolerance._replace(agreement=1.0) if name == "labels" else tolerance
-        yield Row.of(size, 1, name, value[pairs[0]], got[name][pairs[1]], allowed, note)
+        yield Row.of(name, value[pairs[0]], got[name][pairs[1]], allowed, note)
 
 
 def _pairs(

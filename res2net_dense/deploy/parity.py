@@ -21,10 +21,8 @@ from res2net_dense.deploy.differences import (
     Cut,
     Row,
     Tolerance,
-    batch_rows,
-    detection_rows,
-    differ_in_ties_only,
     difference,
+    rows_of,
 )
 from res2net_dense.deploy.exported import Decoder, ExportedModel, open_exported
 from res2net_dense.errors import ExportError
@@ -128,10 +126,11 @@ def compare(
     for size in sizes:
         for batch in [description.batch] if description.batch else [1, 2]:
             inputs = torch.stack([_resized(images[n % len(images)], size) for n in range(batch)])
-            outputs = exported.run(inputs)
-            rows += batch_rows(_run(graph, inputs), outputs, size, batch, tolerance, cut)
+            found = _output_rows(_run(graph, inputs), exported.run(inputs), tolerance, cut)
+            rows += (row._replace(size=size, batch=batch) for row in found)
         if model is not None:
-            rows += _prediction_rows(model, graph, exported, _resized(images[0], size), tolerance, cut)
+            found = _prediction_rows(model, graph, exported, _resized(images[0], size), tolerance, cut)
+            rows += (row._replace(size=size, output=f"predicted {row.output}") for row in found)
     labels = [row for row in rows if row.output == "labels"]
     if detects and all(row.passed and math.isnan(row.agreement) for row in labels):
         notes.append(
@@ -225,41 +224,37 @@ def _with_detections(
     return found or images
 
 
+def _output_rows(
+    expected: dict[str, Tensor], got: dict[str, Tensor], tolerance: Tolerance, cut: Cut
+) -> Iterator[Row]:
+    def class_scores() -> tuple[Tensor, float]:
+        return expected["logits"], 2 * difference(expected["logits"], got["logits"])
+
+    return rows_of(expected, got, tolerance, cut, class_scores)
+
+
 def _prediction_rows(
     model: nn.Module, graph: Graph, exported: ExportedModel, image: Tensor, tolerance: Tolerance, cut: Cut
 ) -> Iterator[Row]:
     """Compare both predictions on one image whose original was about twice as large."""
-    size = image.shape[-2], image.shape[-1]
-    original = size[0] * 2 + 1, size[1] * 2
-    batch: list[Sample] = [{"image": image, "original_height": original[0], "original_width": original[1]}]
+    height, width = image.shape[-2] * 2 + 1, image.shape[-1] * 2
+    batch: list[Sample] = [{"image": image, "original_height": height, "original_width": width}]
     with torch.no_grad():
         predictions: tuple[Prediction, Prediction] = model(batch)[0], exported(batch)[0]
     expected, got = (
         {name: value.cpu() for name, value in one.items() if isinstance(value, Tensor)} for one in predictions
     )
-    if "boxes" in expected:
-        rows = detection_rows(expected, got, original, tolerance, cut)
-    else:
-        rows = (Row.of(size, 1, name, one, got[name], tolerance) for name, one in expected.items())
-    for row in rows:
-        if row.output == "sem_seg" and not row.passed and not math.isnan(row.agreement):
-            labels, others = (one["sem_seg"][None] for one in (expected, got))
-            if _are_ties(graph, exported, image, labels, others):
-                row = row._replace(passed=True, note="")
-        yield row._replace(size=size, output=f"predicted {row.output}")
 
+    def class_scores() -> tuple[Tensor, float]:
+        images = torch.stack([image] * (exported.description.batch or 1))
+        mine, theirs = (
+            outputs["logits"][:1].cpu().softmax(1) for outputs in (_run(graph, images), exported.run(images))
+        )
+        rounding = 1e-6
+        likely = F.interpolate(mine, (height, width), mode="bilinear", align_corners=False)
+        return likely[0], 2 * difference(mine, theirs) + rounding
 
-def _are_ties(graph: Graph, exported: ExportedModel, image: Tensor, labels: Tensor, others: Tensor) -> bool:
-    """Whether labels `(1, H, W)` differ only where both classes are equally likely, up to the difference
-    between the outputs of graph and file.
-    """
-    images = torch.stack([image] * (exported.description.batch or 1))
-    mine, theirs = (
-        outputs["logits"][:1].cpu().softmax(1) for outputs in (_run(graph, images), exported.run(images))
-    )
-    likely = F.interpolate(mine, labels.shape[-2:], mode="bilinear", align_corners=False)
-    rounding = 1e-6
-    return differ_in_ties_only(labels, others, likely, 2 * difference(mine, theirs) + rounding)
+    return rows_of(expected, got, tolerance, cut, class_scores)
 
 
 def _resized(image: Tensor, size: tuple[int, int] | None) -> Tensor:

@@ -228,6 +228,7 @@ def _folded(conv: nn.Module, norm: Any) -> tuple[Tensor, Tensor | None]:
 
 
 def _fold(conv: nn.Module, norm: nn.Module | None, *, relu: bool) -> None:
+    """Put the norm into the convolution, and ReLU unless it is deformable."""
     weight, bias = _folded(conv, norm)
     if isinstance(conv, DeformableConv2d):
         conv.weight = nn.Parameter(weight, requires_grad=False)
