@@ -76,7 +76,10 @@ class Description(BaseModel):
             problems = error.errors()
         first = problems[0]
         if not first["loc"]:
-            raise ExportError(f"{source} has no description of res2net_dense: it was not exported by it")
+            raise ExportError(
+                f"{source} has no description of res2net_dense, so what goes in and comes out is unknown: "
+                "make the file with `res2net-dense export`"
+            )
         missing = [
             str(one["loc"][0]) for one in problems if one["type"] == "missing" and len(one["loc"]) == 1
         ]

@@ -158,12 +158,7 @@ def open_exported(path: str | Path, find_decoder: Callable[[str], Decoder]) -> E
             f"{path} cannot be loaded, it is damaged or of another version: export the model again "
             f"({_first_line(error)})"
         ) from error
-    if not text:
-        raise ExportError(
-            f"{path} has no description of ours, so what goes in and comes out is unknown: make the file "
-            "with `res2net-dense export`"
-        )
-    description = Description.from_json(text, str(path))
+    description = Description.from_json(text or "", str(path))
     return ExportedModel(path, run, description, find_decoder(description.task))
 
 

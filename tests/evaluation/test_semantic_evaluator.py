@@ -264,14 +264,3 @@ def test_a_prediction_of_another_size_is_named():
     photo = [{"image_id": 0, "file_name": "photo.jpg"}]
     with pytest.raises(DatasetError, match="photo.jpg.*mask is 60x30 but its prediction 60x31"):
         evaluator(masks).process(photo, [{"sem_seg": torch.zeros(31, 60, dtype=torch.int64)}])
-
-
-def test_what_read_mask_raises_comes_through():
-    def broken(image_id):
-        raise DatasetError(f"masks/{image_id}.png: cannot be read")
-
-    ours = SemanticEvaluator(broken, 2, class_names=NAMES)
-    with pytest.raises(DatasetError, match="masks/1.png"):
-        ours.process([{"image_id": 1}], [{"sem_seg": torch.zeros(2, 2, dtype=torch.int64)}])
-    with pytest.raises(DatasetError, match="masks/0.png"):
-        ours.evaluate()

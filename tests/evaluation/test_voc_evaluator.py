@@ -146,53 +146,6 @@ def of_class(truth, found, label=0):
     return detections, objects
 
 
-def plain_ap(detections, objects, iou, method, extra):
-    """The rules once more, one detection at a time."""
-    taken, right, wrong, points = set(), 0, 0, []
-    positives = sum(not difficult for _, _, difficult in objects)
-    for image, _, (x1, y1, x2, y2) in sorted(detections, key=lambda item: -item[1]):
-        best, chosen = 0.0, None
-        for number, (other, (a1, b1, a2, b2), _) in enumerate(objects):
-            width = min(x2, a2) - max(x1, a1) + extra
-            height = min(y2, b2) - max(y1, b1) + extra
-            if other != image or width <= 0 or height <= 0:
-                continue
-            both = width * height
-            areas = (x2 - x1 + extra) * (y2 - y1 + extra) + (a2 - a1 + extra) * (b2 - b1 + extra)
-            if both / (areas - both) > best:
-                best, chosen = both / (areas - both), number
-        if chosen is None or best < iou:
-            wrong += 1
-        elif objects[chosen][2]:
-            continue
-        elif chosen in taken:
-            wrong += 1
-        else:
-            taken.add(chosen)
-            right += 1
-        points.append((right / positives, right / (right + wrong)))
-    if method == "11point":
-        return 100 / 11 * sum(max([p for r, p in points if r >= k * 0.1], default=0) for k in range(11))
-    area, before = 0.0, 0.0
-    for recall, _ in points:
-        area += (recall - before) * max(p for r, p in points if r >= recall)
-        before = recall
-    return 100 * area
-
-
-@pytest.mark.parametrize("seed", range(6))
-@pytest.mark.parametrize("inclusive", [True, False])
-def test_equals_a_plain_loop(seed, inclusive):
-    truth, found = made(seed)
-    detections, objects = of_class(truth, found)
-    for method in ("area", "11point"):
-        for iou in (0.3, 0.5, 0.75):
-            ours = voc_ap(detections, objects, iou=iou, method=method, inclusive=inclusive)
-            theirs = plain_ap(detections, objects, iou, method, 1.0 if inclusive else 0.0)
-            assert 0 < ours < 100
-            assert ours == pytest.approx(theirs, abs=1e-10)
-
-
 @pytest.mark.parametrize("seed", range(4))
 def test_equals_detectron2s_code(seed, tmp_path):
     """Which asks for more than the threshold, so that none lies on it here, and reads whole numbers."""
