@@ -79,13 +79,17 @@ def rows_of(
     got: Mapping[str, Tensor],
     tolerance: Tolerance,
     cut: Cut,
-    class_scores: Callable[[], tuple[Tensor, float]],
+    class_scores: Callable[[], tuple[Tensor, float]] | None = None,
 ) -> Iterator[Row]:
     """Compare the outputs of one batch, or the predictions on one image, by their names.
 
     Labels `(..., H, W)` may differ where both classes are as good as equal: `class_scores` gives the scores
-    of all classes `(..., K, H, W)`, and how far apart two of them may be.
+    of all classes `(..., K, H, W)`, and how far apart two of them may be; None for the logits.
     """
+
+    def logits() -> tuple[Tensor, float]:
+        return expected["logits"], 2 * difference(expected["logits"], got["logits"])
+
     if "boxes" in expected:
         yield from _detection_rows(expected, got, tolerance, cut)
         return
@@ -94,7 +98,8 @@ def rows_of(
         if name == "logits" and not math.isnan(row.max_abs):
             row = row._replace(agreement=_share(_best(value), _best(got[name])))
         differs = not row.passed and row.agreement < tolerance.agreement
-        if differs and name != "logits" and _differ_in_ties_only(value, got[name], *class_scores()):
+        scores = class_scores or logits
+        if differs and name != "logits" and _differ_in_ties_only(value, got[name], *scores()):
             row = row._replace(passed=True, note="")
         yield row
 

@@ -76,15 +76,16 @@ class ParityReport:
         """Everything as plain data for JSON: NaN becomes null, infinity text."""
 
         def plain(part: Tolerance | Row) -> dict[str, Any]:
-            return {
-                name: (None if math.isnan(value) else str(value))
-                if isinstance(value, float) and not math.isfinite(value)
-                else value
-                for name, value in part._asdict().items()
-            }
+            return {name: _plain(value) for name, value in part._asdict().items()}
 
         rows = [plain(row) for row in self.rows]
         return {"passed": self.passed, "tolerance": plain(self.tolerance), "rows": rows, "notes": self.notes}
+
+
+def _plain(value: Any) -> Any:
+    if not isinstance(value, float) or math.isfinite(value):
+        return value
+    return None if math.isnan(value) else str(value)
 
 
 def compare(
@@ -126,7 +127,7 @@ def compare(
     for size in sizes:
         for batch in [description.batch] if description.batch else [1, 2]:
             inputs = torch.stack([_resized(images[n % len(images)], size) for n in range(batch)])
-            found = _output_rows(_run(graph, inputs), exported.run(inputs), tolerance, cut)
+            found = rows_of(_run(graph, inputs), exported.run(inputs), tolerance, cut)
             rows += (row._replace(size=size, batch=batch) for row in found)
         if model is not None:
             found = _prediction_rows(model, graph, exported, _resized(images[0], size), tolerance, cut)
@@ -222,15 +223,6 @@ def _with_detections(
     """The first images in which the network finds something; all if there are none."""
     found = [image for image in images[:_SEARCHED] if len(_run(graph, _resized(image, size)[None])["boxes"])]
     return found or images
-
-
-def _output_rows(
-    expected: dict[str, Tensor], got: dict[str, Tensor], tolerance: Tolerance, cut: Cut
-) -> Iterator[Row]:
-    def class_scores() -> tuple[Tensor, float]:
-        return expected["logits"], 2 * difference(expected["logits"], got["logits"])
-
-    return rows_of(expected, got, tolerance, cut, class_scores)
 
 
 def _prediction_rows(
