@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
@@ -108,16 +107,14 @@ def export(
             quantize(draft, draft, work.calibration_images(photos, description.size))
             parity = gate(work.graph, draft, work.job.task, images, model=work.model, name=output)
         scores = work.score(draft, output, max_drop) if scored else None
-        document = {**description.to_dict(), "parity": parity.to_dict()}
+        document = {**description.model_dump(mode="json"), "parity": parity.to_dict()}
         if scores:
             document["eval"] = scores.to_dict()
         text = json.dumps(document, indent=1, allow_nan=False)
         draft.with_name(f"{output.name}.json").write_text(text)
         made = sorted(Path(folder).iterdir())
         total = sum(file.stat().st_size for file in made if file.suffix != ".json")
-        for file in made:
-            os.replace(file, output.with_name(file.name))
-    files = [output.with_name(file.name) for file in made]
+        files = [file.replace(output.with_name(file.name)) for file in made]
     return ExportResult(output, files, total, description, parity, scores)
 
 
@@ -161,16 +158,17 @@ class _Work:
     def describe(
         self, format: str, *, size: tuple[int, int] | None, batch: int | None, dynamic: bool
     ) -> Description:
-        """Describe the file; arguments as in `export`."""
         task, config, file = self.job.task, self.config, self.job.weights.file
-        size = None if dynamic else size or task.image_size(config)
-        if size is None and not dynamic:
-            raise ConfigError(
-                "images differ in size: give --size HEIGHTxWIDTH for one size, --dynamic for any"
-            )
+        if not dynamic:
+            size, batch = size or task.image_size(config), batch or 1
+            if size is None:
+                raise ConfigError(
+                    "images differ in size: give --size HEIGHTxWIDTH for one size, --dynamic for any"
+                )
         if self.graph.by_tracing:
             if batch not in (None, 1):
                 raise ConfigError(f"--batch {batch}: this network takes one image at a time")
+            batch = 1
             self.log("exported by tracing, for one image at a time")
         names = task.class_names(config)
         return Description(
@@ -182,16 +180,15 @@ class _Work:
             colours=task.colours(names),
             format=format,
             size=size,
-            batch=1 if self.graph.by_tracing else None if dynamic else batch or 1,
+            batch=batch,
             config=config_to_dict(config),
             weights={"file": self.job.weights.path.name, "sha256": file.sha256} if file else None,
         )
 
     def evaluation_images(self) -> Iterator[Tensor]:
         """The images of `data.val` as the evaluation sees them, one by one."""
-        config = self.config
-        config = config.model_copy(update={"data": config.data.model_copy(update={"workers": 0})})
-        loader = self.job.task.build_eval_loader(config)
+        data = self.config.data.model_copy(update={"workers": 0})
+        loader = self.job.task.build_eval_loader(self.config.model_copy(update={"data": data}))
         return (sample["image"] for sample in chain.from_iterable(loader))
 
     def images_to_compare(self) -> list[Tensor]:
@@ -240,12 +237,11 @@ class _Work:
         return scores
 
     def skip_or_raise(self, error: Res2NetDenseError) -> None:
-        """Go on without scores, unless `evaluate` asks for them."""
         if self.evaluate:
             raise error
         self.log(f"what int8 loses is not measured: {error}")
 
-    def calibration_images(self, files: Sequence[Path], size: tuple[int, int] | None) -> Iterable[Tensor]:
+    def calibration_images(self, files: Sequence[Path], size: tuple[int, int] | None) -> Iterator[Tensor]:
         """Images as the evaluation would see them, or of `size`; those that cannot be read are named."""
         for samples, errors in self.job.task.build_predict_loader(self.config, files):
             for sample in samples:

@@ -21,7 +21,6 @@ from res2net_dense.config import Config
 from res2net_dense.data.images import read_sample, sample_of, to_pixels
 from res2net_dense.deploy.exported import ExportedModel
 from res2net_dense.deploy.rewrite import optimize_for_inference
-from res2net_dense.engine.distributed import existing_device
 from res2net_dense.engine.inference import predict
 from res2net_dense.errors import ConfigError, ExportError, Res2NetDenseError
 from res2net_dense.jobs import ConfigLike, Job, open_job
@@ -121,13 +120,14 @@ class Predictor:
         """
 
         def fits(sample: Sample) -> bool:
-            if isinstance(self.model, ExportedModel):
+            height, width = sample["image"].shape[-2:]
+            try:
+                if isinstance(self.model, ExportedModel):
+                    self.model.check_size((height, width))
+            except ExportError as error:
                 number = int(sample["image_id"])
-                try:
-                    self.model.check_size((sample["image"].shape[-2], sample["image"].shape[-1]))
-                except ExportError as error:
-                    on_error(number, ExportError(f"{files[number]}: {error}"))
-                    return False
+                on_error(number, ExportError(f"{files[number]}: {error}"))
+                return False
             return True
 
         def batches() -> Iterator[list[Sample]]:
@@ -141,30 +141,12 @@ class Predictor:
             yield int(sample["image_id"]), sample, prediction
 
     def draw(self, image: Photo, prediction: Prediction, *, score: float = 0.5) -> Image.Image:
-        """Draw a prediction on its image.
-
-        Args:
-            image: the image that was predicted on.
-            prediction: of it.
-            score: lowest score of a detection that is drawn.
-        """
+        """Draw a prediction on its image, without detections whose score is below `score`."""
         return self.draw_all(image, prediction, score=score)[self.task.folders.index(self.task.overlay)]
 
     def draw_all(self, image: Photo, prediction: Prediction, *, score: float = 0.5) -> list[Image.Image]:
         """Return all images that the task makes of a prediction, one for each of `task.folders`."""
         return self.task.draw(to_pixels(_expanded(image)), prediction, self.class_names, score)
-
-    def to(self, device: str | torch.device) -> Predictor:
-        """Move the model and return the predictor; an exported file stays on the CPU.
-
-        Raises:
-            ConfigError: the device does not exist.
-        """
-        chosen = existing_device(device)
-        if not isinstance(self.model, ExportedModel):
-            self.device = chosen
-            self.model.to(chosen)
-        return self
 
     def optimize(self, dtype: torch.dtype | None = None) -> Predictor:
         """Make the network faster, see `optimize_for_inference`, and return the predictor.

@@ -59,17 +59,9 @@ class Description(BaseModel):
         axes = {0: "batch"} if self.batch is None else {}
         return axes | ({2: "height", 3: "width"} if self.size is None else {})
 
-    def to_json(self) -> str:
-        """As JSON."""
-        return self.model_dump_json()
-
-    def to_dict(self) -> dict[str, Any]:
-        """As plain data for JSON."""
-        return self.model_dump(mode="json")
-
     @classmethod
     def from_json(cls, text: str, source: str = "the file") -> Description:
-        """Read what `to_json` wrote; keys that a later version added are ignored.
+        """Read what `model_dump_json` wrote; keys that a later version added are ignored.
 
         Args:
             text: JSON.
@@ -84,9 +76,12 @@ class Description(BaseModel):
             problems = error.errors()
         first = problems[0]
         if not first["loc"]:
-            raise ExportError(f"{source} has no description of res2net_dense: it was not exported by it")
-        missing = [one["loc"][0] for one in problems if one["type"] == "missing" and len(one["loc"]) == 1]
-        what = f"with {first['loc'][0]} {first['input']!r}"
-        if missing:
-            what = f"without {', '.join(map(str, missing))}"
+            raise ExportError(
+                f"{source} has no description of res2net_dense, so what goes in and comes out is unknown: "
+                "make the file with `res2net-dense export`"
+            )
+        missing = [
+            str(one["loc"][0]) for one in problems if one["type"] == "missing" and len(one["loc"]) == 1
+        ]
+        what = f"without {', '.join(missing)}" if missing else f"with {first['loc'][0]} {first['input']!r}"
         raise ExportError(f"{source} has a description {what}: export it again")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -44,9 +44,6 @@ class Cut(NamedTuple):
 class Row(NamedTuple):
     """The comparison of one output of one batch."""
 
-    size: tuple[int, int]
-    """Height and width of the images."""
-    batch: int
     output: str
     max_abs: float
     """Largest difference; NaN if there is none (labels, other shapes), infinite if a number is not finite."""
@@ -54,90 +51,96 @@ class Row(NamedTuple):
     """Share of equal labels; NaN if there are none."""
     passed: bool
     note: str = ""
+    """What differs, or what was compared."""
+    size: tuple[int, int] = (0, 0)
+    """Height and width of the images."""
+    batch: int = 1
+
+    @classmethod
+    def of(cls, output: str, one: Tensor, other: Tensor, tolerance: Tolerance, note: str = "") -> Row:
+        """Compare numbers by their largest difference, labels and binary masks by the share of equal ones."""
+        if one.shape != other.shape:
+            note = f"is {tuple(other.shape)} instead of {tuple(one.shape)}"
+            return cls(output, math.nan, math.nan, False, note)
+        if one.is_floating_point():
+            worst = difference(one, other)
+            limit = tolerance.boxes if output == "boxes" else tolerance.difference
+            passed = math.isfinite(worst) and worst <= limit
+            note = note if passed else f"by {worst:.2g} (at most {limit:g})"
+            return cls(output, worst, math.nan, passed, note)
+        share = _share(one, other)
+        passed = not share < tolerance.agreement
+        note = note if passed else f"in {100 * (1 - share):.3g} % of the labels"
+        return cls(output, math.nan, share, passed, note)
 
 
-def batch_rows(
+def rows_of(
     expected: Mapping[str, Tensor],
     got: Mapping[str, Tensor],
-    size: tuple[int, int],
-    batch: int,
     tolerance: Tolerance,
     cut: Cut,
+    class_scores: Callable[[], tuple[Tensor, float]] | None = None,
 ) -> Iterator[Row]:
-    """Compare the outputs of one batch."""
+    """Compare the outputs of one batch, or the predictions on one image, by their names.
+
+    Labels `(..., H, W)` may differ where both classes are as good as equal: `class_scores` gives the scores
+    of all classes `(..., K, H, W)`, and how far apart two of them may be; None for the logits.
+    """
+
+    def logits() -> tuple[Tensor, float]:
+        return expected["logits"], 2 * difference(expected["logits"], got["logits"])
+
     if "boxes" in expected:
-        yield from detection_rows(expected, got, size, tolerance, cut)
+        yield from _detection_rows(expected, got, tolerance, cut)
         return
     for name, value in expected.items():
-        other, worst, share, passed = got[name], math.nan, math.nan, True
-        if other.shape != value.shape:
-            note = f"{tuple(other.shape)} instead of {tuple(value.shape)}"
-            yield Row(size, batch, name, math.nan, math.nan, False, note)
-            continue
-        if name != "labels":
-            worst = difference(value, other)
-            passed = within(worst, tolerance.difference)
-        if name in ("logits", "labels"):
-            labels = other.long() if name == "labels" else _per_class(other).argmax(1)
-            limit = 2 * difference(expected["logits"], got["logits"])
-            share, explained = _agreement(_per_class(expected["logits"]), labels, limit)
-            passed &= share >= tolerance.agreement or explained
-        yield Row(size, batch, name, worst, share, passed)
+        row = Row.of(name, value, got[name], tolerance)
+        if name == "logits" and not math.isnan(row.max_abs):
+            row = row._replace(agreement=_share(_best(value), _best(got[name])))
+        differs = not row.passed and row.agreement < tolerance.agreement
+        scores = class_scores or logits
+        if differs and name != "logits" and _differ_in_ties_only(value, got[name], *scores()):
+            row = row._replace(passed=True, note="")
+        yield row
 
 
-def _per_class(logits: Tensor) -> Tensor:
-    """`(N, K, ...)` logits of classes; a map `(N, H, W)` becomes those of background (0) and foreground."""
-    return torch.stack([torch.zeros_like(logits), logits], 1) if logits.dim() == 3 else logits
+def _best(logits: Tensor) -> Tensor:
+    """The class of each image or pixel; of maps `(N, H, W)` whether it is in the foreground."""
+    return logits > 0 if logits.dim() == 3 else logits.argmax(min(1, logits.dim() - 1))
 
 
-def _agreement(logits: Tensor, labels: Tensor, limit: float) -> tuple[float, bool]:
-    """The share of labels that are the best classes of `logits`, and whether each of the others is at most
-    `limit` worse than the best.
-    """
-    best, own = logits.max(1)
-    share = 1 - float((labels != own).double().mean())
-    if int(labels.min()) < 0 or int(labels.max()) >= logits.shape[1]:
-        return share, False
-    chosen = logits.gather(1, labels[:, None])[:, 0]
-    return share, bool((best - chosen <= limit).all())
+def _share(one: Tensor, other: Tensor) -> float:
+    return float((one == other).double().mean()) if one.numel() else math.nan
+
+
+def _differ_in_ties_only(labels: Tensor, others: Tensor, scores: Tensor, limit: float) -> bool:
+    if int(others.min()) < 0 or int(others.max()) >= scores.shape[-3]:
+        return False
+    best, chosen = (scores.gather(-3, one.unsqueeze(-3).long()) for one in (labels, others))
+    return bool(((best - chosen).abs() <= limit).all())
 
 
 def difference(one: Tensor, other: Tensor) -> float:
     """The largest difference; infinite if a number of either is not finite, or their shapes differ."""
-    if one.shape != other.shape or not one.numel():
-        return 0.0 if one.shape == other.shape else math.inf
-    worst = float((one.double() - other.double()).abs().max())
+    if one.shape != other.shape:
+        return math.inf
+    worst = float((one.double() - other.double()).abs().max()) if one.numel() else 0.0
     return worst if math.isfinite(worst) else math.inf
 
 
-def within(worst: float, limit: float) -> bool:
-    """Whether a difference is finite and allowed."""
-    return math.isfinite(worst) and worst <= limit
-
-
-def detection_rows(
-    expected: Mapping[str, Tensor],
-    got: Mapping[str, Tensor],
-    size: tuple[int, int],
-    tolerance: Tolerance,
-    cut: Cut,
+def _detection_rows(
+    expected: Mapping[str, Tensor], got: Mapping[str, Tensor], tolerance: Tolerance, cut: Cut
 ) -> Iterator[Row]:
     """Compare the detections of one image, each with the most similar one of its class."""
     pairs = _pairs(expected, got, cut, tolerance.difference)
     if pairs is None:
-        note = f"{len(got['boxes'])} detections instead of {len(expected['boxes'])}"
-        yield from (Row(size, 1, name, math.nan, math.nan, False, note) for name in expected)
+        note = f"has {len(got['boxes'])} detections instead of {len(expected['boxes'])}"
+        yield from (Row(name, math.nan, math.nan, False, note) for name in expected)
         return
+    note = f"{len(pairs[0])} detections"
     for name, value in expected.items():
-        note, one, other = f"{len(pairs[0])} detections", value[pairs[0]], got[name][pairs[1]]
-        if name == "labels" or value.dtype == torch.bool:
-            share = 1 - float((one != other).double().mean()) if one.numel() else math.nan
-            least = 1.0 if name == "labels" else tolerance.agreement
-            yield Row(size, 1, name, math.nan, share, not share < least, note)
-        else:
-            worst, limit = difference(one, other), tolerance.difference
-            limit = tolerance.boxes if name == "boxes" else limit
-            yield Row(size, 1, name, worst, math.nan, within(worst, limit), note)
+        allowed = tolerance._replace(agreement=1.0) if name == "labels" else tolerance
+        yield Row.of(name, value[pairs[0]], got[name][pairs[1]], allowed, note)
 
 
 def _pairs(
@@ -149,9 +152,9 @@ def _pairs(
     A detection with a score within `margin` of the cut may be on one side only.
     """
     scores = expected["scores"].double(), got["scores"].double()
-    apart = torch.cdist(expected["boxes"].double(), got["boxes"].double(), p=math.inf)
-    apart += 1e3 * (scores[0][:, None] - scores[1]).abs()
-    apart += (expected["labels"][:, None] != got["labels"]) * 1e6
+    edges = torch.cdist(expected["boxes"].double(), got["boxes"].double(), p=math.inf)
+    others = expected["labels"][:, None] != got["labels"]
+    apart = edges + 1e3 * (scores[0][:, None] - scores[1]).abs() + 1e6 * others
     apart = apart.nan_to_num(1e9, 1e9, 1e9)
     pairs: list[tuple[int, int]] = []
     for number in scores[0].argsort(descending=True, stable=True).tolist()[: len(scores[1])]:
@@ -165,14 +168,8 @@ def _pairs(
     ]
 
     def may_be_two_objects(one: int, other: int) -> bool:
-        return bool(
-            scores[0][one] <= missing[1]
-            and scores[1][other] <= missing[0]
-            and (
-                expected["labels"][one] != got["labels"][other]
-                or not (expected["boxes"][one] - got["boxes"][other]).abs().max() <= 1
-            )
-        )
+        unlike = bool(others[one, other]) or not edges[one, other] <= 1
+        return unlike and bool(scores[0][one] <= missing[1] and scores[1][other] <= missing[0])
 
     pairs = [pair for pair in pairs if not may_be_two_objects(*pair)]
     for side in (0, 1):

@@ -20,7 +20,7 @@ from res2net_dense.models.graphs import Graph
 
 
 class Format(Protocol):
-    """The functions that the module of a format has."""
+    """What the module of a format has."""
 
     SUFFIX: str
 
@@ -28,18 +28,11 @@ class Format(Protocol):
         """Raise a `MissingDependencyError` if a library that writes or runs the files is not installed."""
 
     def write(self, graph: Graph, path: Path, description: Description) -> None:
-        """Write a file that carries the description.
-
-        Raises:
-            ExportError: the format cannot hold this network.
-        """
+        """Write a file that carries the description; raises `ExportError` if it cannot hold the network."""
 
     def open_file(self, path: Path) -> tuple[str | None, Run]:
         """Return the description in a file, and a function that runs it on the CPU with PyTorch's number of
-        threads.
-
-        Raises:
-            Exception: whatever its library raises for a file that is damaged.
+        threads. A damaged file raises whatever its library raises.
         """
 
 

@@ -35,17 +35,11 @@ class ExportedModel(nn.Module):
     """An exported file as a model in evaluation mode, on the CPU.
 
     It has no parameters: devices, memory formats and training mode change nothing.
-
-    Args:
-        path: of the file, for messages.
-        run: runs the file.
-        description: of the file.
-        decoder: reads its outputs.
     """
 
     def __init__(self, path: Path, run: Run, description: Description, decoder: Decoder) -> None:
         super().__init__()
-        self.path = path
+        self.path = path  # what messages call the file
         self.description = description
         self._run = run
         self._decoder = decoder
@@ -80,9 +74,9 @@ class ExportedModel(nn.Module):
                 f"{self.path} failed on {number} images of {height}x{width}: {_first_line(error)}"
             ) from error
         outputs = dict(zip(self.description.outputs, values, strict=True))
-        for name, output in outputs.items():
-            # OpenVINO returns nothing where a layer refuses a size.
-            if self._decoder.batched_outputs and len(output) != number:
+        # OpenVINO returns nothing where a layer refuses a size.
+        for name, output in outputs.items() if self._decoder.batched_outputs else ():
+            if len(output) != number:
                 raise ExportError(
                     f"{self.path} gave {name} of shape {tuple(output.shape)} for {number} images of "
                     f"{height}x{width}: it does not work at this size"
@@ -97,19 +91,19 @@ class ExportedModel(nn.Module):
         Raises:
             ExportError: as `run`.
         """
-        predictions: list[Prediction] = [{} for _ in batch]
+        predictions: dict[int, Prediction] = {}
         by_size: dict[torch.Size, list[int]] = defaultdict(list)
         for number, sample in enumerate(batch):
             by_size[sample["image"].shape].append(number)
         for same_size in by_size.values():
             step = self.description.batch or len(same_size)
-            for numbers in (same_size[start : start + step] for start in range(0, len(same_size), step)):
+            for start in range(0, len(same_size), step):
+                numbers = same_size[start : start + step]
                 images = [batch[number]["image"].cpu() for number in numbers]
                 outputs = self.run(torch.stack(images + images[-1:] * (step - len(images))))
                 for place, number in enumerate(numbers):
-                    self._warn_if_not_finite(outputs, place, batch[number])
-                    predictions[number] = self._decoder.decode(outputs, place, batch[number])
-        return predictions
+                    predictions[number] = self._decode(outputs, place, batch[number])
+        return [predictions[number] for number in range(len(batch))]
 
     def check_size(self, size: tuple[int, int]) -> None:
         """Raise an `ExportError` if the file does not take images of this height and width."""
@@ -121,11 +115,12 @@ class ExportedModel(nn.Module):
                 f"width); export it with --size {given}, or with --dynamic for any size"
             )
 
-    def _warn_if_not_finite(self, outputs: Mapping[str, Tensor], place: int, sample: Sample) -> None:
+    def _decode(self, outputs: Mapping[str, Tensor], place: int, sample: Sample) -> Prediction:
         logits = outputs.get("logits")
         if logits is not None and not bool(torch.isfinite(logits[place]).all()):
             name = sample.get("file_name", "an image")
             _log.warning("%s: the outputs of %s are not finite and mean nothing", name, self.path)
+        return self._decoder.decode(outputs, place, sample)
 
 
 def is_exported(path: str | Path) -> bool:
@@ -163,12 +158,7 @@ def open_exported(path: str | Path, find_decoder: Callable[[str], Decoder]) -> E
             f"{path} cannot be loaded, it is damaged or of another version: export the model again "
             f"({_first_line(error)})"
         ) from error
-    if not text:
-        raise ExportError(
-            f"{path} has no description of ours, so what goes in and comes out is unknown: make the file "
-            "with `res2net-dense export`"
-        )
-    description = Description.from_json(text, str(path))
+    description = Description.from_json(text or "", str(path))
     return ExportedModel(path, run, description, find_decoder(description.task))
 
 

@@ -51,12 +51,8 @@ class FusedConv2d(nn.Conv2d):
     ) -> FusedConv2d:
         """Turn `conv`, which does no more than `nn.Conv2d`, into such a layer and return it.
 
-        Args:
-            conv: the layer to change.
-            weight, bias: replace its own; their shapes give the numbers of channels.
-            relu: whether ReLU follows.
-            groups: replaces its own.
-            after: a module that takes the result.
+        `weight`, whose shape gives the numbers of channels, `bias` and `groups` replace its own; ReLU and
+        then the module `after` follow.
         """
         conv.__class__ = cls
         assert isinstance(conv, cls)
@@ -70,14 +66,8 @@ class FusedConv2d(nn.Conv2d):
         return conv
 
     def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
-        """Compute the step.
-
-        Args:
-            x: `(N, in_channels, H, W)`.
-            shortcut: `(N, out_channels, H', W')`, added to the result; it is overwritten.
-
-        Returns:
-            `(N, out_channels, H', W')`.
+        """`(N, in_channels, H, W)` -> `(N, out_channels, H', W')`, to which the shortcut of that shape is
+        added; it is overwritten.
         """
         x = x.to(self.weight.dtype)
         fuses = self.padding_mode == "zeros" and not isinstance(self.padding, str) and x.dim() == 4
@@ -234,11 +224,14 @@ class _Packed:
         return _Packed, ()
 
 
+def is_traced() -> bool:
+    """Whether a tracer or compiler runs the network."""
+    return bool(is_tracing() or torch.compiler.is_compiling())  # type: ignore[no-untyped-call]
+
+
 def _fuses(x: Tensor) -> bool:
     """Whether oneDNN's operations, which support neither gradients nor tracing, can take this."""
-    if is_tracing() or torch.compiler.is_compiling():  # type: ignore[no-untyped-call]
-        return False
-    return bool(
+    return not is_traced() and bool(
         x.device.type == "cpu"
         and x.dtype in (torch.float32, torch.bfloat16)
         and x.numel() > 0

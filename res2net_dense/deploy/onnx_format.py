@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import importlib
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +19,10 @@ OPSET = 19
 """Version of ONNX's operators: the first with deformable convolution. ONNX Runtime has it from 1.15 on."""
 
 
-@contextmanager
-def onnx_libraries() -> Iterator[None]:
-    """Around imports: a missing library becomes a `MissingDependencyError`."""
+def import_library(name: str) -> Any:
+    """Import onnx, onnxscript or onnxruntime; a missing one becomes a `MissingDependencyError`."""
     try:
-        yield
+        return importlib.import_module(name)
     except ImportError as error:
         raise MissingDependencyError(
             f"ONNX files need onnx, onnxscript and onnxruntime ({error}); install them with "
@@ -32,34 +30,24 @@ def onnx_libraries() -> Iterator[None]:
         ) from error
 
 
-def import_onnx() -> Any:
-    """Return the module `onnx` if what writes files is installed."""
-    with onnx_libraries():
-        import onnx
-        import onnxscript  # noqa: F401
-    return onnx
-
-
 def check_installed() -> None:
     """See `export.Format`."""
-    import_onnx()
-    with onnx_libraries():
-        import onnxruntime  # noqa: F401
+    for name in ("onnx", "onnxscript", "onnxruntime"):
+        import_library(name)
 
 
 def write(graph: Graph, path: Path, description: Description) -> None:
     """See `export.Format`."""
-    onnx = import_onnx()
-    axes = description.free_axes
-    network: Any
-    images: tuple[Tensor, ...]
+    onnx, axes = import_library("onnx"), description.free_axes
+    network: Any = graph
+    images: tuple[Tensor, ...] = ()
     how: dict[str, Any] = {"input_names": ["images"], "output_names": list(graph.outputs)}
     if graph.by_tracing:
+        images = (example(graph, description),)
         found = dict.fromkeys(graph.outputs, {0: "detections"})  # their number is unknown before
-        network, images = graph, (example(graph, description),)
         how |= {"dynamo": False, "dynamic_axes": {"images": axes, **found}}
     else:
-        network, images = program(graph, description), ()
+        network = program(graph, description)
         how |= {"dynamo": True, "dynamic_shapes": (axes,), "external_data": False, "verbose": False}
     try:
         torch.onnx.export(network, images, path, opset_version=OPSET, **how)
@@ -69,15 +57,19 @@ def write(graph: Graph, path: Path, description: Description) -> None:
         raise ExportError(
             f"ONNX cannot express this network ({one_line(error)}): try another format"
         ) from error
-    model = onnx.load(path)
-    onnx.helper.set_model_props(model, {METADATA_KEY: description.to_json()})
+    describe(onnx.load(path), path, description)
+
+
+def describe(model: Any, path: Path, description: Description) -> None:
+    """Save a model of the library onnx with the description."""
+    onnx = import_library("onnx")
+    onnx.helper.set_model_props(model, {METADATA_KEY: description.model_dump_json()})
     onnx.save(model, path)
 
 
 def open_file(path: Path) -> tuple[str | None, Run]:
     """See `export.Format`."""
-    with onnx_libraries():
-        import onnxruntime
+    onnxruntime = import_library("onnxruntime")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3  # errors; a user can do nothing about the rest

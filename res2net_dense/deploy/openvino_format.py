@@ -28,9 +28,6 @@ def import_openvino() -> ModuleType:
 
     Its import sends an event to the maker and leaves an id in the home folder, whatever is done afterwards,
     unless the package `openvino_telemetry` cannot be found. So it is hidden during the import.
-
-    Raises:
-        MissingDependencyError: it is not installed.
     """
     hides = "openvino" not in sys.modules and _TELEMETRY not in sys.modules
     if hides:
@@ -50,7 +47,8 @@ def import_openvino() -> ModuleType:
 def check_installed() -> None:
     """See `export.Format`."""
     import_openvino()
-    onnx_format.import_onnx()
+    for name in ("onnx", "onnxscript"):
+        onnx_format.import_library(name)
 
 
 def write(graph: Graph, path: Path, description: Description) -> None:
@@ -58,21 +56,11 @@ def write(graph: Graph, path: Path, description: Description) -> None:
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         source = Path(folder) / "network.onnx"
         onnx_format.write(graph, source, description)
-        convert_onnx(source, path, description.to_json())
+        convert_onnx(source, path, description.model_dump_json())
 
 
 def convert_onnx(source: Path, path: Path, metadata: str) -> None:
-    """Write `path` (.xml) and its .bin from an ONNX file; weights keep their precision.
-
-    Args:
-        source: the ONNX file.
-        path: the .xml file.
-        metadata: kept in the file.
-
-    Raises:
-        ExportError: OpenVINO cannot read the network, or the file cannot be written.
-        MissingDependencyError: openvino is not installed.
-    """
+    """Write `path` (.xml), which keeps the metadata, and its .bin from an ONNX file in full precision."""
     openvino = import_openvino()
     try:
         model = openvino.Core().read_model(source)

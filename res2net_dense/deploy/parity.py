@@ -21,10 +21,8 @@ from res2net_dense.deploy.differences import (
     Cut,
     Row,
     Tolerance,
-    batch_rows,
-    detection_rows,
     difference,
-    within,
+    rows_of,
 )
 from res2net_dense.deploy.exported import Decoder, ExportedModel, open_exported
 from res2net_dense.errors import ExportError
@@ -51,7 +49,11 @@ class ParityReport:
 
     def failures(self) -> list[str]:
         """The rows that failed, in words with their numbers."""
-        return [self._in_words(row) for row in self.rows if not row.passed]
+        return [
+            "{} at {}x{}, batch {} {}".format(row.output, *row.size, row.batch, row.note)
+            for row in self.rows
+            if not row.passed
+        ]
 
     def table(self) -> str:
         """All rows as text, followed by the notes."""
@@ -72,18 +74,18 @@ class ParityReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain data for JSON: NaN becomes null, infinity text."""
-        tolerance = _plain(self.tolerance._asdict())
-        rows = [_plain(row._asdict()) for row in self.rows]
-        return {"passed": self.passed, "tolerance": tolerance, "rows": rows, "notes": self.notes}
 
-    def _in_words(self, row: Row) -> str:
-        words = "{} at {}x{}, batch {}".format(row.output, *row.size, row.batch)
-        if math.isnan(row.max_abs) and math.isnan(row.agreement):
-            return f"{words}: {row.note}"
-        limit = self.tolerance.boxes if row.output.endswith("boxes") else self.tolerance.difference
-        if not math.isnan(row.max_abs) and not within(row.max_abs, limit):
-            return f"{words} by {row.max_abs:.2g} (at most {limit:g})"
-        return f"{words} in {100 * (1 - row.agreement):.3g} % of the labels"
+        def plain(part: Tolerance | Row) -> dict[str, Any]:
+            return {name: _plain(value) for name, value in part._asdict().items()}
+
+        rows = [plain(row) for row in self.rows]
+        return {"passed": self.passed, "tolerance": plain(self.tolerance), "rows": rows, "notes": self.notes}
+
+
+def _plain(value: Any) -> Any:
+    if not isinstance(value, float) or math.isfinite(value):
+        return value
+    return None if math.isnan(value) else str(value)
 
 
 def compare(
@@ -125,10 +127,11 @@ def compare(
     for size in sizes:
         for batch in [description.batch] if description.batch else [1, 2]:
             inputs = torch.stack([_resized(images[n % len(images)], size) for n in range(batch)])
-            outputs = exported.run(inputs)
-            rows += batch_rows(_run(graph, inputs), outputs, size, batch, tolerance, cut)
+            found = rows_of(_run(graph, inputs), exported.run(inputs), tolerance, cut)
+            rows += (row._replace(size=size, batch=batch) for row in found)
         if model is not None:
-            rows += _prediction_rows(model, graph, exported, _resized(images[0], size), tolerance, cut)
+            found = _prediction_rows(model, graph, exported, _resized(images[0], size), tolerance, cut)
+            rows += (row._replace(size=size, output=f"predicted {row.output}") for row in found)
     labels = [row for row in rows if row.output == "labels"]
     if detects and all(row.passed and math.isnan(row.agreement) for row in labels):
         notes.append(
@@ -226,46 +229,24 @@ def _prediction_rows(
     model: nn.Module, graph: Graph, exported: ExportedModel, image: Tensor, tolerance: Tolerance, cut: Cut
 ) -> Iterator[Row]:
     """Compare both predictions on one image whose original was about twice as large."""
-    size = image.shape[-2], image.shape[-1]
-    original = size[0] * 2 + 1, size[1] * 2
-    batch: list[Sample] = [{"image": image, "original_height": original[0], "original_width": original[1]}]
+    height, width = image.shape[-2] * 2 + 1, image.shape[-1] * 2
+    batch: list[Sample] = [{"image": image, "original_height": height, "original_width": width}]
     with torch.no_grad():
         predictions: tuple[Prediction, Prediction] = model(batch)[0], exported(batch)[0]
     expected, got = (
         {name: value.cpu() for name, value in one.items() if isinstance(value, Tensor)} for one in predictions
     )
-    if "boxes" in expected:
-        for row in detection_rows(expected, got, original, tolerance, cut):
-            yield row._replace(size=size, output=f"predicted {row.output}")
-        return
-    for name, value in expected.items():
-        worst, share, other = math.nan, math.nan, got[name]
-        if name == "sem_seg":
-            same = value.shape == other.shape
-            share = float((value == other).double().mean()) if same else 0.0
-            passed = share >= tolerance.agreement or (
-                same and _between_classes(graph, exported, image, value, other)
-            )
-        else:
-            worst = difference(value, other)
-            passed = within(worst, tolerance.difference)
-        yield Row(size, 1, f"predicted {name}", worst, share, passed)
 
+    def class_scores() -> tuple[Tensor, float]:
+        images = torch.stack([image] * (exported.description.batch or 1))
+        mine, theirs = (
+            outputs["logits"][:1].cpu().softmax(1) for outputs in (_run(graph, images), exported.run(images))
+        )
+        rounding = 1e-6
+        likely = F.interpolate(mine, (height, width), mode="bilinear", align_corners=False)
+        return likely[0], 2 * difference(mine, theirs) + rounding
 
-def _between_classes(
-    graph: Graph, exported: ExportedModel, image: Tensor, labels: Tensor, others: Tensor
-) -> bool:
-    """Whether two maps of labels differ only where both classes are equally likely, up to the difference
-    between the outputs of graph and file.
-    """
-    images = torch.stack([image] * (exported.description.batch or 1))
-    mine, theirs = (
-        outputs["logits"][:1].cpu().softmax(1) for outputs in (_run(graph, images), exported.run(images))
-    )
-    likely = F.interpolate(mine, labels.shape, mode="bilinear", align_corners=False)[0]
-    gaps = (likely.gather(0, labels[None]) - likely.gather(0, others[None]))[0].abs()
-    rounding = 1e-6
-    return bool((gaps[labels != others] <= 2 * difference(mine, theirs) + rounding).all())
+    return rows_of(expected, got, tolerance, cut, class_scores)
 
 
 def _resized(image: Tensor, size: tuple[int, int] | None) -> Tensor:
@@ -273,11 +254,3 @@ def _resized(image: Tensor, size: tuple[int, int] | None) -> Tensor:
         return image
     resized = F.interpolate(image[None].float(), size, mode="bilinear", antialias=True)
     return resized[0].round().clamp(0, 255).to(torch.uint8)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _plain(one) for name, one in value.items()}
-    if isinstance(value, float) and not math.isfinite(value):
-        return None if math.isnan(value) else str(value)
-    return list(value) if isinstance(value, tuple) else value

@@ -16,12 +16,12 @@ from typing import Any
 from torch import Tensor
 
 from res2net_dense.deploy.description import METADATA_KEY, Description
-from res2net_dense.deploy.onnx_format import onnx_libraries
+from res2net_dense.deploy.onnx_format import describe, import_library
 from res2net_dense.deploy.quiet import quiet
 from res2net_dense.errors import ExportError
 
 
-def quantize(source: str | Path, target: str | Path, images: Iterable[Tensor]) -> None:
+def quantize(source: Path, target: Path, images: Iterable[Tensor]) -> None:
     """Write the int8 form of an exported ONNX file.
 
     Args:
@@ -31,12 +31,10 @@ def quantize(source: str | Path, target: str | Path, images: Iterable[Tensor]) -
             like those that it will see are plenty; they are read once, one at a time.
 
     Raises:
-        ExportError: the file cannot be quantized, or there is no image.
+        ExportError: the file is not a float32 one of ours, or there is no image.
         MissingDependencyError: onnx or onnxruntime is not installed.
     """
-    with onnx_libraries():
-        import onnx
-        from onnxruntime import quantization
+    onnx, quantization = import_library("onnx"), import_library("onnxruntime.quantization")
     try:
         model = onnx.load(source)
     except Exception as error:  # protobuf's, or the operating system's
@@ -68,10 +66,7 @@ def quantize(source: str | Path, target: str | Path, images: Iterable[Tensor]) -
             weight_type=quantization.QuantType.QInt8,
             nodes_to_exclude=list(_last_convolutions(model.graph)),
         )
-    quantized = onnx.load(target)
-    text = description.model_copy(update={"precision": "int8"}).to_json()
-    onnx.helper.set_model_props(quantized, {METADATA_KEY: text})
-    onnx.save(quantized, target)
+    describe(onnx.load(target), target, description.model_copy(update={"precision": "int8"}))
 
 
 def _last_convolutions(graph: Any) -> Iterator[str]:

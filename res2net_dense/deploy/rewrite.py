@@ -38,7 +38,7 @@ _BATCH_NORMS = {
 }
 
 # Modules of ours that run attributes of these names in order: convolution, norm, ReLU.
-_STEPS: dict[type[nn.Module], tuple[str, str, str]] = {
+_STEPS: dict[type[nn.Module], tuple[str, ...]] = {
     Res2Net: ("conv1", "bn1", "relu"),
     Root: ("conv", "bn", "relu"),
 }
@@ -152,42 +152,37 @@ def _fold_inside(module: nn.Module, single: set[int]) -> None:
     """Fold the norms among the children of `module` into the convolutions before them, and ReLUs that follow
     directly. Modules in `single` are used once.
     """
+    steps = next((names for kind, names in _STEPS.items() if isinstance(module, kind)), ())
     if type(module).forward is nn.Sequential.forward:
-        _fold_sequence(module, single)
-    for kind, names in _STEPS.items():
-        if isinstance(module, kind):
-            steps = nn.Sequential(*map(module.get_submodule, names))
-            _fold_sequence(steps, single)
-            for name, step in zip(names, steps, strict=True):
-                setattr(module, name, step)
-    # detectron2's convolutions contain their norm and their activation.
-    if isinstance(module, nn.Conv2d) and hasattr(module, "norm") and hasattr(module, "activation"):
-        norm, activation = cast("nn.Module | None", module.norm), module.activation
-        relu = activation is functional.relu or isinstance(activation, nn.ReLU)
-        if activation is not None and not relu:
-            return
-        del module.norm, module.activation
-        if norm is None or _is_fixed(norm):
-            FusedConv2d.of(module, *_folded(module, norm), relu=relu)
-        else:
-            after = nn.Sequential(norm, nn.ReLU(inplace=True)) if relu else norm
-            FusedConv2d.of(module, module.weight, module.bias, relu=False, after=after)
-
-
-def _fold_sequence(steps: nn.Module, single: set[int]) -> None:
-    children = list(steps._modules.items())
-    for index, (_, child) in enumerate(children):
-        conv = _last_conv(child)
+        steps = tuple(module._modules)
+    for index, step in enumerate(steps):
+        conv = _last_conv(module._modules[step])
         if conv is None or id(conv) not in single:
             continue
-        following = children[index + 1 :]
-        norm = following[0][1] if following and _is_fixed(following[0][1]) else None
-        rest = following[1:] if norm is not None else following
-        relu = bool(rest) and type(rest[0][1]) is nn.ReLU and isinstance(conv, nn.Conv2d)
+        following = [module._modules[name] for name in steps[index + 1 :]] + [None, None]
+        norm = following.pop(0) if _is_fixed(following[0]) else None
+        relu = type(following[0]) is nn.ReLU and isinstance(conv, nn.Conv2d)
         if norm is not None or relu:
             _fold(conv, norm, relu=relu)
-        for name, _ in following[: (norm is not None) + relu]:
-            steps._modules[name] = nn.Identity()
+        for name in steps[index + 1 :][: (norm is not None) + relu]:
+            module._modules[name] = nn.Identity()
+    # detectron2's convolutions contain their norm and their activation.
+    if isinstance(module, nn.Conv2d) and hasattr(module, "norm") and hasattr(module, "activation"):
+        _fold_own(module)
+
+
+def _fold_own(conv: nn.Conv2d) -> None:
+    """Fold the norm and the ReLU that a convolution contains."""
+    norm, activation = cast("nn.Module | None", conv.norm), conv.activation
+    relu = activation is functional.relu or isinstance(activation, nn.ReLU)
+    if activation is not None and not relu:
+        return
+    del conv.norm, conv.activation
+    if norm is None or _is_fixed(norm):
+        FusedConv2d.of(conv, *_folded(conv, norm), relu=relu)
+    else:
+        after = nn.Sequential(norm, nn.ReLU(inplace=True)) if relu else norm
+        FusedConv2d.of(conv, conv.weight, conv.bias, relu=False, after=after)
 
 
 def _last_conv(module: nn.Module | None) -> nn.Module | None:
@@ -228,6 +223,7 @@ def _folded(conv: nn.Module, norm: Any) -> tuple[Tensor, Tensor | None]:
 
 
 def _fold(conv: nn.Module, norm: nn.Module | None, *, relu: bool) -> None:
+    """Put the norm into the convolution, and ReLU unless it is deformable."""
     weight, bias = _folded(conv, norm)
     if isinstance(conv, DeformableConv2d):
         conv.weight = nn.Parameter(weight, requires_grad=False)

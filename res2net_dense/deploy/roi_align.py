@@ -11,9 +11,10 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.jit import is_tracing  # type: ignore[attr-defined]  # torch's manual has it under this name
 from torch.nn import functional
 from torchvision import ops
+
+from res2net_dense.deploy.layers import is_traced
 
 
 def roi_align(
@@ -24,15 +25,11 @@ def roi_align(
     sampling_ratio: int = 0,
     aligned: bool = True,
 ) -> Tensor:
-    """What `torchvision.ops.roi_align` computes, without a gradient.
+    """What `torchvision.ops.roi_align` computes, with the same arguments, without a gradient.
 
     Args:
         features: `(N, C, H, W)` float32.
         boxes: `(K, 5)` index of the image and x1, y1, x2, y2 in pixels of the image.
-        output_size: (height, width) in cells.
-        spatial_scale: size of the feature map relative to the image.
-        sampling_ratio: samples along a cell's side; 0 or less for as many as it has pixels.
-        aligned: whether the centre of a pixel is at one half.
 
     Returns:
         `(K, C, height, width)`, in channels_last.
@@ -103,7 +100,6 @@ class FastRoIAlign(nn.Module):
         size = (self.output_size,) * 2 if isinstance(self.output_size, int) else self.output_size
         settings = self.spatial_scale, self.sampling_ratio, self.aligned
         learns = torch.is_grad_enabled() and (features.requires_grad or boxes.requires_grad)
-        unseen = is_tracing() or torch.compiler.is_compiling()  # type: ignore[no-untyped-call]
-        if features.device.type != "cpu" or features.dtype != torch.float32 or learns or unseen:
+        if features.device.type != "cpu" or features.dtype != torch.float32 or learns or is_traced():
             return ops.roi_align(features, boxes.to(features.dtype), size, *settings)
         return roi_align(features, boxes.float(), size, *settings)

@@ -39,7 +39,9 @@ def write(graph: Graph, path: Path, description: Description) -> None:
             "torchscript or openvino"
         )
     file = io.BytesIO()  # PyTorch's own writer aborts the program when the disk is full
-    torch.export.save(program(graph, description), file, extra_files={METADATA_KEY: description.to_json()})
+    torch.export.save(
+        program(graph, description), file, extra_files={METADATA_KEY: description.model_dump_json()}
+    )
     path.write_bytes(file.getbuffer())
 
 
@@ -53,11 +55,7 @@ def open_file(path: Path) -> tuple[str | None, Run]:
 
 
 def program(graph: Graph, description: Description) -> ExportedProgram:
-    """The whole network as a program, for sizes and numbers of images as described.
-
-    Raises:
-        ExportError: torch.export cannot take this network.
-    """
+    """The whole network as a program, for sizes and numbers of images as described."""
     dims = dict.fromkeys(description.free_axes, Dim.DYNAMIC)
     # Otherwise one image, or one row, would be another program than two: strides differ.
     with symbolic_shapes.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]  # set at import
@@ -78,7 +76,7 @@ def example(graph: Graph, description: Description) -> Tensor:
 
 
 def _check_nothing_is_pickled(path: Path) -> None:
-    """Raise an `ExportError` if torch.export would unpickle objects of this file or load its libraries."""
+    """Refuse a file of which torch.export would unpickle objects or load libraries."""
     with zipfile.ZipFile(path) as archive:
         names = archive.namelist()
         # PyTorch takes any other layout for that of an older version, which kept pickles.

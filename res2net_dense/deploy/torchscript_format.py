@@ -31,7 +31,7 @@ def write(graph: Graph, path: Path, description: Description) -> None:
     except Exception as error:  # whatever the network raises
         raise ExportError(f"this network cannot be traced ({one_line(error)})") from error
     file, rest = io.BytesIO(), io.BytesIO()  # PyTorch's own writer aborts the program when the disk is full
-    torch.jit.save(traced, file, _extra_files={METADATA_KEY: description.to_json()})
+    torch.jit.save(traced, file, _extra_files={METADATA_KEY: description.model_dump_json()})
     # Leave out the lines of source that its layers come from, and the paths of their files.
     with zipfile.ZipFile(file) as source, zipfile.ZipFile(rest, "w", zipfile.ZIP_STORED) as archive:
         for entry in source.infolist():

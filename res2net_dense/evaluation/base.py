@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 from torch import Tensor
 
-from res2net_dense.errors import ConfigError, DatasetError, first_few
+from res2net_dense.errors import ConfigError, DatasetError
 from res2net_dense.types import Prediction, Sample
 
 _log = logging.getLogger(__name__)
@@ -24,12 +24,9 @@ class ImageEvaluator(ABC):
 
     Args:
         image_ids: of the images to be scored.
-        class_names: by label; empty where there are no classes.
+        class_names: by label, no name twice; empty where there are no classes.
         gather: see `Gather`; None for one process.
         name: what messages call the set, if anything.
-
-    Raises:
-        ConfigError: class names repeat.
     """
 
     unseen: ClassVar[str]
@@ -44,12 +41,10 @@ class ImageEvaluator(ABC):
         name: str = "",
     ) -> None:
         self.class_names = tuple(class_names)
-        if len(set(self.class_names)) < len(self.class_names):
-            raise ConfigError(f"class names must differ, these do not: {first_few(self.class_names)}")
         self.name = name
         self._where = f" of {name}" if name else ""
         self._image_ids = image_ids
-        self._gather = gather or (lambda obj: [obj])
+        self._gather = gather or (lambda item: [item])
         self.reset()
 
     def reset(self) -> None:
@@ -80,9 +75,31 @@ class ImageEvaluator(ABC):
                 )
             self._seen[image_id] = self._add(image_id, sample, prediction)
 
+    def evaluate(self) -> dict[str, float]:
+        """Gather over all processes and score; every process gets the same result.
+
+        Raises:
+            DatasetError: what must be known of an image, such as its mask, cannot be read, or two processes
+                evaluated the same image and only have sums.
+        """
+        self._results = self._score()
+        return dict(self._results)
+
+    def table(self) -> str:
+        """The last results to read; empty before `evaluate`."""
+        return self._table() if self._results else ""
+
     @abstractmethod
     def _add(self, image_id: Any, sample: Sample, prediction: Prediction) -> Any:
         """Add one image; returns what is kept of it, if anything."""
+
+    @abstractmethod
+    def _score(self) -> dict[str, float]:
+        """See `evaluate`."""
+
+    @abstractmethod
+    def _table(self) -> str:
+        """See `table`."""
 
     def _gather_images(self) -> None:
         """Collect what was kept of each image; an image that two processes have counts once."""
@@ -93,11 +110,7 @@ class ImageEvaluator(ABC):
         self._warn_of_unseen(len(merged))
 
     def _find_unseen(self, parts: Sequence[Collection[int | str]]) -> list[Any]:
-        """The images that no process has scored, where the processes only keep sums.
-
-        Raises:
-            DatasetError: two processes have scored one image, which sums cannot undo.
-        """
+        """The images that no process has scored, where the processes only keep sums."""
         seen = set[int | str]().union(*parts)
         if twice := sum(map(len, parts)) - len(seen):
             raise DatasetError(
@@ -110,6 +123,11 @@ class ImageEvaluator(ABC):
         total = len(self._image_ids)
         if seen < total:
             _log.warning("only %d of %d images%s were evaluated; %s", seen, total, self._where, self.unseen)
+
+    def _by_class(self, metric: str, values: np.ndarray) -> dict[str, float]:
+        """Results such as `IoU/cat`, from the value of each class."""
+        names = (f"{metric}/{name}" for name in self.class_names)
+        return dict(zip(names, values.tolist(), strict=True))
 
 
 def check_predicted_labels(labels: np.ndarray, num_classes: int) -> None:

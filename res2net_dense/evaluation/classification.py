@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from res2net_dense.errors import ConfigError, DatasetError
+from res2net_dense.errors import ConfigError
 from res2net_dense.evaluation.base import Gather, ImageEvaluator, mean
 from res2net_dense.evaluation.tables import align, show, worst_classes
 from res2net_dense.types import Prediction, Sample
@@ -26,6 +26,11 @@ class ClassificationEvaluator(ImageEvaluator):
     that does not exist (no images, a class without any, `top5` of fewer than five classes) is NaN and is left
     out of the mean. The scores are over all images of the set: one without a prediction, or with one that is
     not finite, counts as wrong. Of classes with equal logits the first in order is taken.
+
+    Args:
+        labels: (N,) the class of each image; an image's id is its place in this list.
+        class_names: in label order.
+        gather: see `base.Gather`.
     """
 
     unseen = "the others count as wrong"
@@ -37,24 +42,8 @@ class ClassificationEvaluator(ImageEvaluator):
         class_names: Sequence[str],
         gather: Gather | None = None,
     ) -> None:
-        """Store the ground truth.
-
-        Args:
-            labels: (N,) the class of each image; an image's id is its place in this list.
-            class_names: in label order.
-            gather: see `base.Gather`; None for one process.
-
-        Raises:
-            ConfigError: class names repeat.
-            DatasetError: a label has no class name.
-        """
         self.labels = np.asarray(labels, dtype=np.int64)
         super().__init__(range(len(self.labels)), class_names=class_names, gather=gather)
-        if len(self.labels) and not 0 <= self.labels.min() <= self.labels.max() < len(self.class_names):
-            raise DatasetError(
-                f"labels go from {self.labels.min()} to {self.labels.max()}, but there are only "
-                f"{len(self.class_names)} class names"
-            )
         self._counts = np.bincount(self.labels, minlength=len(self.class_names))
 
     def _add(self, image_id: int, sample: Sample, prediction: Prediction) -> int:
@@ -70,37 +59,26 @@ class ClassificationEvaluator(ImageEvaluator):
         label = int(self.labels[image_id])
         return int((logits > logits[label]).sum()) + int((logits[:label] == logits[label]).sum())
 
-    def evaluate(self) -> dict[str, float]:
-        """Gather over all processes and score; every process gets the same result."""
+    def _score(self) -> dict[str, float]:
         self._gather_images()
         classes = len(self.class_names)
         ranks = np.full(len(self.labels), classes)
         ranks[list(self._seen)] = list(self._seen.values())
         if not_finite := sum(rank == classes for rank in self._seen.values()):
             _log.warning("the logits of %d images are not finite; they count as wrong", not_finite)
-
         right = np.bincount(self.labels[ranks == 0], minlength=classes)
         of_class = np.where(self._counts, 100 * right / np.maximum(self._counts, 1), np.nan)
-        self._results = {
+        return {
             "top1": 100 * mean((ranks == 0).astype(np.float64)),
             "top5": 100 * mean((ranks < 5).astype(np.float64)) if classes >= 5 else float("nan"),
             "mean_class_accuracy": mean(of_class),
-            **{
-                f"top1/{name}": value for name, value in zip(self.class_names, of_class.tolist(), strict=True)
-            },
+            **self._by_class("top1", of_class),
         }
-        return dict(self._results)
 
-    def table(self) -> str:
-        """The last results to read: the overall scores, then each class, or the worst if there are many;
-        empty before `evaluate`.
-        """
-        if not self._results:
-            return ""
+    def _table(self) -> str:
         scores = [self._results[f"top1/{name}"] for name in self.class_names]
-        title, rows = worst_classes(
-            list(zip(self.class_names, map(str, self._counts), (show(s, 2) for s in scores), strict=True)),
-            scores,
-        )
+        shown = (show(score, 2) for score in scores)
+        rows = list(zip(self.class_names, map(str, self._counts), shown, strict=True))
+        title, rows = worst_classes(rows, scores)
         overall = [(name, "", show(self._results[name], 2)) for name in METRICS]
         return align([*overall, ("", "", ""), (title, "images", "top1"), *rows])

@@ -11,7 +11,7 @@ import io
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -37,7 +37,8 @@ logger = logging.getLogger(__name__)
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 """COCO's twelve; each class has `AP/<name>` too."""
-_READ = ("image_id", "category_id", "bbox", "area", "iscrowd", "segmentation")
+_LIMITS = [1, 10, 100]
+"""How many of an image's best scored detections count."""
 
 
 def prediction_to_records(
@@ -86,6 +87,19 @@ class CocoEvaluator(ImageEvaluator):
     `bbox/AP` and so on, and the AP of each class as `bbox/AP/<class name>`. A score that does not exist (no
     ground truth of that class or size) is NaN and is left out of the means. The scores are over all images of
     the ground truth, seen or not.
+
+    Args:
+        truth: in COCO's format with all that scoring reads, as `CocoFile.ground_truth` returns it; it is not
+            changed.
+        class_names: the model's classes in label order; they find their category by name.
+        name: what messages call the ground truth.
+        iou_types: of `bbox` and `segm`.
+        backend: the scorer; `auto` takes hotcoco where it is installed.
+        gather: see `base.Gather`.
+
+    Raises:
+        ConfigError: no category has a class name, or masks are to be scored and there are none.
+        MissingDependencyError: the backend is not installed.
     """
 
     unseen = "objects of the others count as missed"
@@ -98,82 +112,66 @@ class CocoEvaluator(ImageEvaluator):
         name: str = "annotations",
         iou_types: Sequence[str] = ("bbox", "segm"),
         backend: Backend = "auto",
-        max_detections: int = 100,
         gather: Gather | None = None,
     ) -> None:
-        """Store the ground truth, which is not changed.
-
-        Args:
-            truth: in COCO's format with all that scoring reads, as `CocoFile.ground_truth` returns it.
-            class_names: the model's classes in label order; they find their category by name.
-            name: what messages call the ground truth.
-            iou_types: of `bbox` and `segm`.
-            backend: the scorer; `auto` takes hotcoco where it is installed.
-            max_detections: how many of an image's best scored detections count (COCO: 100).
-            gather: see `base.Gather`; None for one process.
-
-        Raises:
-            ConfigError: an argument is wrong, no category has a class name, or masks are to be scored and
-                there are none.
-            MissingDependencyError: the backend is not installed.
-        """
-        if not iou_types or not set(iou_types) <= {"bbox", "segm"}:
-            raise ConfigError(f"iou_types is {list(iou_types)}; allowed are bbox and segm")
-        if max_detections < 1:
-            raise ConfigError(f"max_detections is {max_detections}; it must be at least 1")
         self.iou_types = tuple(iou_types)
         self.backend = _resolve_backend(backend)
-        self._max_detections = max_detections
-        # The scorers need numbers, break ties by image id and order classes by category id.
-        self._images = {image["id"]: {**image, "id": n} for n, image in enumerate(_by_id(truth["images"]), 1)}
-        categories = _by_id(truth["categories"])
-        self._category_numbers = {category["id"]: n for n, category in enumerate(categories, 1)}
-        super().__init__(self._images, class_names=class_names, gather=gather, name=name)
-        # Only what scoring reads: hotcoco checks the types of all keys that it knows, licences too, and does
-        # not take the sizes as None that a file of boxes may leave out.
-        self._truth = {
-            "images": [_only(image, "id", "height", "width") for image in self._images.values()],
-            "categories": [{"id": n, "name": entry["name"]} for n, entry in enumerate(categories, 1)],
-            "annotations": [
-                self._numbered(_only(entry, *_READ), n) for n, entry in enumerate(truth["annotations"], 1)
-            ],
+        images, categories = _by_id(truth["images"]), _by_id(truth["categories"])
+        # The scorers need numbers as ids, break ties by that of the image and order classes by that of the
+        # category. They get only what scoring reads: hotcoco checks the types of all keys that it knows,
+        # licences too, and does not take the sizes as None that a file of boxes may leave out.
+        self._images = {
+            image["id"]: {**_only(image, "height", "width"), "id": n} for n, image in enumerate(images, 1)
         }
-        if "segm" in iou_types and not all("segmentation" in entry for entry in truth["annotations"]):
+        super().__init__(self._images, class_names=class_names, gather=gather, name=name)
+        numbers = {category["id"]: n for n, category in enumerate(categories, 1)}
+        objects = [
+            {
+                **_only(entry, "bbox", "area", "iscrowd", "segmentation"),
+                "id": n,
+                "image_id": self._images[entry["image_id"]]["id"],
+                "category_id": numbers[entry["category_id"]],
+            }
+            for n, entry in enumerate(truth["annotations"], 1)
+        ]
+        if "segm" in iou_types and not all("segmentation" in entry for entry in objects):
             raise ConfigError(f"{name}: has objects without a mask; evaluate boxes only (bbox)")
-        self._object_counts = Counter(e["category_id"] for e in truth["annotations"] if not e["iscrowd"])
-        self.category_ids = self._match_classes({entry["name"]: entry["id"] for entry in categories})
+        self._truth = {
+            "images": list(self._images.values()),
+            "categories": [{"id": n, "name": entry["name"]} for n, entry in enumerate(categories, 1)],
+            "annotations": objects,
+        }
+        self._object_counts = Counter(entry["category_id"] for entry in objects if not entry["iscrowd"])
+        self._categories = self._match_classes(
+            {entry["name"]: entry["id"] for entry in self._truth["categories"]}
+        )
 
-    def _numbered(self, entry: Record, number: int, **fields: Any) -> Record:
-        """A record with the numbers of its image and category in place of their ids."""
-        image, category = self._images[entry["image_id"]]["id"], self._category_numbers[entry["category_id"]]
-        return {**entry, "id": number, "image_id": image, "category_id": category, **fields}
-
-    def _match_classes(self, ids: dict[str, int | str]) -> list[int | str | None]:
-        """The category id of every label by its name; None where there is no such category."""
+    def _match_classes(self, numbers: dict[str, int]) -> list[int | None]:
+        """The category of every label by its name; None where there is no such category."""
         names = self.class_names
-        absent = [name for name in names if name not in ids]
+        absent = [name for name in names if name not in numbers]
         if len(absent) == len(names):
             raise ConfigError(
                 f"{self.name}: has none of the model's classes ({first_few(names)}) but "
-                f"{first_few(list(ids))}; use the class names of the file's categories"
+                f"{first_few(list(numbers))}; use the class names of the file's categories"
             )
         if absent:
             logger.warning("%s: no category for %s; their AP is n/a", self.name, ", ".join(absent))
-        unknown = [name for name, i in ids.items() if name not in names and self._object_counts[i]]
+        unknown = [name for name, n in numbers.items() if name not in names and self._object_counts[n]]
         if unknown:
             logger.warning(
                 "%s: has objects of classes the model does not know (%s); they count as missed",
                 self.name,
                 ", ".join(unknown),
             )
-        self._reported = {name: ids.get(name) for name in (*names, *unknown)}
-        return [ids.get(name) for name in names]
+        self._reported = {name: numbers.get(name) for name in (*names, *unknown)}
+        return [numbers.get(name) for name in names]
 
     def _add(self, image_id: Any, sample: Sample, prediction: Prediction) -> list[Record]:
         """Only run-length encoded masks are kept."""
         if "segm" in self.iou_types and "masks" not in prediction and len(prediction["scores"]):
             raise ConfigError("masks are to be scored but the model gives none; evaluate boxes only (bbox)")
-        records = prediction_to_records(prediction, image_id, self.category_ids)
+        records = prediction_to_records(prediction, image_id, self._categories)
         if records and "segm" in self.iou_types:
             image, (height, width) = self._images[image_id], records[0]["segmentation"]["size"]
             if (height, width) != (image["height"], image["width"]):
@@ -183,76 +181,56 @@ class CocoEvaluator(ImageEvaluator):
                 )
         return records
 
-    def records(self) -> list[Record]:
-        """All detections in COCO's results format, by image id; after `evaluate` those of all processes."""
-        return [record for i in self._images if i in self._seen for record in self._seen[i]]
-
-    def evaluate(self) -> dict[str, float]:
-        """Gather over all processes and score; every process gets the same result."""
+    def _score(self) -> dict[str, float]:
         self._gather_images()
-        records = self.records()
+        records = [record for i in self._images if i in self._seen for record in self._seen[i]]
         if not records:
             logger.warning(
                 "no detections at all on %d images, so all scores are 0: none was above the score threshold",
                 len(self._seen),
             )
-        self._results = {}
-        for iou_type in self.iou_types:
-            scores = self._score(records, iou_type)
-            self._results |= {f"{iou_type}/{name}": 100 * score for name, score in scores.items()}
-        return dict(self._results)
+        results: dict[str, float] = {}
+        for kind in self.iou_types:
+            scores = self._score_kind(records, kind)
+            results |= {f"{kind}/{name}": 100 * score for name, score in scores.items()}
+        return results
 
-    def _score(self, records: Sequence[Record], iou_type: str) -> dict[str, float]:
+    def _score_kind(self, records: Sequence[Record], kind: str) -> dict[str, float]:
         """The scores of `METRICS` and of each class, in [0, 1]."""
-        # pycocotools takes a detection's area for the size classes: that of the mask when masks are scored
-        # (one mask at a time, for pycocotools 2.0.11 fails on a list of more than 255)
-        detections = [
-            self._numbered(
-                record,
-                number,
-                iscrowd=0,
-                area=int(mask_utils.area(record["segmentation"]))
-                if iou_type == "segm"
-                else record["bbox"][2] * record["bbox"][3],
-            )
-            for number, record in enumerate(records, 1)
-        ]
-        limits = sorted({1, 10, self._max_detections})
-        precision, recall = match_detections(self.backend, self._truth, detections, iou_type, limits)
 
-        best = limits.index(self._max_detections)
-        of_all_sizes = precision[..., 0, best]
-        scores = {"AP": mean(of_all_sizes), "AP50": mean(of_all_sizes[0]), "AP75": mean(of_all_sizes[5])}
-        scores |= {f"AP{size}": mean(precision[..., a, best]) for a, size in enumerate("sml", 1)}
-        scores |= {f"AR{limit}": mean(recall[..., 0, m]) for m, limit in enumerate(limits)}
-        scores |= {f"AR{size}": mean(recall[..., a, best]) for a, size in enumerate("sml", 1)}
-        for name, category_id in self._reported.items():
+        def area(record: Record) -> float:
+            # For the size classes: of the mask where masks are scored. One mask at a time, for pycocotools
+            # 2.0.11 fails on a list of more than 255.
+            if kind == "segm":
+                return int(mask_utils.area(record["segmentation"]))
+            return float(record["bbox"][2] * record["bbox"][3])
+
+        detections = [
+            {**one, "id": n, "image_id": self._images[one["image_id"]]["id"], "iscrowd": 0, "area": area(one)}
+            for n, one in enumerate(records, 1)
+        ]
+        precision, recall = match_detections(self.backend, self._truth, detections, kind)
+        of_all_sizes = precision[..., 0, -1]
+        values = [of_all_sizes, of_all_sizes[0], of_all_sizes[5]]
+        values += [precision[..., size, -1] for size in (1, 2, 3)]
+        values += [recall[..., 0, limit] for limit in range(len(_LIMITS))]
+        values += [recall[..., size, -1] for size in (1, 2, 3)]
+        scores = dict(zip(METRICS, map(mean, values), strict=True))
+        for name, number in self._reported.items():
             # the scorers order the classes by number, and the numbers run from 1
-            column = slice(0) if category_id is None else self._category_numbers[category_id] - 1
-            scores[f"AP/{name}"] = mean(precision[:, :, column, 0, best])
+            column = slice(0) if number is None else number - 1
+            scores[f"AP/{name}"] = mean(precision[:, :, column, 0, -1])
         return scores
 
-    def table(self) -> str:
-        """The last results to read: the overall scores, then each class; empty before `evaluate`."""
-        if not self._results:
-            return ""
-        first = f"{self.iou_types[0]}/"  # a class name may hold a slash too
-        names = [key.removeprefix(first) for key in self._results if key.startswith(first)]
-        overall = [
-            [name, *(show(self._results[f"{t}/{name}"]) for t in self.iou_types)]
-            for name in names
-            if not name.startswith("AP/")
-        ]
-        classes = [
-            [
-                name,
-                str(self._object_counts[i]),
-                *(show(self._results[f"{t}/AP/{name}"]) for t in self.iou_types),
-            ]
-            for name, i in self._reported.items()
-        ]
-        class_heads = ["class", "objects", *(f"{t}/AP" for t in self.iou_types)]
-        return f"{align([['', *self.iou_types], *overall])}\n\n{align([class_heads, *classes])}"
+    def _table(self) -> str:
+        def shown(metric: str) -> list[str]:
+            return [show(self._results[f"{kind}/{metric}"]) for kind in self.iou_types]
+
+        overall = [["", *self.iou_types], *([name, *shown(name)] for name in METRICS)]
+        classes = [["class", "objects", *(f"{kind}/AP" for kind in self.iou_types)]]
+        for name, number in self._reported.items():
+            classes.append([name, str(self._object_counts[number]), *shown(f"AP/{name}")])
+        return f"{align(overall)}\n\n{align(classes)}"
 
 
 def _only(entry: Mapping[str, Any], *keys: str) -> Record:
@@ -266,11 +244,10 @@ def _by_id(entries: Sequence[Record]) -> list[Record]:
 
 
 def _resolve_backend(backend: Backend) -> Literal["pycocotools", "hotcoco"]:
-    if backend not in get_args(Backend):
-        raise ConfigError(f"backend is {backend!r}; allowed are {', '.join(get_args(Backend))}")
+    """Here, and not after hours of training: an installation can be broken."""
     if backend == "pycocotools":
         return backend
-    try:  # here, not after hours of training: an installation can be broken
+    try:
         import hotcoco  # noqa: F401
     except ImportError as error:
         missing = isinstance(error, ModuleNotFoundError) and error.name == "hotcoco"
@@ -286,7 +263,7 @@ def _resolve_backend(backend: Backend) -> Literal["pycocotools", "hotcoco"]:
 
 
 def match_detections(
-    backend: str, truth: Record, detections: list[Record], iou_type: str, limits: list[int]
+    backend: str, truth: Record, detections: list[Record], iou_type: str
 ) -> tuple[np.ndarray, np.ndarray]:
     """Match detections to objects by COCO's rules.
 
@@ -295,11 +272,10 @@ def match_detections(
         truth: the ground truth, its ids numbers.
         detections: records in the truth's numbers, with `id` from 1, `area` and `iscrowd`.
         iou_type: `bbox` or `segm`.
-        limits: numbers of best detections of an image to consider, ascending.
 
     Returns:
-        Precision (10 IoUs, 101 recalls, classes, 4 areas, limits) and recall (10 IoUs, classes, 4 areas,
-        limits), NaN where there is no ground truth.
+        Precision (10 IoUs, 101 recalls, classes, 4 areas, 3 limits) and recall (10 IoUs, classes, 4 areas,
+        3 limits), NaN where there is no ground truth.
     """
     coco, evaluation = COCO, COCOeval
     if backend == "hotcoco":
@@ -315,7 +291,7 @@ def match_detections(
             side.createIndex()
             sides.append(side)
         scorer = evaluation(*sides, iou_type)
-        scorer.params.maxDets = limits
+        scorer.params.maxDets = _LIMITS
         scorer.evaluate()
         scorer.accumulate()
     arrays = (np.asarray(scorer.eval[key]) for key in ("precision", "recall"))

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from res2net_dense.errors import ConfigError, DatasetError
+from res2net_dense.errors import DatasetError
 from res2net_dense.evaluation.base import Gather, ImageEvaluator
 from res2net_dense.evaluation.saliency_measures import ImageScores, f_measure, score_map
 from res2net_dense.evaluation.tables import align, show
@@ -85,7 +85,7 @@ class SaliencyScores:
         }
         for name in ("F", "E", "IoU"):
             curve = curves[name.lower()]
-            scores |= {f"max_{name}": float(curve.max()), f"mean_{name}": float(curve.mean())}
+            scores[f"max_{name}"], scores[f"mean_{name}"] = float(curve.max()), float(curve.mean())
             scores[f"adaptive_{name}"] = mean[f"adaptive_{name.lower()}"]
         return {name: scores[name] for name in METRICS}
 
@@ -97,6 +97,12 @@ class SaliencyEvaluator(ImageEvaluator):
 
     `evaluate` returns the scores of `PROTOCOLS`, of several sets each as `ECSSD/max_F`. An image without a
     prediction counts as a map of zeros, and a warning says how many there were.
+
+    Args:
+        read_mask: reads the mask of an image id, (H, W) bool, when it is needed.
+        sets: name and number of images of each, no name twice; ids run on from set to set, from 0.
+        rescale: stretch each map to its own minimum and maximum first, as PySODMetrics does.
+        gather: see `base.Gather`.
     """
 
     unseen = "the others count as maps of zeros"
@@ -109,33 +115,15 @@ class SaliencyEvaluator(ImageEvaluator):
         rescale: bool = True,
         gather: Gather | None = None,
     ) -> None:
-        """Store how to read the ground truth, which is read when it is needed.
-
-        Args:
-            read_mask: reads the mask of an image id, (H, W) bool.
-            sets: name and number of images of each; ids run on from set to set, from 0.
-            rescale: stretch each map to its own minimum and maximum first, as PySODMetrics does.
-            gather: see `base.Gather`; None for one process.
-
-        Raises:
-            ConfigError: there is no set, or two have one name.
-        """
         self.sets = tuple(sets)
-        names = [name for name, _ in self.sets]
-        if not names or len(set(names)) < len(names):
-            raise ConfigError(
-                f"sets to be scored need names that differ, these do not: {', '.join(names) or 'none'}"
-            )
         self.rescale = rescale
         self._read_mask = read_mask
-        self._set_of = np.repeat(range(len(names)), [count for _, count in self.sets])
+        self._set_of = np.repeat(range(len(self.sets)), [count for _, count in self.sets])
         super().__init__(range(len(self._set_of)), gather=gather)
 
     def reset(self) -> None:
-        """Forget all predictions and results."""
         super().reset()
-        self._scores = [SaliencyScores() for _ in self.sets]
-        self._of_sets: dict[str, dict[str, float]] = {}
+        self._sums = [SaliencyScores() for _ in self.sets]
 
     def _add(self, image_id: int, sample: Sample, prediction: Prediction) -> None:
         """Only sums are kept."""
@@ -145,43 +133,34 @@ class SaliencyEvaluator(ImageEvaluator):
         except DatasetError as error:
             name = sample.get("file_name", "without a name")
             raise DatasetError(f"image {image_id} ({name}): {error}") from error
-        self._scores[self._set_of[image_id]].add(scores)
+        self._sums[self._set_of[image_id]].add(scores)
 
-    def evaluate(self) -> dict[str, float]:
-        """Gather over all processes and score; every process gets the same result.
-
-        Raises:
-            DatasetError: an image was evaluated by two processes, or the mask of one that was not evaluated
-                cannot be read.
-        """
-        parts = self._gather((self._seen, self._scores))
-        unseen = self._find_unseen([ids for ids, _ in parts])
+    def _score(self) -> dict[str, float]:
+        parts = self._gather((self._seen, self._sums))
         totals = [SaliencyScores() for _ in self.sets]
-        for _, scores in parts:
-            for total, part in zip(totals, scores, strict=True):
+        for _, sums in parts:
+            for total, part in zip(totals, sums, strict=True):
                 total.merge(part)
-        for image_id in unseen:
+        for image_id in self._find_unseen([ids for ids, _ in parts]):
             mask = self._read_mask(image_id)
             nothing = np.zeros(mask.shape, dtype=np.uint8)
             totals[self._set_of[image_id]].add(score_map(nothing, mask, rescale=self.rescale))
-        self._of_sets = {name: total.metrics() for (name, _), total in zip(self.sets, totals, strict=True)}
-        if len(self.sets) == 1:
-            return dict(self._of_sets[self.sets[0][0]])
         return {
-            f"{name}/{metric}": value
-            for name, metrics in self._of_sets.items()
-            for metric, value in metrics.items()
+            self._key(name, metric): value
+            for (name, _), total in zip(self.sets, totals, strict=True)
+            for metric, value in total.metrics().items()
         }
 
-    def table(self) -> str:
-        """The last results to read, one row per set, and their protocols; empty before `evaluate`."""
-        if not self._of_sets:
-            return ""
+    def _table(self) -> str:
+        """One row per set, and the protocols."""
         rows = [["set", "images", *_COLUMNS]]
         for name, count in self.sets:
-            scores = self._of_sets[name]
-            rows.append([name, str(count), *(show(scores[metric], 4) for metric in _COLUMNS)])
+            scores = (self._results[self._key(name, metric)] for metric in _COLUMNS)
+            rows.append([name, str(count), *(show(score, 4) for score in scores)])
         return "\n".join([align(rows), "", describe_protocols(_COLUMNS), RESCALE_NOTES[self.rescale]])
+
+    def _key(self, name: str, metric: str) -> str:
+        return metric if len(self.sets) == 1 else f"{name}/{metric}"
 
 
 def describe_protocols(metrics: Sequence[str]) -> str:

@@ -33,27 +33,23 @@ _SIGMA = 5.0
 _DECAY = math.log(0.5) / 5  # how fast a false pixel's weight grows with the distance, Margolin et al. 2014
 
 
-def _steps_of_squares() -> np.ndarray:
-    """(19, 8, 2) rows and columns to go to a pixel whose squared distance is the first index.
+def _steps_to(square: int) -> list[tuple[int, int]]:
+    """The eight steps (rows, columns) to the pixels at this squared distance; the last fills empty places.
 
-    For the pixels that the Gaussian of a salient pixel covers, 3 rows and 3 columns away at most. Of equally
-    near salient pixels the reference takes the leftmost, and of those the uppermost, so these come first;
-    unused places repeat the last.
+    Of equally near salient pixels the reference takes the leftmost, and of those the uppermost: these come
+    first.
     """
-    squares: list[list[tuple[int, int]]] = [[] for _ in range(2 * _REACH**2 + 1)]
     reach = range(-_REACH - 1, _REACH + 2)
-    for column in reach:
-        for row in reach:
-            if row**2 + column**2 < len(squares):
-                squares[row**2 + column**2].append((row, column))
-    return np.array([(steps + 8 * [(steps or [(0, 0)])[-1]])[:8] for steps in squares])
+    steps = [(row, column) for column in reach for row in reach if row**2 + column**2 == square]
+    return (steps + 8 * [(steps or [(0, 0)])[-1]])[:8]
 
 
-_STEPS = _steps_of_squares()
+_STEPS = np.array([_steps_to(square) for square in range(2 * _REACH**2 + 1)])
+"""(19, 8, 2), up to the farthest pixel that the Gaussian of a salient pixel covers."""
 
 
 class ImageScores(NamedTuple):
-    """The measures of one image, in [0, 1]; curves are (256,) float64, of the pixels >= 0, 1, ... 255."""
+    """The measures of one image, in [0, 1]; curves are (256,) float64, of the pixels >= 0, 1, ..., 255."""
 
     mae: float
     adaptive_f: float
@@ -140,11 +136,6 @@ def f_measure(precision: np.ndarray, recall: np.ndarray) -> np.ndarray:
 
 
 def _to_bytes(saliency: np.ndarray) -> np.ndarray:
-    """(H, W) uint8.
-
-    Raises:
-        DatasetError: it is not a saliency map.
-    """
     if saliency.ndim != 2 or not saliency.size:
         raise DatasetError(f"a saliency map has rows and columns, this one has the shape {saliency.shape}")
     if saliency.dtype == np.uint8:
@@ -228,10 +219,9 @@ def _object_likeness(histogram: np.ndarray, levels: np.ndarray) -> float:
 
 
 def _region_likeness(histogram: np.ndarray, levels: np.ndarray, mean: float) -> float:
-    """Structural similarity of a quarter's values to its mask.
+    """Structural similarity of a quarter's values to its mask; `mean` is that of the values in their order.
 
-    `mean` is that of the values in their order: whether a quarter's values are all the same depends on its
-    last bit, here as in the reference.
+    Whether all values of a quarter are the same depends on the mean's last bit, as in the reference.
     """
     other, salient = histogram
     count = histogram.sum()
@@ -272,12 +262,8 @@ def _missed(values: np.ndarray, mask: np.ndarray, squares: np.ndarray) -> float:
     """The sum of the salient pixels' errors, each its own or the Gaussian mean around it if that is less.
 
     For this mean a pixel that is not salient has the error of the nearest salient one, and the outside of the
-    image has none. Only the salient pixels' surroundings are looked at.
-
-    Args:
-        values: (H, W) float64, the map.
-        mask: (H, W) bool, not all false.
-        squares: (H, W) float32, whole squared distances to the nearest salient pixel.
+    image has none. Only the salient pixels' surroundings are looked at. `squares` are the squared distances
+    to the nearest salient pixel.
     """
     hits = [np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0)]
     box = tuple(slice(max(at[0] - _REACH, 0), at[-1] + _REACH + 1) for at in hits)

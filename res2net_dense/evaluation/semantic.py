@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from res2net_dense.errors import ConfigError, DatasetError
+from res2net_dense.errors import DatasetError
 from res2net_dense.evaluation.base import Gather, ImageEvaluator, check_predicted_labels, mean
 from res2net_dense.evaluation.tables import align, show, show_size, worst_classes
 from res2net_dense.types import IGNORE_INDEX, Prediction, Sample
@@ -17,29 +17,15 @@ _BAND_WIDTH = 0.02  # of the image's diagonal, as published
 
 
 def confusion_matrix(truth: np.ndarray, prediction: np.ndarray, num_classes: int) -> np.ndarray:
-    """Count the pixels of each pair of true and predicted class.
+    """Count the pixels of each pair of true and predicted class, but for those whose truth is 255.
 
     Args:
-        truth: (H, W) integers, 0 to `num_classes` - 1, or 255 where a pixel does not count.
-        prediction: (H, W) integers, 0 to `num_classes` - 1.
+        truth, prediction: (H, W) integers, 0 to `num_classes` - 1.
         num_classes: at most 255.
 
     Returns:
         (num_classes, num_classes) int64, rows are the truth, columns the prediction.
-
-    Raises:
-        DatasetError: the truth has other labels, or another size than the prediction.
-        ConfigError: the prediction has other labels.
     """
-    if truth.shape != prediction.shape:
-        raise DatasetError(f"the truth is {show_size(truth)}, the prediction {show_size(prediction)}")
-    wrong = truth[((truth >= num_classes) & (truth != IGNORE_INDEX)) | (truth < 0)]
-    if wrong.size:
-        raise DatasetError(
-            f"a mask has label {wrong.max()}, but there are only {num_classes} classes, 0 to "
-            f"{num_classes - 1}, and {IGNORE_INDEX} for what is ignored"
-        )
-    check_predicted_labels(prediction, num_classes)
     # at most 255 * 255 + 254, which fits 16 bits; the rows from num_classes on are of ignored pixels
     pairs = truth.astype(np.uint16) * np.uint16(num_classes) + prediction.astype(np.uint16)
     counts = np.bincount(pairs.ravel(), minlength=num_classes**2)[: num_classes**2]
@@ -93,6 +79,12 @@ class SemanticEvaluator(ImageEvaluator):
 
     A class without a true pixel has NaN and is left out of the means; pixels that are wrongly given to it are
     misses of the others. All pixels of an image without a prediction are misses.
+
+    Args:
+        read_mask: reads the mask of an image id, (H, W) integers, 255 is ignored, when it is needed.
+        count: number of images; their ids are 0 to `count` - 1.
+        class_names: in label order, the background among them; at most 255.
+        gather: see `base.Gather`.
     """
 
     unseen = "all pixels of the others count as missed"
@@ -105,26 +97,10 @@ class SemanticEvaluator(ImageEvaluator):
         class_names: Sequence[str],
         gather: Gather | None = None,
     ) -> None:
-        """Store how to read the ground truth, which is read when it is needed.
-
-        Args:
-            read_mask: reads the mask of an image id, (H, W) integers, 255 is ignored.
-            count: number of images; their ids are 0 to `count` - 1.
-            class_names: in label order, the background among them.
-            gather: see `base.Gather`; None for one process.
-
-        Raises:
-            ConfigError: class names repeat, or are none or too many.
-        """
         super().__init__(range(count), class_names=class_names, gather=gather)
-        if not 1 <= len(self.class_names) <= IGNORE_INDEX:
-            raise ConfigError(
-                f"there are {len(self.class_names)} class names; a mask holds 1 to {IGNORE_INDEX} classes"
-            )
         self._read_mask = read_mask
 
     def reset(self) -> None:
-        """Forget all predictions and results."""
         super().reset()
         classes = len(self.class_names)
         self._confusion = np.zeros((classes, classes), dtype=np.int64)
@@ -139,59 +115,41 @@ class SemanticEvaluator(ImageEvaluator):
                 f"image {image_id} ({sample.get('file_name', 'without a name')}): its mask is "
                 f"{show_size(truth)} but its prediction {show_size(labels)}; both must have the image's size"
             )
+        check_predicted_labels(labels, len(self.class_names))
         self._confusion += confusion_matrix(truth, labels, len(self.class_names))
         self._boundary += _boundary_counts(truth, labels, len(self.class_names))
 
-    def evaluate(self) -> dict[str, float]:
-        """Gather over all processes and score; every process gets the same result.
-
-        Raises:
-            DatasetError: an image was evaluated by two processes, or the mask of one that was not evaluated
-                cannot be read.
-        """
+    def _score(self) -> dict[str, float]:
         parts = self._gather((self._seen, self._confusion, self._boundary))
-        unseen = self._find_unseen([ids for ids, _, _ in parts])
         confusion = np.sum([matrix for _, matrix, _ in parts], axis=0)
         intersections, unions = np.sum([counts for _, _, counts in parts], axis=0)
         pixels = confusion.sum(axis=1)
-        for truth in map(self._read_mask, unseen):
-            pixels += confusion_matrix(truth, np.zeros_like(truth), len(pixels)).sum(axis=1)
+        for truth in map(self._read_mask, self._find_unseen([ids for ids, _, _ in parts])):
+            pixels += _count_classes(truth, len(pixels))
             unions += _count_classes(truth[boundary_bands(truth)], len(pixels))
+        self._pixels = pixels
 
         right, present = confusion.diagonal(), pixels > 0
         iou = _percent(right, pixels + confusion.sum(axis=0) - right, pixels)
         boundary_iou = _percent(intersections, unions, pixels)
-        self._pixels = pixels
-        self._results = {
+        return {
             "mIoU": mean(iou),
             "boundary_mIoU": mean(boundary_iou),
             "pixel_accuracy": float(_percent(right.sum(), pixels.sum(), pixels.sum())),
             "mean_accuracy": mean(_percent(right, pixels, pixels)),
             "fwIoU": float(np.average(iou[present], weights=pixels[present])) if present.any() else np.nan,
-            **{f"IoU/{name}": value for name, value in zip(self.class_names, iou.tolist(), strict=True)},
-            **{
-                f"boundary_IoU/{name}": value
-                for name, value in zip(self.class_names, boundary_iou.tolist(), strict=True)
-            },
+            **self._by_class("IoU", iou),
+            **self._by_class("boundary_IoU", boundary_iou),
         }
-        return dict(self._results)
 
-    def table(self) -> str:
-        """The last results to read: the overall scores, then each class, or the worst if there are many;
-        empty before `evaluate`.
-        """
-        if not self._results:
-            return ""
+    def _table(self) -> str:
         shares = _percent(self._pixels, self._pixels.sum(), self._pixels.sum())
-        scores = [
-            [self._results[f"{score}/{name}"] for score in ("IoU", "boundary_IoU")] + [share]
-            for name, share in zip(self.class_names, shares.tolist(), strict=True)
-        ]
-        rows = [
-            (name, *(show(value, 2) for value in values))
-            for name, values in zip(self.class_names, scores, strict=True)
-        ]
-        title, rows = worst_classes(rows, [iou for iou, _, _ in scores])
+        iou, boundary_iou = (
+            [self._results[f"{score}/{name}"] for name in self.class_names]
+            for score in ("IoU", "boundary_IoU")
+        )
+        shown = ([show(value, 2) for value in column] for column in (iou, boundary_iou, shares.tolist()))
+        title, rows = worst_classes(list(zip(self.class_names, *shown, strict=True)), iou)
         overall = [(name, show(self._results[name], 2)) for name in METRICS]
         classes = [(title, "IoU", "boundary IoU", "% of pixels"), *rows]
         note = "IoU of one confusion matrix over all pixels of the set; pixels of 255 are ignored"

@@ -25,14 +25,10 @@ def show_size(array: np.ndarray) -> str:
 
 def align(rows: Sequence[Sequence[str]]) -> str:
     """Columns of equal width; the first flush left, numbers flush right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(w) if i == 0 else cell.rjust(w)
-            for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    )
+    first, *others = ([*map(str, column)] for column in zip(*rows, strict=True))
+    columns = [[cell.ljust(max(map(len, first))) for cell in first]]
+    columns += [[cell.rjust(max(map(len, column))) for cell in column] for column in others]
+    return "\n".join("  ".join(cells).rstrip() for cells in zip(*columns, strict=True))
 
 
 def worst_classes(rows: Sequence[Row], scores: Sequence[float]) -> tuple[str, list[Row]]:
@@ -40,4 +36,5 @@ def worst_classes(rows: Sequence[Row], scores: Sequence[float]) -> tuple[str, li
     if len(rows) <= _SHOWN_CLASSES:
         return "class", list(rows)
     order = sorted((i for i, score in enumerate(scores) if not math.isnan(score)), key=scores.__getitem__)
-    return f"the {len(order[:_SHOWN_CLASSES])} worst classes", [rows[i] for i in order[:_SHOWN_CLASSES]]
+    order = order[:_SHOWN_CLASSES]
+    return f"the {len(order)} worst classes", [rows[i] for i in order]

@@ -9,7 +9,7 @@ threshold is right and later ones are wrong; one that belongs to a `difficult` o
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -60,27 +60,27 @@ def voc_ap(
         ConfigError: `iou` or `method` is not one of these.
         DatasetError: a box of the ground truth is not finite.
     """
-    _check_method(method)
+    if method not in get_args(Method):
+        raise ConfigError(f"method is {method!r}; allowed are {' and '.join(get_args(Method))}")
     if not 0 < iou <= 1:
         raise ConfigError(f"iou is {iou}; it must be above 0 and at most 1")
     objects = np.array([box for _, box, _ in ground_truth], dtype=np.float64).reshape(-1, 4)
-    if not np.isfinite(objects).all():
-        bad = int(np.flatnonzero(~np.isfinite(objects).all(axis=1))[0])
+    for bad in np.flatnonzero(~np.isfinite(objects).all(axis=1)):
         raise DatasetError(f"image {ground_truth[bad][0]!r}: the box {ground_truth[bad][1]} is not finite")
+    difficult = np.array([flag for _, _, flag in ground_truth], dtype=bool)
     scores = np.array([score for _, score, _ in detections], dtype=np.float64)
     boxes = np.array([box for _, _, box in detections], dtype=np.float64).reshape(-1, 4)
     finite = np.isfinite(scores) & np.isfinite(boxes).all(axis=1)
     order = np.flatnonzero(finite)[np.argsort(-scores[finite], kind="stable")]
-
     if inclusive:
         objects, boxes = objects + [0, 0, 1, 1], boxes + [0, 0, 1, 1]
+
     detections_of = _by_image([image_id for image_id, _, _ in detections])
     nearest, overlaps = np.zeros(len(boxes), dtype=np.int64), np.zeros(len(boxes))
     for image_id, candidates in _by_image([image_id for image_id, _, _ in ground_truth]).items():
         if own := detections_of.get(image_id):
             ious = _ious(boxes[own], objects[candidates])
             nearest[own], overlaps[own] = np.array(candidates)[ious.argmax(axis=1)], ious.max(axis=1)
-    difficult = np.array([flag for _, _, flag in ground_truth], dtype=bool)
     count = int((~difficult).sum())
     return _average_precision(nearest[order], overlaps[order], difficult, count, iou, method)
 
@@ -95,8 +95,8 @@ def _by_image(image_ids: Sequence[Hashable]) -> dict[Hashable, list[int]]:
 
 def _ious(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """(D, G) overlaps of (D, 4) and (G, 4) xyxy boxes."""
-    corners = np.minimum(first[:, None, 2:], second[:, 2:]), np.maximum(first[:, None, :2], second[:, :2])
-    sizes = (corners[0] - corners[1]).clip(min=0)
+    sizes = np.minimum(first[:, None, 2:], second[:, 2:]) - np.maximum(first[:, None, :2], second[:, :2])
+    sizes = sizes.clip(min=0)
     shared = sizes[..., 0] * sizes[..., 1]
     areas = [(boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]) for boxes in (first, second)]
     union = areas[0][:, None] + areas[1] - shared
@@ -106,15 +106,8 @@ def _ious(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 def _average_precision(
     nearest: np.ndarray, overlaps: np.ndarray, difficult: np.ndarray, count: int, iou: float, method: Method
 ) -> float:
-    """Percent, from the detections of one class by falling score.
-
-    Args:
-        nearest: (D,) the object that each overlaps most, the first of equal ones; any where there is none.
-        overlaps: (D,) IoU with it.
-        difficult: the flag of each object.
-        count: how many objects of the class are not difficult.
-        iou: the threshold.
-        method: as in `voc_ap`.
+    """Percent, from the detections of one class by falling score: the object that each overlaps most, any
+    where there is none, and their IoU. `count` objects of the class are not difficult.
     """
     if not count:
         return float("nan")
@@ -149,39 +142,32 @@ class VocEvaluator(ImageEvaluator):
     Boxes are in continuous coordinates from 0, where x2 - x1 is the width. VOC's inclusive pixel numbers from
     1 are (x1 + 1, y1 + 1, x2, y2), and there x2 - (x1 + 1) + 1 is the same width, so the overlaps are the
     kit's.
+
+    Args:
+        ground_truth: for each image the boxes (N, 4) xyxy float64, the labels (N,) int64 and the `difficult`
+            flags (N,) bool of its objects; an image's id is its place in this list.
+        class_names: in label order.
+        method: as in `voc_ap`.
+        gather: see `base.Gather`.
     """
 
     unseen = "the objects of the others count as missed"
 
     def __init__(
         self,
-        ground_truth: Sequence[tuple[Any, Any, Any]],
+        ground_truth: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]],
         *,
         class_names: Sequence[str],
         method: Method = "area",
         gather: Gather | None = None,
     ) -> None:
-        """Store the ground truth.
-
-        Args:
-            ground_truth: for each image the boxes (N, 4) xyxy, the labels (N,) and the `difficult` flags (N,)
-                of its objects; an image's id is its place in this list.
-            class_names: in label order.
-            method: as in `voc_ap`.
-            gather: see `base.Gather`; None for one process.
-
-        Raises:
-            ConfigError: class names repeat, or the method is unknown.
-            DatasetError: a label has no class name, a box is not finite, or the lengths differ.
-        """
-        _check_method(method)
         super().__init__(range(len(ground_truth)), class_names=class_names, gather=gather)
         self.method = method
-        parts = [_truth(index, *objects, len(self.class_names)) for index, objects in enumerate(ground_truth)]
-        self._ends = np.cumsum([0, *(len(labels) for _, labels, _ in parts)])
-        self._boxes = np.concatenate([np.zeros((0, 4)), *(boxes for boxes, _, _ in parts)])
-        self._labels = np.concatenate([np.zeros(0, np.int64), *(labels for _, labels, _ in parts)])
-        self._difficult = np.concatenate([np.zeros(0, bool), *(flags for _, _, flags in parts)])
+        nothing = np.zeros((0, 4)), np.zeros(0, np.int64), np.zeros(0, bool)
+        self._boxes, self._labels, self._difficult = map(
+            np.concatenate, zip(nothing, *ground_truth, strict=True)
+        )
+        self._ends = np.cumsum([0, *(len(labels) for _, labels, _ in ground_truth)])
 
     def _add(self, image_id: int, sample: Sample, prediction: Prediction) -> np.ndarray:
         """Match the detections: (K, 4) label, score, object of the set and IoU with it, 0 for no object."""
@@ -194,8 +180,7 @@ class VocEvaluator(ImageEvaluator):
         nearest, overlaps = objects.start + ious.argmax(axis=1), ious.max(axis=1)
         return np.stack([labels.double().numpy(), scores.double().numpy(), nearest, overlaps], axis=1)
 
-    def evaluate(self) -> dict[str, float]:
-        """Gather over all processes and score; every process gets the same result."""
+    def _score(self) -> dict[str, float]:
         self._gather_images()
         # equal scores rank by image, in whatever order they came
         matches = np.concatenate([np.zeros((0, 4)), *(self._seen[i] for i in sorted(self._seen))])
@@ -206,55 +191,23 @@ class VocEvaluator(ImageEvaluator):
             count = int((~self._difficult[self._labels == label]).sum())
             matched = nearest[own].astype(np.int64), overlaps[own], self._difficult, count
             precisions[label] = [_average_precision(*matched, iou, self.method) for iou in _IOUS]
-        at_50 = precisions[:, 0]
-        self._results = {
+        return {
             "bbox/AP": mean(precisions),
-            "bbox/AP50": mean(at_50),
+            "bbox/AP50": mean(precisions[:, 0]),
             "bbox/AP75": mean(precisions[:, 5]),
-            **{f"bbox/AP50/{name}": ap for name, ap in zip(self.class_names, at_50.tolist(), strict=True)},
+            **self._by_class("bbox/AP50", precisions[:, 0]),
         }
-        return dict(self._results)
 
-    def table(self) -> str:
-        """The last results to read: the protocol, the overall scores, then each class with its numbers of
-        objects; empty before `evaluate`.
-        """
-        if not self._results:
-            return ""
+    def _table(self) -> str:
+        """The protocol, the overall scores, then each class with its numbers of objects."""
         overall = [(name.removeprefix("bbox/"), show(self._results[name])) for name in METRICS]
         classes = [("class", "objects", "difficult", "AP50")]
         for label, name in enumerate(self.class_names):
             own = self._difficult[self._labels == label]
             score = show(self._results[f"bbox/AP50/{name}"])
-            classes.append((name, str(int((~own).sum())), str(int(own.sum())), score))
+            classes.append((name, str((~own).sum()), str(own.sum()), score))
         heading = (
             f"VOC AP in percent: {_CURVES[self.method]}, difficult objects ignored\n"
             "AP50: IoU >= 0.50, AP75: IoU >= 0.75, AP: mean over IoU 0.50:0.05:0.95"
         )
         return "\n\n".join([heading, align(overall), align(classes)])
-
-
-def _truth(
-    index: int, boxes: Any, labels: Any, difficult: Any, classes: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """One image's ground truth as (N, 4) float64, (N,) int64 and (N,) bool."""
-    boxes = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
-    labels = np.asarray(labels, dtype=np.int64).reshape(-1)
-    difficult = np.asarray(difficult, dtype=bool).reshape(-1)
-    if not len(boxes) == len(labels) == len(difficult):
-        raise DatasetError(
-            f"image {index} has {len(boxes)} boxes, {len(labels)} labels and {len(difficult)} difficult flags"
-        )
-    if not np.isfinite(boxes).all():
-        raise DatasetError(f"image {index} has a box that is not finite")
-    if len(labels) and not 0 <= labels.min() <= labels.max() < classes:
-        raise DatasetError(
-            f"image {index} has labels from {labels.min()} to {labels.max()}, but there are only {classes} "
-            "class names"
-        )
-    return boxes, labels, difficult
-
-
-def _check_method(method: str) -> None:
-    if method not in get_args(Method):
-        raise ConfigError(f"method is {method!r}; allowed are {' and '.join(get_args(Method))}")

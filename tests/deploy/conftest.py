@@ -21,7 +21,7 @@ def tiny_file(run_folder):
                 graph = graph_of(task, tiny_model(task))
                 description = description_of(task, graph, format=format)
                 if format == "openvino":  # the export to ONNX, of which it is made, takes longest
-                    convert_onnx(make(task, "onnx"), path, description.to_json())
+                    convert_onnx(make(task, "onnx"), path, description.model_dump_json())
                 else:
                     export(graph, path, description)
         return path

@@ -234,46 +234,40 @@ def with_one_more(score):
     return change
 
 
-def test_a_detection_at_the_threshold_may_be_on_one_side_alone():
-    for score, passes in ((0.0505, True), (0.06, False)):
-        report = compare(Boxes(), stood_in("detection", Boxes(), with_one_more(score), batch=1))
-        assert report.passed is passes
-    config = {"model": {"score_threshold": 0.3, "detections_per_image": 4}}
-    for score, passes in ((0.3005, True), (0.4, False)):
-        exported = stood_in("detection", Boxes(), with_one_more(score), batch=1, config=config)
-        assert compare(Boxes(), exported).passed is passes
+def without_all_but(number):
+    return lambda outputs: outputs.update({name: value[:number] for name, value in outputs.items()})
 
 
-def test_of_as_many_detections_as_may_be_the_last_may_be_another():
-    def another(outputs):
-        outputs["boxes"][2] += 50
-
-    for most, passes in ((3, True), (4, False)):
-        exported = stood_in(
-            "detection", Boxes(), another, batch=1, config={"model": {"detections_per_image": most}}
-        )
-        assert compare(Boxes(), exported).passed is passes
+def with_the_last_elsewhere(outputs):
+    outputs["boxes"][2] += 50
 
 
-@pytest.mark.parametrize(("most", "left"), [(1, 0), (2, 1), (3, 2), (3, 0)])
-def test_what_has_fewer_than_may_be_has_cut_nothing_off(most, left):
-    def lose(outputs):
-        outputs.update({name: value[:left] for name, value in outputs.items()})
-
-    config = {"model": {"detections_per_image": most}}
-    report = compare(Boxes(), stood_in("detection", Boxes(), lose, batch=1, config=config))
-    assert not report.passed
-    assert f"{left} detections instead of" in report.table()
+def with_all_elsewhere(outputs):
+    outputs["boxes"] += 50
 
 
-def test_where_all_may_have_been_cut_off_nothing_was_compared():
-    def elsewhere(outputs):
-        outputs["boxes"] += 50
-
-    config = {"model": {"detections_per_image": 1, "score_threshold": 0.99}}
-    report = compare(Boxes(), stood_in("detection", Boxes(), elsewhere, batch=1, config=config))
-    assert report.passed
-    assert "were not compared" in report.table()
+@pytest.mark.parametrize(
+    ("threshold", "most", "change", "passes", "words"),
+    [
+        (0.05, 100, with_one_more(0.0505), True, "3 detections"),
+        (0.05, 100, with_one_more(0.06), False, "has 4 detections instead of 3"),
+        (0.3, 4, with_one_more(0.3005), True, "detections"),
+        (0.3, 4, with_one_more(0.4), False, "has 4 detections instead of 3"),
+        (0.05, 3, with_the_last_elsewhere, True, "2 detections"),
+        (0.05, 4, with_the_last_elsewhere, False, "DIFFERS, by 50 (at most 0.1)"),
+        (0.05, 1, without_all_but(0), False, "has 0 detections instead of 3"),
+        (0.05, 2, without_all_but(1), False, "has 1 detections instead of 3"),
+        (0.05, 3, without_all_but(2), False, "has 2 detections instead of 3"),
+        (0.05, 3, without_all_but(0), False, "has 0 detections instead of 3"),
+        (0.99, 1, with_all_elsewhere, True, "were not compared"),
+    ],
+)
+def test_only_detections_near_the_cut_may_be_on_one_side_alone(threshold, most, change, passes, words):
+    """Those just above the threshold, and the last of as many as are reported at most."""
+    config = {"model": {"score_threshold": threshold, "detections_per_image": most}}
+    report = compare(Boxes(), stood_in("detection", Boxes(), change, batch=1, config=config))
+    assert report.passed is passes
+    assert words in report.table()
 
 
 @pytest.mark.parametrize(
@@ -289,10 +283,7 @@ def test_where_all_may_have_been_cut_off_nothing_was_compared():
     ids=["box", "score", "label", "mask", "nan", "one less"],
 )
 def test_detections_that_differ_are_said(change, output, words):
-    def but_for_the_first(outputs):
-        change(outputs)
-
-    report = compare(Boxes(), stood_in("detection", Boxes(), but_for_the_first, batch=1))
+    report = compare(Boxes(), stood_in("detection", Boxes(), change, batch=1))
     failed = [row.output for row in report.rows if not row.passed]
     assert output in failed
     assert any(words in text for text in report.failures()), report.failures()

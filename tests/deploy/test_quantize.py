@@ -43,8 +43,8 @@ def test_it_is_near_the_network(files):
 
 def test_it_says_what_it_is(files):
     _, _, folder = files
-    before = load_exported(folder / "fp32.onnx").description.to_dict()
-    after = load_exported(folder / "int8.onnx").description.to_dict()
+    before = load_exported(folder / "fp32.onnx").description.model_dump(mode="json")
+    after = load_exported(folder / "int8.onnx").description.model_dump(mode="json")
     assert (before.pop("precision"), after.pop("precision")) == ("fp32", "int8")
     assert before == after
 

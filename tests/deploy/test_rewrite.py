@@ -357,10 +357,10 @@ def test_wrong_arguments(settings, words):
 
 # Whole models
 
-HEADS = {"fpn_channels": 32, "box_head_dim": 64, "mask_head_dim": 32, "score_threshold": 0.0}
+NORMS = ("BN", "GN")
 
 
-def samples(sizes=((64, 97), (80, 64))):
+def samples(sizes):
     generator = torch.Generator().manual_seed(0)
     for height, width in sizes:
         yield {
@@ -370,8 +370,48 @@ def samples(sizes=((64, 97), (80, 64))):
         }
 
 
-def assert_equal_predictions(model, batch):
-    model = like_trained(model).eval()
+def classifier():
+    return build_classifier_model(backbone={"name": TINY}, num_classes=5)
+
+
+def segmenter(arch="deeplabv3plus", norm="BN"):
+    return build_segmentation_model(backbone={"name": TINY}, arch=arch, num_classes=4, norm=norm)
+
+
+def saliency(norm="BN", **backbone):
+    backbone = {"name": TINY, **backbone}
+    return build_saliency_model(backbone=backbone, channels=16, norm=norm, edge_weight=1.0)
+
+
+def small_rcnn(norm="BN", mask=True):
+    torch.manual_seed(0)
+    return build_rcnn(
+        backbone={"name": TINY, "norm": "BN" if norm else "FrozenBN"}, num_classes=3, norm=norm, mask=mask,
+        box_head_convs=2, detections_per_image=50, fpn_channels=32, box_head_dim=64, mask_head_dim=32,
+        score_threshold=0.0,
+    )  # fmt: skip
+
+
+MODELS = [
+    partial(classifier),
+    *(
+        partial(segmenter, arch, norm)
+        for arch in ("deeplabv3plus", "unet", "pspnet", "upernet")
+        for norm in NORMS
+    ),
+    *(
+        partial(saliency, norm, **backbone)
+        for norm in NORMS
+        for backbone in ({}, {"se": True}, {"name": "res2net_dla60"})
+    ),
+    *(partial(small_rcnn, norm, mask) for norm in ("", *NORMS) for mask in (True, False)),
+]
+
+
+def assert_equal_predictions(build):
+    """On images of different sizes, where the model takes those."""
+    batch = list(samples(((64, 64), (64, 64)) if build.func is classifier else ((64, 97), (80, 64))))
+    model = like_trained(build()).eval()
     fast = optimize_for_inference(model)
     assert not any(isinstance(m, FusedConv2d) for m in model.modules())
     with torch.no_grad():
@@ -384,51 +424,16 @@ def assert_equal_predictions(model, batch):
                 assert (mine[name] != value).float().mean() < 1e-3, name
             else:
                 torch.testing.assert_close(mine[name], value, atol=1e-3, rtol=1e-4)
-    return fast
+    if build.func is small_rcnn:
+        assert len(found[0]["boxes"]) == 50
 
 
-def test_classification():
-    model = build_classifier_model(backbone={"name": TINY}, num_classes=5)
-    assert_equal_predictions(model, list(samples(((64, 64), (64, 64)))))
+@pytest.mark.parametrize("build", MODELS, ids=lambda b: f"{b.func.__name__} {b.args} {b.keywords}")
+def test_every_kind_of_model(build):
+    assert_equal_predictions(build)
 
 
-def test_every_kind_of_model_where_onednn_is_missing(onednn):
+@pytest.mark.parametrize("build", [classifier, segmenter, saliency, small_rcnn], ids=lambda f: f.__name__)
+def test_every_kind_of_model_where_onednn_is_missing(build, onednn):
     onednn(SimpleNamespace())
-    backbone = {"name": TINY}
-    same_size = list(samples(((64, 64), (64, 64))))
-    assert_equal_predictions(build_classifier_model(backbone=backbone, num_classes=5), same_size)
-    for model in (
-        build_segmentation_model(backbone=backbone, arch="deeplabv3plus", num_classes=4),
-        build_saliency_model(backbone=backbone, channels=16),
-        build_rcnn(backbone=backbone, num_classes=3, **HEADS),
-    ):
-        assert_equal_predictions(model, list(samples()))
-
-
-@pytest.mark.parametrize("arch", ["deeplabv3plus", "unet", "pspnet", "upernet"])
-@pytest.mark.parametrize("norm", ["BN", "GN"])
-def test_segmentation(arch, norm):
-    model = build_segmentation_model(backbone={"name": TINY}, arch=arch, num_classes=4, norm=norm)
-    assert_equal_predictions(model, list(samples()))
-
-
-@pytest.mark.parametrize("norm", ["BN", "GN"])
-@pytest.mark.parametrize(
-    "backbone", [{"name": TINY}, {"name": TINY, "se": True}, {"name": "res2net_dla60"}], ids=str
-)
-def test_saliency_of_images_of_different_sizes(backbone, norm):
-    model = build_saliency_model(backbone=backbone, channels=16, norm=norm, edge_weight=1.0)
-    assert_equal_predictions(model, list(samples()))
-
-
-@pytest.mark.parametrize("mask", [True, False])
-@pytest.mark.parametrize("norm", ["", "BN", "GN"])
-def test_rcnn(norm, mask):
-    torch.manual_seed(0)
-    model = build_rcnn(
-        backbone={"name": TINY, "norm": "FrozenBN" if norm == "" else "BN"},
-        num_classes=3, norm=norm, mask=mask, box_head_convs=2, detections_per_image=50, **HEADS,
-    )  # fmt: skip
-    fast = assert_equal_predictions(model, list(samples()))
-    with torch.no_grad():
-        assert len(fast(list(samples()))[0]["boxes"]) == 50
+    assert_equal_predictions(partial(build))

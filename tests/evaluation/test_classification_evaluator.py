@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from res2net_dense.errors import ConfigError, DatasetError
+from res2net_dense.errors import ConfigError
 from res2net_dense.evaluation.classification import ClassificationEvaluator
 
 NAMES = [f"class {n}" for n in range(7)]
@@ -46,17 +46,6 @@ def test_no_predictions_are_wrong_predictions(caplog):
     assert (results["top1"], results["top5"], results["top1/class 1"]) == (0, 0, 0)
     assert np.isnan(results["top1/class 2"])
     assert "only 0 of 3 images" in caplog.text
-
-
-def test_a_missing_image_counts_as_wrong(caplog):
-    labels, logits = made()
-    some = evaluator(labels)
-    feed(some, logits, range(10, 60))
-    with caplog.at_level(logging.WARNING):
-        results = some.evaluate()
-    right = (logits[10:].argmax(1).numpy() == labels[10:]).sum()
-    assert results["top1"] == pytest.approx(100 * right / 60)
-    assert "only 50 of 60" in caplog.text
 
 
 def test_scores_equal_timms():
@@ -134,15 +123,6 @@ def test_what_is_not_finite_is_wrong(value, caplog):
     assert "1 images are not finite" in caplog.text
 
 
-def test_half_precision_logits():
-    labels, logits = made()
-    half = evaluator(labels)
-    feed(half, logits.bfloat16())
-    assert half.evaluate()["top1"] == pytest.approx(
-        100 * (logits.bfloat16().float().numpy().argmax(1) == labels).mean()
-    )
-
-
 def test_the_table_has_every_class_or_the_worst():
     labels, logits = made()
     ours = evaluator(labels)
@@ -162,12 +142,6 @@ def test_the_table_has_every_class_or_the_worst():
     assert all(name in many.table() for name in names[90:])
 
 
-def test_wrong_input_is_named():
-    with pytest.raises(ConfigError, match="must differ"):
-        evaluator([0], ["a", "a"])
-    for labels in ([0, 7], [-1]):
-        with pytest.raises(DatasetError, match="class names"):
-            evaluator(labels)
-    ours = evaluator([0, 1])
+def test_a_model_with_other_classes_is_refused():
     with pytest.raises(ConfigError, match="the model has 3 classes, the data 7"):
-        ours.process([{"image_id": 0}], [{"logits": torch.zeros(3)}])
+        evaluator([0, 1]).process([{"image_id": 0}], [{"logits": torch.zeros(3)}])

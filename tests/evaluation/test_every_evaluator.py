@@ -193,3 +193,19 @@ def test_labels_without_a_class_name_are_refused(kind, label):
     wrong.view(-1)[2] = label
     with pytest.raises(ConfigError, match=f"{label}.*only 5 class names"):
         build().process([{"image_id": ids[0]}], [{**predictions[0], key: wrong}])
+
+
+@pytest.mark.parametrize("kind", ["semantic", "saliency"])
+def test_what_is_wrong_with_a_mask_comes_through(kind):
+    def broken(image_id):
+        raise DatasetError(f"masks/{image_id}.png: cannot be read")
+
+    if kind == "semantic":
+        evaluator = SemanticEvaluator(broken, 2, class_names=NAMES)
+    else:
+        evaluator = SaliencyEvaluator(broken, [("made", 2)])
+    _, _, predictions = make(kind)
+    with pytest.raises(DatasetError, match="^masks/1.png"):
+        evaluator.process([{"image_id": 1}], predictions[:1])
+    with pytest.raises(DatasetError, match="^masks/0.png"):
+        evaluator.evaluate()

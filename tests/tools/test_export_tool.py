@@ -117,7 +117,7 @@ def test_a_file_says_what_it_is_and_what_was_compared(tool, weights, tmp_path):
     assert str(output) in out
     assert f"{crop} x {crop}" in err
     exported = load_exported(output)
-    assert {**exported.description.to_dict(), "size": document["size"]} == {
+    assert {**exported.description.model_dump(mode="json"), "size": document["size"]} == {
         name: value for name, value in document.items() if name != "parity"
     }
     batch = [sample(image) for image in synthetic_images(2, (crop, crop))]
