@@ -26,9 +26,7 @@ MAX_SKIPPED = 3
 
 
 class DivergedError(Res2NetDenseError):
-    """A loss or a gradient is NaN or infinite. Weights, buffers, optimizer and average are as before the
-    iteration.
-    """
+    """A loss or a gradient is NaN or infinite. The state is as before the iteration."""
 
 
 class OutOfMemoryError(Res2NetDenseError):
@@ -37,20 +35,17 @@ class OutOfMemoryError(Res2NetDenseError):
 
 @dataclass(frozen=True)
 class LoopOptions:
-    """How `train` runs; the section `train` of a configuration has the same names."""
+    """How `train` runs; the section `train` of a configuration explains the settings of these names.
+
+    The last iteration is always evaluated, logged and saved. `fp16` goes with `TrainState.scaler`.
+    """
 
     iterations: int
-    """Length of the run, in optimizer steps."""
     accumulate: int = 1
-    """Micro-batches in a step; their gradients are averaged."""
     precision: str = "fp32"
-    """`auto`, `fp32`, `bf16` or `fp16`; the last needs `TrainState.scaler`."""
     clip_grad_norm: float | None = None
-    """Largest 2-norm of the gradient of all parameters; None does not clip."""
     on_non_finite: str = "raise"
-    """What a NaN or infinite loss or gradient does: `raise`, or `skip` up to `MAX_SKIPPED` in a row."""
     eval_every: int = 0
-    """Iterations between two evaluations. The last iteration is always evaluated, logged and saved."""
     log_every: int = 20
     save_every: int = 0
     seed: int = 0
@@ -78,7 +73,7 @@ def train(
     log: MetricLog | None = None,
     checkpointer: Checkpointer | None = None,
 ) -> dict[str, float]:
-    """Train a model until `options.iterations` optimizer steps are done.
+    """Train a model until `options.iterations` optimizer steps are done, and return its last scores.
 
     A run that is resumed from any checkpoint ends bit-equal to one that was never stopped: the random state
     is a function of seed, iteration and process, the learning rate one of the iteration, and an evaluation
@@ -92,14 +87,10 @@ def train(
         options: Length, precision, seed and the like.
         evaluation: None for a run without scores.
         log: Takes losses and metrics; given in every process or in none.
-        checkpointer: Takes checkpoints and the best model. A model whose score is NaN is never the best; if
-            all are, or there is no evaluation, it is the last one.
-
-    Returns:
-        The last evaluation, empty without `evaluation`.
+        checkpointer: Takes checkpoints and the best model, which is the last one where none has a score.
 
     Raises:
-        ConfigError: Arguments that do not go together.
+        ConfigError: `evaluation` has no metric of this name.
         DatasetError: The loader ends.
         DivergedError: A NaN or infinity; nothing of that iteration is applied.
         OutOfMemoryError: With the sizes and what to change.
@@ -116,8 +107,7 @@ def train(
                 break
             loop.begin_iteration(schedule)
             for micro in range(options.accumulate):
-                batch = loop.fetch(batches)
-                loop.forward_and_backward(batch, micro)
+                loop.forward_and_backward(batches, micro)
             if loop.check_and_clip(stop):
                 loop.step()
             else:
@@ -125,13 +115,10 @@ def train(
             state.iteration += 1
             if log and loop.is_due(options.log_every):
                 loop.log_losses(log)
-            # Several processes must stop after the same iteration: at the signal they agreed on in
-            # `check_and_clip`.
-            signal = stop.signal if distributed.world_size() == 1 else loop.signal
-            if signal or loop.is_due(options.save_every):
+            if loop.signal or loop.is_due(options.save_every):
                 loop.save()
-            if signal:
-                raise SystemExit(128 + signal)
+            if loop.signal:
+                raise SystemExit(128 + loop.signal)
     loop.finish()
     return state.metrics
 
@@ -146,9 +133,6 @@ class _Loop:
         log: MetricLog | None,
         checkpointer: Checkpointer | None,
     ) -> None:
-        if (options.precision == "fp16") != (state.scaler is not None):
-            needed = "with" if options.precision == "fp16" else "without"
-            raise ConfigError(f"precision {options.precision} goes {needed} a loss scaler")
         self.state, self.options, self.log, self.checkpointer = state, options, log, checkpointer
         plain = distributed.unwrap(state.model)
         self.scored = state.ema.module if state.ema else plain
@@ -166,9 +150,7 @@ class _Loop:
         state.model.train()
 
     def is_due(self, every: int) -> bool:
-        """Whether the number of iterations done is a multiple of `every` (0 is never), or the run is at its
-        end.
-        """
+        """Whether `every` divides the number of iterations done (0 never does), or the run is at its end."""
         done = self.state.iteration
         return done >= self.options.iterations or (every > 0 and done % every == 0)
 
@@ -205,15 +187,11 @@ class _Loop:
     def seed(self, *numbers: int) -> None:
         seed_everything(self.options.seed, self.state.iteration, distributed.rank(), *numbers)
 
-    def fetch(self, batches: Iterator[list[Sample]]) -> list[Sample]:
-        """Take the next micro-batch from the loader."""
+    def forward_and_backward(self, batches: Iterator[list[Sample]], micro: int) -> None:
+        """Take the next micro-batch, and add its losses and gradients."""
+        model, scaler, parts = self.state.model, self.state.scaler, self.options.accumulate
         batch = next(batches)
         self.samples += batch
-        return batch
-
-    def forward_and_backward(self, batch: list[Sample], micro: int) -> None:
-        """Add the losses and gradients of a micro-batch."""
-        model, scaler, parts = self.state.model, self.state.scaler, self.options.accumulate
         # Again, so that the model's random numbers do not depend on what fetching used up.
         self.seed(micro)
         # Processes exchange gradients once per step, with the last micro-batch.
@@ -239,7 +217,7 @@ class _Loop:
         bad_loss, self.bad_norm = (~torch.isfinite(torch.stack([total, self.norm.to(total)]))).tolist()
         # The scaler handles an overflow of half precision. With a scale below 1 it is not an overflow.
         bad = bad_loss or (self.bad_norm and (not scaler or scaler.get_scale() < 1.0))
-        # All processes skip, or stop, together.
+        # All processes skip, or stop after the same iteration, together.
         bad, self.signal = distributed.maximum([int(bad), stop.signal], self.device)
         if self.options.clip_grad_norm is not None and not self.bad_norm:
             clip_grads_with_norm_(self.parameters, self.options.clip_grad_norm, self.norm)
@@ -328,8 +306,6 @@ def seed_everything(*numbers: int) -> None:
 
 
 def _sum(losses: Losses) -> Tensor:
-    if not losses:
-        raise ValueError("the model returned no losses in training mode")
     return torch.stack([value.float() for value in losses.values()]).sum()
 
 

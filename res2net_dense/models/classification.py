@@ -12,7 +12,6 @@ from torchvision.transforms import v2
 
 from res2net_dense.backbones.registry import Classifier, create_classifier
 from res2net_dense.convert import load_backbone_weights
-from res2net_dense.errors import ConfigError
 from res2net_dense.models.base import ImageModel
 from res2net_dense.models.norms import single_values_explained
 from res2net_dense.types import Losses, Prediction, Sample
@@ -31,9 +30,6 @@ class ClassificationModel(ImageModel):
         cutmix_alpha: paste a rectangle from image to image, with an area from Beta(alpha, alpha) (Yun et
             al., arXiv 1905.04899); 0 for not. With both, each batch takes one of them.
         **pixels: `pixel_mean` and `pixel_std` of `ImageModel`.
-
-    Raises:
-        ConfigError: an argument has no meaning.
     """
 
     def __init__(
@@ -46,12 +42,6 @@ class ClassificationModel(ImageModel):
         **pixels: Sequence[float],
     ) -> None:
         super().__init__(**pixels)
-        if not 0 <= label_smoothing < 1:
-            raise ConfigError(f"label_smoothing is {label_smoothing}; it is a share from 0 to below 1")
-        if mixup_alpha < 0 or cutmix_alpha < 0:
-            raise ConfigError(
-                f"mixup_alpha {mixup_alpha} and cutmix_alpha {cutmix_alpha} must not be negative; 0 is off"
-            )
         self.backbone = backbone
         self.label_smoothing = label_smoothing
         with torch.device("cpu"):  # where they draw, wherever the model is built
@@ -92,7 +82,7 @@ def build_classifier_model(
         **options: of `ClassificationModel`.
 
     Raises:
-        ConfigError: a value has no meaning.
+        ConfigError: the network has no such option.
         CheckpointError: the weights cannot be loaded.
     """
     settings = dict(backbone)
