@@ -4,9 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from res2net_dense.errors import ConfigError
 from res2net_dense.models import semantic_inference
-from res2net_dense.models.semantic_inference import check_views, class_probabilities, resized_argmax
+from res2net_dense.models.semantic_inference import class_probabilities, resized_argmax
 
 SIZES = [(1, 1), (1, 70), (50, 1), (7, 9), (32, 32), (33, 65), (61, 47)]
 
@@ -198,33 +197,6 @@ def test_images_given_are_not_changed():
     # not even by a network that works in place on what it is shown
     class_probabilities(lambda x: x.mul_(2), images, flip=True, window=8, scales=[1, 0.5])
     assert torch.equal(images, before)
-
-
-@pytest.mark.parametrize(
-    ("views", "words"),
-    [
-        ({"window": 0}, "window is 0"),
-        ({"window": 8, "window_stride": 9}, "window_stride is 9"),
-        ({"window": 8, "window_stride": 0}, "window_stride is 0"),
-        ({"window_stride": 4}, "needs a window"),
-        ({"scales": []}, "at least one"),
-        ({"scales": [1.0, 0.0]}, "above 0"),
-        ({"scales": [-0.5]}, "above 0"),
-        ({"scales": [float("nan")]}, "above 0"),
-        ({"scales": [float("inf")]}, "above 0"),
-        ({"flip": 2}, "flip is 2"),
-    ],
-)
-def test_views_without_meaning_are_refused(views, words):
-    with pytest.raises(ConfigError, match=words):
-        check_views(**views)
-    with pytest.raises(ConfigError, match=words):
-        class_probabilities(PerPixel(), noise(9, 9), **views)
-
-
-def test_a_divisor_without_meaning_is_refused():
-    with pytest.raises(ConfigError, match="divisor is 0"):
-        class_probabilities(PerPixel(), noise(9, 9), divisor=0)
 
 
 @pytest.mark.parametrize("classes", [1, 2, 21])
