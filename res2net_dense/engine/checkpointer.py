@@ -7,7 +7,6 @@ before stay until it is published. Reading never runs code.
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import re
 import shutil
@@ -21,11 +20,12 @@ import torch
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
+from torch.utils._pytree import tree_leaves
 
 from res2net_dense.engine.distributed import is_main, unwrap
 from res2net_dense.engine.optim import Ema
 from res2net_dense.errors import CheckpointError, one_line
-from res2net_dense.files import remove_leftovers, write_atomically
+from res2net_dense.files import remove_leftovers, sha256_of, write_atomically
 from res2net_dense.version import __version__
 from res2net_dense.weight_files import WeightFile, load_strictly, open_weights, save_weights
 
@@ -54,8 +54,9 @@ class TrainState:
     """Of the last evaluation."""
 
     def parts(self) -> dict[str, Any]:
-        """What has a state besides the model, by its name in a checkpoint; None where it is not used."""
-        return {"optimizer": self.optimizer, "ema": self.ema, "scaler": self.scaler}
+        """What has a state besides the model, by its name in a checkpoint."""
+        parts = {"optimizer": self.optimizer, "ema": self.ema, "scaler": self.scaler}
+        return {name: part for name, part in parts.items() if part is not None}
 
 
 class Checkpointer:
@@ -91,13 +92,11 @@ class Checkpointer:
                 sidecar.unlink(missing_ok=True)
 
     def save(self, state: TrainState) -> Path:
-        """Write the state, then delete the checkpoints that are not among the newest.
-
-        Later checkpoints (of a branch that was left by resuming from an earlier one) are deleted too.
+        """Write the state, then delete the checkpoints that are not among the newest, and later ones (of a
+        branch that was left by resuming from an earlier one).
 
         Raises:
-            CheckpointError: The disk is full or the folder cannot be written; the checkpoints before are
-                untouched.
+            CheckpointError: It cannot be written; the checkpoints before are untouched.
         """
         path = self.checkpoints / f"iter_{state.iteration:07d}.pt"
         if not is_main():
@@ -108,7 +107,8 @@ class Checkpointer:
             "iteration": state.iteration,
             "metadata": self.metadata,
             "model": unwrap(state.model).state_dict(),
-            **{name: part.state_dict() if part else None for name, part in state.parts().items()},
+            **dict.fromkeys(("optimizer", "ema", "scaler")),
+            **{name: part.state_dict() for name, part in state.parts().items()},
             "best": state.best,
             "metrics": {name: float(value) for name, value in state.metrics.items()} or None,
         }
@@ -121,9 +121,7 @@ class Checkpointer:
         return path
 
     def save_best(self, weights: Mapping[str, Tensor], state: TrainState) -> None:
-        """Write `weights` as `model_best.safetensors`, with `iteration`, `version` and, as JSON, `metrics`
-        and `metadata`; raises as `save`.
-        """
+        """Write `weights` as `model_best.safetensors`, with what describes them; raises as `save`."""
         if is_main():
             about = {
                 "version": __version__,
@@ -200,14 +198,12 @@ def restore(content: Mapping[str, Any], state: TrainState) -> None:
         CheckpointError: Keys or shapes differ, or the checkpoint lacks the moving average or the scaler.
     """
     source = f"the checkpoint of iteration {content['iteration']}"
-    parts = {name: part for name, part in state.parts().items() if part is not None}
-    for name in parts:
+    load_strictly(unwrap(state.model), content["model"], source=source)
+    for name, part in state.parts().items():
         if not content.get(name):
             raise CheckpointError(
                 f"{source} has no {name} state: resume with the settings of the run that wrote it"
             )
-    load_strictly(unwrap(state.model), content["model"], source=source)
-    for name, part in parts.items():
         try:
             part.load_state_dict(content[name])
         except (ValueError, KeyError) as error:
@@ -219,27 +215,6 @@ def restore(content: Mapping[str, Any], state: TrainState) -> None:
     state.best = content.get("best")
 
 
-class _HashedFile:
-    """A binary file that hashes what goes to the disk, so that the sum is not of what came back from it."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self.file = file
-        self.digest = hashlib.sha256()
-        self.error: OSError | None = None
-
-    def write(self, data: Any) -> int:
-        try:
-            written = self.file.write(data)
-        except OSError as error:
-            self.error = error  # torch.save turns it into a RuntimeError without the reason
-            raise
-        self.digest.update(data)
-        return written
-
-    def flush(self) -> None:
-        self.file.flush()
-
-
 def _publish(path: Path, content: dict[str, Any]) -> None:
     """Write a checkpoint and its sidecar."""
     sidecar = _sidecar(path)
@@ -249,12 +224,12 @@ def _publish(path: Path, content: dict[str, Any]) -> None:
 
     def write(file: BinaryIO) -> None:
         nonlocal line
-        hashed = _HashedFile(file)
         try:
-            torch.save(content, hashed)  # type: ignore[arg-type]  # write and flush are all that torch calls
-        except RuntimeError as error:
-            raise hashed.error or error from None
-        line = f"{hashed.digest.hexdigest()}  {path.name}\n"
+            torch.save(content, file)
+        except RuntimeError as error:  # it hides the reason, such as a full disk
+            raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
+        file.flush()
+        line = f"{sha256_of(Path(file.name))}  {path.name}\n"
 
     def publish_sidecar(old: str = "") -> None:
         write_atomically(sidecar, lambda file: file.write((line + old).encode()))
@@ -271,16 +246,9 @@ def _sidecar(path: Path) -> Path:
 def _cannot_write(path: Path, content: dict[str, Any], error: OSError) -> str:
     place = next(folder for folder in path.parents if folder.exists())
     full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    needed = sum(leaf.nbytes for leaf in tree_leaves(content) if isinstance(leaf, Tensor))
     return (
-        f"cannot write {path}: {error.strerror}; it needs {_size(content)} bytes, "
+        f"cannot write {path}: {error.strerror}; it needs {needed} bytes, "
         f"{shutil.disk_usage(place).free} are free: {'make room' if full else 'check the folder'} and "
         "continue with --resume, the checkpoints before are untouched"
     )
-
-
-def _size(value: Any) -> int:
-    """Bytes of all tensors in nested containers."""
-    if isinstance(value, Tensor):
-        return value.nbytes
-    items = value.values() if isinstance(value, Mapping) else value
-    return sum(map(_size, items)) if isinstance(value, (Mapping, list, tuple)) else 0

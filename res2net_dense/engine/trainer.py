@@ -81,12 +81,11 @@ def train(
 
     Args:
         state: What is trained, and from which iteration on.
-        loader: Infinite, positioned at `state.iteration`; gives `accumulate` micro-batches per iteration. Its
-            iterator is closed at the end, so that no worker stays behind.
+        loader: Infinite, positioned at `state.iteration`; gives `accumulate` micro-batches per iteration.
         schedule: The factor on the learning rate at an iteration (from 0).
         options: Length, precision, seed and the like.
         evaluation: None for a run without scores.
-        log: Takes losses and metrics; given in every process or in none.
+        log: Given in every process or in none.
         checkpointer: Takes checkpoints and the best model, which is the last one where none has a score.
 
     Raises:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torchvision.ops import DeformConv2d
 
 from res2net_dense.backbones.layers import AvgPool2dSame, MaxPool2dSame, SqueezeExcitation
-from res2net_dense.models.resizing import fitted
+from res2net_dense.models.resizing import fitted, upsampled
 
 
 class Extents:
@@ -82,6 +82,10 @@ class Extents:
             return torch.cat([fitted(function(part), size) for part in parts])
         finally:
             self._sizes = kept
+
+    def upsampled(self, x: Tensor, factor: int, size: Sequence[int]) -> Tensor:
+        """Enlarge each image's part of a map, and cut the result to (height, width)."""
+        return self.each(lambda part: upsampled(part, factor), x, size)
 
     def zero_padding(self, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """A forward pre-hook."""

@@ -15,7 +15,7 @@ from res2net_dense.models.base import ImageModel, warn_if_not_finite
 from res2net_dense.models.decoders.poolnet import PoolNetDecoder
 from res2net_dense.models.norms import single_values_explained
 from res2net_dense.models.padding import Extents, watch
-from res2net_dense.models.resizing import fitted, resized, rounded_up, upsampled
+from res2net_dense.models.resizing import fitted, resized, rounded_up
 from res2net_dense.models.saliency_losses import edge_loss, edge_targets, saliency_losses
 from res2net_dense.types import Losses, Prediction, Sample
 
@@ -120,7 +120,7 @@ class SaliencyModel(ImageModel):
 
     def _full(self, logits: Tensor, images: Tensor, stride: int) -> Tensor:
         """Logits at the images' size, in full precision."""
-        return self.extents.each(lambda part: upsampled(part, stride), logits.float(), images.shape[-2:])
+        return self.extents.upsampled(logits.float(), stride, images.shape[-2:])
 
     def _batched(self, batch: Sequence[Sample]) -> Tensor:
         """`(N, 3, H, W)` normalized and padded with zeros; sets the extents."""

@@ -116,9 +116,7 @@ class SegmentationModel(ImageModel):
 
     def _losses(self, batch: Sequence[Sample]) -> Losses:
         """The losses of a batch, whose images are padded right and below to one size."""
-        size = [
-            rounded_up(max(sample["image"].shape[axis] for sample in batch), self.divisor) for axis in (1, 2)
-        ]
+        size = [rounded_up(max(s["image"].shape[axis] for s in batch), self.divisor) for axis in (1, 2)]
         images = torch.stack([fitted(self.normalize(s["image"]), size) for s in batch])
         targets = torch.stack([fitted(s["sem_seg"], size, IGNORE_INDEX) for s in batch]).to(images.device)
         with single_values_explained("data.crop_size"):
@@ -175,13 +173,11 @@ def build_segmentation_model(
     Args:
         backbone: `name`, and optionally `weights` and the options of `create_backbone`.
         arch: one of `OUTPUT_STRIDES`.
-        num_classes: including the background.
-        output_stride: see `OUTPUT_STRIDES`; None for the default.
+        num_classes, aux_weight, class_weights: see `SegmentationModel`; without `aux_weight` there is no
+            auxiliary head.
+        output_stride: None for the first of `OUTPUT_STRIDES`.
         atrous_rates: of the DeepLabs; None for `ATROUS_RATES`.
-        norm: in decoder and head: "BN", "SyncBN" or "GN". The batch norms also take a single value.
-        aux_weight: of the loss of a second head (3x3 convolution, norm, ReLU, dropout, 1x1 convolution) on
-            the second deepest map; 0 for none.
-        class_weights: one for each class; None for equal ones.
+        norm: in decoder and heads: "BN", "SyncBN" or "GN". The batch norms also take a single value.
         smp: further arguments of smp's class.
         **options: `views`, `pixel_mean` and `pixel_std` of `SegmentationModel`.
 
@@ -268,6 +264,7 @@ def _create(arch: str, name: str, num_classes: int, arguments: dict[str, Any]) -
 
 
 def _aux_head(in_channels: int, num_classes: int) -> nn.Sequential:
+    """As PSPNet's."""
     return nn.Sequential(
         nn.Conv2d(in_channels, AUX_CHANNELS, 3, padding=1, bias=False),
         nn.BatchNorm2d(AUX_CHANNELS),

@@ -134,9 +134,9 @@ class PoolNetDecoder(nn.Module):
         x, stride = guide, self.strides[-1]
         for level in reversed(range(len(maps))):
             size = maps[level].shape[-2:]
-            below = self._upsampled(x, stride // self.strides[level], size)
+            below = self.extents.upsampled(x, stride // self.strides[level], size)
             stride = self.strides[level]
-            guided = self._upsampled(self.guides[level](guide), self.strides[-1] // stride, size)
+            guided = self.extents.upsampled(self.guides[level](guide), self.strides[-1] // stride, size)
             x = self.aggregations[level](self.laterals[level](maps[level]) + below + guided)
             if level and self.sides is not None:
                 sides.insert(0, self.sides[level - 1](x))
@@ -146,9 +146,6 @@ class PoolNetDecoder(nn.Module):
             borders = self.edge_head(features)
             x = self.join(torch.cat([x, features], 1))
         return self.head(x), sides, borders
-
-    def _upsampled(self, x: Tensor, factor: int, size: Sequence[int]) -> Tensor:
-        return self.extents.each(lambda part: upsampled(part, factor), x, size)
 
 
 def _head(channels: int) -> nn.Conv2d:
