@@ -1,4 +1,4 @@
-"""The training loop: `train` is one page that names every step in its order, `_Loop` has the steps."""
+"""The training loop, a page of named steps."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class OutOfMemoryError(Res2NetDenseError):
 
 @dataclass(frozen=True)
 class LoopOptions:
-    """How `train` runs; the section `train` of a configuration explains the settings of these names.
+    """How a `Trainer` runs; the section `train` of a configuration explains the settings of these names.
 
     The last iteration is always evaluated, logged and saved. `fp16` goes with `TrainState.scaler`.
     """
@@ -63,17 +63,8 @@ class Evaluation:
     lower_is_better: bool = False
 
 
-def train(
-    state: TrainState,
-    loader: Iterable[list[Sample]],
-    schedule: Callable[[int], float],
-    options: LoopOptions,
-    *,
-    evaluation: Evaluation | None = None,
-    log: MetricLog | None = None,
-    checkpointer: Checkpointer | None = None,
-) -> dict[str, float]:
-    """Train a model until `options.iterations` optimizer steps are done, and return its last scores.
+class Trainer:
+    """Trains a model: `run` is one page that names every step in its order; the other methods are the steps.
 
     A run that is resumed from any checkpoint ends bit-equal to one that was never stopped: the random state
     is a function of seed, iteration and process, the learning rate one of the iteration, and an evaluation
@@ -87,52 +78,21 @@ def train(
         evaluation: None for a run without scores.
         log: Given in every process or in none.
         checkpointer: Takes checkpoints and the best model, which is the last one where none has a score.
-
-    Raises:
-        ConfigError: `evaluation` has no metric of this name.
-        DatasetError: The loader ends.
-        DivergedError: A NaN or infinity; nothing of that iteration is applied.
-        OutOfMemoryError: With the sizes and what to change.
-        CheckpointError: A checkpoint cannot be written.
-        SystemExit: 143 after SIGTERM, 130 after SIGINT, once the iteration is finished and saved.
     """
-    loop = _Loop(state, options, log, checkpointer)
-    with stop_on_signals() as stop, closing(_batches(loader, state)) as batches, loop.explaining_memory():
-        while True:
-            # First in the loop, so that a resumed run begins with the evaluation it was stopped in.
-            if evaluation and state.iteration and loop.is_due(options.eval_every):
-                loop.evaluate(evaluation, stop)
-            if state.iteration >= options.iterations:
-                break
-            loop.begin_iteration(schedule)
-            for micro in range(options.accumulate):
-                loop.forward_and_backward(batches, micro)
-            if loop.check_and_clip(stop):
-                loop.step()
-            else:
-                loop.skip()
-            state.iteration += 1
-            if log and loop.is_due(options.log_every):
-                loop.log_losses(log)
-            if loop.signal or loop.is_due(options.save_every):
-                loop.save()
-            if loop.signal:
-                raise SystemExit(128 + loop.signal)
-    loop.finish()
-    return state.metrics
-
-
-class _Loop:
-    """The steps of `train`, and what one step of an iteration leaves for the next."""
 
     def __init__(
         self,
         state: TrainState,
+        loader: Iterable[list[Sample]],
+        schedule: Callable[[int], float],
         options: LoopOptions,
-        log: MetricLog | None,
-        checkpointer: Checkpointer | None,
+        *,
+        evaluation: Evaluation | None = None,
+        log: MetricLog | None = None,
+        checkpointer: Checkpointer | None = None,
     ) -> None:
-        self.state, self.options, self.log, self.checkpointer = state, options, log, checkpointer
+        self.state, self.loader, self.schedule, self.options = state, loader, schedule, options
+        self.evaluation, self.log, self.checkpointer = evaluation, log, checkpointer
         plain = distributed.unwrap(state.model)
         self.scored = state.ema.module if state.ema else plain
         self.groups = state.optimizer.param_groups
@@ -147,6 +107,50 @@ class _Loop:
         if log:
             log.truncate(state.iteration)
         state.model.train()
+
+    def run(self) -> dict[str, float]:
+        """Train until `options.iterations` optimizer steps are done, and return the last scores.
+
+        Raises:
+            ConfigError: `evaluation` has no metric of this name.
+            DatasetError: The loader ends.
+            DivergedError: A NaN or infinity; nothing of that iteration is applied.
+            OutOfMemoryError: With the sizes and what to change.
+            CheckpointError: A checkpoint cannot be written.
+            SystemExit: 143 after SIGTERM, 130 after SIGINT, once the iteration is finished and saved.
+        """
+        state, options = self.state, self.options
+        with stop_on_signals() as stop, closing(self.batches()) as batches, self.explaining_memory():
+            while True:
+                # First in the loop, so that a resumed run begins with the evaluation it was stopped in.
+                if self.evaluation and state.iteration and self.is_due(options.eval_every):
+                    self.evaluate(self.evaluation, stop)
+                if state.iteration >= options.iterations:
+                    break
+                self.begin_iteration()
+                for micro in range(options.accumulate):
+                    self.forward_and_backward(batches, micro)
+                if self.check_and_clip(stop):
+                    self.step()
+                else:
+                    self.skip()
+                state.iteration += 1
+                if self.log and self.is_due(options.log_every):
+                    self.log_losses(self.log)
+                if self.signal or self.is_due(options.save_every):
+                    self.save()
+                if self.signal:
+                    raise SystemExit(128 + self.signal)
+        self.finish()
+        return state.metrics
+
+    def batches(self) -> Generator[list[Sample]]:
+        """Yield those of the loader; closing this generator closes the loader's, which ends its workers."""
+        yield from self.loader
+        raise DatasetError(
+            f"the training loader ended after {self.state.iteration} iterations: it must not end, check that "
+            "the data set is not empty"
+        )
 
     def is_due(self, every: int) -> bool:
         """Whether `every` divides the number of iterations done (0 never does), or the run is at its end."""
@@ -171,10 +175,10 @@ class _Loop:
             if self.checkpointer:
                 self.checkpointer.save_best(self.scored.state_dict(), state)
 
-    def begin_iteration(self, schedule: Callable[[int], float]) -> None:
+    def begin_iteration(self) -> None:
         """Set random state and learning rate, and forget the last iteration."""
         self.seed()
-        factor = schedule(self.state.iteration)
+        factor = self.schedule(self.state.iteration)
         for group in self.groups:
             group["lr"] = group["initial_lr"] * factor
         self.lr = self.state.optimizer.defaults["lr"] * factor
@@ -318,12 +322,3 @@ def _is_better(state: TrainState, name: str, lower_is_better: bool) -> bool:
     if math.isnan(value) or best is None or best["metric"] != name:
         return not math.isnan(value)
     return bool(value < best["value"] if lower_is_better else value > best["value"])
-
-
-def _batches(loader: Iterable[list[Sample]], state: TrainState) -> Generator[list[Sample]]:
-    """Yield the loader's batches; closing this generator closes the loader's, which ends its workers."""
-    yield from loader
-    raise DatasetError(
-        f"the training loader ended after {state.iteration} iterations: it must not end, check that the data "
-        "set is not empty"
-    )

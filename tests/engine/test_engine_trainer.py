@@ -27,7 +27,7 @@ from res2net_dense.engine.trainer import (
     Evaluation,
     LoopOptions,
     OutOfMemoryError,
-    train,
+    Trainer,
 )
 from res2net_dense.errors import ConfigError, DatasetError
 from res2net_dense.types import Sample
@@ -101,7 +101,7 @@ def learn(model: nn.Module, loader: Any, start: int = 0, **more: Any) -> dict[st
         iteration=start,
     )
     sinks = {name: more.pop(name, None) for name in ("evaluation", "log", "checkpointer")}
-    return train(state, loader, lambda _: 1.0, LoopOptions(**more), **sinks)
+    return Trainer(state, loader, lambda _: 1.0, LoopOptions(**more), **sinks).run()
 
 
 def run(
@@ -144,7 +144,7 @@ def run(
         return evaluate(net, batches, Accuracy(), device="cpu", precision=precision)
 
     options = {"clip_grad_norm": 1.0, "save_every": 5, "eval_every": 4, "log_every": 1, "seed": 3} | more
-    metrics = train(
+    trainer = Trainer(
         state,
         loader(),
         build_schedule(name="multistep", iterations=10, warmup_iterations=3, milestones=(8,)),
@@ -153,7 +153,7 @@ def run(
         log=log,
         checkpointer=checkpointer,
     )
-    return model, metrics
+    return model, trainer.run()
 
 
 def state(model: nn.Module) -> dict[str, Tensor]:

@@ -116,12 +116,6 @@ def test_a_batch_without_a_labelled_pixel_has_no_loss():
     assert all(p.grad is None or bool((p.grad == 0).all()) for p in model.parameters())
 
 
-def test_images_of_a_training_batch_may_differ_in_size():
-    losses = build(aux_weight=0.4).train()([sample(64, 50), sample(40, 64, seed=1)])
-    assert set(losses) == {"loss_sem_seg", "loss_aux"}
-    assert all(bool(torch.isfinite(loss)) for loss in losses.values())
-
-
 def test_the_auxiliary_head_learns_and_is_not_needed_later():
     model = build(aux_weight=0.4).train()
     losses = model([sample(), sample(seed=1)])
@@ -183,8 +177,10 @@ def test_the_config_knows_every_architecture_of_smp():
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_every_architecture_learns_and_predicts(arch):
+    """From images of different sizes too."""
     model = build(arch, norm="GN", aux_weight=0.4, num_classes=3).train()
-    losses = model([sample(64, 96, labels=3), sample(64, 96, seed=1, labels=3)])
+    losses = model([sample(64, 96, labels=3), sample(50, 81, seed=1, labels=3)])
+    assert set(losses) == {"loss_sem_seg", "loss_aux"}
     sum(losses.values()).backward()
     without = [name for name, p in model.named_parameters() if p.grad is None]
     assert not without  # a parameter that never learns stops DDP
