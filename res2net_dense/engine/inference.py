@@ -68,13 +68,8 @@ def evaluate(
 ) -> dict[str, float]:
     """Score a model on a data set; with several processes each brings its share and the evaluator gathers.
 
-    Args:
-        model: On `device`; its mode is as before afterwards.
-        loader: Batches of samples, finite; it may be empty.
-        evaluator: Takes inputs and predictions, which are on the CPU.
-        device: Where the model is.
-        precision: `auto`, `fp32`, `bf16` or `fp16`.
-        channels_last: Whether to lay the weights out as (N, H, W, C), which is faster on recent GPUs.
+    The model is on `device`, and its mode is as before afterwards. The loader may be empty. With
+    `channels_last` weights are laid out as (N, H, W, C), which is faster on recent GPUs.
     """
     evaluator.reset()
     batches = _with_progress(loader) if is_main() else loader

@@ -58,14 +58,8 @@ class MetricLog:
         grad_norm: float,
         image_ids: Sequence[int | str | None],
     ) -> None:
-        """Log one training iteration.
-
-        Args:
-            iteration: How many steps are done, from 1.
-            lr: The learning rate of this step, before the factors of parameter groups.
-            losses: By name; their sum is logged as `total_loss`.
-            grad_norm: Before clipping.
-            image_ids: Of all samples of this step, in the order of processes and micro-batches.
+        """Log one step: how many are done with it, its learning rate without the factors of parameter groups,
+        the gradient before clipping, and all samples in the order of processes and micro-batches.
         """
         if not is_main():
             return

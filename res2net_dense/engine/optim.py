@@ -35,18 +35,9 @@ def build_optimizer(
 ) -> Optimizer:
     """Build an optimizer with one parameter group for each pair of learning rate and weight decay.
 
-    Parameters that occur twice are taken once, frozen ones not at all.
-
-    Args:
-        model: The model.
-        name: `sgd`, `adam` (weight decay is part of the gradient) or `adamw`.
-        lr: Learning rate of a parameter without a factor.
-        momentum: For `sgd`.
-        betas: For `adam` and `adamw`.
-        weight_decay: For all parameters but those of norm layers.
-        norm_weight_decay: For weights and biases of norm layers; None is the same as `weight_decay`.
-        bias_lr_factor: For every parameter named `bias`, also in norm layers (as in detectron2).
-        backbone_lr_factor: For every parameter under `backbone.`.
+    The arguments are the settings `train.optimizer`, see `config/schema.py`. As in detectron2, biases of norm
+    layers have the factor of biases and the weight decay of norms. Parameters that occur twice are taken
+    once, frozen ones not at all.
 
     Raises:
         ConfigError: There is nothing to train.
@@ -100,13 +91,8 @@ def build_schedule(
     """Return the factor on the learning rate as a pure function of the iteration (from 0): nothing of it
     needs saving.
 
-    Args:
-        name: `multistep` (times `gamma` at each of the ascending `milestones`), `poly` ((1 - t) ** power),
-            `cosine`, `onecycle` (cosine up from 1/25 during `warmup_fraction` of the run and down to 4e-6, as
-            torch's OneCycleLR; it has no other warm-up) or `constant`. t is the iteration by `iterations`.
-        iterations: Length of the run; later iterations keep the last value.
-        warmup_iterations: During these the factor is also multiplied by a line from `warmup_factor` to 1.
-        final_factor: Where `poly` and `cosine` end.
+    The arguments are the settings `train.schedule`, see `config/schema.py`, and the length of the run; later
+    iterations keep the last value. `onecycle` is torch's OneCycleLR: from 1/25 up to 1 and down to 4e-6.
     """
 
     def decayed(share: float) -> float:
@@ -173,7 +159,6 @@ class Ema:
                 average.copy_(current[name])
 
     def state_dict(self) -> dict[str, Any]:
-        """`{"model": ..., "updates": ...}`."""
         return {"model": self.module.state_dict(), "updates": self.updates}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -20,15 +20,10 @@ from res2net_dense.types import Losses, Prediction, Sample
 class ClassificationModel(ImageModel):
     """A classifier that takes `Sample`s and returns its loss or `Prediction`s with `logits`.
 
-    All random numbers come from torch's global generator.
+    `config/classification.py` explains the settings. All random numbers come from torch's global generator.
 
     Args:
         backbone: `(N, 3, H, W)` normalized images -> `(N, num_classes)` logits; see `create_classifier`.
-        label_smoothing: share of the target that is spread over all classes.
-        mixup_alpha: blend pairs of images and their labels with weights from Beta(alpha, alpha) (Zhang et
-            al., arXiv 1710.09412); 0 for not.
-        cutmix_alpha: paste a rectangle from image to image, with an area from Beta(alpha, alpha) (Yun et
-            al., arXiv 1905.04899); 0 for not. With both, each batch takes one of them.
         **pixels: `pixel_mean` and `pixel_std` of `ImageModel`.
     """
 

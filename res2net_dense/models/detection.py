@@ -110,15 +110,11 @@ def build_rcnn(
     **settings: float,
 ) -> nn.Module:
     """Build Mask R-CNN (or Faster R-CNN without `mask`) with FPN (He et al., arXiv 1703.06870; Lin et al.,
-    1612.03144).
+    1612.03144). `config/detection.py` explains the settings.
 
     Args:
         backbone: arguments of `create_backbone`: `name`, and optionally `weights` and any option.
-        norm: normalization in FPN and heads: "", "BN", "GN" or "SyncBN". From scratch on small batches: "GN".
-        anchor_sizes: square root of the anchors' area in pixels of the resized image, one for each of p2 ..
-            p6.
-        detectron2: further keys of detectron2's config by their dotted name, such as
-            `{"MODEL.RPN.BBOX_REG_LOSS_TYPE": "giou"}`.
+        detectron2: further keys of detectron2's config by their dotted name.
         **settings: `num_classes`, without the background, and others of `SETTINGS`.
 
     Raises:

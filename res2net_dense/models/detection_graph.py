@@ -45,7 +45,6 @@ class RcnnGraph(Graph):
         self.eval()
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """`(1, 3, H, W)` uint8 RGB -> the detections."""
         (image,) = images
         traced = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]  # documented
         with torch.no_grad(), _traceable() if traced else nullcontext():
@@ -84,7 +83,6 @@ class _EmptySafeGroupNorm(nn.Module):
         self.norm = norm
 
     def forward(self, x: Tensor) -> Tensor:
-        """`(K, C, H, W)` -> the same; K may be 0."""
         norm = self.norm
         if not torch.onnx.is_in_onnx_export():
             return norm(x)

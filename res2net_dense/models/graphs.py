@@ -65,7 +65,6 @@ class ClassificationGraph(_BackboneGraph):
     outputs = ("logits",)
 
     def forward(self, images: Tensor) -> tuple[Tensor]:
-        """`(N, 3, H, W)` uint8 RGB -> the logits."""
         return (self.backbone(self.normalize(images)).float(),)
 
 
@@ -84,7 +83,6 @@ class SegmentationGraph(_BackboneGraph):
         self.label_type = torch.uint8 if model.num_classes <= UINT8_CLASSES else torch.int64
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """`(N, 3, H, W)` uint8 RGB -> labels and logits."""
         height, width = images.shape[-2:]
         tall, wide = rounded_up(height, self.divisor), rounded_up(width, self.divisor)
         padded = F.pad(self.normalize(images), (0, wide - width, 0, tall - height))
@@ -110,7 +108,6 @@ class SaliencyGraph(_BackboneGraph):
                 vars(module)["extents"] = _Unpadded()
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """`(N, 3, H, W)` uint8 RGB -> maps and logits."""
         logits, _, _ = self.decoder(list(self.backbone(self.normalize(images)).values()))
         logits = upsampled(logits.float(), self.stride)[:, 0, : images.shape[-2], : images.shape[-1]]
         return logits.sigmoid(), logits

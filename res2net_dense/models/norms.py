@@ -46,7 +46,6 @@ class _SingleValueSafe(nn.modules.batchnorm._BatchNorm):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        """`(N, C, H, W)` -> `(N, C, H, W)`."""
         shared = isinstance(self, nn.SyncBatchNorm) and distributed.is_initialized()
         if not self.training or shared or x.numel() > x.shape[1]:
             return super().forward(x)

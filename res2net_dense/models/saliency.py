@@ -27,15 +27,11 @@ class SaliencyModel(ImageModel):
     """A backbone and a decoder that take `Sample`s and return losses or `saliency`.
 
     Images of a batch may differ in size: they are padded, which does not change the results (see `padding`).
+    `config/saliency.py` explains the settings.
 
     Args:
         backbone: its features are the decoder's input.
-        arch: the decoder, one of `DECODERS`.
-        channels: of the decoder.
-        norm: of the decoder: "BN", "SyncBN" or "GN".
         losses: weight of each of `saliency_losses.LOSSES`; those that are missing have none.
-        side_weight: of the losses of the decoder's deeper levels; 0 for none.
-        edge_weight: of the loss of the borders; 0 for no such branch.
         **pixels: `pixel_mean` and `pixel_std` of `ImageModel`.
     """
 

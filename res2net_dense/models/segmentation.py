@@ -170,15 +170,10 @@ def build_segmentation_model(
 ) -> SegmentationModel:
     """Build an architecture of smp on a backbone of ours, and load the weights that `backbone` names, if any.
 
+    `config/semantic_segmentation.py` explains the settings.
+
     Args:
         backbone: `name`, and optionally `weights` and the options of `create_backbone`.
-        arch: one of `OUTPUT_STRIDES`.
-        num_classes, aux_weight, class_weights: see `SegmentationModel`; without `aux_weight` there is no
-            auxiliary head.
-        output_stride: None for the first of `OUTPUT_STRIDES`.
-        atrous_rates: of the DeepLabs; None for `ATROUS_RATES`.
-        norm: in decoder and heads: "BN", "SyncBN" or "GN". The batch norms also take a single value.
-        smp: further arguments of smp's class.
         **options: `views`, `pixel_mean` and `pixel_std` of `SegmentationModel`.
 
     Raises:
