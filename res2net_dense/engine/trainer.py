@@ -137,10 +137,12 @@ class Trainer:
                 state.iteration += 1
                 if self.log and self.is_due(options.log_every):
                     self.log_losses(self.log)
-                if self.signal or self.is_due(options.save_every):
+                # Several processes must stop after the same iteration: at the signal they agreed on.
+                signal = stop.signal if distributed.world_size() == 1 else self.signal
+                if signal or self.is_due(options.save_every):
                     self.save()
-                if self.signal:
-                    raise SystemExit(128 + self.signal)
+                if signal:
+                    raise SystemExit(128 + signal)
         self.finish()
         return state.metrics
 
@@ -220,7 +222,7 @@ class Trainer:
         bad_loss, self.bad_norm = (~torch.isfinite(torch.stack([total, self.norm.to(total)]))).tolist()
         # The scaler handles an overflow of half precision. With a scale below 1 it is not an overflow.
         bad = bad_loss or (self.bad_norm and (not scaler or scaler.get_scale() < 1.0))
-        # All processes skip, or stop after the same iteration, together.
+        # All processes skip, or stop, together.
         bad, self.signal = distributed.maximum([int(bad), stop.signal], self.device)
         if self.options.clip_grad_norm is not None and not self.bad_norm:
             clip_grads_with_norm_(self.parameters, self.options.clip_grad_norm, self.norm)
