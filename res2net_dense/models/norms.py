@@ -73,7 +73,7 @@ def warn_of_single_values() -> None:
 
 
 @contextmanager
-def single_values_explained(size: str, norms: str = "backbone.norm and model.norm") -> Iterator[None]:
+def single_values_explained(size: str, norms: str) -> Iterator[None]:
     """Turn PyTorch's error about batch norm over a single value into a `ConfigError` that names the settings
     of the images' size and of the norms.
     """

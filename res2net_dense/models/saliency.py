@@ -13,7 +13,6 @@ from res2net_dense.backbones.network import Backbone
 from res2net_dense.errors import ConfigError
 from res2net_dense.models.base import ImageModel, warn_if_not_finite
 from res2net_dense.models.decoders.poolnet import PoolNetDecoder
-from res2net_dense.models.norms import single_values_explained
 from res2net_dense.models.padding import Extents, watch
 from res2net_dense.models.resizing import fitted, resized, rounded_up
 from res2net_dense.models.saliency_losses import edge_loss, edge_targets, saliency_losses
@@ -34,6 +33,8 @@ class SaliencyModel(ImageModel):
         losses: weight of each of `saliency_losses.LOSSES`; those that are missing have none.
         **pixels: `pixel_mean` and `pixel_std` of `ImageModel`.
     """
+
+    size_setting = "data.size"
 
     def __init__(
         self,
@@ -66,16 +67,8 @@ class SaliencyModel(ImageModel):
         self.divisor = max(self.strides)
         watch(self, self.extents)
 
-    def forward(self, batch: Sequence[Sample]) -> Losses | list[Prediction]:
-        """See `res2net_dense.types`. `saliency` of the predictions is at each image's original size.
-
-        Raises:
-            ConfigError: batch norm has a single value to learn from.
-        """
-        if self.training:
-            with single_values_explained("data.size"):
-                return {name: losses.mean() for name, losses in self.image_losses(batch).items()}
-        return self._predict(batch)
+    def losses(self, batch: Sequence[Sample]) -> Losses:
+        return {name: losses.mean() for name, losses in self.image_losses(batch).items()}
 
     def image_losses(self, batch: Sequence[Sample]) -> dict[str, Tensor]:
         """The weighted losses of each image, `(N,)` each; their means are the losses of the batch."""
@@ -100,7 +93,7 @@ class SaliencyModel(ImageModel):
             losses["loss_edge"] = self.edge_weight * edge_loss(whole, edges, valid)
         return losses
 
-    def _predict(self, batch: Sequence[Sample]) -> list[Prediction]:
+    def predictions(self, batch: Sequence[Sample]) -> list[Prediction]:
         images = self._batched(batch)
         maps = self._full(self._compute(images)[0], images, self.strides[0]).sigmoid()
         predictions: list[Prediction] = []

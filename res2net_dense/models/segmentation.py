@@ -22,7 +22,7 @@ from res2net_dense.integrations.smp import (
     build_encoder,
 )  # first: a clear message where smp is missing
 from res2net_dense.models.base import ImageModel, warn_if_not_finite
-from res2net_dense.models.norms import replace_norms, single_values_explained
+from res2net_dense.models.norms import replace_norms
 from res2net_dense.models.resizing import fitted, resized, rounded_up
 from res2net_dense.models.semantic_inference import class_probabilities, resized_argmax
 from res2net_dense.types import IGNORE_INDEX, Losses, Prediction, Sample
@@ -73,6 +73,8 @@ class SegmentationModel(ImageModel):
         **pixels: `pixel_mean` and `pixel_std` of `ImageModel`.
     """
 
+    size_setting = "data.crop_size"
+
     def __init__(
         self,
         backbone: nn.Module,
@@ -99,14 +101,6 @@ class SegmentationModel(ImageModel):
         weights = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
         self.register_buffer("class_weights", weights, persistent=False)
 
-    def forward(self, batch: Sequence[Sample]) -> Losses | list[Prediction]:
-        """See `res2net_dense.types`. `sem_seg` of the predictions is at each image's original size.
-
-        Raises:
-            ConfigError: batch norm has a single value to learn from.
-        """
-        return self._losses(batch) if self.training else self._predict(batch)
-
     def logits(self, images: Tensor) -> Tensor:
         """`(N, 3, H, W)` normalized, H and W multiples of `divisor` -> `(N, num_classes, H, W)` logits."""
         return self._head(self.backbone(images), images)
@@ -114,17 +108,16 @@ class SegmentationModel(ImageModel):
     def _head(self, features: Sequence[Tensor], images: Tensor) -> Tensor:
         return resized(self.segmentation_head(self.decoder(features)), images.shape[-2:])
 
-    def _losses(self, batch: Sequence[Sample]) -> Losses:
+    def losses(self, batch: Sequence[Sample]) -> Losses:
         """The losses of a batch, whose images are padded right and below to one size."""
         size = [rounded_up(max(s["image"].shape[axis] for s in batch), self.divisor) for axis in (1, 2)]
         images = torch.stack([fitted(self.normalize(s["image"]), size) for s in batch])
         targets = torch.stack([fitted(s["sem_seg"], size, IGNORE_INDEX) for s in batch]).to(images.device)
-        with single_values_explained("data.crop_size"):
-            features = self.backbone(images)
-            losses = {"loss_sem_seg": self._loss(self._head(features, images), targets)}
-            if self.aux_head is not None:
-                aux = resized(self.aux_head(features[-2]), size)
-                losses["loss_aux"] = self.aux_weight * self._loss(aux, targets)
+        features = self.backbone(images)
+        losses = {"loss_sem_seg": self._loss(self._head(features, images), targets)}
+        if self.aux_head is not None:
+            aux = resized(self.aux_head(features[-2]), size)
+            losses["loss_aux"] = self.aux_weight * self._loss(aux, targets)
         return losses
 
     def _loss(self, logits: Tensor, targets: Tensor) -> Tensor:
@@ -139,7 +132,7 @@ class SegmentationModel(ImageModel):
         count = share.sum()  # stays on the device, without waiting for it
         return total / torch.where(count > 0, count, 1)
 
-    def _predict(self, batch: Sequence[Sample]) -> list[Prediction]:
+    def predictions(self, batch: Sequence[Sample]) -> list[Prediction]:
         by_size: dict[torch.Size, list[int]] = {}
         for number, sample in enumerate(batch):
             by_size.setdefault(sample["image"].shape, []).append(number)
