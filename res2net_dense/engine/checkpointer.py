@@ -7,7 +7,6 @@ before stay until it is published. Reading never runs code.
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import re
 import shutil
@@ -21,18 +20,19 @@ import torch
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
+from torch.utils._pytree import tree_leaves
 
 from res2net_dense.engine.distributed import is_main, unwrap
 from res2net_dense.engine.optim import Ema
 from res2net_dense.errors import CheckpointError, one_line
-from res2net_dense.files import remove_leftovers, write_atomically
+from res2net_dense.files import remove_leftovers, sha256_of, write_atomically
 from res2net_dense.version import __version__
 from res2net_dense.weight_files import WeightFile, load_strictly, open_weights, save_weights
 
 FORMAT = 1
 """Goes up when an older version could not read what this one writes."""
 
-_NAME = re.compile(r"^iter_(\d+)\.pt$")
+_NAME = re.compile(r"iter_(\d+)\.pt")
 
 
 @dataclass
@@ -42,7 +42,6 @@ class TrainState:
     model: nn.Module
     """On its device, possibly wrapped in DDP or compiled. Returns losses in training mode."""
     optimizer: Optimizer
-    """Over the parameters of the model."""
     ema: Ema | None = None
     """Moving average, updated after each step, and evaluated and published instead of the weights."""
     scaler: GradScaler | None = None
@@ -54,26 +53,28 @@ class TrainState:
     metrics: dict[str, float] = field(default_factory=dict)
     """Of the last evaluation."""
 
+    def parts(self) -> dict[str, Any]:
+        """What has a state besides the model, by its name in a checkpoint."""
+        parts = {"optimizer": self.optimizer, "ema": self.ema, "scaler": self.scaler}
+        return {name: part for name, part in parts.items() if part is not None}
+
 
 class Checkpointer:
     """The checkpoints of one run: `checkpoints/iter_0000100.pt` with `.pt.sha256`, and
     `model_best.safetensors`. Only the main process writes.
+
+    Args:
+        folder: The run folder.
+        keep: How many of the newest checkpoints stay, at least 1.
+        metadata: Plain data (what JSON can hold) that every checkpoint carries: the resolved configuration.
+
+    Raises:
+        TypeError: The metadata is not plain data.
     """
 
     def __init__(
         self, folder: str | Path, *, keep: int = 2, metadata: Mapping[str, Any] | None = None
     ) -> None:
-        """Look after the checkpoints below `folder`.
-
-        Args:
-            folder: The run folder.
-            keep: How many of the newest checkpoints stay, at least 1.
-            metadata: Plain data (what JSON can hold) that every checkpoint carries: the resolved
-                configuration.
-
-        Raises:
-            TypeError: The metadata is not plain data.
-        """
         self.folder = Path(folder)
         self.checkpoints = self.folder / "checkpoints"
         self.keep = keep
@@ -91,13 +92,11 @@ class Checkpointer:
                 sidecar.unlink(missing_ok=True)
 
     def save(self, state: TrainState) -> Path:
-        """Write the state, then delete the checkpoints that are not among the newest.
-
-        Later checkpoints (of a branch that was left by resuming from an earlier one) are deleted too.
+        """Write the state, then delete the checkpoints that are not among the newest, and later ones (of a
+        branch that was left by resuming from an earlier one).
 
         Raises:
-            CheckpointError: The disk is full or the folder cannot be written; the checkpoints before are
-                untouched.
+            CheckpointError: It cannot be written; the checkpoints before are untouched.
         """
         path = self.checkpoints / f"iter_{state.iteration:07d}.pt"
         if not is_main():
@@ -108,9 +107,8 @@ class Checkpointer:
             "iteration": state.iteration,
             "metadata": self.metadata,
             "model": unwrap(state.model).state_dict(),
-            "optimizer": state.optimizer.state_dict(),
-            "ema": state.ema.state_dict() if state.ema else None,
-            "scaler": state.scaler.state_dict() if state.scaler else None,
+            **dict.fromkeys(("optimizer", "ema", "scaler")),
+            **{name: part.state_dict() for name, part in state.parts().items()},
             "best": state.best,
             "metrics": {name: float(value) for name, value in state.metrics.items()} or None,
         }
@@ -122,11 +120,8 @@ class Checkpointer:
             raise CheckpointError(_cannot_write(path, content, error)) from None
         return path
 
-    def save_best(self, weights: Mapping[str, Tensor], state: TrainState) -> Path:
-        """Write `weights` as `model_best.safetensors`, with `iteration`, `version` and, as JSON, `metrics`
-        and `metadata`; raises as `save`.
-        """
-        path = self.folder / "model_best.safetensors"
+    def save_best(self, weights: Mapping[str, Tensor], state: TrainState) -> None:
+        """Write `weights` as `model_best.safetensors`, with what describes them; raises as `save`."""
         if is_main():
             about = {
                 "version": __version__,
@@ -134,13 +129,10 @@ class Checkpointer:
                 "metrics": json.dumps(state.metrics),
                 "metadata": json.dumps(self.metadata),
             }
-            save_weights(path, weights, about)
-        return path
+            save_weights(self.folder / "model_best.safetensors", weights, about)
 
     def open_latest(self) -> WeightFile | None:
-        """The newest checkpoint that is whole, opened; None if there are none.
-
-        Damaged ones are named in a warning.
+        """The newest checkpoint that is whole, opened; None if there are none. A warning names damaged ones.
 
         Raises:
             CheckpointError: There are checkpoints and not one is whole: a new start would overwrite them.
@@ -163,8 +155,8 @@ class Checkpointer:
 
     def _published(self) -> list[Path]:
         """Oldest first."""
-        found = [path for path in self.checkpoints.glob("iter_*.pt") if _NAME.match(path.name)]
-        return sorted(found, key=lambda path: int(path.stem.removeprefix("iter_")))
+        found = [(_NAME.fullmatch(path.name), path) for path in self.checkpoints.glob("iter_*.pt")]
+        return [path for _, path in sorted((int(match[1]), path) for match, path in found if match)]
 
     def _delete_all_but_newest(self, newest: Path) -> None:
         published = self._published()
@@ -206,17 +198,14 @@ def restore(content: Mapping[str, Any], state: TrainState) -> None:
         CheckpointError: Keys or shapes differ, or the checkpoint lacks the moving average or the scaler.
     """
     source = f"the checkpoint of iteration {content['iteration']}"
-    parts = {"optimizer": state.optimizer, "ema": state.ema, "scaler": state.scaler}
-    for name, part in parts.items():
-        if part is not None and not content.get(name):
+    load_strictly(unwrap(state.model), content["model"], source=source)
+    for name, part in state.parts().items():
+        if not content.get(name):
             raise CheckpointError(
                 f"{source} has no {name} state: resume with the settings of the run that wrote it"
             )
-    load_strictly(unwrap(state.model), content["model"], source=source)
-    for name, part in parts.items():
         try:
-            if part is not None:
-                part.load_state_dict(content[name])
+            part.load_state_dict(content[name])
         except (ValueError, KeyError) as error:
             raise CheckpointError(
                 f"the {name} in {source} does not fit ({one_line(error)}): resume with the settings it was "
@@ -226,28 +215,8 @@ def restore(content: Mapping[str, Any], state: TrainState) -> None:
     state.best = content.get("best")
 
 
-class _Hashing:
-    """A binary file that hashes what goes to the disk, so that the sum is not of what came back from it."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self.file = file
-        self.digest = hashlib.sha256()
-        self.error: OSError | None = None
-
-    def write(self, data: Any) -> int:
-        try:
-            written = self.file.write(data)
-        except OSError as error:
-            self.error = error  # torch.save turns it into a RuntimeError without the reason
-            raise
-        self.digest.update(data)
-        return written
-
-    def flush(self) -> None:
-        self.file.flush()
-
-
 def _publish(path: Path, content: dict[str, Any]) -> None:
+    """Write a checkpoint and its sidecar."""
     sidecar = _sidecar(path)
     # A crash between the two renames must leave a sidecar that knows the file, be it the old one or the new.
     old = sidecar.read_text() if path.exists() and sidecar.exists() else ""
@@ -255,19 +224,19 @@ def _publish(path: Path, content: dict[str, Any]) -> None:
 
     def write(file: BinaryIO) -> None:
         nonlocal line
-        hashing = _Hashing(file)
         try:
-            torch.save(content, hashing)  # type: ignore[arg-type]  # write and flush are all that torch calls
-        except RuntimeError as error:
-            raise hashing.error or error from None
-        line = f"{hashing.digest.hexdigest()}  {path.name}\n"
+            torch.save(content, file)
+        except RuntimeError as error:  # it hides the reason, such as a full disk
+            raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
+        file.flush()
+        line = f"{sha256_of(Path(file.name))}  {path.name}\n"
 
-    def publish_sidecar(text: str) -> None:
-        write_atomically(sidecar, lambda file: file.write(text.encode()))
+    def publish_sidecar(old: str = "") -> None:
+        write_atomically(sidecar, lambda file: file.write((line + old).encode()))
 
-    write_atomically(path, write, before_publish=lambda: publish_sidecar(line + old))
+    write_atomically(path, write, before_publish=lambda: publish_sidecar(old))
     if old:
-        publish_sidecar(line)
+        publish_sidecar()
 
 
 def _sidecar(path: Path) -> Path:
@@ -277,16 +246,9 @@ def _sidecar(path: Path) -> Path:
 def _cannot_write(path: Path, content: dict[str, Any], error: OSError) -> str:
     place = next(folder for folder in path.parents if folder.exists())
     full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    needed = sum(leaf.nbytes for leaf in tree_leaves(content) if isinstance(leaf, Tensor))
     return (
-        f"cannot write {path}: {error.strerror}; it needs {_size(content)} bytes, "
+        f"cannot write {path}: {error.strerror}; it needs {needed} bytes, "
         f"{shutil.disk_usage(place).free} are free: {'make room' if full else 'check the folder'} and "
         "continue with --resume, the checkpoints before are untouched"
     )
-
-
-def _size(value: Any) -> int:
-    """Bytes of all tensors in nested containers."""
-    if isinstance(value, Tensor):
-        return value.nbytes
-    items = value.values() if isinstance(value, Mapping) else value
-    return sum(map(_size, items)) if isinstance(value, (Mapping, list, tuple)) else 0

@@ -6,7 +6,7 @@ torchrun --nproc_per_node 8 -m res2net_dense.cli train ...
 from __future__ import annotations
 
 import os
-from typing import TextIO, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, distributed, nn
@@ -16,7 +16,9 @@ from res2net_dense.errors import ConfigError
 
 T = TypeVar("T")
 
-_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+_OF_A_GROUP = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+# Clusters often set these alone, for scripts of their own.
+_ADDRESS = ("MASTER_ADDR", "MASTER_PORT")
 
 
 def init_distributed(device: str | torch.device | None = None) -> torch.device:
@@ -29,30 +31,20 @@ def init_distributed(device: str | torch.device | None = None) -> torch.device:
         ConfigError: Only part of torchrun's environment is set, or it does not fit the machine.
     """
     chosen = existing_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    missing = [name for name in _VARIABLES if name not in os.environ]
-    # MASTER_* alone are often set by a cluster's own scripts and mean nothing without a rank.
-    if {"RANK", "WORLD_SIZE", "LOCAL_RANK"} <= set(missing):
+    values = {name: os.environ.get(name, "") for name in (*_OF_A_GROUP, *_ADDRESS)}
+    if not any(values[name] for name in _OF_A_GROUP):
         return chosen
-    if missing:
+    wrong = [name for name, value in values.items() if not (value.isdecimal() or name == "MASTER_ADDR")]
+    wrong += [] if values["MASTER_ADDR"] else ["MASTER_ADDR"]
+    if wrong:
         raise ConfigError(
-            f"the environment makes this process part of a group, but {', '.join(missing)} is not set: "
-            "start with torchrun, or unset RANK, WORLD_SIZE and LOCAL_RANK to run one process"
+            f"the environment makes this process part of a group, but {', '.join(wrong)} is not set or not a "
+            f"number: start with torchrun, or unset {', '.join(_OF_A_GROUP)} to run one process"
         )
-    try:
-        local_rank, size = int(os.environ["LOCAL_RANK"]), int(os.environ["WORLD_SIZE"])
-    except ValueError as error:
-        raise ConfigError(
-            f"LOCAL_RANK and WORLD_SIZE must be integers ({error}): start with torchrun"
-        ) from None
     if chosen.type == "cuda":
-        if local_rank >= torch.cuda.device_count():
-            raise ConfigError(
-                f"process {local_rank} of this machine has no GPU, PyTorch sees {torch.cuda.device_count()}: "
-                "lower torchrun's --nproc_per_node"
-            )
-        chosen = torch.device("cuda", local_rank)
+        chosen = existing_device(f"cuda:{int(values['LOCAL_RANK'])}")
         torch.cuda.set_device(chosen)
-    if size > 1 and not distributed.is_initialized():
+    if int(values["WORLD_SIZE"]) > 1 and not distributed.is_initialized():
         distributed.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
     return chosen
 
@@ -69,7 +61,8 @@ def existing_device(device: str | torch.device) -> torch.device:
         )
     if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
         raise ConfigError(
-            f"there is no device {chosen}: PyTorch sees {torch.cuda.device_count()} GPUs, from cuda:0"
+            f"there is no device {chosen}: PyTorch sees {torch.cuda.device_count()} GPUs, from cuda:0; "
+            "torchrun's --nproc_per_node must not exceed them"
         )
     return chosen
 
@@ -93,10 +86,10 @@ def is_main() -> bool:
     return rank() == 0
 
 
-def print_rank0(text: str, *, file: TextIO | None = None) -> None:
+def print_rank0(text: str) -> None:
     """Print in the main process alone."""
     if is_main():
-        print(text, file=file, flush=True)
+        print(text, flush=True)
 
 
 def barrier() -> None:
@@ -118,7 +111,7 @@ def maximum(values: list[int], device: torch.device) -> list[int]:
     """The largest of each value over all processes."""
     if world_size() == 1:
         return values
-    shared = torch.tensor(values, dtype=torch.int64, device=device)
+    shared = torch.tensor(values, device=device)
     distributed.all_reduce(shared, op=distributed.ReduceOp.MAX)
     return [int(value) for value in shared.tolist()]
 
@@ -165,6 +158,6 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 
 def shutdown() -> None:
-    """Leave the group of processes; call it at the end, harmless without a group."""
+    """Leave the group of processes, if there is one; call it at the end."""
     if _active():
         distributed.destroy_process_group()

@@ -13,22 +13,17 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from res2net_dense.engine.distributed import is_main, print_rank0
-from res2net_dense.errors import ConfigError
+from res2net_dense.engine.distributed import is_main
 from res2net_dense.types import Evaluator, Prediction, Sample
 
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _SECONDS_BETWEEN_LINES = 10.0
 
 
 def resolve_precision(device: str | torch.device, precision: str) -> str:
-    """`fp32`, `bf16` or `fp16`; for `auto` bf16 where PyTorch has fast code for it on the device, else fp32.
-    Others raise a `ConfigError`.
-    """
+    """`fp32`, `bf16` or `fp16`; for `auto` bf16 where PyTorch has fast code for it, else fp32."""
     if precision == "auto":
         return "bf16" if _has_fast_bf16(torch.device(device).type) else "fp32"
-    if precision not in _DTYPES:
-        raise ConfigError(f"unknown precision {precision!r}: choose one of auto, {', '.join(_DTYPES)}")
     return precision
 
 
@@ -42,8 +37,10 @@ def _has_fast_bf16(kind: str) -> bool:
 
 def autocast(device: str | torch.device, precision: str) -> AbstractContextManager[object]:
     """The context in which a forward pass runs in `precision`; weights stay float32."""
-    dtype = _DTYPES[resolve_precision(device, precision)]
-    return nullcontext() if dtype == torch.float32 else torch.autocast(torch.device(device).type, dtype)
+    precision = resolve_precision(device, precision)
+    if precision == "fp32":
+        return nullcontext()
+    return torch.autocast(torch.device(device).type, _DTYPES[precision])
 
 
 @contextmanager
@@ -71,13 +68,8 @@ def evaluate(
 ) -> dict[str, float]:
     """Score a model on a data set; with several processes each brings its share and the evaluator gathers.
 
-    Args:
-        model: On `device`; its mode is as before afterwards.
-        loader: Batches of samples, finite; it may be empty.
-        evaluator: Takes inputs and predictions, which are on the CPU.
-        device: Where the model is.
-        precision: `auto`, `fp32`, `bf16` or `fp16`.
-        channels_last: Whether to lay the weights out as (N, H, W, C), which is faster on recent GPUs.
+    The model is on `device`, and its mode is as before afterwards. The loader may be empty. With
+    `channels_last` weights are laid out as (N, H, W, C), which is faster on recent GPUs.
     """
     evaluator.reset()
     batches = _with_progress(loader) if is_main() else loader
@@ -132,4 +124,4 @@ def _with_progress(loader: Iterable[list[Sample]]) -> Iterator[list[Sample]]:
         if now - last >= _SECONDS_BETWEEN_LINES:
             last = now
             rest = f"  eta {tqdm.format_interval((now - start) / done * (total - done))}" if total else ""
-            print_rank0(f"evaluating {done}/{total or '?'}{rest}", file=sys.stderr)
+            print(f"evaluating {done}/{total or '?'}{rest}", file=sys.stderr, flush=True)

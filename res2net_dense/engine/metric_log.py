@@ -1,4 +1,4 @@
-"""What a run reports: `metrics.jsonl`, `results.json`, TensorBoard events, and a bar or lines on stderr."""
+"""What a run reports: `metrics.jsonl`, `results.json`, TensorBoard events, and lines on stderr."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
-from res2net_dense.engine.distributed import is_main, print_rank0
+from res2net_dense.engine.distributed import is_main
 from res2net_dense.files import write_atomically
 
 
@@ -32,9 +32,8 @@ class MetricLog:
         self._tensorboard = tensorboard
         self._file: TextIO | None = None
         self._events: Any = None
-        self._bar: tqdm[Any] | None = None
-        self._start_clock(0)
         self._start = 0
+        self._start_clock(0)
 
     def truncate(self, iteration: int) -> None:
         """Begin after `iteration` steps: drop the lines that the resumed run will write again, and one that
@@ -45,11 +44,10 @@ class MetricLog:
         self._start = iteration
         self._start_clock(iteration)
         path = self.folder / "metrics.jsonl"
-        if not is_main() or not path.exists():
-            return
-        lines = path.read_bytes().splitlines(keepends=True)
-        kept = b"".join(line for line in lines if _was_before(line, iteration))
-        write_atomically(path, lambda file: file.write(kept))
+        if is_main() and path.exists():
+            lines = path.read_bytes().splitlines(keepends=True)
+            kept = b"".join(line for line in lines if _was_before(line, iteration))
+            write_atomically(path, lambda file: file.write(kept))
 
     def train(
         self,
@@ -60,24 +58,18 @@ class MetricLog:
         grad_norm: float,
         image_ids: Sequence[int | str | None],
     ) -> None:
-        """Log one training iteration.
-
-        Args:
-            iteration: How many steps are done, from 1.
-            lr: The learning rate of this step, before the factors of parameter groups.
-            losses: By name; their sum is logged as `total_loss`.
-            grad_norm: Before clipping.
-            image_ids: Of all samples of this step, in the order of processes and micro-batches.
+        """Log one step: how many are done with it, its learning rate without the factors of parameter groups,
+        the gradient before clipping, and all samples in the order of processes and micro-batches.
         """
         if not is_main():
             return
-        total = sum(losses.values())
+        scalars = {"lr": lr, "total_loss": sum(losses.values()), "grad_norm": grad_norm}
         self._write(
             {
                 "iteration": iteration,
                 "lr": _finite(lr),
-                "losses": {name: _finite(value) for name, value in losses.items()},
-                "total_loss": _finite(total),
+                "losses": _all_finite(losses),
+                "total_loss": _finite(scalars["total_loss"]),
                 "grad_norm": _finite(grad_norm),
                 "image_ids": list(image_ids),
             }
@@ -85,42 +77,32 @@ class MetricLog:
         last, since = self._clock
         seconds = (time.monotonic() - since) / max(iteration - last, 1)
         self._start_clock(iteration)
-        scalars = {"lr": lr, "total_loss": total, "grad_norm": grad_norm, "seconds_per_iteration": seconds}
-        self._add_events("train", {**scalars, **losses}, iteration)
+        self._add_events("train", {**scalars, "seconds_per_iteration": seconds, **losses}, iteration)
         parts = " ".join(f"{name.removeprefix('loss_')} {value:.3f}" for name, value in losses.items())
-        values = f"loss {total:.3f} ({parts})  lr {lr:.1e}"
-        if sys.stderr.isatty():
-            if self._bar is None:
-                self._bar = tqdm(total=self.iterations, initial=self._start, unit="it", dynamic_ncols=True)
-            self._bar.set_postfix_str(values, refresh=False)
-            self._bar.update(iteration - self._bar.n)
-        else:
-            rest = tqdm.format_interval(seconds * (self.iterations - iteration))
-            speed = f"{seconds:.2f} s/it  eta {rest}"
-            print_rank0(f"iteration {iteration}/{self.iterations}  {values}  {speed}", file=sys.stderr)
+        values = f"loss {scalars['total_loss']:.3f} ({parts})  lr {lr:.1e}"
+        speed = f"{seconds:.2f} s/it  eta {tqdm.format_interval(seconds * (self.iterations - iteration))}"
+        print(f"iteration {iteration}/{self.iterations}  {values}  {speed}", file=sys.stderr, flush=True)
 
     def evaluation(self, iteration: int, metrics: Mapping[str, float]) -> None:
         """Log an evaluation after `iteration` steps, and replace `results.json`."""
         if not is_main():
             return
-        self._write(
-            {"iteration": iteration, "metrics": {name: _finite(value) for name, value in metrics.items()}}
-        )
+        self._write({"iteration": iteration, "metrics": _all_finite(metrics)})
         write_results(self.folder, metrics)
         self._add_events("eval", metrics, iteration)
         groups: dict[str, list[str]] = {}  # three of each kind: the table and the files have the rest
         for name, value in metrics.items():
             groups.setdefault(name.split("/")[0] if "/" in name else "", []).append(f"{name} {value:.3f}")
         shown = "  ".join(text for group in groups.values() for text in group[:3])
-        tqdm.write(f"evaluation after {iteration}  {shown}", file=sys.stderr)  # above the bar
+        print(f"evaluation after {iteration}  {shown}", file=sys.stderr, flush=True)
         self._start_clock(iteration)  # the next iteration's time does not include the evaluation
 
     def close(self) -> None:
-        """Close the files and the bar; a later call opens them again."""
-        for resource in (self._file, self._events, self._bar):
-            if resource is not None:
-                resource.close()
-        self._file = self._events = self._bar = None
+        """Close the files; a later call opens them again."""
+        for file in (self._file, self._events):
+            if file is not None:
+                file.close()
+        self._file = self._events = None
 
     def _start_clock(self, iteration: int) -> None:
         self._clock = (iteration, time.monotonic())
@@ -150,7 +132,7 @@ class MetricLog:
 def write_results(folder: str | Path, metrics: Mapping[str, float]) -> None:
     """Write `results.json`, a flat map with null for a score that does not exist (NaN), atomically."""
     path = Path(folder) / "results.json"
-    text = json.dumps({name: _finite(value) for name, value in metrics.items()}, indent=2) + "\n"
+    text = json.dumps(_all_finite(metrics), indent=2) + "\n"
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, lambda file: file.write(text.encode()))
 
@@ -158,6 +140,10 @@ def write_results(folder: str | Path, metrics: Mapping[str, float]) -> None:
 def _finite(value: float) -> float | None:
     value = float(value)
     return value if math.isfinite(value) else None  # JSON has no NaN
+
+
+def _all_finite(values: Mapping[str, float]) -> dict[str, float | None]:
+    return {name: _finite(value) for name, value in values.items()}
 
 
 def _was_before(line: bytes, iteration: int) -> bool:

@@ -35,28 +35,13 @@ def build_optimizer(
 ) -> Optimizer:
     """Build an optimizer with one parameter group for each pair of learning rate and weight decay.
 
-    Args:
-        model: The model; parameters that occur twice are taken once, frozen ones not at all.
-        name: `sgd`, `adam` (weight decay is part of the gradient) or `adamw`.
-        lr: Learning rate of a parameter without a factor.
-        momentum: For `sgd`.
-        betas: For `adam` and `adamw`.
-        weight_decay: For all parameters but those of norm layers.
-        norm_weight_decay: For weights and biases of norm layers; None is the same as `weight_decay`.
-        bias_lr_factor: Factor on the learning rate of every parameter named `bias`, also in norm layers (as
-            in detectron2).
-        backbone_lr_factor: Factor on the learning rate of every parameter under `backbone.`.
+    The arguments are the settings `train.optimizer`, see `config/schema.py`. As in detectron2, biases of norm
+    layers have the factor of biases and the weight decay of norms. Parameters that occur twice are taken
+    once, frozen ones not at all.
 
     Raises:
-        ConfigError: The name is unknown or there is nothing to train.
+        ConfigError: There is nothing to train.
     """
-    kinds: dict[str, Callable[..., Optimizer]] = {
-        "sgd": partial(SGD, momentum=momentum),
-        "adam": partial(Adam, betas=betas),
-        "adamw": partial(AdamW, betas=betas),
-    }
-    if name not in kinds:
-        raise ConfigError(f"unknown optimizer {name!r}: choose one of {', '.join(kinds)}")
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     seen: set[nn.Parameter] = set()
     for module_name, module in unwrap(model).named_modules():
@@ -72,6 +57,11 @@ def build_optimizer(
             groups.setdefault((rate, decay), []).append(parameter)
     if not groups:
         raise ConfigError("the model has no trainable parameter: freeze less of it")
+    kinds: dict[str, Callable[..., Optimizer]] = {
+        "sgd": partial(SGD, momentum=momentum),
+        "adam": partial(Adam, betas=betas),
+        "adamw": partial(AdamW, betas=betas),
+    }
     param_groups = [
         {"params": parameters, "lr": rate, "initial_lr": rate, "weight_decay": decay}
         for (rate, decay), parameters in groups.items()
@@ -80,10 +70,8 @@ def build_optimizer(
 
 
 def scale_lr(lr: float, batch_size: int, reference_batch: int) -> float:
-    """The learning rate for `batch_size` images a step when `lr` is meant for `reference_batch` (linear
-    scaling).
-
-    Source: Goyal et al., Accurate, Large Minibatch SGD, https://arxiv.org/abs/1706.02677, section 2.1.
+    """The learning rate for `batch_size` images a step when `lr` is meant for `reference_batch`: linear
+    scaling (Goyal et al., https://arxiv.org/abs/1706.02677, section 2.1).
     """
     return lr * batch_size / reference_batch
 
@@ -103,38 +91,23 @@ def build_schedule(
     """Return the factor on the learning rate as a pure function of the iteration (from 0): nothing of it
     needs saving.
 
-    Args:
-        name: `multistep` (times `gamma` at each milestone), `poly` ((1 - t) ** power), `cosine`, `onecycle`
-            (cosine up from 1/25 during `warmup_fraction` of the run and down to 4e-6, as torch's OneCycleLR;
-            it has no other warm-up) or `constant`. t is the iteration divided by `iterations`.
-        iterations: Length of the run; later iterations keep the last value.
-        warmup_iterations: During these the factor is also multiplied by a line from `warmup_factor` to 1.
-        warmup_factor: Where that line begins.
-        milestones: Ascending iterations, for `multistep`.
-        gamma: For `multistep`.
-        power: For `poly`.
-        final_factor: Where `poly` and `cosine` end.
-        warmup_fraction: For `onecycle`.
-
-    Raises:
-        ConfigError: The name is unknown.
+    The arguments are the settings `train.schedule`, see `config/schema.py`, and the length of the run; later
+    iterations keep the last value. `onecycle` is torch's OneCycleLR: from 1/25 up to 1 and down to 4e-6.
     """
 
     def decayed(share: float) -> float:
         return final_factor + (1.0 - final_factor) * share
 
-    curves: dict[str, Callable[[int, float], float]] = {
+    curve: Callable[[int, float], float] = {
         "multistep": lambda iteration, t: gamma ** bisect_right(milestones, iteration),
         "poly": lambda iteration, t: decayed((1.0 - t) ** power),
         "cosine": lambda iteration, t: decayed(0.5 * (1.0 + math.cos(math.pi * t))),
         "onecycle": lambda iteration, t: _onecycle(iteration, iterations, warmup_fraction),
         "constant": lambda iteration, t: 1.0,
-    }
-    if name not in curves:
-        raise ConfigError(f"unknown schedule {name!r}: choose one of {', '.join(curves)}")
+    }[name]
 
     def factor(iteration: int) -> float:
-        value = curves[name](iteration, min(iteration / max(iterations, 1), 1.0))
+        value = curve(iteration, min(iteration / max(iterations, 1), 1.0))
         if iteration < warmup_iterations and name != "onecycle":
             alpha = iteration / warmup_iterations
             value *= warmup_factor * (1.0 - alpha) + alpha
@@ -164,7 +137,6 @@ class Ema:
 
     Attributes:
         module: The averaged model, a copy without gradients, to evaluate and to save.
-        decay: The final decay, in [0, 1).
         updates: How many updates there were.
     """
 
@@ -187,7 +159,6 @@ class Ema:
                 average.copy_(current[name])
 
     def state_dict(self) -> dict[str, Any]:
-        """`{"model": ..., "updates": ...}`."""
         return {"model": self.module.state_dict(), "updates": self.updates}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

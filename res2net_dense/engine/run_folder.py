@@ -39,12 +39,8 @@ def open_run_folder(path: str | Path, *, resume: bool) -> Iterator[Path]:
 
     Only the main process does anything.
 
-    Args:
-        path: The folder (`--output-dir`).
-        resume: Whether a folder with content may be continued. An empty or new one is fine either way.
-
     Raises:
-        ConfigError: As `own_folder`, or the folder has content and `resume` is false.
+        ConfigError: As `own_folder`, or the folder has content and is not to be resumed.
     """
     with own_folder(path) as folder:
         if is_main():
@@ -80,13 +76,15 @@ def own_folder(path: str | Path) -> Iterator[Path]:
         try:
             lock.acquire(blocking=False)
             now = datetime.now().isoformat(" ", "seconds")
-            owner = f"process {os.getpid()} on {socket.gethostname()} since {now}"
             with suppress(OSError):  # Windows closes a locked file to everybody
-                (folder / _LOCK).write_text(owner)
+                (folder / _LOCK).write_text(f"process {os.getpid()} on {socket.gethostname()} since {now}")
         except Timeout:
+            owner = ""
+            with suppress(OSError):
+                owner = (folder / _LOCK).read_text()
             raise ConfigError(
-                f"{folder} is in use by {_read_owner(folder)}: wait for it, or choose another folder with "
-                "--output-dir"
+                f"{folder} is in use by {owner or 'another process'}: wait for it, or choose another folder "
+                "with --output-dir"
             ) from None
         except OSError as error:
             if error.errno not in NO_LOCKS:
@@ -118,13 +116,6 @@ def describe_environment() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "processes": world_size(),
     }
-
-
-def _read_owner(folder: Path) -> str:
-    try:
-        return (folder / _LOCK).read_text() or "another process"
-    except OSError:
-        return "another process"
 
 
 @contextmanager

@@ -13,9 +13,7 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Stopped(BaseException):
-    """Raised by the handler inside `Stop.at_once`; not an Exception, so that nothing there catches it by
-    accident.
-    """
+    """Raised inside `Stop.at_once`; not an Exception, so that nothing there catches it by accident."""
 
 
 class Stop:

@@ -1,4 +1,4 @@
-"""The training loop: `train` is one page that names every step in its order, `_Loop` has the steps."""
+"""The training loop, a page of named steps."""
 
 from __future__ import annotations
 
@@ -26,9 +26,7 @@ MAX_SKIPPED = 3
 
 
 class DivergedError(Res2NetDenseError):
-    """A loss or a gradient is NaN or infinite. Weights, buffers, optimizer and average are as before the
-    iteration.
-    """
+    """A loss or a gradient is NaN or infinite. The state is as before the iteration."""
 
 
 class OutOfMemoryError(Res2NetDenseError):
@@ -37,20 +35,17 @@ class OutOfMemoryError(Res2NetDenseError):
 
 @dataclass(frozen=True)
 class LoopOptions:
-    """How `train` runs; the section `train` of a configuration has the same names."""
+    """How a `Trainer` runs; the section `train` of a configuration explains the settings of these names.
+
+    The last iteration is always evaluated, logged and saved. `fp16` goes with `TrainState.scaler`.
+    """
 
     iterations: int
-    """Length of the run, in optimizer steps."""
     accumulate: int = 1
-    """Micro-batches in a step; their gradients are averaged."""
     precision: str = "fp32"
-    """`auto`, `fp32`, `bf16` or `fp16`; the last needs `TrainState.scaler`."""
     clip_grad_norm: float | None = None
-    """Largest 2-norm of the gradient of all parameters; None does not clip."""
     on_non_finite: str = "raise"
-    """What a NaN or infinite loss or gradient does: `raise`, or `skip` up to `MAX_SKIPPED` in a row."""
     eval_every: int = 0
-    """Iterations between two evaluations. The last iteration is always evaluated, logged and saved."""
     log_every: int = 20
     save_every: int = 0
     seed: int = 0
@@ -68,17 +63,8 @@ class Evaluation:
     lower_is_better: bool = False
 
 
-def train(
-    state: TrainState,
-    loader: Iterable[list[Sample]],
-    schedule: Callable[[int], float],
-    options: LoopOptions,
-    *,
-    evaluation: Evaluation | None = None,
-    log: MetricLog | None = None,
-    checkpointer: Checkpointer | None = None,
-) -> dict[str, float]:
-    """Train a model until `options.iterations` optimizer steps are done.
+class Trainer:
+    """Trains a model: `run` is one page that names every step in its order; the other methods are the steps.
 
     A run that is resumed from any checkpoint ends bit-equal to one that was never stopped: the random state
     is a function of seed, iteration and process, the learning rate one of the iteration, and an evaluation
@@ -86,70 +72,27 @@ def train(
 
     Args:
         state: What is trained, and from which iteration on.
-        loader: Infinite, positioned at `state.iteration`; gives `accumulate` micro-batches per iteration. Its
-            iterator is closed at the end, so that no worker stays behind.
+        loader: Infinite, positioned at `state.iteration`; gives `accumulate` micro-batches per iteration.
         schedule: The factor on the learning rate at an iteration (from 0).
         options: Length, precision, seed and the like.
         evaluation: None for a run without scores.
-        log: Takes losses and metrics; given in every process or in none.
-        checkpointer: Takes checkpoints and the best model. A model whose score is NaN is never the best; if
-            all are, or there is no evaluation, it is the last one.
-
-    Returns:
-        The last evaluation, empty without `evaluation`.
-
-    Raises:
-        ConfigError: Arguments that do not go together.
-        DatasetError: The loader ends.
-        DivergedError: A NaN or infinity; nothing of that iteration is applied.
-        OutOfMemoryError: With the sizes and what to change.
-        CheckpointError: A checkpoint cannot be written.
-        SystemExit: 143 after SIGTERM, 130 after SIGINT, once the iteration is finished and saved.
+        log: Given in every process or in none.
+        checkpointer: Takes checkpoints and the best model, which is the last one where none has a score.
     """
-    loop = _Loop(state, options, log, checkpointer)
-    with stop_on_signals() as stop, closing(_batches(loader, state)) as batches, loop.explaining_memory():
-        while True:
-            # First in the loop, so that a resumed run begins with the evaluation it was stopped in.
-            if evaluation and state.iteration and loop.is_due(options.eval_every):
-                loop.evaluate(evaluation, stop)
-            if state.iteration >= options.iterations:
-                break
-            loop.begin_iteration(schedule)
-            for micro in range(options.accumulate):
-                batch = loop.fetch(batches)
-                loop.forward_and_backward(batch, micro)
-            if loop.check_and_clip(stop):
-                loop.step()
-            else:
-                loop.skip()
-            state.iteration += 1
-            if log and loop.is_due(options.log_every):
-                loop.log_losses(log)
-            # Several processes must stop after the same iteration: at the signal they agreed on in
-            # `check_and_clip`.
-            signal = stop.signal if distributed.world_size() == 1 else loop.signal
-            if signal or loop.is_due(options.save_every):
-                loop.save()
-            if signal:
-                raise SystemExit(128 + signal)
-    loop.finish()
-    return state.metrics
-
-
-class _Loop:
-    """The steps of `train`, and what one step of an iteration leaves for the next."""
 
     def __init__(
         self,
         state: TrainState,
+        loader: Iterable[list[Sample]],
+        schedule: Callable[[int], float],
         options: LoopOptions,
-        log: MetricLog | None,
-        checkpointer: Checkpointer | None,
+        *,
+        evaluation: Evaluation | None = None,
+        log: MetricLog | None = None,
+        checkpointer: Checkpointer | None = None,
     ) -> None:
-        if (options.precision == "fp16") != (state.scaler is not None):
-            needed = "with" if options.precision == "fp16" else "without"
-            raise ConfigError(f"precision {options.precision} goes {needed} a loss scaler")
-        self.state, self.options, self.log, self.checkpointer = state, options, log, checkpointer
+        self.state, self.loader, self.schedule, self.options = state, loader, schedule, options
+        self.evaluation, self.log, self.checkpointer = evaluation, log, checkpointer
         plain = distributed.unwrap(state.model)
         self.scored = state.ema.module if state.ema else plain
         self.groups = state.optimizer.param_groups
@@ -165,10 +108,54 @@ class _Loop:
             log.truncate(state.iteration)
         state.model.train()
 
-    def is_due(self, every: int) -> bool:
-        """Whether the number of iterations done is a multiple of `every` (0 is never), or the run is at its
-        end.
+    def run(self) -> dict[str, float]:
+        """Train until `options.iterations` optimizer steps are done, and return the last scores.
+
+        Raises:
+            ConfigError: `evaluation` has no metric of this name.
+            DatasetError: The loader ends.
+            DivergedError: A NaN or infinity; nothing of that iteration is applied.
+            OutOfMemoryError: With the sizes and what to change.
+            CheckpointError: A checkpoint cannot be written.
+            SystemExit: 143 after SIGTERM, 130 after SIGINT, once the iteration is finished and saved.
         """
+        state, options = self.state, self.options
+        with stop_on_signals() as stop, closing(self.batches()) as batches, self.explaining_memory():
+            while True:
+                # First in the loop, so that a resumed run begins with the evaluation it was stopped in.
+                if self.evaluation and state.iteration and self.is_due(options.eval_every):
+                    self.evaluate(self.evaluation, stop)
+                if state.iteration >= options.iterations:
+                    break
+                self.begin_iteration()
+                for micro in range(options.accumulate):
+                    self.forward_and_backward(batches, micro)
+                if self.check_and_clip(stop):
+                    self.step()
+                else:
+                    self.skip()
+                state.iteration += 1
+                if self.log and self.is_due(options.log_every):
+                    self.log_losses(self.log)
+                # Several processes must stop after the same iteration: at the signal they agreed on.
+                signal = stop.signal if distributed.world_size() == 1 else self.signal
+                if signal or self.is_due(options.save_every):
+                    self.save()
+                if signal:
+                    raise SystemExit(128 + signal)
+        self.finish()
+        return state.metrics
+
+    def batches(self) -> Generator[list[Sample]]:
+        """Yield those of the loader; closing this generator closes the loader's, which ends its workers."""
+        yield from self.loader
+        raise DatasetError(
+            f"the training loader ended after {self.state.iteration} iterations: it must not end, check that "
+            "the data set is not empty"
+        )
+
+    def is_due(self, every: int) -> bool:
+        """Whether `every` divides the number of iterations done (0 never does), or the run is at its end."""
         done = self.state.iteration
         return done >= self.options.iterations or (every > 0 and done % every == 0)
 
@@ -190,10 +177,10 @@ class _Loop:
             if self.checkpointer:
                 self.checkpointer.save_best(self.scored.state_dict(), state)
 
-    def begin_iteration(self, schedule: Callable[[int], float]) -> None:
+    def begin_iteration(self) -> None:
         """Set random state and learning rate, and forget the last iteration."""
         self.seed()
-        factor = schedule(self.state.iteration)
+        factor = self.schedule(self.state.iteration)
         for group in self.groups:
             group["lr"] = group["initial_lr"] * factor
         self.lr = self.state.optimizer.defaults["lr"] * factor
@@ -205,15 +192,11 @@ class _Loop:
     def seed(self, *numbers: int) -> None:
         seed_everything(self.options.seed, self.state.iteration, distributed.rank(), *numbers)
 
-    def fetch(self, batches: Iterator[list[Sample]]) -> list[Sample]:
-        """Take the next micro-batch from the loader."""
+    def forward_and_backward(self, batches: Iterator[list[Sample]], micro: int) -> None:
+        """Take the next micro-batch, and add its losses and gradients."""
+        model, scaler, parts = self.state.model, self.state.scaler, self.options.accumulate
         batch = next(batches)
         self.samples += batch
-        return batch
-
-    def forward_and_backward(self, batch: list[Sample], micro: int) -> None:
-        """Add the losses and gradients of a micro-batch."""
-        model, scaler, parts = self.state.model, self.state.scaler, self.options.accumulate
         # Again, so that the model's random numbers do not depend on what fetching used up.
         self.seed(micro)
         # Processes exchange gradients once per step, with the last micro-batch.
@@ -328,8 +311,6 @@ def seed_everything(*numbers: int) -> None:
 
 
 def _sum(losses: Losses) -> Tensor:
-    if not losses:
-        raise ValueError("the model returned no losses in training mode")
     return torch.stack([value.float() for value in losses.values()]).sum()
 
 
@@ -343,12 +324,3 @@ def _is_better(state: TrainState, name: str, lower_is_better: bool) -> bool:
     if math.isnan(value) or best is None or best["metric"] != name:
         return not math.isnan(value)
     return bool(value < best["value"] if lower_is_better else value > best["value"])
-
-
-def _batches(loader: Iterable[list[Sample]], state: TrainState) -> Generator[list[Sample]]:
-    """Yield the loader's batches; closing this generator closes the loader's, which ends its workers."""
-    yield from loader
-    raise DatasetError(
-        f"the training loader ended after {state.iteration} iterations: it must not end, check that the data "
-        "set is not empty"
-    )

@@ -1,22 +1,34 @@
-"""What the models have in common: the normalization of their images."""
+"""What the models have in common: the contract, and the normalization of their images."""
 
 from __future__ import annotations
 
+import logging
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from res2net_dense.models.norms import single_values_explained
+from res2net_dense.types import Losses, Prediction, Sample
+
 PIXEL_MEAN = (123.675, 116.28, 103.53)
 PIXEL_STD = (58.395, 57.12, 57.375)
 
+_log = logging.getLogger(__name__)
 
-class ImageModel(nn.Module):
-    """A model that takes images as they are read.
+
+class ImageModel(nn.Module, ABC):
+    """A model that takes images as they are read, see `res2net_dense.types`.
 
     Args:
         pixel_mean, pixel_std: of the channels R, G, B, for pixels from 0 to 255.
     """
+
+    size_setting: ClassVar[str]
+    """The setting of the images' size in training."""
+    norm_settings: ClassVar[str] = "backbone.norm and model.norm"
 
     def __init__(
         self, pixel_mean: Sequence[float] = PIXEL_MEAN, pixel_std: Sequence[float] = PIXEL_STD
@@ -25,7 +37,33 @@ class ImageModel(nn.Module):
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).reshape(3, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).reshape(3, 1, 1), persistent=False)
 
+    def forward(self, batch: Sequence[Sample]) -> Losses | list[Prediction]:
+        """The losses in training mode, the predictions in evaluation mode.
+
+        Raises:
+            ConfigError: batch norm has a single value to learn from.
+        """
+        if not self.training:
+            return self.predictions(batch)
+        with single_values_explained(self.size_setting, self.norm_settings):
+            return self.losses(batch)
+
+    @abstractmethod
+    def losses(self, batch: Sequence[Sample]) -> Losses:
+        """The weighted losses of a batch."""
+
+    @abstractmethod
+    def predictions(self, batch: Sequence[Sample]) -> list[Prediction]:
+        """One for each image, at its original size."""
+
     def normalize(self, images: Tensor) -> Tensor:
         """`(..., 3, H, W)`, RGB 0-255 -> normalized, on the model's device."""
         mean, std = self.get_buffer("pixel_mean"), self.get_buffer("pixel_std")
         return (images.to(mean.device) - mean) / std
+
+
+def warn_if_not_finite(output: Tensor, sample: Sample) -> None:
+    """Name the image of which the network gives NaN or infinity."""
+    if not bool(torch.isfinite(output).all()):
+        name = sample.get("file_name", "an image")
+        _log.warning("%s: the network's output is not finite, so its prediction means nothing", name)

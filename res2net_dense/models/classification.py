@@ -7,34 +7,29 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn import functional
 from torchvision.transforms import v2
 
 from res2net_dense.backbones.registry import Classifier, create_classifier
 from res2net_dense.convert import load_backbone_weights
-from res2net_dense.errors import ConfigError
 from res2net_dense.models.base import ImageModel
-from res2net_dense.models.norms import single_values_explained
 from res2net_dense.types import Losses, Prediction, Sample
 
 
 class ClassificationModel(ImageModel):
     """A classifier that takes `Sample`s and returns its loss or `Prediction`s with `logits`.
 
-    All random numbers come from torch's global generator.
+    All images of a batch have one size. All random numbers come from torch's global generator.
+    `config/classification.py` explains the settings.
 
     Args:
         backbone: `(N, 3, H, W)` normalized images -> `(N, num_classes)` logits; see `create_classifier`.
-        label_smoothing: share of the target that is spread over all classes.
-        mixup_alpha: blend pairs of images and their labels with weights from Beta(alpha, alpha) (Zhang et
-            al., arXiv 1710.09412); 0 for not.
-        cutmix_alpha: paste a rectangle from image to image, with an area from Beta(alpha, alpha) (Yun et
-            al., arXiv 1905.04899); 0 for not. With both, each batch takes one of them.
         **pixels: `pixel_mean` and `pixel_std` of `ImageModel`.
-
-    Raises:
-        ConfigError: an argument has no meaning.
     """
+
+    size_setting = "data.crop_size"
+    norm_settings = "backbone.norm"
 
     def __init__(
         self,
@@ -46,12 +41,6 @@ class ClassificationModel(ImageModel):
         **pixels: Sequence[float],
     ) -> None:
         super().__init__(**pixels)
-        if not 0 <= label_smoothing < 1:
-            raise ConfigError(f"label_smoothing is {label_smoothing}; it is a share from 0 to below 1")
-        if mixup_alpha < 0 or cutmix_alpha < 0:
-            raise ConfigError(
-                f"mixup_alpha {mixup_alpha} and cutmix_alpha {cutmix_alpha} must not be negative; 0 is off"
-            )
         self.backbone = backbone
         self.label_smoothing = label_smoothing
         with torch.device("cpu"):  # where they draw, wherever the model is built
@@ -61,23 +50,20 @@ class ClassificationModel(ImageModel):
                 if alpha
             ]
 
-    def forward(self, batch: Sequence[Sample]) -> Losses | list[Prediction]:
-        """See `res2net_dense.types`. All images of a batch have one size.
+    def predictions(self, batch: Sequence[Sample]) -> list[Prediction]:
+        return [{"logits": logits.float()} for logits in self.backbone(self._stacked(batch))]
 
-        Raises:
-            ConfigError: batch norm has a single value to learn from.
-        """
-        images = self.normalize(torch.stack([sample["image"] for sample in batch]))
-        if not self.training:
-            return [{"logits": logits.float()} for logits in self.backbone(images)]
+    def losses(self, batch: Sequence[Sample]) -> Losses:
+        images = self._stacked(batch)
         targets = torch.tensor([sample["label"] for sample in batch], device=images.device)
         if self.mixes:
             mix = self.mixes[int(torch.randint(len(self.mixes), ()))]
             images, targets = mix(images, targets)
-        with single_values_explained("data.crop_size", "backbone.norm"):
-            logits = self.backbone(images).float()
-        loss = functional.cross_entropy(logits, targets, label_smoothing=self.label_smoothing)
-        return {"loss_cls": loss}
+        logits = self.backbone(images).float()
+        return {"loss_cls": functional.cross_entropy(logits, targets, label_smoothing=self.label_smoothing)}
+
+    def _stacked(self, batch: Sequence[Sample]) -> Tensor:
+        return self.normalize(torch.stack([sample["image"] for sample in batch]))
 
 
 def build_classifier_model(
@@ -92,7 +78,7 @@ def build_classifier_model(
         **options: of `ClassificationModel`.
 
     Raises:
-        ConfigError: a value has no meaning.
+        ConfigError: the network has no such option.
         CheckpointError: the weights cannot be loaded.
     """
     settings = dict(backbone)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from res2net_dense.backbones import create_backbone
-from res2net_dense.errors import ConfigError, did_you_mean, one_line
+from res2net_dense.errors import ConfigError, one_line
 from res2net_dense.integrations.detectron2 import (  # first: a clear message where detectron2 is missing
     Res2NetBackbone,
     build_fpn,
@@ -28,26 +28,26 @@ from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks
 from detectron2.utils.events import EventStorage
 
-SETTINGS: dict[str, tuple[str, float]] = {
-    "fpn_channels": ("MODEL.FPN.OUT_CHANNELS", 256),
-    "box_head_dim": ("MODEL.ROI_BOX_HEAD.FC_DIM", 1024),
-    "box_head_convs": ("MODEL.ROI_BOX_HEAD.NUM_CONV", 0),
-    "mask_head_convs": ("MODEL.ROI_MASK_HEAD.NUM_CONV", 4),
-    "mask_head_dim": ("MODEL.ROI_MASK_HEAD.CONV_DIM", 256),
-    "rpn_batch": ("MODEL.RPN.BATCH_SIZE_PER_IMAGE", 256),
-    "roi_batch": ("MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", 512),
-    "rpn_pre_nms_train": ("MODEL.RPN.PRE_NMS_TOPK_TRAIN", 2000),
-    "rpn_post_nms_train": ("MODEL.RPN.POST_NMS_TOPK_TRAIN", 1000),
-    "rpn_pre_nms_test": ("MODEL.RPN.PRE_NMS_TOPK_TEST", 1000),
-    "rpn_post_nms_test": ("MODEL.RPN.POST_NMS_TOPK_TEST", 1000),
-    "score_threshold": ("MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.05),
-    "nms_threshold": ("MODEL.ROI_HEADS.NMS_THRESH_TEST", 0.5),
-    "detections_per_image": ("TEST.DETECTIONS_PER_IMAGE", 100),
+SETTINGS = {
+    "fpn_channels": "MODEL.FPN.OUT_CHANNELS",
+    "box_head_dim": "MODEL.ROI_BOX_HEAD.FC_DIM",
+    "box_head_convs": "MODEL.ROI_BOX_HEAD.NUM_CONV",
+    "mask_head_convs": "MODEL.ROI_MASK_HEAD.NUM_CONV",
+    "mask_head_dim": "MODEL.ROI_MASK_HEAD.CONV_DIM",
+    "rpn_batch": "MODEL.RPN.BATCH_SIZE_PER_IMAGE",
+    "roi_batch": "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE",
+    "rpn_pre_nms_train": "MODEL.RPN.PRE_NMS_TOPK_TRAIN",
+    "rpn_post_nms_train": "MODEL.RPN.POST_NMS_TOPK_TRAIN",
+    "rpn_pre_nms_test": "MODEL.RPN.PRE_NMS_TOPK_TEST",
+    "rpn_post_nms_test": "MODEL.RPN.POST_NMS_TOPK_TEST",
+    "score_threshold": "MODEL.ROI_HEADS.SCORE_THRESH_TEST",
+    "nms_threshold": "MODEL.ROI_HEADS.NMS_THRESH_TEST",
+    "detections_per_image": "TEST.DETECTIONS_PER_IMAGE",
+    "num_classes": "MODEL.ROI_HEADS.NUM_CLASSES",
 }
-"""The numbers of an R-CNN: detectron2's key and our default of each. The schema of configurations explains
-them."""
+"""detectron2's keys of our settings. The schema of configurations explains them and has their defaults."""
 
-OWNED = {key: f"model.{name}" for name, (key, _) in SETTINGS.items()} | {
+OWNED = {key: f"model.{name}" for name, key in SETTINGS.items()} | {
     "INPUT.FORMAT": "the images, which are RGB",
     "MODEL.META_ARCHITECTURE": "model.arch",
     "MODEL.BACKBONE.NAME": "backbone.name",
@@ -60,7 +60,6 @@ OWNED = {key: f"model.{name}" for name, (key, _) in SETTINGS.items()} | {
     "MODEL.FPN.NORM": "model.norm",
     "MODEL.ANCHOR_GENERATOR.SIZES": "model.anchor_sizes",
     "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS": "model.anchor_ratios",
-    "MODEL.ROI_HEADS.NUM_CLASSES": "model.num_classes",
     "MODEL.ROI_BOX_HEAD.NORM": "model.norm",
     "MODEL.ROI_MASK_HEAD.NORM": "model.norm",
 }
@@ -69,14 +68,18 @@ OWNED = {key: f"model.{name}" for name, (key, _) in SETTINGS.items()} | {
 _FPN_RCNN = {
     "MODEL.FPN.IN_FEATURES": ["res2", "res3", "res4", "res5"],
     "MODEL.RPN.IN_FEATURES": ["p2", "p3", "p4", "p5", "p6"],
+    "MODEL.RPN.PRE_NMS_TOPK_TRAIN": 2000,
+    "MODEL.RPN.POST_NMS_TOPK_TRAIN": 1000,
+    "MODEL.RPN.PRE_NMS_TOPK_TEST": 1000,
     "MODEL.ROI_HEADS.NAME": "StandardROIHeads",
     "MODEL.ROI_HEADS.IN_FEATURES": ["p2", "p3", "p4", "p5"],
     "MODEL.ROI_BOX_HEAD.NAME": "FastRCNNConvFCHead",
     "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION": 7,
     "MODEL.ROI_MASK_HEAD.NAME": "MaskRCNNConvUpsampleHead",
+    "MODEL.ROI_MASK_HEAD.NUM_CONV": 4,
     "MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION": 14,
 }
-"""What makes detectron2's default configuration an R-CNN with FPN."""
+"""What makes detectron2's default configuration an R-CNN with FPN, as in its `Base-RCNN-FPN.yaml`."""
 
 
 class RCNN(GeneralizedRCNN):  # type: ignore[misc]  # detectron2 is untyped
@@ -97,7 +100,6 @@ class RCNN(GeneralizedRCNN):  # type: ignore[misc]  # detectron2 is untyped
 def build_rcnn(
     *,
     backbone: Mapping[str, Any],
-    num_classes: int,
     mask: bool = True,
     norm: str = "",
     anchor_sizes: Sequence[float] = (32, 64, 128, 256, 512),
@@ -108,43 +110,29 @@ def build_rcnn(
     **settings: float,
 ) -> nn.Module:
     """Build Mask R-CNN (or Faster R-CNN without `mask`) with FPN (He et al., arXiv 1703.06870; Lin et al.,
-    1612.03144).
+    1612.03144). `config/detection.py` explains the settings.
 
     Args:
         backbone: arguments of `create_backbone`: `name`, and optionally `weights` and any option.
-        num_classes: classes without background.
-        norm: normalization in FPN and heads: "", "BN", "GN" or "SyncBN". From scratch on small batches: "GN".
-        anchor_sizes: square root of the anchors' area in pixels of the resized image, one for each of p2 ..
-            p6.
-        detectron2: further keys of detectron2's config by their dotted name, such as
-            `{"MODEL.RPN.BBOX_REG_LOSS_TYPE": "giou"}`.
-        **settings: numbers that differ from their defaults in `SETTINGS`.
-
-    Returns:
-        A model that keeps the contract of `res2net_dense.types`; batches are `list[Sample]`.
+        detectron2: further keys of detectron2's config by their dotted name.
+        **settings: `num_classes`, without the background, and others of `SETTINGS`.
 
     Raises:
-        ConfigError: a value has no meaning.
+        ConfigError: a key of `detectron2` has no meaning, or detectron2 cannot build the network.
         CheckpointError: the backbone's weights cannot be loaded.
     """
-    if len(anchor_sizes) != 5:
-        raise ConfigError(
-            f"model.anchor_sizes has {len(anchor_sizes)} entries; p2, p3, p4, p5 and p6 need one each"
-        )
-    numbers = _numbers(settings)
     values = {
         **_FPN_RCNN,
-        **{SETTINGS[name][0]: value for name, value in numbers.items()},
+        **{SETTINGS[name]: value for name, value in settings.items()},
         "MODEL.MASK_ON": mask,
         "MODEL.FPN.NORM": norm,
+        "MODEL.ROI_BOX_HEAD.NORM": norm,
+        "MODEL.ROI_MASK_HEAD.NORM": norm,
         "MODEL.ANCHOR_GENERATOR.SIZES": [[float(size)] for size in anchor_sizes],
         "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS": [[float(ratio) for ratio in anchor_ratios]],
-        "MODEL.ROI_HEADS.NUM_CLASSES": num_classes,
-        "MODEL.ROI_BOX_HEAD.NORM": norm,
         # "4conv1fc" of GroupNorm's paper, "2fc" of FPN's.
-        "MODEL.ROI_BOX_HEAD.NUM_FC": 1 if numbers["box_head_convs"] else 2,
-        "MODEL.ROI_BOX_HEAD.CONV_DIM": numbers["fpn_channels"],
-        "MODEL.ROI_MASK_HEAD.NORM": norm,
+        "MODEL.ROI_BOX_HEAD.NUM_FC": 1 if settings.get("box_head_convs") else 2,
+        "MODEL.ROI_BOX_HEAD.CONV_DIM": settings.get("fpn_channels", 256),
     }
     cfg = _config(values, detectron2 or {})
     net = create_backbone(**{**backbone, "out_features": _FPN_RCNN["MODEL.FPN.IN_FEATURES"]})
@@ -168,15 +156,6 @@ def build_rcnn(
         if pooler := getattr(rcnn.roi_heads, name, None):
             pooler.register_forward_pre_hook(_pool_in_full_precision)
     return rcnn
-
-
-def _numbers(settings: Mapping[str, float]) -> dict[str, float]:
-    """All of `SETTINGS`, with these values."""
-    for name in settings:
-        if name not in SETTINGS:
-            raise ConfigError(f"an R-CNN has no setting {name!r}; {did_you_mean(name, SETTINGS)}")
-    # detectron2 wants numbers of the type of its defaults.
-    return {name: type(usual)(settings.get(name, usual)) for name, (_, usual) in SETTINGS.items()}
 
 
 def _pool_in_full_precision(pooler: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:

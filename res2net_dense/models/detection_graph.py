@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, nullcontext
 from unittest import mock
 
 import torch
@@ -45,9 +45,9 @@ class RcnnGraph(Graph):
         self.eval()
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """`(1, 3, H, W)` uint8 RGB -> the detections."""
         (image,) = images
-        with torch.no_grad(), _traceable():
+        traced = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]  # documented
+        with torch.no_grad(), _traceable() if traced else nullcontext():
             (found,) = self.model.inference([{"image": image}], do_postprocess=False)
         detections = (found.pred_boxes.tensor, found.pred_classes, found.scores)
         return (*detections, found.pred_masks[:, 0]) if "masks" in self.outputs else detections
@@ -55,26 +55,19 @@ class RcnnGraph(Graph):
 
 @contextmanager
 def _traceable() -> Iterator[None]:
-    """Replace what a trace or a runtime gets wrong, if detectron2 is being traced."""
-    with ExitStack() as stack:
-        if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]  # documented
-            stack.enter_context(patch_builtin_len())  # `len` would write a constant into the trace
-            for module in (proposal_utils, fast_rcnn):
-                stack.enter_context(mock.patch.object(module, "batched_nms", _batched_nms))
+    """Replace what a trace or a runtime gets wrong."""
+    with (
+        patch_builtin_len(),  # `len` would write a constant into the trace
+        mock.patch.object(proposal_utils, "batched_nms", _batched_nms),
+        mock.patch.object(fast_rcnn, "batched_nms", _batched_nms),
+    ):
         yield
 
 
 def _batched_nms(boxes: Tensor, scores: Tensor, groups: Tensor, threshold: float) -> Tensor:
     """torchvision's `batched_nms` for few boxes, without its branch for no boxes, where OpenVINO adds one.
 
-    Args:
-        boxes: (K, 4) xyxy, clipped to the image; K may be 0.
-        scores: (K,).
-        groups: (K,) class or level of each box; boxes of different groups do not suppress each other.
-        threshold: of the overlap.
-
-    Returns:
-        The indices of the boxes that are kept, the highest score first.
+    `boxes` (K, 4) are clipped to the image, `groups` (K,) are their classes or levels; K may be 0.
     """
     edge = F.pad(boxes.flatten(), (0, 1)).max() + 1  # with a 0, so that there is a maximum without boxes
     return nms(boxes + (groups * edge)[:, None], scores, threshold)
@@ -90,7 +83,6 @@ class _EmptySafeGroupNorm(nn.Module):
         self.norm = norm
 
     def forward(self, x: Tensor) -> Tensor:
-        """`(K, C, H, W)` -> the same; K may be 0."""
         norm = self.norm
         if not torch.onnx.is_in_onnx_export():
             return norm(x)

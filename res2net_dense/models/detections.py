@@ -24,11 +24,8 @@ def to_prediction(
         outputs: `boxes` (K, 4) xyxy in pixels of the network's input, `labels` (K,), `scores` (K,), and of a
             Mask R-CNN `masks` (K, M, M), probabilities inside each box.
         size: height and width of the network's input.
-        original: height and width of the original image.
+        original: those of the original image.
         mask_threshold: the lowest probability of a pixel that belongs to an object.
-
-    Returns:
-        `boxes`, `labels`, `scores` and, where there are any, `masks` (K, H, W) bool at the original size.
     """
     height, width = original
     boxes = outputs["boxes"].float().reshape(-1, 4).clone()
@@ -47,19 +44,10 @@ def to_prediction(
 
 
 def paste_masks(masks: Tensor, boxes: Tensor, size: tuple[int, int], threshold: float = 0.5) -> Tensor:
-    """Resample masks into their boxes, one after the other, with extra memory for one box only.
+    """Resample masks (K, M, M) into their boxes (K, 4), with extra memory for one box only: (K, H, W) bool.
 
     A mask's pixels are the cells of an even grid over the box. The image's pixels are sampled at their
     centres, and a mask is 0 outside the grid, as in detectron2.
-
-    Args:
-        masks: (K, M, M) float.
-        boxes: (K, 4) xyxy in pixels of the image, with area.
-        size: height and width of the image.
-        threshold: the lowest value of a pixel that belongs to an object.
-
-    Returns:
-        (K, H, W) bool.
     """
     pasted = torch.zeros((len(masks), *size), dtype=torch.bool, device=masks.device)
     for mask, box, image in zip(masks, boxes, pasted, strict=True):

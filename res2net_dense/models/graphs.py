@@ -15,12 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from res2net_dense.models.decoders.poolnet import Aggregation
 from res2net_dense.models.padding import Extents
 from res2net_dense.models.resizing import cell_means, rounded_up, stretched, upsampled
 
 if TYPE_CHECKING:  # each of them needs its own libraries
-    from res2net_dense.models.base import ImageModel
     from res2net_dense.models.classification import ClassificationModel
     from res2net_dense.models.saliency import SaliencyModel
     from res2net_dense.models.segmentation import SegmentationModel
@@ -46,23 +44,31 @@ class Graph(nn.Module):
     """Height and width to export with where a file takes any size; any that is not a special case."""
 
 
-class ClassificationGraph(Graph):
+class _BackboneGraph(Graph):
+    """The normalization and the backbone of a model."""
+
+    def __init__(self, model: ClassificationModel | SegmentationModel | SaliencyModel) -> None:
+        super().__init__()
+        self.register_buffer("mean", model.get_buffer("pixel_mean").detach().clone())
+        self.register_buffer("std", model.get_buffer("pixel_std").detach().clone())
+        self.backbone = _detached(model.backbone)
+        self.eval()
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """`(N, 3, H, W)` uint8 -> float32."""
+        return (images.float() - self.get_buffer("mean")) / self.get_buffer("std")
+
+
+class ClassificationGraph(_BackboneGraph):
     """`logits`: `(N, num_classes)` float32."""
 
     outputs = ("logits",)
 
-    def __init__(self, model: ClassificationModel) -> None:
-        super().__init__()
-        self.normalize = Normalize(model)
-        self.backbone = detached(model.backbone)
-        self.eval()
-
     def forward(self, images: Tensor) -> tuple[Tensor]:
-        """`(N, 3, H, W)` uint8 RGB -> the logits."""
         return (self.backbone(self.normalize(images)).float(),)
 
 
-class SegmentationGraph(Graph):
+class SegmentationGraph(_BackboneGraph):
     """`labels`: `(N, H, W)` uint8, int64 where there are more than 255 classes; `logits`:
     `(N, num_classes, H, W)` float32. The whole image goes through at once, at its own size.
     """
@@ -70,71 +76,41 @@ class SegmentationGraph(Graph):
     outputs = ("labels", "logits")
 
     def __init__(self, model: SegmentationModel) -> None:
-        super().__init__()
-        self.normalize = Normalize(model)
-        self.backbone = detached(model.backbone)
-        self.decoder = detached(model.decoder)
-        for module in self.decoder.modules():
-            if type(module) is nn.AdaptiveAvgPool2d and module.output_size not in (1, (1, 1)):
-                module.__class__ = _AdaptivePool
-        self.segmentation_head = detached(model.segmentation_head)
+        super().__init__(model)
+        self.decoder = _with_plain_pools(_detached(model.decoder))
+        self.segmentation_head = _detached(model.segmentation_head)
         self.divisor = model.divisor
         self.label_type = torch.uint8 if model.num_classes <= UINT8_CLASSES else torch.int64
-        self.eval()
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """`(N, 3, H, W)` uint8 RGB -> labels and logits."""
         height, width = images.shape[-2:]
         tall, wide = rounded_up(height, self.divisor), rounded_up(width, self.divisor)
         padded = F.pad(self.normalize(images), (0, wide - width, 0, tall - height))
         logits = self.segmentation_head(self.decoder(self.backbone(padded)))
         if logits.shape[-2:] != (tall, wide):
             logits = stretched(logits, (tall, wide))
-        logits = _cut(logits, images).float()
+        logits = logits[..., :height, :width].float()
         return logits.argmax(1).to(self.label_type), logits
 
 
-class SaliencyGraph(Graph):
+class SaliencyGraph(_BackboneGraph):
     """`saliency`: `(N, H, W)` float32 in [0, 1]; `logits`: `(N, H, W)` float32."""
 
     outputs = ("saliency", "logits")
 
     def __init__(self, model: SaliencyModel) -> None:
-        super().__init__()
-        self.normalize = Normalize(model)
-        self.backbone = detached(model.backbone)
-        self.decoder = detached(model.decoder)
+        super().__init__(model)
+        self.decoder = _with_plain_pools(_detached(model.decoder))
         self.decoder.sides = None  # for learning only
         self.stride = model.strides[0]
         for module in self.decoder.modules():
             if hasattr(module, "extents"):
                 vars(module)["extents"] = _Unpadded()
-            if type(module) is Aggregation:
-                module.__class__ = _Aggregation
-        self.eval()
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """`(N, 3, H, W)` uint8 RGB -> maps and logits."""
         logits, _, _ = self.decoder(list(self.backbone(self.normalize(images)).values()))
-        logits = _cut(upsampled(logits.float(), self.stride), images)[:, 0]
+        logits = upsampled(logits.float(), self.stride)[:, 0, : images.shape[-2], : images.shape[-1]]
         return logits.sigmoid(), logits
-
-
-class Normalize(nn.Module):
-    """A model's normalization, with buffers of its own.
-
-    Args:
-        model: has `pixel_mean` and `pixel_std`, `(3, 1, 1)` for RGB 0 to 255.
-    """
-
-    def __init__(self, model: ImageModel) -> None:
-        super().__init__()
-        self.register_buffer("mean", model.get_buffer("pixel_mean").detach().clone())
-        self.register_buffer("std", model.get_buffer("pixel_std").detach().clone())
-
-    def forward(self, images: Tensor) -> Tensor:
-        """`(N, 3, H, W)` uint8 -> float32."""
-        return (images.float() - self.get_buffer("mean")) / self.get_buffer("std")
 
 
 class _Unpadded(Extents):
@@ -147,14 +123,23 @@ class _Unpadded(Extents):
         return y if size is None else y[..., : size[0], : size[1]]
 
 
-class _Aggregation(Aggregation):
-    def window_means(self, x: Tensor, rate: int) -> Tensor:
-        # OpenVINO pools no map that is smaller than the window: pad to whole windows, then undo the effect of
-        # the padding on the mean.
-        height, width = x.shape[-2:]
-        padding = (0, rounded_up(width, rate) - width, 0, rounded_up(height, rate) - height)
-        ones = torch.ones_like(x[:1, :1])
-        return F.avg_pool2d(F.pad(x, padding), rate) / F.avg_pool2d(F.pad(ones, padding), rate)
+def _detached(module: _Model) -> _Model:
+    """A copy in evaluation mode, without gradients and without hooks."""
+    module = copy.deepcopy(module).eval().requires_grad_(False)
+    for part in module.modules():
+        part._forward_hooks.clear()
+        part._forward_pre_hooks.clear()
+    return module
+
+
+def _with_plain_pools(decoder: _Model) -> _Model:
+    """Replace pools that not every format can express, in place."""
+    for part in decoder.modules():
+        if type(part) is nn.AdaptiveAvgPool2d and part.output_size not in (1, (1, 1)):
+            part.__class__ = _AdaptivePool
+        elif type(part) is nn.AvgPool2d and part.ceil_mode:
+            part.__class__ = _CeilPool
+    return decoder
 
 
 class _AdaptivePool(nn.AdaptiveAvgPool2d):
@@ -166,14 +151,14 @@ class _AdaptivePool(nn.AdaptiveAvgPool2d):
         return cell_means(x, (size, size) if isinstance(size, int) else cast(tuple[int, int], size))
 
 
-def detached(module: _Model) -> _Model:
-    """A copy in evaluation mode, without gradients and without hooks."""
-    module = copy.deepcopy(module).eval().requires_grad_(False)
-    for part in module.modules():
-        part._forward_hooks.clear()
-        part._forward_pre_hooks.clear()
-    return module
+class _CeilPool(nn.AvgPool2d):
+    """Means over windows that reach over the border of a map, for OpenVINO, which pools no map that is
+    smaller than the window: pad to whole windows, then undo the effect of the padding on the mean.
+    """
 
-
-def _cut(x: Tensor, like: Tensor) -> Tensor:
-    return x[..., : like.shape[-2], : like.shape[-1]]
+    def forward(self, x: Tensor) -> Tensor:
+        side = cast(int, self.kernel_size)
+        height, width = x.shape[-2:]
+        padding = (0, rounded_up(width, side) - width, 0, rounded_up(height, side) - height)
+        ones = torch.ones_like(x[:1, :1])
+        return F.avg_pool2d(F.pad(x, padding), side) / F.avg_pool2d(F.pad(ones, padding), side)

@@ -24,6 +24,20 @@ def group_norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(gcd(32, channels, max(1, channels // MIN_GROUP)), channels)
 
 
+def replace_norms(module: nn.Module, norm: str) -> None:
+    """Replace every batch norm below `module` in place, by `norm`: "GN", or "BN" or "SyncBN" that also take a
+    single value.
+    """
+    for name, child in module.named_children():
+        if not isinstance(child, nn.BatchNorm2d):
+            replace_norms(child, norm)
+        elif norm == "GN" and child.num_features >= MIN_GROUP:  # PAN has maps of one channel
+            setattr(module, name, group_norm(child.num_features))
+        else:
+            kind = SingleValueSafeSyncBatchNorm if norm == "SyncBN" else SingleValueSafeBatchNorm2d
+            setattr(module, name, kind(child.num_features, child.eps, child.momentum))
+
+
 class _SingleValueSafe(nn.modules.batchnorm._BatchNorm):
     """Batch norm that also takes a single value per channel, as behind a pool over a single image.
 
@@ -32,7 +46,6 @@ class _SingleValueSafe(nn.modules.batchnorm._BatchNorm):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        """`(N, C, H, W)` -> `(N, C, H, W)`."""
         shared = isinstance(self, nn.SyncBatchNorm) and distributed.is_initialized()
         if not self.training or shared or x.numel() > x.shape[1]:
             return super().forward(x)
@@ -60,15 +73,9 @@ def warn_of_single_values() -> None:
 
 
 @contextmanager
-def single_values_explained(size: str, norms: str = "backbone.norm and model.norm") -> Iterator[None]:
-    """Turn PyTorch's error about batch norm over a single value into one that names the settings.
-
-    Args:
-        size: the setting of the images' size.
-        norms: the settings of the norms.
-
-    Raises:
-        ConfigError: batch norm has a single value per channel to learn from.
+def single_values_explained(size: str, norms: str) -> Iterator[None]:
+    """Turn PyTorch's error about batch norm over a single value into a `ConfigError` that names the settings
+    of the images' size and of the norms.
     """
     try:
         yield

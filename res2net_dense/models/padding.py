@@ -17,9 +17,7 @@ from torch import Tensor, nn
 from torchvision.ops import DeformConv2d
 
 from res2net_dense.backbones.layers import AvgPool2dSame, MaxPool2dSame, SqueezeExcitation
-from res2net_dense.models.resizing import fitted
-
-_WHOLE_MAP = (nn.GroupNorm, SqueezeExcitation)
+from res2net_dense.models.resizing import fitted, upsampled
 
 
 class Extents:
@@ -27,6 +25,8 @@ class Extents:
 
     A layer that strides by 2 makes ceil(n / 2) of n rows, so at stride s an image of n rows has ceil(n / s).
     The padded size is a multiple of the largest stride, so s follows from the size of a map.
+
+    The hooks of `watch` are methods of this object, so that the copy of a network has its own.
     """
 
     def __init__(self) -> None:
@@ -37,12 +37,7 @@ class Extents:
         self._packed: torch.Size | None = None
 
     def set(self, sizes: Sequence[tuple[int, int]], padded: tuple[int, int]) -> None:
-        """Set the sizes of the images of a batch.
-
-        Args:
-            sizes: (height, width) of each.
-            padded: (height, width) of the batch.
-        """
+        """Set the sizes, (height, width), of the images of a batch and of the batch."""
         self._masks.clear()
         self._places.clear()
         self._padded = padded
@@ -68,14 +63,6 @@ class Extents:
             self._masks[key] = mask.to(x.device, x.dtype)
         return x * self._masks[key]
 
-    def _pixels(self, shape: torch.Size, device: torch.device) -> Tensor:
-        """Indices of the images' pixels among the `N * h * w` of a map."""
-        key = (*shape[-2:], device)
-        if key not in self._places:
-            mask = self.zeroed(torch.ones(shape[0], 1, *shape[-2:]))
-            self._places[key] = mask.flatten().nonzero().flatten().to(device)
-        return self._places[key]
-
     def each(
         self, function: Callable[[Tensor], Tensor], x: Tensor, size: Sequence[int] | None = None
     ) -> Tensor:
@@ -84,20 +71,21 @@ class Extents:
         Args:
             function: `(1, C, h, w)` -> `(1, D, h', w')`; it gets the whole batch where there is no padding.
             x: `(N, C, H, W)`.
-            size: (height, width) of the result; larger results are cut right and below.
+            size: (height, width) of the result, to which larger ones are cut; None is that of `x`.
         """
-        size = x.shape[-2:] if size is None else size
-        sizes, kept = self.of(x), self._sizes
-        self._sizes = None  # for the layers inside of `function`
+        sizes, size = self.of(x), x.shape[-2:] if size is None else size
+        if sizes is None:
+            return fitted(function(x), size)
+        kept, self._sizes = self._sizes, None  # for the layers inside of `function`
         try:
-            if sizes is None:
-                return fitted(function(x), size)
             parts = [one[None, :, :h, :w] for one, (h, w) in zip(x, sizes, strict=True)]
             return torch.cat([fitted(function(part), size) for part in parts])
         finally:
             self._sizes = kept
 
-    # Hooks are methods of this object, so that the copy of a network has its own.
+    def upsampled(self, x: Tensor, factor: int, size: Sequence[int]) -> Tensor:
+        """Enlarge each image's part of a map, and cut the result to (height, width)."""
+        return self.each(lambda part: upsampled(part, factor), x, size)
 
     def zero_padding(self, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """A forward pre-hook."""
@@ -128,6 +116,14 @@ class Extents:
         whole = whole.index_copy(0, self._pixels(self._packed, output.device), output[:, :, 0, 0])
         return whole.view(number, height, width, channels).permute(0, 3, 1, 2)
 
+    def _pixels(self, shape: torch.Size, device: torch.device) -> Tensor:
+        """Indices of the images' pixels among the `N * h * w` of a map."""
+        key = (*shape[-2:], device)
+        if key not in self._places:
+            mask = self.zeroed(torch.ones(shape[0], 1, *shape[-2:]))
+            self._places[key] = mask.flatten().nonzero().flatten().to(device)
+        return self._places[key]
+
 
 def watch(network: nn.Module, extents: Extents) -> None:
     """Let the layers of `network` compute each image as if it were alone, according to `extents`.
@@ -135,7 +131,7 @@ def watch(network: nn.Module, extents: Extents) -> None:
     Without padding the hooks do nothing. State dicts do not change.
     """
     for module in network.modules():
-        if isinstance(module, _WHOLE_MAP) or (
+        if isinstance(module, (nn.GroupNorm, SqueezeExcitation)) or (
             isinstance(module, nn.AvgPool2d) and not module.count_include_pad
         ):
             module.register_forward_hook(extents.one_by_one)

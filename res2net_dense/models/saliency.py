@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,40 +11,30 @@ from torch import Tensor
 from res2net_dense.backbones import create_backbone
 from res2net_dense.backbones.network import Backbone
 from res2net_dense.errors import ConfigError
-from res2net_dense.models.base import ImageModel
+from res2net_dense.models.base import ImageModel, warn_if_not_finite
 from res2net_dense.models.decoders.poolnet import PoolNetDecoder
-from res2net_dense.models.norms import single_values_explained
 from res2net_dense.models.padding import Extents, watch
-from res2net_dense.models.resizing import fitted, resized, rounded_up, upsampled
+from res2net_dense.models.resizing import fitted, resized, rounded_up
 from res2net_dense.models.saliency_losses import edge_loss, edge_targets, saliency_losses
 from res2net_dense.types import Losses, Prediction, Sample
 
-_log = logging.getLogger(__name__)
-
 DECODERS = {"poolnet": PoolNetDecoder}
 """By `model.arch`."""
-LOSSES = ("bce", "iou", "ssim", "structure")
-NORMS = ("BN", "SyncBN", "GN")
 
 
 class SaliencyModel(ImageModel):
     """A backbone and a decoder that take `Sample`s and return losses or `saliency`.
 
     Images of a batch may differ in size: they are padded, which does not change the results (see `padding`).
+    `config/saliency.py` explains the settings.
 
     Args:
         backbone: its features are the decoder's input.
-        arch: the decoder, one of `DECODERS`.
-        channels: of the decoder.
-        norm: of the decoder: "BN", "SyncBN" or "GN".
-        losses: weight of each of `LOSSES`; those that are missing have none.
-        side_weight: of the losses of the decoder's deeper levels; 0 for none.
-        edge_weight: of the loss of the borders; 0 for no such branch.
+        losses: weight of each of `saliency_losses.LOSSES`; those that are missing have none.
         **pixels: `pixel_mean` and `pixel_std` of `ImageModel`.
-
-    Raises:
-        ConfigError: an argument has no meaning.
     """
+
+    size_setting = "data.size"
 
     def __init__(
         self,
@@ -60,25 +49,7 @@ class SaliencyModel(ImageModel):
         **pixels: Sequence[float],
     ) -> None:
         super().__init__(**pixels)
-        losses = {"bce": 1.0, "iou": 1.0} if losses is None else dict(losses)
-        if arch not in DECODERS:
-            raise ConfigError(f"model.arch is {arch!r}; known: {', '.join(DECODERS)}")
-        if channels < 1:
-            raise ConfigError(f"model.channels is {channels}; it must be at least 1, usually 64")
-        if norm not in NORMS:
-            raise ConfigError(f"model.norm is {norm!r}; allowed: {', '.join(NORMS)}")
-        for name, weight in losses.items():
-            if name not in LOSSES or weight < 0:
-                raise ConfigError(
-                    f"model.losses has {name}: {weight}; it takes {', '.join(LOSSES)}, each 0 or more"
-                )
-        if not any(losses.values()):
-            raise ConfigError("model.losses has no weight above 0: there is nothing to learn")
-        if min(side_weight, edge_weight) < 0:
-            raise ConfigError(
-                f"model.side_weight {side_weight} and model.edge_weight {edge_weight} must not be negative"
-            )
-        self.loss_weights = {name: losses.get(name, 0.0) for name in LOSSES}
+        self.loss_weights = {"bce": 1.0, "iou": 1.0} if losses is None else losses
         self.side_weight = side_weight
         self.edge_weight = edge_weight
         self.extents = Extents()
@@ -96,16 +67,8 @@ class SaliencyModel(ImageModel):
         self.divisor = max(self.strides)
         watch(self, self.extents)
 
-    def forward(self, batch: Sequence[Sample]) -> Losses | list[Prediction]:
-        """See `res2net_dense.types`. `saliency` of the predictions is at each image's original size.
-
-        Raises:
-            ConfigError: batch norm has a single value to learn from.
-        """
-        if self.training:
-            with single_values_explained("data.size"):
-                return {name: losses.mean() for name, losses in self.image_losses(batch).items()}
-        return self._predict(batch)
+    def losses(self, batch: Sequence[Sample]) -> Losses:
+        return {name: losses.mean() for name, losses in self.image_losses(batch).items()}
 
     def image_losses(self, batch: Sequence[Sample]) -> dict[str, Tensor]:
         """The weighted losses of each image, `(N,)` each; their means are the losses of the batch."""
@@ -118,7 +81,8 @@ class SaliencyModel(ImageModel):
 
         def compare(logits: Tensor, stride: int) -> Tensor:
             whole = self._full(logits, images, stride)
-            return torch.stack([*saliency_losses(whole, targets, valid, **self.loss_weights).values()]).sum(0)
+            losses = saliency_losses(whole, targets, valid, self.loss_weights)
+            return torch.stack([*losses.values()]).sum(0)
 
         losses = {"loss_saliency": compare(final, self.strides[0])}
         if sides:
@@ -129,16 +93,13 @@ class SaliencyModel(ImageModel):
             losses["loss_edge"] = self.edge_weight * edge_loss(whole, edges, valid)
         return losses
 
-    def _predict(self, batch: Sequence[Sample]) -> list[Prediction]:
+    def predictions(self, batch: Sequence[Sample]) -> list[Prediction]:
         images = self._batched(batch)
         maps = self._full(self._compute(images)[0], images, self.strides[0]).sigmoid()
         predictions: list[Prediction] = []
         for sample, whole in zip(batch, maps, strict=True):
             height, width = sample["image"].shape[-2:]
-            if not bool(torch.isfinite(whole).all()):
-                _log.warning(
-                    "%s: the map is not finite and means nothing", sample.get("file_name", "an image")
-                )
+            warn_if_not_finite(whole, sample)
             size = sample["original_height"], sample["original_width"]
             predictions.append({"saliency": resized_saliency(whole[0, :height, :width], size)})
         return predictions
@@ -148,7 +109,7 @@ class SaliencyModel(ImageModel):
 
     def _full(self, logits: Tensor, images: Tensor, stride: int) -> Tensor:
         """Logits at the images' size, in full precision."""
-        return self.extents.each(lambda part: upsampled(part, stride), logits.float(), images.shape[-2:])
+        return self.extents.upsampled(logits.float(), stride, images.shape[-2:])
 
     def _batched(self, batch: Sequence[Sample]) -> Tensor:
         """`(N, 3, H, W)` normalized and padded with zeros; sets the extents."""
@@ -175,15 +136,13 @@ def build_saliency_model(
 
     Args:
         backbone: arguments of `create_backbone`: `name`, and optionally `weights` and any option.
-        num_classes: 1.
+        num_classes: 1, as saliency has one class.
         **options: of `SaliencyModel`.
 
     Raises:
-        ConfigError: a value has no meaning.
+        ConfigError: the backbone is too small, or has no such option.
         CheckpointError: the weights cannot be loaded.
     """
-    if num_classes != 1:
-        raise ConfigError(f"model.num_classes is {num_classes}; saliency has one class, set it to 1")
     network = create_backbone(**backbone)
     if "res5" not in network.out_features:
         raise ConfigError(

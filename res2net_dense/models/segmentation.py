@@ -8,7 +8,6 @@ figures; `arch` also takes the name of any other architecture of smp.
 from __future__ import annotations
 
 import inspect
-import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,22 +21,14 @@ from res2net_dense.integrations.smp import (
     PREFIX,
     build_encoder,
 )  # first: a clear message where smp is missing
-from res2net_dense.models.base import PIXEL_MEAN, PIXEL_STD, ImageModel
-from res2net_dense.models.norms import (
-    MIN_GROUP,
-    SingleValueSafeBatchNorm2d,
-    SingleValueSafeSyncBatchNorm,
-    group_norm,
-    single_values_explained,
-)
+from res2net_dense.models.base import ImageModel, warn_if_not_finite
+from res2net_dense.models.norms import replace_norms
 from res2net_dense.models.resizing import fitted, resized, rounded_up
-from res2net_dense.models.semantic_inference import check_views, class_probabilities, resized_argmax
+from res2net_dense.models.semantic_inference import class_probabilities, resized_argmax
 from res2net_dense.types import IGNORE_INDEX, Losses, Prediction, Sample
 
 # isort: split
 import segmentation_models_pytorch as smp
-
-_log = logging.getLogger(__name__)
 
 OUTPUT_STRIDES = {arch: (32,) for arch in smp.MODEL_ARCHITECTURES_MAPPING if arch != "dpt"} | {
     "deeplabv3plus": (16, 8),
@@ -49,7 +40,6 @@ ATROUS_RATES = {16: (6, 12, 18), 8: (12, 24, 36)}
 """The DeepLabs' dilation rates by output stride."""
 AUX_CHANNELS = 256
 
-# smp's arguments that have a name of ours, so that a setting has one place.
 OWNED = {
     "encoder_name": "backbone.name",
     "encoder_weights": "backbone.weights",
@@ -61,6 +51,7 @@ OWNED = {
     "activation": "the network, which gives logits",
     "aux_params": "model.aux_weight, another head",
 }
+"""smp's arguments that have a name of ours, so that a setting has one place."""
 
 
 class SegmentationModel(ImageModel):
@@ -78,10 +69,11 @@ class SegmentationModel(ImageModel):
         aux_head: the second deepest map of the backbone -> logits at its size; None for none.
         aux_weight: of its loss.
         class_weights: of each class in the loss; None for equal ones.
-        pixel_mean, pixel_std: see `ImageModel`.
-        **views: `scales, flip, window, window_stride` of evaluation, see
-            `semantic_inference.class_probabilities`.
+        views: `scales`, `flip`, `window` and `window_stride` of `class_probabilities`, for evaluation.
+        **pixels: `pixel_mean` and `pixel_std` of `ImageModel`.
     """
+
+    size_setting = "data.crop_size"
 
     def __init__(
         self,
@@ -94,13 +86,11 @@ class SegmentationModel(ImageModel):
         aux_head: nn.Module | None = None,
         aux_weight: float = 0.0,
         class_weights: Sequence[float] | None = None,
-        pixel_mean: Sequence[float] = PIXEL_MEAN,
-        pixel_std: Sequence[float] = PIXEL_STD,
-        **views: Any,
+        views: Mapping[str, Any] | None = None,
+        **pixels: Sequence[float],
     ) -> None:
-        super().__init__(pixel_mean, pixel_std)
-        check_views(**views)
-        self.views = views
+        super().__init__(**pixels)
+        self.views = views or {}
         self.backbone = backbone
         self.decoder = decoder
         self.segmentation_head = segmentation_head
@@ -111,14 +101,6 @@ class SegmentationModel(ImageModel):
         weights = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
         self.register_buffer("class_weights", weights, persistent=False)
 
-    def forward(self, batch: Sequence[Sample]) -> Losses | list[Prediction]:
-        """See `res2net_dense.types`. `sem_seg` of the predictions is at each image's original size.
-
-        Raises:
-            ConfigError: batch norm has a single value to learn from.
-        """
-        return self._losses(batch) if self.training else self._predict(batch)
-
     def logits(self, images: Tensor) -> Tensor:
         """`(N, 3, H, W)` normalized, H and W multiples of `divisor` -> `(N, num_classes, H, W)` logits."""
         return self._head(self.backbone(images), images)
@@ -126,19 +108,16 @@ class SegmentationModel(ImageModel):
     def _head(self, features: Sequence[Tensor], images: Tensor) -> Tensor:
         return resized(self.segmentation_head(self.decoder(features)), images.shape[-2:])
 
-    def _losses(self, batch: Sequence[Sample]) -> Losses:
+    def losses(self, batch: Sequence[Sample]) -> Losses:
         """The losses of a batch, whose images are padded right and below to one size."""
-        size = [
-            rounded_up(max(sample["image"].shape[axis] for sample in batch), self.divisor) for axis in (1, 2)
-        ]
+        size = [rounded_up(max(s["image"].shape[axis] for s in batch), self.divisor) for axis in (1, 2)]
         images = torch.stack([fitted(self.normalize(s["image"]), size) for s in batch])
         targets = torch.stack([fitted(s["sem_seg"], size, IGNORE_INDEX) for s in batch]).to(images.device)
-        with single_values_explained("data.crop_size"):
-            features = self.backbone(images)
-            losses = {"loss_sem_seg": self._loss(self._head(features, images), targets)}
-            if self.aux_head is not None:
-                aux = resized(self.aux_head(features[-2]), size)
-                losses["loss_aux"] = self.aux_weight * self._loss(aux, targets)
+        features = self.backbone(images)
+        losses = {"loss_sem_seg": self._loss(self._head(features, images), targets)}
+        if self.aux_head is not None:
+            aux = resized(self.aux_head(features[-2]), size)
+            losses["loss_aux"] = self.aux_weight * self._loss(aux, targets)
         return losses
 
     def _loss(self, logits: Tensor, targets: Tensor) -> Tensor:
@@ -153,7 +132,7 @@ class SegmentationModel(ImageModel):
         count = share.sum()  # stays on the device, without waiting for it
         return total / torch.where(count > 0, count, 1)
 
-    def _predict(self, batch: Sequence[Sample]) -> list[Prediction]:
+    def predictions(self, batch: Sequence[Sample]) -> list[Prediction]:
         by_size: dict[torch.Size, list[int]] = {}
         for number, sample in enumerate(batch):
             by_size.setdefault(sample["image"].shape, []).append(number)
@@ -162,11 +141,10 @@ class SegmentationModel(ImageModel):
             images = torch.stack([self.normalize(batch[number]["image"]) for number in numbers])
             scores = class_probabilities(self.logits, images, divisor=self.divisor, **self.views)
             for number, score in zip(numbers, scores, strict=True):
-                if not bool(torch.isfinite(score).all()):
-                    name = batch[number].get("file_name", "an image")
-                    _log.warning("%s: the scores are not finite, so its labels mean nothing", name)
-                size = batch[number]["original_height"], batch[number]["original_width"]
-                predictions[number]["sem_seg"] = resized_argmax(score, *size)
+                sample = batch[number]
+                warn_if_not_finite(score, sample)
+                labels = resized_argmax(score, sample["original_height"], sample["original_width"])
+                predictions[number]["sem_seg"] = labels
         return predictions
 
 
@@ -185,27 +163,20 @@ def build_segmentation_model(
 ) -> SegmentationModel:
     """Build an architecture of smp on a backbone of ours, and load the weights that `backbone` names, if any.
 
+    `config/semantic_segmentation.py` explains the settings.
+
     Args:
         backbone: `name`, and optionally `weights` and the options of `create_backbone`.
-        arch: `deeplabv3plus` or another name of smp's `create_model`, except `dpt`, which needs transformers.
-        num_classes: including the background.
-        output_stride: see `OUTPUT_STRIDES`; None for the default.
-        atrous_rates: of the DeepLabs; None for `ATROUS_RATES`.
-        norm: in decoder and head: "BN", "SyncBN" or "GN". The batch norms also take a single value.
-        aux_weight: of the loss of a second head (3x3 convolution, norm, ReLU, dropout, 1x1 convolution) on
-            the second deepest map; 0 for none.
-        class_weights: one for each class; None for equal ones.
-        smp: further arguments of smp's class.
-        **options: `pixel_mean`, `pixel_std` and the views of `SegmentationModel`.
+        **options: `views`, `pixel_mean` and `pixel_std` of `SegmentationModel`.
 
     Raises:
-        ConfigError: a value has no meaning.
+        ConfigError: values do not fit each other, or smp cannot build the network.
         CheckpointError: the weights cannot be loaded.
     """
-    if class_weights is not None and (len(class_weights) != num_classes or not any(class_weights)):
+    if class_weights is not None and len(class_weights) != num_classes:
         raise ConfigError(
             f"model.class_weights has {len(class_weights)} numbers; it takes one for each of "
-            f"{num_classes} classes, not all of them 0"
+            f"{num_classes} classes"
         )
     arguments, stride = _arguments(arch, output_stride, atrous_rates, smp or {})
     name = canonical_name(backbone["name"])
@@ -217,8 +188,9 @@ def build_segmentation_model(
     if arch == "pan":  # it halves the last map three times more
         divisor *= 8
     aux_head = _aux_head(encoder._out_channels[-2], num_classes) if aux_weight else None
-    parts = nn.ModuleList([network.decoder, network.segmentation_head, *([aux_head] if aux_head else [])])
-    _set_norm(parts, norm)
+    replace_norms(nn.ModuleList([network.decoder, network.segmentation_head]), norm)
+    if aux_head:
+        replace_norms(aux_head, norm)
     return SegmentationModel(
         encoder,
         network.decoder,
@@ -236,8 +208,6 @@ def _arguments(
     arch: str, output_stride: int | None, atrous_rates: Sequence[int] | None, own: Mapping[str, Any]
 ) -> tuple[dict[str, Any], int]:
     """The arguments of smp's class, and the output stride of the encoder."""
-    if arch not in OUTPUT_STRIDES:
-        raise ConfigError(f"model.arch is {arch!r}; known: {', '.join(sorted(OUTPUT_STRIDES))}")
     strides = OUTPUT_STRIDES[arch]
     stride = output_stride or strides[0]
     if stride not in strides:
@@ -282,6 +252,7 @@ def _create(arch: str, name: str, num_classes: int, arguments: dict[str, Any]) -
 
 
 def _aux_head(in_channels: int, num_classes: int) -> nn.Sequential:
+    """As PSPNet's."""
     return nn.Sequential(
         nn.Conv2d(in_channels, AUX_CHANNELS, 3, padding=1, bias=False),
         nn.BatchNorm2d(AUX_CHANNELS),
@@ -289,21 +260,3 @@ def _aux_head(in_channels: int, num_classes: int) -> nn.Sequential:
         nn.Dropout(0.1),
         nn.Conv2d(AUX_CHANNELS, num_classes, 1),
     )
-
-
-def _set_norm(module: nn.Module, norm: str) -> None:
-    """Replace every batch norm below `module` in place."""
-    for name, child in module.named_children():
-        if not isinstance(child, nn.BatchNorm2d):
-            _set_norm(child, norm)
-            continue
-        channels = child.num_features
-        if norm == "SyncBN":
-            new: nn.Module = SingleValueSafeSyncBatchNorm(channels, child.eps, child.momentum)
-        elif norm == "GN" and channels >= MIN_GROUP:  # PAN has maps of one channel
-            new = group_norm(channels)
-        elif norm in ("BN", "GN"):
-            new = SingleValueSafeBatchNorm2d(channels, child.eps, child.momentum)
-        else:
-            raise ConfigError(f"model.norm is {norm!r}; allowed: BN, SyncBN, GN")
-        setattr(module, name, new)

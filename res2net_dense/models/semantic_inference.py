@@ -4,40 +4,16 @@ several scales, with and without a horizontal flip; and labels at an image's ori
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from res2net_dense.errors import ConfigError
 from res2net_dense.models.resizing import resized, rounded_up
-
-
-def check_views(
-    *,
-    scales: Sequence[float] = (1.0,),
-    flip: bool = False,
-    window: int | None = None,
-    window_stride: int | None = None,
-) -> None:
-    """Check these arguments of `class_probabilities`.
-
-    Raises:
-        ConfigError: one has no meaning.
-    """
-    if not isinstance(flip, bool):
-        raise ConfigError(f"flip is {flip!r}; it is true or false")
-    if not scales or not all(math.isfinite(scale) and scale > 0 for scale in scales):
-        raise ConfigError(f"scales is {list(scales)}; it takes at least one number, all above 0")
-    if window is not None and window < 1:
-        raise ConfigError(f"window is {window}; it must be at least 1")
-    if window_stride is not None and (window is None or not 1 <= window_stride <= window):
-        raise ConfigError(
-            f"window_stride is {window_stride} and window {window}; it needs a window and is 1 to its side"
-        )
 
 
 @torch.no_grad()
@@ -73,13 +49,7 @@ def class_probabilities(
 
     Returns:
         (N, K, H, W) float32, which adds up to 1 over K.
-
-    Raises:
-        ConfigError: an argument has no meaning.
     """
-    check_views(scales=scales, flip=flip, window=window, window_stride=window_stride)
-    if divisor < 1:
-        raise ConfigError(f"divisor is {divisor}; it must be at least 1")
     stride = window_stride or (max(1, window * 2 // 3) if window else None)
     size = images.shape[-2:]
 
@@ -91,6 +61,51 @@ def class_probabilities(
     for scale in scales[1:]:
         total += mean_at(scale)
     return total.div_(len(scales))
+
+
+def _mean_over_windows(
+    network: Callable[[Tensor], Tensor],
+    images: Tensor,
+    divisor: int,
+    flip: bool,
+    window: int | None,
+    stride: int | None,
+) -> Tensor:
+    """(N, K, H, W) mean probabilities of images at their size."""
+    height, width = images.shape[-2:]
+    tall, wide = min(window or height, height), min(window or width, width)
+    rows, columns = _starts(height, tall, stride), _starts(width, wide, stride)
+    row_weights = _weights(rows, height, tall).to(images.device)[:, None]
+    column_weights = _weights(columns, width, wide).to(images.device)
+    padding = (0, rounded_up(wide, divisor) - wide, 0, rounded_up(tall, divisor) - tall)
+    mean: Tensor | None = None
+    for flipped in (False, True)[: 1 + flip]:
+        view = images.flip(-1) if flipped else images
+        for top, left in itertools.product(rows, columns):
+            crop = F.pad(view[..., top : top + tall, left : left + wide], padding)  # always a copy
+            share = network(crop)[..., :tall, :wide].float().softmax(1)
+            share.mul_(row_weights[top : top + tall]).mul_(column_weights[left : left + wide])
+            if flipped:
+                share, left = share.flip(-1), width - left - wide
+            if mean is None:
+                mean = share.new_zeros(*share.shape[:2], height, width)
+            mean[..., top : top + tall, left : left + wide].add_(share, alpha=1 / (1 + flip))
+    return cast(Tensor, mean)  # there is at least one window
+
+
+def _starts(length: int, window: int, stride: int | None) -> list[int]:
+    """Where windows start along one side; the last one ends where the image does."""
+    if length <= window or stride is None:
+        return [0]
+    return [*range(0, length - window, stride), length - window]
+
+
+def _weights(starts: Sequence[int], length: int, window: int) -> Tensor:
+    """(length,) one by the number of windows that cover each place."""
+    covers = torch.zeros(length)
+    for start in starts:
+        covers[start : start + window] += 1
+    return 1 / covers
 
 
 @torch.no_grad()
@@ -117,63 +132,3 @@ def resized_argmax(scores: Tensor, height: int, width: int) -> Tensor:
         labels.masked_fill_(score > best, label)
         torch.maximum(score, best, out=best)
     return labels
-
-
-def _mean_over_windows(
-    network: Callable[[Tensor], Tensor],
-    images: Tensor,
-    divisor: int,
-    flip: bool,
-    window: int | None,
-    stride: int | None,
-) -> Tensor:
-    """(N, K, H, W) mean probabilities of images at their size."""
-    mean: Tensor | None = None
-    for flipped in (False, True)[: 1 + flip]:
-        view = images.flip(-1) if flipped else images
-        for top, left, share in _shares(network, view, divisor, window, stride):
-            height, width = share.shape[-2:]
-            if flipped:
-                share, left = share.flip(-1), images.shape[-1] - left - width
-            if mean is None:
-                mean = share.new_zeros(*share.shape[:2], *images.shape[-2:])
-            mean[..., top : top + height, left : left + width].add_(share, alpha=1 / (1 + flip))
-    return cast(Tensor, mean)  # there is at least one window
-
-
-def _shares(
-    network: Callable[[Tensor], Tensor], images: Tensor, divisor: int, window: int | None, stride: int | None
-) -> Iterator[tuple[int, int, Tensor]]:
-    """Yield top, left and share of the mean of each window: (N, K, h, w) probabilities, divided by the number
-    of windows that cover the pixel.
-    """
-    height, width = images.shape[-2:]
-    tall, wide = min(window or height, height), min(window or width, width)
-    rows, columns = _starts(height, tall, stride), _starts(width, wide, stride)
-    row_weights = _weights(rows, height, tall).to(images.device)[:, None]
-    column_weights = _weights(columns, width, wide).to(images.device)
-    padding = (0, rounded_up(wide, divisor) - wide, 0, rounded_up(tall, divisor) - tall)
-    for top in rows:
-        for left in columns:
-            crop = F.pad(images[..., top : top + tall, left : left + wide], padding)  # always a copy
-            share = network(crop)[..., :tall, :wide].float().softmax(1)
-            yield (
-                top,
-                left,
-                share.mul_(row_weights[top : top + tall]).mul_(column_weights[left : left + wide]),
-            )
-
-
-def _starts(length: int, window: int, stride: int | None) -> list[int]:
-    """Where windows start along one side; the last one ends where the image does."""
-    if length <= window or stride is None:
-        return [0]
-    return [*range(0, length - window, stride), length - window]
-
-
-def _weights(starts: Sequence[int], length: int, window: int) -> Tensor:
-    """(length,) one by the number of windows that cover each place."""
-    covers = torch.zeros(length)
-    for start in starts:
-        covers[start : start + window] += 1
-    return 1 / covers

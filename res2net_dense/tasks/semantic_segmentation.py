@@ -63,7 +63,7 @@ class SemanticSegmentation(Task[SegmentationConfig]):
         from res2net_dense.models.segmentation import build_segmentation_model
 
         views = config.eval.model_dump(include={"scales", "flip", "window", "window_stride"})
-        return build_segmentation_model(**network_settings(config, load_weights), **views)
+        return build_segmentation_model(**network_settings(config, load_weights), views=views)
 
     def build_graph(self, model: Any) -> Graph:
         return SegmentationGraph(model)

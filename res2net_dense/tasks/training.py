@@ -22,7 +22,7 @@ from res2net_dense.engine.distributed import print_rank0
 from res2net_dense.engine.inference import evaluate, resolve_precision
 from res2net_dense.engine.metric_log import MetricLog, write_results
 from res2net_dense.engine.optim import Ema, build_optimizer, build_schedule, scale_lr
-from res2net_dense.engine.trainer import Evaluation, LoopOptions, seed_everything, train
+from res2net_dense.engine.trainer import Evaluation, LoopOptions, Trainer, seed_everything
 from res2net_dense.errors import CheckpointError, ConfigError, first_few
 from res2net_dense.tasks import get_task
 from res2net_dense.tasks.base import updated
@@ -96,7 +96,7 @@ def train_and_evaluate(
     loop_options = LoopOptions(
         seed=config.runtime.seed, **options.model_dump(include={one.name for one in fields(LoopOptions)})
     )
-    metrics = train(
+    trainer = Trainer(
         state,
         task.build_train_loader(config, start_iteration=state.iteration),
         build_schedule(iterations=options.iterations, **options.schedule.model_dump()),
@@ -105,6 +105,7 @@ def train_and_evaluate(
         log=MetricLog(folder, iterations=options.iterations),
         checkpointer=checkpointer,
     )
+    metrics = trainer.run()
     if dry_run:
         distributed.barrier()  # only the main process writes
         newest = checkpointer.open_latest()

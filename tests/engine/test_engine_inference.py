@@ -79,8 +79,6 @@ def test_auto_is_the_fast_precision_of_the_device(monkeypatch: pytest.MonkeyPatc
             assert nn.Linear(2, 2)(torch.ones(1, 2)).dtype == dtype
     monkeypatch.undo()
     assert resolve_precision("cpu", "auto") in ("bf16", "fp32")
-    with pytest.raises(ConfigError, match="unknown precision 'fp8': choose one of auto, fp32"):
-        resolve_precision("cpu", "fp8")
 
 
 class Mute(nn.Module):
@@ -106,7 +104,9 @@ def test_results_and_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert first["losses"] == {"loss_cls": 1.0, "loss_box": None}
     assert first["image_ids"] == [7, "a"]
     assert second == {"iteration": 20, "metrics": {"AP": None}}
-    assert "iteration 20/300  loss nan (cls 1.000 box nan)  lr 8.0e-04  " in capsys.readouterr().err
+    printed = capsys.readouterr().err
+    assert "iteration 20/300  loss nan (cls 1.000 box nan)  lr 8.0e-04  " in printed
+    assert "evaluation after 20  AP nan" in printed
     assert list(tmp_path.glob("events*"))
 
 
@@ -117,24 +117,19 @@ def test_half_an_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MASTER_ADDR", "host")
     assert distributed.init_distributed("cpu") == torch.device("cpu")
     monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("LOCAL_RANK", "first")
     with pytest.raises(
-        ConfigError, match="WORLD_SIZE, LOCAL_RANK, MASTER_PORT is not set: start with torchrun"
+        ConfigError,
+        match="WORLD_SIZE, LOCAL_RANK, MASTER_PORT is not set or not a number: start with torchrun",
     ):
         distributed.init_distributed("cpu")
 
 
-def test_a_terminal_shows_bars(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_terminal_shows_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     class Terminal(io.StringIO):
         def isatty(self) -> bool:
             return True
 
     monkeypatch.setattr(sys, "stderr", terminal := Terminal())
-    log = MetricLog(tmp_path, iterations=40, tensorboard=False)
-    log.train(20, losses={"loss_cls": 1.0}, lr=1e-3, grad_norm=1.0, image_ids=[1])
-    log.evaluation(20, {"top1": 50.0})
-    log.close()
-    assert "20/40" in terminal.getvalue()
-    assert "cls 1.000" in terminal.getvalue()
-    assert "evaluation after 20  top1 50.000" in terminal.getvalue()
     assert list(inference._with_progress([[], []])) == [[], []]
     assert "evaluating:" in terminal.getvalue()

@@ -23,14 +23,9 @@ class Net(nn.Module):
 
 def test_groups() -> None:
     model = Net()
+    factors = {"bias_lr_factor": 2.0, "backbone_lr_factor": 0.5}
     optimizer = build_optimizer(
-        model,
-        name="adamw",
-        lr=1.0,
-        weight_decay=0.1,
-        norm_weight_decay=0.0,
-        bias_lr_factor=2.0,
-        backbone_lr_factor=0.5,
+        model, name="adamw", lr=1.0, weight_decay=0.1, norm_weight_decay=0.0, **factors
     )
     found = {
         id(parameter): (group["lr"], group["weight_decay"], group["initial_lr"])
@@ -96,8 +91,6 @@ def test_groups_equal_detectron2() -> None:
 def test_nothing_to_train() -> None:
     with pytest.raises(ConfigError, match="no trainable"):
         build_optimizer(nn.ReLU(), lr=0.1)
-    with pytest.raises(ConfigError, match="sgd, adam, adamw"):
-        build_optimizer(nn.Linear(1, 1), name="sgdd", lr=0.1)
     assert scale_lr(0.02, 2, 16) == pytest.approx(0.0025)
 
 
@@ -155,8 +148,6 @@ def test_schedule_edges() -> None:
     warm = build_schedule(name="poly", iterations=10, warmup_iterations=4, warmup_factor=0.0)
     assert warm(0) == 0.0
     assert warm(2) == pytest.approx(0.5 * 0.8**0.9)
-    with pytest.raises(ConfigError, match="unknown schedule 'step': choose one of multistep, poly"):
-        build_schedule(name="step", iterations=10)
 
 
 def test_ema() -> None:

@@ -10,11 +10,12 @@ from comparison import like_trained
 from networks import TINY, TINY_V1B, every_network
 
 from res2net_dense.backbones import list_backbones
-from res2net_dense.config.saliency import SaliencyModelConfig
+from res2net_dense.config.saliency import SaliencyLosses, SaliencyModelConfig
 from res2net_dense.errors import ConfigError
 from res2net_dense.models.decoders.poolnet import BINS
 from res2net_dense.models.resizing import cell_means
 from res2net_dense.models.saliency import DECODERS, build_saliency_model
+from res2net_dense.models.saliency_losses import LOSSES
 
 SIZES = ((70, 97), (97, 64), (33, 45), (96, 96))
 
@@ -83,8 +84,9 @@ def test_padding_changes_nothing_with_any_decoder_loss_and_norm(arch, norm):
     assert_padding_changes_nothing(build(arch=arch, norm=norm, losses=losses), list(samples()))
 
 
-def test_a_configuration_can_name_every_decoder():
+def test_a_configuration_can_name_every_decoder_and_loss():
     assert get_args(SaliencyModelConfig.model_fields["arch"].annotation) == tuple(DECODERS)
+    assert SaliencyLosses.model_fields.keys() == LOSSES.keys()
 
 
 def test_without_the_hooks_padding_would_matter():
@@ -146,15 +148,6 @@ def test_norms_that_learn_see_no_padding(norm, checkpointed):
     for alone, padded in zip(*outcomes, strict=True):
         torch.testing.assert_close(padded, alone, atol=1e-9, rtol=1e-9)
     assert (len(outcomes[0]) > 60) == (norm == "BN")
-
-
-def test_recomputed_activations_see_the_same_padding():
-    grads = []
-    for recompute in (False, True):
-        model = build(options={"norm": "GN", "checkpoint_activations": recompute}).train()
-        sum(model(list(samples())).values()).backward()
-        grads.append(model.backbone.conv1.weight.grad)
-    torch.testing.assert_close(*grads)
 
 
 @pytest.mark.parametrize("edge", [0.0, 0.5])
@@ -233,22 +226,8 @@ def test_bfloat16_is_near_full_precision():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        ({"name": "res2next29_6c_24w_4s"}, "stride 4"),
-        ({"name": "resnet49"}, "unknown backbone"),
-        ({"arch": "unet"}, "known: poolnet"),
-        ({"num_classes": 2}, "num_classes is 2"),
-        ({"channels": 0}, "channels is 0"),
-        ({"norm": "LN"}, "GN"),
-        ({"losses": {"bce": -1.0}}, "bce: -1"),
-        ({"losses": {"dice": 1.0}}, "bce, iou, ssim, structure"),
-        ({"losses": {"bce": 0.0}}, "no weight above 0"),
-        ({"side_weight": -1.0}, "side_weight -1"),
-    ],
+    ("name", "words"), [("res2next29_6c_24w_4s", "stride 4"), ("resnet49", "unknown backbone")]
 )
-def test_what_has_no_meaning_is_refused_in_one_line(arguments, words):
-    settings = {"name": TINY, **arguments}
-    with pytest.raises(ConfigError, match=words) as error:
-        build_saliency_model(backbone={"name": settings.pop("name")}, **settings)
-    assert "\n" not in str(error.value)
+def test_a_backbone_that_is_too_small_or_unknown_is_refused(name, words):
+    with pytest.raises(ConfigError, match=words):
+        build_saliency_model(backbone={"name": name})

@@ -116,12 +116,6 @@ def test_a_batch_without_a_labelled_pixel_has_no_loss():
     assert all(p.grad is None or bool((p.grad == 0).all()) for p in model.parameters())
 
 
-def test_images_of_a_training_batch_may_differ_in_size():
-    losses = build(aux_weight=0.4).train()([sample(64, 50), sample(40, 64, seed=1)])
-    assert set(losses) == {"loss_sem_seg", "loss_aux"}
-    assert all(bool(torch.isfinite(loss)) for loss in losses.values())
-
-
 def test_the_auxiliary_head_learns_and_is_not_needed_later():
     model = build(aux_weight=0.4).train()
     losses = model([sample(), sample(seed=1)])
@@ -183,8 +177,10 @@ def test_the_config_knows_every_architecture_of_smp():
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_every_architecture_learns_and_predicts(arch):
+    """From images of different sizes too."""
     model = build(arch, norm="GN", aux_weight=0.4, num_classes=3).train()
-    losses = model([sample(64, 96, labels=3), sample(64, 96, seed=1, labels=3)])
+    losses = model([sample(64, 96, labels=3), sample(50, 81, seed=1, labels=3)])
+    assert set(losses) == {"loss_sem_seg", "loss_aux"}
     sum(losses.values()).backward()
     without = [name for name, p in model.named_parameters() if p.grad is None]
     assert not without  # a parameter that never learns stops DDP
@@ -212,14 +208,9 @@ def test_further_arguments_reach_smp():
         ({"output_stride": 32}, ["output_stride", "16 or 8"]),
         ({"arch": "unet", "output_stride": 16}, ["output_stride", "32"]),
         ({"arch": "unet", "atrous_rates": [1, 2, 3]}, ["atrous_rates", "unet"]),
-        ({"arch": "dpt"}, ["dpt", "deeplabv3plus"]),
         ({"class_weights": [1.0]}, ["class_weights", "4 classes"]),
-        ({"class_weights": [0.0] * 4}, ["class_weights"]),
-        ({"norm": "LN"}, ["norm", "GN"]),
         ({"backbone": {"name": "res2net51_26w_4s"}}, ["did you mean", "res2net50_26w_4s"]),
         ({"backbone": {"name": "res2next29_6c_24w_4s"}}, ["res2next29_6c_24w_4s", "small images"]),
-        ({"scales": [0.0]}, ["scale"]),
-        ({"window": 64, "window_stride": 65}, ["window_stride"]),
     ],
 )
 def test_settings_without_meaning_are_refused_in_one_line(settings, words):
@@ -247,11 +238,11 @@ def test_options_and_weights_of_the_backbone(tmp_path):
         build(backbone={"weights": str(tmp_path / "other.pth")})
 
 
-def test_scores_that_are_not_finite_are_said(caplog):
+def test_an_output_that_is_not_finite_is_reported(caplog):
     model = build().eval()
     model.segmentation_head[0].bias.data.fill_(float("nan"))
     model([sample(seed=3)])
-    assert "3.png: the scores are not finite" in caplog.text
+    assert "3.png: the network's output is not finite" in caplog.text
 
 
 def test_views_are_averaged(monkeypatch):
@@ -263,5 +254,6 @@ def test_views_are_averaged(monkeypatch):
         return torch.zeros(len(images), 4, *images.shape[-2:])
 
     monkeypatch.setattr(segmentation, "class_probabilities", record)
-    build(scales=[0.5, 1.0], flip=True, window=64, window_stride=32).eval()([sample()])
-    assert asked == {"divisor": 16, "scales": [0.5, 1.0], "flip": True, "window": 64, "window_stride": 32}
+    views = {"scales": [0.5, 1.0], "flip": True, "window": 64, "window_stride": 32}
+    build(views=views).eval()([sample()])
+    assert asked == {"divisor": 16, **views}

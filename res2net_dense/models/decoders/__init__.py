@@ -6,5 +6,5 @@ deeper levels if `side` is true, and those of the borders if `edge` is.
 
 The padding of a batch must not change its results. For convolutions, pools and norms that are modules, hooks
 see to that (`models.padding`); functions that look at neighbours, such as resizing, go through
-`extents.each`. The tests run over all decoders.
+`extents.each` or `extents.upsampled`. The tests run over all decoders.
 """

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from res2net_dense.backbones.layers import build_norm
@@ -46,15 +45,14 @@ class PyramidPool(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`(N, in_channels, h, w)` -> `(N, channels, h, w)`."""
+        return self.fuse(torch.cat([self.lateral(x), self.extents.each(self._means, x)], 1))
 
-        def means(part: Tensor) -> Tensor:
-            maps = [
-                stretched(cell(cell_means(part, (bins, bins))).relu(), part.shape[-2:])
-                for cell, bins in zip(self.cells, BINS, strict=True)
-            ]
-            return torch.cat(maps, 1)
-
-        return self.fuse(torch.cat([self.lateral(x), self.extents.each(means, x)], 1))
+    def _means(self, x: Tensor) -> Tensor:
+        maps = [
+            stretched(cell(cell_means(x, (bins, bins))).relu(), x.shape[-2:])
+            for cell, bins in zip(self.cells, BINS, strict=True)
+        ]
+        return torch.cat(maps, 1)
 
 
 class Aggregation(nn.Module):
@@ -65,24 +63,21 @@ class Aggregation(nn.Module):
     def __init__(self, channels: int, norm: str, extents: Extents) -> None:
         super().__init__()
         self.extents = extents
+        self.pools = nn.ModuleList(
+            nn.AvgPool2d(rate, ceil_mode=True, count_include_pad=False) for rate in RATES
+        )
         self.convs = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in RATES)
         self.fuse = ConvNorm(channels, channels, 3, norm)
 
     def forward(self, x: Tensor) -> Tensor:
         """`(N, channels, h, w)` -> `(N, channels, h, w)`."""
+        return self.fuse(self.extents.each(self._sum, x))
 
-        def means(part: Tensor) -> Tensor:
-            total = part
-            for conv, rate in zip(self.convs, RATES, strict=True):
-                mean = upsampled(conv(self.window_means(part, rate)), rate)
-                total = total + mean[..., : part.shape[-2], : part.shape[-1]]
-            return total.relu()
-
-        return self.fuse(self.extents.each(means, x))
-
-    def window_means(self, x: Tensor, rate: int) -> Tensor:
-        """`(N, C, h, w)` -> `(N, C, ceil(h / rate), ceil(w / rate))`."""
-        return F.avg_pool2d(x, rate, ceil_mode=True, count_include_pad=False)
+    def _sum(self, x: Tensor) -> Tensor:
+        total = x
+        for pool, conv, rate in zip(self.pools, self.convs, RATES, strict=True):
+            total = total + upsampled(conv(pool(x)), rate)[..., : x.shape[-2], : x.shape[-1]]
+        return total.relu()
 
 
 class PoolNetDecoder(nn.Module):
@@ -139,9 +134,9 @@ class PoolNetDecoder(nn.Module):
         x, stride = guide, self.strides[-1]
         for level in reversed(range(len(maps))):
             size = maps[level].shape[-2:]
-            below = self._upsampled(x, stride // self.strides[level], size)
+            below = self.extents.upsampled(x, stride // self.strides[level], size)
             stride = self.strides[level]
-            guided = self._upsampled(self.guides[level](guide), self.strides[-1] // stride, size)
+            guided = self.extents.upsampled(self.guides[level](guide), self.strides[-1] // stride, size)
             x = self.aggregations[level](self.laterals[level](maps[level]) + below + guided)
             if level and self.sides is not None:
                 sides.insert(0, self.sides[level - 1](x))
@@ -151,9 +146,6 @@ class PoolNetDecoder(nn.Module):
             borders = self.edge_head(features)
             x = self.join(torch.cat([x, features], 1))
         return self.head(x), sides, borders
-
-    def _upsampled(self, x: Tensor, factor: int, size: Sequence[int]) -> Tensor:
-        return self.extents.each(lambda part: upsampled(part, factor), x, size)
 
 
 def _head(channels: int) -> nn.Conv2d:
