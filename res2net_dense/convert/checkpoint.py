@@ -1,22 +1,19 @@
 """The path of a weight file, from top to bottom: any checkpoint of the family becomes canonical names, the
 network it needs, and a report of what was found.
 
-    open_weights   read        the bytes and what they hold, without running code
-    unwrap         unwrap      the named tensors in it
-    recognise      recognise   whose names they have, and where the backbone is
-    translate      translate   the backbone's tensors by canonical names
-    describe       describe    which network they are of
-    match          all its tensors are there, and no others
-    load           load        into a network that is built
+    open_weights, unwrap   weight_files   the named tensors in a file, read without running code
+    recognise, translate   recognise      whose names they have, where the backbone is, its tensors by ours
+    inspect                               which network they are of
+    match                                 all its tensors are there, and no others
+    load_backbone_weights  load           into a network that is built
+    write_checkpoint       write          into a file of any library
 """
 
 from __future__ import annotations
 
-import json
-import logging
 import math
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,21 +21,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from res2net_dense.backbones.options import SEMANTICS
-from res2net_dense.convert.describe import describe, own_config
-from res2net_dense.convert.dialects import DIALECTS, Dialect, dialect_named
-from res2net_dense.convert.recognise import recognise
-from res2net_dense.convert.report import Checkpoint, Dropped, printable, shorten
-from res2net_dense.convert.structure import expected_shapes
-from res2net_dense.convert.translate import to_dialect
-from res2net_dense.errors import CheckpointError, ConfigError, first_few, one_line
-from res2net_dense.files import write_atomically
-from res2net_dense.weight_files import WeightFile, open_weights, save_weights
+from res2net_dense.backbones.options import DILATION_RULES, SEMANTICS
+from res2net_dense.backbones.weights import IMAGENETTE, WEIGHTS
+from res2net_dense.convert.dialects import CANONICAL, DIALECTS, DILATED_RELATIVES, Dialect, dialect_named
+from res2net_dense.convert.recognise import Place, recognise, translate
+from res2net_dense.convert.report import Checkpoint, Dropped, Report, printable, settings, shorten
+from res2net_dense.convert.structure import Structure, expected_shapes, find_name, structure_of
+from res2net_dense.errors import CheckpointError, ConfigError, first_few
+from res2net_dense.weight_files import WeightFile, open_weights
 from res2net_dense.weight_files.models import compare
 from res2net_dense.weight_files.unwrap import COUNTER
 
-_log = logging.getLogger(__name__)
-
+UNUSED = "computed and never used by the official network"
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -73,15 +67,143 @@ def read_checkpoint(
 
 def inspect(file: WeightFile, *, wanted: Dialect | None = None, prefix: str | None = None) -> Checkpoint:
     """Find out what a file is; arguments and errors as in `read_checkpoint`."""
-    tensors = file.unwrapped.tensors
     try:
-        if not tensors:
+        if not file.unwrapped.tensors:
             entries = shorten([str(key) for key in file.content]) or "nothing at all"
             raise CheckpointError(f"it holds no tensors, only {entries}")
-        place = recognise(tensors, wanted, prefix, own=bool(own_config(file)))
-        return describe(file, place, wanted=wanted is not None)
+        config = file.config if isinstance(file.config.get("backbone"), Mapping) else {}
+        place = recognise(file.unwrapped.tensors, wanted, prefix, own=bool(config))
+        return _describe(file, place, config, wanted=wanted is not None)
     except CheckpointError as error:
         raise _unreadable(file.path, error) from None
+
+
+def _describe(file: WeightFile, place: Place, config: dict[str, Any], *, wanted: bool) -> Checkpoint:
+    """Find out which network the backbone in `place` is, and what the file states or leaves open about it.
+
+    `config` is a configuration of ours in the file; `wanted` tells that the user gave the dialect.
+    """
+    state, unnamed, beside, unused = translate(file.unwrapped.tensors, place)
+    structure = structure_of(state)
+    own = config.get("backbone", {})
+    if structure.norm == "GN" and own.get("norm") != "GN":
+        raise CheckpointError(
+            "no running statistics: batch norms saved without their buffers (save the whole "
+            "state_dict()), or group norms, which a file of this package states in its config"
+        )
+    dialect = place.dialect
+    if not wanted and dialect.name in CANONICAL and dialect.name != "res2net_dense":
+        # They all have these names: the first that has such networks.
+        able = (DIALECTS[name] for name in CANONICAL if name != "dla" or unused)
+        dialect = next(row for row in able if not row.why_not(structure))
+    others = file.unwrapped.others
+    dropped = [
+        *([Dropped(shorten(others), len(others), "no tensors")] if others else []),
+        *([Dropped(", ".join(sorted(unused)), unused.total(), UNUSED)] if unused else []),
+        *(Dropped(*item, "not part of the backbone") for item in sorted(beside.items())),
+    ]
+    notes = [*dialect.notes]
+    if file.left_out:
+        notes.append(f"not read, as it could run code: objects of {shorten(file.left_out)}")
+
+    row = next((row for row in WEIGHTS.values() if row.sha256 and file.sha256.startswith(row.sha256)), None)
+    given: Mapping[str, Any] = dialect.semantics
+    if row is not None:  # these very bytes: what is known of them outweighs what their names suggest
+        given, source = row.semantics, f"the weights table, {row.key}"
+    elif own:
+        given, source = own, "config in the file"
+    else:  # renamed ImageNet weights have the names of a fork, and nothing but a backbone
+        bare = dialect.doubtful_without_prefix and not beside
+        source = _source(dialect, place.prefix, structure, bare=bare)
+        if bare:
+            notes.append(
+                "nothing but a backbone: ImageNet weights that only bear these names want official options"
+            )
+    semantics = {key: given.get(key, SEMANTICS[key]) for key in structure.semantics}
+    rules = dialect.dilated.get(place.stem, {})
+    # Detectors and classifiers have no dilated stages, so nothing is known about theirs.
+    dilates = dialect.dilates_with in (None, *_parts(beside, dialect.outside(place.prefix)))
+    dilation = _own_dilation(own, structure) or (dict(rules) if dilates else {})
+    if rules and not dilation:
+        notes.append(f"for dilated use it takes {settings(rules)}")
+    differs = ""
+    for prefix, parts, how in DILATED_RELATIVES if dialect.name in CANONICAL else ():
+        if place.prefix.endswith(prefix) and parts <= _parts(beside, place.prefix.removesuffix(prefix)):
+            differs = how
+            notes.append(how)
+    name, options = find_name(structure)
+    usual = SEMANTICS | DILATION_RULES
+    options |= {key: value for key, value in (semantics | dilation).items() if value != usual[key]}
+    dtypes = {str(value.dtype).removeprefix("torch.") for key, value in state.items() if COUNTER not in key}
+    report = Report(
+        file=str(file.path),
+        size=file.size,
+        sha256=file.sha256,
+        kind=file.kind,
+        wrapper=".".join(file.unwrapped.wrappers),
+        dialect=dialect.name,
+        prefix=place.prefix,
+        name=name,
+        options=options,
+        structure=structure,
+        dtype=", ".join(sorted(dtypes)),
+        semantics=semantics,
+        semantics_from=source,
+        dilation=dilation,
+        differs=differs,
+        config=own,
+        dropped=dropped,
+        notes=notes,
+    )
+    class_names = _class_names(file.content, config)
+    if row is not None and row.tag.endswith("imagenette"):
+        class_names = class_names or list(IMAGENETTE)
+    if row is not None and not config:  # how images enter the network, in the form of our configurations
+        config = {
+            "task": "classification",
+            "model": {"pixel_mean": list(row.mean), "pixel_std": list(row.std)},
+            "data": {"resize_size": row.resize_size, "crop_size": row.crop_size},
+        }
+    return Checkpoint(state, report, class_names, config, unnamed)
+
+
+def _source(dialect: Dialect, prefix: str, structure: Structure, *, bare: bool) -> str:
+    """Where the semantics of a file come from that is not published and has no config of ours."""
+    plain = structure.scale == 1 and structure.stem != "dla"
+    if dialect.name == "res2net_dense" or (dialect.name in CANONICAL and (prefix or plain)):
+        return "assumed, names alone cannot tell"
+    if bare and not prefix.endswith(dialect.prefix):
+        return f"assumed: {dialect.name}'s names without {dialect.prefix}, and no other parts"
+    return f"the dialect {dialect.name}"
+
+
+def _own_dilation(own: Mapping[str, Any], structure: Structure) -> dict[str, Any]:
+    """The options of dilated stages in our config; empty if there are none."""
+    stride = own.get("output_stride", 8 if any(key in own for key in DILATION_RULES) else 32)
+    if structure.stem == "dla" or stride not in (8, 16):
+        return {}
+    keys = DILATION_RULES if structure.stem == "deep" else ["dilate_first"]
+    return {key: own.get(key, DILATION_RULES[key]) for key in keys}
+
+
+def _parts(beside: Iterable[str], outer: str) -> set[str]:
+    """The parts next to a backbone, in a network whose names all begin with `outer`."""
+    return {name.removeprefix(outer).split(".")[0] for name in beside}
+
+
+def _class_names(content: Mapping[str, Any], config: Mapping[str, Any]) -> list[str] | None:
+    """The names of the classes, from our configuration or OpenMMLab's `meta`."""
+
+    def get(place: Any, *keys: str) -> Any:
+        for key in keys:
+            place = place.get(key) if isinstance(place, Mapping) else None
+        return place
+
+    ours = get(config, "data", "class_names")
+    for names in (ours, get(content, "meta", "CLASSES"), get(content, "meta", "dataset_meta", "classes")):
+        if isinstance(names, (list, tuple)) and names and all(isinstance(name, str) for name in names):
+            return list(names)
+    return None
 
 
 def match(found: Checkpoint, *, partial: bool = False, parts: Collection[str] | None = None) -> Checkpoint:
@@ -121,8 +243,8 @@ def match(found: Checkpoint, *, partial: bool = False, parts: Collection[str] | 
             f"{len(matched)} of {len(needed)} tensors match {report.name} ({structure.describe()}), the "
             f"nearest network; {differences.text()}; partial=True (--partial) takes what matches",
         )
-    head = {"fc.weight", "fc.bias"}
-    half_head = head & matched if len(head & matched) == 1 else set()
+    head = matched & {"fc.weight", "fc.bias"}
+    half_head = head if len(head) == 1 else set()
     matched -= half_head  # of no use without the other
     report.matched = len(matched)
     report.dropped += [
@@ -143,64 +265,6 @@ def match(found: Checkpoint, *, partial: bool = False, parts: Collection[str] | 
     zeros = {key: torch.zeros((), dtype=torch.int64) for key in counters if not differences.missing}
     available = zeros | {key: state[key] for key in state if key in matched or key in counters}
     return replace(found, state_dict={key: available[key] for key in expected if key in available})
-
-
-def write_checkpoint(
-    checkpoint: Checkpoint | Mapping[str, Tensor], path: str | Path, dialect: str = "res2net_dense"
-) -> Path:
-    """Write a file of `dialect`: safetensors, or a torch file with the bare state dict; atomically.
-
-    In our own dialect the file also states what the network needs besides its tensors. The others have no
-    place for that: if their network computes something else with these tensors, a warning is logged.
-
-    Raises:
-        CheckpointError: see `to_dialect`; or another suffix than .safetensors, .pth and .pt; or the disk is
-            full.
-    """
-    path = Path(path)
-    if path.suffix not in (".safetensors", ".pth", ".pt"):
-        raise CheckpointError(f"{path}: weights are written as .safetensors or .pth")
-    state = checkpoint.state_dict if isinstance(checkpoint, Checkpoint) else checkpoint
-    written = to_dialect(state, dialect)
-    metadata: dict[str, Any] = {}
-    if isinstance(checkpoint, Checkpoint):
-        if dialect == "res2net_dense":
-            metadata = {"config": _config(checkpoint)}
-        else:
-            _warn_of_semantics(path, checkpoint, DIALECTS[dialect])
-    if path.suffix == ".safetensors":
-        return save_weights(path, written, {"metadata": json.dumps(metadata)} if metadata else {})
-    content = {"model": written, "metadata": metadata} if metadata else written
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, lambda file: torch.save(content, file))
-    except (OSError, RuntimeError) as error:  # torch turns a full disk into the latter
-        raise CheckpointError(f"cannot write {path}: {one_line(error)}") from None
-    return path
-
-
-def _config(checkpoint: Checkpoint) -> dict[str, Any]:
-    """The network, and the parts of the file's configuration that are needed to use it in the same way."""
-    config = {key: value for key, value in checkpoint.config.items() if key in ("task", "model", "data")}
-    if checkpoint.class_names:
-        data = config.get("data")
-        config["data"] = (data if isinstance(data, dict) else {}) | {"class_names": checkpoint.class_names}
-    network = {"name": checkpoint.name, **checkpoint.options, **checkpoint.report.dilation}
-    return config | {"backbone": network}
-
-
-def _warn_of_semantics(path: Path, checkpoint: Checkpoint, to: Dialect) -> None:
-    theirs = {**SEMANTICS, **to.semantics}
-    needed = checkpoint.report.semantics
-    if wrong := [key for key in needed if needed[key] != theirs[key]]:
-        _log.warning(
-            "%s: these weights were trained with %s, and %s runs them with %s: its outputs will differ until "
-            "they are trained further",
-            path,
-            ", ".join(f"{key}={needed[key]}" for key in wrong),
-            to.name,
-            ", ".join(f"{key}={theirs[key]}" for key in wrong),
-        )
 
 
 def _unreadable(path: str | Path, reason: object) -> CheckpointError:

@@ -14,7 +14,7 @@ from typing import Any
 
 from res2net_dense.convert import keymaps
 from res2net_dense.convert.keymaps import IDENTITY, Rules
-from res2net_dense.convert.structure import EXTRAS, FIRST_BLOCK, FIRST_TENSORS, Structure
+from res2net_dense.convert.structure import EXTRAS, FIRST_TENSORS, Structure
 from res2net_dense.errors import ConfigError, did_you_mean
 from res2net_dense.weight_files.unwrap import COUNTER
 
@@ -46,7 +46,7 @@ class Dialect:
     """Where the classifier is if it is not under `prefix` by the rules."""
     lacks: tuple[str, ...] = ()
     """Parts of names that its networks do not have: `fc.`, `num_batches_tracked`, `.conv_offset.bias`."""
-    only_with: tuple[str, ...] = ()
+    only_with: tuple[str, ...] = ("",)
     """One of these is in some name of every file, where another dialect has the same names."""
     paddle: bool = False
     """Paddle's ways: other names of statistics, and linear layers transposed."""
@@ -65,30 +65,28 @@ class Dialect:
 
     def claims(self, key: str, stem: str) -> bool:
         """Whether `key` (without prefix) begins like the name of a part of the network."""
-        theirs = (re.match(r"[^.#]*\.?", rule) for _, rule in self.tables[stem])
-        return any(match and match[0] and key.startswith(match[0]) for match in theirs)
+        beginnings = (re.match(r"[^.#]*\.?", theirs) for _, theirs in self.tables[stem])
+        return any(match and match[0] and key.startswith(match[0]) for match in beginnings)
 
     def to_canonical(self, key: str, stem: str) -> str | None:
         """Our name of `key` (without prefix) in a network with this stem; None if it is not the network's."""
-        return keymaps.to_canonical(keymaps.simplify_paddle(key) if self.paddle else key, self.tables[stem])
+        key = keymaps.simplify_paddle(key) if self.paddle else key
+        return keymaps.rename(key, keymaps.backwards(self.tables[stem]))
 
     def from_canonical(self, key: str, stem: str, depths: Sequence[int]) -> str | None:
         """Their name of our `key`, with the prefix; None if they have none."""
         if self.head is not None and key.startswith("fc."):
             return self.head + key.removeprefix("fc.")
-        name = keymaps.from_canonical(key, self.tables[stem])
+        name = keymaps.rename(key, self.tables[stem])
         if name is None:
             return None
         return self.prefix + (keymaps.expand_paddle(name, depths) if self.paddle else name)
 
     def find(self, names: Collection[str], stem: str) -> list[str]:
         """The prefixes under which `names` has the first tensors of such a network."""
-        first, block = (
-            keymaps.from_canonical(key, self.tables[stem]) or ""
-            for key in (FIRST_TENSORS[stem], FIRST_BLOCK.get(stem, "layer1.0.conv1.weight"))
-        )
-        prefixes = (name.removesuffix(first) for name in names if name.endswith(first))
-        return sorted({p for p in prefixes if p[-1:] in ("", ".") and p + block in names})
+        first, block = (keymaps.rename(key, self.tables[stem]) or "" for key in FIRST_TENSORS[stem])
+        prefixes = {name.removesuffix(first) for name in names if name.endswith(first)}
+        return sorted(p for p in prefixes if p[-1:] in ("", ".") and p + block in names)
 
     def is_known_by(self, prefix: str, names: Collection[str], stem: str, *, own: bool) -> bool:
         """Whether names found under `prefix` are this dialect's, and not another's with the same names.
@@ -97,7 +95,7 @@ class Dialect:
         """
         if self.name == "res2net_dense":
             return own or prefix.endswith(OWN_PREFIX)
-        if self.only_with and not any(mark in name for name in names for mark in self.only_with):
+        if not any(mark in name for name in names for mark in self.only_with):
             return False
         if self.tables[stem] is not IDENTITY or self.name in CANONICAL:
             return True
