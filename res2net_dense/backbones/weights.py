@@ -92,12 +92,9 @@ class Weights:
 
 
 def find_weights(name: str, weights: str) -> Weights:
-    """Return the row of the network `name` that `weights` means.
+    """Return the row of the network `name`, or of an alias, that `weights` means.
 
-    Args:
-        name: a network, or an alias of one.
-        weights: "imagenet" for the first row of the name, a tag ("in1k"), or both
-            ("res2net50_26w_4s.in1k").
+    That is its first row for "imagenet", or a tag ("in1k"), with the name or without.
 
     Raises:
         CheckpointError: no such row; the message has those there are.
@@ -151,20 +148,21 @@ def cache_folder() -> Path:
     return Path(os.environ.get("RES2NET_DENSE_CACHE") or "~/.cache/res2net_dense").expanduser()
 
 
+_NOT_STATED = "not stated for the weights; "
+_ONE_MIRROR = "https://github.com/huggingface/pytorch-image-models/releases/download/v0.1-res2net/"
+_SGD = "SGD lr 0.1, divided by 10 every 30 of 100 epochs, batch 256, weight decay 1e-4"
+_CUTMIX = "300 epochs with CutMix"
 _AUTHORS = {
     "base": "https://shanghuagao.oss-cn-beijing.aliyuncs.com/res2net/",
     "tag": "in1k",
-    "licence": "not stated for the weights; the authors' code is CC BY-NC-SA 4.0 (non-commercial)",
+    "licence": _NOT_STATED + "the authors' code is CC BY-NC-SA 4.0 (non-commercial)",
     "hub_id": "timm/{}.in1k",
 }
-_MIRROR = {"mirror": "https://github.com/huggingface/pytorch-image-models/releases/download/v0.1-res2net/"}
-_SGD = "SGD lr 0.1, divided by 10 every 30 of 100 epochs, batch 256, weight decay 1e-4"
-_CUTMIX = "300 epochs with CutMix"
 _PADDLE = {
     "base": "https://paddle-imagenet-models-name.bj.bcebos.com/dygraph/",
     "semantics": {"stage_pool": "strided", "stage_split": "strided", "pool_padding": "ignored"},
     "dialect": "paddle",
-    "licence": "not stated for the weights; PaddleClas is Apache-2.0",
+    "licence": _NOT_STATED + "PaddleClas is Apache-2.0",
     "needs_trust": True,
 }
 _DLA = {
@@ -180,9 +178,9 @@ _TORCHVISION = {
 
 # What the files of one source have in common: fields of `Weights`, and where the files are.
 _SOURCES: dict[str, dict[str, Any]] = {
-    "authors": {**_AUTHORS, **_MIRROR, "recipe": _SGD},
+    "authors": {**_AUTHORS, "mirror": _ONE_MIRROR, "recipe": _SGD},
     "authors, v1b": {**_AUTHORS, "recipe": _CUTMIX},
-    "authors, DLA": {**_AUTHORS, **_MIRROR, "dialect": "dla"},
+    "authors, DLA": {**_AUTHORS, "mirror": _ONE_MIRROR, "dialect": "dla"},
     "Holocron": {
         "base": "https://github.com/frgfm/Holocron/releases/download/v0.2.1/",
         "tag": "holocron_imagenette",
@@ -192,7 +190,7 @@ _SOURCES: dict[str, dict[str, Any]] = {
         "dialect": "holocron",
         "recipe": "100 epochs at 176 pixels, AdamW lr 1e-3, weight decay 5e-2, mixup 0.2, label smoothing "
         "0.1, random erasing 0.1",
-        "licence": "not stated for the weights; Holocron is Apache-2.0",
+        "licence": _NOT_STATED + "Holocron is Apache-2.0",
         "note": "Imagenette, ten classes of ImageNet.",
     },
     "mmpretrain": {
@@ -200,7 +198,7 @@ _SOURCES: dict[str, dict[str, Any]] = {
         "tag": "mm_in1k",
         "dialect": "mmpretrain",
         "recipe": _SGD,
-        "licence": "not stated for the weights; mmpretrain is Apache-2.0",
+        "licence": _NOT_STATED + "mmpretrain is Apache-2.0",
         "note": "The authors' weights under mmpretrain's names.",
     },
     "mmdetection": {
@@ -208,7 +206,7 @@ _SOURCES: dict[str, dict[str, Any]] = {
         "tag": "mmdet_in1k",
         "dialect": "mmdetection",
         "recipe": _CUTMIX,
-        "licence": "not stated for the weights; mmdetection is Apache-2.0",
+        "licence": _NOT_STATED + "mmdetection is Apache-2.0",
         "note": "The authors' weights under mmdetection's names, trained with the authors' blocks; "
         "mmdetection runs them with stage_pool='strided', and detectors trained there need that.",
     },

@@ -81,7 +81,7 @@ def inspect(file: WeightFile, *, wanted: Dialect | None = None, prefix: str | No
 def _describe(file: WeightFile, place: Place, config: dict[str, Any], *, wanted: bool) -> Checkpoint:
     """Find out which network the backbone in `place` is, and what the file states or leaves open about it.
 
-    `config` is a configuration of ours in the file; `wanted` tells that the user gave the dialect.
+    `config` is one of ours in the file; `wanted` tells that the user gave the dialect.
     """
     state, unnamed, beside, unused = translate(file.unwrapped.tensors, place)
     structure = structure_of(state)
@@ -102,7 +102,7 @@ def _describe(file: WeightFile, place: Place, config: dict[str, Any], *, wanted:
         *([Dropped(", ".join(sorted(unused)), unused.total(), UNUSED)] if unused else []),
         *(Dropped(*item, "not part of the backbone") for item in sorted(beside.items())),
     ]
-    notes = [*dialect.notes]
+    notes = [dialect.note] if dialect.note else []
     if file.left_out:
         notes.append(f"not read, as it could run code: objects of {shorten(file.left_out)}")
 
@@ -120,6 +120,7 @@ def _describe(file: WeightFile, place: Place, config: dict[str, Any], *, wanted:
                 "nothing but a backbone: ImageNet weights that only bear these names want official options"
             )
     semantics = {key: given.get(key, SEMANTICS[key]) for key in structure.semantics}
+
     rules = dialect.dilated.get(place.stem, {})
     # Detectors and classifiers have no dilated stages, so nothing is known about theirs.
     dilates = dialect.dilates_with in (None, *_parts(beside, dialect.outside(place.prefix)))
@@ -156,8 +157,8 @@ def _describe(file: WeightFile, place: Place, config: dict[str, Any], *, wanted:
         notes=notes,
     )
     class_names = _class_names(file.content, config)
-    if row is not None and row.tag.endswith("imagenette"):
-        class_names = class_names or list(IMAGENETTE)
+    if class_names is None and row is not None and row.tag.endswith("imagenette"):
+        class_names = list(IMAGENETTE)
     if row is not None and not config:  # how images enter the network, in the form of our configurations
         config = {
             "task": "classification",
@@ -207,15 +208,10 @@ def _class_names(content: Mapping[str, Any], config: Mapping[str, Any]) -> list[
 
 
 def match(found: Checkpoint, *, partial: bool = False, parts: Collection[str] | None = None) -> Checkpoint:
-    """Compare what `inspect` found with the network, and complete its report.
+    """Compare what `inspect` found with the network, complete its report, and keep the network's tensors.
 
-    Args:
-        found: the file.
-        partial: take what matches, also if tensors are missing or unexpected.
-        parts: of the network, such as `conv1 bn1 layer1`, that are wanted; None for all.
-
-    Returns:
-        The tensors of the network alone.
+    `partial` keeps what matches, also if tensors are missing or unexpected; `parts` of the network, such as
+    `conv1 bn1 layer1`, are those that are wanted.
     """
     report, structure, state = found.report, found.report.structure, found.state_dict
     try:
@@ -235,7 +231,7 @@ def match(found: Checkpoint, *, partial: bool = False, parts: Collection[str] | 
         differences.missing.append(f"layer{len(structure.depths) + 1}")
     unexpected = [*differences.unexpected, *found.unnamed]
     differences.unexpected[:] = [printable(key) for key in unexpected if not key.endswith(COUNTER)]
-    matched = {key for key in needed if key in state and key not in differences.reshaped}
+    matched = needed.keys() & state.keys() - differences.reshaped.keys()
     report.matched, report.total, report.missing = len(matched), len(needed), differences.missing
     if any(differences) and not partial:
         raise _unreadable(
@@ -263,7 +259,7 @@ def match(found: Checkpoint, *, partial: bool = False, parts: Collection[str] | 
         report.notes.append(f"without {COUNTER}, set to 0")
     # Some files leave the counters out, and a FrozenBN has none.
     zeros = {key: torch.zeros((), dtype=torch.int64) for key in counters if not differences.missing}
-    available = zeros | {key: state[key] for key in state if key in matched or key in counters}
+    available = zeros | {key: state[key] for key in (matched | counters) & state.keys()}
     return replace(found, state_dict={key: available[key] for key in expected if key in available})
 
 

@@ -37,11 +37,11 @@ class Dialect:
     """Whose files these are."""
     tables: Mapping[str, Rules]
     """Rules by stem ("7x7", "deep", "3x3", "dla"); the dialect has no names for other networks."""
-    _: KW_ONLY
     prefix: str = ""
     """What comes before the names when we write them. Any prefix is read, but where the names alone are the
-    canonical ones this one is what the dialect is known by.
-    """
+    canonical ones this one is what the dialect is known by."""
+    scales: range = _RES2NETS
+    _: KW_ONLY
     head: str | None = None
     """Where the classifier is if it is not under `prefix` by the rules."""
     lacks: tuple[str, ...] = ()
@@ -50,12 +50,11 @@ class Dialect:
     """One of these is in some name of every file, where another dialect has the same names."""
     paddle: bool = False
     """Paddle's ways: other names of statistics, and linear layers transposed."""
-    scales: range = _RES2NETS
     extras: tuple[str, ...] = ()
     """Of `structure.EXTRAS`, what it has names for."""
     semantics: Mapping[str, Any] = field(default_factory=dict)
     """Options that differ from the official ones."""
-    notes: tuple[str, ...] = ()
+    note: str = ""
     dilated: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     """Options of dilated stages by stem."""
     dilates_with: str | None = ""
@@ -65,8 +64,8 @@ class Dialect:
 
     def claims(self, key: str, stem: str) -> bool:
         """Whether `key` (without prefix) begins like the name of a part of the network."""
-        beginnings = (re.match(r"[^.#]*\.?", theirs) for _, theirs in self.tables[stem])
-        return any(match and match[0] and key.startswith(match[0]) for match in beginnings)
+        beginnings = {re.split(r"(?<=\.)|#", theirs)[0] for _, theirs in self.tables[stem]} - {""}
+        return key.startswith(tuple(beginnings))
 
     def to_canonical(self, key: str, stem: str) -> str | None:
         """Our name of `key` (without prefix) in a network with this stem; None if it is not the network's."""
@@ -123,6 +122,7 @@ _TIMM_RATE = {
     "7x7": {"dilate_first": "previous"},
     "deep": {"dilate_first": "previous", "avg_down_dilated": "same2"},
 }
+_DCN = ("deformable convolutions",)
 
 _PADDLE = Dialect(
     "paddle",
@@ -136,7 +136,7 @@ _DETECTRON2 = Dialect(
     "detectron2",
     "the authors' fork of detectron2 (Res2Net-detectron2)",
     {"deep": keymaps.DETECTRON2},
-    prefix="backbone.bottom_up.",
+    "backbone.bottom_up.",
     lacks=(COUNTER,),
     semantics={"stage_pool": "strided", "stride_in_1x1": True},
     dilated=_FULL_RATE,
@@ -167,16 +167,16 @@ _ROWS = (
         about="CenterNet2's Res2Net, also in Detic and GRiT",
         only_with=("centernet_head", "conv2_offsets"),
         lacks=("fc.", COUNTER, ".conv_offset.bias"),
-        extras=("deformable convolutions",),
+        extras=_DCN,
     ),
     _DETECTRON2,
     Dialect(
         "mmdetection",
         "mmdetection 2 and 3",
         {"deep": keymaps.MMDETECTION},
-        prefix="backbone.",
+        "backbone.",
         lacks=("fc.",),
-        extras=("deformable convolutions",),
+        extras=_DCN,
         semantics={"stage_pool": "strided"},
         dilated=_FULL_RATE,
         dilates_with="decode_head",
@@ -186,9 +186,9 @@ _ROWS = (
         "mmpretrain",
         "mmpretrain and mmclassification",
         {"7x7": IDENTITY, "deep": keymaps.MMPRETRAIN_DEEP},
-        prefix="backbone.",
+        "backbone.",
+        _ALL_SCALES,
         head="head.fc.",
-        scales=_ALL_SCALES,
         dilated=_FULL_RATE,
         dilates_with="decode_head",
     ),
@@ -196,7 +196,7 @@ _ROWS = (
         "maskrcnn_benchmark",
         "the authors' fork of maskrcnn-benchmark (Res2Net-maskrcnn)",
         {"7x7": keymaps.MASKRCNN},
-        prefix="backbone.body.",
+        "backbone.body.",
         lacks=("fc.", COUNTER),
         semantics={"stride_in_1x1": True, "norm_eps": 0.0},
         doubtful_without_prefix=True,
@@ -205,11 +205,9 @@ _ROWS = (
         "poolnet",
         "Res2Net-PoolNet",
         {"7x7": IDENTITY},
-        prefix="base.resnet.",
-        notes=(
-            "PoolNet builds it with output_stride=16, dilate_first='full', and a first max pool that rounds "
-            "sizes up",
-        ),
+        "base.resnet.",
+        note="PoolNet builds it with output_stride=16, dilate_first='full', and a first max pool that rounds "
+        "sizes up",
         dilated=_FULL_RATE,
         dilates_with=None,
     ),
@@ -217,9 +215,9 @@ _ROWS = (
         "smp",
         "segmentation_models_pytorch, encoders `tu-...`",
         _RESNETS_AND_DLA,
-        prefix="encoder.model.",
+        "encoder.model.",
+        _ALL_SCALES,
         lacks=("fc.",),
-        scales=_ALL_SCALES,
         dilated=_TIMM_RATE,
         dilates_with="decoder",
     ),
@@ -227,19 +225,16 @@ _ROWS = (
         "smp_old",
         "segmentation_models_pytorch up to 0.3, encoders `timm-...`",
         _RESNETS,
-        prefix="encoder.",
+        "encoder.",
+        _ALL_SCALES,
         lacks=("fc.",),
-        scales=_ALL_SCALES,
         dilated={"7x7": _FULL_RATE["7x7"]},
     ),
     Dialect(
-        "dla",
-        "official DLA files, with projections that are computed and never used",
-        {"dla": IDENTITY},
-        scales=_ALL_SCALES,
+        "dla", "official DLA files, with projections that nothing uses", {"dla": IDENTITY}, "", _ALL_SCALES
     ),
-    Dialect("torchvision", "torchvision's ResNets", {"7x7": IDENTITY}, scales=range(1, 2)),
-    Dialect("timm", "timm", _RESNETS_AND_DLA, scales=_ALL_SCALES, extras=("squeeze-and-excitation",)),
+    Dialect("torchvision", "torchvision's ResNets", {"7x7": IDENTITY}, "", range(1, 2)),
+    Dialect("timm", "timm", _RESNETS_AND_DLA, "", _ALL_SCALES, extras=("squeeze-and-excitation",)),
     Dialect("official", "the authors' files and networks", _RESNETS),
 )
 

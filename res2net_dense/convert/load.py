@@ -23,34 +23,33 @@ _log = logging.getLogger(__name__)
 
 
 def load_backbone_weights(
-    module: nn.Module, name: str, weights: str | Path | WeightFile, *, trust_pickle: bool = False
+    module: nn.Module, name: str, weights: str | Path | WeightFile | Checkpoint, *, trust_pickle: bool = False
 ) -> Report:
     """Load `weights` into `module`, a network built under `name`, in place.
 
     The first convolution of weights for RGB is adapted to a network of other channels: summed for one,
-    repeated and scaled for more, as timm and segmentation_models_pytorch do.
+    repeated and scaled for more, as timm and segmentation_models_pytorch do. What the network does not build
+    is left out: later stages, a head of another size. Tensors of the network that are not in the file, such
+    as its own head, are logged as a warning.
 
     Args:
         module: a backbone or classifier of ours.
         name: its name, for the lookup of a tag.
         weights: "imagenet" or a tag of `backbones.weights.WEIGHTS`, or a file of any dialect: a published
-            network, or a whole detector, segmenter or saliency network around one.
+            network, or a whole detector, segmenter or saliency network around one; or what `inspect` found.
         trust_pickle: see `read_checkpoint`.
 
     Returns:
-        What was found in the file and what was taken; the module has it too, as `weights_report`. What the
-        network does not build is left out: later stages, a head of another size. Tensors of the network that
-        are not in the file, such as its own head, are logged as a warning.
+        What was found in the file and what was taken; the module has it too, as `weights_report`.
 
     Raises:
         CheckpointError: no such file or tag, or it is of another network, or of one that computes something
             else with the same tensors; one line with what to do, and nothing is loaded.
     """
-    return load_found(module, name, inspect(open_named_weights(name, weights, trust_pickle=trust_pickle)))
-
-
-def load_found(module: nn.Module, name: str, found: Checkpoint) -> Report:
-    """`load_backbone_weights` of a file that `inspect` has explained."""
+    if isinstance(weights, Checkpoint):
+        found = weights
+    else:
+        found = inspect(open_named_weights(name, weights, trust_pickle=trust_pickle))
     report = found.report
     own = module.state_dict()
     parts = {key.split(".")[0] for key in own}

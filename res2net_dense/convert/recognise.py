@@ -19,9 +19,12 @@ from res2net_dense.weight_files.unwrap import COUNTER
 OFFSET_CHANNELS = 27
 """Two offsets and a weight for each of nine taps (DCNv2)."""
 
-DEAD_TREES = {"level3": "level3.tree1.tree1", "level4": "level4.tree1.tree1.tree1"}
-DEAD_TREES["level4.tree1"] = DEAD_TREES["level4"]
-"""The trees of DLA-60 whose projection the official network computes and never uses, and their first blocks."""
+DEAD_TREES = {
+    "level3": "level3.tree1.tree1",
+    "level4": "level4.tree1.tree1.tree1",
+    "level4.tree1": "level4.tree1.tree1.tree1",
+}
+"""The trees whose projection the official DLA-60 computes and never uses, with their first blocks."""
 
 
 class Place(NamedTuple):

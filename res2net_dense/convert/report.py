@@ -30,10 +30,8 @@ class Report:
 
     file: str
     size: int
-    """Bytes."""
     sha256: str
     kind: str
-    """"safetensors", "torch" or "pickle"."""
     wrapper: str
     """The keys that led to the tensors, such as `state_dict_ema`; empty if they are at the top."""
     dialect: str

@@ -41,24 +41,14 @@ class WeightFile:
     """All that is in it, as it was stored."""
     metadata: dict[str, Any]
     """The strings of a safetensors file, or what a checkpoint of ours holds besides tensors."""
-    left_out: tuple[str, ...] = ()
+    left_out: tuple[str, ...]
     """Classes whose objects were not read, because that could run code."""
-
-    @cached_property
-    def unwrapped(self) -> Unwrapped:
-        """The named tensors, without wrappers and the prefixes of parallel and compiled models.
-
-        Raises:
-            CheckpointError: See `unwrap`; the message names the file.
-        """
-        try:
-            return unwrap(self.content)
-        except CheckpointError as error:
-            raise CheckpointError(f"{self.path} is not a weight file: {error}") from None
+    unwrapped: Unwrapped
+    """The named tensors, without wrappers and the prefixes of parallel and compiled models."""
 
     @property
     def state_dict(self) -> dict[str, Tensor]:
-        """The named tensors, averaged weights if there are any; raises `CheckpointError` if there are none."""
+        """The named tensors, averaged ones if there are any; raises `CheckpointError` if there are none."""
         if not self.unwrapped.tensors:
             found = f"keys like {first_few([*self.content], 3)}" if self.content else "nothing"
             raise CheckpointError(
@@ -82,13 +72,13 @@ class WeightFile:
 def open_weights(
     file: str | Path | WeightFile, *, trust_pickle: bool = False, sha256: Sequence[str] = ()
 ) -> WeightFile:
-    """Open a weight file once: `.safetensors`, `.pt`, `.pth` or a checkpoint of ours; or return an opened one.
+    """Read a weight file, which is opened once; an opened one is returned.
 
     Nothing in it is run: objects of classes that torch does not read without running code are left out,
     unless they are the weights themselves.
 
     Args:
-        file: The file.
+        file: `.safetensors`, a checkpoint of ours, `.pt` or `.pth`.
         trust_pickle: Read Python pickles too, and torch files of whole pickled models. Such a file can run
             any code when it is read: only for files whose maker you trust.
         sha256: Hashes, or their first digits, of which the file must have one; checked before it is read.
@@ -142,7 +132,11 @@ def _read(path: Path, file: BinaryIO, *, trusted: bool, sha256: Sequence[str]) -
         }
         metadata = {key: content[key] for key in _METADATA if key in content}
     size = os.fstat(file.fileno()).st_size
-    return WeightFile(path, kind, size, digest, content, metadata, tuple(left_out))
+    try:
+        unwrapped = unwrap(content)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path} is not a weight file: {error}") from None
+    return WeightFile(path, kind, size, digest, content, metadata, tuple(left_out), unwrapped)
 
 
 def _read_safetensors(path: Path, file: BinaryIO) -> tuple[dict[str, Any], dict[str, Any]]:
