@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from res2net_dense.backbones.options import DILATION_RULES, SEMANTICS
-from res2net_dense.backbones.weights import IMAGENETTE, WEIGHTS
+from res2net_dense.backbones.weights import WEIGHTS, Weights
 from res2net_dense.convert.dialects import CANONICAL, DIALECTS, DILATED_RELATIVES, Dialect, dialect_named
 from res2net_dense.convert.recognise import Place, recognise, translate
 from res2net_dense.convert.report import Checkpoint, Dropped, Report, printable, settings, shorten
@@ -85,6 +85,8 @@ def _describe(file: WeightFile, place: Place, config: dict[str, Any], *, wanted:
     """
     state, unnamed, beside, unused = translate(file.unwrapped.tensors, place)
     structure = structure_of(state)
+    row = next((row for row in WEIGHTS.values() if row.sha256 and file.sha256.startswith(row.sha256)), None)
+    config = row.config if row is not None and not config else config
     own = config.get("backbone", {})
     if structure.norm == "GN" and own.get("norm") != "GN":
         raise CheckpointError(
@@ -96,34 +98,20 @@ def _describe(file: WeightFile, place: Place, config: dict[str, Any], *, wanted:
         # They all have these names: the first that has such networks.
         able = (DIALECTS[name] for name in CANONICAL if name != "dla" or unused)
         dialect = next(row for row in able if not row.why_not(structure))
-    others = file.unwrapped.others
-    dropped = [
-        *([Dropped(shorten(others), len(others), "no tensors")] if others else []),
-        *([Dropped(", ".join(sorted(unused)), unused.total(), UNUSED)] if unused else []),
-        *(Dropped(*item, "not part of the backbone") for item in sorted(beside.items())),
-    ]
-    notes = [dialect.note] if dialect.note else []
+    notes = [dialect.note]
     if file.left_out:
         notes.append(f"not read, as it could run code: objects of {shorten(file.left_out)}")
-
-    row = next((row for row in WEIGHTS.values() if row.sha256 and file.sha256.startswith(row.sha256)), None)
-    given: Mapping[str, Any] = dialect.semantics
-    if row is not None:  # these very bytes: what is known of them outweighs what their names suggest
-        given, source = row.semantics, f"the weights table, {row.key}"
-    elif own:
-        given, source = own, "config in the file"
-    else:  # renamed ImageNet weights have the names of a fork, and nothing but a backbone
-        bare = dialect.doubtful_without_prefix and not beside
-        source = _source(dialect, place.prefix, structure, bare=bare)
-        if bare:
-            notes.append(
-                "nothing but a backbone: ImageNet weights that only bear these names want official options"
-            )
+    bare = dialect.doubtful_without_prefix and not beside
+    if bare and row is None and not own:
+        notes.append(
+            "nothing but a backbone: ImageNet weights that only bear these names want official options"
+        )
+    given, source = _semantics(dialect, place.prefix, structure, own, row, bare=bare)
     semantics = {key: given.get(key, SEMANTICS[key]) for key in structure.semantics}
 
-    rules = dialect.dilated.get(place.stem, {})
     # Detectors and classifiers have no dilated stages, so nothing is known about theirs.
     dilates = dialect.dilates_with in (None, *_parts(beside, dialect.outside(place.prefix)))
+    rules = dialect.dilated.get(place.stem, {})
     dilation = _own_dilation(own, structure) or (dict(rules) if dilates else {})
     if rules and not dilation:
         notes.append(f"for dilated use it takes {settings(rules)}")
@@ -131,11 +119,11 @@ def _describe(file: WeightFile, place: Place, config: dict[str, Any], *, wanted:
     for prefix, parts, how in DILATED_RELATIVES if dialect.name in CANONICAL else ():
         if place.prefix.endswith(prefix) and parts <= _parts(beside, place.prefix.removesuffix(prefix)):
             differs = how
-            notes.append(how)
     name, options = find_name(structure)
     usual = SEMANTICS | DILATION_RULES
     options |= {key: value for key, value in (semantics | dilation).items() if value != usual[key]}
     dtypes = {str(value.dtype).removeprefix("torch.") for key, value in state.items() if COUNTER not in key}
+    others = file.unwrapped.others
     report = Report(
         file=str(file.path),
         size=file.size,
@@ -153,29 +141,37 @@ def _describe(file: WeightFile, place: Place, config: dict[str, Any], *, wanted:
         dilation=dilation,
         differs=differs,
         config=own,
-        dropped=dropped,
-        notes=notes,
+        dropped=[
+            *([Dropped(shorten(others), len(others), "no tensors")] if others else []),
+            *([Dropped(", ".join(sorted(unused)), unused.total(), UNUSED)] if unused else []),
+            *(Dropped(*item, "not part of the backbone") for item in sorted(beside.items())),
+        ],
+        notes=[note for note in [*notes, differs] if note],
     )
-    class_names = _class_names(file.content, config)
-    if class_names is None and row is not None and row.tag.endswith("imagenette"):
-        class_names = list(IMAGENETTE)
-    if row is not None and not config:  # how images enter the network, in the form of our configurations
-        config = {
-            "task": "classification",
-            "model": {"pixel_mean": list(row.mean), "pixel_std": list(row.std)},
-            "data": {"resize_size": row.resize_size, "crop_size": row.crop_size},
-        }
-    return Checkpoint(state, report, class_names, config, unnamed)
+    return Checkpoint(state, report, _class_names(file.content, config), config, unnamed)
 
 
-def _source(dialect: Dialect, prefix: str, structure: Structure, *, bare: bool) -> str:
-    """Where the semantics of a file come from that is not published and has no config of ours."""
+def _semantics(
+    dialect: Dialect,
+    prefix: str,
+    structure: Structure,
+    own: Mapping[str, Any],
+    row: Weights | None,
+    *,
+    bare: bool,
+) -> tuple[Mapping[str, Any], str]:
+    """The options that names leave open, and where they come from; `row` is that of a published file."""
+    if row is not None:  # these very bytes: what is known of them outweighs what their names suggest
+        return row.semantics, f"the weights table, {row.key}"
+    if own:
+        return own, "config in the file"
     plain = structure.scale == 1 and structure.stem != "dla"
     if dialect.name == "res2net_dense" or (dialect.name in CANONICAL and (prefix or plain)):
-        return "assumed, names alone cannot tell"
+        return dialect.semantics, "assumed, names alone cannot tell"
     if bare and not prefix.endswith(dialect.prefix):
-        return f"assumed: {dialect.name}'s names without {dialect.prefix}, and no other parts"
-    return f"the dialect {dialect.name}"
+        source = f"assumed: {dialect.name}'s names without {dialect.prefix}, and no other parts"
+        return dialect.semantics, source
+    return dialect.semantics, f"the dialect {dialect.name}"
 
 
 def _own_dilation(own: Mapping[str, Any], structure: Structure) -> dict[str, Any]:
