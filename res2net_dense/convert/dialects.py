@@ -98,9 +98,8 @@ class Dialect:
             return False
         if self.tables[stem] is not IDENTITY or self.name in CANONICAL:
             return True
-        if self.head is not None and f"{self.outside(prefix)}{self.head}weight" not in names:
-            return False
-        return bool(self.prefix) and prefix.endswith(self.prefix)
+        has_head = self.head is None or f"{self.outside(prefix)}{self.head}weight" in names
+        return self.prefix != "" and prefix.endswith(self.prefix) and has_head
 
     def outside(self, prefix: str) -> str:
         """The part of a prefix found in a file that comes before the dialect's own."""

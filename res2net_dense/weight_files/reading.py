@@ -90,10 +90,9 @@ def open_weights(
     if isinstance(file, WeightFile):
         return file
     path = Path(file)
-    if not path.exists():
-        raise CheckpointError(f"{path} does not exist")
     if not path.is_file():
-        raise CheckpointError(f"{path} is a folder, not a weight file")
+        reason = "is a folder, not a weight file" if path.exists() else "does not exist"
+        raise CheckpointError(f"{path} {reason}")
     try:
         with open(path, "rb") as opened:
             return _read(path, opened, trusted=trust_pickle, sha256=sha256)
