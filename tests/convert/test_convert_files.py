@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision
-from networks import hollow
+from networks import SMALL, hollow
 from safetensors.torch import save_file
 
 from res2net_dense.backbones import create_classifier, weights
@@ -117,7 +117,7 @@ def test_relatives_that_are_not_built_here_are_refused(refused, name, words):
 
 
 def test_dcn_of_version_1_is_refused(refused):
-    name, options = "res2net50_v1b_26w_4s", {"depths": (1, 1, 1, 1), "planes": 4, "dcn_stages": ("res5",)}
+    name, options = "res2net50_v1b_26w_4s", {**SMALL, "dcn_stages": ("res5",)}
     tensors = to_dialect(create_classifier(name, **options).state_dict(), "mmdetection")
     refused(
         {key: value[:18] if "conv_offset" in key else value for key, value in tensors.items()},
@@ -177,7 +177,7 @@ def test_pickles_of_detectron2_and_paddle_need_trust(tmp_path, deep_state):
 
 
 def test_a_pickled_network_and_a_missing_library(tmp_path, read, refused):
-    network = create_classifier("res2net50_26w_4s", 5, depths=(1, 1, 1, 1), planes=4)
+    network = create_classifier("res2net50_26w_4s", 5, **SMALL)
     refused(network, "would run code")
     assert read(trust_pickle=True).report.structure.num_classes == 5
     (tmp_path / "theirs.pkl").write_bytes(b"cno_such_library\nThing\n.")
