@@ -19,14 +19,8 @@ import torch
 from PIL import Image
 from torch import nn
 
-from res2net_dense.backbones.registry import (
-    ARCHITECTURES,
-    Classifier,
-    canonical_name,
-    create_classifier,
-    find_architecture,
-    list_backbones,
-)
+from res2net_dense.backbones import create_classifier, list_backbones
+from res2net_dense.backbones.registry import ARCHITECTURES, Classifier, canonical_name, find_architecture
 from res2net_dense.backbones.weights import WEIGHTS
 from res2net_dense.convert.checkpoint import inspect
 from res2net_dense.convert.load import check_structure, load_backbone_weights, open_named_weights

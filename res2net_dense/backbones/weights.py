@@ -1,4 +1,4 @@
-"""Published weights as data, one row per file, and how they get into the cache.
+"""Published weights, a line of `published_weights.tsv` each, and how they get into the cache.
 
 A file is downloaded once into `RES2NET_DENSE_CACHE` (default `~/.cache/res2net_dense`) and verified at every
 use. The files belong to their authors and are not part of this package; `licence` says what is known. A file
@@ -163,7 +163,7 @@ def cache_folder() -> Path:
 
 
 _NOT_STATED = "not stated for the weights; "
-_ONE_MIRROR = "https://github.com/huggingface/pytorch-image-models/releases/download/v0.1-res2net/"
+_MIRROR = "https://github.com/huggingface/pytorch-image-models/releases/download/v0.1-res2net/"
 _SGD = "SGD lr 0.1, divided by 10 every 30 of 100 epochs, batch 256, weight decay 1e-4"
 _CUTMIX = "300 epochs with CutMix"
 _AUTHORS = {
@@ -190,9 +190,9 @@ _TORCHVISION = {
 
 # What the files of one source have in common: fields of `Weights`, and where the files are.
 _SOURCES: dict[str, dict[str, Any]] = {
-    "authors": {**_AUTHORS, "mirror": _ONE_MIRROR, "recipe": _SGD},
+    "authors": {**_AUTHORS, "mirror": _MIRROR, "recipe": _SGD},
     "authors, v1b": {**_AUTHORS, "recipe": _CUTMIX},
-    "authors, DLA": {**_AUTHORS, "mirror": _ONE_MIRROR, "dialect": "dla"},
+    "authors, DLA": {**_AUTHORS, "mirror": _MIRROR, "dialect": "dla"},
     "Holocron": {
         "base": "https://github.com/frgfm/Holocron/releases/download/v0.2.1/",
         "tag": "holocron_imagenette",

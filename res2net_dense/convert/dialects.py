@@ -88,9 +88,8 @@ class Dialect:
         return sorted(p for p in prefixes if p[-1:] in ("", ".") and p + block in names)
 
     def is_known_by(self, prefix: str, names: Collection[str], stem: str, *, own: bool) -> bool:
-        """Whether names found under `prefix` are this dialect's, and not another's with the same names.
-
-        `own` tells whether the file carries a configuration of ours.
+        """Whether names found under `prefix`, in a file with a configuration of ours if it is `own`, are this
+        dialect's, and not another's with the same names.
         """
         if self.name == "res2net_dense":
             return own or prefix.endswith(OWN_PREFIX)
@@ -256,9 +255,8 @@ DILATED_RELATIVES = (
         "from its own until they are trained further",
     ),
 )
-"""Published networks whose backbone has official names and computes something else: where it is, the parts
-next to it that no other network has, and what differs.
-"""
+"""Networks whose backbone has official names and computes something else: where it is, the parts next to it
+that no other network has, and what differs."""
 
 
 def list_dialects() -> list[str]:
@@ -267,11 +265,7 @@ def list_dialects() -> list[str]:
 
 
 def dialect_named(name: str) -> Dialect:
-    """The dialect `name`.
-
-    Raises:
-        ConfigError: it is unknown; the message has the nearest ones.
-    """
+    """The dialect `name`; a `ConfigError` with the nearest ones if it is unknown."""
     if name not in DIALECTS:
         raise ConfigError(f"unknown dialect {name!r}; {did_you_mean(name, DIALECTS, 2)}")
     return DIALECTS[name]

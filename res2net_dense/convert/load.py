@@ -79,7 +79,7 @@ def open_named_weights(
     """Open the file that `weights` of the network `name` (or an alias) means, downloaded if need be.
 
     Raises:
-        CheckpointError: no such tag, or it cannot be downloaded or read.
+        CheckpointError: no such file or tag, or it cannot be downloaded or read.
         ConfigError: no such network.
     """
     if isinstance(weights, WeightFile):
@@ -145,10 +145,8 @@ def _check_options(report: Report, built: dict[str, Any], needed: dict[str, Any]
         return
     is_now = settings({key: built[key] for key in wrong})
     if needed is report.semantics and not report.semantics_known:
-        _log.warning(
-            "%s: the backbone was built with %s; names alone cannot tell whether these weights want that",
-            report.file, is_now,
-        )  # fmt: skip
+        doubt = "names alone cannot tell whether these weights want that"
+        _log.warning("%s: the backbone was built with %s; %s", report.file, is_now, doubt)
         return
     config = " ".join(
         f"backbone.{key}={value if isinstance(value, str) else json.dumps(value)}"

@@ -74,10 +74,8 @@ def recognise(
 ) -> Place:
     """Find the backbone among the tensors of a file, which carries a configuration of ours if it is `own`.
 
-    `wanted` and `prefix` are the dialect and the place that the user gave.
-
-    Raises:
-        CheckpointError: there is none, or several; the reason alone.
+    `wanted` and `prefix` are the dialect and the place that the user gave. None found, or several, is a
+    `CheckpointError` with the reason alone.
     """
     found: dict[str, Place] = {}
     for dialect in [wanted] if wanted else DIALECTS.values():
@@ -115,11 +113,7 @@ class Translated(NamedTuple):
 
 
 def translate(tensors: Mapping[str, Tensor], place: Place) -> Translated:
-    """Rename the tensors of the backbone in `place`.
-
-    Raises:
-        CheckpointError: two have the same name, or one has a form that is not built here; the reason alone.
-    """
+    """Rename the tensors of the backbone in `place`; a `CheckpointError` has the reason alone."""
     found = Translated({}, [], Counter(), Counter())
     for key, value in tensors.items():
         ours = place.canonical(key)

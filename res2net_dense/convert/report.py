@@ -46,8 +46,7 @@ class Report:
     """The options under which equal tensors are another network."""
     semantics_from: str
     """Where they come from, in words: the dialect, the config in the file, the weights table (for a published
-    file), or "assumed", with the reason.
-    """
+    file), or "assumed", with the reason."""
     dilation: dict[str, Any]
     """The options of dilated stages, where the file is of a network that may have such; else empty."""
     differs: str

@@ -94,12 +94,10 @@ class Structure:
 
 
 def structure_of(state: Mapping[str, Tensor]) -> Structure:
-    """Read the structure from canonical names and shapes.
-
-    It is a guess until `expected_shapes` of it agrees with the state dict.
+    """Read the structure from canonical names and shapes: a guess, until `expected_shapes` of it agrees.
 
     Raises:
-        CheckpointError: these are not the tensors of a network of ours; the message is the reason alone.
+        CheckpointError: these are not the tensors of a network of ours; the reason alone.
     """
     try:
         found = _dla(state) if "base_layer.0.weight" in state else _res2net(state)
@@ -185,9 +183,8 @@ def _block(state: Mapping[str, Tensor], block: str) -> tuple[int, int, int]:
 
 
 def find_name(structure: Structure) -> tuple[str, dict[str, Any]]:
-    """Return the published name, or the nearest one, and the options that differ from it.
-
-    A stage missing at the end of a published network does not count as a difference.
+    """The published name, or the nearest one, and the options that differ from it. A stage missing at the end
+    does not count as a difference.
     """
     found: dict[str, dict[str, Any]] = {}
     for name, architecture in (ARCHITECTURES | TEST_ARCHITECTURES).items():
@@ -205,11 +202,7 @@ def find_name(structure: Structure) -> tuple[str, dict[str, Any]]:
 def expected_shapes(
     name: str, options: Mapping[str, Any], num_classes: int | None
 ) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the network's tensors, its head included if `num_classes` is given.
-
-    Raises:
-        ConfigError: there is no such network.
-    """
+    """Names and shapes of the network's tensors, its head included if `num_classes` is given."""
     with torch.device("meta"):
         state = create_classifier(name, num_classes or 1, **options).state_dict()
     return {key: tuple(state[key].shape) for key in state if num_classes or not key.startswith("fc.")}

@@ -26,9 +26,8 @@ _log = logging.getLogger(__name__)
 def to_dialect(state_dict: Mapping[str, Tensor], dialect: str) -> dict[str, Tensor]:
     """Rename canonical tensors, of a network of ours with or without head.
 
-    Returns:
-        What the other library's network loads strictly. Left out is what it has no place for: the head in
-        detectors and segmenters, the counters of batches of a FrozenBN.
+    The result is what the other library's network loads strictly. Left out is what it has no place for: the
+    head in detectors and segmenters, the counters of batches of a FrozenBN.
 
     Raises:
         CheckpointError: the library has no such network, or these are not canonical tensors.
@@ -121,14 +120,11 @@ def _config(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def _warn_of_semantics(path: Path, checkpoint: Checkpoint, to: Dialect) -> None:
-    theirs = {**SEMANTICS, **to.semantics}
-    needed = checkpoint.report.semantics
-    if wrong := [key for key in needed if needed[key] != theirs[key]]:
+    theirs = SEMANTICS | dict(to.semantics)
+    wrong = {key: value for key, value in checkpoint.report.semantics.items() if value != theirs[key]}
+    if wrong:
+        ours, its = (", ".join(f"{key}={values[key]}" for key in wrong) for values in (wrong, theirs))
         _log.warning(
             "%s: these weights were trained with %s, and %s runs them with %s: its outputs will differ until "
-            "they are trained further",
-            path,
-            ", ".join(f"{key}={needed[key]}" for key in wrong),
-            to.name,
-            ", ".join(f"{key}={theirs[key]}" for key in wrong),
-        )
+            "they are trained further", path, ours, to.name, its
+        )  # fmt: skip

@@ -38,8 +38,7 @@ class Unwrapped(NamedTuple):
 def unwrap(content: Mapping[str, Any]) -> Unwrapped:
     """Find the named tensors (or numpy arrays) of a checkpoint; it is not an error if there are none.
 
-    Raises:
-        CheckpointError: endless dicts, or numbers that torch does not have; the reason alone.
+    Endless dicts, and numbers that torch does not have, are a `CheckpointError` with the reason alone.
     """
     wrappers: list[str] = []
     while name := _next_wrapper(content):
