@@ -1,9 +1,8 @@
 """Downloads that are what they say: a file is at its path only when it is whole and its SHA-256 is right.
 
 `pooch` transfers the bytes with `requests`, which uses the proxies of the environment and follows
-redirections to http and https alone. Added here is what published weights need: hashes of which only the
-first digits are known, mirrors, an answer within 5 s where there is no network, and one download for several
-processes.
+redirections to http and https alone. Added here: hashes of which only the first digits are known, mirrors, an
+answer within 5 s where there is no network, and one download for several processes.
 """
 
 from __future__ import annotations
@@ -35,10 +34,8 @@ if TYPE_CHECKING:
 
 TRIES = 3
 """Attempts of one download, whatever the number of mirrors, unless there are more mirrors than that."""
-
 CONNECT_SECONDS = 4.0
 """How long all servers together may take to accept a connection: longer means offline."""
-
 PAUSE_SECONDS = 0.5
 """Before the second attempt at a server; twice that before the third."""
 
@@ -56,9 +53,6 @@ def download(urls: str | Sequence[str], path: str | Path, *, sha256: str, timeou
         path: The file to write; its folder is made.
         sha256: The hash of the content in hex, or at least its first 8 digits where no more is known.
         timeout: Seconds without a single byte after which a connection counts as stalled.
-
-    Returns:
-        `path`.
 
     Raises:
         DownloadError: No server could be reached (reported within 5 s), none had the file, the disk is full,
@@ -138,7 +132,7 @@ def _download_from(urls: Sequence[str], path: Path, temporary: Path, sha256: str
             reasons[url] = failure
             continue
         try:
-            _transfer(url, path, temporary, sha256, timeout)
+            return _transfer(url, path, temporary, sha256, timeout)
         except _RefusedError as error:
             reasons[url] = str(error)
         except (requests.RequestException, ValueError) as error:  # ValueError: a header that is not a number
@@ -146,8 +140,6 @@ def _download_from(urls: Sequence[str], path: Path, temporary: Path, sha256: str
             reasons[url] = one_line(error) if answer is None else f"HTTP error {answer.status_code}"
             if answer is None or answer.status_code >= 500:
                 waiting.append(url)
-        else:
-            return
     details = "; ".join(f"{url}: {reason}" for url, reason in reasons.items())
     command = shlex.join(["curl", "-fL", "-o", str(path), urls[0]])
     raise DownloadError(
@@ -178,13 +170,7 @@ class _RefusedError(Exception):
 
 
 def _transfer(url: str, path: Path, temporary: Path, sha256: str, timeout: float) -> None:
-    """Download `url` to `path`, which appears only with the right content; no one else has `temporary`.
-
-    Raises:
-        _RefusedError: The server has something else.
-        requests.RequestException, ValueError: The network or the server failed.
-        DownloadError, OSError: The disk is full or the folder cannot be written.
-    """
+    """Download `url` to `path`, which appears only with the right content; no one else has `temporary`."""
     import pooch
 
     def check(answer: requests.Response, **_: object) -> None:

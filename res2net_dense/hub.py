@@ -19,17 +19,11 @@ import torch
 from PIL import Image
 from torch import nn
 
-from res2net_dense.backbones.registry import (
-    ARCHITECTURES,
-    Classifier,
-    canonical_name,
-    create_classifier,
-    find_architecture,
-    list_backbones,
-)
+from res2net_dense.backbones import create_classifier, list_backbones
+from res2net_dense.backbones.registry import ARCHITECTURES, Classifier, canonical_name, find_architecture
 from res2net_dense.backbones.weights import WEIGHTS
 from res2net_dense.convert.checkpoint import inspect
-from res2net_dense.convert.load import check_structure, load_found, open_named_weights
+from res2net_dense.convert.load import check_structure, load_backbone_weights, open_named_weights
 from res2net_dense.convert.report import Checkpoint
 from res2net_dense.convert.structure import structure_of
 from res2net_dense.data.images import to_pixels
@@ -43,16 +37,13 @@ from res2net_dense.weight_files import WeightFile, is_path
 @dataclass(frozen=True)
 class Preprocessing:
     """How an image enters a network: its shorter edge is resized (bilinear, with antialiasing), the middle
-    square is cropped, each channel is normalized.
+    square is cropped, each channel is normalized. Sizes are in pixels, mean and std of R, G, B from 0 to 255.
     """
 
     mean: tuple[float, ...] = (123.675, 116.28, 103.53)
-    """Of the channels R, G, B, for pixels from 0 to 255."""
     std: tuple[float, ...] = (58.395, 57.12, 57.375)
     resize_size: int = 256
-    """The shorter edge in pixels."""
     crop_size: int = 224
-    """Side of the square in pixels."""
 
 
 class ClassPrediction(TypedDict):
@@ -82,7 +73,7 @@ def get_model(
     trust_pickle: bool = False,
     **options: Any,
 ) -> Classifier:
-    """Build a classifier, in evaluation mode.
+    """Build a classifier, in evaluation mode, with `class_names` (None where unknown) and `preprocessing`.
 
     The number of classes and channels and the form of the block are set from the file. What makes another
     network (depth, width, scale, ...) is not: give it by `name` and the options.
@@ -97,10 +88,6 @@ def get_model(
         trust_pickle: read files that may run code while they are read (.pkl, .pdparams).
         **options: see `create_backbone`; where `in_channels` differs from the file's 3, the first convolution
             is adapted.
-
-    Returns:
-        The network, with two attributes more: `class_names` (a list, or None where they are unknown) and
-        `preprocessing`.
 
     Raises:
         ConfigError: unknown name or option, a file instead of the name, or weights named twice.
@@ -118,15 +105,14 @@ def get_model(
     if num_classes is not None and num_classes < 1:
         raise ConfigError(f"num_classes is {num_classes}; a classifier has at least one")
     name, weights = canonical_name(name), tag or weights
-    small = find_architecture(name).options.get("stem") == "3x3"  # made for the 32x32 images of CIFAR
-    usual = Preprocessing(resize_size=32, crop_size=32) if small else Preprocessing()
+    cifar = find_architecture(name).options.get("stem") == "3x3"
+    usual = Preprocessing(resize_size=32, crop_size=32) if cifar else Preprocessing()
     if weights is None:
-        model = create_classifier(name, 1000 if num_classes is None else num_classes, **options)
+        model = create_classifier(name, num_classes or 1000, **options)
         vars(model).update(class_names=None, preprocessing=usual)
         return model.eval()
 
-    file = open_named_weights(name, weights, trust_pickle=trust_pickle)
-    found = inspect(file)
+    found = inspect(open_named_weights(name, weights, trust_pickle=trust_pickle))
     theirs = found.report.structure
     with torch.device("meta"):
         ours = structure_of(create_classifier(name, 1, **options).state_dict())
@@ -136,10 +122,10 @@ def get_model(
     classes = theirs.num_classes if num_classes is None else num_classes
     if classes is None:
         raise CheckpointError(
-            f"{file.path} has no classifier head: give num_classes, and train what is built"
+            f"{found.report.file} has no classifier head: give num_classes, and train what is built"
         )
     model = create_classifier(name, classes, **needs | options)
-    load_found(model, name, found)
+    load_backbone_weights(model, name, found)
     vars(model).update(
         class_names=_class_names(found) if classes == theirs.num_classes else None,
         preprocessing=_preprocessing(found) or usual,
@@ -156,10 +142,7 @@ def predict_image(
         model: of `get_model`, or any network with its `preprocessing` and `class_names`; without them
             ImageNet's preprocessing is used, and a label is "class 17".
         image: the path of an image, a PIL image of 8 bits a channel, or (H, W, 3) uint8 RGB.
-        top: how many classes to return at most.
-
-    Returns:
-        The likeliest classes, best first.
+        top: how many classes to return at most, the likeliest first.
 
     Raises:
         DatasetError: the image cannot be read.

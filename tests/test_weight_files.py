@@ -6,6 +6,7 @@ import io
 import json
 import lzma
 import pickle
+import re
 import shlex
 import struct
 import tarfile
@@ -120,25 +121,15 @@ def test_weights_are_read_whatever_the_file_is_called(tmp_path, content, suffix)
     assert open_weights(path).metadata == ({"made": "here"} if content is SAFETENSORS else {})
 
 
-@pytest.mark.parametrize("suffix", [".pth", ".bin", ""])
+@pytest.mark.parametrize("suffix", [".pth", ".bin", "", ".safetensors", ".pkl"])
 @pytest.mark.parametrize("kind", FOREIGN)
-def test_what_else_a_file_is(tmp_path, kind, suffix):
+def test_what_else_a_file_is_whatever_it_is_called(tmp_path, kind, suffix):
     content, words = FOREIGN[kind]
     path = tmp_path / f"net{suffix}"
     path.write_bytes(content)
-    with pytest.raises(CheckpointError, match=words):
-        open_weights(path)
+    if suffix not in (".safetensors", ".pkl") or kind not in ("noise", "zeros", "one byte"):
+        assert re.search(words, said(path))
     said(path, trust_pickle=True)
-
-
-@pytest.mark.parametrize("suffix", [".safetensors", ".pkl"])
-@pytest.mark.parametrize("kind", sorted(FOREIGN.keys() - {"noise", "zeros", "one byte"}))
-def test_the_name_of_a_file_does_not_mislead(tmp_path, kind, suffix):
-    content, words = FOREIGN[kind]
-    path = tmp_path / f"net{suffix}"
-    path.write_bytes(content)
-    with pytest.raises(CheckpointError, match=words):
-        open_weights(path)
 
 
 @pytest.mark.parametrize("content", [b"", b"\0", bytes(range(7, 207)) * 9, b"\xff" * 99])
@@ -181,11 +172,7 @@ def test_cut_off_wherever(tmp_path, content, suffix):
 def test_a_short_safetensors_says_how_much_there_is(tmp_path, length):
     path = tmp_path / "net.safetensors"
     path.write_bytes(SAFETENSORS[:length])
-    message = said(path)
-    assert "cut off" in message
-    assert f"cut off after {length:,} bytes" in message
-    with pytest.raises(CheckpointError, match="cut off"):
-        open_weights(path)
+    assert f"cut off after {length:,} bytes" in said(path)
 
 
 @pytest.mark.parametrize("header", [
@@ -232,13 +219,10 @@ def test_is_path(tmp_path, monkeypatch):
     assert not any(map(is_path, ["in1k", "imagenet", "res2net50_26w_4s.in1k", "", "other"]))
 
 
-def test_metadata_is_that_of_the_writer(tmp_path):
-    """What the safetensors library itself reads."""
+def test_metadata_is_what_the_safetensors_library_reads(tmp_path):
     (tmp_path / "net.bin").write_bytes(SAFETENSORS)
     with safetensors.safe_open(tmp_path / "net.bin", "pt") as file:
-        assert (
-            open_weights(tmp_path / "net.bin").metadata == file.metadata() == json.loads('{"made": "here"}')
-        )
+        assert open_weights(tmp_path / "net.bin").metadata == file.metadata() == {"made": "here"}
 
 
 @pytest.fixture

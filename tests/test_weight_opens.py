@@ -12,7 +12,7 @@ import pytest
 import safetensors
 import safetensors.torch
 import torch
-from networks import TINY
+from networks import SMALL, TINY
 from PIL import Image
 from torch import nn
 
@@ -26,8 +26,6 @@ from res2net_dense.tasks import get_task
 from res2net_dense.weight_files import load_weights_into, open_weights, save_weights
 
 NAME = "res2net50_26w_4s"
-SMALL = {"depths": (1, 1, 1, 1), "base_width": 4}
-KINDS = [".safetensors", ".pth", "old.pth"]
 
 _watched: dict[str, int] = {}
 
@@ -80,29 +78,20 @@ def test_the_count_counts(tmp_path):
         os.close(os.open(path, os.O_RDONLY))
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_whole_model(tmp_path, kind):
-    path = saved(tmp_path / f"w{kind}", nn.Linear(2, 2))
-    with opened(path, 1):
-        file = open_weights(path)
-        assert file.sha256
-        assert file.metadata == file.config == {}
-        load_weights_into(nn.Linear(2, 2), file)
-    with opened(path, 1):
-        load_weights_into(nn.Linear(2, 2), path)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_backbone_and_a_classifier(tmp_path, kind):
+@pytest.mark.parametrize("kind", [".safetensors", ".pth", "old.pth"])
+def test_a_whole_model_a_backbone_and_a_classifier(tmp_path, kind):
+    whole = saved(tmp_path / f"whole{kind}", nn.Linear(2, 2))
     path = saved(tmp_path / f"w{kind}", create_classifier(NAME, 3, **SMALL))
-    for load in (
-        lambda: load_backbone_weights(create_backbone(NAME, **SMALL), NAME, path),
-        lambda: create_backbone(NAME, weights=path, **SMALL),
-        lambda: get_model(NAME, path, **SMALL),
-        lambda: get_model(NAME, open_weights(path), **SMALL),
-        lambda: read_checkpoint(path),
+    for file, load in (
+        (whole, lambda: load_weights_into(nn.Linear(2, 2), whole)),
+        (whole, lambda: load_weights_into(nn.Linear(2, 2), open_weights(whole))),
+        (path, lambda: load_backbone_weights(create_backbone(NAME, **SMALL), NAME, path)),
+        (path, lambda: create_backbone(NAME, weights=path, **SMALL)),
+        (path, lambda: get_model(NAME, path, **SMALL)),
+        (path, lambda: get_model(NAME, open_weights(path), **SMALL)),
+        (path, lambda: read_checkpoint(path)),
     ):
-        with opened(path, 1):
+        with opened(file, 1):
             load()
 
 
@@ -136,8 +125,13 @@ def run(tmp_path):
     return config, get_task("classification").build_model(config)
 
 
-def test_evaluating_the_newest_checkpoint(tmp_path, run, capsys):
+def test_evaluating_the_newest_checkpoint_or_published_weights(tmp_path, run, capsys):
     config, model = run
+    path = saved(tmp_path / "published.pth", model.get_submodule("backbone"))
+    backbone = config.backbone.model_copy(update={"weights": str(path)})
+    with opened(path, 1):
+        assert evaluate(config=config.model_copy(update={"backbone": backbone})).weights == path
+
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     checkpointer = Checkpointer(tmp_path / "run", metadata={"config": config_to_dict(config)})
     path = checkpointer.save(TrainState(model, optimizer, iteration=1))
@@ -147,15 +141,6 @@ def test_evaluating_the_newest_checkpoint(tmp_path, run, capsys):
     assert f"evaluating {path}" in capsys.readouterr().out
     with opened(path, 1):
         Predictor.load(path)
-
-
-def test_evaluating_published_weights(tmp_path, run):
-    config, model = run
-    path = saved(tmp_path / "published.pth", model.get_submodule("backbone"))
-    backbone = config.backbone.model_copy(update={"weights": str(path)})
-    config = config.model_copy(update={"backbone": backbone})
-    with opened(path, 1):
-        assert evaluate(config=config).weights == path
 
 
 @pytest.mark.parametrize("format", ["torchscript", "torch-export"])
@@ -168,13 +153,8 @@ def test_an_exported_file(tmp_path, run, format, monkeypatch):
     with opened(path, 1):
         export(path, output)
     started = []
-
-    def start(file):
-        started.append(file)
-        return plain(file)
-
     plain = MODULES[format].open_file
-    monkeypatch.setattr(MODULES[format], "open_file", start)
+    monkeypatch.setattr(MODULES[format], "open_file", lambda file: started.append(file) or plain(file))
     for use in (Predictor.load, evaluate):
         use(output)
         assert started == [output]

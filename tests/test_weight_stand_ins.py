@@ -157,15 +157,11 @@ def test_a_hostile_file_runs_nothing(tmp_path, attack, place):
     if refusal:
         assert "\n" not in refusal
         assert "would run code" in refusal or "damaged" in refusal
+    if attack == "system":  # torch blocks it by name
+        assert "would run code" in refusal
     assert not ran.exists()
     assert "this" not in sys.modules
     assert not torch_knows_stand_ins()
-
-
-def test_what_torch_blocks_stays_refused(tmp_path):
-    torch.save({"state_dict": TENSORS, "meta": Calls(os.system, "true")}, tmp_path / "w.pth")
-    with pytest.raises(CheckpointError, match="would run code"):
-        open_weights(tmp_path / "w.pth")
 
 
 def test_weights_that_are_objects_are_refused(tmp_path):

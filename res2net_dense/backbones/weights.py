@@ -1,4 +1,4 @@
-"""Published weights as data, one row per file, and how they get into the cache.
+"""Published weights, a line of `published_weights.tsv` each, and how they get into the cache.
 
 A file is downloaded once into `RES2NET_DENSE_CACHE` (default `~/.cache/res2net_dense`) and verified at every
 use. The files belong to their authors and are not part of this package; `licence` says what is known. A file
@@ -10,11 +10,13 @@ Holocron, torchvision; `timm_*` are timm's own measurements of the same weights.
 
 from __future__ import annotations
 
+import csv
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +47,8 @@ class Weights:
     size: int | None = None
     """Bytes."""
     num_classes: int = 1000
+    class_names: tuple[str, ...] = ()
+    """WordNet ids, where they are not the 1000 classes of ImageNet."""
     top1: float | None = None
     """Accuracy in percent on the validation set at `crop_size`, as published with the file."""
     top5: float | None = None
@@ -80,6 +84,16 @@ class Weights:
         """The name of the file, here and at its official place."""
         return self.urls[0].rsplit("/", 1)[1]
 
+    @property
+    def config(self) -> dict[str, Any]:
+        """How images enter the network and what its outputs mean, in the form of our configurations."""
+        data = {"resize_size": self.resize_size, "crop_size": self.crop_size}
+        return {
+            "task": "classification",
+            "model": {"pixel_mean": list(self.mean), "pixel_std": list(self.std)},
+            "data": data | ({"class_names": list(self.class_names)} if self.class_names else {}),
+        }
+
     @cached_property
     def parameters(self) -> int:
         """Parameters of the network with its head of `num_classes`.
@@ -92,12 +106,9 @@ class Weights:
 
 
 def find_weights(name: str, weights: str) -> Weights:
-    """Return the row of the network `name` that `weights` means.
+    """Return the row of the network `name`, or of an alias, that `weights` means.
 
-    Args:
-        name: a network, or an alias of one.
-        weights: "imagenet" for the first row of the name, a tag ("in1k"), or both
-            ("res2net50_26w_4s.in1k").
+    That is its first row for "imagenet", or a tag ("in1k"), with the name or without.
 
     Raises:
         CheckpointError: no such row; the message has those there are.
@@ -151,26 +162,25 @@ def cache_folder() -> Path:
     return Path(os.environ.get("RES2NET_DENSE_CACHE") or "~/.cache/res2net_dense").expanduser()
 
 
+_NOT_STATED = "not stated for the weights; "
+_MIRROR = "https://github.com/huggingface/pytorch-image-models/releases/download/v0.1-res2net/"
+_SGD = "SGD lr 0.1, divided by 10 every 30 of 100 epochs, batch 256, weight decay 1e-4"
+_CUTMIX = "300 epochs with CutMix"
 _AUTHORS = {
     "base": "https://shanghuagao.oss-cn-beijing.aliyuncs.com/res2net/",
     "tag": "in1k",
-    "licence": "not stated for the weights; the authors' code is CC BY-NC-SA 4.0 (non-commercial)",
-    "hub_id": "timm/{}.in1k",
+    "licence": _NOT_STATED + "the authors' code is CC BY-NC-SA 4.0 (non-commercial)",
 }
-_MIRROR = {"mirror": "https://github.com/huggingface/pytorch-image-models/releases/download/v0.1-res2net/"}
-_SGD = "SGD lr 0.1, divided by 10 every 30 of 100 epochs, batch 256, weight decay 1e-4"
-_CUTMIX = "300 epochs with CutMix"
 _PADDLE = {
     "base": "https://paddle-imagenet-models-name.bj.bcebos.com/dygraph/",
     "semantics": {"stage_pool": "strided", "stage_split": "strided", "pool_padding": "ignored"},
     "dialect": "paddle",
-    "licence": "not stated for the weights; PaddleClas is Apache-2.0",
+    "licence": _NOT_STATED + "PaddleClas is Apache-2.0",
     "needs_trust": True,
 }
 _DLA = {
     "recipe": "SGD lr 0.1, 120 epochs, batch 256, weight decay 1e-4",
     "licence": "BSD-3-Clause",
-    "hub_id": "timm/{}.in1k",
 }
 _TORCHVISION = {
     "base": "https://download.pytorch.org/models/",
@@ -180,19 +190,20 @@ _TORCHVISION = {
 
 # What the files of one source have in common: fields of `Weights`, and where the files are.
 _SOURCES: dict[str, dict[str, Any]] = {
-    "authors": {**_AUTHORS, **_MIRROR, "recipe": _SGD},
+    "authors": {**_AUTHORS, "mirror": _MIRROR, "recipe": _SGD},
     "authors, v1b": {**_AUTHORS, "recipe": _CUTMIX},
-    "authors, DLA": {**_AUTHORS, **_MIRROR, "dialect": "dla"},
+    "authors, DLA": {**_AUTHORS, "mirror": _MIRROR, "dialect": "dla"},
     "Holocron": {
         "base": "https://github.com/frgfm/Holocron/releases/download/v0.2.1/",
         "tag": "holocron_imagenette",
         "sha256": "345170e8ff75d10330af55674090b0d9aa751e14b6f3b4a95bb8ea6cdd65be4b",
         "num_classes": 10,
+        "class_names": IMAGENETTE,
         "resize_size": 232,
         "dialect": "holocron",
         "recipe": "100 epochs at 176 pixels, AdamW lr 1e-3, weight decay 5e-2, mixup 0.2, label smoothing "
         "0.1, random erasing 0.1",
-        "licence": "not stated for the weights; Holocron is Apache-2.0",
+        "licence": _NOT_STATED + "Holocron is Apache-2.0",
         "note": "Imagenette, ten classes of ImageNet.",
     },
     "mmpretrain": {
@@ -200,7 +211,7 @@ _SOURCES: dict[str, dict[str, Any]] = {
         "tag": "mm_in1k",
         "dialect": "mmpretrain",
         "recipe": _SGD,
-        "licence": "not stated for the weights; mmpretrain is Apache-2.0",
+        "licence": _NOT_STATED + "mmpretrain is Apache-2.0",
         "note": "The authors' weights under mmpretrain's names.",
     },
     "mmdetection": {
@@ -208,7 +219,7 @@ _SOURCES: dict[str, dict[str, Any]] = {
         "tag": "mmdet_in1k",
         "dialect": "mmdetection",
         "recipe": _CUTMIX,
-        "licence": "not stated for the weights; mmdetection is Apache-2.0",
+        "licence": _NOT_STATED + "mmdetection is Apache-2.0",
         "note": "The authors' weights under mmdetection's names, trained with the authors' blocks; "
         "mmdetection runs them with stage_pool='strided', and detectors trained there need that.",
     },
@@ -237,93 +248,33 @@ _SOURCES: dict[str, dict[str, Any]] = {
         **_TORCHVISION,
         "tag": "tv_in1k",
         "recipe": "SGD lr 0.1, divided by 10 every 30 of 90 epochs, batch 256, weight decay 1e-4",
-        "hub_id": "timm/{}.tv_in1k",
         "note": "torchvision's IMAGENET1K_V1.",
     },
     "torchvision, V2": {
         **_TORCHVISION,
         "tag": "tv2_in1k",
         "recipe": "torchvision's new recipe (github.com/pytorch/vision/issues/3995)",
-        "hub_id": "timm/{}.tv2_in1k",
         "note": "torchvision's IMAGENET1K_V2.",
         "resize_size": 232,
     },
 }
 
-# timm's name of a network, and the top1 and top5 that it measured with the weights of the network's authors.
-_TIMM = {
-    "res2net50_26w_4s": ("res2net50_26w_4s", 77.99, 93.86),
-    "res2net50_48w_2s": ("res2net50_48w_2s", 77.53, 93.56),
-    "res2net50_14w_8s": ("res2net50_14w_8s", 78.14, 93.85),
-    "res2net50_26w_6s": ("res2net50_26w_6s", 78.59, 94.12),
-    "res2net50_26w_8s": ("res2net50_26w_8s", 78.95, 94.28),
-    "res2net101_26w_4s": ("res2net101_26w_4s", 79.19, 94.47),
-    "res2next50": ("res2next50", 78.24, 93.90),
-    "res2net50_v1b_26w_4s": ("res2net50d", 80.28, 95.03),
-    "res2net101_v1b_26w_4s": ("res2net101d", 81.24, 95.35),
-    "res2net_dla60": ("dla60_res2net", 78.48, 94.20),
-    "res2next_dla60": ("dla60_res2next", 78.49, 94.14),
-    "dla60": ("dla60", 77.04, 93.32),
-    "dla60x": ("dla60x", 78.25, 94.02),
-}
 
-# Network, source, file, published top1 and top5, bytes.
-_FILES: list[tuple[str, str, str, float | None, float | None, int | None]] = [
-    ("res2net50_26w_4s", "authors", "res2net50_26w_4s-06e79181.pth", 77.99, 93.85, 103_110_087),
-    ("res2net50_26w_4s", "Holocron", "res2net50_26w_4s_224-345170e8.pth", 93.94, 99.41, 95_020_747),
-    ("res2net50_26w_4s", "Paddle", "Res2Net50_26w_4s_pretrained.pdparams", 79.33, 94.57, None),
-    ("res2net50_48w_2s", "authors", "res2net50_48w_2s-afed724a.pth", 77.32, 93.53, 101_421_406),
-    ("res2net50_14w_8s", "authors", "res2net50_14w_8s-6527dddc.pth", 78.14, 93.86, 100_638_543),
-    ("res2net50_14w_8s", "mmpretrain", "res2net50-w14-s8_3rdparty_8xb32_in1k_20210927-bc967bf1.pth",
-     78.14, 93.85, None),
-    ("res2net50_14w_8s", "Paddle", "Res2Net50_14w_8s_pretrained.pdparams", 79.46, 94.70, None),
-    ("res2net50_26w_6s", "authors", "res2net50_26w_6s-19041792.pth", 78.58, 94.13, 148_603_239),
-    ("res2net50_26w_8s", "authors", "res2net50_26w_8s-2c7c9f12.pth", 79.20, 94.37, 194_085_165),
-    ("res2net50_26w_8s", "mmpretrain", "res2net50-w26-s8_3rdparty_8xb32_in1k_20210927-f547a94b.pth",
-     79.20, 94.36, None),
-    ("res2net101_26w_4s", "authors", "res2net101_26w_4s-02a759a1.pth", 79.19, 94.43, 181_456_059),
-    ("res2net101_26w_4s", "mmpretrain", "res2net101-w26-s4_3rdparty_8xb32_in1k_20210927-870b6c36.pth",
-     79.19, 94.44, None),
-    ("res2next50", "authors", "res2next50_4s-6ef7e7bf.pth", 78.24, 93.91, 99_019_592),
-    ("res2net50_v1b_26w_4s", "authors, v1b", "res2net50_v1b_26w_4s-3cf99910.pth", 80.27, 95.04, None),
-    ("res2net50_v1b_26w_4s", "Paddle", "Res2Net50_vd_26w_4s_pretrained.pdparams", 79.75, 94.91, None),
-    ("res2net50_v1b_26w_4s", "Paddle, SSLD", "Res2Net50_vd_26w_4s_ssld_pretrained.pdparams",
-     83.1, 96.6, None),
-    ("res2net101_v1b_26w_4s", "authors, v1b", "res2net101_v1b_26w_4s-0812c246.pth", 81.23, 95.36, None),
-    ("res2net101_v1b_26w_4s", "mmdetection", "res2net101_v1d_26w_4s_mmdetv2-f0a600f9.pth",
-     81.23, 95.36, None),
-    ("res2net101_v1b_26w_4s", "Paddle", "Res2Net101_vd_26w_4s_pretrained.pdparams", 80.64, 95.22, None),
-    ("res2net101_v1b_26w_4s", "Paddle, SSLD", "Res2Net101_vd_26w_4s_ssld_pretrained.pdparams",
-     83.9, 97.1, None),
-    ("res2net200_v1b_26w_4s", "Paddle", "Res2Net200_vd_26w_4s_pretrained.pdparams", 81.21, 95.71, None),
-    ("res2net200_v1b_26w_4s", "Paddle, SSLD", "Res2Net200_vd_26w_4s_ssld_pretrained.pdparams",
-     85.13, 97.42, None),
-    ("res2net_dla60", "authors, DLA", "res2net_dla60_4s-d88db7f9.pth", 78.47, 94.20, 84_886_593),
-    ("res2next_dla60", "authors, DLA", "res2next_dla60_4s-d327927b.pth", 78.45, 94.14, 69_639_245),
-    ("dla60", "timm", "dla60-9e91bd4d.pth", None, None, None),
-    ("dla60", "DLA", "dla60-24839fc4.pth", None, None, 89_560_235),
-    ("dla60x", "timm", "dla60x-6818f6bb.pth", None, None, None),
-    ("dla60x", "DLA", "dla60x-d15cacda.pth", None, None, 70_883_139),
-    ("resnet50", "torchvision", "resnet50-0676ba61.pth", 76.13, 92.862, None),
-    ("resnet50", "torchvision, V2", "resnet50-11ad3fa6.pth", 80.858, 95.434, None),
-    ("resnet101", "torchvision", "resnet101-63fe2227.pth", 77.374, 93.546, None),
-    ("resnet101", "torchvision, V2", "resnet101-cd907fc2.pth", 81.886, 95.78, None),
-]  # fmt: skip
+def _read_table() -> Iterator[Weights]:
+    lines = files("res2net_dense").joinpath("published_weights.tsv").read_text(encoding="utf-8").splitlines()
+    for line in csv.DictReader(lines[1:], delimiter="\t"):
+        file, common = line["file"], dict(_SOURCES[line["source"]])
+        # The custom of torch.hub: the first digits of a file's SHA-256 are in its name.
+        digits = re.search(r"-([0-9a-f]{8})\.pth$", file)
+        places = [common.pop("base"), common.pop("mirror", "")]
+        numbers = {key: float(line[key]) for key in ("top1", "top5", "timm_top1", "timm_top5") if line[key]}
+        yield Weights(
+            **{"name": line["network"], "sha256": digits and digits[1], **common, **numbers},
+            urls=tuple(place + file for place in places if place),
+            size=int(line["size"]) if line["size"] else None,
+            hub_id=line["hub_id"] or None,
+        )
 
 
-def _row(
-    name: str, source: str, file: str, top1: float | None, top5: float | None, size: int | None
-) -> Weights:
-    # The custom of torch.hub: the first digits of a file's SHA-256 are in its name.
-    digits = re.search(r"-([0-9a-f]{8})\.pth$", file)
-    fields = {"sha256": digits and digits[1], **_SOURCES[source]}
-    places = [fields.pop("base"), fields.pop("mirror", None)]
-    if "hub_id" in fields:
-        model, timm_top1, timm_top5 = _TIMM.get(name, (name, None, None))
-        fields |= {"hub_id": fields["hub_id"].format(model), "timm_top1": timm_top1, "timm_top5": timm_top5}
-    urls = tuple(place + file for place in places if place)
-    return Weights(name=name, urls=urls, top1=top1, top5=top5, size=size, **fields)
-
-
-WEIGHTS: dict[str, Weights] = {row.key: row for row in (_row(*file) for file in _FILES)}
+WEIGHTS: dict[str, Weights] = {row.key: row for row in _read_table()}
 """Every published file by `name.tag`; the first row of a name is its default."""

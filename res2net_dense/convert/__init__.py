@@ -5,11 +5,11 @@ print(checkpoint.report.text())
 backbone = create_backbone(checkpoint.name, **checkpoint.options)
 """
 
-from res2net_dense.convert.checkpoint import read_checkpoint, write_checkpoint
+from res2net_dense.convert.checkpoint import read_checkpoint
 from res2net_dense.convert.dialects import list_dialects
 from res2net_dense.convert.load import check_weights, load_backbone_weights, open_named_weights
 from res2net_dense.convert.report import Checkpoint, Report
-from res2net_dense.convert.translate import to_dialect
+from res2net_dense.convert.write import to_dialect, write_checkpoint
 
 __all__ = [
     "Checkpoint",

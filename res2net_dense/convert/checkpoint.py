@@ -1,22 +1,19 @@
 """The path of a weight file, from top to bottom: any checkpoint of the family becomes canonical names, the
 network it needs, and a report of what was found.
 
-    open_weights   read        the bytes and what they hold, without running code
-    unwrap         unwrap      the named tensors in it
-    recognise      recognise   whose names they have, and where the backbone is
-    translate      translate   the backbone's tensors by canonical names
-    describe       describe    which network they are of
-    match          all its tensors are there, and no others
-    load           load        into a network that is built
+    open_weights, unwrap   weight_files   the named tensors in a file, read without running code
+    recognise, translate   recognise      whose names they have, where the backbone is, its tensors by ours
+    inspect                               which network they are of
+    match                                 all its tensors are there, and no others
+    load_backbone_weights  load           into a network that is built
+    write_checkpoint       write          into a file of any library
 """
 
 from __future__ import annotations
 
-import json
-import logging
 import math
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,21 +21,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from res2net_dense.backbones.options import SEMANTICS
-from res2net_dense.convert.describe import describe, own_config
-from res2net_dense.convert.dialects import DIALECTS, Dialect, dialect_named
-from res2net_dense.convert.recognise import recognise
-from res2net_dense.convert.report import Checkpoint, Dropped, printable, shorten
-from res2net_dense.convert.structure import expected_shapes
-from res2net_dense.convert.translate import to_dialect
-from res2net_dense.errors import CheckpointError, ConfigError, first_few, one_line
-from res2net_dense.files import write_atomically
-from res2net_dense.weight_files import WeightFile, open_weights, save_weights
+from res2net_dense.backbones.options import DILATION_RULES, SEMANTICS
+from res2net_dense.backbones.weights import WEIGHTS, Weights
+from res2net_dense.convert.dialects import CANONICAL, DIALECTS, DILATED_RELATIVES, Dialect, dialect_named
+from res2net_dense.convert.recognise import Place, recognise, translate
+from res2net_dense.convert.report import Checkpoint, Dropped, Report, printable, settings, shorten
+from res2net_dense.convert.structure import Structure, expected_shapes, find_name, structure_of
+from res2net_dense.errors import CheckpointError, ConfigError, first_few
+from res2net_dense.weight_files import WeightFile, open_weights
 from res2net_dense.weight_files.models import compare
 from res2net_dense.weight_files.unwrap import COUNTER
 
-_log = logging.getLogger(__name__)
-
+UNUSED = "computed and never used by the official network"
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -73,27 +67,147 @@ def read_checkpoint(
 
 def inspect(file: WeightFile, *, wanted: Dialect | None = None, prefix: str | None = None) -> Checkpoint:
     """Find out what a file is; arguments and errors as in `read_checkpoint`."""
-    tensors = file.unwrapped.tensors
     try:
-        if not tensors:
+        if not file.unwrapped.tensors:
             entries = shorten([str(key) for key in file.content]) or "nothing at all"
             raise CheckpointError(f"it holds no tensors, only {entries}")
-        place = recognise(tensors, wanted, prefix, own=bool(own_config(file)))
-        return describe(file, place, wanted=wanted is not None)
+        config = file.config if isinstance(file.config.get("backbone"), Mapping) else {}
+        place = recognise(file.unwrapped.tensors, wanted, prefix, own=bool(config))
+        return _describe(file, place, config, wanted=wanted is not None)
     except CheckpointError as error:
         raise _unreadable(file.path, error) from None
 
 
+def _describe(file: WeightFile, place: Place, config: dict[str, Any], *, wanted: bool) -> Checkpoint:
+    """Find out which network the backbone in `place` is, and what the file states or leaves open about it.
+
+    `config` is one of ours in the file; `wanted` tells that the user gave the dialect.
+    """
+    state, unnamed, beside, unused = translate(file.unwrapped.tensors, place)
+    structure = structure_of(state)
+    row = next((row for row in WEIGHTS.values() if row.sha256 and file.sha256.startswith(row.sha256)), None)
+    config = row.config if row is not None and not config else config
+    own = config.get("backbone", {})
+    if structure.norm == "GN" and own.get("norm") != "GN":
+        raise CheckpointError(
+            "no running statistics: batch norms saved without their buffers (save the whole "
+            "state_dict()), or group norms, which a file of this package states in its config"
+        )
+    dialect = place.dialect
+    if not wanted and dialect.name in CANONICAL and dialect.name != "res2net_dense":
+        # They all have these names: the first that has such networks.
+        able = (DIALECTS[name] for name in CANONICAL if name != "dla" or unused)
+        dialect = next(row for row in able if not row.why_not(structure))
+    notes = [dialect.note]
+    if file.left_out:
+        notes.append(f"not read, as it could run code: objects of {shorten(file.left_out)}")
+    bare = dialect.doubtful_without_prefix and not beside
+    if bare and row is None and not own:
+        notes.append(
+            "nothing but a backbone: ImageNet weights that only bear these names want official options"
+        )
+    given, source = _semantics(dialect, place.prefix, structure, own, row, bare=bare)
+    semantics = {key: given.get(key, SEMANTICS[key]) for key in structure.semantics}
+
+    # Detectors and classifiers have no dilated stages, so nothing is known about theirs.
+    dilates = dialect.dilates_with in (None, *_parts(beside, dialect.outside(place.prefix)))
+    rules = dialect.dilated.get(place.stem, {})
+    dilation = _own_dilation(own, structure) or (dict(rules) if dilates else {})
+    if rules and not dilation:
+        notes.append(f"for dilated use it takes {settings(rules)}")
+    differs = ""
+    for prefix, parts, how in DILATED_RELATIVES if dialect.name in CANONICAL else ():
+        if place.prefix.endswith(prefix) and parts <= _parts(beside, place.prefix.removesuffix(prefix)):
+            differs = how
+    name, options = find_name(structure)
+    usual = SEMANTICS | DILATION_RULES
+    options |= {key: value for key, value in (semantics | dilation).items() if value != usual[key]}
+    dtypes = {str(value.dtype).removeprefix("torch.") for key, value in state.items() if COUNTER not in key}
+    others = file.unwrapped.others
+    report = Report(
+        file=str(file.path),
+        size=file.size,
+        sha256=file.sha256,
+        kind=file.kind,
+        wrapper=".".join(file.unwrapped.wrappers),
+        dialect=dialect.name,
+        prefix=place.prefix,
+        name=name,
+        options=options,
+        structure=structure,
+        dtype=", ".join(sorted(dtypes)),
+        semantics=semantics,
+        semantics_from=source,
+        dilation=dilation,
+        differs=differs,
+        config=own,
+        dropped=[
+            *([Dropped(shorten(others), len(others), "no tensors")] if others else []),
+            *([Dropped(", ".join(sorted(unused)), unused.total(), UNUSED)] if unused else []),
+            *(Dropped(*item, "not part of the backbone") for item in sorted(beside.items())),
+        ],
+        notes=[note for note in [*notes, differs] if note],
+    )
+    return Checkpoint(state, report, _class_names(file.content, config), config, unnamed)
+
+
+def _semantics(
+    dialect: Dialect,
+    prefix: str,
+    structure: Structure,
+    own: Mapping[str, Any],
+    row: Weights | None,
+    *,
+    bare: bool,
+) -> tuple[Mapping[str, Any], str]:
+    """The options that names leave open, and where they come from; `row` is that of a published file."""
+    if row is not None:  # these very bytes: what is known of them outweighs what their names suggest
+        return row.semantics, f"the weights table, {row.key}"
+    if own:
+        return own, "config in the file"
+    plain = structure.scale == 1 and structure.stem != "dla"
+    if dialect.name == "res2net_dense" or (dialect.name in CANONICAL and (prefix or plain)):
+        return dialect.semantics, "assumed, names alone cannot tell"
+    if bare and not prefix.endswith(dialect.prefix):
+        source = f"assumed: {dialect.name}'s names without {dialect.prefix}, and no other parts"
+        return dialect.semantics, source
+    return dialect.semantics, f"the dialect {dialect.name}"
+
+
+def _own_dilation(own: Mapping[str, Any], structure: Structure) -> dict[str, Any]:
+    """The options of dilated stages in our config; empty if there are none."""
+    stride = own.get("output_stride", 8 if any(key in own for key in DILATION_RULES) else 32)
+    if structure.stem == "dla" or stride not in (8, 16):
+        return {}
+    keys = DILATION_RULES if structure.stem == "deep" else ["dilate_first"]
+    return {key: own.get(key, DILATION_RULES[key]) for key in keys}
+
+
+def _parts(beside: Iterable[str], outer: str) -> set[str]:
+    """The parts next to a backbone, in a network whose names all begin with `outer`."""
+    return {name.removeprefix(outer).split(".")[0] for name in beside}
+
+
+def _class_names(content: Mapping[str, Any], config: Mapping[str, Any]) -> list[str] | None:
+    """The names of the classes, from our configuration or OpenMMLab's `meta`."""
+
+    def get(place: Any, *keys: str) -> Any:
+        for key in keys:
+            place = place.get(key) if isinstance(place, Mapping) else None
+        return place
+
+    ours = get(config, "data", "class_names")
+    for names in (ours, get(content, "meta", "CLASSES"), get(content, "meta", "dataset_meta", "classes")):
+        if isinstance(names, (list, tuple)) and names and all(isinstance(name, str) for name in names):
+            return list(names)
+    return None
+
+
 def match(found: Checkpoint, *, partial: bool = False, parts: Collection[str] | None = None) -> Checkpoint:
-    """Compare what `inspect` found with the network, and complete its report.
+    """Compare what `inspect` found with the network, complete its report, and keep the network's tensors.
 
-    Args:
-        found: the file.
-        partial: take what matches, also if tensors are missing or unexpected.
-        parts: of the network, such as `conv1 bn1 layer1`, that are wanted; None for all.
-
-    Returns:
-        The tensors of the network alone.
+    `partial` keeps what matches, also if tensors are missing or unexpected; `parts` of the network, such as
+    `conv1 bn1 layer1`, are those that are wanted.
     """
     report, structure, state = found.report, found.report.structure, found.state_dict
     try:
@@ -113,7 +227,7 @@ def match(found: Checkpoint, *, partial: bool = False, parts: Collection[str] | 
         differences.missing.append(f"layer{len(structure.depths) + 1}")
     unexpected = [*differences.unexpected, *found.unnamed]
     differences.unexpected[:] = [printable(key) for key in unexpected if not key.endswith(COUNTER)]
-    matched = {key for key in needed if key in state and key not in differences.reshaped}
+    matched = needed.keys() & state.keys() - differences.reshaped.keys()
     report.matched, report.total, report.missing = len(matched), len(needed), differences.missing
     if any(differences) and not partial:
         raise _unreadable(
@@ -121,8 +235,8 @@ def match(found: Checkpoint, *, partial: bool = False, parts: Collection[str] | 
             f"{len(matched)} of {len(needed)} tensors match {report.name} ({structure.describe()}), the "
             f"nearest network; {differences.text()}; partial=True (--partial) takes what matches",
         )
-    head = {"fc.weight", "fc.bias"}
-    half_head = head & matched if len(head & matched) == 1 else set()
+    head = matched & {"fc.weight", "fc.bias"}
+    half_head = head if len(head) == 1 else set()
     matched -= half_head  # of no use without the other
     report.matched = len(matched)
     report.dropped += [
@@ -141,66 +255,8 @@ def match(found: Checkpoint, *, partial: bool = False, parts: Collection[str] | 
         report.notes.append(f"without {COUNTER}, set to 0")
     # Some files leave the counters out, and a FrozenBN has none.
     zeros = {key: torch.zeros((), dtype=torch.int64) for key in counters if not differences.missing}
-    available = zeros | {key: state[key] for key in state if key in matched or key in counters}
+    available = zeros | {key: state[key] for key in (matched | counters) & state.keys()}
     return replace(found, state_dict={key: available[key] for key in expected if key in available})
-
-
-def write_checkpoint(
-    checkpoint: Checkpoint | Mapping[str, Tensor], path: str | Path, dialect: str = "res2net_dense"
-) -> Path:
-    """Write a file of `dialect`: safetensors, or a torch file with the bare state dict; atomically.
-
-    In our own dialect the file also states what the network needs besides its tensors. The others have no
-    place for that: if their network computes something else with these tensors, a warning is logged.
-
-    Raises:
-        CheckpointError: see `to_dialect`; or another suffix than .safetensors, .pth and .pt; or the disk is
-            full.
-    """
-    path = Path(path)
-    if path.suffix not in (".safetensors", ".pth", ".pt"):
-        raise CheckpointError(f"{path}: weights are written as .safetensors or .pth")
-    state = checkpoint.state_dict if isinstance(checkpoint, Checkpoint) else checkpoint
-    written = to_dialect(state, dialect)
-    metadata: dict[str, Any] = {}
-    if isinstance(checkpoint, Checkpoint):
-        if dialect == "res2net_dense":
-            metadata = {"config": _config(checkpoint)}
-        else:
-            _warn_of_semantics(path, checkpoint, DIALECTS[dialect])
-    if path.suffix == ".safetensors":
-        return save_weights(path, written, {"metadata": json.dumps(metadata)} if metadata else {})
-    content = {"model": written, "metadata": metadata} if metadata else written
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, lambda file: torch.save(content, file))
-    except (OSError, RuntimeError) as error:  # torch turns a full disk into the latter
-        raise CheckpointError(f"cannot write {path}: {one_line(error)}") from None
-    return path
-
-
-def _config(checkpoint: Checkpoint) -> dict[str, Any]:
-    """The network, and the parts of the file's configuration that are needed to use it in the same way."""
-    config = {key: value for key, value in checkpoint.config.items() if key in ("task", "model", "data")}
-    if checkpoint.class_names:
-        data = config.get("data")
-        config["data"] = (data if isinstance(data, dict) else {}) | {"class_names": checkpoint.class_names}
-    network = {"name": checkpoint.name, **checkpoint.options, **checkpoint.report.dilation}
-    return config | {"backbone": network}
-
-
-def _warn_of_semantics(path: Path, checkpoint: Checkpoint, to: Dialect) -> None:
-    theirs = {**SEMANTICS, **to.semantics}
-    needed = checkpoint.report.semantics
-    if wrong := [key for key in needed if needed[key] != theirs[key]]:
-        _log.warning(
-            "%s: these weights were trained with %s, and %s runs them with %s: its outputs will differ until "
-            "they are trained further",
-            path,
-            ", ".join(f"{key}={needed[key]}" for key in wrong),
-            to.name,
-            ", ".join(f"{key}={theirs[key]}" for key in wrong),
-        )
 
 
 def _unreadable(path: str | Path, reason: object) -> CheckpointError:

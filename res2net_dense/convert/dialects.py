@@ -14,7 +14,7 @@ from typing import Any
 
 from res2net_dense.convert import keymaps
 from res2net_dense.convert.keymaps import IDENTITY, Rules
-from res2net_dense.convert.structure import EXTRAS, FIRST_BLOCK, FIRST_TENSORS, Structure
+from res2net_dense.convert.structure import EXTRAS, FIRST_TENSORS, Structure
 from res2net_dense.errors import ConfigError, did_you_mean
 from res2net_dense.weight_files.unwrap import COUNTER
 
@@ -37,25 +37,24 @@ class Dialect:
     """Whose files these are."""
     tables: Mapping[str, Rules]
     """Rules by stem ("7x7", "deep", "3x3", "dla"); the dialect has no names for other networks."""
-    _: KW_ONLY
     prefix: str = ""
     """What comes before the names when we write them. Any prefix is read, but where the names alone are the
-    canonical ones this one is what the dialect is known by.
-    """
+    canonical ones this one is what the dialect is known by."""
+    scales: range = _RES2NETS
+    _: KW_ONLY
     head: str | None = None
     """Where the classifier is if it is not under `prefix` by the rules."""
     lacks: tuple[str, ...] = ()
     """Parts of names that its networks do not have: `fc.`, `num_batches_tracked`, `.conv_offset.bias`."""
-    only_with: tuple[str, ...] = ()
+    only_with: tuple[str, ...] = ("",)
     """One of these is in some name of every file, where another dialect has the same names."""
     paddle: bool = False
     """Paddle's ways: other names of statistics, and linear layers transposed."""
-    scales: range = _RES2NETS
     extras: tuple[str, ...] = ()
     """Of `structure.EXTRAS`, what it has names for."""
     semantics: Mapping[str, Any] = field(default_factory=dict)
     """Options that differ from the official ones."""
-    notes: tuple[str, ...] = ()
+    note: str = ""
     dilated: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     """Options of dilated stages by stem."""
     dilates_with: str | None = ""
@@ -65,45 +64,41 @@ class Dialect:
 
     def claims(self, key: str, stem: str) -> bool:
         """Whether `key` (without prefix) begins like the name of a part of the network."""
-        theirs = (re.match(r"[^.#]*\.?", rule) for _, rule in self.tables[stem])
-        return any(match and match[0] and key.startswith(match[0]) for match in theirs)
+        beginnings = {re.split(r"(?<=\.)|#", theirs)[0] for _, theirs in self.tables[stem]} - {""}
+        return key.startswith(tuple(beginnings))
 
     def to_canonical(self, key: str, stem: str) -> str | None:
         """Our name of `key` (without prefix) in a network with this stem; None if it is not the network's."""
-        return keymaps.to_canonical(keymaps.simplify_paddle(key) if self.paddle else key, self.tables[stem])
+        key = keymaps.simplify_paddle(key) if self.paddle else key
+        return keymaps.rename(key, keymaps.backwards(self.tables[stem]))
 
     def from_canonical(self, key: str, stem: str, depths: Sequence[int]) -> str | None:
         """Their name of our `key`, with the prefix; None if they have none."""
         if self.head is not None and key.startswith("fc."):
             return self.head + key.removeprefix("fc.")
-        name = keymaps.from_canonical(key, self.tables[stem])
+        name = keymaps.rename(key, self.tables[stem])
         if name is None:
             return None
         return self.prefix + (keymaps.expand_paddle(name, depths) if self.paddle else name)
 
     def find(self, names: Collection[str], stem: str) -> list[str]:
         """The prefixes under which `names` has the first tensors of such a network."""
-        first, block = (
-            keymaps.from_canonical(key, self.tables[stem]) or ""
-            for key in (FIRST_TENSORS[stem], FIRST_BLOCK.get(stem, "layer1.0.conv1.weight"))
-        )
-        prefixes = (name.removesuffix(first) for name in names if name.endswith(first))
-        return sorted({p for p in prefixes if p[-1:] in ("", ".") and p + block in names})
+        first, block = (keymaps.rename(key, self.tables[stem]) or "" for key in FIRST_TENSORS[stem])
+        prefixes = {name.removesuffix(first) for name in names if name.endswith(first)}
+        return sorted(p for p in prefixes if p[-1:] in ("", ".") and p + block in names)
 
     def is_known_by(self, prefix: str, names: Collection[str], stem: str, *, own: bool) -> bool:
-        """Whether names found under `prefix` are this dialect's, and not another's with the same names.
-
-        `own` tells whether the file carries a configuration of ours.
+        """Whether names found under `prefix`, in a file with a configuration of ours if it is `own`, are this
+        dialect's, and not another's with the same names.
         """
         if self.name == "res2net_dense":
             return own or prefix.endswith(OWN_PREFIX)
-        if self.only_with and not any(mark in name for name in names for mark in self.only_with):
+        if not any(mark in name for name in names for mark in self.only_with):
             return False
         if self.tables[stem] is not IDENTITY or self.name in CANONICAL:
             return True
-        if self.head is not None and f"{self.outside(prefix)}{self.head}weight" not in names:
-            return False
-        return bool(self.prefix) and prefix.endswith(self.prefix)
+        has_head = self.head is None or f"{self.outside(prefix)}{self.head}weight" in names
+        return self.prefix != "" and prefix.endswith(self.prefix) and has_head
 
     def outside(self, prefix: str) -> str:
         """The part of a prefix found in a file that comes before the dialect's own."""
@@ -125,6 +120,7 @@ _TIMM_RATE = {
     "7x7": {"dilate_first": "previous"},
     "deep": {"dilate_first": "previous", "avg_down_dilated": "same2"},
 }
+_DCN = ("deformable convolutions",)
 
 _PADDLE = Dialect(
     "paddle",
@@ -138,7 +134,7 @@ _DETECTRON2 = Dialect(
     "detectron2",
     "the authors' fork of detectron2 (Res2Net-detectron2)",
     {"deep": keymaps.DETECTRON2},
-    prefix="backbone.bottom_up.",
+    "backbone.bottom_up.",
     lacks=(COUNTER,),
     semantics={"stage_pool": "strided", "stride_in_1x1": True},
     dilated=_FULL_RATE,
@@ -169,16 +165,16 @@ _ROWS = (
         about="CenterNet2's Res2Net, also in Detic and GRiT",
         only_with=("centernet_head", "conv2_offsets"),
         lacks=("fc.", COUNTER, ".conv_offset.bias"),
-        extras=("deformable convolutions",),
+        extras=_DCN,
     ),
     _DETECTRON2,
     Dialect(
         "mmdetection",
         "mmdetection 2 and 3",
         {"deep": keymaps.MMDETECTION},
-        prefix="backbone.",
+        "backbone.",
         lacks=("fc.",),
-        extras=("deformable convolutions",),
+        extras=_DCN,
         semantics={"stage_pool": "strided"},
         dilated=_FULL_RATE,
         dilates_with="decode_head",
@@ -188,9 +184,9 @@ _ROWS = (
         "mmpretrain",
         "mmpretrain and mmclassification",
         {"7x7": IDENTITY, "deep": keymaps.MMPRETRAIN_DEEP},
-        prefix="backbone.",
+        "backbone.",
+        _ALL_SCALES,
         head="head.fc.",
-        scales=_ALL_SCALES,
         dilated=_FULL_RATE,
         dilates_with="decode_head",
     ),
@@ -198,7 +194,7 @@ _ROWS = (
         "maskrcnn_benchmark",
         "the authors' fork of maskrcnn-benchmark (Res2Net-maskrcnn)",
         {"7x7": keymaps.MASKRCNN},
-        prefix="backbone.body.",
+        "backbone.body.",
         lacks=("fc.", COUNTER),
         semantics={"stride_in_1x1": True, "norm_eps": 0.0},
         doubtful_without_prefix=True,
@@ -207,11 +203,9 @@ _ROWS = (
         "poolnet",
         "Res2Net-PoolNet",
         {"7x7": IDENTITY},
-        prefix="base.resnet.",
-        notes=(
-            "PoolNet builds it with output_stride=16, dilate_first='full', and a first max pool that rounds "
-            "sizes up",
-        ),
+        "base.resnet.",
+        note="PoolNet builds it with output_stride=16, dilate_first='full', and a first max pool that rounds "
+        "sizes up",
         dilated=_FULL_RATE,
         dilates_with=None,
     ),
@@ -219,9 +213,9 @@ _ROWS = (
         "smp",
         "segmentation_models_pytorch, encoders `tu-...`",
         _RESNETS_AND_DLA,
-        prefix="encoder.model.",
+        "encoder.model.",
+        _ALL_SCALES,
         lacks=("fc.",),
-        scales=_ALL_SCALES,
         dilated=_TIMM_RATE,
         dilates_with="decoder",
     ),
@@ -229,19 +223,16 @@ _ROWS = (
         "smp_old",
         "segmentation_models_pytorch up to 0.3, encoders `timm-...`",
         _RESNETS,
-        prefix="encoder.",
+        "encoder.",
+        _ALL_SCALES,
         lacks=("fc.",),
-        scales=_ALL_SCALES,
         dilated={"7x7": _FULL_RATE["7x7"]},
     ),
     Dialect(
-        "dla",
-        "official DLA files, with projections that are computed and never used",
-        {"dla": IDENTITY},
-        scales=_ALL_SCALES,
+        "dla", "official DLA files, with projections that nothing uses", {"dla": IDENTITY}, "", _ALL_SCALES
     ),
-    Dialect("torchvision", "torchvision's ResNets", {"7x7": IDENTITY}, scales=range(1, 2)),
-    Dialect("timm", "timm", _RESNETS_AND_DLA, scales=_ALL_SCALES, extras=("squeeze-and-excitation",)),
+    Dialect("torchvision", "torchvision's ResNets", {"7x7": IDENTITY}, "", range(1, 2)),
+    Dialect("timm", "timm", _RESNETS_AND_DLA, "", _ALL_SCALES, extras=("squeeze-and-excitation",)),
     Dialect("official", "the authors' files and networks", _RESNETS),
 )
 
@@ -264,9 +255,8 @@ DILATED_RELATIVES = (
         "from its own until they are trained further",
     ),
 )
-"""Published networks whose backbone has official names and computes something else: where it is, the parts
-next to it that no other network has, and what differs.
-"""
+"""Networks whose backbone has official names and computes something else: where it is, the parts next to it
+that no other network has, and what differs."""
 
 
 def list_dialects() -> list[str]:
@@ -275,11 +265,7 @@ def list_dialects() -> list[str]:
 
 
 def dialect_named(name: str) -> Dialect:
-    """The dialect `name`.
-
-    Raises:
-        ConfigError: it is unknown; the message has the nearest ones.
-    """
+    """The dialect `name`; a `ConfigError` with the nearest ones if it is unknown."""
     if name not in DIALECTS:
         raise ConfigError(f"unknown dialect {name!r}; {did_you_mean(name, DIALECTS, 2)}")
     return DIALECTS[name]

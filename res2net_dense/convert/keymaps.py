@@ -14,32 +14,28 @@ import functools
 import re
 from collections.abc import Sequence
 
-Rule = tuple[str, str]
-Rules = tuple[Rule, ...]
+Rules = tuple[tuple[str, str], ...]
 
 IDENTITY: Rules = (("", ""),)
 
 
-def to_canonical(key: str, rules: Rules) -> str | None:
-    """Our name of their `key`; None if no rule fits."""
-    return next((name for ours, theirs in rules if (name := _rename(key, theirs, ours)) is not None), None)
-
-
-def from_canonical(key: str, rules: Rules) -> str | None:
+def rename(key: str, rules: Rules) -> str | None:
     """Their name of our `key`; None if no rule fits."""
-    return next((name for ours, theirs in rules if (name := _rename(key, ours, theirs)) is not None), None)
-
-
-def _rename(key: str, beginning: str, target: str) -> str | None:
-    if not (match := _pattern(beginning).match(key)):
-        return None
-    numbers = iter(match.groups())
-    return re.sub("#", lambda _: next(numbers), target) + key[match.end() :]
+    for beginning, target in rules:
+        if match := _pattern(beginning).match(key):
+            return target.replace("#", "{}").format(*match.groups()) + key[match.end() :]
+    return None
 
 
 @functools.cache
 def _pattern(beginning: str) -> re.Pattern[str]:
     return re.compile(re.escape(beginning).replace(r"\#", r"(\d+)"))
+
+
+@functools.cache
+def backwards(rules: Rules) -> Rules:
+    """The rules from their names to ours."""
+    return tuple((theirs, ours) for ours, theirs in rules)
 
 
 _LAYERS = ("conv1", "bn1", "convs.#", "bns.#", "conv3", "bn3", "downsample.0", "downsample.1")
@@ -58,10 +54,14 @@ def _blocks(block: str, first: int, theirs: Sequence[str], ours: Sequence[str] =
     )
 
 
+def _layers(parts: str, kinds: str) -> list[str]:
+    return [f"{part}.{kind}" for part in parts.split() for kind in kinds.split()]
+
+
 _DEEP_STEM = ("conv1.0.", "conv1.1.", "conv1.3.", "conv1.4.", "conv1.6.", "bn1.")
 
 MMPRETRAIN_DEEP: Rules = (
-    *zip(_DEEP_STEM, [f"stem.{i}.{layer}." for i in range(3) for layer in ("conv", "bn")], strict=True),
+    *zip(_DEEP_STEM, _layers("stem.0 stem.1 stem.2", "conv. bn."), strict=True),
     *IDENTITY,
 )
 
@@ -93,9 +93,9 @@ HOLOCRON: Rules = (
     ),
 )
 
+
 # Paddle's names after `simplify_paddle`.
-_PADDLE_LAYERS = [f"{part}._{kind}" for part in ("conv0", "branch2b.#", "conv2", "short")
-                  for kind in ("conv", "batch_norm")]  # fmt: skip
+_PADDLE_LAYERS = _layers("conv0 branch2b.# conv2 short", "_conv _batch_norm")
 
 PADDLE: Rules = (
     ("conv1.", "conv1._conv."),
@@ -105,9 +105,7 @@ PADDLE: Rules = (
 )
 
 PADDLE_DEEP: Rules = (
-    *zip(
-        _DEEP_STEM, [f"conv1_{i}._{kind}." for i in (1, 2, 3) for kind in ("conv", "batch_norm")], strict=True
-    ),
+    *zip(_DEEP_STEM, _layers("conv1_1 conv1_2 conv1_3", "_conv. _batch_norm."), strict=True),
     ("fc.", "out."),
     *_blocks("bb_@_#.", 0, _PADDLE_LAYERS, [*_LAYERS[:-2], "downsample.1", "downsample.2"]),
 )
@@ -115,15 +113,7 @@ PADDLE_DEEP: Rules = (
 PADDLEDETECTION: Rules = (
     ("conv1.", "res1.conv1.conv."),
     ("bn1.", "res1.conv1.norm."),
-    *_blocks(
-        "res@.blocks.#.",
-        2,
-        [
-            f"{part}.{kind}"
-            for part in ("branch2a", "branch2b.#", "branch2c", "branch1")
-            for kind in ("conv", "norm")
-        ],
-    ),
+    *_blocks("res@.blocks.#.", 2, _layers("branch2a branch2b.# branch2c branch1", "conv norm")),
 )
 
 _PADDLE_SPLIT = re.compile(r"^(bb_\d+_\d+\.)res\d+\w*?_branch2b_(\d+)\.")

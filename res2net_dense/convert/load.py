@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from res2net_dense.backbones.options import FEATURES
 from res2net_dense.backbones.weights import cached_path, fetch, find_weights
 from res2net_dense.convert.checkpoint import inspect, match
-from res2net_dense.convert.report import Checkpoint, Dropped, Report
+from res2net_dense.convert.report import Checkpoint, Dropped, Report, settings
 from res2net_dense.convert.structure import FIRST_TENSORS, Structure, structure_of
 from res2net_dense.errors import CheckpointError
 from res2net_dense.weight_files import WeightFile, is_path, load_strictly, open_weights
@@ -23,34 +23,33 @@ _log = logging.getLogger(__name__)
 
 
 def load_backbone_weights(
-    module: nn.Module, name: str, weights: str | Path | WeightFile, *, trust_pickle: bool = False
+    module: nn.Module, name: str, weights: str | Path | WeightFile | Checkpoint, *, trust_pickle: bool = False
 ) -> Report:
     """Load `weights` into `module`, a network built under `name`, in place.
 
     The first convolution of weights for RGB is adapted to a network of other channels: summed for one,
-    repeated and scaled for more, as timm and segmentation_models_pytorch do.
+    repeated and scaled for more, as timm and segmentation_models_pytorch do. What the network does not build
+    is left out: later stages, a head of another size. Tensors of the network that are not in the file, such
+    as its own head, are logged as a warning.
 
     Args:
         module: a backbone or classifier of ours.
         name: its name, for the lookup of a tag.
         weights: "imagenet" or a tag of `backbones.weights.WEIGHTS`, or a file of any dialect: a published
-            network, or a whole detector, segmenter or saliency network around one.
+            network, or a whole detector, segmenter or saliency network around one; or what `inspect` found.
         trust_pickle: see `read_checkpoint`.
 
     Returns:
-        What was found in the file and what was taken; the module has it too, as `weights_report`. What the
-        network does not build is left out: later stages, a head of another size. Tensors of the network that
-        are not in the file, such as its own head, are logged as a warning.
+        What was found in the file and what was taken; the module has it too, as `weights_report`.
 
     Raises:
         CheckpointError: no such file or tag, or it is of another network, or of one that computes something
             else with the same tensors; one line with what to do, and nothing is loaded.
     """
-    return load_found(module, name, inspect(open_named_weights(name, weights, trust_pickle=trust_pickle)))
-
-
-def load_found(module: nn.Module, name: str, found: Checkpoint) -> Report:
-    """`load_backbone_weights` of a file that `inspect` has explained."""
+    if isinstance(weights, Checkpoint):
+        found = weights
+    else:
+        found = inspect(open_named_weights(name, weights, trust_pickle=trust_pickle))
     report = found.report
     own = module.state_dict()
     parts = {key.split(".")[0] for key in own}
@@ -69,25 +68,18 @@ def load_found(module: nn.Module, name: str, found: Checkpoint) -> Report:
         _log.warning("%s: %s", report.file, warning)
     origin = f"{report.dialect} under {report.prefix}" if report.prefix else report.dialect
     left = "; ".join(f"{item.group} ({item.count}, {item.reason})" for item in report.dropped)
-    found_as = "; ".join(
-        [f"{report.name} ({origin})", *report.notes, *([f"left out {left}"] if left else [])]
-    )
-    _log.info("%s: took %d tensors of %s", report.file, report.matched, found_as)
+    what = "; ".join([f"{report.name} ({origin})", *report.notes, *([f"left out {left}"] if left else [])])
+    _log.info("%s: took %d tensors of %s", report.file, report.matched, what)
     return report
 
 
 def open_named_weights(
     name: str, weights: str | Path | WeightFile, *, trust_pickle: bool = False
 ) -> WeightFile:
-    """Open the file that `weights` of the network `name` means, downloaded if need be.
-
-    Args:
-        name: a network, or an alias of one.
-        weights: see `load_backbone_weights`.
-        trust_pickle: see `read_checkpoint`.
+    """Open the file that `weights` of the network `name` (or an alias) means, downloaded if need be.
 
     Raises:
-        CheckpointError: no such tag, or it cannot be downloaded or read.
+        CheckpointError: no such file or tag, or it cannot be downloaded or read.
         ConfigError: no such network.
     """
     if isinstance(weights, WeightFile):
@@ -101,6 +93,16 @@ def open_named_weights(
     return open_weights(fetch(row), trust_pickle=trust_pickle)
 
 
+def check_weights(name: str, weights: str | Path) -> None:
+    """Raise the error of `open_named_weights` for an unknown file, tag or network, without a download."""
+    if not is_path(weights):
+        find_weights(name, str(weights))
+    elif not Path(weights).expanduser().exists():
+        raise CheckpointError(
+            f"{weights} does not exist (looked in {Path.cwd()}): it is named as weights of {name}"
+        )
+
+
 def adapt_input(weight: Tensor, in_channels: int) -> Tensor:
     """The weight of a first convolution for RGB, `(O, 3, H, W)`, for `in_channels`: `(O, in_channels, H, W)`.
 
@@ -112,16 +114,6 @@ def adapt_input(weight: Tensor, in_channels: int) -> Tensor:
         return full.sum(1, keepdim=True).to(weight.dtype)
     repeated = full.repeat(1, math.ceil(in_channels / 3), 1, 1)[:, :in_channels]
     return (repeated * (3 / in_channels)).to(weight.dtype)
-
-
-def check_weights(name: str, weights: str | Path) -> None:
-    """Raise the error of `open_named_weights` for an unknown file, tag or network, without a download."""
-    if not is_path(weights):
-        find_weights(name, str(weights))
-    elif not Path(weights).expanduser().exists():
-        raise CheckpointError(
-            f"{weights} does not exist (looked in {Path.cwd()}): it is named as weights of {name}"
-        )
 
 
 def check_structure(name: str, ours: Structure, report: Report) -> None:
@@ -139,10 +131,10 @@ def check_structure(name: str, ours: Structure, report: Report) -> None:
     deformable = {stage for stage in theirs.dcn_stages if FEATURES.index(stage) <= built}
     # Plain weights start a deformable network; the other way round the offsets would be lost.
     if ours.shape() != found or not deformable <= set(ours.dcn_stages):
-        settings = ", ".join(f"{key}={value!r}" for key, value in report.options.items())
+        options = settings(report.options)
         raise CheckpointError(
             f"{report.file} is {report.name} ({theirs.describe()}), not {name} ({ours.describe()}): build "
-            f"{report.name}{settings and f' with {settings}'}, or give other weights"
+            f"{report.name}{options and f' with {options}'}, or give other weights"
         )
 
 
@@ -151,27 +143,24 @@ def _check_options(report: Report, built: dict[str, Any], needed: dict[str, Any]
     wrong = {key: value for key, value in needed.items() if key in built and built[key] != value}
     if not wrong:
         return
-    is_now = ", ".join(f"{key}={built[key]!r}" for key in wrong)
+    is_now = settings({key: built[key] for key in wrong})
     if needed is report.semantics and not report.semantics_known:
-        _log.warning(
-            "%s: the backbone was built with %s; names alone cannot tell whether these weights want that",
-            report.file, is_now,
-        )  # fmt: skip
+        doubt = "names alone cannot tell whether these weights want that"
+        _log.warning("%s: the backbone was built with %s; %s", report.file, is_now, doubt)
         return
-    python = ", ".join(f"{key}={value!r}" for key, value in wrong.items())
     config = " ".join(
         f"backbone.{key}={value if isinstance(value, str) else json.dumps(value)}"
         for key, value in wrong.items()
     )
     raise CheckpointError(
-        f"{report.file} needs {python} ({source}) and the backbone was built with {is_now}, which is "
-        f"another network with the same names: give {python} in Python, {config} in a config"
+        f"{report.file} needs {settings(wrong)} ({source}) and the backbone was built with {is_now}, which "
+        f"is another network with the same names: give {settings(wrong)} in Python, {config} in a config"
     )
 
 
 def _fit_input(own: dict[str, Tensor], state: dict[str, Tensor], report: Report) -> None:
     """Adapt the first convolution in `state` to the network's channels."""
-    key = FIRST_TENSORS[report.structure.stem]
+    key = FIRST_TENSORS[report.structure.stem][0]
     channels, theirs = own[key].shape[1], state[key].shape[1]
     if channels == theirs:
         return

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -11,8 +11,7 @@ from torch import Tensor
 from res2net_dense.convert.structure import Structure
 from res2net_dense.errors import first_few
 
-NOT_BACKBONE = "not part of the backbone"
-UNUSED = "computed and never used by the official network"
+LONGEST_NAME = 60
 
 
 @dataclass(frozen=True)
@@ -31,10 +30,8 @@ class Report:
 
     file: str
     size: int
-    """Bytes."""
     sha256: str
     kind: str
-    """"safetensors", "torch" or "pickle"."""
     wrapper: str
     """The keys that led to the tensors, such as `state_dict_ema`; empty if they are at the top."""
     dialect: str
@@ -49,8 +46,7 @@ class Report:
     """The options under which equal tensors are another network."""
     semantics_from: str
     """Where they come from, in words: the dialect, the config in the file, the weights table (for a published
-    file), or "assumed", with the reason.
-    """
+    file), or "assumed", with the reason."""
     dilation: dict[str, Any]
     """The options of dilated stages, where the file is of a network that may have such; else empty."""
     differs: str
@@ -75,7 +71,7 @@ class Report:
 
     def text(self) -> str:
         """A table for people."""
-        call = ", ".join([repr(self.name), *(f"{key}={value!r}" for key, value in self.options.items())])
+        call = ", ".join(filter(None, [repr(self.name), settings(self.options)]))
         semantics = ", ".join(f"{key}={value}" for key, value in self.semantics.items())
         classes = self.structure.num_classes
         rows = [
@@ -85,18 +81,16 @@ class Report:
             ("dialect", f"{self.dialect}{self.prefix and f', prefix {self.prefix!r}'}"),
             ("network", f"{self.name}: {self.structure.describe()}"),
             ("create with", f"create_backbone({call})"),
-            ("head", f"{classes} classes" if classes is not None else "none"),
+            ("head", "none" if classes is None else f"{classes} classes"),
             ("input", f"{self.structure.in_channels} channels, {self.dtype}"),
             ("semantics", f"{semantics} ({self.semantics_from})"),
             ("tensors", f"{self.matched} of {self.total} matched"),
+            ("missing", self.missing and f"{len(self.missing)}: {shorten(self.missing)}"),
+            *(("dropped", f"{item.count} in {item.group}: {item.reason}") for item in self.dropped),
+            ("config", ", ".join(f"{key}={value}" for key, value in self.config.items())),
+            *(("note", note) for note in self.notes),
         ]
-        if self.missing:
-            rows.append(("missing", f"{len(self.missing)}: {shorten(self.missing)}"))
-        rows += [("dropped", f"{item.count} in {item.group}: {item.reason}") for item in self.dropped]
-        if self.config:
-            rows.append(("config", ", ".join(f"{key}={value}" for key, value in self.config.items())))
-        rows += [("note", note) for note in self.notes]
-        return "\n".join(f"{key:12}{value}" for key, value in rows)
+        return "\n".join(f"{key:12}{value}" for key, value in rows if value)
 
 
 @dataclass(frozen=True)
@@ -124,7 +118,9 @@ class Checkpoint:
         return self.report.options
 
 
-LONGEST_NAME = 60
+def settings(options: Mapping[str, Any]) -> str:
+    """Options as they are written in Python."""
+    return ", ".join(f"{key}={value!r}" for key, value in options.items())
 
 
 def printable(name: str) -> str:

@@ -1,9 +1,5 @@
 """Weight files: opened once, read without running code, written atomically, loaded strictly.
 
-    file = open_weights("model_best.safetensors")
-    file.kind, file.sha256, file.metadata, file.config
-    load_weights_into(model, file)
-
 `kinds` finds out what a file is, `reading` opens it, `unwrap` finds the named tensors in it,
 `models` loads and saves them. `convert` knows the names that other libraries give to tensors.
 """

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import os
 import re
 import zipfile
@@ -17,11 +16,9 @@ SUFFIXES = (".pth", ".pt", ".ckpt", ".bin", ".tar", ".safetensors", ".pkl", ".pd
 _LONGEST_HEADER = 100_000_000
 """Bytes of JSON that safetensors reads at most."""
 
+# How files begin: torch's before version 1.6, and Python's pickles in every protocol.
 _OLD_TORCH = bytes.fromhex("80028a0a6cfc9c46f9206aa85019")
-"""How files begin that torch wrote before version 1.6."""
-
 _PICKLE = re.compile(rb"\x80|\([dlt]p|[}\]]q|c[\w.]+\n[\w.]+\n")
-"""How Python's pickles begin, in every protocol."""
 
 _UNPACK = "unpack it and give the weight file in it"
 _FOREIGN = {
@@ -38,6 +35,9 @@ _FOREIGN = {
     rb"\x08[\x01-\x1f]\x12": "an ONNX program, not weights: use the checkpoint that it was exported from",
 }
 """How files begin that are not weights, and how a message describes them."""
+
+_CUT = re.compile("unexpected EOF|truncated|incomplete metadata|header too small|invalid header length")
+"""What libraries say of a file that was cut off."""
 
 
 def is_path(weights: str | Path) -> bool:
@@ -71,26 +71,19 @@ def kind_of(path: Path, file: BinaryIO) -> str:
     for beginning, what in _FOREIGN.items():
         if re.match(beginning, head):
             raise CheckpointError(f"{path} is {what}")
-    if text := _as_text(head):
+    text = " ".join(head.decode(errors="replace").rstrip("\ufffd").split())  # the last letter may be cut
+    if text and text.isprintable() and "\ufffd" not in text:
         raise _not_weights(path, f"text that begins {text[:50]!r}")
-    if path.suffix == ".safetensors":
-        return "safetensors"
-    if path.suffix in (".pkl", ".pdparams"):
-        return "pickle"
-    raise _not_weights(path, f"of no known kind, it begins with the bytes {head[:8].hex(' ')}")
+    by_name = {".safetensors": "safetensors", ".pkl": "pickle", ".pdparams": "pickle"}
+    if path.suffix not in by_name:
+        raise _not_weights(path, f"of no known kind, it begins with the bytes {head[:8].hex(' ')}")
+    return by_name[path.suffix]
 
 
 def damaged(path: Path, error: Exception) -> CheckpointError:
     """The error for a file that a library could not read."""
     text = str(error).strip() or type(error).__name__
-    signs = (
-        "unexpected EOF",
-        "truncated",
-        "incomplete metadata",
-        "header too small",
-        "invalid header length",
-    )
-    if isinstance(error, EOFError) or any(sign in text for sign in signs):
+    if isinstance(error, EOFError) or _CUT.search(text):
         return _cut_off(path)
     # torch puts a page of advice before its reason.
     return _not_weights(path, text.rpartition("WeightsUnpickler error: ")[2].splitlines()[0][:150])
@@ -123,15 +116,5 @@ def _check_zip(path: Path, file: BinaryIO) -> None:
             f"state_dict once with torch.save(torch.jit.load({str(path)!r}).state_dict(), 'weights.pth')"
         )
     if "data.pkl" not in inner:
-        found = f"with {', '.join(names[:3])}" if names else "with nothing"
+        found = f"with {', '.join(names[:3]) or 'nothing'}"
         raise CheckpointError(f"{path} is a zip archive {found} in it, not a file of torch: {_UNPACK}")
-
-
-def _as_text(head: bytes) -> str:
-    """The beginning of a text file on one line; empty if it is not text."""
-    try:
-        text = codecs.getincrementaldecoder("utf-8")().decode(head)  # the last character may be cut
-    except UnicodeDecodeError:
-        return ""
-    words = " ".join(text.split())
-    return words if words.isprintable() else ""

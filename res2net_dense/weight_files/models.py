@@ -20,12 +20,7 @@ AVERAGED = "n_averaged"
 
 
 def save_weights(path: str | Path, state_dict: Mapping[str, Tensor], metadata: dict[str, str]) -> Path:
-    """Write plain weights as safetensors, atomically.
-
-    Args:
-        path: The file to write.
-        state_dict: Tensors by name, on any device; shared ones are written once for each name.
-        metadata: Strings to store with them.
+    """Write plain weights and strings as safetensors, atomically; shared tensors once for each name.
 
     Raises:
         CheckpointError: The disk is full or the folder cannot be written.
@@ -55,14 +50,9 @@ class Differences(NamedTuple):
 
     def text(self) -> str:
         """All on one line, the first three names of each kind."""
-        kinds = {
-            "missing": self.missing,
-            "unexpected": self.unexpected,
-            "of another shape": list(self.reshaped.values()),
-        }
-        return "; ".join(
-            f"{len(names)} {kind}: {first_few(names, 3)}" for kind, names in kinds.items() if names
-        )
+        shapes = list(self.reshaped.values())
+        kinds = (("missing", self.missing), ("unexpected", self.unexpected), ("of another shape", shapes))
+        return "; ".join(f"{len(names)} {kind}: {first_few(names, 3)}" for kind, names in kinds if names)
 
 
 def compare(weights: Mapping[str, Tensor], shapes: Mapping[str, Sequence[int]]) -> Differences:
@@ -90,15 +80,12 @@ def load_weights_into(model: nn.Module, file: str | Path | WeightFile) -> None:
     weights = {name: value for name, value in file.state_dict.items() if name != AVERAGED}
     first = next(iter(model.state_dict()), "")
     prefixes = (name.removesuffix(first) for name in weights if name.endswith(f".{first}"))
-    for prefix in prefixes:
-        if all(name.startswith(prefix) for name in weights):
-            weights = {name.removeprefix(prefix): value for name, value in weights.items()}
-            break
-    path = shlex.quote(str(file.path))
+    prefix = next((prefix for prefix in prefixes if all(name.startswith(prefix) for name in weights)), "")
     remedy = (
-        f"use the config of the run that wrote it; `res2net-dense convert {path}` tells what the file holds, "
-        "and backbone.weights takes the backbone of any file"
+        f"use the config of the run that wrote it; `res2net-dense convert {shlex.quote(str(file.path))}` "
+        "tells what the file holds, and backbone.weights takes the backbone of any file"
     )
+    weights = {name.removeprefix(prefix): value for name, value in weights.items()}
     load_strictly(model, weights, source=str(file.path), remedy=remedy)
 
 

@@ -8,6 +8,7 @@ import os
 import pickle
 import shlex
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -40,28 +41,14 @@ class WeightFile:
     """All that is in it, as it was stored."""
     metadata: dict[str, Any]
     """The strings of a safetensors file, or what a checkpoint of ours holds besides tensors."""
-    left_out: tuple[str, ...] = ()
+    left_out: tuple[str, ...]
     """Classes whose objects were not read, because that could run code."""
-
-    @cached_property
-    def unwrapped(self) -> Unwrapped:
-        """The named tensors, without wrappers and the prefixes of parallel and compiled models.
-
-        Raises:
-            CheckpointError: See `unwrap`; the message names the file.
-        """
-        try:
-            return unwrap(self.content)
-        except CheckpointError as error:
-            raise CheckpointError(f"{self.path} is not a weight file: {error}") from None
+    unwrapped: Unwrapped
+    """The named tensors, without wrappers and the prefixes of parallel and compiled models."""
 
     @property
     def state_dict(self) -> dict[str, Tensor]:
-        """The named tensors; of a checkpoint the averaged weights if there are any.
-
-        Raises:
-            CheckpointError: There are none.
-        """
+        """The named tensors, averaged ones if there are any; raises `CheckpointError` if there are none."""
         if not self.unwrapped.tensors:
             found = f"keys like {first_few([*self.content], 3)}" if self.content else "nothing"
             raise CheckpointError(
@@ -85,13 +72,13 @@ class WeightFile:
 def open_weights(
     file: str | Path | WeightFile, *, trust_pickle: bool = False, sha256: Sequence[str] = ()
 ) -> WeightFile:
-    """Open a weight file: `.safetensors`, a checkpoint of ours, `.pt` or `.pth`; an opened one is returned.
+    """Read a weight file, which is opened once; an opened one is returned.
 
-    The file is opened once. Nothing in it is run: objects of classes that torch does not read without running
-    code are left out, unless they are the weights themselves.
+    Nothing in it is run: objects of classes that torch does not read without running code are left out,
+    unless they are the weights themselves.
 
     Args:
-        file: The file.
+        file: `.safetensors`, a checkpoint of ours, `.pt` or `.pth`.
         trust_pickle: Read Python pickles too, and torch files of whole pickled models. Such a file can run
             any code when it is read: only for files whose maker you trust.
         sha256: Hashes, or their first digits, of which the file must have one; checked before it is read.
@@ -103,10 +90,9 @@ def open_weights(
     if isinstance(file, WeightFile):
         return file
     path = Path(file)
-    if not path.exists():
-        raise CheckpointError(f"{path} does not exist")
     if not path.is_file():
-        raise CheckpointError(f"{path} is a folder, not a weight file")
+        reason = "is a folder, not a weight file" if path.exists() else "does not exist"
+        raise CheckpointError(f"{path} {reason}")
     try:
         with open(path, "rb") as opened:
             return _read(path, opened, trusted=trust_pickle, sha256=sha256)
@@ -128,7 +114,7 @@ def _read(path: Path, file: BinaryIO, *, trusted: bool, sha256: Sequence[str]) -
         )
     file.seek(0)
     content: Any
-    left_out: tuple[str, ...] = ()
+    left_out: list[str] = []
     if kind == "safetensors":
         content, metadata = _read_safetensors(path, file)
     else:
@@ -144,7 +130,12 @@ def _read(path: Path, file: BinaryIO, *, trusted: bool, sha256: Sequence[str]) -
             for key, value in content.items()
         }
         metadata = {key: content[key] for key in _METADATA if key in content}
-    return WeightFile(path, kind, os.fstat(file.fileno()).st_size, digest, content, metadata, left_out)
+    size = os.fstat(file.fileno()).st_size
+    try:
+        unwrapped = unwrap(content)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path} is not a weight file: {error}") from None
+    return WeightFile(path, kind, size, digest, content, metadata, tuple(left_out), unwrapped)
 
 
 def _read_safetensors(path: Path, file: BinaryIO) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -158,32 +149,28 @@ def _read_safetensors(path: Path, file: BinaryIO) -> tuple[dict[str, Any], dict[
         raise damaged(path, error) from None
 
 
-def _read_pickled(path: Path, file: BinaryIO, kind: str, *, trusted: bool) -> tuple[Any, tuple[str, ...]]:
+def _read_pickled(path: Path, file: BinaryIO, kind: str, *, trusted: bool) -> tuple[Any, list[str]]:
     """The content, and the classes whose objects were left out. Trust is used only if all else fails."""
+    reason = CheckpointError(
+        f"{path} would run code while loading (a Python pickle), refused: if you trust whoever made it, give "
+        "trust_pickle=True, or make a safe copy once with `res2net-dense convert "
+        f"{shlex.quote(str(path))} {shlex.quote(f'{path}.safetensors')} --trust-pickle`"
+    )
     if kind == "torch":
-        try:
-            return _read_torch(path, file)
-        except CheckpointError:
-            if not trusted:
-                raise
-            file.seek(0)
+        try:  # given a path, torch goes by the suffix
+            return torch.load(file, map_location="cpu", weights_only=True), []
+        except Exception as error:  # a damaged pickle can raise anything at all
+            # UnpicklingError is raised for damage as well; torch names the function only if there is one.
+            runs_code = any(word in str(error) for word in ("GLOBAL", "Unsupported class", "unrecognized"))
+            if not (isinstance(error, pickle.UnpicklingError) and runs_code):
+                reason = damaged(path, error)
+            else:
+                with suppress(Exception):  # whatever it is, the file wanted to run code
+                    return _read_with_stand_ins(file)
+        file.seek(0)
     if trusted:
-        return _unpickle_trusted(path, file, kind), ()
-    raise _refused(path)
-
-
-def _read_torch(path: Path, file: BinaryIO) -> tuple[Any, tuple[str, ...]]:
-    try:  # given a path, torch goes by the suffix
-        return torch.load(file, map_location="cpu", weights_only=True), ()
-    except Exception as error:  # a damaged pickle can raise anything at all
-        # UnpicklingError is raised for damage as well; torch names the function only if there is one to run.
-        runs_code = any(word in str(error) for word in ("GLOBAL", "Unsupported class", "unrecognized"))
-        if not (isinstance(error, pickle.UnpicklingError) and runs_code):
-            raise damaged(path, error) from None
-    try:
-        return _read_with_stand_ins(file)
-    except Exception:  # whatever it is, the file wanted to run code
-        raise _refused(path) from None
+        return _unpickle_trusted(path, file, kind), []
+    raise reason
 
 
 class StandIn:
@@ -196,16 +183,13 @@ class StandIn:
         """Drop the state that the file has for the object."""
 
 
-def _read_with_stand_ins(file: BinaryIO) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """Read a torch file with a `StandIn` for each name that torch refuses.
+def _read_with_stand_ins(file: BinaryIO) -> tuple[dict[str, Any], list[str]]:
+    """Read a torch file with a `StandIn` for each name that torch refuses, as OpenMMLab's logs need it.
 
     The reader is torch's own for weights only, which imports nothing that a file names: it looks names up in
     a table, and here the unknown ones lead to `StandIn`. Names that torch blocks, such as those of `os`, stay
-    refused. OpenMMLab's training checkpoints need it for their logs.
-
-    Raises:
-        ValueError: The weights themselves would be stand-ins.
-        Exception: Torch cannot read it like that.
+    refused. Any error means that the file cannot be read like that: `ValueError` that the weights themselves
+    would be stand-ins.
     """
     file.seek(0)
     names = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(file))
@@ -215,7 +199,7 @@ def _read_with_stand_ins(file: BinaryIO) -> tuple[dict[str, Any], tuple[str, ...
     weights = [content[name] for name in wrappers_in(content)] if isinstance(content, dict) else []
     if not holds_tensors(content) or any(isinstance(value, StandIn) for value in weights):
         raise ValueError("the weights are objects")
-    return content, tuple(names)
+    return content, names
 
 
 def _unpickle_trusted(path: Path, file: BinaryIO, kind: str) -> Any:
@@ -231,11 +215,3 @@ def _unpickle_trusted(path: Path, file: BinaryIO, kind: str) -> Any:
         ) from None
     except Exception as error:  # a damaged pickle can raise anything at all
         raise damaged(path, error) from None
-
-
-def _refused(path: Path) -> CheckpointError:
-    return CheckpointError(
-        f"{path} would run code while loading (a Python pickle), refused: if you trust whoever made it, give "
-        "trust_pickle=True, or make a safe copy once with `res2net-dense convert "
-        f"{shlex.quote(str(path))} {shlex.quote(f'{path}.safetensors')} --trust-pickle`"
-    )

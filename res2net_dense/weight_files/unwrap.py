@@ -36,13 +36,9 @@ class Unwrapped(NamedTuple):
 
 
 def unwrap(content: Mapping[str, Any]) -> Unwrapped:
-    """Find the named tensors of a checkpoint; it is not an error if there are none.
+    """Find the named tensors (or numpy arrays) of a checkpoint; it is not an error if there are none.
 
-    Args:
-        content: what the file holds: tensors or numpy arrays by name, or dicts that lead to them.
-
-    Raises:
-        CheckpointError: endless dicts, or numbers that torch does not have; the reason alone.
+    Endless dicts, and numbers that torch does not have, are a `CheckpointError` with the reason alone.
     """
     wrappers: list[str] = []
     while name := _next_wrapper(content):
@@ -62,13 +58,9 @@ def unwrap(content: Mapping[str, Any]) -> Unwrapped:
 
 def wrappers_in(content: Mapping[Any, Any]) -> list[str]:
     """The keys that weights have in checkpoints, averaged weights first: they are what it is used for."""
-    found = []
-    for key in content:
-        if isinstance(key, str):
-            plain = _AVERAGED.sub("", key)
-            if plain in _WRAPPERS or key == "ema":
-                found.append((plain == key, _WRAPPERS.index(plain) if plain else -1, key))
-    return [key for *_, key in sorted(found)]
+    plain = {key: _AVERAGED.sub("", key) for key in content if isinstance(key, str)}
+    found = [key for key in plain if plain[key] in _WRAPPERS or key == "ema"]
+    return sorted(found, key=lambda key: (plain[key] == key, ["", *_WRAPPERS].index(plain[key]), key))
 
 
 def _next_wrapper(content: Mapping[Any, Any]) -> str | None:
@@ -107,11 +99,9 @@ def _is_tensor(value: Any) -> bool:
 
 
 def _to_tensor(key: str, value: Any) -> Tensor:
-    value = _array(value)
-    if isinstance(value, Tensor):
-        tensor = value.detach()
-    else:
-        native = np.asarray(value, dtype=value.dtype.newbyteorder("="), order="C")
+    tensor = _array(value)
+    if isinstance(tensor, np.ndarray):
+        native = np.asarray(tensor, dtype=tensor.dtype.newbyteorder("="), order="C")
         try:
             tensor = torch.from_numpy(native)
         except TypeError:
@@ -119,4 +109,5 @@ def _to_tensor(key: str, value: Any) -> Tensor:
                 f"it holds an array of {native.dtype}, which torch does not have: save it as float32"
             ) from None
     # numpy and Paddle have no scalars
-    return tensor.reshape(()) if key.endswith(COUNTER) and tensor.shape == (1,) else tensor
+    scalar = key.endswith(COUNTER) and tensor.shape == (1,)
+    return tensor.detach().reshape(()) if scalar else tensor.detach()

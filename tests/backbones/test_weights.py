@@ -154,6 +154,7 @@ def test_a_row_is_consistent(key):
     assert row.needs_trust == row.file_name.endswith(".pdparams") == (row.sha256 is None)
     assert row.dialect in list_dialects()
     assert row.crop_size <= row.resize_size
+    assert len(row.class_names) in (0, row.num_classes)
     for pair in ((row.top1, row.top5), (row.timm_top1, row.timm_top5)):
         assert pair == (None, None) or 70 < pair[0] < pair[1] < 100
     with torch.device("meta"):

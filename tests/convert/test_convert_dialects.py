@@ -9,7 +9,6 @@ import torch
 from res2net_dense.backbones import create_classifier
 from res2net_dense.backbones.options import SEMANTICS
 from res2net_dense.backbones.registry import ARCHITECTURES
-from res2net_dense.backbones.weights import WEIGHTS
 from res2net_dense.convert import list_dialects, read_checkpoint, to_dialect
 from res2net_dense.convert.dialects import DIALECTS
 from res2net_dense.convert.structure import expected_shapes, find_name, structure_of
@@ -294,7 +293,3 @@ def test_what_a_dialect_cannot_name_is_refused_with_those_that_can():
         to_dialect({"a": torch.ones(1)}, "timm")
     with pytest.raises(ConfigError, match="unknown dialect 'mmdet'; did you mean mmdetection"):
         to_dialect(state, "mmdet")
-
-
-def test_the_weights_table_names_known_dialects():
-    assert {row.dialect for row in WEIGHTS.values()} <= set(list_dialects())

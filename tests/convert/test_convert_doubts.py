@@ -20,36 +20,15 @@ from res2net_dense.errors import CheckpointError
 from res2net_dense.weight_files import save_weights
 
 NAME, DEEP = "res2net50_26w_4s", "res2net50_v1b_26w_4s"
-SMALL = {"depths": (1, 2, 1, 1), "base_width": 32, "planes": 4}
-
-
-@pytest.fixture(scope="module")
-def state():
-    return create_classifier(NAME, 5, **SMALL).state_dict()
-
-
-@pytest.fixture(scope="module")
-def deep_state():
-    return create_classifier(DEEP, 5, **SMALL).state_dict()
+SMALL = {"depths": (1, 2, 1, 1), "base_width": 32, "planes": 4}  # as in conftest.py
 
 
 @pytest.fixture
-def read(tmp_path):
-    def write_and_read(content, **arguments):
-        torch.save(content, tmp_path / "w.pth")
-        return read_checkpoint(tmp_path / "w.pth", **arguments)
-
-    return write_and_read
-
-
-@pytest.fixture
-def refused(read):
+def refused(refused):
     def check(content, words, **arguments):
-        with pytest.raises(CheckpointError, match=words) as caught:
-            read(content, **arguments)
-        assert "\n" not in str(caught.value)
-        assert len(str(caught.value)) < 700
-        return str(caught.value)
+        message = refused(content, words, **arguments)
+        assert len(message) < 700
+        return message
 
     return check
 
@@ -75,8 +54,7 @@ def test_dicts_in_themselves_and_without_an_end(refused):
     refused(wide, "no tensors, only 0")
 
 
-def test_numpy_s_scalars_byte_orders_and_long_doubles(tmp_path, state):
-    path = tmp_path / "w.pkl"
+def test_numpy_s_scalars_byte_orders_and_long_doubles(path, state):
     arrays = {key: value.numpy() for key, value in state.items()}
     arrays["bn1.num_batches_tracked"] = np.array([3])
     arrays["conv1.weight"] = arrays["conv1.weight"].astype(">f4")
@@ -141,36 +119,35 @@ def test_a_neck_next_to_the_backbone_is_left_out_in_groups(deep_state, read):
     assert groups == [("backbone.fpn_*", 4), ("backbone.top_block", 1), ("roi_heads", 1)]
 
 
-def test_group_norm_is_what_a_config_says_and_not_what_is_missing(tmp_path, state, refused):
+def test_group_norm_is_what_a_config_says_and_not_what_is_missing(path, state, refused):
     bare = {key: value for key, value in state.items() if "running" not in key and "num_b" not in key}
     refused(bare, "no running statistics: batch norms saved without their buffers")
     refused({k: v for k, v in state.items() if k != "bn1.running_mean"}, "1 missing: bn1.running_mean")
-    torch.save(bare, tmp_path / "bare.pth")
+    torch.save(bare, path)
     module = create_backbone(NAME, norm="GN", **SMALL)
     with pytest.raises(CheckpointError, match="no running statistics"):
-        load_backbone_weights(module, NAME, tmp_path / "bare.pth")
+        load_backbone_weights(module, NAME, path)
     config = {"metadata": {"config": {"backbone": {"norm": "GN"}}}}
-    torch.save({"model": bare, **config}, tmp_path / "gn.pth")
-    load_backbone_weights(module, NAME, tmp_path / "gn.pth")
+    torch.save({"model": bare, **config}, path)
+    load_backbone_weights(module, NAME, path)
     assert module.conv1.weight.equal(state["conv1.weight"])
 
 
 @pytest.mark.parametrize("dialect", ["detectron2", "mmdetection", "maskrcnn_benchmark"])
-def test_a_fork_s_names_alone_are_a_guess(tmp_path, state, deep_state, caplog, dialect):
+def test_a_fork_s_names_alone_are_a_guess(path, state, deep_state, read, caplog, dialect):
     """The forks' users rename ImageNet weights, which were trained with official blocks."""
     name, tensors = (NAME, state) if dialect.startswith("mask") else (DEEP, deep_state)
     theirs = to_dialect(tensors, dialect)
     prefix = next(key for key in theirs).split("stem.")[0]
-    torch.save({key.removeprefix(prefix): value for key, value in theirs.items()}, tmp_path / "w.pth")
-    report = read_checkpoint(tmp_path / "w.pth").report
+    report = read({key.removeprefix(prefix): value for key, value in theirs.items()}).report
     assert report.semantics_from.startswith(f"assumed: {dialect}'s names without {prefix}")
     assert not report.semantics_known
     assert {"stage_pool", "stride_in_1x1"} & set(report.options)
-    load_backbone_weights(create_backbone(name, **SMALL), name, tmp_path / "w.pth")
+    load_backbone_weights(create_backbone(name, **SMALL), name, path)
     assert "names alone cannot tell" in caplog.text
-    torch.save(theirs, tmp_path / "w.pth")
+    torch.save(theirs, path)
     with pytest.raises(CheckpointError, match="another network with the same names"):
-        load_backbone_weights(create_backbone(name, **SMALL), name, tmp_path / "w.pth")
+        load_backbone_weights(create_backbone(name, **SMALL), name, path)
 
 
 def test_a_plain_resnet_s_names_are_a_guess(read):
@@ -219,43 +196,41 @@ DILATED = {
 
 
 @pytest.mark.parametrize("case", DILATED)
-def test_dilated_stages_are_what_the_parts_show(tmp_path, state, deep_state, case):
+def test_dilated_stages_are_what_the_parts_show(path, state, deep_state, read, case):
     dialect, stem, part = case
     needed = DILATED[case]
     tensors = to_dialect(deep_state if stem == "deep" else state, dialect)
-    torch.save({**tensors, f"{part}.conv.weight": torch.ones(1)}, tmp_path / "w.pth")
-    checkpoint = read_checkpoint(tmp_path / "w.pth")
+    checkpoint = read({**tensors, f"{part}.conv.weight": torch.ones(1)})
     found = {key: checkpoint.options.get(key) for key in ("dilate_first", "avg_down_dilated")}
     assert {key: value for key, value in found.items() if value} == (needed or {})
     assert any("for dilated use" in note for note in checkpoint.report.notes) == (needed is None)
     semantics = {k: v for k, v in checkpoint.report.semantics.items() if k in checkpoint.options}
     name = DEEP if stem == "deep" else NAME
     wrong = {"dilate_first": "previous" if needed and "dilate_first" in needed else "full"}
-    load_backbone_weights(create_backbone(name, **SMALL, **semantics, **wrong), name, tmp_path / "w.pth")
+    load_backbone_weights(create_backbone(name, **SMALL, **semantics, **wrong), name, path)
     module = create_backbone(name, output_stride=16, **SMALL, **semantics, **wrong)
     if needed is None:
-        load_backbone_weights(module, name, tmp_path / "w.pth")
+        load_backbone_weights(module, name, path)
         return
     with pytest.raises(CheckpointError, match="needs .*dilate_first=.* for dilated stages.*dilate_first="):
-        load_backbone_weights(module, name, tmp_path / "w.pth")
+        load_backbone_weights(module, name, path)
     right = create_backbone(name, output_stride=16, **{**SMALL, **checkpoint.options})
-    load_backbone_weights(right, name, tmp_path / "w.pth")
+    load_backbone_weights(right, name, path)
 
 
-def test_dilation_of_a_dla_and_of_our_own_config(tmp_path, state):
+def test_dilation_of_a_dla_and_of_our_own_config(tmp_path, state, read):
     dla = create_classifier("res2net_dla60", 5, base_width=4).state_dict()
-    torch.save(to_dialect(dla, "smp") | {"decoder.weight": torch.ones(1)}, tmp_path / "dla.pth")
-    report = read_checkpoint(tmp_path / "dla.pth").report
+    report = read(to_dialect(dla, "smp") | {"decoder.weight": torch.ones(1)}).report
     assert report.dilation == {}
     assert not any("dilat" in note for note in report.notes)
     for stride, rules in ((32, {}), (16, {"dilate_first": "full"})):
         config = {"backbone": {"name": NAME, "output_stride": stride, "dilate_first": "full"}}
         save_weights(tmp_path / "own.safetensors", state, {"metadata": json.dumps({"config": config})})
-        read = read_checkpoint(tmp_path / "own.safetensors")
-        assert read.report.dilation == rules
-        again = read_checkpoint(write_checkpoint(read, tmp_path / "again.safetensors"))
+        found = read_checkpoint(tmp_path / "own.safetensors")
+        assert found.report.dilation == rules
+        again = read_checkpoint(write_checkpoint(found, tmp_path / "again.safetensors"))
         assert again.report.dilation == rules
-        assert again.options == read.options
+        assert again.options == found.options
 
 
 def test_more_splits_than_any_dialect_names(read, refused):
@@ -310,13 +285,13 @@ def test_our_classifier_stays_itself_in_our_dialect(tmp_path):
         assert after.semantics == before.semantics
 
 
-def test_a_published_file_keeps_its_classes_and_preprocessing(tmp_path, monkeypatch):
+def test_a_published_file_keeps_its_classes_and_preprocessing(tmp_path, path, monkeypatch):
     row = weights.WEIGHTS[f"{NAME}.holocron_imagenette"]
-    torch.save(to_dialect(create_classifier(NAME, 10, **SMALL).state_dict(), "holocron"), tmp_path / "w.pth")
-    digest = hashlib.sha256((tmp_path / "w.pth").read_bytes()).hexdigest()
+    torch.save(to_dialect(create_classifier(NAME, 10, **SMALL).state_dict(), "holocron"), path)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
     monkeypatch.setitem(weights.WEIGHTS, row.key, dataclasses.replace(row, sha256=digest))
-    before = get_model(NAME, tmp_path / "w.pth", **SMALL)
-    new = write_checkpoint(read_checkpoint(tmp_path / "w.pth"), tmp_path / "new.safetensors")
+    before = get_model(NAME, path, **SMALL)
+    new = write_checkpoint(read_checkpoint(path), tmp_path / "new.safetensors")
     after = get_model(NAME, new, **SMALL)
     assert after.class_names == before.class_names
     assert after.class_names[0] == "tench"
@@ -324,8 +299,8 @@ def test_a_published_file_keeps_its_classes_and_preprocessing(tmp_path, monkeypa
     assert after.preprocessing.resize_size == 232
 
 
-def test_nothing_is_logged_for_what_is_certain(tmp_path, state, caplog):
-    torch.save(state, tmp_path / "w.pth")
+def test_nothing_is_logged_for_what_is_certain(path, state, caplog):
+    torch.save(state, path)
     with caplog.at_level(logging.WARNING):
-        load_backbone_weights(create_classifier(NAME, 5, **SMALL), NAME, tmp_path / "w.pth")
+        load_backbone_weights(create_classifier(NAME, 5, **SMALL), NAME, path)
     assert caplog.messages == []
