@@ -17,10 +17,9 @@ from tqdm import tqdm
 
 from res2net_dense.data.images import list_images, read_image
 from res2net_dense.data.layouts.image_masks import ImageMasksPart, PartFiles, find_files
-from res2net_dense.data.layouts.listing import check_size
-from res2net_dense.data.layouts.saliency_sets import KNOWN_SETS, count_warning, known_name
-from res2net_dense.data.paths import path_inside
-from res2net_dense.data.saliency_masks import RULE, SALIENT_ABOVE, read_mask_values
+from res2net_dense.data.layouts.listing import check_size, path_inside
+from res2net_dense.data.layouts.saliency_sets import count_warning
+from res2net_dense.data.masks import RULE, SALIENT_ABOVE, read_mask_values
 from res2net_dense.errors import DatasetError, first_few
 from res2net_dense.files import sha256_of, write_atomically
 
@@ -161,8 +160,6 @@ def summary(name: str, pairs: Sequence[Pair], faults: Sequence[Fault]) -> str:
         rows["salient pixels"] = f"{np.mean([pair.salient for pair in good]):.1%}"
     rows |= {f"fault: {kind}": str(count) for kind, count in Counter(f.kind for f in faults).items()}
     rows["faults"] = str(len(faults))
-    if known := KNOWN_SETS.get(known_name(name) or ""):
-        rows |= {"source": known.url} | ({"known faults": known.faults} if known.faults else {})
     return "\n".join(f"{label:<30}{value}" for label, value in rows.items())
 
 

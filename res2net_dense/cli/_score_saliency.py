@@ -20,10 +20,10 @@ from tqdm import tqdm
 
 from res2net_dense.cli.score_saliency import SHEET_ROWS
 from res2net_dense.data.images import IMAGE_SUFFIXES, read_image
-from res2net_dense.data.layouts.image_mask_files import SHARED_SUFFIXES
+from res2net_dense.data.layouts.image_masks import SHARED_SUFFIXES
 from res2net_dense.data.layouts.listing import check_present, check_size, index_files
 from res2net_dense.data.layouts.saliency_sets import count_warning, known_name, set_name
-from res2net_dense.data.saliency_masks import RULE, read_grey, read_saliency_mask
+from res2net_dense.data.masks import RULE, read_grey, read_saliency_mask
 from res2net_dense.errors import ConfigError, DatasetError, first_few
 from res2net_dense.evaluation.saliency import (
     METRICS,

@@ -104,7 +104,7 @@ class CocoEvaluator(ImageEvaluator):
         """Store the ground truth, which is not changed.
 
         Args:
-            truth: in COCO's format with all that scoring reads, as `CocoFile.ground_truth` returns it.
+            truth: in COCO's format with all that scoring reads, as `CocoBoxes.ground_truth` returns it.
             class_names: the model's classes in label order; they find their category by name.
             name: what messages call the ground truth.
             iou_types: of `bbox` and `segm`.

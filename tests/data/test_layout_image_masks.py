@@ -14,7 +14,7 @@ from reading import fails, snapshot
 
 from res2net_dense.data.layouts.image_masks import ImageMasks, ImageMasksPart
 from res2net_dense.data.layouts.saliency_sets import KNOWN_SETS, count_warning, known_name
-from res2net_dense.data.saliency_masks import read_mask_values, read_saliency_mask
+from res2net_dense.data.masks import read_mask_values, read_saliency_mask
 from res2net_dense.errors import ConfigError, DatasetError
 
 MASK = np.zeros((40, 60), np.uint8)
@@ -234,7 +234,13 @@ def test_random_bytes_give_our_error_alone(mine):
 @pytest.mark.parametrize(
     ("images", "masks"),
     [
-        *sorted({known.folders for known in KNOWN_SETS.values()}),
+        ("DUTS-TR-Image", "DUTS-TR-Mask"),
+        ("DUTS-TE-Image", "DUTS-TE-Mask"),
+        ("DUT-OMRON-image", "pixelwiseGT-new-PNG"),
+        ("images", "ground_truth_mask"),
+        ("imgs", "gt"),
+        ("images", "masks"),
+        (".", "."),
         ("Imgs", "GT"),
         ("Image", "Mask"),
         ("im", "gt"),
@@ -315,9 +321,9 @@ def test_one_folder_of_images_alone_is_not_a_set(mine):
 
 def test_images_and_masks_that_have_no_partner(mine):
     (mine / "masks" / "b.png").rename(mine / "masks" / "d.png")
-    fails(lambda: load(mine), "1 of 3 images have no mask", ": b; add the masks")
+    fails(lambda: load(mine), "mine/images: 1 of 3 masks are not in", "masks: b; add them, or list only")
     (mine / "images" / "b.jpg").unlink()
-    fails(lambda: load(mine), "1 of 3 masks have no image", ": d; add the images")
+    fails(lambda: load(mine), "mine/masks: 1 of 3 images are not in", "images: d; add them")
     (mine / "val.txt").write_text("a\nc\n")
     assert len(load(mine, "val.txt")) == 2
     (mine / "val.txt").write_text("a\nb\nx\n")
@@ -396,9 +402,9 @@ def test_names_with_blanks_and_dots(mine):
         ("%2e%2e/a\n", ["line 1", "not a name inside"]),
         ("a\\b\n", ["line 1", "not a name inside"]),
         ("a\0\n", ["line 1", "not a name inside"]),
-        ("a 1\nb -1\n", ["line 1", "'1' is not the mask of 'a'"]),
-        ("a.jpg b.png\n", ["line 1", "'b.png' is not the mask of 'a.jpg'"]),
-        ("a b c\n", ["line 1", "one per line, or an image and its mask"]),
+        ("a 1\nb -1\n", ["line 1", "neither a name nor an image and its mask"]),
+        ("a.jpg b.png\n", ["line 1", "differ in the suffix alone"]),
+        ("a b c\n", ["line 1", "write one per line"]),
         ("a\nx.txt\n", ["1 of 2 images are not in", "x.txt"]),
     ],
 )  # fmt: skip
@@ -447,7 +453,7 @@ def test_known_names(name, known):
 def test_published_counts():
     counts = {"DUTS-TR": 10553, "DUTS-TE": 5019, "ECSSD": 1000, "HKU-IS": 4447}
     counts |= {"DUT-OMRON": 5168, "PASCAL-S": 850, "SOD": 300, "MSRA-B": 5000}
-    assert {name: known.count for name, known in KNOWN_SETS.items()} == counts
+    assert counts == KNOWN_SETS
     assert all(count_warning(name, count) is None for name, count in counts.items())
     assert count_warning("mine", 3) is None
 

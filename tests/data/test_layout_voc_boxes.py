@@ -13,11 +13,17 @@ import torch
 from PIL import Image
 from reading import fails, snapshot
 
-from res2net_dense.data.layouts import open_source
+from res2net_dense.data.layouts import open_source, voc_boxes
+from res2net_dense.data.layouts.base import Request
 from res2net_dense.data.layouts.listing import index_files
-from res2net_dense.data.layouts.voc_boxes import VOC_CLASSES, VocBoxes, VocBoxesPart
+from res2net_dense.data.layouts.voc_boxes import (
+    MAX_BYTES,
+    VOC_CLASSES,
+    VocBoxesPart,
+    read_annotation,
+    usable_box,
+)
 from res2net_dense.data.layouts.voc_files import read_names
-from res2net_dense.data.layouts.voc_xml import MAX_BYTES, read_annotation, usable_box
 from res2net_dense.errors import ConfigError, DatasetError, MissingDependencyError
 from res2net_dense.palette import voc_palette
 
@@ -52,9 +58,10 @@ def load(root, split="train", **options):
     return join([(root, split)], **options)
 
 
-def join(splits, **options):
-    folders = {key: options.pop(key) for key in ("images", "annotations") if key in options}
-    return VocBoxes([VocBoxesPart(root=str(r), split=s, **folders) for r, s in splits], **options)
+def join(splits, *, class_names=None, difficult=True, **folders):
+    voc_boxes._read_once.cache_clear()
+    parts = [VocBoxesPart(root=str(r), split=s, **folders) for r, s in splits]
+    return VocBoxesPart.open(parts, Request(train=True, class_names=class_names, difficult=difficult))
 
 
 def write(voc, *objects, name="a", size=SIZE):
@@ -443,7 +450,7 @@ def test_mutated_files_give_our_error_or_an_annotation(tmp_path):
             assert "\n" not in found
             continue
         parsed += 1
-        for item in found.objects:
+        for item in found[1]:
             assert item.name
             box = usable_box(item.edges, 40, 60)
             assert isinstance(box, str) or 0 <= box[0] < box[2] <= 60
@@ -490,7 +497,7 @@ def test_the_boxes_of_voc_equal_those_of_coco(shared_data):
     assert len(dataset) == len(expected) == 100
     assert dataset.dropped == {}
     for image in dataset.images:
-        found = [(dataset.class_names[item.label], *item.box) for item in image.objects]
+        found = [(list(dataset.counts)[item.category], *item.box) for item in image.objects]
         assert sorted(found) == sorted(expected[image.file_name])
     assert sum(sum(flags) for *_, flags in dataset.ground_truth()) > 10
     assert dataset.sample(0)["boxes"].shape[1] == 4

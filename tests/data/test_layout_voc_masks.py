@@ -11,6 +11,7 @@ from PIL import Image
 from reading import fails, snapshot
 
 from res2net_dense.data.images import MAX_PIXELS
+from res2net_dense.data.layouts.base import Request
 from res2net_dense.data.layouts.voc_boxes import VOC_CLASSES
 from res2net_dense.data.layouts.voc_masks import VocMasks, VocMasksPart
 from res2net_dense.palette import voc_palette
@@ -43,7 +44,8 @@ def voc(tmp_path):
 
 
 def load(root, split="train", class_names=NAMES, **options):
-    return VocMasks(VocMasksPart(root=str(root), split=split, **options), class_names=class_names)
+    part = VocMasksPart(root=str(root), split=split, **options)
+    return VocMasks(part, Request(train=True, class_names=class_names))
 
 
 def mask_file(voc, name="a"):
