@@ -37,9 +37,6 @@ def read_image(path: str | Path) -> np.ndarray:
     * 32-bit integers count as 0..255, 0..65535 or 0..2^31 - 1, the first range that holds the largest value;
     * floats count as 0..1 where every value is in [0, 1], else as 0..255; NaN becomes 0.
 
-    Args:
-        path: a JPEG, PNG, BMP, GIF, TIFF, WebP, PNM or JPEG 2000 file.
-
     Returns:
         (H, W, 3) uint8 RGB, writable.
 
@@ -117,15 +114,8 @@ def to_pixels(image: str | Path | Image.Image | np.ndarray | torch.Tensor) -> np
 
 
 def list_images(pattern: str | Path) -> list[Path]:
-    """List images, sorted.
-
-    Args:
-        pattern: a file (taken whatever its suffix), a folder (searched with its subfolders), or a glob
-            pattern (`**` crosses folders). Folders and patterns give the files whose suffix is in
-            `IMAGE_SUFFIXES`.
-
-    Raises:
-        DatasetError: nothing was found.
+    """List images, sorted: a file (whatever its suffix), or those of a folder and its subfolders or of a glob
+    pattern (`**` crosses folders) whose suffix is in `IMAGE_SUFFIXES`; none is a `DatasetError`.
     """
     path = Path(pattern)
     if path.is_file():

@@ -152,12 +152,8 @@ class BatchLoader:
     """Iterates over batches of `list[Sample]`; each pass starts from the beginning.
 
     A broken image raises its `DatasetError` here. One that was replaced (`on_error="skip"`) is logged as a
-    warning and counted in `skipped`.
-
-    Args:
-        dataset: the samples.
-        batches: the keys of the samples of each batch, such as `TrainBatches`.
-        workers: reading processes, 0 reads in this one.
+    warning and counted in `skipped`. `batches` are the keys of the samples of each batch, such as
+    `TrainBatches`; with 0 workers this process reads.
     """
 
     def __init__(self, dataset: Dataset[Item], batches: Iterable[list[Any]], *, workers: int) -> None:

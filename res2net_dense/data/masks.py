@@ -38,10 +38,8 @@ def read_saliency_mask(path: str | Path) -> np.ndarray:
 
 
 def read_mask_values(path: str | Path) -> np.ndarray:
-    """Read the grey values of a mask of salient objects, (H, W) uint8; black all over means no object.
-
-    Raises:
-        DatasetError: as `read_grey`, or the file is missing, or no value is above 128 and not all are 0.
+    """Read the grey values of a mask of salient objects, (H, W) uint8; black all over means no object. Raises
+    `DatasetError` as `read_grey`, or if the file is missing, or no value is above 128 and not all are 0.
     """
     path = Path(path)
     if not path.is_file():

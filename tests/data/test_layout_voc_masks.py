@@ -1,14 +1,12 @@
 """Masks in VOC's layout: what is not a label map first, then real masks."""
 
-import pickle
 import struct
-import zlib
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from reading import fails, snapshot
+from reading import fails, write_png
 
 from res2net_dense.data.images import MAX_PIXELS
 from res2net_dense.data.layouts.base import Request
@@ -73,11 +71,7 @@ def test_a_clean_set_has_no_finding(voc):
 def test_grey_pixels_that_share_a_byte_are_refused(voc, bits):
     """Programs that shrink PNGs write so; Pillow and OpenCV then give 85 or 17 for label 1."""
     rows = b"".join(b"\0" + bytes([0b01010101] * (60 * bits // 8)) for _ in range(40))
-    chunks = [(b"IHDR", struct.pack(">IIBBBBB", 60, 40, bits, 0, 0, 0, 0)), (b"IDAT", zlib.compress(rows))]
-    png = b"\x89PNG\r\n\x1a\n"
-    for kind, data in [*chunks, (b"IEND", b"")]:
-        png += struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-    mask_file(voc).write_bytes(png)
+    write_png(mask_file(voc), 60, 40, bits, 0, rows)
     assert np.array(Image.open(mask_file(voc)))[0, 0] in (85, 5 * 17)
     fails(load(voc).check, "a.png", f"{bits} bits", "palette or grey PNG")
 
@@ -308,33 +302,6 @@ def test_foreground_of_255_is_noticed(voc):
     for name in "ab":
         Image.fromarray(LABELS * 0).save(mask_file(voc, name))
     load(voc).check()
-
-
-def test_links_out_of_the_folders_are_refused(voc, tmp_path):
-    for folder, what in (("JPEGImages", "image folder"), ("SegmentationClass", "mask folder")):
-        file = voc / folder / "a.png"
-        file.rename(tmp_path / f"{folder}.png")
-        file.symlink_to(tmp_path / f"{folder}.png")
-        fails(lambda: load(voc).sample(0), f"{folder}/a.png: leads out of the {what}")
-        fails(load(voc).check, f"leads out of the {what}")
-        file.unlink()
-        (tmp_path / f"{folder}.png").rename(file)
-    load(voc).check()
-
-
-def test_a_set_can_be_sent_to_workers(voc):
-    again = pickle.loads(pickle.dumps(load(voc)))  # noqa: S301 -- what workers do
-    assert (again.sample(0)["sem_seg"].numpy() == LABELS).all()
-
-
-def test_nothing_is_written(voc):
-    before = snapshot(voc)
-    dataset = load(voc, None)
-    dataset.check()
-    for index in range(len(dataset)):
-        dataset.sample(index)
-        dataset.mask(index)
-    assert snapshot(voc) == before
 
 
 def test_real_masks(shared_data):

@@ -51,7 +51,7 @@ class BoxImage(NamedTuple):
 class Boxes:
     """Images with boxes as a layout has read them; `labelled` makes them a `types.BoxSource`.
 
-    A subclass is a benchmark: it says how a box is written, and what the evaluator takes.
+    A subclass is a benchmark: it says how a box is written, and has the `ground_truth` of its evaluator.
     """
 
     benchmark: ClassVar[str]
@@ -88,11 +88,7 @@ class Boxes:
         self._labels: list[int] = []
 
     def labelled(self, request: Request, *, learn_ignored: bool = False) -> Boxes:
-        """The same images, with the classes that are asked for as labels.
-
-        Raises:
-            DatasetError: the class names repeat, or an object has none of them.
-        """
+        """The same images with the classes asked for; raises `DatasetError` if an object has none of them."""
         names = list(self.class_names if request.class_names is None else request.class_names)
         labels = {name: label for label, name in enumerate(names)}
         if len(labels) < len(names):
@@ -142,10 +138,7 @@ class Boxes:
             self._check_size(image, image_size(self._path(image)))
 
     def sample(self, index: int) -> Sample:
-        """Read one image with its objects, untransformed.
-
-        `masks` are polygons where every object of the image has them, else a (N, H, W) bool tensor; the key
-        is missing unless `has_masks`.
+        """Read one image with its objects, untransformed; `masks` are there if `has_masks`.
 
         Raises:
             DatasetError: the image cannot be read, lies outside the image folder, or has another size than
@@ -169,13 +162,9 @@ class Boxes:
                 sample["masks"] = torch.from_numpy(np.array(masks, dtype=bool))
         return sample
 
-    def ground_truth(self) -> Any:
-        """What the evaluator of the benchmark takes."""
-        raise NotImplementedError
-
     def _corners(self, box: list[float]) -> Sequence[float]:
         """xyxy of a box."""
-        raise NotImplementedError
+        return box
 
     def _path(self, image: BoxImage) -> Path:
         return path_inside(self.folders[image.folder], image.file_name, "image folder")
@@ -195,10 +184,7 @@ class CocoBoxes(Boxes):
     ignored = "crowd region"
 
     def ground_truth(self) -> dict[str, Any]:
-        """The content for `CocoEvaluator`: COCO's format with every key that scoring reads.
-
-        Masks are compressed run-length codes.
-        """
+        """For `CocoEvaluator`: COCO's format with all that scoring reads, masks as run-length codes."""
         annotations = []
         for image in self.images:
             for item in image.objects:
@@ -242,9 +228,6 @@ class VocBoxes(Boxes):
             )
             for image in self.images
         ]
-
-    def _corners(self, box: list[float]) -> Sequence[float]:
-        return box
 
 
 def _unpack(record: list[Any]) -> BoxImage:

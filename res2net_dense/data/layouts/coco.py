@@ -103,7 +103,7 @@ def read_coco(
         if isinstance(entry, dict)
     )
     image_ids, category_ids = id_table(image.image_id for image in images), id_table(categories)
-    names = [category_name for category_name, _ in categories.values()]
+    names = [own for own, _ in categories.values()]
     counts = dict.fromkeys(names, 0)
     dropped: Counter[str] = Counter()
 
@@ -133,18 +133,10 @@ def read_coco(
         "in data.class_names if it is one"
         for group in groups[:1]
     ]
-    return CocoBoxes(
-        name,
-        images,
-        [] if folder is None else [folder],
-        class_names=[category_name for category_name in names if category_name not in groups],
-        counts=counts,
-        dropped=dropped,
-        sizes=name,
-        category_ids=list(categories),
-        has_masks=has_masks,
-        remarks=remarks,
-    )
+    folders = [] if folder is None else [folder]
+    class_names = [category for category in counts if category not in groups]
+    ids = list(categories)
+    return CocoBoxes(name, images, folders, class_names, counts, dropped, name, ids, has_masks, remarks)
 
 
 def read_json(file: Path) -> Any:

@@ -17,14 +17,8 @@ Segmentation = list[list[float]] | dict[str, Any]
 def check_segmentation(raw: Any, height: int, width: int, dropped: Counter[str]) -> Segmentation | None:
     """Return what of a segmentation is valid; None if there is none, or nothing of it is.
 
-    Args:
-        raw: as the file has it.
-        height: of the image, 0 if it is unknown.
-        width: of the image.
-        dropped: counts polygons that are left out, by reason.
-
-    Raises:
-        ValueError: it is not a segmentation, or a run-length code does not fit the image.
+    The size is that of the image, 0 if it is unknown; `dropped` counts polygons that are left out, by reason.
+    Raises `ValueError` for what is not a segmentation, and a run-length code that does not fit the image.
     """
     if not raw:
         return None

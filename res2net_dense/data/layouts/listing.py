@@ -32,10 +32,8 @@ def is_inside(name: str) -> bool:
 
 
 def path_inside(folder: Path, name: str, what: str) -> Path:
-    """The path of a file in a folder, which is a resolved path and called `what`; it need not be there.
-
-    Raises:
-        DatasetError: a link on the way leads out of the folder, or links run in a circle.
+    """The path of a file, which need not be there, in a resolved folder that is called `what`; raises
+    `DatasetError` if a link on the way leads out of the folder, or links run in a circle.
     """
     path = folder / name
     try:

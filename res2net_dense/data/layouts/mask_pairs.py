@@ -53,9 +53,7 @@ class MaskPairs:
     def sample(self, index: int) -> Sample:
         """Read one image and its mask, untransformed.
 
-        Raises:
-            DatasetError: one of them is missing, broken, outside its folder or not of this layout, or they
-                differ in size.
+        Raises `DatasetError` if one is missing, broken or not of this layout, or they differ in size.
         """
         import torch
 

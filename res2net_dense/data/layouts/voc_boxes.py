@@ -51,10 +51,8 @@ class VocBoxesPart(VocPart):
 def read_voc(parts: Sequence[VocBoxesPart]) -> VocBoxes:
     """Read and check every xml file, and join the parts; an `image_id` is an index.
 
-    Boxes that cannot be learned from (empty, outside the image, not finite) are left out and counted.
-
-    Raises:
-        DatasetError: a file is missing, broken or inconsistent; names the first problem.
+    Boxes that cannot be learned from (empty, outside the image, not finite) are left out and counted. Raises
+    `DatasetError` with the first file that is missing, broken or inconsistent.
     """
     dropped: Counter[str] = Counter()
     counts: Counter[str] = Counter()
@@ -103,10 +101,7 @@ class VocObject(NamedTuple):
 
 
 def read_annotation(file: Path) -> tuple[tuple[int, int] | None, list[VocObject]]:
-    """Read one file.
-
-    Returns:
-        (height, width) of the image, None if the file does not give it; and the objects.
+    """Read (height, width) of the image, None if the file does not give it, and the objects.
 
     Raises:
         DatasetError: it is missing, not xml, not an annotation of VOC, has a document type definition, or an

@@ -36,12 +36,8 @@ def find_files(
 ) -> tuple[Path, Files, Files, list[str]]:
     """List the images of a part and the annotations in a folder of it; for the rest see `index_files`.
 
-    Returns:
-        The list (or the folder that gives the names where there is none), images, annotations, and names,
-        each of which has both.
-
-    Raises:
-        DatasetError: a folder, the list or a file is missing or wrong.
+    Returns the list (or the folder that gives the names where there is none), images, annotations, and names,
+    each of which has both. Raises `DatasetError` if a folder, the list or a file is missing or wrong.
     """
     root = Path(part.root)
     images = index_files(root / part.images, "image folder", IMAGE_SUFFIXES, ".jpg")
@@ -61,10 +57,8 @@ def read_names(file: Path, known: Collection[str] = ()) -> list[str]:
     """Read a list, one name of an image (without suffix) per line.
 
     In the lists of one class a number follows each name: -1 means that the image does not show the class, and
-    it is left out. The known names, which have files, tell a blank in a name from a number after it.
-
-    Raises:
-        DatasetError: it is missing, empty or not text, or a line is not a name or is repeated.
+    it is left out. The known names, which have files, tell a blank in a name from a number after it. Raises
+    `DatasetError` if the list is missing, empty or not text, or a line is not a name or is repeated.
     """
     entries = read_lines(file)
     if any(line not in known for line in entries.values()):
