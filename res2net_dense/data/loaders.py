@@ -47,10 +47,7 @@ class TrainBatches:
     Args:
         size: number of positions.
         batch_size: images of one optimizer step, over all processes and accumulated steps.
-        seed: of the order.
         groups: (size,) integers; None puts all into one group. See `aspect_ratio_groups`.
-        rank: of this process.
-        world_size: number of processes.
         accumulate: chunks whose gradients are added up before a step.
         start_iteration: optimizer steps already done in an earlier run; skipped without reading an image.
 

@@ -62,7 +62,6 @@ def open_source(
     """Open parts of one layout, joined where there are several; the same ones are read once in a process.
 
     Args:
-        parts: at least one.
         train: whether the set is for training. An evaluation accepts classes without an image, and takes
             CIFAR's test part.
         class_names: by label; None takes those of the data.

@@ -60,10 +60,6 @@ class Cifar:
         class_names: by label; CIFAR-100's are the 100 fine ones.
         labels: (len,) int64.
         images: (len, 3, 32, 32) uint8, RGB.
-
-    Raises:
-        ConfigError: other class names are asked for.
-        DatasetError: it is another folder, or a file is missing or damaged.
     """
 
     remarks: Sequence[str] = ()

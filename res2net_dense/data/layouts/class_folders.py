@@ -44,10 +44,6 @@ class ClassFolders:
 
     Attributes:
         labels: (len,) int64, the class of each image.
-
-    Raises:
-        DatasetError: there are no class folders, one is empty (in training) or all are, they are not those of
-            the class names asked for, or they are the parts of a data set.
     """
 
     def __init__(self, part: ClassFoldersPart, request: Request) -> None:

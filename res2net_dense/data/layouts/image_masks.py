@@ -214,15 +214,10 @@ def _shared(root: Path, place: str) -> list[tuple[str, str]]:
 
 class ImageMasks(MaskPairs):
     """Images and masks of parts, paired by their names; a mask is (H, W) bool. None is opened: `check` reads
-    some.
+    some. With a list, masks that are not in it are ignored.
 
     Attributes:
         parts: name and count of each part.
-
-    Raises:
-        ConfigError: two parts have one name.
-        DatasetError: a root, folder or list is missing or wrong, an image has no mask or a mask no image
-            (with a list, masks that are not in it are ignored), or two files have one name.
     """
 
     key = "saliency"

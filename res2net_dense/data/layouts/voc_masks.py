@@ -40,8 +40,7 @@ class VocMasks(MaskPairs):
     """Images and their masks, (H, W) uint8: labels of `class_names`, and 255 for pixels to ignore.
 
     They are listed and not opened (`check` reads some). The class names, background first, are those asked
-    for or those of a file in the root. Raises `DatasetError` if a folder, the list, the names or a file are
-    missing or wrong.
+    for or those of a file in the root.
     """
 
     key = "sem_seg"
