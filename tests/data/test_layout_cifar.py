@@ -62,7 +62,7 @@ def said(folder, layout="cifar10", **options):
 def test_wrong_folders_are_named(tmp_path):
     assert "folder of CIFAR not found" in said(tmp_path / "absent")
     hundred = write(tmp_path / "cifar-100-binary", "cifar100")
-    wanted = "give the folder of cifar10's binary version, which is called cifar-10-batches-bin"
+    wanted = "give the folder cifar-10-batches-bin of cifar10's binary version (cifar-10-binary.tar.gz"
     for folder in (tmp_path, hundred):
         assert wanted in said(folder)
     assert "cifar100's binary version" in said(write(tmp_path / "ten", "cifar10"), "cifar100")

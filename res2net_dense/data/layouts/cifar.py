@@ -21,6 +21,7 @@ TRAIN_SIZE, TEST_SIZE = 50_000, 10_000
 class _Set(NamedTuple):
     """The files of one set."""
 
+    archive: str
     folder: str
     train: tuple[str, ...]
     test: str
@@ -30,10 +31,25 @@ class _Set(NamedTuple):
     """How many precede each image; the last of them is the label."""
 
 
-_BATCHES = tuple(f"data_batch_{n}.bin" for n in range(1, 6))
 _SETS = {
-    "cifar10": _Set("cifar-10-batches-bin", _BATCHES, "test_batch.bin", "batches.meta.txt", 10, 1),
-    "cifar100": _Set("cifar-100-binary", ("train.bin",), "test.bin", "fine_label_names.txt", 100, 2),
+    "cifar10": _Set(
+        archive="cifar-10-binary.tar.gz",
+        folder="cifar-10-batches-bin",
+        train=tuple(f"data_batch_{n}.bin" for n in range(1, 6)),
+        test="test_batch.bin",
+        names="batches.meta.txt",
+        classes=10,
+        label_bytes=1,
+    ),
+    "cifar100": _Set(
+        archive="cifar-100-binary.tar.gz",
+        folder="cifar-100-binary",
+        train=("train.bin",),
+        test="test.bin",
+        names="fine_label_names.txt",
+        classes=100,
+        label_bytes=2,
+    ),
 }
 
 
@@ -110,8 +126,8 @@ class Cifar:
 def _read(path: Path, size: int, layout: str) -> bytes:
     if not path.is_file():
         raise DatasetError(
-            f"{path}: not found; give the folder of {layout}'s binary version, which is called "
-            f"{_SETS[layout].folder} (the Python version is not read)"
+            f"{path}: not found; give the folder {_SETS[layout].folder} of {layout}'s binary version "
+            f"({_SETS[layout].archive}; the Python version is not read)"
         )
     content = read_bytes(path, "file of CIFAR")
     if len(content) != size:
