@@ -15,7 +15,7 @@ the width), labels are contiguous from 0 (background is not a label), the ignore
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypedDict
 
 import numpy as np
@@ -119,10 +119,6 @@ class BoxSource(Source, Protocol):
     @property
     def benchmark(self) -> str:
         """Whose rules it is scored by: `coco` or `voc`."""
-
-    @property
-    def dropped(self) -> Mapping[str, int]:
-        """How many objects are left out, by reason."""
 
     @property
     def aspect_ratios(self) -> np.ndarray:

@@ -1,6 +1,8 @@
 """What tests of data layouts share."""
 
 import hashlib
+import struct
+import zlib
 
 import pytest
 
@@ -26,3 +28,12 @@ def snapshot(root):
         )
         for path in [root, *root.rglob("*")]
     }
+
+
+def write_png(file, width, height, bits, colour, data):
+    """A PNG that Pillow would not write; `data` are the rows as they stand in the file."""
+    png = b"\x89PNG\r\n\x1a\n"
+    header = struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0)
+    for kind, part in ((b"IHDR", header), (b"IDAT", zlib.compress(data)), (b"IEND", b"")):
+        png += struct.pack(">I", len(part)) + kind + part + struct.pack(">I", zlib.crc32(kind + part))
+    file.write_bytes(png)

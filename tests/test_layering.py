@@ -41,7 +41,7 @@ OPTIONAL_LIBRARIES = {
     "timm": {"integrations/timm.py", "cli/_benchmark.py"},
     "albumentations": {"data/transforms.py"},
     "pycocotools": {"data/layouts/coco_masks.py", "evaluation/coco.py"},
-    "defusedxml": {"data/layouts/voc_xml.py"},
+    "defusedxml": {"data/layouts/voc_boxes.py"},
     "cv2": {"evaluation/saliency_measures.py", "toy/layouts.py", "toy/shapes.py"},
     "matplotlib": {"report/saliency_curves.py"},
     "onnx": {"deploy/onnx_format.py", "deploy/quantize.py"},

@@ -16,10 +16,9 @@ from res2net_dense.cli._processes import in_processes
 from res2net_dense.cli._shared import check_output
 from res2net_dense.data.images import list_images, read_image
 from res2net_dense.data.layouts.image_masks import ImageMasksPart, PartFiles, find_files
-from res2net_dense.data.layouts.listing import check_size
-from res2net_dense.data.layouts.saliency_sets import KNOWN_SETS, count_warning
-from res2net_dense.data.paths import path_inside
-from res2net_dense.data.saliency_masks import RULE, SALIENT_ABOVE, read_mask_values
+from res2net_dense.data.layouts.listing import check_size, path_inside
+from res2net_dense.data.layouts.saliency_sets import count_warning
+from res2net_dense.data.masks import RULE, SALIENT_ABOVE, read_mask_values
 from res2net_dense.errors import DatasetError, first_few
 from res2net_dense.files import sha256_of, write_atomically
 
@@ -215,6 +214,4 @@ def summary(name: str, pairs: Sequence[Pair], faults: Sequence[Fault]) -> str:
         rows["salient pixels"] = f"{np.mean([pair.salient for pair in good]):.1%}"
     rows |= {f"fault: {kind}": str(count) for kind, count in Counter(f.kind for f in faults).items()}
     rows["faults"] = str(len(faults))
-    if known := KNOWN_SETS.get(name):
-        rows |= {"source": known.url} | ({"known faults": known.faults} if known.faults else {})
     return "\n".join(f"{label:<30}{value}" for label, value in rows.items())

@@ -23,11 +23,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    from res2net_dense.data.layouts.base import dropped_remarks
-    from res2net_dense.data.layouts.coco_json import UNLISTED, CocoFile, find_id, id_table, read_json
+    from res2net_dense.data.layouts.coco import UNLISTED, find_id, id_table, read_coco, read_json
 
     document = read_json(args.annotations)
-    whole = CocoFile(document, masks=False, name=str(args.annotations))
+    whole = read_coco(document, masks=False, name=str(args.annotations))
     count = len(whole.images)
     if not 0 < args.val < count:
         raise ConfigError(
@@ -46,11 +45,11 @@ def main(args: argparse.Namespace) -> int:
         annotations = [a for a in document["annotations"] if find_id(a["image_id"], ids) is not None]
         part = {**document, "images": chosen, "annotations": annotations}
         place.write_text(json.dumps(part), encoding="utf-8")
-        counts.append(CocoFile(part, masks=False).counts)
+        counts.append(read_coco(part, masks=False).counts.values())
         print(f"{place}: {len(chosen)} images, {len(annotations)} objects")
-    for category, train, val in zip(whole.categories.values(), *counts, strict=True):
+    for category, train, val in zip(whole.counts, *counts, strict=True):
         note = "" if train and val else "   <- missing in one part: try another --seed"
         print(f"  {category:20s} train {train:5d}  val {val:5d}{note}")
-    for remark in dropped_remarks(whole.name, {UNLISTED: whole.dropped[UNLISTED]}):
-        print(remark)
+    if unlisted := whole.dropped.get(UNLISTED):
+        print(f"{whole.name}: {unlisted} left out: {UNLISTED}")
     return 0

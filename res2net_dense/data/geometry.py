@@ -50,24 +50,12 @@ def horizontal_flip(sample: Sample) -> Sample:
 
 
 def crop(
-    sample: Sample,
-    top: int,
-    left: int,
-    height: int,
-    width: int,
-    fill: tuple[int, int, int] = (0, 0, 0),
+    sample: Sample, top: int, left: int, height: int, width: int, fill: tuple[int, int, int] = (0, 0, 0)
 ) -> Sample:
-    """Cut out a rectangle, which may be larger than the image.
+    """Cut out a rectangle in pixels, which may begin before the image and be larger.
 
-    Boxes are clipped to it; polygons are not, as they are only read inside their box.
-
-    Args:
-        sample: what to cut.
-        top: first row; negative above the image.
-        left: first column; negative left of the image.
-        height: of the rectangle in pixels.
-        width: of the rectangle in pixels.
-        fill: RGB outside the image. Masks and maps have `OUTSIDE` there, or 0.
+    Around the image are `fill`, RGB, and in masks and maps `OUTSIDE` or 0. Boxes are clipped to the
+    rectangle; polygons are not, as they are only read inside their box.
     """
     old_height, old_width = sample["image"].shape[1:]
     edges = -left, left + width - old_width, -top, top + height - old_height

@@ -37,9 +37,6 @@ def read_image(path: str | Path) -> np.ndarray:
     * 32-bit integers count as 0..255, 0..65535 or 0..2^31 - 1, the first range that holds the largest value;
     * floats count as 0..1 where every value is in [0, 1], else as 0..255; NaN becomes 0.
 
-    Args:
-        path: a JPEG, PNG, BMP, GIF, TIFF, WebP, PNM or JPEG 2000 file.
-
     Returns:
         (H, W, 3) uint8 RGB, writable.
 
@@ -59,11 +56,7 @@ def read_image(path: str | Path) -> np.ndarray:
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
-    """Read (height, width) from the header, as `read_image` would return it (EXIF orientation applied).
-
-    Raises:
-        DatasetError: the file is missing, not an image, or larger than `MAX_PIXELS`.
-    """
+    """Read (height, width) from the header; EXIF orientation and errors are as in `read_image`."""
     try:
         with _open(path) as image:
             width, height = image.size
@@ -73,19 +66,12 @@ def image_size(path: str | Path) -> tuple[int, int]:
 
 
 def read_sample(path: str | Path, image_id: int | str, file_name: str | None = None) -> Sample:
-    """Read an image as an untransformed sample; `file_name` is by default the path.
-
-    Raises:
-        DatasetError: as `read_image`.
-    """
+    """`read_image` as an untransformed sample; `file_name` is by default the path."""
     return sample_of(read_image(path), str(path) if file_name is None else file_name, image_id)
 
 
 def sample_of(pixels: np.ndarray, file_name: str, image_id: int | str) -> Sample:
-    """Return (H, W, 3) uint8 RGB pixels as an untransformed sample.
-
-    `image` is a (3, H, W) view of them: transforms get the pixels back without a copy.
-    """
+    """(H, W, 3) uint8 RGB pixels as an untransformed sample, which shares their memory."""
     import torch
 
     return Sample(
@@ -98,14 +84,11 @@ def sample_of(pixels: np.ndarray, file_name: str, image_id: int | str) -> Sample
 
 
 def to_pixels(image: str | Path | Image.Image | np.ndarray | torch.Tensor) -> np.ndarray:
-    """Return the pixels of an image in any form.
+    """Return a copy of the pixels of an image in any form, (H, W, 3) uint8 RGB.
 
     Args:
         image: a path, a PIL image of 8 bits a channel (its EXIF orientation is applied), an array (H, W, 3)
             or a tensor (3, H, W), both uint8 RGB.
-
-    Returns:
-        (H, W, 3) uint8 RGB, writable; a copy.
 
     Raises:
         DatasetError: the file cannot be read, or it is not an image of this form.
@@ -131,18 +114,8 @@ def to_pixels(image: str | Path | Image.Image | np.ndarray | torch.Tensor) -> np
 
 
 def list_images(pattern: str | Path) -> list[Path]:
-    """List images.
-
-    Args:
-        pattern: a file (taken whatever its suffix), a folder (searched with its subfolders), or a glob
-            pattern (`**` crosses folders). Folders and patterns give the files whose suffix is in
-            `IMAGE_SUFFIXES`.
-
-    Returns:
-        The paths, sorted; never empty.
-
-    Raises:
-        DatasetError: nothing was found.
+    """List images, sorted: a file (whatever its suffix), or those of a folder and its subfolders or of a glob
+    pattern (`**` crosses folders) whose suffix is in `IMAGE_SUFFIXES`; none is a `DatasetError`.
     """
     path = Path(pattern)
     if path.is_file():

@@ -11,6 +11,7 @@ import itertools
 import logging
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -34,6 +35,7 @@ _MAPS = {"image", "sem_seg", "saliency"}
 _logger = logging.getLogger(__name__)
 
 
+@dataclass
 class TrainBatches:
     """The endless order of training samples, as lists of (epoch, position).
 
@@ -45,10 +47,7 @@ class TrainBatches:
     Args:
         size: number of positions.
         batch_size: images of one optimizer step, over all processes and accumulated steps.
-        seed: of the order.
         groups: (size,) integers; None puts all into one group. See `aspect_ratio_groups`.
-        rank: of this process.
-        world_size: number of processes.
         accumulate: chunks whose gradients are added up before a step.
         start_iteration: optimizer steps already done in an earlier run; skipped without reading an image.
 
@@ -57,81 +56,71 @@ class TrainBatches:
         ConfigError: `batch_size` cannot be cut evenly.
     """
 
-    def __init__(
-        self,
-        size: int,
-        batch_size: int,
-        *,
-        seed: int,
-        groups: np.ndarray | None = None,
-        rank: int = 0,
-        world_size: int = 1,
-        accumulate: int = 1,
-        start_iteration: int = 0,
-    ) -> None:
-        if size < 1:
+    size: int
+    batch_size: int
+    _: KW_ONLY
+    seed: int
+    groups: np.ndarray | None = None
+    rank: int = 0
+    world_size: int = 1
+    accumulate: int = 1
+    start_iteration: int = 0
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
             raise DatasetError("the training set is empty; check what data.train names")
-        chunks = world_size * accumulate
-        if batch_size < 1 or batch_size % chunks:
+        chunks = self.world_size * self.accumulate
+        if self.batch_size < 1 or self.batch_size % chunks:
             raise ConfigError(
-                f"train.batch_size {batch_size} is not a multiple of train.accumulate {accumulate} x "
-                f"{world_size} processes; use train.batch_size={max(1, batch_size // chunks) * chunks}"
+                f"train.batch_size {self.batch_size} is not a multiple of train.accumulate {self.accumulate} "
+                f"x {self.world_size} processes; use "
+                f"train.batch_size={max(1, self.batch_size // chunks) * chunks}"
             )
-        self.batch_size = batch_size
-        self.seed = seed
-        self.groups = [0] * size if groups is None else groups.tolist()
-        self.chunk_size = batch_size // chunks
-        self.starts = range(rank * self.chunk_size, batch_size, world_size * self.chunk_size)
-        self.start_iteration = start_iteration
 
     def __iter__(self) -> Iterator[list[Key]]:
+        size = self.batch_size // (self.world_size * self.accumulate)
+        starts = range(self.rank * size, self.batch_size, self.world_size * size)
         for batch in itertools.islice(self._batches(), self.start_iteration, None):
-            yield from (batch[start : start + self.chunk_size] for start in self.starts)
+            yield from (batch[start : start + size] for start in starts)
 
     def _batches(self) -> Iterator[list[Key]]:
-        waiting: dict[int, list[Key]] = {group: [] for group in set(self.groups)}
+        groups = [0] * self.size if self.groups is None else self.groups.tolist()
+        waiting: dict[int, list[Key]] = {group: [] for group in set(groups)}
         for epoch in itertools.count():
-            for position in np.random.default_rng([self.seed, epoch]).permutation(len(self.groups)).tolist():
-                group = self.groups[position]
+            for position in np.random.default_rng([self.seed, epoch]).permutation(self.size).tolist():
+                group = groups[position]
                 waiting[group].append((epoch, position))
                 if len(waiting[group]) == self.batch_size:
                     yield waiting[group]
                     waiting[group] = []
 
 
+def aspect_ratio_groups(ratios: np.ndarray) -> np.ndarray:
+    """Groups of images that pad well together: 0 where width / height > 1, else 1, as detectron2."""
+    return np.where(np.asarray(ratios) > 1, 0, 1)
+
+
+@dataclass
 class TrainSet(Dataset[Item]):
-    """Transformed training samples by (epoch, position).
+    """Transformed training samples by (epoch, position)."""
 
-    Args:
-        source: the data set.
-        indices: which of its samples to use; a position is an index into this list.
-        transform: such as a `transforms.Pipeline`.
-        seed: of the transforms.
-        on_error: "raise" ends at a broken image; "skip" puts the next readable one in its place.
-    """
-
-    def __init__(
-        self,
-        source: Source,
-        indices: Sequence[int] | np.ndarray,
-        transform: Callable[[Sample, np.random.Generator], Sample],
-        *,
-        seed: int,
-        on_error: Literal["raise", "skip"] = "raise",
-    ) -> None:
-        self.source = source
-        self.indices = np.asarray(indices, dtype=np.int64)
-        self.transform = transform
-        self.seed = seed
-        self.attempts = min(_MAX_REPLACEMENTS, len(self.indices)) if on_error == "skip" else 1
+    source: Source
+    indices: Sequence[int] | np.ndarray
+    """Which of its samples to use; a position is an index into this list."""
+    transform: Callable[[Sample, np.random.Generator], Sample]
+    """Such as a `transforms.Pipeline`."""
+    _: KW_ONLY
+    seed: int
+    """Of the transforms."""
+    on_error: Literal["raise", "skip"] = "raise"
+    """Whether a broken image ends it, or the next readable one takes its place."""
 
     def __getitem__(self, key: Key) -> Item:
         epoch, position = key
         errors: list[DatasetError] = []
-        for offset in range(self.attempts):
-            index = int(self.indices[(position + offset) % len(self.indices)])
+        for offset in range(min(_MAX_REPLACEMENTS, len(self.indices)) if self.on_error == "skip" else 1):
             try:
-                raw = self.source.sample(index)
+                raw = self.source.sample(int(self.indices[(position + offset) % len(self.indices)]))
             except DatasetError as error:
                 errors.append(error)
             else:
@@ -139,12 +128,12 @@ class TrainSet(Dataset[Item]):
         return None, errors
 
 
+@dataclass
 class EvalSet(Dataset[Item]):
     """Transformed evaluation samples, in the order of the data set."""
 
-    def __init__(self, source: Source, transform: Callable[[Sample], Sample]) -> None:
-        self.source = source
-        self.transform = transform
+    source: Source
+    transform: Callable[[Sample], Sample]
 
     def __len__(self) -> int:
         return len(self.source)
@@ -156,29 +145,12 @@ class EvalSet(Dataset[Item]):
             return None, [error]
 
 
-class _Files:
-    """Image files without annotations; `image_id` is the running number from 0."""
-
-    def __init__(self, files: Sequence[Path]) -> None:
-        self.files = list(map(str, files))
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def sample(self, index: int) -> Sample:
-        return read_sample(self.files[index], index)
-
-
 class BatchLoader:
     """Iterates over batches of `list[Sample]`; each pass starts from the beginning.
 
     A broken image raises its `DatasetError` here. One that was replaced (`on_error="skip"`) is logged as a
-    warning and counted in `skipped`.
-
-    Args:
-        dataset: the samples.
-        batches: the keys of the samples of each batch, such as `TrainBatches`.
-        workers: reading processes, 0 reads in this one.
+    warning and counted in `skipped`. `batches` are the keys of the samples of each batch, such as
+    `TrainBatches`; with 0 workers this process reads.
     """
 
     def __init__(self, dataset: Dataset[Item], batches: Iterable[list[Any]], *, workers: int) -> None:
@@ -207,14 +179,8 @@ class BatchLoader:
 def eval_loader(
     dataset: EvalSet, *, batch_size: int, workers: int, rank: int = 0, world_size: int = 1
 ) -> BatchLoader:
-    """One pass in which every image comes exactly once over all processes.
-
-    Args:
-        dataset: the samples.
-        batch_size: of this process.
-        workers: reading processes, 0 reads in this one.
-        rank: of this process; it gets every `world_size`-th image.
-        world_size: number of processes.
+    """One pass in which every image comes exactly once over all processes; this one gets every
+    `world_size`-th image, `batch_size` at a time.
     """
     return BatchLoader(dataset, _chunks(range(rank, len(dataset), world_size), batch_size), workers=workers)
 
@@ -226,7 +192,7 @@ def predict_loader(
 
     Either list may be empty; every file is in exactly one of them.
     """
-    dataset = EvalSet(cast(Source, _Files(files)), transform)
+    dataset = EvalSet(cast(Source, _Files(map(str, files))), transform)
     chunks = _chunks(range(len(files)), batch_size)
     for numbers, batch in zip(chunks, _data_loader(dataset, chunks, workers), strict=True):
         items = _unpack(batch)
@@ -234,16 +200,11 @@ def predict_loader(
         yield samples, [(n, error) for n, (_, errors) in zip(numbers, items, strict=True) for error in errors]
 
 
-def aspect_ratio_groups(ratios: np.ndarray) -> np.ndarray:
-    """Groups of images that pad well together: 0 where width / height > 1, else 1, as detectron2.
+class _Files(list[str]):
+    """Image files without annotations; `image_id` is the running number from 0."""
 
-    Args:
-        ratios: (N,) width / height.
-
-    Returns:
-        (N,) int64.
-    """
-    return np.where(np.asarray(ratios) > 1, 0, 1)
+    def sample(self, index: int) -> Sample:
+        return read_sample(self[index], index)
 
 
 def _chunks(indices: range, size: int) -> list[list[int]]:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Generic, TypeVar, overload
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
 T = TypeVar("T")
-U = TypeVar("U")
 
 
 class PackedRecords(Sequence[T], Generic[T]):
@@ -20,33 +19,16 @@ class PackedRecords(Sequence[T], Generic[T]):
     """
 
     def __init__(self, records: Iterable[Any], decode: Callable[[Any], T]) -> None:
-        """Pack the records.
-
-        Args:
-            records: what json can hold.
-            decode: makes an item of a record; workers that are not forked need it picklable.
-        """
+        """Pack what json can hold; `decode` makes an item of it, and unforked workers need it picklable."""
         self._decode = decode
         encoded = [json.dumps(record, separators=(",", ":")).encode() for record in records]
         self._block = np.frombuffer(b"".join(encoded), dtype=np.uint8)
         self._ends = np.cumsum([0, *map(len, encoded)])
 
-    def decoded(self, decode: Callable[[Any], U]) -> PackedRecords[U]:
-        """The same records, not copied, of which another function makes the items."""
-        other: PackedRecords[U] = PackedRecords((), decode)
-        other._block, other._ends = self._block, self._ends
-        return other
-
     def __len__(self) -> int:
         return len(self._ends) - 1
 
-    @overload
-    def __getitem__(self, index: int) -> T: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[T]: ...
-
-    def __getitem__(self, index: int | slice) -> T | list[T]:
+    def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         index = range(len(self))[index]

@@ -57,12 +57,8 @@ class Pipeline:
 
 
 def shortest_edge_size(height: int, width: int, short: int, max_size: int) -> tuple[int, int]:
-    """The size at which the shorter edge is `short`, or the longer one `max_size` if that is smaller.
-
+    """(height, width) at which the shorter edge is `short`, or the longer one `max_size` if that is smaller:
     detectron2's `ResizeShortestEdge` rule, except that no edge becomes 0.
-
-    Returns:
-        (height, width) in pixels.
     """
     scale = short / min(height, width)
     size = (float(short), scale * width) if height < width else (scale * height, float(short))
@@ -87,9 +83,8 @@ class ResizeShortestEdge:
 
 @dataclass(frozen=True)
 class ResizeLongestEdge:
-    """Resize the longer edge to `size`; if that is None, to at most `max_size`.
-
-    Without `keep_aspect` the image becomes a square of `size`.
+    """Resize the longer edge to `size`, or if that is None to at most `max_size`; without `keep_aspect` to a
+    square.
     """
 
     size: int | None
@@ -109,9 +104,9 @@ class ResizeLongestEdge:
 class ResizeAndCenterCrop:
     """Resize the shorter edge to `resize_size`, then cut out the middle `size` x `size` pixels.
 
-    This is how the published networks were evaluated, with size / resize_size = 0.875 (224 of 256): the same
-    pixels as torchvision's Resize and CenterCrop give, and timm's with `crop_pct=0.875`. Of an image beyond
-    `MAX_ASPECT_RATIO` only the middle is resized, which can move the square by one pixel.
+    The same pixels as torchvision's Resize and CenterCrop give, and for 224 of 256 timm's with
+    `crop_pct=0.875`. Of an image beyond `MAX_ASPECT_RATIO` only the middle is resized, which can move the
+    square by one pixel.
     """
 
     resize_size: int
@@ -126,9 +121,8 @@ class ResizeAndCenterCrop:
 
 @dataclass(frozen=True)
 class PaddedCrop:
-    """Add a black border and cut out a random square (CIFAR).
-
-    The shorter edge is resized to `size` first. Of an image beyond `MAX_ASPECT_RATIO` the ends are left out.
+    """Resize the shorter edge to `size`, add a black border and cut out a random square (CIFAR); of an image
+    beyond `MAX_ASPECT_RATIO` the ends are left out.
     """
 
     size: int
@@ -142,9 +136,8 @@ class PaddedCrop:
 
 
 def _resize_shorter_edge(sample: Sample, short: int) -> Sample:
-    """Resize the shorter edge to `short`; the longer one is rounded down, as torchvision does.
-
-    What is beyond `MAX_ASPECT_RATIO` is cut off first.
+    """Cut off what is beyond `MAX_ASPECT_RATIO`, and resize the shorter edge to `short`; the longer one is
+    rounded down, as torchvision does.
     """
     height, width = sample["image"].shape[1:]
     longest = MAX_ASPECT_RATIO * min(height, width)
@@ -174,14 +167,11 @@ class RandomResizedCrop:
 def random_crop_box(
     height: int, width: int, scale: tuple[float, float], ratio: tuple[float, float], rng: np.random.Generator
 ) -> tuple[int, int, int, int]:
-    """Draw the part of an image that is cut out to train a classifier ("Inception crop").
+    """Draw (top, left, height, width) of what is cut out to train a classifier ("Inception crop").
 
     The first of ten boxes that fits, its share of the area drawn from `scale`, the logarithm of width /
     height from `ratio`; else the largest box in the middle whose width / height is allowed (Szegedy et al.,
     arXiv 1409.4842, section 6, as torchvision's RandomResizedCrop has it).
-
-    Returns:
-        (top, left, height, width) in pixels, inside the image.
     """
     areas = rng.uniform(*scale, 10) * height * width
     ratios = np.exp(rng.uniform(np.log(ratio[0]), np.log(ratio[1]), 10))
@@ -210,17 +200,13 @@ class RandomPart:
 
 @dataclass(frozen=True)
 class RandomScaledCrop:
-    """Scale by a random factor and cut out a random part of at most `size` x `size` pixels.
-
-    Args:
-        size: largest edge that comes out, in pixels.
-        base_size: the shorter edge is brought to this many pixels before it is scaled; None scales the
-            image's own size.
-        scale: lowest and highest factor, drawn evenly between (DeepLab's 0.5 to 2).
+    """Scale by a random factor, drawn evenly from `scale`, and cut out a random part of at most `size` x
+    `size` pixels.
     """
 
     size: int
     base_size: int | None
+    """The shorter edge before it is scaled; None scales the image's own size."""
     scale: tuple[float, float]
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
@@ -295,10 +281,7 @@ class Albumentations:
 
 def colour_changes(strength: str) -> Albumentations:
     """Random changes of colour: "none", "light" (brightness, contrast, hue, saturation) or "strong" (larger,
-    with gamma, blur and noise).
-
-    Raises:
-        MissingDependencyError: albumentations is needed and not installed.
+    with gamma, blur and noise). Raises `MissingDependencyError` where albumentations is needed.
     """
     if strength == "none":
         return Albumentations()
@@ -318,10 +301,8 @@ def colour_changes(strength: str) -> Albumentations:
 
 
 def random_rotation(degrees: float) -> Albumentations:
-    """Rotation by up to so many degrees to either side; mirrored parts fill the corners.
-
-    Raises:
-        MissingDependencyError: albumentations is needed and not installed.
+    """Rotation by up to so many degrees to either side; mirrored parts fill the corners. Raises
+    `MissingDependencyError` where albumentations is needed.
     """
     if not degrees:
         return Albumentations()

@@ -89,7 +89,7 @@ class CocoEvaluator(ImageEvaluator):
     the ground truth, seen or not.
 
     Args:
-        truth: in COCO's format with all that scoring reads, as `CocoFile.ground_truth` returns it; it is not
+        truth: in COCO's format with all that scoring reads, as `CocoBoxes.ground_truth` returns it; it is not
             changed.
         class_names: the model's classes in label order; they find their category by name.
         name: what messages call the ground truth.

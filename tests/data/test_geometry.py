@@ -8,6 +8,7 @@ from PIL import Image
 from pycocotools import mask as mask_utils
 
 from res2net_dense.data.geometry import crop, drop_empty_objects, horizontal_flip, resize_to
+from res2net_dense.data.images import sample_of
 from res2net_dense.data.layouts import CocoPart, open_source
 from res2net_dense.data.transforms import Pipeline, RandomFlip, ResizeShortestEdge, shortest_edge_size
 
@@ -18,12 +19,7 @@ def make(height=48, width=64, boxes=((4, 6, 20, 30), (0, 0, 64, 48)), masks="pol
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
     boxes = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
-    sample = {
-        "image": torch.from_numpy(pixels).permute(2, 0, 1),
-        "file_name": "a.png",
-        "image_id": 3,
-        "original_height": height,
-        "original_width": width,
+    sample = sample_of(pixels, "a.png", 3) | {
         "boxes": boxes,
         "labels": torch.arange(len(boxes)),
         "sem_seg": torch.from_numpy(rng.integers(0, 256, (height, width))),

@@ -7,12 +7,13 @@ import pytest
 from PIL import Image
 from torchvision.datasets import ImageFolder as Reference
 
+from res2net_dense.data.layouts.base import Request
 from res2net_dense.data.layouts.class_folders import ClassFolders, ClassFoldersPart
 from res2net_dense.errors import DatasetError
 
 
-def load(root, **options):
-    return ClassFolders(ClassFoldersPart(root=str(root)), **options)
+def load(root, *, train=True, class_names=None):
+    return ClassFolders(ClassFoldersPart(root=str(root)), Request(train, class_names))
 
 
 def plant(root, files):
@@ -83,7 +84,7 @@ def test_files_that_are_no_images_are_counted_and_named(tmp_path):
         f"{tmp_path}: left out: 7 files do not end as images do: "
         f"{', '.join(f'b/deep/{n}.txt' for n in range(5))}, ..."
     ]
-    dataset = load(tmp_path, class_names=["c", "b", "a"], allow_empty=True)
+    dataset = load(tmp_path, class_names=["c", "b", "a"], train=False)
     assert dataset.labels.tolist() == [1, 2, 2]
 
 
@@ -91,7 +92,7 @@ def test_empty_classes_are_named(tmp_path):
     plant(tmp_path, ["a/0.png", "b/notes.txt", "c/.hidden.png"])
     text = said(tmp_path)
     assert "2 of 3 classes have no image: b, c" in text
-    lenient = load(tmp_path, allow_empty=True)
+    lenient = load(tmp_path, train=False)
     assert lenient.class_names == ["a", "b", "c"]
     assert lenient.labels.tolist() == [0]
 
@@ -100,7 +101,7 @@ def test_other_classes_than_the_models(tmp_path):
     plant(tmp_path, ["cat/0.png", "dog/0.png"])
     assert "1 folders are not classes of the model: dog" in said(tmp_path, class_names=["cat", "cow"])
     assert "1 of 3 classes have no image: cow" in said(tmp_path, class_names=["cat", "cow", "dog"])
-    assert len(load(tmp_path, class_names=["cat", "cow", "dog"], allow_empty=True)) == 2
+    assert len(load(tmp_path, class_names=["cat", "cow", "dog"], train=False)) == 2
 
 
 def test_a_class_order_of_ones_own(tmp_path):

@@ -2,19 +2,16 @@
 
 import io
 import os
-import pickle
-import struct
-import zlib
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from reading import fails, snapshot
+from reading import fails, write_png
 
 from res2net_dense.data.layouts.image_masks import ImageMasks, ImageMasksPart
 from res2net_dense.data.layouts.saliency_sets import KNOWN_SETS, count_warning, known_name
-from res2net_dense.data.saliency_masks import read_mask_values, read_saliency_mask
+from res2net_dense.data.masks import read_mask_values, read_saliency_mask
 from res2net_dense.errors import ConfigError, DatasetError
 
 MASK = np.zeros((40, 60), np.uint8)
@@ -43,15 +40,6 @@ def part(root, list=None, **options):
 
 def load(root, list=None, **options):
     return ImageMasks([part(root, list, **options)])
-
-
-def write_png(file, width, height, bits, colour, data):
-    """A PNG that Pillow would not write; `data` are the rows as they stand in the file."""
-    png = b"\x89PNG\r\n\x1a\n"
-    header = struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0)
-    for kind, part in ((b"IHDR", header), (b"IDAT", zlib.compress(data)), (b"IEND", b"")):
-        png += struct.pack(">I", len(part)) + kind + part + struct.pack(">I", zlib.crc32(kind + part))
-    file.write_bytes(png)
 
 
 def grey_png(file, values, bits):
@@ -151,20 +139,8 @@ def test_orientation_is_applied_to_masks_as_to_images(mine):
     fails(lambda: load(mine).sample(0), "a.png: the mask is 60 x 40", "a.jpg is 40 x 60", "EXIF")
 
 
-def colour(file):
-    Image.fromarray(PHOTO).save(file)
-
-
-def sixteen_bits(file):
-    Image.fromarray(MASK.astype(np.uint16) * 257).save(file)
-
-
 def transparent(file):
     Image.merge("RGBA", (*Image.fromarray(PHOTO * 0).split(), Image.fromarray(MASK))).save(file)
-
-
-def bomb(file):
-    write_png(file, 15000, 15000, 8, 0, b"")
 
 
 def half(file):
@@ -174,8 +150,8 @@ def half(file):
 
 
 BAD_MASKS = {
-    "colour": (colour, ["colour image", "mixed up"]),
-    "16 bits": (sixteen_bits, ["more than 8 bits", "8-bit grey"]),
+    "colour": (lambda f: Image.fromarray(PHOTO).save(f), ["colour image", "mixed up"]),
+    "16 bits": (lambda f: Image.fromarray(MASK.astype(np.uint16) * 257).save(f), ["more than 8 bits"]),
     "float": (lambda f: Image.fromarray(MASK / np.float32(255)).save(f, "tiff"), ["more than 8 bits"]),
     "CMYK": (lambda f: Image.fromarray(MASK).convert("CMYK").save(f, "jpeg"), ["mode CMYK"]),
     "transparent": (transparent, ["transparent pixels", "cut-out"]),
@@ -185,7 +161,7 @@ BAD_MASKS = {
     "empty file": (lambda f: f.write_bytes(b""), ["empty or not an image"]),
     "text": (lambda f: f.write_text("<html>"), ["not an image"]),
     "half": (half, ["cannot be read"]),
-    "bomb": (bomb, ["refused", "Mpx"]),
+    "bomb": (lambda f: write_png(f, 15000, 15000, 8, 0, b""), ["refused", "Mpx"]),
     "missing": (lambda f: f.unlink(), ["mask not found", "check the path"]),
     "folder": (lambda f: (f.unlink(), f.mkdir()), ["mask not found"]),
     "other size": (
@@ -234,7 +210,13 @@ def test_random_bytes_give_our_error_alone(mine):
 @pytest.mark.parametrize(
     ("images", "masks"),
     [
-        *sorted({known.folders for known in KNOWN_SETS.values()}),
+        ("DUTS-TR-Image", "DUTS-TR-Mask"),
+        ("DUTS-TE-Image", "DUTS-TE-Mask"),
+        ("DUT-OMRON-image", "pixelwiseGT-new-PNG"),
+        ("images", "ground_truth_mask"),
+        ("imgs", "gt"),
+        ("images", "masks"),
+        (".", "."),
         ("Imgs", "GT"),
         ("Image", "Mask"),
         ("im", "gt"),
@@ -281,33 +263,14 @@ def test_folders_stay_in_the_root(mine, folder):
     fails(lambda: load(mine, images=folder, masks="masks"), "is not a folder inside it")
 
 
-def test_links_out_of_the_folder_are_refused(mine, tmp_path):
-    dataset = load(mine)
-    for folder, suffix in (("images", "jpg"), ("masks", "png")):
-        file = mine / folder / f"a.{suffix}"
-        file.rename(tmp_path / file.name)
-        file.symlink_to(tmp_path / file.name)
-        fails(lambda: dataset.sample(0), file.name, "leads out of the")
-        file.unlink()
-        (tmp_path / file.name).rename(file)
-    assert dataset.sample(0)["saliency"].any()
-
-
 def test_empty_folders(mine):
     for file in (mine / "masks").iterdir():
         file.unlink()
     fails(lambda: load(mine), "masks: the mask folder has no file")
+    fails(lambda: load(mine, images="images", masks="images"), "both images and masks has no file", ".png")
     for file in (mine / "images").iterdir():
         file.unlink()
     fails(lambda: load(mine), "images: the image folder has no file")
-
-
-def test_one_folder_of_images_alone_is_not_a_set(mine):
-    fails(
-        lambda: load(mine, images="images", masks="images"),
-        "folder of both images and masks has no file",
-        ".png",
-    )
 
 
 # pairs
@@ -315,9 +278,9 @@ def test_one_folder_of_images_alone_is_not_a_set(mine):
 
 def test_images_and_masks_that_have_no_partner(mine):
     (mine / "masks" / "b.png").rename(mine / "masks" / "d.png")
-    fails(lambda: load(mine), "1 of 3 images have no mask", ": b; add the masks")
+    fails(lambda: load(mine), "mine/images: 1 of 3 masks are not in", "masks: b; add them, or list only")
     (mine / "images" / "b.jpg").unlink()
-    fails(lambda: load(mine), "1 of 3 masks have no image", ": d; add the images")
+    fails(lambda: load(mine), "mine/masks: 1 of 3 images are not in", "images: d; add them")
     (mine / "val.txt").write_text("a\nc\n")
     assert len(load(mine, "val.txt")) == 2
     (mine / "val.txt").write_text("a\nb\nx\n")
@@ -392,25 +355,15 @@ def test_names_with_blanks_and_dots(mine):
         ("a\nb\na\n", ["line 3: 'a' is listed twice"]),
         ("a\na.jpg\n", ["line 2: 'a' is listed twice"]),
         ("../a\n", ["line 1: '../a' is not a name inside"]),
-        ("/etc/passwd\n", ["line 1", "not a name inside"]),
-        ("%2e%2e/a\n", ["line 1", "not a name inside"]),
-        ("a\\b\n", ["line 1", "not a name inside"]),
-        ("a\0\n", ["line 1", "not a name inside"]),
-        ("a 1\nb -1\n", ["line 1", "'1' is not the mask of 'a'"]),
-        ("a.jpg b.png\n", ["line 1", "'b.png' is not the mask of 'a.jpg'"]),
-        ("a b c\n", ["line 1", "one per line, or an image and its mask"]),
+        ("a 1\nb -1\n", ["line 1", "neither a name nor an image and its mask"]),
+        ("a.jpg b.png\n", ["line 1", "differ in the suffix alone"]),
+        ("a b c\n", ["line 1", "write one per line"]),
         ("a\nx.txt\n", ["1 of 2 images are not in", "x.txt"]),
     ],
 )  # fmt: skip
 def test_wrong_lists(mine, text, parts):
     (mine / "train.txt").write_text(text)
     fails(lambda: load(mine, "train.txt"), "train.txt", *parts)
-
-
-def test_lists_that_cannot_be_read(mine):
-    fails(lambda: load(mine, "no.txt"), "no.txt: list not found", "looked in")
-    (mine / "bad.txt").write_bytes(b"\xff\xfe\x00\x9f")
-    fails(lambda: load(mine, "bad.txt"), "bad.txt: not text in UTF-8")
 
 
 # parts, names, counts
@@ -447,7 +400,7 @@ def test_known_names(name, known):
 def test_published_counts():
     counts = {"DUTS-TR": 10553, "DUTS-TE": 5019, "ECSSD": 1000, "HKU-IS": 4447}
     counts |= {"DUT-OMRON": 5168, "PASCAL-S": 850, "SOD": 300, "MSRA-B": 5000}
-    assert {name: known.count for name, known in KNOWN_SETS.items()} == counts
+    assert counts == KNOWN_SETS
     assert all(count_warning(name, count) is None for name, count in counts.items())
     assert count_warning("mine", 3) is None
 
@@ -468,21 +421,6 @@ def test_a_set_without_any_object_is_refused(mine):
     for name in "abc":
         Image.new("L", (60, 40)).save(mine / "masks" / f"{name}.png")
     fails(dataset.check, "no mask has a salient pixel")
-
-
-def test_nothing_is_written_and_workers_share_records(mine):
-    before = snapshot(mine)
-    for path in (mine / "images", mine / "masks", mine):
-        path.chmod(0o500)
-    try:
-        dataset = pickle.loads(pickle.dumps(load(mine)))  # noqa: S301 -- what workers do
-        dataset.check()
-        assert dataset.sample(2)["saliency"].any()
-        assert dataset.aspect_ratios.shape == (3,)
-    finally:
-        for path in (mine, mine / "images", mine / "masks"):
-            path.chmod(0o700)
-    assert snapshot(mine) == before
 
 
 def test_links_to_folders_are_named_not_passed_over(tmp_path, mine):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from res2net_dense.data import images
 from res2net_dense.data.loaders import BatchLoader, TrainBatches, TrainSet
 from res2net_dense.data.transforms import (
     PaddedCrop,
@@ -31,38 +32,26 @@ pytest.importorskip("albumentations")
 BRIGHT, DARK = (230, 60, 90), (20, 200, 140)
 
 
+FIRST_STEPS = {
+    "detection": lambda: [ResizeShortestEdge([24, 32, 40], 60)],
+    "classification": lambda: [RandomResizedCrop(32, (0.08, 1), (3 / 4, 4 / 3))],
+    "small images": lambda: [PaddedCrop(32, 4)],
+    "segmentation": lambda: [RandomScaledCrop(32, None, (0.5, 2))],
+    "saliency": lambda: [RandomPart((0.6, 1)), ResizeLongestEdge(32), random_rotation(15)],
+    "squares": lambda: [RandomPart((0.6, 1)), ResizeLongestEdge(32, False), random_rotation(15)],
+}
+each_task = pytest.mark.parametrize("task", FIRST_STEPS)
+
+
 def pipeline(task, photometric="strong", flip=0.5):
-    colour = RandomFlip(flip), colour_changes(photometric)
-    return {
-        "detection": lambda: Pipeline(ResizeShortestEdge([24, 32, 40], 60), *colour),
-        "classification": lambda: Pipeline(RandomResizedCrop(32, (0.08, 1), (3 / 4, 4 / 3)), *colour),
-        "small images": lambda: Pipeline(PaddedCrop(32, 4), *colour),
-        "segmentation": lambda: Pipeline(
-            RandomScaledCrop(32, None, (0.5, 2)), *colour, PadToSquare(32, (9, 8, 7))
-        ),
-        "saliency": lambda: Pipeline(
-            RandomPart((0.6, 1)), ResizeLongestEdge(32), random_rotation(15), *colour
-        ),
-        "squares": lambda: Pipeline(
-            RandomPart((0.6, 1)), ResizeLongestEdge(32, keep_aspect=False), random_rotation(15), *colour
-        ),
-    }[task]()
-
-
-each_task = pytest.mark.parametrize(
-    "task", ["detection", "classification", "small images", "segmentation", "saliency", "squares"]
-)
+    last = [PadToSquare(32, (9, 8, 7))] if task == "segmentation" else []
+    return Pipeline(*FIRST_STEPS[task](), RandomFlip(flip), colour_changes(photometric), *last)
 
 
 def sample_of(image, mask):
-    return {
-        "image": torch.from_numpy(image).permute(2, 0, 1),
+    return images.sample_of(image, "a.jpg", 3) | {
         "sem_seg": torch.from_numpy(mask.astype(np.int64) * 999),  # more labels than a byte holds
         "saliency": torch.from_numpy(mask.astype(np.float32)),
-        "file_name": "a.jpg",
-        "image_id": 3,
-        "original_height": image.shape[0],
-        "original_width": image.shape[1],
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -50,11 +51,6 @@ def drawn(tmp_path_factory):
 @pytest.fixture
 def root(drawn):
     return drawn("coco")
-
-
-@pytest.fixture
-def folders(drawn):
-    return drawn("imagenet")
 
 
 @pytest.fixture
@@ -182,7 +178,8 @@ def test_an_interrupted_run_is_made_again(tmp_path, monkeypatch):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["coco"]
 
 
-def test_class_folders(folders):
+def test_class_folders(drawn):
+    folders = drawn("imagenet")
     assert sorted(p.name for p in folders.iterdir()) == ["toy.json", "train", "val"]
     for split, count in (("train", 25), ("val", 20)):
         assert sorted(p.name for p in (folders / split).iterdir()) == list(toy.CLASSES)
@@ -279,35 +276,26 @@ def test_voc_boxes_hold_what_is_visible(voc, root):
         for image in content["images"]
     ]
     for index, (scene, wanted) in enumerate(zip(voc_scenes(), boxes, strict=True)):
-        root_element = ElementTree.parse(voc / "Annotations" / f"{index:06d}.xml").getroot()
-        assert root_element.findtext("filename") == f"{index:06d}.jpg"
-        assert [root_element.findtext(f"size/{k}") for k in ("width", "height", "depth")] == [
-            *("160", "160", "3")
+        annotation = ElementTree.parse(voc / "Annotations" / f"{index:06d}.xml").getroot()
+        assert annotation.findtext("filename") == f"{index:06d}.jpg"
+        assert [annotation.findtext(f"size/{key}") for key in ("width", "height", "depth")] == [
+            "160",
+            "160",
+            "3",
         ]
-        objects = root_element.findall("object")
+        objects = annotation.findall("object")
         assert [o.findtext("name") for o in objects] == [shape.name for shape in scene.shapes]
         for item, shape, (x, y, w, h) in zip(objects, scene.shapes, wanted, strict=True):
-            x1, y1, x2, y2 = (int(item.findtext(f"bndbox/{k}")) for k in ("xmin", "ymin", "xmax", "ymax"))
-            assert 1 <= x1 <= x2 <= 160
-            assert 1 <= y1 <= y2 <= 160
-            # the smallest box of whole pixels around the outline
-            assert x1 - 1 <= x < x1
-            assert y1 - 1 <= y < y1
-            assert x2 - 1 < x + w <= x2
-            assert y2 - 1 < y + h <= y2
+            box = [int(item.findtext(f"bndbox/{key}")) for key in ("xmin", "ymin", "xmax", "ymax")]
+            # the smallest box of whole pixels around the outline, and all pixels of the mask are in it
+            assert box == [math.floor(x) + 1, math.floor(y) + 1, math.ceil(x + w), math.ceil(y + h)]
+            assert min(box) >= 1
+            assert max(box) <= 160
             rows, columns = np.nonzero(shape.mask)
-            assert rows.min() >= y1 - 1
-            assert columns.min() >= x1 - 1
-            assert rows.max() <= y2 - 1
-            assert columns.max() <= x2 - 1
-            flags.add(
-                (
-                    item.findtext("truncated"),
-                    item.findtext("difficult"),
-                    shape.visible == 1,
-                    shape.visible < 0.6,
-                )
-            )
+            assert min(columns.min() - box[0], rows.min() - box[1]) >= -1
+            assert max(columns.max() - box[2], rows.max() - box[3]) <= -1
+            difficulty = item.findtext("truncated"), item.findtext("difficult")
+            flags.add((*difficulty, shape.visible == 1, shape.visible < 0.6))
     assert flags == {("0", "0", True, False), ("1", "0", False, False), ("1", "1", False, True)}
 
 

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from res2net_dense.cli import main
+from res2net_dense.data.layouts.base import Request
 from res2net_dense.data.layouts.voc_boxes import VOC_CLASSES
 from res2net_dense.data.layouts.voc_masks import VocMasks, VocMasksPart
 from res2net_dense.palette import voc_palette
@@ -90,7 +91,7 @@ def test_masks_and_list(folders, capsys):
     assert "5 masks written" in output.out
 
     part = VocMasksPart(root=str(voc), split="trainaug", masks="SegmentationClassAug")
-    dataset = VocMasks(part, class_names=NAMES)
+    dataset = VocMasks(part, Request(train=True, class_names=NAMES))
     dataset.check()
     # VOC's own where there is one, with its border; else SBD's
     found = [np.unique(dataset.mask(i)).tolist() for i in range(4)]

@@ -8,7 +8,7 @@ import pytest
 mask_utils = pytest.importorskip("pycocotools.mask")
 pytest.importorskip("hotcoco")
 
-from res2net_dense.data.layouts.coco_json import CocoFile  # noqa: E402
+from res2net_dense.data.layouts.coco import read_coco  # noqa: E402
 from res2net_dense.evaluation.coco import match_detections  # noqa: E402
 
 HEIGHT, WIDTH = 120, 160
@@ -168,7 +168,7 @@ def test_backends_are_equal_on_the_published_detections(iou_type, shared_data):
 def test_backends_are_equal_on_real_objects(shared_data):
     """Polygons and crowds of COCO's own files, found again a few pixels off, each at two scores."""
     for path in sorted((shared_data / "coco_tiny").rglob("instances_val*.json")):
-        truth = CocoFile(path, masks=True).ground_truth()
+        truth = read_coco(path, masks=True).ground_truth()
         images = {image["id"]: n for n, image in enumerate(truth["images"], 1)}
         categories = {category["id"]: n for n, category in enumerate(truth["categories"], 1)}
         rng, detections = np.random.default_rng(0), []

@@ -18,7 +18,7 @@ mask_utils = pytest.importorskip("pycocotools.mask")
 from pycocotools.coco import COCO  # noqa: E402
 from pycocotools.cocoeval import COCOeval  # noqa: E402
 
-from res2net_dense.data.layouts.coco_json import CocoFile  # noqa: E402
+from res2net_dense.data.layouts.coco import read_coco  # noqa: E402
 from res2net_dense.errors import ConfigError, DatasetError, MissingDependencyError  # noqa: E402
 from res2net_dense.evaluation.coco import CocoEvaluator, prediction_to_records  # noqa: E402
 
@@ -110,7 +110,7 @@ def predict(truth, *, noise=0.0, seed=0, crowd=False):
 
 def build(source, **options):
     """The evaluator of a file or its content."""
-    file = CocoFile(source, masks="segm" in options.get("iou_types", ("segm",)))
+    file = read_coco(source, masks="segm" in options.get("iou_types", ("segm",)))
     return CocoEvaluator(file.ground_truth(), name=file.name, **{"class_names": NAMES, **options})
 
 
@@ -372,7 +372,7 @@ def test_table():
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_keys_that_scoring_does_not_read_have_no_effect(backend):
-    plain = CocoFile(random_truth(images=3), masks=True).ground_truth()
+    plain = read_coco(random_truth(images=3), masks=True).ground_truth()
     odd = copy.deepcopy(plain)
     for image in odd["images"]:
         image.update(license="CC BY", file_name=7, coco_url=None)

@@ -46,7 +46,7 @@ def train(config, folder):
         (["data.val={one}"], ["2 folders are not classes", "zebra"]),
         (["data.train={one}", "data.val=null"], ["zebra", "no image"]),
         (["data.train={one}/lonely", "data.val=null"], ["only the class lion", "two or more"]),
-        (["data.format=cifar10"], ["no files of cifar10"]),
+        (["data.format=cifar10"], ["data_batch_1.bin: not found", "cifar-10-batches-bin"]),
         (["model.num_classes=7"], ["model.num_classes is 7", "10 classes"]),
         (["train.best_metric=top3"], ["top3", "top1"]),
         (["data.val={one}/none"], ["none", "10 of 10 classes have no image", "data.val"]),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, NamedTuple, TypeVar, get_args
 
@@ -11,7 +11,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer
 from pydantic_core import PydanticCustomError
 
 from res2net_dense.errors import ConfigError, DatasetError
-from res2net_dense.sections import Section, Text
+from res2net_dense.sections import Section
 from res2net_dense.types import Source
 
 
@@ -19,9 +19,9 @@ class Request(NamedTuple):
     """How a part is to be opened; see `open_source`."""
 
     train: bool
-    class_names: tuple[str, ...] | None
-    needs: frozenset[str]
-    difficult: bool
+    class_names: tuple[str, ...] | None = None
+    needs: frozenset[str] = frozenset()
+    difficult: bool = True
 
 
 class Part(Section):
@@ -36,29 +36,16 @@ class Part(Section):
     """Keys of a `Sample` that the layout has annotations for."""
     toy: ClassVar[str]
     """What a message offers where the data are missing: `res2net-dense toy --layout <toy>`."""
+    places: ClassVar[tuple[str, ...]] = ("root",)
+    """The keys whose files and folders must be there."""
 
     layout: str
     """How the files are laid out."""
 
-    def paths(self) -> list[str]:
-        """The files and folders without which nothing can be read."""
-        raise NotImplementedError
-
     @classmethod
     def open(cls, parts: Sequence[Any], request: Request) -> Source:
-        """Open parts of this class as `open_source` does."""
+        """Open parts of this class, one unless the layout joins them, as `open_source` does."""
         raise NotImplementedError
-
-
-class RootPart(Part):
-    """A part whose files all lie in one folder."""
-
-    root: Text
-    """Folder of the data set."""
-
-    def paths(self) -> list[str]:
-        """The root."""
-        return [self.root]
 
 
 P = TypeVar("P", bound=Part)
@@ -75,7 +62,6 @@ def open_source(
     """Open parts of one layout, joined where there are several; the same ones are read once in a process.
 
     Args:
-        parts: at least one.
         train: whether the set is for training. An evaluation accepts classes without an image, and takes
             CIFAR's test part.
         class_names: by label; None takes those of the data.
@@ -83,7 +69,7 @@ def open_source(
         difficult: whether objects that VOC marks as difficult are learned.
 
     Returns:
-        A `Source`, with the methods of the protocol in `types` that the needs ask for.
+        A `Source`, with what the protocol in `types` that the needs ask for has.
 
     Raises:
         ConfigError: the parts or class names do not fit each other, or the layout has no such annotations.
@@ -91,13 +77,14 @@ def open_source(
     """
     if not parts:
         raise ConfigError("no data set is named; give at least one part")
+    places = [getattr(part, key) for part in parts for key in part.places]
     if missing := set(needs) - parts[0].gives:
         remedy = "; use a faster_rcnn config for boxes alone" if missing == {"masks"} else ""
         raise ConfigError(
-            f"{parts[0].paths()[0]} is in the layout {parts[0].layout}, which has no "
+            f"{places[0]} is in the layout {parts[0].layout}, which has no "
             f"{', '.join(sorted(missing))}{remedy}"
         )
-    for path in (path for part in parts for path in part.paths()):
+    for path in places:
         if not Path(path).exists():
             raise DatasetError(
                 f"no data set at {path} (looked in {Path.cwd()}); check the path, or make a toy set: "
@@ -113,9 +100,7 @@ def _open_once(parts: tuple[Part, ...], request: Request) -> Source:
 
 
 def find_layout(union: Any) -> BeforeValidator:
-    """Fill in the layout of a part: that of the class of the union with most of its keys, the first of equal
-    ones.
-    """
+    """Fill in the layout of a part: that of the first class of the union with most of its keys."""
     kinds: tuple[type[Part], ...] = get_args(union)
 
     def fill(value: object) -> object:
@@ -147,14 +132,3 @@ Parts = Annotated[
     PlainSerializer(lambda parts: parts[0] if len(parts) == 1 else parts, return_type=Any),
 ]
 """One part, or a list of parts that are joined."""
-
-
-def dropped_remarks(name: str, dropped: Mapping[str, int]) -> list[str]:
-    """Report what is left out: objects, or what the reason begins with ("polygon", "annotation")."""
-    remarks = []
-    for reason, count in dropped.items():
-        kind, _, rest = reason.partition(" ")
-        what, why = (kind, rest) if kind in ("polygon", "annotation") else ("object", reason)
-        if count:
-            remarks.append(f"{name}: {count} {what}s left out: {why}")
-    return remarks

@@ -1,16 +1,20 @@
-"""What sources of boxes share, whatever the layout."""
+"""Sources of boxes, whatever the layout."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
 from res2net_dense.data.images import image_size, read_sample
-from res2net_dense.data.layouts.base import dropped_remarks
-from res2net_dense.data.paths import path_inside
+from res2net_dense.data.layouts import coco_masks
+from res2net_dense.data.layouts.base import Request
+from res2net_dense.data.layouts.listing import path_inside
+from res2net_dense.data.packed import PackedRecords
 from res2net_dense.errors import DatasetError, first_few
 from res2net_dense.types import Sample
 
@@ -20,72 +24,94 @@ _CHECKED_SIZES = 1000
 class BoxObject(NamedTuple):
     """One object to learn from or to find."""
 
-    label: int
+    category: int
+    """Its place among the categories of the files."""
     box: list[float]
-    """xyxy in continuous pixels from 0, clipped to the image, never empty."""
-    difficult: bool = False
+    """In continuous pixels from 0, as the benchmark scores it; neither empty nor outside the image."""
+    ignored: bool = False
+    """Whether an evaluation ignores what is found on it: COCO's crowds, VOC's difficult objects."""
+    area: float = 0.0
     segmentation: Any = None
     """A `coco_masks.Segmentation`; None where masks are not needed."""
 
 
 class BoxImage(NamedTuple):
-    """One image of a set and its objects, and the size that its annotations give."""
+    """One image of a set and its objects, and the size that its annotations give (0 if they do not)."""
 
     image_id: int | str
     file_name: str
-    folder: Path
-    """The resolved image folder, which `file_name` is relative to."""
+    folder: int
+    """The place among the image folders of the one that `file_name` is relative to."""
     height: int
     width: int
     objects: list[BoxObject]
 
-    @property
-    def path(self) -> Path:
-        """The file, which need not be there; raises `DatasetError` if a link leads out of the folder."""
-        return path_inside(self.folder, self.file_name, "image folder")
 
-
+@dataclass(eq=False)
 class Boxes:
-    """Images with boxes. A layout subclasses it and adds `has_masks`, `benchmark` and `ground_truth`, which
-    make it a `types.BoxSource`.
+    """Images with boxes as a layout has read them; `labelled` makes them a `types.BoxSource`.
 
-    Attributes:
-        images: a lazy sequence of images with their objects.
+    A subclass is a benchmark: it says how a box is written, and has the `ground_truth` of its evaluator.
     """
 
-    def __init__(
-        self,
-        name: str,
-        images: Sequence[BoxImage],
-        *,
-        class_names: Sequence[str],
-        dropped: Mapping[str, int],
-        object_counts: Sequence[int] | np.ndarray,
-        aspect_ratios: Sequence[float] | np.ndarray,
-        sizes: str,
-        difficult: bool = True,
-    ) -> None:
-        """Store what a layout has read.
+    benchmark: ClassVar[str]
+    ignored: ClassVar[str]
+    """What a message calls objects that are ignored."""
 
-        Args:
-            name: what a message calls the set.
-            images: by index; `PackedRecords` keeps them small in the memory of worker processes.
-            class_names: by label.
-            dropped: how many objects are left out, by reason.
-            object_counts: how many objects of each image are learned.
-            aspect_ratios: width / height of each image.
-            sizes: what a message calls the file that gives the sizes of the images.
-            difficult: whether difficult objects are learned.
-        """
-        self.name = name
-        self.images = images
-        self.class_names = list(class_names)
-        self.dropped = dict(dropped)
-        self.remarks = dropped_remarks(name, dropped)
-        self.aspect_ratios = np.array(aspect_ratios, dtype=np.float64)
-        self._object_counts = np.array(object_counts)
-        self._sizes = sizes
-        self._difficult = difficult
+    name: str
+    images: Sequence[BoxImage]
+    """They are packed: reading one decodes it."""
+    folders: Sequence[Path]
+    """Of the images."""
+    class_names: Sequence[str]
+    """By label; as read, those that are taken where a configuration has none."""
+    counts: Mapping[str, int]
+    """How many annotations each category has, by its name, in the order that objects refer to."""
+    dropped: Mapping[str, int]
+    """How many objects are left out, by reason."""
+    sizes: str
+    """What a message calls the file that gives the sizes of the images."""
+    category_ids: Sequence[int | str] = ()
+    """In the order of `counts`, where the benchmark has some."""
+    has_masks: bool = False
+    remarks: Sequence[str] = ()
+    """As read, those of `class_names` alone."""
+
+    def __post_init__(self) -> None:
+        images = self.images
+        self.aspect_ratios = np.array([(image.width or 1) / (image.height or 1) for image in images])
+        self.ignored_counts = np.array([sum(item.ignored for item in image.objects) for image in images])
+        self._object_counts = np.array([len(image.objects) for image in images])
+        self.images = PackedRecords(images, _unpack)
+        self.folders = [folder.resolve() for folder in self.folders]
+        self._learn_ignored = False
+        self._labels: list[int] = []
+
+    def labelled(self, request: Request, *, learn_ignored: bool = False) -> Boxes:
+        """The same images with the classes asked for; raises `DatasetError` if an object has none of them."""
+        names = list(self.class_names if request.class_names is None else request.class_names)
+        labels = {name: label for label, name in enumerate(names)}
+        if len(labels) < len(names):
+            raise DatasetError(
+                f"{self.name}: the class names have duplicates: {', '.join(names)}; remove them"
+            )
+        unknown = [f"{k!r} ({n} objects)" for k, n in self.counts.items() if n and k not in labels]
+        if unknown:
+            raise DatasetError(
+                f"{self.name}: {len(unknown)} classes are not among the model's: {first_few(unknown)}; known "
+                f"are {', '.join(names)}"
+            )
+        source = copy.copy(self)
+        source.class_names = names
+        source._labels = [labels.get(name, -1) for name in self.counts]
+        source._learn_ignored = learn_ignored
+        if not learn_ignored:
+            source._object_counts = self._object_counts - self.ignored_counts
+            if request.train and (count := int(self.ignored_counts.sum())):
+                source.dropped = {**self.dropped, self.ignored: count}
+        left_out = [f"{self.name}: {count} left out: {reason}" for reason, count in source.dropped.items()]
+        source.remarks = [*left_out, *(self.remarks if request.class_names is None else ())]
+        return source
 
     def __len__(self) -> int:
         return len(self.images)
@@ -103,39 +129,110 @@ class Boxes:
 
     def check(self) -> None:
         """Raise `DatasetError` if an image is missing, or one of the first thousand has another size."""
-        missing = [image.file_name for image in self.images if not image.path.is_file()]
+        missing = [image.file_name for image in self.images if not self._path(image).is_file()]
         if missing:
             raise DatasetError(
                 f"{len(missing)} of {len(self)} images of {self.name} are missing: {first_few(missing)}"
             )
         for image in self.images[:_CHECKED_SIZES]:
-            self._check_size(image, image_size(image.path))
+            self._check_size(image, image_size(self._path(image)))
 
     def sample(self, index: int) -> Sample:
-        """Read one image with its boxes and labels, untransformed.
+        """Read one image with its objects, untransformed; `masks` are there if `has_masks`.
 
         Raises:
             DatasetError: the image cannot be read, lies outside the image folder, or has another size than
                 the annotations give.
         """
-        return self._read(self.images[index])
-
-    def _read(self, image: BoxImage) -> Sample:
         import torch
 
-        sample = read_sample(image.path, image.image_id, image.file_name)
+        image = self.images[index]
+        sample = read_sample(self._path(image), image.image_id, image.file_name)
         self._check_size(image, (sample["original_height"], sample["original_width"]))
-        objects = [item for item in image.objects if self._difficult or not item.difficult]
-        sample["boxes"] = torch.tensor([item.box for item in objects], dtype=torch.float32).reshape(-1, 4)
-        sample["labels"] = torch.tensor([item.label for item in objects], dtype=torch.int64)
+        objects = [item for item in image.objects if self._learn_ignored or not item.ignored]
+        boxes = [clip_box(self._corners(item.box), image.height, image.width) for item in objects]
+        sample["boxes"] = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
+        sample["labels"] = torch.tensor([self._labels[item.category] for item in objects], dtype=torch.int64)
+        if self.has_masks:
+            found = [item.segmentation for item in objects]
+            if all(isinstance(segmentation, list) for segmentation in found):
+                sample["masks"] = [[np.array(polygon) for polygon in polygons] for polygons in found]
+            else:
+                masks = [coco_masks.decode(one, image.height, image.width) for one in found]
+                sample["masks"] = torch.from_numpy(np.array(masks, dtype=bool))
         return sample
+
+    def _corners(self, box: list[float]) -> Sequence[float]:
+        """xyxy of a box."""
+        return box
+
+    def _path(self, image: BoxImage) -> Path:
+        return path_inside(self.folders[image.folder], image.file_name, "image folder")
 
     def _check_size(self, image: BoxImage, size: tuple[int, int]) -> None:
         if size != (image.height, image.width):
             raise DatasetError(
-                f"{image.path}: the image is {size[1]} x {size[0]} (EXIF orientation applied) but "
-                f"{self._sizes} says {image.width} x {image.height}; correct one of them"
+                f"{self._path(image)}: the image is {size[1]} x {size[0]} (EXIF orientation applied) but "
+                f"{self.sizes} says {image.width} x {image.height}; correct one of them"
             )
+
+
+class CocoBoxes(Boxes):
+    """Boxes that are written x, y, width, height and scored by COCO's rules."""
+
+    benchmark = "coco"
+    ignored = "crowd region"
+
+    def ground_truth(self) -> dict[str, Any]:
+        """For `CocoEvaluator`: COCO's format with all that scoring reads, masks as run-length codes."""
+        annotations = []
+        for image in self.images:
+            for item in image.objects:
+                entry: dict[str, Any] = {
+                    "image_id": image.image_id,
+                    "category_id": self.category_ids[item.category],
+                    "bbox": item.box,
+                    "area": item.area,
+                    "iscrowd": int(item.ignored),
+                }
+                if item.segmentation is not None:
+                    entry["segmentation"] = coco_masks.encode(item.segmentation, image.height, image.width)
+                annotations.append(entry)
+        named = zip(self.category_ids, self.counts, strict=True)
+        return {
+            "images": [{"id": i.image_id, "height": i.height, "width": i.width} for i in self.images],
+            "categories": [{"id": i, "name": name} for i, name in named],
+            "annotations": annotations,
+        }
+
+    def _corners(self, box: list[float]) -> Sequence[float]:
+        x, y, width, height = box
+        return x, y, x + width, y + height
+
+
+class VocBoxes(Boxes):
+    """Boxes that are written xyxy and scored by PASCAL VOC's rules."""
+
+    benchmark = "voc"
+    ignored = "difficult object"
+
+    def ground_truth(self) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """Boxes (N, 4) float64 xyxy, labels (N,) int64 and difficult (N,) bool of each image, by index, for
+        `VocEvaluator`.
+        """
+        return [
+            (
+                np.array([item.box for item in image.objects], dtype=np.float64).reshape(-1, 4),
+                np.array([self._labels[item.category] for item in image.objects], dtype=np.int64),
+                np.array([item.ignored for item in image.objects], dtype=bool),
+            )
+            for image in self.images
+        ]
+
+
+def _unpack(record: list[Any]) -> BoxImage:
+    record[-1] = [BoxObject(*item) for item in record[-1]]
+    return BoxImage(*record)
 
 
 def clip_box(edges: Sequence[float], height: int, width: int) -> list[float]:
@@ -153,19 +250,3 @@ def is_empty(box: list[float]) -> bool:
     """Whether a box xyxy has no area in float32, which is what a sample carries."""
     x1, y1, x2, y2 = np.array(box, dtype=np.float32).tolist()
     return x2 <= x1 or y2 <= y1
-
-
-def check_class_names(source: str, counts: Mapping[str, int], class_names: Sequence[str]) -> list[str]:
-    """Return class names; raises `DatasetError` if they repeat or one of the counted objects has another."""
-    if len(set(class_names)) < len(class_names):
-        raise DatasetError(
-            f"{source}: the class names have duplicates: {', '.join(class_names)}; remove them"
-        )
-    known = set(class_names)
-    unknown = [f"{name!r} ({count} objects)" for name, count in counts.items() if count and name not in known]
-    if unknown:
-        raise DatasetError(
-            f"{source}: {len(unknown)} classes are not among the model's: {first_few(unknown)}; known are "
-            f"{', '.join(class_names)}"
-        )
-    return list(class_names)

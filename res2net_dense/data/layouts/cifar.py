@@ -8,8 +8,8 @@ from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
 
-from res2net_dense.data.layouts.base import Request, RootPart
-from res2net_dense.data.layouts.listing import check_folder, read_lines
+from res2net_dense.data.layouts.base import Part, Request
+from res2net_dense.data.layouts.listing import check_folder, read_bytes, read_lines
 from res2net_dense.errors import ConfigError, DatasetError
 from res2net_dense.sections import Text
 from res2net_dense.types import Sample
@@ -29,8 +29,6 @@ class _Set(NamedTuple):
     classes: int
     label_bytes: int
     """How many precede each image; the last of them is the label."""
-    pickled: str
-    """The Python version's file of class names."""
 
 
 _SETS = {
@@ -42,7 +40,6 @@ _SETS = {
         names="batches.meta.txt",
         classes=10,
         label_bytes=1,
-        pickled="batches.meta",
     ),
     "cifar100": _Set(
         archive="cifar-100-binary.tar.gz",
@@ -52,12 +49,11 @@ _SETS = {
         names="fine_label_names.txt",
         classes=100,
         label_bytes=2,
-        pickled="meta",
     ),
 }
 
 
-class CifarPart(RootPart):
+class CifarPart(Part):
     """The files of CIFAR as published; training takes the training part, evaluation the test part."""
 
     gives: ClassVar[frozenset[str]] = frozenset({"label"})
@@ -70,14 +66,7 @@ class CifarPart(RootPart):
 
     @classmethod
     def open(cls, parts: Sequence[CifarPart], request: Request) -> Cifar:
-        """Read the one part."""
-        (part,) = parts
-        source = Cifar(part, train=request.train)
-        if request.class_names is not None and list(request.class_names) != source.class_names:
-            raise ConfigError(
-                f"data.class_names differs from the classes of {part.root}; leave it out for CIFAR"
-            )
-        return source
+        return Cifar(parts[0], request)
 
 
 class Cifar:
@@ -91,18 +80,13 @@ class Cifar:
 
     remarks: Sequence[str] = ()
 
-    def __init__(self, part: CifarPart, *, train: bool) -> None:
-        """Read the training part (154 MB) or the test part (31 MB).
-
-        Raises:
-            DatasetError: it is another folder, or a file is missing or damaged.
-        """
+    def __init__(self, part: CifarPart, request: Request) -> None:
         self.name = part.root
         root, files = Path(part.root), _SETS[part.layout]
-        _check_root(root, part.layout)
-        names, size = (files.train, TRAIN_SIZE) if train else ((files.test,), TEST_SIZE)
+        check_folder(root, "folder of CIFAR")
+        names, size = (files.train, TRAIN_SIZE) if request.train else ((files.test,), TEST_SIZE)
         record = files.label_bytes + int(np.prod(SHAPE))
-        contents = b"".join(_read(root / name, size // len(names) * record) for name in names)
+        contents = b"".join(_read(root / name, size // len(names) * record, part.layout) for name in names)
         records = np.frombuffer(contents, dtype=np.uint8).reshape(size, record)
         self.images = records[:, files.label_bytes :].reshape(-1, *SHAPE)
         self.labels = records[:, files.label_bytes - 1].astype(np.int64)
@@ -111,6 +95,8 @@ class Cifar:
             raise DatasetError(
                 f"{root / files.names}: {count} class names instead of {files.classes}; get the file again"
             )
+        if list(request.class_names or self.class_names) != self.class_names:
+            raise ConfigError(f"data.class_names differs from the classes of {root}; leave it out for CIFAR")
         if len(wrong := np.flatnonzero(self.labels >= files.classes)):
             raise DatasetError(
                 f"{root}: image {wrong[0]} has the label {self.labels[wrong[0]]}, but there are "
@@ -137,31 +123,15 @@ class Cifar:
         """Nothing is left to check: all is in memory."""
 
 
-def _check_root(root: Path, layout: str) -> None:
-    """Raise `DatasetError`, which says what the folder is instead, if it has no file of the set."""
-    check_folder(root, "folder of CIFAR")
-    wanted = _SETS[layout]
-    if any((root / file).is_file() for file in (*wanted.train, wanted.test)):
-        return
-    if (root / wanted.folder).is_dir():
-        raise DatasetError(f"{root}: the files of {layout} are one folder down, in {root / wanted.folder}")
-    for name, files in _SETS.items():
-        if (root / files.test).is_file():
-            raise DatasetError(f"{root}: holds {name}, not {layout}; set layout: {name}")
-        for place in (root / files.pickled, *root.glob(f"cifar-*/{files.pickled}")):
-            if place.is_file():
-                raise DatasetError(
-                    f"{place.parent} is the pickled version; get the binary version ({files.archive})"
-                )
-    raise DatasetError(f"{root}: no files of {layout}; expected {wanted.train[0]} ({wanted.folder})")
-
-
-def _read(path: Path, size: int) -> bytes:
-    try:
-        if (found := path.stat().st_size) != size:
-            raise DatasetError(
-                f"{path}: {found} bytes instead of {size}, so it is cut off or another file; get it again"
-            )
-        return path.read_bytes()
-    except OSError as error:
-        raise DatasetError(f"{path}: cannot be read: {error.strerror}; get the files again") from error
+def _read(path: Path, size: int, layout: str) -> bytes:
+    if not path.is_file():
+        raise DatasetError(
+            f"{path}: not found; give the folder {_SETS[layout].folder} of {layout}'s binary version "
+            f"({_SETS[layout].archive}; the Python version is not read)"
+        )
+    content = read_bytes(path, "file of CIFAR")
+    if len(content) != size:
+        raise DatasetError(
+            f"{path}: {len(content)} bytes instead of {size}, so it is cut off or another file; get it again"
+        )
+    return content

@@ -10,7 +10,7 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from res2net_dense.data.images import IMAGE_SUFFIXES, read_sample
-from res2net_dense.data.layouts.base import Request, RootPart
+from res2net_dense.data.layouts.base import Part, Request
 from res2net_dense.data.layouts.listing import check_folder, list_folders, walk
 from res2net_dense.errors import DatasetError, first_few
 from res2net_dense.sections import Text
@@ -20,7 +20,7 @@ _TRAIN = {"train", "training"}
 _HELD_OUT = {"val", "validation", "valid", "test"}
 
 
-class ClassFoldersPart(RootPart):
+class ClassFoldersPart(Part):
     """Images in one folder per class. A relative root starts at the current working directory."""
 
     gives: ClassVar[frozenset[str]] = frozenset({"label"})
@@ -33,45 +33,25 @@ class ClassFoldersPart(RootPart):
 
     @classmethod
     def open(cls, parts: Sequence[ClassFoldersPart], request: Request) -> ClassFolders:
-        """List the images of the one part."""
-        (part,) = parts
-        return ClassFolders(part, class_names=request.class_names, allow_empty=not request.train)
+        return ClassFolders(parts[0], request)
 
 
 class ClassFolders:
     """Images of `root/<class>/**/*.jpg`, ordered by class, then by path; an `image_id` is an index.
 
+    Every folder in the root is a class, with all images in it and its subfolders, which are listed and not
+    opened. What begins with a dot is left out.
+
     Attributes:
         labels: (len,) int64, the class of each image.
     """
 
-    def __init__(
-        self,
-        part: ClassFoldersPart,
-        *,
-        class_names: Sequence[str] | None = None,
-        allow_empty: bool = False,
-    ) -> None:
-        """List the images; they are not opened.
-
-        Every folder in the root is a class, with all images in it and its subfolders. What begins with a dot
-        is left out.
-
-        Args:
-            part: where they are.
-            class_names: names of the class folders in label order; None takes all, sorted.
-            allow_empty: whether a class may have no image or, with `class_names`, no folder.
-
-        Raises:
-            DatasetError: there are no class folders, one is empty or all are, they are not those of
-                `class_names`, or they are the parts of a data set.
-        """
+    def __init__(self, part: ClassFoldersPart, request: Request) -> None:
         self.name = part.root
         self._root = root = Path(part.root)
         check_folder(root, "folder of class folders")
-        folders = list_folders(root)
-        _check_folders(root, folders)
-        self.class_names = names = folders if class_names is None else list(class_names)
+        _check_folders(root, folders := list_folders(root))
+        self.class_names = names = list(request.class_names or folders)
         if unknown := [name for name in folders if name not in set(names)]:
             raise DatasetError(
                 f"{root}: {len(unknown)} folders are not classes of the model: {first_few(unknown)}; move "
@@ -95,7 +75,7 @@ class ClassFolders:
             )
         if empty:
             problem = f"{root}: {len(empty)} of {len(names)} classes have no image"
-            if not (allow_empty and files):
+            if request.train or not files:
                 raise DatasetError(
                     f"{problem}: {first_few(empty)}; fill or remove their folders (images end in "
                     f"{' '.join(sorted(IMAGE_SUFFIXES))}), or set data.val=null to train without evaluation"

@@ -14,26 +14,15 @@ Segmentation = list[list[float]] | dict[str, Any]
 """COCO's polygons, or its run-length code {"size": [height, width], "counts": text or list}."""
 
 
-def check_segmentation(
-    raw: Any, height: int | None, width: int | None, dropped: Counter[str]
-) -> Segmentation | None:
-    """Return what of a segmentation is valid.
+def check_segmentation(raw: Any, height: int, width: int, dropped: Counter[str]) -> Segmentation | None:
+    """Return what of a segmentation is valid; None if there is none, or nothing of it is.
 
-    Args:
-        raw: of the file.
-        height: of the image.
-        width: of the image.
-        dropped: counts polygons that are left out, by reason.
-
-    Returns:
-        None if there is no segmentation, or nothing of it is valid.
-
-    Raises:
-        ValueError: it is not a segmentation, or a run-length code does not fit the image.
+    The size is that of the image, 0 if it is unknown; `dropped` counts polygons that are left out, by reason.
+    Raises `ValueError` for what is not a segmentation, and a run-length code that does not fit the image.
     """
     if not raw:
         return None
-    if height is None or width is None:
+    if not height:
         raise ValueError("its image has no height and width, which masks need")
     if isinstance(raw, dict):
         runs = _check_runs(raw, height, width)

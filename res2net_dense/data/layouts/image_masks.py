@@ -7,25 +7,48 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Sequence
-from pathlib import Path
+import os
+from collections.abc import Collection, Sequence
+from pathlib import Path, PurePosixPath
 from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
 
 from res2net_dense.data.images import IMAGE_SUFFIXES, image_size
-from res2net_dense.data.layouts.base import Request, RootPart
-from res2net_dense.data.layouts.image_mask_files import SHARED_SUFFIXES, find_folders, read_list
-from res2net_dense.data.layouts.listing import Files, check_folder, check_present, index_files
+from res2net_dense.data.layouts.base import Part, Request
+from res2net_dense.data.layouts.listing import (
+    Files,
+    check_folder,
+    check_names,
+    check_present,
+    index_files,
+    is_inside,
+    list_folders,
+    list_names,
+    read_lines,
+)
 from res2net_dense.data.layouts.mask_pairs import CHECKED_MASKS, MaskPairs
 from res2net_dense.data.layouts.saliency_sets import count_warning, known_name, set_name
-from res2net_dense.data.paths import is_inside
-from res2net_dense.data.saliency_masks import read_saliency_mask
+from res2net_dense.data.masks import read_saliency_mask
 from res2net_dense.errors import ConfigError, DatasetError, first_few
 from res2net_dense.sections import Text
 
+IMAGE_FOLDERS = (
+    *("images", "image", "imgs", "img", "im"),
+    *("duts-tr-image", "duts-te-image", "dut-omron-image"),
+)
+"""Names, in lower case, of folders that are taken for the folder of images."""
+MASK_FOLDERS = (
+    *("masks", "mask", "gt", "gts", "ground_truth_mask", "ground_truth", "groundtruth", "annotation"),
+    *("duts-tr-mask", "duts-te-mask", "pixelwisegt-new-png"),
+)
+"""Names, in lower case, of folders that are taken for the folder of masks."""
 
-class ImageMasksPart(RootPart):
+SHARED_SUFFIXES = ((".jpg", ".jpeg"), (".png",))
+"""Suffixes of images and of masks where they share a folder."""
+
+
+class ImageMasksPart(Part):
     """Images and their masks. A relative root starts at the current working directory."""
 
     joins: ClassVar[bool] = True
@@ -47,7 +70,6 @@ class ImageMasksPart(RootPart):
 
     @classmethod
     def open(cls, parts: Sequence[ImageMasksPart], request: Request) -> ImageMasks:
-        """Pair the files of the parts and join them."""
         return ImageMasks(parts)
 
 
@@ -65,26 +87,37 @@ class PartFiles(NamedTuple):
 
     def missing(self) -> tuple[Sequence[str], Sequence[str], Sequence[str]]:
         """Names without image, without mask, and (of a part without list) masks without image."""
+        images, masks = self.images.by_stem, self.masks.by_stem
         return (
-            [name for name in self.names if name not in self.images.by_stem],
-            [name for name in self.names if name not in self.masks.by_stem],
-            [] if self.listed else [name for name in self.masks.by_stem if name not in self.images.by_stem],
+            [name for name in self.names if name not in images],
+            [name for name in self.names if name not in masks],
+            [] if self.listed else [name for name in masks if name not in images],
         )
+
+    def check(self) -> None:
+        """Raise `DatasetError` unless each image has one mask and, without a list, each mask one image."""
+        images, masks = self.images, self.masks
+        for folder, _, clashes in (images, masks):
+            if clashes:
+                raise DatasetError(
+                    f"{folder}: {len(clashes)} files have the name of another but for the suffix: "
+                    f"{first_few(clashes)}; remove one of each"
+                )
+        check_present(self.names, images.by_stem, "images", images.folder, self.source)
+        check_present(self.names, masks.by_stem, "masks", masks.folder, self.source)
+        if not self.listed:
+            check_present(masks.by_stem, images.by_stem, "images", images.folder, masks.folder)
 
 
 def find_files(part: ImageMasksPart) -> PartFiles:
-    """List the files of a part.
-
-    Raises:
-        DatasetError: the root, a folder or the list is missing, empty or wrong.
-    """
+    """List the files of a part; raises `DatasetError` if a folder or the list is missing or wrong."""
     root = Path(part.root)
     check_folder(root, "data set")
     if (part.images is None) != (part.masks is None):
         raise DatasetError(
             f"{root}: give both images and masks, or neither to have them found by their names"
         )
-    folders = find_folders(root) if part.images is None or part.masks is None else (part.images, part.masks)
+    folders = _find_folders(root) if part.images is None or part.masks is None else (part.images, part.masks)
     for folder in folders:
         if not is_inside(folder):
             raise DatasetError(
@@ -101,13 +134,87 @@ def find_files(part: ImageMasksPart) -> PartFiles:
         source, names = images.folder, sorted(images.by_stem)
     else:
         source = root / part.list
-        names = read_list(source, images.by_stem, masks.by_stem, *folders)
+        names = _read_list(source, images.by_stem, masks.by_stem, *folders)
     name = part.name or set_name(root, folders[0]) + (f"-{Path(part.list).stem}" if part.list else "")
     return PartFiles(known_name(name) or name, source, part.list is not None, images, masks, names)
 
 
+def _find_folders(root: Path) -> tuple[str, str]:
+    """Find the folders of images and masks in a root, or in the one folder below it that has them.
+
+    They are recognised by their names. Images as .jpg and masks as .png may share a folder of any name, which
+    is then returned twice. Raises `DatasetError` if there are none, or several.
+    """
+    folders = list_folders(root)
+    for find in (_pairs, _shared):
+        for places in ([""], folders):
+            found = [pair for place in places for pair in find(root, place)]
+            if len(found) > 1:
+                options = first_few([f"{images} with {masks}" for images, masks in found])
+                raise DatasetError(
+                    f"{root}: there are several folders of images or masks ({options}); "
+                    "set images and masks to the two folders"
+                )
+            if found:
+                return found[0]
+    raise DatasetError(
+        f"{root}: no folders of images and masks; looked for {', '.join(IMAGE_FOLDERS)} next to "
+        f"{', '.join(MASK_FOLDERS)}, or .jpg and .png in one folder, and found "
+        f"{first_few(folders) or 'no folders'}; set images and masks to the two folders"
+    )
+
+
+def _read_list(
+    file: Path, images: Collection[str], masks: Collection[str], image_folder: str, mask_folder: str
+) -> list[str]:
+    """Read a list of names, one per line: with or without suffix, or an image and its mask.
+
+    Names may begin with the folder they lie in, or with the end of its path, as published lists have it. The
+    names that there are images or masks for tell names with a blank from two columns. Returns paths without
+    suffix, relative to the folders; there need not be files for them.
+    """
+    names = {}
+    for number, entry in read_lines(file).items():
+        name = _stem(entry, images, image_folder)
+        columns = entry.split()
+        if name not in images and len(columns) > 1:
+            name = _stem(columns[0], images, image_folder)
+            if len(columns) > 2 or name != _stem(columns[1], masks, mask_folder):
+                raise DatasetError(
+                    f"{file}: line {number}: {entry!r:.120} is neither a name nor an image and its mask; "
+                    "write one per line, of a pair names that differ in the suffix alone"
+                )
+        names[number] = name
+    return check_names(file, names)
+
+
+def _stem(entry: str, known: Collection[str], folder: str) -> str:
+    """The name without suffix, and without the end of the folder's path that it may begin with."""
+    base, suffix = os.path.splitext(entry)
+    if entry not in known and suffix.lower() in IMAGE_SUFFIXES:
+        entry = base
+    parts = PurePosixPath(folder).parts
+    heads = ("/".join(parts[start:]) + "/" for start in range(len(parts)))
+    head = next((head for head in heads if entry not in known and entry.startswith(head)), "")
+    return entry[len(head) :]
+
+
+def _pairs(root: Path, place: str) -> list[tuple[str, str]]:
+    inside = [(name.lower(), f"{place}/{name}".lstrip("/")) for name in list_folders(root / place)]
+    images = [path for name, path in inside if name in IMAGE_FOLDERS]
+    masks = [path for name, path in inside if name in MASK_FOLDERS]
+    return [(image, mask) for image in images for mask in masks]
+
+
+def _shared(root: Path, place: str) -> list[tuple[str, str]]:
+    suffixes = {os.path.splitext(name)[1].lower() for name in list_names(root / place)}
+    both = all(not suffixes.isdisjoint(kind) for kind in SHARED_SUFFIXES)
+    return [(place or ".", place or ".")] if both else []
+
+
 class ImageMasks(MaskPairs):
-    """Pairs of images and masks of one or more parts; a mask is (H, W) bool.
+    """Images and masks of parts, paired by their names; a mask is (H, W) bool. None is opened: `check` reads
+    some. With a list, masks that are not in it are ignored.
 
     Attributes:
         parts: name and count of each part.
@@ -115,19 +222,9 @@ class ImageMasks(MaskPairs):
 
     key = "saliency"
     dtype = np.float32
-    class_names: Sequence[str] = ("salient object",)
+    class_names = ("salient object",)
 
     def __init__(self, parts: Sequence[ImageMasksPart]) -> None:
-        """Pair images with masks by their names; none is opened (`check` reads some).
-
-        Args:
-            parts: at least one; their names must differ.
-
-        Raises:
-            ConfigError: two parts have one name.
-            DatasetError: a root, folder or list is missing or wrong, an image has no mask or a mask no image
-                (with a list, masks that are not in it are ignored), or two files have one name.
-        """
         found = [find_files(part) for part in parts]
         names = [files.name for files in found]
         twice = next((name for name in names if names.count(name) > 1), None)
@@ -135,9 +232,11 @@ class ImageMasks(MaskPairs):
             sources = first_few([str(files.source) for files in found if files.name == twice])
             raise ConfigError(f"two data sets are called {twice} ({sources}); give each a name of its own")
         for files in found:
-            _check_pairs(files)
-        super().__init__([(files.images, files.masks, files.names) for files in found])
-        self.name = " + ".join(str(files.source) for files in found)
+            files.check()
+        super().__init__(
+            " + ".join(str(files.source) for files in found),
+            [(files.images, files.masks, files.names) for files in found],
+        )
         self.parts = [(files.name, len(files.names)) for files in found]
         self.remarks = [text for name, count in self.parts if (text := count_warning(name, count))]
 
@@ -151,36 +250,13 @@ class ImageMasks(MaskPairs):
         """Raise `DatasetError` if one of the first masks of a part has another size than its image or wrong
         values, or if no mask at all has a salient pixel.
         """
-        ends = itertools.accumulate(count for _, count in self.parts)
+        counts = [count for _, count in self.parts]
         salient = False
-        for end, (_, count) in zip(ends, self.parts, strict=True):
-            for index in range(end - count, end - count + min(count, CHECKED_MASKS)):
+        for start, count in zip(itertools.accumulate(counts, initial=0), counts, strict=False):
+            for index in range(start, start + min(count, CHECKED_MASKS)):
                 salient |= bool(self._checked_mask(index).any())
         if not salient and not any(self.mask(index).any() for index in range(len(self))):
             raise DatasetError(f"{self.name}: no mask has a salient pixel (value > 128); check the masks")
 
     def _read_mask(self, path: Path) -> np.ndarray:
         return read_saliency_mask(path)
-
-
-def _check_pairs(files: PartFiles) -> None:
-    """Check that each image has one mask and, without a list, each mask one image; raises `DatasetError`."""
-    images, masks = files.images, files.masks
-    for folder, _, clashes in (images, masks):
-        if clashes:
-            raise DatasetError(
-                f"{folder}: {len(clashes)} files have the name of another but for the suffix: "
-                f"{first_few(clashes)}; remove one of each"
-            )
-    check_present(files.names, images.by_stem, "images", images.folder, str(files.source))
-    _, no_mask, no_image = files.missing()
-    if no_mask:
-        raise DatasetError(
-            f"{files.source}: {len(no_mask)} of {len(files.names)} images have no mask in {masks.folder}: "
-            f"{first_few(no_mask)}; add the masks, or list the images that have one"
-        )
-    if no_image:
-        raise DatasetError(
-            f"{masks.folder}: {len(no_image)} of {len(masks.by_stem)} masks have no image in "
-            f"{images.folder}: {first_few(no_image)}; add the images, or list those that are there"
-        )

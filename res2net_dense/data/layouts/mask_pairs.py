@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
 import numpy as np
 
 from res2net_dense.data.images import image_size, read_sample
-from res2net_dense.data.layouts.listing import Files, check_size
+from res2net_dense.data.layouts.listing import Files, check_size, path_inside
 from res2net_dense.data.packed import PackedRecords
-from res2net_dense.data.paths import path_inside
 from res2net_dense.types import Sample
 
 CHECKED_MASKS = 50
@@ -19,22 +18,25 @@ CHECKED_MASKS = 50
 
 
 class MaskPairs:
-    """Images and masks of one or more parts; an `image_id` is an index and runs on from part to part.
+    """Images and masks of one or more parts, which are not opened; an `image_id` is an index over all parts.
 
     Subclasses read a mask (`_read_mask`), and check what is in the masks (`check`).
+
+    Args:
+        name: what messages call the set.
+        parts: images, masks, and the names to take, for each of which both have a file.
     """
 
     key: ClassVar[str]
     """The mask's key in a `Sample`."""
     dtype: ClassVar[type]
     """The mask's type there."""
+    class_names: Sequence[str]
+    remarks: Sequence[str] = ()
 
-    def __init__(self, parts: Sequence[tuple[Files, Files, Sequence[str]]]) -> None:
-        """Store pairs of files; they are not opened.
-
-        Args:
-            parts: images, masks, and the names to take, for each of which both have a file.
-        """
+    def __init__(self, name: str, parts: Iterable[tuple[Files, Files, Sequence[str]]]) -> None:
+        parts = list(parts)
+        self.name = name
         self._folders = [(images.folder.resolve(), masks.folder.resolve()) for images, masks, _ in parts]
         self._files: PackedRecords[tuple[int, str, str]] = PackedRecords(
             (
@@ -51,9 +53,7 @@ class MaskPairs:
     def sample(self, index: int) -> Sample:
         """Read one image and its mask, untransformed.
 
-        Raises:
-            DatasetError: one of them is missing, broken or outside its folder, the mask is not one of this
-                layout, or they differ in size.
+        Raises `DatasetError` if one is missing, broken or not of this layout, or they differ in size.
         """
         import torch
 
@@ -69,7 +69,6 @@ class MaskPairs:
         return self._read_mask(self._paths(index)[1])
 
     def _read_mask(self, path: Path) -> np.ndarray:
-        """(H, W); raises `DatasetError`."""
         raise NotImplementedError
 
     def _checked_mask(self, index: int) -> np.ndarray:

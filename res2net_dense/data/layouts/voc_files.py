@@ -7,15 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from pathlib import Path
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 from res2net_dense.data.images import IMAGE_SUFFIXES
-from res2net_dense.data.layouts.base import RootPart
+from res2net_dense.data.layouts.base import Part
 from res2net_dense.data.layouts.listing import Files, check_names, check_present, index_files, read_lines
 from res2net_dense.sections import Text
 
 
-class VocPart(RootPart):
+class VocPart(Part):
     """One part of a data set in VOC's layout. A relative root starts at the current working directory."""
 
     toy: ClassVar[str] = "voc"
@@ -31,28 +31,13 @@ class VocPart(RootPart):
     """Folder of the images in `root`."""
 
 
-class VocFiles(NamedTuple):
-    """The files of a part; there is an image and an annotation for every name."""
+def find_files(
+    part: VocPart, folder: str, what: str, suffixes: Collection[str], preferred: str
+) -> tuple[Path, Files, Files, list[str]]:
+    """List the images of a part and the annotations in a folder of it; for the rest see `index_files`.
 
-    source: Path
-    """The list; the folder that gives the names where there is none."""
-    images: Files
-    annotations: Files
-    names: list[str]
-
-
-def find_files(part: VocPart, folder: str, what: str, suffixes: Collection[str], preferred: str) -> VocFiles:
-    """List the images and annotations of a part.
-
-    Args:
-        part: where they are.
-        folder: of the annotations in the root.
-        what: what a message calls an annotation.
-        suffixes: of the annotations.
-        preferred: the suffix that is taken where annotations differ in their suffixes alone.
-
-    Raises:
-        DatasetError: a folder, the list or a file is missing or wrong.
+    Returns the list (or the folder that gives the names where there is none), images, annotations, and names,
+    each of which has both. Raises `DatasetError` if a folder, the list or a file is missing or wrong.
     """
     root = Path(part.root)
     images = index_files(root / part.images, "image folder", IMAGE_SUFFIXES, ".jpg")
@@ -63,24 +48,17 @@ def find_files(part: VocPart, folder: str, what: str, suffixes: Collection[str],
     else:
         source = root / "ImageSets" / part.kind / f"{part.split}.txt"
         names = read_names(source, images.by_stem)
-    check_present(names, images.by_stem, "images", images.folder, str(source))
-    check_present(names, annotations.by_stem, f"{what}s", annotations.folder, str(source))
-    return VocFiles(source, images, annotations, names)
+    check_present(names, images.by_stem, "images", images.folder, source)
+    check_present(names, annotations.by_stem, f"{what}s", annotations.folder, source)
+    return source, images, annotations, names
 
 
 def read_names(file: Path, known: Collection[str] = ()) -> list[str]:
     """Read a list, one name of an image (without suffix) per line.
 
     In the lists of one class a number follows each name: -1 means that the image does not show the class, and
-    it is left out.
-
-    Args:
-        file: the list.
-        known: names that there are files for; they tell names with a blank from names with a number.
-
-    Raises:
-        DatasetError: it is missing, empty or not text, or a line is not a name, leads elsewhere or is
-            repeated.
+    it is left out. The known names, which have files, tell a blank in a name from a number after it. Raises
+    `DatasetError` if the list is missing, empty or not text, or a line is not a name or is repeated.
     """
     entries = read_lines(file)
     if any(line not in known for line in entries.values()):

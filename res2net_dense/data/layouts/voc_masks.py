@@ -11,10 +11,10 @@ import numpy as np
 
 from res2net_dense.data.images import IMAGE_SUFFIXES
 from res2net_dense.data.layouts.base import Request
-from res2net_dense.data.layouts.label_masks import read_mask, read_palette
 from res2net_dense.data.layouts.listing import read_lines
 from res2net_dense.data.layouts.mask_pairs import CHECKED_MASKS, MaskPairs
 from res2net_dense.data.layouts.voc_files import VocPart, find_files
+from res2net_dense.data.masks import read_labels, read_palette
 from res2net_dense.errors import DatasetError, first_few
 from res2net_dense.sections import Text
 from res2net_dense.types import IGNORE_INDEX
@@ -33,34 +33,24 @@ class VocMasksPart(VocPart):
 
     @classmethod
     def open(cls, parts: Sequence[VocMasksPart], request: Request) -> VocMasks:
-        """List the files of the one part."""
-        (part,) = parts
-        return VocMasks(part, class_names=request.class_names)
+        return VocMasks(parts[0], request)
 
 
 class VocMasks(MaskPairs):
-    """Images and their masks, (H, W) uint8: labels of `class_names`, and 255 for pixels to ignore."""
+    """Images and their masks, (H, W) uint8: labels of `class_names`, and 255 for pixels to ignore.
+
+    They are listed and not opened (`check` reads some). The class names, background first, are those asked
+    for or those of a file in the root.
+    """
 
     key = "sem_seg"
     dtype = np.int64
-    remarks: Sequence[str] = ()
 
-    def __init__(self, part: VocMasksPart, *, class_names: Sequence[str] | None = None) -> None:
-        """List images and masks; they are not opened (`check` reads some).
-
-        Args:
-            part: where they are.
-            class_names: by label, background first; None reads `class_names.txt` (one per line) or CVAT's
-                `labelmap.txt` in the root.
-
-        Raises:
-            DatasetError: a folder, the list, the class names or a file are missing or wrong.
-        """
-        self.name = part.root
-        files = find_files(part, part.masks, "mask", IMAGE_SUFFIXES, ".png")
-        super().__init__([(files.images, files.annotations, files.names)])
-        names = _read_class_names(Path(part.root)) if class_names is None else list(class_names)
-        self.class_names = names
+    def __init__(self, part: VocMasksPart, request: Request) -> None:
+        _, images, masks, stems = find_files(part, part.masks, "mask", IMAGE_SUFFIXES, ".png")
+        super().__init__(part.root, [(images, masks, stems)])
+        names = _read_class_names(Path(part.root)) if request.class_names is None else request.class_names
+        self.class_names = list(names)
         if len(set(names)) < len(names) or not 0 < len(names) <= IGNORE_INDEX:
             raise DatasetError(
                 f"{part.root}: there must be 1 to {IGNORE_INDEX} class names, none twice, but there are "
@@ -81,19 +71,18 @@ class VocMasks(MaskPairs):
             )
 
     def _read_mask(self, path: Path) -> np.ndarray:
-        return read_mask(path, len(self.class_names), lambda: self._first_palette)
+        return read_labels(path, len(self.class_names), lambda: self._first_palette)
 
     @functools.cached_property
     def _first_palette(self) -> np.ndarray | None:
         return read_palette(self._paths(0)[1])
 
 
-def _read_class_names(root: Path) -> list[str]:
+def _read_class_names(root: Path) -> Sequence[str]:
     """The names in `class_names.txt`, or in CVAT's `labelmap.txt` (`name:colour:parts:actions`)."""
-    names = root / "class_names.txt"
+    names, labelmap = root / "class_names.txt", root / "labelmap.txt"
     if names.is_file():
         return list(read_lines(names).values())
-    labelmap = root / "labelmap.txt"
     if labelmap.is_file():
         lines = read_lines(labelmap).values()
         return [line.rsplit(":", 3)[0].strip() for line in lines if not line.startswith("#")]
