@@ -26,6 +26,7 @@ from res2net_dense.jobs import ConfigLike, Job, load_exported, open_job
 from res2net_dense.models.graphs import Graph
 from res2net_dense.tasks import training
 from res2net_dense.tasks.scoring import MAX_DROP, BothScores, score_both
+from res2net_dense.weight_files import WeightFile
 
 CPU = torch.device("cpu")
 COMPARED = 8
@@ -162,7 +163,7 @@ class _Work:
         self, format: str, *, size: tuple[int, int] | None, batch: int | None, dynamic: bool
     ) -> Description:
         """Describe the file; arguments as in `export`."""
-        task, config, file = self.job.task, self.config, self.job.weights.file
+        task, config, weights = self.job.task, self.config, self.job.weights
         size = None if dynamic else size or task.image_size(config)
         if size is None and not dynamic:
             raise ConfigError(
@@ -184,7 +185,9 @@ class _Work:
             size=size,
             batch=1 if self.graph.by_tracing else None if dynamic else batch or 1,
             config=config_to_dict(config),
-            weights={"file": self.job.weights.path.name, "sha256": file.sha256} if file else None,
+            weights={"file": weights.path.name, "sha256": weights.sha256}
+            if isinstance(weights, WeightFile)
+            else None,
         )
 
     def evaluation_images(self) -> Iterator[Tensor]:

@@ -30,7 +30,7 @@ ALLOWED = {
     "config": {"data"},  # the parts that its layouts read
     "deploy": {"models", "backbones"},
     "tasks": {"models", "data", "evaluation", "config", "engine", "convert", "report"},
-    "jobs": {"tasks", "deploy", "config", "engine"},
+    "jobs": {"tasks", "deploy", "config", "convert", "engine"},
     "exporting": {"jobs", "tasks", "deploy", "models", "config", "data"},
     "predictor": {"jobs", "tasks", "deploy", "config", "data", "engine"},
 }

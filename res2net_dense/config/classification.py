@@ -84,11 +84,8 @@ class ClassificationConfig(Config):
     """A configuration of classification."""
 
     task: Literal["classification"]
-    """What is learned."""
     model: ClassifierConfig = ClassifierConfig()
-    """What is built on the backbone."""
     data: ClassificationData = ClassificationData()
-    """The images, and how they are prepared."""
 
     @model_validator(mode="after")
     def _check_one_rate(self) -> ClassificationConfig:

@@ -93,10 +93,6 @@ class SaliencyConfig(Config):
     """A configuration of salient object detection."""
 
     task: Literal["saliency"]
-    """What is learned."""
     model: SaliencyModelConfig = SaliencyModelConfig()
-    """The network that is built on the backbone."""
     data: SaliencyData = SaliencyData()
-    """The images, and how they are prepared."""
     eval: SaliencyEval = SaliencyEval()
-    """The evaluation."""

@@ -109,10 +109,7 @@ class SegmentationConfig(Config):
     """A configuration of semantic segmentation."""
 
     task: Literal["semantic_segmentation"]
-    """What is learned."""
     model: SegmenterConfig
     """What is built on the backbone."""
     data: SegmentationData = SegmentationData()
-    """The images, and how they are prepared."""
     eval: SegmentationEval = SegmentationEval()
-    """The evaluation."""

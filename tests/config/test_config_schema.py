@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 from res2net_dense.backbones import create_backbone
 from res2net_dense.config import config_to_dict, parse_config
 from res2net_dense.config.load import CONFIGS
-from res2net_dense.config.schema import BackboneConfig
+from res2net_dense.config.schema import BackboneConfig, Config
 from res2net_dense.data.layouts import CocoPart
 from res2net_dense.errors import ConfigError
 from res2net_dense.sections import Section
@@ -59,8 +59,9 @@ def test_every_section_is_found() -> None:
 def test_every_field_is_described(section: type[BaseModel]) -> None:
     assert section.__doc__
     for name, field in section.model_fields.items():
-        assert field.description, f"{section.__name__}.{name}"
-        assert field.description.endswith("."), f"{section.__name__}.{name}"
+        if issubclass(section, Config) and (name == "task" or not field.is_required()):
+            field = Config.model_fields[name]  # a task narrows what is described there
+        assert (field.description or "").endswith("."), f"{section.__name__}.{name}"
 
 
 @pytest.mark.parametrize("task", CONFIGS)

@@ -18,6 +18,7 @@ from res2net_dense.config.load import CONFIGS
 from res2net_dense.data.layouts import cifar
 from res2net_dense.engine.checkpointer import Checkpointer
 from res2net_dense.errors import CheckpointError, ConfigError, Res2NetDenseError
+from res2net_dense.jobs import open_job
 from res2net_dense.tasks import get_task, training
 
 CPU = torch.device("cpu")
@@ -137,21 +138,20 @@ def test_deformable_stages_train_save_load_and_evaluate(load, tmp_path, precisio
     assert any("layer3" in key for key in offsets)
     assert any(weights[key].any() for key in offsets)  # they start at 0 and have learnt
     config = get_task("classification").prepare(load(*options), training=False)
-    newest = training.find_weights(config)
-    assert score(config, newest) == pytest.approx(metrics, nan_ok=True)
+    assert score(config) == pytest.approx(metrics, nan_ok=True)
     plain = get_task("classification").prepare(load(), training=False)
     with pytest.raises(CheckpointError, match="does not fit"):
-        score(plain, newest)
+        score(plain)
 
 
 def test_published_weights_are_evaluated_with_their_head(load, tmp_path, caplog):
     with pytest.raises(CheckpointError, match="no checkpoint under"):
-        training.find_weights(load())
+        open_job(load())
     torch.manual_seed(0)
     net, path = create_classifier(TINY, 10), tmp_path / "plain.pth"
     torch.save(net.state_dict(), path)
     config = load(f"backbone.weights={path}", "train.precision=fp32")
-    assert training.find_weights(config).kind == "published"
+    assert not open_job(config)[0].is_whole
     task = get_task("classification")
     config = task.prepare(config, training=False)
     metrics = score(config)

@@ -14,8 +14,10 @@ from res2net_dense.config import config_to_dict
 from res2net_dense.engine import distributed
 from res2net_dense.engine.inference import evaluate
 from res2net_dense.errors import ConfigError, DatasetError, Res2NetDenseError
+from res2net_dense.jobs import Job
 from res2net_dense.palette import voc_palette
 from res2net_dense.tasks import get_task, training
+from res2net_dense.weight_files import load_weights_into, open_weights
 
 detection, semantic_segmentation = get_task("detection"), get_task("semantic_segmentation")
 CONFIG = "quick/deeplabv3plus_res2net50"
@@ -170,14 +172,14 @@ def weights(load, tmp_path):
     config = semantic_segmentation.prepare(load())
     metadata = {"metadata": json.dumps({"config": config_to_dict(config)})}
     save_file(semantic_segmentation.build_model(config).state_dict(), tmp_path / "w.safetensors", metadata)
-    return training.find_weights(config, tmp_path / "w.safetensors")
+    return open_weights(tmp_path / "w.safetensors")
 
 
 def test_another_output_stride_is_reported(load, weights, caplog):
     """DeepLab is trained at 16 and scored at 8: allowed, but never by mistake."""
-    training.adapted_to(load(), weights)
+    Job(load(), weights).with_classes()
     assert caplog.text == ""
-    training.adapted_to(load("model.output_stride=8", "data.crop_size=32"), weights)
+    Job(load("model.output_stride=8", "data.crop_size=32"), weights).with_classes()
     assert "model.output_stride=16, now it is 8" in caplog.text
     assert "data.crop_size=64, now it is 32" in caplog.text
 
@@ -192,7 +194,7 @@ def test_another_output_stride_is_reported(load, weights, caplog):
 )
 def test_another_network_of_equal_tensors_is_refused(load, weights, change, words):
     with pytest.raises(ConfigError) as error:
-        training.adapted_to(load(change), weights)
+        Job(load(change), weights).with_classes()
     assert_one_line(error, "w.safetensors", "config.yaml of its run", *words)
 
 
@@ -262,7 +264,7 @@ def test_faster_rcnn_learns_from_voc_and_is_scored_again_the_same(load, tmp_path
     folder.mkdir()
     before = training.train_and_evaluate(config, CPU, folder)
     model = detection.build_model(config)
-    training.load_weights_into(model, folder / "model_best.safetensors")
+    load_weights_into(model, folder / "model_best.safetensors")
     evaluator = detection.build_evaluator(config)
     after = evaluate(
         model, detection.build_eval_loader(config), evaluator, device=CPU, precision=config.train.precision,

@@ -11,7 +11,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer
 from pydantic_core import PydanticCustomError
 
 from res2net_dense.errors import ConfigError, DatasetError
-from res2net_dense.sections import Section, Text
+from res2net_dense.sections import PathText, Section
 from res2net_dense.types import Source
 
 
@@ -53,7 +53,7 @@ class Part(Section):
 class RootPart(Part):
     """A part whose files all lie in one folder."""
 
-    root: Text
+    root: PathText
     """Folder of the data set."""
 
     def paths(self) -> list[str]:

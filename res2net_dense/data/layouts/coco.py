@@ -14,7 +14,7 @@ from res2net_dense.data.layouts.boxes import Boxes, BoxImage, BoxObject, check_c
 from res2net_dense.data.layouts.coco_json import CROWD, CocoFile, unpack
 from res2net_dense.data.layouts.coco_masks import decode
 from res2net_dense.errors import ConfigError
-from res2net_dense.sections import Text
+from res2net_dense.sections import PathText
 from res2net_dense.types import Sample
 
 
@@ -26,9 +26,9 @@ class CocoPart(Part):
 
     layout: Literal["coco"] = "coco"
     """How the files are laid out."""
-    images: Text
+    images: PathText
     """Folder of the images."""
-    annotations: Text
+    annotations: PathText
     """Annotation file in COCO's format."""
 
     def paths(self) -> list[str]:

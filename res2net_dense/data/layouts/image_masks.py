@@ -22,7 +22,7 @@ from res2net_dense.data.layouts.saliency_sets import count_warning, known_name, 
 from res2net_dense.data.paths import is_inside
 from res2net_dense.data.saliency_masks import read_saliency_mask
 from res2net_dense.errors import ConfigError, DatasetError, first_few
-from res2net_dense.sections import Text
+from res2net_dense.sections import PathText, Text
 
 
 class ImageMasksPart(RootPart):
@@ -34,7 +34,7 @@ class ImageMasksPart(RootPart):
 
     layout: Literal["image-masks"] = "image-masks"
     """How the files are laid out."""
-    root: Text
+    root: PathText
     """Folder of the data set, such as `datasets/DUTS/DUTS-TR`."""
     list: Text | None = None
     """Text file in `root` with one name per line; null takes every image."""
