@@ -12,8 +12,9 @@ if TYPE_CHECKING:
     from res2net_dense.deploy.rewrite import optimize_for_inference
     from res2net_dense.exporting import export
     from res2net_dense.hub import get_model, list_models, predict_image
-    from res2net_dense.jobs import evaluate, load_exported, train
+    from res2net_dense.jobs import evaluate, train
     from res2net_dense.predictor import Predictor
+    from res2net_dense.trained import load_exported
 
 __all__ = [
     "Predictor",
@@ -36,8 +37,9 @@ _NAMES = {
     "deploy.rewrite": ("optimize_for_inference",),
     "exporting": ("export",),
     "hub": ("get_model", "list_models", "predict_image"),
-    "jobs": ("evaluate", "load_exported", "train"),
+    "jobs": ("evaluate", "train"),
     "predictor": ("Predictor",),
+    "trained": ("load_exported",),
 }
 """What each module gives. It is imported when a name is first asked for, as PyTorch takes seconds."""
 

@@ -22,10 +22,10 @@ from res2net_dense.deploy.export import export as write_export
 from res2net_dense.deploy.parity import ParityReport, gate
 from res2net_dense.deploy.quantize import quantize
 from res2net_dense.errors import ConfigError, DatasetError, ExportError, Res2NetDenseError
-from res2net_dense.jobs import ConfigLike, Job, load_exported, open_job
 from res2net_dense.models.graphs import Graph
 from res2net_dense.tasks import training
 from res2net_dense.tasks.scoring import MAX_DROP, BothScores, score_both
+from res2net_dense.trained import ConfigLike, Job, load_exported, open_job
 from res2net_dense.weight_files import WeightFile
 
 CPU = torch.device("cpu")
@@ -278,8 +278,7 @@ def _open_work(
     if evaluate or prepared.model.num_classes is None:
         prepared = job.prepared()
     single = job.task.single_view(prepared)
-    before, after = (training.flat(config_to_dict(one)) for one in (prepared, single))
-    if lost := [key for key in before if before[key] != after.get(key)]:
+    if lost := training.changes(config_to_dict(prepared), single):
         log(f"left out: {', '.join(lost)}; the file sees each image once and whole")
     model = job.model(single).eval()
     return _Work(job, single, model, job.task.build_graph(model), evaluate, log)

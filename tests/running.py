@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from res2net_dense.jobs import open_job
 from res2net_dense.tasks import training
+from res2net_dense.trained import open_job
 
 ROOT = Path(__file__).resolve().parents[1]
 TRAIN = "tools/train_net.py"

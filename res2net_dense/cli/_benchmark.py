@@ -278,7 +278,7 @@ def make_call(
     if way in EXPORT_FORMATS:
         from res2net_dense.deploy.description import Description
         from res2net_dense.deploy.export import FORMATS, export
-        from res2net_dense.jobs import load_exported
+        from res2net_dense.trained import load_exported
 
         if images.is_cuda:
             raise ConfigError("exported files run on the CPU")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import fields, replace
 from itertools import islice
 from pathlib import Path
@@ -132,12 +131,26 @@ def check_expected(config: Config, metrics: Mapping[str, float]) -> bool:
     return good
 
 
-def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def changes(before: Mapping[str, Any], config: Config) -> dict[str, tuple[Any, Any]]:
+    """The settings of a config that differ from others, by their dotted names: what they were, what they are.
+
+    An older version did not know all settings: they had their defaults.
+    """
+    new = _flat(config_to_dict(config))
+    try:
+        old = _flat(config_to_dict(parse_config(before)))
+    except ConfigError:  # of a version that does not fit this one: what it does not have is not compared
+        old = {**new, **_flat(before)}
+    keys = sorted({*old, *new})
+    return {key: (old.get(key), new.get(key)) for key in keys if old.get(key) != new.get(key)}
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Settings by their dotted names."""
     found: dict[str, Any] = {}
     for key, value in settings.items():
         path = f"{prefix}{key}"
-        found |= flat(value, f"{path}.") if isinstance(value, Mapping) and value else {path: value}
+        found |= _flat(value, f"{path}.") if isinstance(value, Mapping) and value else {path: value}
     return found
 
 
@@ -145,7 +158,7 @@ def _build_or_resume(config: Config, device: torch.device, checkpointer: Checkpo
     """Build what is trained; with a checkpointer in the state of its newest checkpoint, if it has one."""
     found = checkpointer.open_latest() if checkpointer else None
     if found:
-        _check_same_run(found.config, config_to_dict(config))
+        _check_same_run(found.config, config)
     state = _build_state(config, device, load_weights=found is None)
     if found:
         restore(found.content, state)
@@ -191,14 +204,11 @@ def _evaluation(config: Config, device: torch.device, evaluator: Evaluator, *, s
     return Evaluation(score, best.name, lower_is_better=best.direction == "min")
 
 
-def _check_same_run(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    with suppress(ConfigError):  # an older version did not know all settings; they had their defaults
-        before = config_to_dict(parse_config(before))
-    old, new = flat(before), flat(now)
+def _check_same_run(before: Mapping[str, Any], config: Config) -> None:
     changed = [
-        f"{key} was {old.get(key)!r} and is {new.get(key)!r}"
-        for key in sorted({*old, *new})
-        if old.get(key) != new.get(key) and not key.startswith(_FREE_ON_RESUME)
+        f"{key} was {old!r} and is {new!r}"
+        for key, (old, new) in changes(before, config).items()
+        if not key.startswith(_FREE_ON_RESUME)
     ]
     if changed:
         raise ConfigError(

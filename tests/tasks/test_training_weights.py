@@ -9,8 +9,8 @@ from networks import TINY
 from res2net_dense.config import config_to_dict, parse_config
 from res2net_dense.engine.checkpointer import Checkpointer
 from res2net_dense.errors import CheckpointError, ConfigError
-from res2net_dense.jobs import Job, open_job
 from res2net_dense.tasks import get_task
+from res2net_dense.trained import Job, open_job
 from res2net_dense.weight_files import open_weights, save_weights
 
 CLASSES = ["circle", "square", "star"]
