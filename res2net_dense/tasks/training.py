@@ -20,7 +20,7 @@ from res2net_dense.engine.inference import evaluate, resolve_precision
 from res2net_dense.engine.metric_log import MetricLog, write_results
 from res2net_dense.engine.optim import Ema, build_optimizer, build_schedule, scale_lr
 from res2net_dense.engine.trainer import Evaluation, LoopOptions, seed_everything, train
-from res2net_dense.errors import CheckpointError, ConfigError
+from res2net_dense.errors import CheckpointError, ConfigError, counted
 from res2net_dense.tasks import get_task
 from res2net_dense.types import Evaluator
 
@@ -57,9 +57,7 @@ def train_and_evaluate(
 
     Args:
         config: as `prepare` of its task returned it.
-        device: of this process.
-        folder: the run folder.
-        resume: whether to go on from the newest whole checkpoint in it, or begin if it has none.
+        resume: whether to go on from the newest whole checkpoint in `folder`, or begin if it has none.
         dry_run: take two training and two evaluation steps only, and read the checkpoint back.
     """
     task, options = get_task(config.task), config.train
@@ -70,10 +68,10 @@ def train_and_evaluate(
     if distributed.is_main():
         save_config(config, folder / "config.yaml")
     print_rank0(
-        f"{config.model.arch} on {config.backbone.name}: {options.iterations} iterations of "
-        f"{options.batch_size} images, lr {state.optimizer.defaults['lr']:g} ({options.optimizer.lr:g} for "
-        f"{options.reference_batch} images), {resolve_precision(device, options.precision)} on {device}, in "
-        f"{folder}"
+        f"{config.model.arch} on {config.backbone.name}: {counted(options.iterations, 'iteration')} of "
+        f"{counted(options.batch_size, 'image')}, lr {state.optimizer.defaults['lr']:g} "
+        f"({options.optimizer.lr:g} for {counted(options.reference_batch, 'image')}), "
+        f"{resolve_precision(device, options.precision)} on {device}, in {folder}"
     )
     evaluator = task.build_evaluator(config) if config.data.val else None
     names = {one.name for one in fields(LoopOptions)}
@@ -167,8 +165,7 @@ def _build_or_resume(config: Config, device: torch.device, checkpointer: Checkpo
         print_rank0(f"{checkpointer.folder} has no checkpoint to resume from; starting at iteration 0")
     if len(set(distributed.gather_objects(state.iteration))) > 1:
         raise CheckpointError(
-            f"the processes see different checkpoints in {config.runtime.output_dir}; it must be a shared "
-            "folder"
+            f"the processes see different checkpoints in {config.runtime.output_dir}: share the folder"
         )
     return state
 
