@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     from res2net_dense.config import load_config
-    from res2net_dense.errors import counted, first_few
+    from res2net_dense.errors import first_few
     from res2net_dense.tasks import get_task
 
     config = load_config(args.config, args.overrides)
@@ -25,8 +25,8 @@ def main(args: argparse.Namespace) -> int:
     for part in ("train", "val"):
         if getattr(config.data, part) is not None:
             source = task.open_source(config, train=part == "train")
-            print(f"data.{part}: {counted(len(source), 'image')} of {source.name}")
+            print(f"data.{part}: {len(source)} images of {source.name}")
     names = task.class_names(config)
-    print(f"{counted(len(names), 'class')}: {first_few(names, 12)}")
+    print(f"{len(names)} classes: {first_few(names, 12)}")
     print("no errors found")
     return 0
