@@ -119,11 +119,13 @@ class Job:
 
     def _check_same_network(self, carried: Mapping[str, Any]) -> None:
         path, changed = self.weights.path, training.changes(carried, self.config)
-        for key in (key for section in _NETWORK for key in changed if _is_below(key, section)):
+        for key in sorted(changed, key=lambda key: key != "task"):  # another task explains all else
             old, new = changed[key]
-            raise ConfigError(
-                f"{path} was trained with {key}={old}, the config has {new}: use the config.yaml of its run"
-            )
+            if any(_is_below(key, section) for section in _NETWORK):
+                raise ConfigError(
+                    f"{path} was trained with {key}={old}, the config has {new}: use the config.yaml of its "
+                    "run"
+                )
         for key, (old, new) in changed.items():
             is_size = key.startswith("data.") and key.endswith(("size", "_size_test"))
             is_built_in = self.exported and key.startswith("model.")
