@@ -42,10 +42,10 @@ order:
 3. the overrides on the command line: `train.batch_size=8`, `'data.val={images: my/images, annotations:
    my/val.json}'`.
 
-Values have the types of YAML and are not converted: `1` is not `true`. A key that does not exist, a value
-of another type and a setting that the chosen architecture does not use are errors with file, line and the
-nearest key. Every run saves the resolved configuration as `config.yaml` in its folder, and every weight
-file and exported file carries it.
+Values have the types of YAML and are not converted: `1` is not `true`. In paths, `~` is the home folder. A
+key that does not exist, a value of another type and a setting that the chosen architecture does not use are
+errors with file, line and the nearest key. Every run saves the resolved configuration as `config.yaml` in its
+folder, and every weight file and exported file carries it.
 
 ## Shipped configurations
 

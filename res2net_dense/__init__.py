@@ -12,8 +12,9 @@ if TYPE_CHECKING:
     from res2net_dense.deploy.rewrite import optimize_for_inference
     from res2net_dense.exporting import export
     from res2net_dense.hub import get_model, list_models, predict_image
-    from res2net_dense.jobs import evaluate, load_exported, train
+    from res2net_dense.jobs import evaluate, train
     from res2net_dense.predictor import Predictor
+    from res2net_dense.trained import load_exported
 
 __all__ = [
     "Predictor",
@@ -31,29 +32,24 @@ __all__ = [
     "train",
 ]
 
-_MODULES = {
-    "Predictor": "predictor",
-    "create_backbone": "backbones",
-    "create_classifier": "backbones",
-    "evaluate": "jobs",
-    "export": "exporting",
-    "get_model": "hub",
-    "list_backbones": "backbones",
-    "list_models": "hub",
-    "load_exported": "jobs",
-    "optimize_for_inference": "deploy.rewrite",
-    "predict_image": "hub",
-    "train": "jobs",
+_NAMES = {
+    "backbones": ("create_backbone", "create_classifier", "list_backbones"),
+    "deploy.rewrite": ("optimize_for_inference",),
+    "exporting": ("export",),
+    "hub": ("get_model", "list_models", "predict_image"),
+    "jobs": ("evaluate", "train"),
+    "predictor": ("Predictor",),
+    "trained": ("load_exported",),
 }
-"""Where each name comes from. It is imported when it is first asked for, as PyTorch takes seconds."""
+"""What each module gives. It is imported when a name is first asked for, as PyTorch takes seconds."""
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
-    globals()[name] = value
-    return value
+    for module, names in _NAMES.items():
+        if name in names:
+            value = globals()[name] = getattr(importlib.import_module(f"{__name__}.{module}"), name)
+            return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

@@ -43,6 +43,11 @@ def first_few(names: Sequence[object], count: int = 5) -> str:
     return ", ".join(map(str, names[:count])) + (", ..." if len(names) > count else "")
 
 
+def counted(number: int, noun: str) -> str:
+    """`1 class`, `2 classes`."""
+    return f"{number} {noun}" + ("" if number == 1 else "es" if noun.endswith("s") else "s")
+
+
 def one_line(error: BaseException, limit: int = 200) -> str:
     """The first `limit` letters of an error of another library on one line; its class if it has no text."""
     return " ".join(str(error).split())[:limit] or type(error).__name__

@@ -21,10 +21,11 @@ from res2net_dense.deploy.export import export as write_export
 from res2net_dense.deploy.parity import ParityReport, gate
 from res2net_dense.deploy.quantize import quantize
 from res2net_dense.errors import ConfigError, DatasetError, ExportError, Res2NetDenseError
-from res2net_dense.jobs import ConfigLike, Job, load_exported, open_job
 from res2net_dense.models.graphs import Graph
 from res2net_dense.tasks import training
 from res2net_dense.tasks.scoring import MAX_DROP, BothScores, score_both
+from res2net_dense.trained import ConfigLike, Job, load_exported, open_job
+from res2net_dense.weight_files import WeightFile
 
 CPU = torch.device("cpu")
 COMPARED = 8
@@ -158,7 +159,7 @@ class _Work:
     def describe(
         self, format: str, *, size: tuple[int, int] | None, batch: int | None, dynamic: bool
     ) -> Description:
-        task, config, file = self.job.task, self.config, self.job.weights.file
+        task, config, weights = self.job.task, self.config, self.job.weights
         if not dynamic:
             size, batch = size or task.image_size(config), batch or 1
             if size is None:
@@ -182,7 +183,9 @@ class _Work:
             size=size,
             batch=batch,
             config=config_to_dict(config),
-            weights={"file": self.job.weights.path.name, "sha256": file.sha256} if file else None,
+            weights={"file": weights.path.name, "sha256": weights.sha256}
+            if isinstance(weights, WeightFile)
+            else None,
         )
 
     def evaluation_images(self) -> Iterator[Tensor]:
@@ -271,8 +274,7 @@ def _open_work(
     if evaluate or prepared.model.num_classes is None:
         prepared = job.prepared()
     single = job.task.single_view(prepared)
-    before, after = (training.flat(config_to_dict(one)) for one in (prepared, single))
-    if lost := [key for key in before if before[key] != after.get(key)]:
+    if lost := training.changes(config_to_dict(prepared), single):
         log(f"left out: {', '.join(lost)}; the file sees each image once and whole")
     model = job.model(single).eval()
     return _Work(job, single, model, job.task.build_graph(model), evaluate, log)

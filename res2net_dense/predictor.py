@@ -23,7 +23,7 @@ from res2net_dense.deploy.exported import ExportedModel
 from res2net_dense.deploy.rewrite import optimize_for_inference
 from res2net_dense.engine.inference import predict
 from res2net_dense.errors import ConfigError, ExportError, Res2NetDenseError
-from res2net_dense.jobs import ConfigLike, Job, open_job
+from res2net_dense.trained import ConfigLike, Job, open_job
 from res2net_dense.types import Prediction, Sample
 
 Photo = str | Path | Image.Image | np.ndarray | Tensor

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from res2net_dense.tasks import training
+from res2net_dense.trained import open_job
 
 ROOT = Path(__file__).resolve().parents[1]
 TRAIN = "tools/train_net.py"
@@ -28,9 +29,9 @@ def run_afresh(code):
 
 
 def score(config, weights=None):
-    """Evaluate weights, as `training.find_weights` finds them, on the CPU; returns the metrics."""
-    found = weights if isinstance(weights, training.Weights) else training.find_weights(config, weights)
-    return training.evaluate_only(config, torch.device("cpu"), training.load_model(config, found))[0]
+    """Evaluate weights, as `open_job` finds them, by a prepared config; returns the metrics."""
+    job, device = open_job(config, weights)
+    return training.evaluate_only(config, device, job.model(config))[0]
 
 
 def train_under_torchrun(run_tool, *arguments):

@@ -14,7 +14,7 @@ PACKAGE = ROOT / "res2net_dense"
 # These are open to everybody and import nothing but each other.
 OPEN = {"types", "errors", "version", "files", "weight_files", "download", "palette", "sections"}
 ALLOWED = {
-    "__init__": {"backbones", "deploy", "exporting", "hub", "jobs", "predictor"},  # when asked for
+    "__init__": {"backbones", "deploy", "exporting", "hub", "jobs", "predictor", "trained"},  # when asked for
     "__main__": {"cli"},
     "cli": None,  # everything
     "toy": set(),
@@ -30,9 +30,10 @@ ALLOWED = {
     "config": {"data"},  # the parts that its layouts read
     "deploy": {"models", "backbones"},
     "tasks": {"models", "data", "evaluation", "config", "engine", "convert", "report"},
-    "jobs": {"tasks", "deploy", "config", "engine"},
-    "exporting": {"jobs", "tasks", "deploy", "models", "config", "data"},
-    "predictor": {"jobs", "tasks", "deploy", "config", "data", "engine"},
+    "trained": {"tasks", "deploy", "config", "convert", "engine"},
+    "jobs": {"trained", "tasks", "engine"},
+    "exporting": {"trained", "tasks", "deploy", "models", "config", "data"},
+    "predictor": {"trained", "deploy", "config", "data", "engine"},
 }
 
 OPTIONAL_LIBRARIES = {

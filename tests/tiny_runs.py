@@ -6,7 +6,7 @@ from typing import NamedTuple
 import yaml
 from networks import TINY
 
-ROOT = Path(__file__).resolve().parents[1]
+QUICK = Path(__file__).resolve().parents[1] / "configs/quick"
 
 
 class TinyRun(NamedTuple):
@@ -117,12 +117,17 @@ TINY_RUNS = {
 }  # fmt: skip
 
 
+def filled(sections, toy):
+    """The sections of a tiny run on the toy set in the folder `toy`."""
+    return yaml.safe_load(yaml.safe_dump(sections).replace("{toy}", str(toy)))
+
+
 def write_tiny_config(task, toy, path):
     """Write the config of a tiny run on the toy set in the folder `toy`; returns its path."""
     run = TINY_RUNS[task]
-    sections = yaml.safe_load(yaml.safe_dump(run.sections).replace("{toy}", str(toy)))
+    sections = filled(run.sections, toy)
     config = {
-        "_base_": str(ROOT / f"configs/quick/{run.quick}.yaml"),
+        "_base_": str(QUICK / f"{run.quick}.yaml"),
         **sections,
         "backbone": {"name": TINY, "drop_path_rate": 0.1},
         "data": {**sections["data"], "workers": 2},

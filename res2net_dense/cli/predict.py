@@ -37,8 +37,8 @@ def main(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from res2net_dense.data.images import list_images
-    from res2net_dense.jobs import open_job
     from res2net_dense.predictor import Predictor
+    from res2net_dense.trained import open_job
 
     job, device = open_job(args.config, args.weights, args.overrides)
     task, output = job.task, Path(args.output)

@@ -47,8 +47,7 @@ class ClassificationData(DataConfig):
     """Length of the shorter edge in evaluation, before the square is cut from the middle. Published networks
     have crop_size / resize_size = 0.875."""
     train_crop: Literal["resized", "padded"] = "resized"
-    """In training, cut out a random part and resize it (ImageNet), or shift the image by up to `padding`
-    pixels (CIFAR)."""
+    """In training, cut out and resize a part (ImageNet), or shift by up to `padding` pixels."""
     crop_scale: Shares = (0.08, 1.0)
     """Smallest and largest share of the image's area that a `resized` crop takes."""
     crop_ratio: Range = (3 / 4, 4 / 3)
@@ -84,11 +83,8 @@ class ClassificationConfig(Config):
     """A configuration of classification."""
 
     task: Literal["classification"]
-    """What is learned."""
     model: ClassifierConfig = ClassifierConfig()
-    """What is built on the backbone."""
     data: ClassificationData = ClassificationData()
-    """The images, and how they are prepared."""
 
     @model_validator(mode="after")
     def _check_one_rate(self) -> ClassificationConfig:

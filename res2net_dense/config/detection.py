@@ -114,10 +114,7 @@ class DetectionConfig(Config):
     """A configuration of detection or instance segmentation."""
 
     task: Literal["detection"]
-    """What is learned."""
     model: Annotated[MaskRCNNConfig | FasterRCNNConfig, Field(discriminator="arch")]
     """What is built on the backbone."""
     data: DetectionData = DetectionData()
-    """The images, and how they are prepared."""
     eval: DetectionEval = DetectionEval()
-    """The evaluation."""

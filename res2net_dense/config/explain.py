@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import reprlib
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
-from typing import Any, NamedTuple, get_args
+from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
@@ -15,18 +16,11 @@ from res2net_dense.config.schema import Config
 from res2net_dense.config.yaml_text import KeyPath, fold, format_path
 from res2net_dense.errors import ConfigError, first_few
 
+Fields = Mapping[str, FieldInfo]
+Sections = Sequence[type[BaseModel]]
+
 _TAGS = "arch", "layout"  # the keys that choose one of several sections
 _SIGNS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
-
-
-class Spot(NamedTuple):
-    """A key of a configuration, and what the schema has there."""
-
-    path: KeyPath
-    known: Mapping[str, FieldInfo]
-    """The fields of the section that the last key is in."""
-    sections: Sequence[type[BaseModel]]
-    """The sections that the key may hold."""
 
 
 def explain(
@@ -41,14 +35,15 @@ def explain(
 
 def explain_task(data: Mapping[str, Any], source: str, tasks: Sequence[str]) -> ConfigError:
     """Return the error of data that name none of the tasks."""
-    known = ", ".join(map(repr, tasks))
+    expected = f"expected one of {', '.join(map(repr, tasks))}"
     if "task" in data:
-        return _error(("task",), f"task = {show(data['task'])}: expected one of {known}", data, source)
+        return _error(("task",), f"task = {show(data['task'])}: {expected}", data, source)
     fields = Config.model_fields
     missing: list[KeyPath] = [(key,) for key in fields if fields[key].is_required() and key not in data]
-    for key in data.keys() - fields.keys():
-        return _error((key,), _explain_unknown(Spot((key,), fields, ()), Config), data, source, missing)
-    return _error(("task",), f"task is missing; expected one of {known}", data, source, missing[1:])
+    for key in data:
+        if key not in fields:
+            return _error((key,), _explain_unknown((key,), fields, Config), data, source, missing)
+    return _error(("task",), f"task is missing; {expected}", data, source, missing[1:])
 
 
 def show(value: Any) -> str:
@@ -72,84 +67,75 @@ def _error(
 
 def _explain_one(detail: ErrorDetails, data: Mapping[str, Any], schema: type[Config]) -> tuple[KeyPath, str]:
     context, kind = detail.get("ctx", {}), detail["type"]
-    spot = _find(detail["loc"], data, schema)
-    path = spot.path
+    path, fields, sections = _find(detail["loc"], data, schema)
     if kind == "extra_forbidden":
-        return path, _explain_unknown(spot, schema)
+        return path, _explain_unknown(path, fields, schema)
     if kind == "conflict":
         path = (*path, *context["key"].split("."))
         return path, f"{format_path(path)} = {show(context['value'])}: {context['reason']}"
     if kind.startswith("union_tag"):
         tag = context["discriminator"].strip("'")
         path = (*path, tag)
-        allowed = ", ".join(repr(value) for model in spot.sections for value in _values(model, tag))
-        if kind == "union_tag_not_found":
-            return path, f"{format_path(path)} is missing; expected one of {allowed}"
-        return path, f"{format_path(path)} = {show(context['tag'])}: expected one of {allowed}"
-    field = spot.known.get(str(path[-1])) if path else None
+        found = f" = {show(context['tag'])}:" if "tag" in context else " is missing;"
+        allowed = ", ".join(repr(value) for section in sections for value in _values(section, tag))
+        return path, f"{format_path(path)}{found} expected one of {allowed}"
+    field = fields.get(str(path[-1])) if path else None
     if kind == "missing":
         about = f": {field.description}" if field and field.description else ""
         return path, f"{format_path(path)} is missing{about}"
     message = detail["msg"].removeprefix("Input ")
     if field and kind in ("int_type", "float_type", "int_from_float"):
-        message += ",".join(_limits(field.annotation, field.metadata))
+        # Limits are in the metadata of a field, or somewhere inside its annotation.
+        limits = re.findall(r"\b(gt|ge|lt|le)=([-+.\w]+)", repr((field.annotation, field.metadata)))
+        message += ",".join(f" {_SIGNS[name]} {limit}" for name, limit in limits)
     return path, f"{format_path(path)} = {show(detail['input'])}: {message}"
 
 
-def _explain_unknown(spot: Spot, schema: type[Config]) -> str:
-    *section, key = spot.path
-    guesses = [(*section, near) for near in get_close_matches(str(key), spot.known, n=1)]
+def _explain_unknown(path: KeyPath, fields: Fields, schema: type[Config]) -> str:
+    *section, key = path
+    guesses = [(*section, near) for near in get_close_matches(str(key), fields, n=1)]
     guesses = guesses or [path for path in _all_paths(schema) if path[-1] == key][:2]
     hint = f"; did you mean {' or '.join(repr(format_path(guess)) for guess in guesses)}?" if guesses else "."
     where = f"of {format_path(tuple(section))!r}" if section else "at the top"
-    return f"unknown key {format_path(spot.path)!r}{hint} Known keys {where}: {', '.join(spot.known)}"
+    return f"unknown key {format_path(path)!r}{hint} Known keys {where}: {', '.join(fields)}"
 
 
-def _find(location: KeyPath, data: Any, schema: type[Config]) -> Spot:
-    """Follow a location of pydantic.
+def _find(location: KeyPath, data: Any, schema: type[Config]) -> tuple[KeyPath, Fields, Sections]:
+    """Follow a location of pydantic: its key path, the fields of the section that the last key is in, and the
+    sections that the key may hold.
 
-    It has more than the keys: the tag of a section that is one of several, and the 0 of a list of one that is
-    written without its list.
+    A location has more than the keys: the tag of a section that is one of several, and the 0 of a list of one
+    that is written without its list.
     """
     path: list[str | int] = []
-    known: Mapping[str, FieldInfo] = {}
-    sections: Sequence[type[BaseModel]] = [schema]
+    fields: Fields = {}
+    sections: Sections = [schema]
     for key in location:
         if isinstance(key, int):
             if not isinstance(data, list):
                 continue
-        elif len(sections) > 1 and any(key in _values(model, tag) for model in sections for tag in _TAGS):
+        elif len(sections) > 1:
+            sections = [one for one in sections if any(key in _values(one, tag) for tag in _TAGS)]
             continue
         else:
-            known = _likeliest(sections, data).model_fields if sections else {}
-            sections = list(_sections(known[key].annotation)) if key in known else []
+            fields = sections[0].model_fields if sections else {}
+            sections = list(_sections(fields[key].annotation)) if key in fields else []
         path.append(key)
         data = _value(data, key)
-    return Spot(tuple(path), known, sections)
+    return tuple(path), fields, sections
 
 
 def _value(section: Any, key: str | int) -> Any:
     """What a mapping or list has there; None if nothing."""
-    if isinstance(section, list) and isinstance(key, int):
-        return section[key] if key < len(section) else None
-    return section.get(key) if isinstance(section, dict) else None
+    try:
+        return section[key]
+    except (KeyError, IndexError, TypeError):
+        return None
 
 
-def _likeliest(sections: Sequence[type[BaseModel]], data: Any) -> type[BaseModel]:
-    """Of several sections the one that is meant: of this `arch` or `layout`, or with most of these keys."""
-    given = data if isinstance(data, dict) else {}
-    return max(
-        sections,
-        key=lambda model: (
-            any(given.get(tag) in _values(model, tag) for tag in _TAGS),
-            len(given.keys() & model.model_fields.keys()),
-        ),
-    )
-
-
-def _values(model: type[BaseModel], tag: str) -> tuple[Any, ...]:
+def _values(section: type[BaseModel], tag: str) -> tuple[Any, ...]:
     """The values of a field that is a literal."""
-    return get_args(model.model_fields[tag].annotation) if tag in model.model_fields else ()
+    return get_args(section.model_fields[tag].annotation) if tag in section.model_fields else ()
 
 
 def _sections(annotation: Any) -> Iterator[type[BaseModel]]:
@@ -160,23 +146,9 @@ def _sections(annotation: Any) -> Iterator[type[BaseModel]]:
         yield from _sections(argument)
 
 
-def _all_paths(model: type[BaseModel], prefix: KeyPath = ()) -> Iterator[KeyPath]:
-    """Yield the key paths of everything a configuration can have."""
-    for name, field in model.model_fields.items():
+def _all_paths(section: type[BaseModel], prefix: KeyPath = ()) -> Iterator[KeyPath]:
+    """Yield the key paths of everything a section can have."""
+    for name, field in section.model_fields.items():
         yield (*prefix, name)
-        for section in _sections(field.annotation):
-            yield from _all_paths(section, (*prefix, name))
-
-
-def _limits(annotation: Any, metadata: Sequence[Any]) -> Iterator[str]:
-    """Yield the limits of a number, such as ` > 0`."""
-    for constraint in metadata:
-        if isinstance(constraint, FieldInfo):
-            yield from _limits(None, constraint.metadata)
-        yield from (
-            f" {sign} {getattr(constraint, name)}"
-            for name, sign in _SIGNS.items()
-            if getattr(constraint, name, None) is not None
-        )
-    for argument in get_args(annotation):
-        yield from _limits(None, getattr(argument, "__metadata__", ()))
+        for inner in _sections(field.annotation):
+            yield from _all_paths(inner, (*prefix, name))

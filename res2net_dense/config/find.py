@@ -21,10 +21,10 @@ def find_config(name: str | Path) -> Path:
     Raises:
         ConfigError: there is neither such a file nor such a name.
     """
-    text = Path(name).as_posix()
-    if os.path.isfile(name):
-        return Path(name)
-    names = config_names()
+    path = Path(os.path.expanduser(name))
+    if os.path.isfile(path):
+        return path
+    text, names = path.as_posix(), config_names()
     if text in names:
         return _folder() / f"{text}.yaml"
     wanted = text.removesuffix(".yaml").removesuffix(".yml")
@@ -32,7 +32,7 @@ def find_config(name: str | Path) -> Path:
     if known:  # the path in a checkout of what the package has
         problem = f"{name}: no such file; the configuration of this name is {max(known, key=len)}"
     elif wanted != text:
-        problem = missing_file(Path(name))
+        problem = missing_file(path)
     else:
         nearest = get_close_matches(text, names, n=3, cutoff=0.4) or names
         problem = f"{name}: no such file and no configuration of this name; nearest: {', '.join(nearest)}"
@@ -43,18 +43,18 @@ def missing_file(path: Path) -> str:
     """Return the message for a file that is not there, with its neighbours."""
     folder = Path(os.path.abspath(path)).parent
     if not os.path.isdir(folder):
-        return fold(f"{path}: no such file: the folder {folder} does not exist")
+        return f"{path}: no such file: the folder {folder} does not exist"
     names = sorted(file.name for file in folder.iterdir() if file.suffix in (".yaml", ".yml"))
     nearest = get_close_matches(path.name, names, n=3, cutoff=0.4) or names[:3]
     hint = f"; nearest there: {', '.join(nearest)}" if nearest else " and no other configuration"
-    return fold(f"{path}: no such file in {folder}{hint}")
+    return f"{path}: no such file in {folder}{hint}"
 
 
 def config_names() -> list[str]:
     """Return the names of the configurations that come with the package, sorted."""
     folder = _folder()
-    files = (path.relative_to(folder) for path in folder.rglob("*.yaml"))
-    return sorted(file.with_suffix("").as_posix() for file in files if file.parts[0] != "_base_")
+    files = (path.relative_to(folder).with_suffix("") for path in folder.rglob("*.yaml"))
+    return sorted(file.as_posix() for file in files if file.parts[0] != "_base_")
 
 
 def _folder() -> Path:

@@ -40,14 +40,14 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Read a configuration file.
 
     Args:
-        path: The YAML file, or the name of one that comes with the package; see `find_config`.
-        overrides: Changes to it such as `train.batch_size=2`; the value is read as YAML (`data.train=null`).
+        path: the YAML file, or the name of one that comes with the package; see `find_config`.
+        overrides: changes to it such as `train.batch_size=2`; the value is read as YAML (`data.train=null`).
 
     Raises:
-        ConfigError: A file, a key or a value is wrong.
+        ConfigError: a file, a key or a value is wrong.
     """
     path = find_config(path)
-    return parse_config(_read(path, ()), source=str(path), overrides=overrides)
+    return parse_config(_read(path), source=str(path), overrides=overrides)
 
 
 def parse_config(
@@ -56,14 +56,14 @@ def parse_config(
     """Check plain data, such as the configuration in a checkpoint.
 
     Args:
-        mapping: The sections.
-        source: Where it comes from, for the error messages.
-        overrides: See `load_config`.
+        mapping: the sections.
+        source: where it comes from, for the error messages.
+        overrides: see `load_config`.
 
     Raises:
-        ConfigError: A key or a value is wrong.
+        ConfigError: a key or a value is wrong.
     """
-    data = dict(mapping) if not isinstance(mapping, Section) else mapping
+    data = mapping if isinstance(mapping, Section) else Section(mapping)
     for text in overrides:
         data = _merge(data, _parse_override(text, data))
     task = data.get("task")
@@ -84,7 +84,7 @@ def save_config(config: Config, path: str | Path) -> None:
     """Write a configuration that loads to an equal one. The file is complete or absent, never half written.
 
     Raises:
-        ConfigError: The file cannot be written.
+        ConfigError: the file cannot be written.
     """
     text = dump_yaml(config_to_dict(config))
     try:
@@ -93,7 +93,7 @@ def save_config(config: Config, path: str | Path) -> None:
         raise ConfigError(f"{path}: cannot be written: {error.strerror}") from error
 
 
-def _read(path: Path, parents: tuple[Path, ...]) -> Section:
+def _read(path: Path, parents: tuple[Path, ...] = ()) -> Section:
     """Read a file and the files it builds on."""
     resolved = Path(os.path.realpath(path))
     if resolved in parents:
@@ -101,21 +101,18 @@ def _read(path: Path, parents: tuple[Path, ...]) -> Section:
         raise ConfigError(f"{path}: {_BASE} goes in a circle: {chain}")
     data = parse_yaml(_read_text(path), lambda line: f"{path}:{line}")
     if data is None:
-        data = Section({}, {})
+        data = Section()
     if not isinstance(data, Section):
         raise ConfigError(f"{path}: expected a mapping of sections, not {show(data)}")
-
-    bases = data.pop(_BASE, [])
+    place, bases = data.places.get(_BASE), data.pop(_BASE, [])
     names = [bases] if isinstance(bases, str) else bases
     if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
-        raise ConfigError(
-            f"{data.places[_BASE]}: {_BASE} = {show(bases)}: expected a path or a list of paths"
-        )
-    merged = Section({}, {})
+        raise ConfigError(f"{place}: {_BASE} = {show(bases)}: expected a path or a list of paths")
+    merged = Section()
     for name in names:
-        base = path.parent / name
+        base = path.parent / os.path.expanduser(name)
         if not os.path.isfile(base):
-            raise ConfigError(f"{data.places[_BASE]}: {_BASE}: {missing_file(base)}")
+            raise ConfigError(fold(f"{place}: {_BASE}: {missing_file(base)}"))
         merged = _merge(merged, _read(base, (*parents, resolved)))
     return _merge(merged, data)
 
@@ -136,7 +133,7 @@ def _read_text(path: Path) -> str:
 
 def _merge(base: Mapping[str, Any], change: Section) -> Section:
     """Return `base` with `change` in it: mappings merge and stay where they are, everything else replaces."""
-    merged = Section(dict(base), dict(getattr(base, "places", {})))
+    merged = Section(base, dict(getattr(base, "places", {})))
     for key, value in change.items():
         old = merged.get(key)
         if isinstance(old, dict) and isinstance(value, Section) and not _are_two_layouts(old, value):
@@ -148,8 +145,8 @@ def _merge(base: Mapping[str, Any], change: Section) -> Section:
 
 
 def _are_two_layouts(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
-    """Whether one is a split in COCO's layout and one in VOC's: half of each would name the wrong folders."""
-    coco = [{"images", "annotations"} <= split.keys() and "root" not in split for split in (old, new)]
+    """Whether one is a part in COCO's layout and one in VOC's: half of each would name the wrong folders."""
+    coco = [{"images", "annotations"} <= part.keys() and "root" not in part for part in (old, new)]
     return (coco[0] and "root" in new) or (coco[1] and "root" in old)
 
 
@@ -169,8 +166,8 @@ def _parse_override(text: str, data: Mapping[str, Any]) -> Section:
         if isinstance(section, list):
             name = ".".join(keys[:count])
             raise ConfigError(f"{label}: {name} is a list; give it whole: '{name}=[...]'")
-    change = parse_yaml(value_text, lambda _: label)
-    for key in reversed(keys):
+    *sections, key = keys
+    change = Section({key: parse_yaml(value_text, lambda _: label)}, {key: label})
+    for key in reversed(sections):
         change = Section({key: change}, {key: label})
-    assert isinstance(change, Section)
     return change

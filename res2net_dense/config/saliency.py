@@ -70,8 +70,7 @@ class SaliencyData(DataConfig):
     max_size: Edge = 1024
     """The longer edge never exceeds this where `size` is null."""
     crop: Shares = (1.0, 1.0)
-    """Smallest and largest part of an image's height, and of its width, that a random crop keeps in
-    training."""
+    """Smallest and largest share of an image's height, and of its width, that a random crop keeps."""
     rotate: Annotated[float, Field(ge=0, le=180)] = 0.0
     """Largest angle of a random rotation in training, in degrees."""
 
@@ -93,10 +92,6 @@ class SaliencyConfig(Config):
     """A configuration of salient object detection."""
 
     task: Literal["saliency"]
-    """What is learned."""
     model: SaliencyModelConfig = SaliencyModelConfig()
-    """The network that is built on the backbone."""
     data: SaliencyData = SaliencyData()
-    """The images, and how they are prepared."""
     eval: SaliencyEval = SaliencyEval()
-    """The evaluation."""

@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from res2net_dense.sections import BelowOne, Fraction, Pair, Section, Share, Text
+from res2net_dense.sections import BelowOne, Fraction, Pair, PathText, Section, Share, Text
 
 Channels = Annotated[list[float], Field(min_length=3, max_length=3)]
 
@@ -24,12 +24,12 @@ class BackboneConfig(Section):
 
     name: Text
     """Published name, such as `res2net50_26w_4s`."""
-    weights: Text | None = None
-    """Weights to start from: `imagenet` (the first published ones), a tag such as `mm_in1k`, the path of a
-    file, or null for random ones."""
+    weights: PathText | None = None
+    """Weights to start from: `imagenet` (the first published ones), a tag such as `mm_in1k`, a file, or null
+    for random ones."""
     freeze_at: Annotated[int, Field(ge=0, le=5)] = 0
-    """Leading parts of the backbone that keep their weights: 0 none, 1 the stem, 2 the stem and res2, ... 5
-    all (4 where it has three stages). What is built on it, a classifier's last layer too, still learns."""
+    """Leading parts that keep their weights: 0 none, 1 the stem, 2 the stem and res2, ... 5 all (4 where it
+    has three stages). What is built on the backbone, a classifier's last layer too, still learns."""
     norm: Literal["BN", "FrozenBN", "SyncBN", "GN"] = "BN"
     """Normalization layers; FrozenBN keeps the statistics and scales of the weights it starts from."""
     drop_path_rate: BelowOne = 0.0
@@ -78,7 +78,7 @@ class DataConfig(Section):
     """Changes of colour, brightness, sharpness and noise in training."""
     on_error: Literal["raise", "skip"] = "raise"
     """What happens at an unreadable image in training: the run ends, or the next readable one replaces it.
-    Evaluation always ends with the error, since a score without some images would be another score."""
+    Evaluation always ends: a score without some images would be another score."""
     workers: NonNegativeInt = 2
     """Processes that load images, for each training process; 0 loads in the training process."""
 
@@ -158,14 +158,13 @@ class TrainConfig(Section):
     """Decay of the moving average of the weights that is evaluated and saved; null for none."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "fp32"
     """Number format of the forward pass, in training and evaluation; fp16 needs CUDA. auto is bf16 where the
-    device is fast in it, else fp32: a CPU that is not takes ten times as long."""
+    device is fast in it, else fp32."""
     channels_last: bool = False
     """Keep the channels of a pixel together in memory; often faster with mixed precision."""
     compile: bool = False
     """Compile the backbone with torch.compile."""
     on_non_finite: Literal["raise", "skip"] = "raise"
-    """What happens at a NaN or infinite loss or gradient: end the run, or leave that step out (at most three
-    in a row). Neither touches the weights."""
+    """At a NaN or infinite loss or gradient: end the run, or skip the step (at most three in a row)."""
     log_every: PositiveInt = 20
     """Iterations between two lines of the log."""
     eval_every: NonNegativeInt = 0
@@ -202,7 +201,7 @@ class RuntimeConfig(Section):
     """`auto` (CUDA where there is one), `cpu`, `cuda` or `cuda:N`."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Start of all random numbers."""
-    output_dir: Text = "output/run"
+    output_dir: PathText = "output/run"
     """The run folder, relative to the current working directory."""
     threads: PositiveInt | None = None
     """CPU threads of a process; null leaves the choice to PyTorch."""
@@ -211,9 +210,7 @@ class RuntimeConfig(Section):
 
 
 class Config(Section):
-    """A whole configuration; each task has a class of its own, which narrows `task`, `model`, `data` and
-    `eval`.
-    """
+    """A whole configuration; the class of a task narrows `task`, `model`, `data` and `eval`."""
 
     task: str
     """What is learned."""
@@ -234,7 +231,6 @@ class Config(Section):
     def _check_classes(self) -> Config:
         names, count = self.data.class_names, self.model.num_classes
         if names is not None and count is not None and len(names) != count:
-            raise self.conflict(
-                "model.num_classes", f"must equal the number of data.class_names, {len(names)}"
-            )
+            reason = f"must equal the number of data.class_names, {len(names)}"
+            raise self.conflict("model.num_classes", reason)
         return self

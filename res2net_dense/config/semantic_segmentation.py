@@ -34,8 +34,7 @@ class SegmenterConfig(ModelConfig):
     """Stride of the backbone's last map; null for the architecture's usual one: 16 for the DeepLabs and PAN,
     32 for the others, which have no choice."""
     atrous_rates: Annotated[list[PositiveInt], Field(min_length=3, max_length=3)] | None = None
-    """Dilation rates of the DeepLabs' pyramid; null for (6, 12, 18) at output stride 16 and (12, 24, 36) at
-    8."""
+    """Dilation rates of the DeepLabs' pyramid; null for (6, 12, 18), at output stride 8 (12, 24, 36)."""
     norm: Literal["BN", "SyncBN", "GN"] = "BN"
     """Normalization in what is built on the backbone. Batches of one or two images need GN."""
     aux_weight: NonNegativeFloat = 0.0
@@ -69,8 +68,7 @@ class SegmentationData(DataConfig):
     crop_size: PositiveInt = 513
     """Side of the square that is cut out of an image in training."""
     base_size: PositiveInt | None = None
-    """Length of the shorter edge to which an image is brought before it is scaled at random; null takes
-    images as they are."""
+    """Length of an image's shorter edge before it is scaled at random; null takes images as they are."""
     scale: Range = (0.5, 2.0)
     """Smallest and largest factor by which an image is scaled at random before the crop."""
     min_size_test: PositiveInt | None = None
@@ -93,8 +91,7 @@ class SegmentationEval(EvalConfig):
     flip: bool = False
     """See the mirrored image too."""
     window: PositiveInt | None = None
-    """Side of the window that slides over the image, as `data.min_size_test` and `max_size_test` leave it;
-    null sees the whole image at once."""
+    """Side of the window that slides over the resized image; null sees the whole image at once."""
     window_stride: PositiveInt | None = None
     """Pixels from one window to the next; null for two thirds of `window`."""
 
@@ -109,10 +106,7 @@ class SegmentationConfig(Config):
     """A configuration of semantic segmentation."""
 
     task: Literal["semantic_segmentation"]
-    """What is learned."""
     model: SegmenterConfig
     """What is built on the backbone."""
     data: SegmentationData = SegmentationData()
-    """The images, and how they are prepared."""
     eval: SegmentationEval = SegmentationEval()
-    """The evaluation."""

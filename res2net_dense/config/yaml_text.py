@@ -1,4 +1,4 @@
-"""YAML text -> plain data that knows its places.
+"""YAML text -> plain data that knows its places, and back.
 
 No text can run code: the tree of nodes is turned into plain data here, and PyYAML's constructors are never
 called. Scalars follow YAML 1.2's core schema (https://yaml.org/spec/1.2.2/#103-core-schema): `1e-4` is a
@@ -22,26 +22,28 @@ MAX_NODES = 10_000
 MAX_DIGITS = 100
 
 _TAG = "tag:yaml.org,2002:"
-_FLOAT = r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"
+_SPECIAL = r"[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)"
+# Base 0 would refuse the leading zeros that YAML allows.
 _SCALARS: dict[str, tuple[str, Callable[[str], Any]]] = {
     "null": ("~|null|Null|NULL|", lambda text: None),
     "bool": ("true|True|TRUE|false|False|FALSE", lambda text: text.lower() == "true"),
-    # Base 0 would refuse the leading zeros that YAML allows.
     "int": (
         "[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+",
         lambda text: int(text, 0 if text[:2] in ("0o", "0x") else 10),
     ),
-    "float": (_FLOAT, lambda text: float(re.sub(r"\.(?=[a-z])", "", text.lower()))),
-    "str": ("(?s:.*)", str),
+    "float": (
+        rf"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|{_SPECIAL}",
+        lambda text: float(text.replace(".", "") if re.fullmatch(_SPECIAL, text) else text),
+    ),
 }
 
 
 class Section(dict[str, Any]):
     """A mapping that knows the file and line of each of its keys."""
 
-    def __init__(self, values: dict[str, Any], places: dict[str, str]) -> None:
+    def __init__(self, values: Any = (), places: dict[str, str] | None = None) -> None:
         super().__init__(values)
-        self.places = places
+        self.places = places or {}
 
 
 def format_path(path: KeyPath) -> str:
@@ -49,18 +51,20 @@ def format_path(path: KeyPath) -> str:
     return "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in path).removeprefix(".")
 
 
+def fold(text: str) -> str:
+    """Fold all white space, so that a message stays on one line."""
+    return " ".join(text.split())
+
+
 def parse_yaml(text: str, place: Callable[[int], str]) -> Any:
-    """Read one YAML document.
+    """Read one YAML document as plain data whose mappings are `Section`s; None if it is empty.
 
     Args:
-        text: The document.
-        place: Names a line, given its number counted from 1.
-
-    Returns:
-        The plain data, None for an empty document; its mappings are `Section`s.
+        text: the document.
+        place: names a line, given its number counted from 1.
 
     Raises:
-        ConfigError: It is not valid YAML, has a tag or a duplicate key, or is too deep or too large.
+        ConfigError: it is not valid YAML, has a tag or a duplicate key, or is too deep or too large.
     """
     try:
         loader = _Loader(text, place)
@@ -85,11 +89,6 @@ def dump_yaml(data: Any) -> str:
     return text
 
 
-def fold(text: str) -> str:
-    """Fold all white space, so that a message stays on one line."""
-    return " ".join(text.split())
-
-
 class _Loader(yaml.SafeLoader):
     """Builds the tree of nodes and turns it into plain data; stops at what is too deep or too large."""
 
@@ -101,6 +100,9 @@ class _Loader(yaml.SafeLoader):
         self.depth = self.composed = self.expanded = 0
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        event: Any = self.peek_event()  # type: ignore[no-untyped-call]  # the stubs lack its types
+        if getattr(event, "tag", None) not in (None, "!"):
+            raise _error(f"the tag {event.tag!r} is not allowed", event.start_mark)
         self.composed += 1
         self.depth += 1
         _check_size(self.depth, self.composed, self.get_mark())
@@ -112,23 +114,17 @@ class _Loader(yaml.SafeLoader):
         # Aliases share nodes, so the tree can be far larger than the text, even endless.
         self.expanded += 1
         _check_size(len(path), self.expanded, node.start_mark)
-        kind = node.tag.removeprefix(_TAG)
-        if isinstance(node, yaml.MappingNode) and kind == "map":
+        if isinstance(node, yaml.MappingNode):
             return self.section(node, path)
-        if isinstance(node, yaml.SequenceNode) and kind == "seq":
+        if isinstance(node, yaml.SequenceNode):
             return [self.plain(item, (*path, index)) for index, item in enumerate(node.value)]
-        if not isinstance(node, yaml.ScalarNode) or kind not in _SCALARS:
-            raise _error(f"the tag {node.tag!r} is not allowed", node.start_mark)
-        pattern, convert = _SCALARS[kind]
-        text = _text(node)
-        if not re.fullmatch(pattern, text):
-            raise _error(f"{text!r} is not of the kind {kind}", node.start_mark)
+        text, kind = _text(node), node.tag.removeprefix(_TAG)
         if kind == "int" and len(text) > MAX_DIGITS:
             raise _error("the number is too long", node.start_mark)
-        return convert(text)
+        return text if kind == "str" else _SCALARS[kind][1](text)
 
     def section(self, node: yaml.MappingNode, path: KeyPath) -> Section:
-        section = Section({}, {})
+        section = Section()
         lines: dict[str, int] = {}
         for key_node, value_node in node.value:
             if not isinstance(key_node, yaml.ScalarNode):
@@ -150,12 +146,12 @@ class _Dumper(yaml.SafeDumper):
         return True
 
 
-for _kind in ("null", "bool", "int", "float"):
+for _kind, (_pattern, _) in _SCALARS.items():
     for _class in (_Loader, _Dumper):
-        _class.add_implicit_resolver(_TAG + _kind, re.compile(f"^(?:{_SCALARS[_kind][0]})$"), None)
+        _class.add_implicit_resolver(_TAG + _kind, re.compile(rf"(?:{_pattern})\Z"), None)
 
 
-def _text(node: yaml.ScalarNode) -> str:
+def _text(node: yaml.Node) -> str:
     text: str = node.value
     if any("\ud800" <= letter <= "\udfff" for letter in text):
         raise _error("half a character (a lone surrogate) is not allowed", node.start_mark)

@@ -31,7 +31,7 @@ from res2net_dense.data.loaders import (
 )
 from res2net_dense.engine import distributed
 from res2net_dense.engine.distributed import print_rank0
-from res2net_dense.errors import ConfigError, DatasetError, first_few
+from res2net_dense.errors import ConfigError, DatasetError, counted, first_few
 from res2net_dense.models.graphs import Graph
 from res2net_dense.types import Prediction, ReportingEvaluator, Sample, Source
 
@@ -39,8 +39,9 @@ _log = logging.getLogger(__name__)
 
 C = TypeVar("C", bound=Config)
 
-TrainTransform = Callable[[Sample, np.random.Generator], Sample]
-EvalTransform = Callable[[Sample], Sample]
+Transform = Callable[..., Sample]
+"""Takes a sample, in training a `numpy.random.Generator` too: a `data.transforms.Pipeline`."""
+Images = list[Image.Image]
 
 
 class Metric(NamedTuple):
@@ -62,24 +63,24 @@ class Task(ABC, Generic[C]):
     name: ClassVar[str]
     """As in `task:` of a config."""
     config_class: type[C]
+    needs: ClassVar[tuple[str, ...]] = ()
+    """The parts of a `Sample` that are learned and scored; a layout that has none of them is refused."""
     folders: ClassVar[tuple[str, ...]] = ("",)
     """Of the images that `draw` returns, below the output folder."""
     overlay: ClassVar[str] = ""
     """Which of `folders` has the predictions drawn on their images."""
     first_category_id: ClassVar[int] = 1
     """The `category_id` of label 0 in `to_records`."""
+    counted: ClassVar[str] = "objects"
+    """What the records of `to_records` are, for `summary`."""
+    usual_classes: ClassVar[int] = 2
+    """Number of classes of the usual benchmark, for a model that is built without any data."""
     batched_outputs: bool = True
     """Whether the outputs of an exported file have one row per image."""
     quantizable: ClassVar[bool] = False
     """Whether its exported files may be in int8."""
     weights_are_whole: ClassVar[bool] = False
     """Whether `backbone.weights` may hold the whole model."""
-    needs: ClassVar[tuple[str, ...]] = ()
-    """The parts of a `Sample` that are learned and scored; a layout that has none of them is refused."""
-    counted: ClassVar[str] = "objects"
-    """What the records of `to_records` are, for `summary`."""
-    usual_classes: ClassVar[int | None] = None
-    """Number of classes of the usual benchmark, for a model that is built without any data."""
 
     # What each task defines.
 
@@ -87,28 +88,9 @@ class Task(ABC, Generic[C]):
     def metrics(self, config: C) -> list[Metric]:
         """The scores of an evaluation on `data.val`, without those of single classes."""
 
-    def class_metrics(self, config: C) -> list[str]:
-        """The names of the scores of single classes."""
-        return []
-
-    def open_source(self, config: C, *, train: bool) -> Any:
-        """Return the samples of `data.train` or `data.val`, a `Source`; opened once.
-
-        Raises:
-            ConfigError: the config names none, or what does not fit the task.
-            DatasetError: the data are missing or broken.
-        """
-        name = "train" if train else "val"
-        parts = getattr(config.data, name)
-        if parts is None:
-            raise ConfigError(f"data.{name} is not set: name the data there")
-        return open_source(
-            parts, train=train, class_names=config.data.class_names, **self.source_options(config)
-        )
-
-    def source_options(self, config: C) -> dict[str, Any]:
-        """What `data.layouts.open_source` has to know of the task."""
-        return {"needs": self.needs}
+    def class_scores(self, config: C) -> Sequence[str]:
+        """What is scored for each class: `IoU` of `IoU/cat`."""
+        return ()
 
     @abstractmethod
     def build_model(self, config: C, *, load_weights: bool = True) -> nn.Module:
@@ -116,19 +98,19 @@ class Task(ABC, Generic[C]):
 
     @abstractmethod
     def build_graph(self, model: Any) -> Graph:
-        """Return the network as a function from images to plain tensors, to be exported."""
+        """Return a copy of the network as a function from images to plain tensors, to be exported."""
 
     @abstractmethod
-    def train_transform(self, config: C) -> TrainTransform:
+    def train_transform(self, config: C) -> Transform:
         """Return what is done to a sample in training."""
 
     @abstractmethod
-    def eval_transform(self, config: C) -> EvalTransform:
+    def eval_transform(self, config: C) -> Transform:
         """Return what is done to a sample in evaluation and prediction."""
 
     @abstractmethod
     def build_evaluator(self, config: C) -> ReportingEvaluator:
-        """Return the evaluator of `data.val`."""
+        """Return the evaluator of `data.val`; label maps it reads itself, at their own size."""
 
     @abstractmethod
     def decode(self, outputs: Mapping[str, Tensor], place: int, sample: Sample) -> Prediction:
@@ -141,15 +123,13 @@ class Task(ABC, Generic[C]):
         """
 
     @abstractmethod
-    def draw(
-        self, image: np.ndarray, prediction: Prediction, class_names: Sequence[str], score: float
-    ) -> list[Image.Image]:
+    def draw(self, image: np.ndarray, prediction: Prediction, names: Sequence[str], score: float) -> Images:
         """Return the images made of a prediction, one for each of `folders`.
 
         Args:
             image: (H, W, 3) uint8, RGB.
             prediction: at the size of the image.
-            class_names: by label.
+            names: of the classes, by label.
             score: lowest score of an object that is drawn.
         """
 
@@ -161,13 +141,30 @@ class Task(ABC, Generic[C]):
         """Return a few words on what was found in all images, such as `12 objects with score >= 0.5`."""
         return f"{sum(record['score'] >= score for record in records)} {self.counted} with score >= {score:g}"
 
+    def source_options(self, config: C) -> dict[str, Any]:
+        """What `data.layouts.open_source` has to know of the task."""
+        return {"needs": self.needs}
+
+    def open_source(self, config: C, *, train: bool) -> Any:
+        """Return the samples of `data.train` or `data.val`, a `Source`; opened once.
+
+        Raises:
+            ConfigError: the config names none, or what does not fit the task.
+            DatasetError: the data are missing or broken.
+        """
+        name = "train" if train else "val"
+        parts = getattr(config.data, name)
+        if parts is None:
+            raise ConfigError(f"data.{name} is not set: name the data there")
+        options = self.source_options(config)
+        return open_source(parts, train=train, class_names=config.data.class_names, **options)
+
     def adapt(self, config: C, source: Source) -> C:
         """Fill in the settings that are derived from the data: by default class names and their number."""
-        names = list(source.class_names)
-        classes = config.model.num_classes
-        if classes is not None and classes != len(names):
+        names, count = list(source.class_names), config.model.num_classes
+        if count not in (None, len(names)):
             raise ConfigError(
-                f"model.num_classes is {classes}, but {source.name} has {len(names)} classes "
+                f"model.num_classes is {count}, but {source.name} has {counted(len(names), 'class')} "
                 f"({first_few(names)}); set model.num_classes=null to count them there"
             )
         return updated(config, data={"class_names": names}, model={"num_classes": len(names)})
@@ -201,7 +198,7 @@ class Task(ABC, Generic[C]):
         if weights and config.backbone.weights:
             check_weights(config.backbone.name, config.backbone.weights)
         if config.model.num_classes is None:
-            config = updated(config, model={"num_classes": self.usual_classes or 2})
+            config = updated(config, model={"num_classes": self.usual_classes})
         with torch.device("meta"):
             self.build_model(config, load_weights=False)
 
@@ -225,16 +222,18 @@ class Task(ABC, Generic[C]):
                 one.check()  # better now than after a day of training
         for remark in dict.fromkeys(remark for one in sources for remark in one.remarks):
             warn_rank0(remark)
-        if config.train.best_metric:
-            self._check_best_metric(config, config.train.best_metric)
-        return config
-
-    def _check_best_metric(self, config: C, name: str) -> None:
-        allowed = [*(metric.name for metric in self.metrics(config)), *self.class_metrics(config)]
-        if name not in allowed:
+        name = config.train.best_metric
+        if name is not None and name not in (allowed := self.metric_names(config)):
             near = get_close_matches(name, allowed)
             hint = f"did you mean {' or '.join(near)}? " if near else ""
             raise ConfigError(f"train.best_metric is {name!r}; {hint}there are {first_few(allowed, 12)}")
+        return config
+
+    def metric_names(self, config: C) -> list[str]:
+        """The names of all scores, those of single classes too."""
+        names = config.data.class_names or ()
+        of_classes = [f"{score}/{name}" for score in self.class_scores(config) for name in names]
+        return [metric.name for metric in self.metrics(config)] + of_classes
 
     def best_metric(self, config: C) -> Metric:
         """The metric that chooses the best checkpoint: `train.best_metric`, or the headline of the task."""
@@ -246,27 +245,29 @@ class Task(ABC, Generic[C]):
 
     def build_train_loader(self, config: C, *, start_iteration: int = 0) -> BatchLoader:
         """Return endless batches of this process, from `start_iteration` on."""
-        source = self.open_source(config, train=True)
+        source, seed, names = (
+            self.open_source(config, train=True),
+            config.runtime.seed,
+            self.class_names(config),
+        )
         indices, groups = self.sampling(config, source)
         indices = np.arange(len(source)) if indices is None else indices
-        names = self.class_names(config)
         print_rank0(
-            f"data.train: {len(indices)} images of {source.name}, {len(names)} classes: {first_few(names)}"
+            f"data.train: {counted(len(indices), 'image')} of {source.name}, {counted(len(names), 'class')}: "
+            f"{first_few(names)}"
         )
         batches = TrainBatches(
             len(indices),
             config.train.batch_size,
-            seed=config.runtime.seed,
+            seed=seed,
             groups=groups,
             rank=distributed.rank(),
             world_size=distributed.world_size(),
             accumulate=config.train.accumulate,
             start_iteration=start_iteration,
         )
-        transform = self.train_transform(config)
-        samples = TrainSet(
-            source, indices, transform, seed=config.runtime.seed, on_error=config.data.on_error
-        )
+        transform, on_error = self.train_transform(config), config.data.on_error
+        samples = TrainSet(source, indices, transform, seed=seed, on_error=on_error)
         return BatchLoader(samples, batches, workers=config.data.workers)
 
     def build_eval_loader(self, config: C) -> BatchLoader:
@@ -282,9 +283,7 @@ class Task(ABC, Generic[C]):
     def build_predict_loader(
         self, config: C, files: Sequence[Path]
     ) -> Iterator[tuple[list[Sample], list[tuple[int, DatasetError]]]]:
-        """Return the images in batches, `image_id` their number; with each batch number and error of
-        unreadable ones.
-        """
+        """Return the images in batches, see `data.loaders.predict_loader`."""
         return predict_loader(
             files, self.eval_transform(config), batch_size=config.eval.batch_size, workers=config.data.workers
         )

@@ -16,12 +16,16 @@ from res2net_dense.data.transforms import (
     RandomFlip,
     RandomResizedCrop,
     ResizeAndCenterCrop,
+    Step,
     colour_changes,
 )
-from res2net_dense.engine import distributed
+from res2net_dense.engine.distributed import gather_objects
 from res2net_dense.errors import ConfigError
+from res2net_dense.evaluation.classification import METRICS, ClassificationEvaluator
+from res2net_dense.models.classification import build_classifier_model
 from res2net_dense.models.graphs import ClassificationGraph, Graph
-from res2net_dense.tasks.base import EvalTransform, Metric, Task, TrainTransform, network_settings
+from res2net_dense.report.caption import draw_classes
+from res2net_dense.tasks.base import Images, Metric, Task, Transform, network_settings
 from res2net_dense.types import Prediction, ReportingEvaluator, Sample, Source
 
 TOP = 5
@@ -32,20 +36,18 @@ class Classification(Task[ClassificationConfig]):
     """See the module."""
 
     name = "classification"
-    needs = ("label",)
     config_class = ClassificationConfig
-    weights_are_whole = True
-    usual_classes = 1000
+    needs = ("label",)
     counted = "classes"
+    usual_classes = 1000
+    weights_are_whole = True
 
     def metrics(self, config: ClassificationConfig) -> list[Metric]:
-        from res2net_dense.evaluation.classification import METRICS
-
         few = len(config.data.class_names or ()) in range(1, 5)
         return [Metric(name, headline=name == "top1") for name in METRICS if not (few and name == "top5")]
 
-    def class_metrics(self, config: ClassificationConfig) -> list[str]:
-        return [f"top1/{name}" for name in config.data.class_names or ()]
+    def class_scores(self, config: ClassificationConfig) -> Sequence[str]:
+        return ["top1"]
 
     def adapt(self, config: ClassificationConfig, source: Source) -> ClassificationConfig:
         if len(source.class_names) < 2:
@@ -55,8 +57,6 @@ class Classification(Task[ClassificationConfig]):
         return super().adapt(config, source)
 
     def build_model(self, config: ClassificationConfig, *, load_weights: bool = True) -> nn.Module:
-        from res2net_dense.models.classification import build_classifier_model
-
         settings = network_settings(config, load_weights)
         del settings["arch"]
         return build_classifier_model(**settings)
@@ -64,39 +64,29 @@ class Classification(Task[ClassificationConfig]):
     def build_graph(self, model: Any) -> Graph:
         return ClassificationGraph(model)
 
-    def train_transform(self, config: ClassificationConfig) -> TrainTransform:
+    def train_transform(self, config: ClassificationConfig) -> Transform:
         data = config.data
-        return Pipeline(
-            PaddedCrop(data.crop_size, data.padding)
-            if data.train_crop == "padded"
-            else RandomResizedCrop(data.crop_size, data.crop_scale, data.crop_ratio),
-            RandomFlip(data.flip),
-            colour_changes(data.photometric),
-        )
+        if data.train_crop == "padded":
+            crop: Step = PaddedCrop(data.crop_size, data.padding)
+        else:
+            crop = RandomResizedCrop(data.crop_size, data.crop_scale, data.crop_ratio)
+        return Pipeline(crop, RandomFlip(data.flip), colour_changes(data.photometric))
 
-    def eval_transform(self, config: ClassificationConfig) -> EvalTransform:
+    def eval_transform(self, config: ClassificationConfig) -> Transform:
         return Pipeline(ResizeAndCenterCrop(config.data.resize_size, config.data.crop_size))
 
     def image_size(self, config: ClassificationConfig) -> tuple[int, int] | None:
         return config.data.crop_size, config.data.crop_size
 
     def build_evaluator(self, config: ClassificationConfig) -> ReportingEvaluator:
-        from res2net_dense.evaluation.classification import ClassificationEvaluator
-
         source = self.open_source(config, train=False)
-        return ClassificationEvaluator(
-            source.labels, class_names=source.class_names, gather=distributed.gather_objects
-        )
+        return ClassificationEvaluator(source.labels, class_names=source.class_names, gather=gather_objects)
 
     def decode(self, outputs: Mapping[str, Tensor], place: int, sample: Sample) -> Prediction:
         return {"logits": outputs["logits"][place]}
 
-    def draw(
-        self, image: np.ndarray, prediction: Prediction, class_names: Sequence[str], score: float
-    ) -> list[Image.Image]:
-        from res2net_dense.report.caption import draw_classes
-
-        return [Image.fromarray(draw_classes(image, prediction, class_names))]
+    def draw(self, image: np.ndarray, prediction: Prediction, names: Sequence[str], score: float) -> Images:
+        return [Image.fromarray(draw_classes(image, prediction, names))]
 
     def to_records(self, prediction: Prediction, image_id: int | str) -> list[dict[str, Any]]:
         """Return the `TOP` most likely classes, best first; `category_id` is label + 1, as in COCO."""

@@ -1,4 +1,7 @@
-"""Detection and instance segmentation: R-CNNs, scored by the benchmark of the data's own layout."""
+"""Detection and instance segmentation: R-CNNs, scored by the benchmark of the data's own layout.
+
+What is imported inside methods needs detectron2 or pycocotools, which an exported file does not.
+"""
 
 from __future__ import annotations
 
@@ -12,17 +15,12 @@ from torch import Tensor, nn
 from res2net_dense.config.detection import DetectionConfig
 from res2net_dense.data.loaders import aspect_ratio_groups
 from res2net_dense.data.transforms import Pipeline, RandomFlip, ResizeShortestEdge, colour_changes
-from res2net_dense.engine import distributed
+from res2net_dense.engine.distributed import gather_objects
+from res2net_dense.evaluation import voc
 from res2net_dense.models.detections import to_prediction
 from res2net_dense.models.graphs import Graph
-from res2net_dense.tasks.base import (
-    EvalTransform,
-    Metric,
-    Task,
-    TrainTransform,
-    network_settings,
-    warn_rank0,
-)
+from res2net_dense.report.draw import class_colors, draw_prediction
+from res2net_dense.tasks.base import Images, Metric, Task, Transform, network_settings, warn_rank0
 from res2net_dense.types import BoxSource, Prediction, ReportingEvaluator, Sample
 
 
@@ -31,31 +29,26 @@ class Detection(Task[DetectionConfig]):
 
     name = "detection"
     config_class = DetectionConfig
-    batched_outputs = False
     usual_classes = 80
+    batched_outputs = False
 
     def metrics(self, config: DetectionConfig) -> list[Metric]:
-        if self._benchmark(config) == "voc":
-            from res2net_dense.evaluation.voc import METRICS as VOC_METRICS
-
-            return [Metric(name, headline=name == "bbox/AP50") for name in VOC_METRICS]
+        if self._is_voc(config):
+            return [Metric(name, headline=name == "bbox/AP50") for name in voc.METRICS]
         from res2net_dense.evaluation.coco import METRICS
 
-        kinds = self._iou_types(config)
+        kinds = _iou_types(config)
         return [
             Metric(f"{kind}/{name}", headline=name == "AP" and kind == kinds[-1])
             for kind in kinds
             for name in METRICS
         ]
 
-    def class_metrics(self, config: DetectionConfig) -> list[str]:
-        names = config.data.class_names or ()
-        if self._benchmark(config) == "voc":
-            return [f"bbox/AP50/{name}" for name in names]
-        return [f"{kind}/AP/{name}" for kind in self._iou_types(config) for name in names]
+    def class_scores(self, config: DetectionConfig) -> Sequence[str]:
+        return ["bbox/AP50"] if self._is_voc(config) else [f"{kind}/AP" for kind in _iou_types(config)]
 
     def source_options(self, config: DetectionConfig) -> dict[str, Any]:
-        needs = ("boxes", "masks") if self._has_masks(config) else ("boxes",)
+        needs = ("boxes", "masks") if _has_masks(config) else ("boxes",)
         return {"needs": needs, "difficult": config.data.difficult}
 
     def build_model(self, config: DetectionConfig, *, load_weights: bool = True) -> nn.Module:
@@ -63,15 +56,14 @@ class Detection(Task[DetectionConfig]):
 
         settings = network_settings(config, load_weights)
         del settings["arch"]
-        return build_rcnn(mask=self._has_masks(config), **settings)
+        return build_rcnn(mask=_has_masks(config), **settings)
 
     def build_graph(self, model: Any) -> Graph:
-        """Return a copy of the network as a function from one image to plain tensors, for exporting."""
         from res2net_dense.models.detection_graph import RcnnGraph
 
         return RcnnGraph(model)
 
-    def train_transform(self, config: DetectionConfig) -> TrainTransform:
+    def train_transform(self, config: DetectionConfig) -> Transform:
         data = config.data
         return Pipeline(
             ResizeShortestEdge(data.min_size_train, data.max_size_train),
@@ -79,7 +71,7 @@ class Detection(Task[DetectionConfig]):
             colour_changes(data.photometric),
         )
 
-    def eval_transform(self, config: DetectionConfig) -> EvalTransform:
+    def eval_transform(self, config: DetectionConfig) -> Transform:
         return Pipeline(ResizeShortestEdge([config.data.min_size_test], config.data.max_size_test))
 
     def sampling(
@@ -97,42 +89,30 @@ class Detection(Task[DetectionConfig]):
         return indices, aspect_ratio_groups(source.aspect_ratios[indices]) if grouped else None
 
     def build_evaluator(self, config: DetectionConfig) -> ReportingEvaluator:
-        """Return the evaluator of the benchmark that the validation set's layout belongs to."""
         source: BoxSource = self.open_source(config, train=False)
+        truth, names = source.ground_truth(), source.class_names
         if source.benchmark == "voc":
-            from res2net_dense.evaluation.voc import VocEvaluator
-
-            return VocEvaluator(
-                source.ground_truth(),
-                class_names=source.class_names,
-                method=config.eval.method,
-                gather=distributed.gather_objects,
-            )
+            method = config.eval.method
+            return voc.VocEvaluator(truth, class_names=names, method=method, gather=gather_objects)
         from res2net_dense.evaluation.coco import CocoEvaluator
 
         return CocoEvaluator(
-            source.ground_truth(),
-            class_names=source.class_names,
+            truth,
+            class_names=names,
             name=source.name,
-            iou_types=self._iou_types(config),
+            iou_types=_iou_types(config),
             backend=config.eval.backend,
-            gather=distributed.gather_objects,
+            gather=gather_objects,
         )
 
     def decode(self, outputs: Mapping[str, Tensor], place: int, sample: Sample) -> Prediction:
         height, width = sample["image"].shape[-2:]
         return to_prediction(outputs, (height, width), (sample["original_height"], sample["original_width"]))
 
-    def draw(
-        self, image: np.ndarray, prediction: Prediction, class_names: Sequence[str], score: float
-    ) -> list[Image.Image]:
-        from res2net_dense.report.draw import draw_prediction
-
-        return [Image.fromarray(draw_prediction(image, prediction, class_names, score_threshold=score))]
+    def draw(self, image: np.ndarray, prediction: Prediction, names: Sequence[str], score: float) -> Images:
+        return [Image.fromarray(draw_prediction(image, prediction, names, score_threshold=score))]
 
     def colours(self, class_names: Sequence[str]) -> list[list[int]]:
-        from res2net_dense.report.draw import class_colors
-
         colours: list[list[int]] = class_colors(len(class_names)).tolist()
         return colours
 
@@ -143,17 +123,17 @@ class Detection(Task[DetectionConfig]):
         classes = int(prediction["labels"].max()) + 1 if len(prediction["labels"]) else 0
         return prediction_to_records(prediction, image_id, range(1, classes + 1))
 
-    @staticmethod
-    def _has_masks(config: DetectionConfig) -> bool:
-        return config.model.arch == "mask_rcnn"
+    def _is_voc(self, config: DetectionConfig) -> bool:
+        """Whether VOC's rules score `data.val`; COCO's do where there is none."""
+        return config.data.val is not None and self.open_source(config, train=False).benchmark == "voc"
 
-    def _iou_types(self, config: DetectionConfig) -> tuple[str, ...]:
-        return ("bbox", "segm") if self._has_masks(config) else ("bbox",)
 
-    def _benchmark(self, config: DetectionConfig) -> str:
-        """The rules that score `data.val`; COCO's where there is none."""
-        source = self.open_source(config, train=False) if config.data.val is not None else None
-        return source.benchmark if source else "coco"
+def _has_masks(config: DetectionConfig) -> bool:
+    return config.model.arch == "mask_rcnn"
+
+
+def _iou_types(config: DetectionConfig) -> tuple[str, ...]:
+    return ("bbox", "segm") if _has_masks(config) else ("bbox",)
 
 
 TASK = Detection()

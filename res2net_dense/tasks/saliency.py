@@ -1,4 +1,7 @@
-"""Salient object detection: a map of what stands out in an image, scored by the field's measures."""
+"""Salient object detection: a map of what stands out in an image, scored by the field's measures.
+
+The evaluation needs OpenCV and is imported inside methods: an exported file does not need it.
+"""
 
 from __future__ import annotations
 
@@ -20,21 +23,20 @@ from res2net_dense.data.transforms import (
     drop_maps,
     random_rotation,
 )
-from res2net_dense.engine import distributed
+from res2net_dense.engine.distributed import gather_objects
 from res2net_dense.models.graphs import Graph, SaliencyGraph
 from res2net_dense.models.saliency import build_saliency_model, resized_saliency
-from res2net_dense.tasks.base import EvalTransform, Metric, Task, TrainTransform, network_settings
+from res2net_dense.report.saliency import cut_out, draw_saliency, saliency_image
+from res2net_dense.tasks.base import Images, Metric, Task, Transform, network_settings
 from res2net_dense.types import Prediction, ReportingEvaluator, Sample, Source
-
-CLASS_NAMES = ["salient object"]
 
 
 class Saliency(Task[SaliencyConfig]):
     """See the module."""
 
     name = "saliency"
-    needs = ("saliency",)
     config_class = SaliencyConfig
+    needs = ("saliency",)
     folders = ("maps", "overlays", "cutouts")
     overlay = "overlays"
     quantizable = True
@@ -42,9 +44,8 @@ class Saliency(Task[SaliencyConfig]):
     def metrics(self, config: SaliencyConfig) -> list[Metric]:
         from res2net_dense.evaluation.saliency import METRICS
 
-        source = self.open_source(config, train=False) if config.data.val is not None else None
-        sets = [f"{name}/" for name, _ in source.parts] if source else []
-        prefixes = sets if len(sets) > 1 else [""]
+        parts = [] if config.data.val is None else self.open_source(config, train=False).parts
+        prefixes = [f"{name}/" for name, _ in parts] if len(parts) > 1 else [""]
         return [
             Metric(
                 f"{prefix}{name}",
@@ -60,7 +61,7 @@ class Saliency(Task[SaliencyConfig]):
         return config  # there are no classes
 
     def class_names(self, config: SaliencyConfig) -> list[str]:
-        return CLASS_NAMES
+        return ["salient object"]
 
     def build_model(self, config: SaliencyConfig, *, load_weights: bool = True) -> nn.Module:
         return build_saliency_model(**network_settings(config, load_weights))
@@ -68,7 +69,7 @@ class Saliency(Task[SaliencyConfig]):
     def build_graph(self, model: Any) -> Graph:
         return SaliencyGraph(model)
 
-    def train_transform(self, config: SaliencyConfig) -> TrainTransform:
+    def train_transform(self, config: SaliencyConfig) -> Transform:
         data = config.data
         # Rotated at the size that comes out: nothing larger than that is ever rotated.
         return Pipeline(
@@ -79,7 +80,7 @@ class Saliency(Task[SaliencyConfig]):
             colour_changes(data.photometric),
         )
 
-    def eval_transform(self, config: SaliencyConfig) -> EvalTransform:
+    def eval_transform(self, config: SaliencyConfig) -> Transform:
         data = config.data
         return Pipeline(drop_maps, ResizeLongestEdge(data.size, data.keep_aspect, data.max_size))
 
@@ -92,23 +93,16 @@ class Saliency(Task[SaliencyConfig]):
         return None if size is None or config.data.keep_aspect else (size, size)
 
     def build_evaluator(self, config: SaliencyConfig) -> ReportingEvaluator:
-        """Return the evaluator of the validation sets, which reads the masks at their own size."""
         from res2net_dense.evaluation.saliency import SaliencyEvaluator
 
-        source = self.open_source(config, train=False)
-        return SaliencyEvaluator(
-            source.mask, source.parts, rescale=config.eval.rescale, gather=distributed.gather_objects
-        )
+        source, rescale = self.open_source(config, train=False), config.eval.rescale
+        return SaliencyEvaluator(source.mask, source.parts, rescale=rescale, gather=gather_objects)
 
     def decode(self, outputs: Mapping[str, Tensor], place: int, sample: Sample) -> Prediction:
         size = sample["original_height"], sample["original_width"]
         return {"saliency": resized_saliency(outputs["saliency"][place], size)}
 
-    def draw(
-        self, image: np.ndarray, prediction: Prediction, class_names: Sequence[str], score: float
-    ) -> list[Image.Image]:
-        from res2net_dense.report.saliency import cut_out, draw_saliency, saliency_image
-
+    def draw(self, image: np.ndarray, prediction: Prediction, names: Sequence[str], score: float) -> Images:
         saliency = prediction["saliency"].numpy()
         overlay = Image.fromarray(draw_saliency(image, saliency))
         return [saliency_image(saliency), overlay, cut_out(image, saliency)]
@@ -121,9 +115,8 @@ class Saliency(Task[SaliencyConfig]):
         inside = saliency > 0.5
         if not inside.any():
             return []
-        (top, bottom), (left, right) = (
-            np.flatnonzero(inside.any(axis=axis))[[0, -1]].tolist() for axis in (1, 0)
-        )
+        rows, columns = (np.flatnonzero(inside.any(axis=axis)).tolist() for axis in (1, 0))
+        (top, bottom), (left, right) = (rows[0], rows[-1]), (columns[0], columns[-1])
         return [
             {
                 "image_id": image_id,

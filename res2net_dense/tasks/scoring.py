@@ -43,14 +43,11 @@ class BothScores:
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain data for JSON, null for scores that do not exist."""
 
-        def finite(value: float) -> float | None:
-            return value if math.isfinite(value) else None
+        def finite(scores: dict[str, float]) -> dict[str, float | None]:
+            return {name: value if math.isfinite(value) else None for name, value in scores.items()}
 
-        scores = {
-            name: {key: finite(value) for key, value in values.items()}
-            for name, values in (("model", self.model), ("exported", self.exported))
-        }
-        return {"metric": self.metric, "drop": finite(self.drop), **scores}
+        both = {"model": finite(self.model), "exported": finite(self.exported)}
+        return {"metric": self.metric, **finite({"drop": self.drop}), **both}
 
     def check(self, max_drop: float) -> None:
         """Raise an `ExportError` with both scores if the file loses more than `max_drop`."""
@@ -65,11 +62,7 @@ class BothScores:
 def score_both(config: Config, device: torch.device, model: nn.Module, exported: nn.Module) -> BothScores:
     """Score a model and its exported form on `data.val`, both in full precision.
 
-    Args:
-        config: as `prepare` of its task returned it.
-        device: of the model.
-        model: in the form that was exported: it sees images whole and once.
-        exported: takes the same batches.
+    The model is in the form that was exported: it sees images whole and once.
     """
     task = get_task(config.task)
     evaluator = task.build_evaluator(config)
@@ -78,8 +71,9 @@ def score_both(config: Config, device: torch.device, model: nn.Module, exported:
         for one in (model.to(device), exported)
     )
     metric = task.best_metric(config)
-    sign = -1 if metric.direction == "min" else 1
-    drop = sign * (before[metric.name] - after[metric.name]) / metric.scale
+    drop = (
+        (before[metric.name] - after[metric.name]) / metric.scale * (-1 if metric.direction == "min" else 1)
+    )
     if math.isnan(drop):
         drop = 0.0 if math.isnan(before[metric.name]) and math.isnan(after[metric.name]) else math.inf
     shown = [one.name for one in task.metrics(config) if one.name in before]

@@ -1,4 +1,7 @@
-"""Semantic segmentation: networks of segmentation_models_pytorch on our backbones, scored by mIoU."""
+"""Semantic segmentation: networks of segmentation_models_pytorch on our backbones, scored by mIoU.
+
+`models.segmentation` needs that library and is imported inside methods: an exported file does not need it.
+"""
 
 from __future__ import annotations
 
@@ -19,12 +22,14 @@ from res2net_dense.data.transforms import (
     colour_changes,
     drop_maps,
 )
-from res2net_dense.engine import distributed
+from res2net_dense.engine.distributed import gather_objects
 from res2net_dense.errors import ConfigError
+from res2net_dense.evaluation.semantic import METRICS, SemanticEvaluator
 from res2net_dense.models.graphs import Graph, SegmentationGraph
 from res2net_dense.models.semantic_inference import resized_argmax
 from res2net_dense.palette import voc_palette
-from res2net_dense.tasks.base import EvalTransform, Metric, Task, TrainTransform, network_settings, updated
+from res2net_dense.report.segments import draw_segmentation, palette_image
+from res2net_dense.tasks.base import Images, Metric, Task, Transform, network_settings, updated
 from res2net_dense.types import Prediction, ReportingEvaluator, Sample, Source
 
 
@@ -32,22 +37,19 @@ class SemanticSegmentation(Task[SegmentationConfig]):
     """See the module."""
 
     name = "semantic_segmentation"
-    needs = ("sem_seg",)
     config_class = SegmentationConfig
+    needs = ("sem_seg",)
     folders = ("overlays", "masks")
     overlay = "overlays"
     first_category_id = 0  # ids are the pixels of the masks
-    quantizable = True
     usual_classes = 21
+    quantizable = True
 
     def metrics(self, config: SegmentationConfig) -> list[Metric]:
-        from res2net_dense.evaluation.semantic import METRICS
-
         return [Metric(name, headline=name == "mIoU") for name in METRICS]
 
-    def class_metrics(self, config: SegmentationConfig) -> list[str]:
-        names = config.data.class_names or ()
-        return [f"{score}/{name}" for score in ("IoU", "boundary_IoU") for name in names]
+    def class_scores(self, config: SegmentationConfig) -> Sequence[str]:
+        return ["IoU", "boundary_IoU"]
 
     def adapt(self, config: SegmentationConfig, source: Source) -> SegmentationConfig:
         from res2net_dense.models.segmentation import OUTPUT_STRIDES
@@ -71,7 +73,7 @@ class SemanticSegmentation(Task[SegmentationConfig]):
     def single_view(self, config: SegmentationConfig) -> SegmentationConfig:
         return updated(config, eval={"scales": [1.0], "flip": False, "window": None, "window_stride": None})
 
-    def train_transform(self, config: SegmentationConfig) -> TrainTransform:
+    def train_transform(self, config: SegmentationConfig) -> Transform:
         data = config.data
         # Around the image is the mean, of which the normalization makes zeros.
         red, green, blue = (min(255, max(0, round(mean))) for mean in config.model.pixel_mean)
@@ -82,31 +84,23 @@ class SemanticSegmentation(Task[SegmentationConfig]):
             PadToSquare(data.crop_size, (red, green, blue)),
         )
 
-    def eval_transform(self, config: SegmentationConfig) -> EvalTransform:
+    def eval_transform(self, config: SegmentationConfig) -> Transform:
         data = config.data
         sizes = [] if data.min_size_test is None else [data.min_size_test]
         return Pipeline(drop_maps, ResizeShortestEdge(sizes, data.max_size_test))
 
     def build_evaluator(self, config: SegmentationConfig) -> ReportingEvaluator:
-        """Return the evaluator of the validation set, which reads the masks at their own size."""
-        from res2net_dense.evaluation.semantic import SemanticEvaluator
-
         source = self.open_source(config, train=False)
-        return SemanticEvaluator(
-            source.mask, len(source), class_names=source.class_names, gather=distributed.gather_objects
-        )
+        names = source.class_names
+        return SemanticEvaluator(source.mask, len(source), class_names=names, gather=gather_objects)
 
     def decode(self, outputs: Mapping[str, Tensor], place: int, sample: Sample) -> Prediction:
         likely = outputs["logits"][place].softmax(0)
         return {"sem_seg": resized_argmax(likely, sample["original_height"], sample["original_width"])}
 
-    def draw(
-        self, image: np.ndarray, prediction: Prediction, class_names: Sequence[str], score: float
-    ) -> list[Image.Image]:
-        from res2net_dense.report.segments import draw_segmentation, palette_image
-
+    def draw(self, image: np.ndarray, prediction: Prediction, names: Sequence[str], score: float) -> Images:
         labels = prediction["sem_seg"].numpy()
-        return [Image.fromarray(draw_segmentation(image, labels, class_names)), palette_image(labels)]
+        return [Image.fromarray(draw_segmentation(image, labels, names)), palette_image(labels)]
 
     def colours(self, class_names: Sequence[str]) -> list[list[int]]:
         colours: list[list[int]] = voc_palette(len(class_names)).tolist() if len(class_names) <= 256 else []

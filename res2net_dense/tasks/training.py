@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Mapping
-from contextlib import suppress
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
 
 from res2net_dense.config import Config, config_to_dict, parse_config, save_config
-from res2net_dense.convert import load_backbone_weights, open_named_weights
 from res2net_dense.engine import distributed
 from res2net_dense.engine.checkpointer import Checkpointer, TrainState, restore
 from res2net_dense.engine.distributed import print_rank0
@@ -23,11 +20,9 @@ from res2net_dense.engine.inference import evaluate, resolve_precision
 from res2net_dense.engine.metric_log import MetricLog, write_results
 from res2net_dense.engine.optim import Ema, build_optimizer, build_schedule, scale_lr
 from res2net_dense.engine.trainer import Evaluation, LoopOptions, Trainer, seed_everything
-from res2net_dense.errors import CheckpointError, ConfigError, first_few
+from res2net_dense.errors import CheckpointError, ConfigError, counted
 from res2net_dense.tasks import get_task
-from res2net_dense.tasks.base import updated
 from res2net_dense.types import Evaluator
-from res2net_dense.weight_files import WeightFile, load_weights_into, open_weights
 
 # What a resumed run may change without being another run.
 _FREE_ON_RESUME = (
@@ -35,18 +30,6 @@ _FREE_ON_RESUME = (
     *("data.on_error", "train.iterations", "train.log_every", "train.eval_every", "train.save_every"),
     *("train.keep_checkpoints", "train.compile"),
 )
-
-# Settings that change the network without changing the names and shapes of its tensors.
-_NETWORK = (
-    *("task", "model.arch", "backbone.name", "backbone.stage_pool", "backbone.stage_split"),
-    *("backbone.pool_padding", "backbone.stride_in_1x1", "backbone.norm_eps", "backbone.dcn_stages"),
-    *("model.pixel_mean", "model.pixel_std", "model.smp"),
-)
-
-# Settings of the network that may well differ later: DeepLab is trained at stride 16 and scored at 8.
-OVERRIDABLE_AT_EVAL = ("model.output_stride", "model.atrous_rates", "data.keep_aspect")
-
-_log = logging.getLogger(__name__)
 
 
 def set_up_device(config: Config, device: str | torch.device | None = None) -> torch.device:
@@ -74,28 +57,25 @@ def train_and_evaluate(
 
     Args:
         config: as `prepare` of its task returned it.
-        device: of this process.
-        folder: the run folder.
-        resume: whether to go on from the newest whole checkpoint in it, or begin if it has none.
+        resume: whether to go on from the newest whole checkpoint in `folder`, or begin if it has none.
         dry_run: take two training and two evaluation steps only, and read the checkpoint back.
     """
     task, options = get_task(config.task), config.train
-    settings = config_to_dict(config)
-    checkpointer = Checkpointer(folder, keep=options.keep_checkpoints, metadata={"config": settings})
+    metadata = {"config": config_to_dict(config)}
+    checkpointer = Checkpointer(folder, keep=options.keep_checkpoints, metadata=metadata)
     checkpointer.remove_leftovers()
     state = _build_or_resume(config, device, checkpointer if resume else None)
     if distributed.is_main():
         save_config(config, folder / "config.yaml")
     print_rank0(
-        f"{config.model.arch} on {config.backbone.name}: {options.iterations} iterations of "
-        f"{options.batch_size} images, lr {state.optimizer.defaults['lr']:g} ({options.optimizer.lr:g} for "
-        f"{options.reference_batch} images), {resolve_precision(device, options.precision)} on {device}, in "
-        f"{folder}"
+        f"{config.model.arch} on {config.backbone.name}: {counted(options.iterations, 'iteration')} of "
+        f"{counted(options.batch_size, 'image')}, lr {state.optimizer.defaults['lr']:g} "
+        f"({options.optimizer.lr:g} for {counted(options.reference_batch, 'image')}), "
+        f"{resolve_precision(device, options.precision)} on {device}, in {folder}"
     )
     evaluator = task.build_evaluator(config) if config.data.val else None
-    loop_options = LoopOptions(
-        seed=config.runtime.seed, **options.model_dump(include={one.name for one in fields(LoopOptions)})
-    )
+    names = {one.name for one in fields(LoopOptions)}
+    loop_options = LoopOptions(seed=config.runtime.seed, **options.model_dump(include=names))
     trainer = Trainer(
         state,
         task.build_train_loader(config, start_iteration=state.iteration),
@@ -117,11 +97,67 @@ def train_and_evaluate(
     return metrics
 
 
+def evaluate_only(config: Config, device: torch.device, model: nn.Module) -> tuple[dict[str, float], str]:
+    """Score a model on `data.val`, write `results.json` into the run folder, print the table.
+
+    Takes a config as `prepare` of its task returned it. Returns metrics and table.
+    """
+    task, options = get_task(config.task), config.train
+    evaluator, loader = task.build_evaluator(config), task.build_eval_loader(config)
+    metrics = evaluate(
+        model.to(device),
+        loader,
+        evaluator,
+        device=device,
+        precision=options.precision,
+        channels_last=options.channels_last,
+    )
+    if distributed.is_main():
+        write_results(config.runtime.output_dir, metrics)
+    print_rank0(evaluator.table())
+    return metrics, evaluator.table()
+
+
+def check_expected(config: Config, metrics: Mapping[str, float]) -> bool:
+    """Compare with `eval.expected`, print each verdict, and return whether all are within their tolerance."""
+    good = True
+    for name, (value, tolerance) in config.eval.expected.items():
+        score = metrics.get(name, float("nan"))
+        within = abs(score - value) <= tolerance
+        good &= within
+        verdict = "good" if within else "OUT OF TOLERANCE"
+        print_rank0(f"{name} {score:.4g}, expected {value:g} +- {tolerance:g}: {verdict}")
+    return good
+
+
+def changes(before: Mapping[str, Any], config: Config) -> dict[str, tuple[Any, Any]]:
+    """The settings of a config that differ from others, by their dotted names: what they were, what they are.
+
+    An older version did not know all settings: they had their defaults.
+    """
+    new = _flat(config_to_dict(config))
+    try:
+        old = _flat(config_to_dict(parse_config(before)))
+    except ConfigError:  # of a version that does not fit this one: what it does not have is not compared
+        old = {**new, **_flat(before)}
+    keys = sorted({*old, *new})
+    return {key: (old.get(key), new.get(key)) for key in keys if old.get(key) != new.get(key)}
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Settings by their dotted names."""
+    found: dict[str, Any] = {}
+    for key, value in settings.items():
+        path = f"{prefix}{key}"
+        found |= _flat(value, f"{path}.") if isinstance(value, Mapping) and value else {path: value}
+    return found
+
+
 def _build_or_resume(config: Config, device: torch.device, checkpointer: Checkpointer | None) -> TrainState:
     """Build what is trained; with a checkpointer in the state of its newest checkpoint, if it has one."""
     found = checkpointer.open_latest() if checkpointer else None
     if found:
-        _check_same_run(found.config, config_to_dict(config))
+        _check_same_run(found.config, config)
     state = _build_state(config, device, load_weights=found is None)
     if found:
         restore(found.content, state)
@@ -130,8 +166,7 @@ def _build_or_resume(config: Config, device: torch.device, checkpointer: Checkpo
         print_rank0(f"{checkpointer.folder} has no checkpoint to resume from; starting at iteration 0")
     if len(set(distributed.gather_objects(state.iteration))) > 1:
         raise CheckpointError(
-            f"the processes see different checkpoints in {config.runtime.output_dir}; it must be a shared "
-            "folder"
+            f"the processes see different checkpoints in {config.runtime.output_dir}: share the folder"
         )
     return state
 
@@ -167,177 +202,14 @@ def _evaluation(config: Config, device: torch.device, evaluator: Evaluator, *, s
     return Evaluation(score, best.name, lower_is_better=best.direction == "min")
 
 
-def evaluate_only(config: Config, device: torch.device, model: nn.Module) -> tuple[dict[str, float], str]:
-    """Score a model on `data.val`, write `results.json` into the run folder, print the table.
-
-    Takes a config as `prepare` of its task returned it, and a model of `load_model` or an exported one.
-    Returns metrics and table.
-    """
-    task = get_task(config.task)
-    evaluator = task.build_evaluator(config)
-    metrics = evaluate(
-        model.to(device),
-        task.build_eval_loader(config),
-        evaluator,
-        device=device,
-        precision=config.train.precision,
-        channels_last=config.train.channels_last,
-    )
-    if distributed.is_main():
-        write_results(config.runtime.output_dir, metrics)
-    print_rank0(evaluator.table())
-    return metrics, evaluator.table()
-
-
-@dataclass(frozen=True)
-class Weights:
-    """The weights of a model, opened."""
-
-    path: Path
-    config: Mapping[str, Any]
-    """The configuration that they carry; empty without one."""
-    kind: Literal["model", "published", "exported"]
-    """A whole model of ours, `backbone.weights` of a model that is its backbone, or an exported file."""
-    file: WeightFile | None = None
-    """None for an exported file."""
-
-
-def find_weights(config: Config, weights: str | Path | WeightFile | None = None) -> Weights:
-    """Open the file that was named, or the newest whole checkpoint of the run folder; where there is neither,
-    the `backbone.weights` of a classifier.
-
-    Raises:
-        CheckpointError: there are none, or it is unclear which of two are meant.
-    """
-    if weights is not None:
-        file = open_weights(weights)
-        return Weights(file.path, file.config, "model", file)
-    folder = Path(config.runtime.output_dir)
-    newest = Checkpointer(folder).open_latest()
-    published = config.backbone.weights if get_task(config.task).weights_are_whole else None
-    if newest and published and newest.config.get("backbone", {}).get("weights") != published:
-        raise CheckpointError(
-            f"{folder} has a checkpoint that did not start from {published}: give --weights {newest.path} to "
-            f"score it, or another --output-dir to score {published}"
-        )
-    if newest:
-        return Weights(newest.path, newest.config, "model", newest)
-    if published:
-        file = open_named_weights(config.backbone.name, published)
-        return Weights(file.path, file.config, "published", file)
-    raise CheckpointError(
-        f"no checkpoint under {folder / 'checkpoints'}; name the weights with --weights FILE"
-    )
-
-
-def load_model(config: Config, weights: Weights) -> nn.Module:
-    """Build the model of a config whose classes are known, and load weights that are not of an exported file.
-
-    Raises:
-        CheckpointError: the weights do not fit the model, or have no head for these classes.
-    """
-    model = get_task(config.task).build_model(config, load_weights=False)
-    file = weights.file or weights.path
-    if weights.kind == "model":
-        load_weights_into(model, file)
-        return model
-    report = load_backbone_weights(model.get_submodule("backbone"), config.backbone.name, file)
-    classes = report.structure.num_classes
-    if classes != config.model.num_classes:
-        found = f"a head of {classes} classes" if classes else "no head"
-        raise CheckpointError(
-            f"{report.file} has {found}, the config has {config.model.num_classes} classes: train a head "
-            "first and name its file with --weights, or list the classes of the weights in data.class_names"
-        )
-    return model
-
-
-def adapted_to(config: Config, weights: Weights) -> Config:
-    """Fill in the class names that weights were trained on, where the config has none.
-
-    Settings with which the same tensors would be another network must be those of the file; a warning names
-    other image sizes and output strides.
-
-    Raises:
-        ConfigError: the config is for another task, network or classes than the weights.
-    """
-    path = weights.path
-    if weights.kind != "published":  # of those, loading compares the network
-        _check_same_network(weights, config)
-    names = weights.config.get("data", {}).get("class_names")
-    given = config.data.class_names
-    if names and given and list(given) != list(names):
-        raise ConfigError(
-            f"{path} was trained on the classes {first_few(names)}, but data.class_names has "
-            f"{first_few(given)}"
-        )
-    if names is None or given:
-        return config
-    if config.model.num_classes not in (None, len(names)):
-        raise ConfigError(
-            f"{path} was trained on {len(names)} classes, but model.num_classes is "
-            f"{config.model.num_classes}: use the config.yaml of its run"
-        )
-    return updated(config, data={"class_names": names}, model={"num_classes": len(names)})
-
-
-def _check_same_network(weights: Weights, config: Config) -> None:
-    old, new = flat(weights.config), flat(config_to_dict(config))
-    for section in _NETWORK:
-        before, now = ({k: v for k, v in one.items() if is_below(k, section)} for one in (old, new))
-        changed = [key for key in {**before, **now} if before.get(key) != now.get(key)]
-        if before and now and changed:  # an older version did not know all sections
-            key = changed[0]
-            raise ConfigError(
-                f"{weights.path} was trained with {key}={before.get(key)}, the config has {now.get(key)}: "
-                "use the config.yaml of its run"
-            )
-    for key in old:
-        if key not in new or old[key] == new[key]:
-            continue
-        is_size = key.startswith("data.") and key.endswith(("size", "_size_test"))
-        is_built_in = weights.kind == "exported" and key.startswith("model.")
-        if is_size or (key in OVERRIDABLE_AT_EVAL and new[key] is not None and not is_built_in):
-            _log.warning("%s was trained with %s=%s, now it is %s", weights.path, key, old[key], new[key])
-
-
-def check_expected(config: Config, metrics: Mapping[str, float]) -> bool:
-    """Compare with `eval.expected`, print each verdict, and return whether all are within their tolerance."""
-    good = True
-    for name, (value, tolerance) in config.eval.expected.items():
-        score = metrics.get(name, float("nan"))
-        within = abs(score - value) <= tolerance
-        good &= within
-        verdict = "good" if within else "OUT OF TOLERANCE"
-        print_rank0(f"{name} {score:.4g}, expected {value:g} +- {tolerance:g}: {verdict}")
-    return good
-
-
-def _check_same_run(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    with suppress(ConfigError):  # an older version did not know all settings; they had their defaults
-        before = config_to_dict(parse_config(before))
-    old, new = flat(before), flat(now)
+def _check_same_run(before: Mapping[str, Any], config: Config) -> None:
     changed = [
-        f"{key} was {old.get(key)!r} and is {new.get(key)!r}"
-        for key in sorted({*old, *new})
-        if old.get(key) != new.get(key) and not key.startswith(_FREE_ON_RESUME)
+        f"{key} was {old!r} and is {new!r}"
+        for key, (old, new) in changes(before, config).items()
+        if not key.startswith(_FREE_ON_RESUME)
     ]
     if changed:
         raise ConfigError(
             f"--resume continues the same run, but {'; '.join(changed[:3] + ['...'] * (len(changed) > 3))}: "
             "take the settings back, or start a new run with another --output-dir"
         )
-
-
-def is_below(key: str, section: str) -> bool:
-    """Whether a dotted name is in a section, or is its name."""
-    return f"{key}.".startswith(f"{section}.")
-
-
-def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Settings by their dotted names."""
-    found: dict[str, Any] = {}
-    for key, value in settings.items():
-        path = f"{prefix}{key}"
-        found |= flat(value, f"{path}.") if isinstance(value, Mapping) and value else {path: value}
-    return found

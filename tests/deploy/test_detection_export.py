@@ -7,8 +7,8 @@ from small_rcnn import noise_image, rcnn
 
 from res2net_dense.deploy.description import Description
 from res2net_dense.deploy.export import FORMATS, export
-from res2net_dense.jobs import load_exported
 from res2net_dense.models.detection_graph import RcnnGraph
+from res2net_dense.trained import load_exported
 
 TRACED = ["onnx", "torchscript", "openvino"]
 SIZES = [(160, 224), (64, 64), (97, 65), (200, 133)]

@@ -18,7 +18,7 @@ from res2net_dense.deploy.exported import is_exported
 from res2net_dense.deploy.parity import synthetic_images
 from res2net_dense.engine.inference import predict
 from res2net_dense.errors import ExportError, MissingDependencyError
-from res2net_dense.jobs import load_exported
+from res2net_dense.trained import load_exported
 
 SEGMENTATION = "semantic_segmentation"
 TASKS = ("classification", SEGMENTATION, "saliency")

@@ -10,8 +10,8 @@ from running import assert_one_line
 from res2net_dense.deploy.parity import gate, synthetic_images
 from res2net_dense.deploy.quantize import quantize
 from res2net_dense.errors import ExportError
-from res2net_dense.jobs import load_exported
 from res2net_dense.tasks import get_task
+from res2net_dense.trained import load_exported
 
 onnx = pytest.importorskip("onnx")
 SEGMENTATION = "semantic_segmentation"

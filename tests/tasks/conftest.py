@@ -4,10 +4,11 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from networks import TINY
-from running import ROOT
 
 from res2net_dense.config import load_config
+from res2net_dense.tasks import get_task, training
 
 SPLITS = "data.train={root: ROOT, split: train}", "data.val={root: ROOT, split: val}"
 TOYS = {
@@ -29,28 +30,54 @@ TOYS = {
 """By what is in the name of a config: a toy set, and the settings for it."""
 
 
+def toy_of(config):
+    return next(toy for name, toy in TOYS.items() if name in config)
+
+
 @pytest.fixture
-def toy_set(request, draw_toy):
+def draw(draw_toy):
+    """The toy set for a config."""
+
+    def draw(config):
+        layout, counts, _ = toy_of(config)
+        return draw_toy(layout, **counts)
+
+    return draw
+
+
+@pytest.fixture
+def toy_set(request, draw):
     """The toy set for `CONFIG` of the module."""
-    layout, counts, _ = next(toy for name, toy in TOYS.items() if name in request.module.CONFIG)
-    return draw_toy(layout, **counts)
+    return draw(request.module.CONFIG)
 
 
 @pytest.fixture
-def load(request, toy_set, tmp_path):
+def load(request, draw, tmp_path):
     """Load a config, `CONFIG` of the module unless another is named, for two steps of a tiny network."""
 
-    def load(*overrides, root=toy_set, config=request.module.CONFIG):
-        *_, settings = next(toy for name, toy in TOYS.items() if name in config)
+    def load(*overrides, root=None, config=None):
+        config = config or request.module.CONFIG
         general = [f"backbone.name={TINY}", "data.workers=0", "train.iterations=2", "train.batch_size=4"]
         places = ["runtime.device=cpu", f"runtime.output_dir={tmp_path / 'run'}"]
-        own = [setting.replace("ROOT", str(root)) for setting in settings]
-        return load_config(ROOT / f"configs/{config}.yaml", [*own, *general, *places, *overrides])
+        own = [setting.replace("ROOT", str(root or draw(config))) for setting in toy_of(config)[-1]]
+        return load_config(config, [*own, *general, *places, *overrides])
 
     return load
 
 
 @pytest.fixture
-def broken(toy_set, tmp_path):
-    """A copy of the toy set, to be spoilt."""
-    return Path(shutil.copytree(toy_set, tmp_path / "broken"))
+def train(tmp_path):
+    """Train by a config into the folder `run`; returns the metrics."""
+
+    def train(config, **options):
+        (tmp_path / "run").mkdir(exist_ok=True)
+        prepared = get_task(config.task).prepare(config)
+        return training.train_and_evaluate(prepared, torch.device("cpu"), tmp_path / "run", **options)
+
+    return train
+
+
+@pytest.fixture
+def spoilt(draw, tmp_path):
+    """A copy of the toy set for a config, to be spoilt."""
+    return lambda config: Path(shutil.copytree(draw(config), tmp_path / "spoilt"))

@@ -1,4 +1,4 @@
-"""The classification task from a config: what is wrong first, then networks, weights, CIFAR, DCN."""
+"""The classification task from a config: networks, weights, CIFAR, DCN, resuming."""
 
 import hashlib
 import json
@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from networks import TINY, TINY_CIFAR, TINY_RESNET
-from PIL import Image
 from running import score
 from safetensors.torch import load_file
 
@@ -17,10 +16,11 @@ from res2net_dense.backbones import create_classifier
 from res2net_dense.config.load import CONFIGS
 from res2net_dense.data.layouts import cifar
 from res2net_dense.engine.checkpointer import Checkpointer
-from res2net_dense.errors import CheckpointError, ConfigError, Res2NetDenseError
-from res2net_dense.tasks import get_task, training
+from res2net_dense.errors import CheckpointError, ConfigError
+from res2net_dense.tasks import get_task
+from res2net_dense.trained import open_job
 
-CPU = torch.device("cpu")
+classification = get_task("classification")
 CONFIG = "quick/classification_res2net50"
 REAL = ["resnet50", "se_res2net50_26w_4s", "res2next29_6c_24w_4s"]
 
@@ -31,66 +31,21 @@ def test_every_task_has_a_configuration():
         assert (task.name, task.config_class) == (name, config_class)
 
 
-def train(config, folder):
-    folder.mkdir(parents=True)
-    return training.train_and_evaluate(get_task(config.task).prepare(config), CPU, folder)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["data.train=nowhere"], ["nowhere", "looked in", "res2net-dense toy --layout imagenet"]),
-        (["data.train=null"], ["data.train is not set"]),
-        (["data.train={images}"], ["not classes", "train"]),
-        (["data.train={images}/val/star"], ["no class folders"]),
-        (["data.val={one}"], ["2 folders are not classes", "zebra"]),
-        (["data.train={one}", "data.val=null"], ["zebra", "no image"]),
-        (["data.train={one}/lonely", "data.val=null"], ["only the class lion", "two or more"]),
-        (["data.format=cifar10"], ["data_batch_1.bin: not found", "cifar-10-batches-bin"]),
-        (["model.num_classes=7"], ["model.num_classes is 7", "10 classes"]),
-        (["train.best_metric=top3"], ["top3", "top1"]),
-        (["data.val={one}/none"], ["none", "10 of 10 classes have no image", "data.val"]),
-        (["train.accumulate=3"], ["accumulate"]),
-        (["backbone.name=dla60", "backbone.stage_pool=strided"], ["has no option"]),
-        (["backbone.name=res2net50"], ["did you mean"]),
-        (["backbone.weights=/no/such.pth"], ["/no/such.pth"]),
-        (["data.min_size_train=[5]"], ["unknown key 'data.min_size_train'"]),
-        (["train.optimizer.backbone_lr_factor=0.1"], ["backbone_lr_factor", "freeze_at"]),
-    ],
-)  # fmt: skip
-def test_wrong_turns(arguments, words, load, toy_set, tmp_path):
-    one = tmp_path / "one"
-    for place in ("zebra", "lion", "lonely/lion", *(["none/star"] if "none" in arguments[0] else [])):
-        (one / place).mkdir(parents=True)
-    for place in ("lion", "lonely/lion"):
-        Image.new("RGB", (8, 8)).save(one / place / "0.png")
-    if "lonely" not in arguments[0]:
-        shutil.rmtree(one / "lonely")
-    with pytest.raises(Res2NetDenseError) as error:
-        train(load(*(argument.format(images=toy_set, one=one) for argument in arguments)), tmp_path / "run")
-    assert "\n" not in str(error.value)
-    for word in words:
-        assert word in str(error.value)
-
-
 def test_the_top_five_of_four_classes_choose_no_checkpoint(load, toy_set, tmp_path):
     for place in sorted((toy_set / "train").iterdir())[:5]:
         shutil.copytree(place, tmp_path / "some" / place.name)
-    prepare = get_task("classification").prepare
-    config = load(f"data.train={tmp_path}/some", "data.val=null", "train.best_metric=top5")
-    prepare(config)
+    classification.prepare(load(f"data.train={tmp_path}/some", "data.val=null", "train.best_metric=top5"))
     shutil.rmtree(tmp_path / "some" / place.name)
     config = load(f"data.train={tmp_path}/./some", "data.val=null", "train.best_metric=top5")
-    with pytest.raises(
-        ConfigError, match="'top5'; did you mean top1.* there are top1, mean_class_accuracy, top1/"
-    ):
-        prepare(config)
+    said = "'top5'; did you mean top1.* there are top1, mean_class_accuracy, top1/"
+    with pytest.raises(ConfigError, match=said):
+        classification.prepare(config)
 
 
-def test_training_says_what_it_learns_from(load, toy_set, tmp_path, capsys, caplog):
+def test_training_says_what_it_learns_from(load, train, toy_set, tmp_path, capsys, caplog):
     shutil.copytree(toy_set / "train", tmp_path / "train")
     (tmp_path / "train/star/list.txt").write_text("x")
-    train(load(f"data.train={tmp_path}/train"), tmp_path / "run")
+    train(load(f"data.train={tmp_path}/train"))
     said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("data.train: ")]
     names = sorted(path.name for path in (toy_set / "train").iterdir())
     folder = tmp_path / "train"
@@ -98,11 +53,11 @@ def test_training_says_what_it_learns_from(load, toy_set, tmp_path, capsys, capl
     assert caplog.text.count("left out: 1 files do not end as images do: star/list.txt") == 1
 
 
-def test_a_class_without_validation_images_is_not_scored(load, toy_set, tmp_path, caplog):
+def test_a_class_without_validation_images_is_not_scored(load, train, toy_set, tmp_path, caplog):
     shutil.copytree(toy_set / "val", tmp_path / "val")
     shutil.rmtree(tmp_path / "val/star")
     with caplog.at_level(logging.WARNING):
-        metrics = train(load(f"data.val={tmp_path / 'val'}"), tmp_path / "run")
+        metrics = train(load(f"data.val={tmp_path / 'val'}"))
     assert "1 of 10 classes have no image, such as star" in caplog.text
     assert json.loads((tmp_path / "run/results.json").read_text())["top1/star"] is None
     assert np.isnan(metrics["top1/star"])
@@ -115,45 +70,39 @@ def test_a_class_without_validation_images_is_not_scored(load, toy_set, tmp_path
         *(pytest.param(name, marks=pytest.mark.slow) for name in REAL),
     ],
 )  # fmt: skip
-def test_every_kind_of_network_trains_by_the_same_config(name, load, tmp_path, capsys, monkeypatch):
+def test_every_kind_of_network_trains_by_the_same_config(name, load, train, capsys, monkeypatch):
     for method in ("save", "save_best"):  # checkpoints of large networks, which other tests read
         monkeypatch.setattr(Checkpointer, method, lambda *arguments: None)
-    config = load(f"backbone.name={name}", "data.crop_size=16", "train.precision=fp32")
-    metrics = train(config, tmp_path / "run")
+    metrics = train(load(f"backbone.name={name}", "data.crop_size=16", "train.precision=fp32"))
     assert 0 <= metrics["top1"] <= metrics["top5"] <= 100
     assert f"classifier on {name}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_deformable_stages_train_save_load_and_evaluate(load, tmp_path, precision):
-    options = [
-        "backbone.dcn_stages=[res4, res5]",
-        f"train.precision={precision}",
-        "train.channels_last=false",
-    ]
-    metrics = train(load(*options), tmp_path / "run")
+def test_deformable_stages_train_save_load_and_evaluate(load, train, tmp_path, precision):
+    dcn = "backbone.dcn_stages=[res4, res5]"
+    options = [dcn, f"train.precision={precision}", "train.channels_last=false"]
+    metrics = train(load(*options))
     weights = load_file(tmp_path / "run/model_best.safetensors")
     offsets = [key for key in weights if key.endswith("conv_offset.weight")]
     assert any("layer3" in key for key in offsets)
     assert any(weights[key].any() for key in offsets)  # they start at 0 and have learnt
-    config = get_task("classification").prepare(load(*options), training=False)
-    newest = training.find_weights(config)
-    assert score(config, newest) == pytest.approx(metrics, nan_ok=True)
-    plain = get_task("classification").prepare(load(), training=False)
+    assert score(classification.prepare(load(*options), training=False)) == pytest.approx(
+        metrics, nan_ok=True
+    )
     with pytest.raises(CheckpointError, match="does not fit"):
-        score(plain, newest)
+        score(classification.prepare(load(), training=False))
 
 
 def test_published_weights_are_evaluated_with_their_head(load, tmp_path, caplog):
     with pytest.raises(CheckpointError, match="no checkpoint under"):
-        training.find_weights(load())
+        open_job(load())
     torch.manual_seed(0)
     net, path = create_classifier(TINY, 10), tmp_path / "plain.pth"
     torch.save(net.state_dict(), path)
     config = load(f"backbone.weights={path}", "train.precision=fp32")
-    assert training.find_weights(config).kind == "published"
-    task = get_task("classification")
-    config = task.prepare(config, training=False)
+    assert not open_job(config)[0].is_whole
+    config = classification.prepare(config, training=False)
     metrics = score(config)
     assert "randomly initialized" not in caplog.text
 
@@ -165,7 +114,7 @@ def test_published_weights_are_evaluated_with_their_head(load, tmp_path, caplog)
         score(config)
 
 
-def test_cifar_is_trained_and_scored(load, tmp_path, monkeypatch):
+def test_cifar_is_trained_and_scored(load, train, tmp_path, monkeypatch):
     monkeypatch.setattr(cifar, "TRAIN_SIZE", 20)
     monkeypatch.setattr(cifar, "TEST_SIZE", 20)
     rng = np.random.default_rng(0)
@@ -176,54 +125,41 @@ def test_cifar_is_trained_and_scored(load, tmp_path, monkeypatch):
     for part in ("train", "test"):
         (folder / f"{part}.bin").write_bytes(records.tobytes())
     (folder / "fine_label_names.txt").write_text("\n".join(f"thing_{n}" for n in range(100)))
-    short = [
-        f"data.train={folder}",
-        f"data.val={folder}",
-        "train.schedule.milestones=[]",
-        "data.resize_size=32",
-    ]
-    config = load(*short, config="classification_res2next29_cifar100")
-    assert "top1/thing_99" in train(config, tmp_path / "run")
+    data = [f"data.train={folder}", f"data.val={folder}", "data.resize_size=32"]
+    config = load(*data, "train.schedule.milestones=[]", config="classification_res2next29_cifar100")
+    assert "top1/thing_99" in train(config)
 
 
-def test_a_run_of_an_older_version_is_resumed(load, tmp_path):
+def test_a_run_of_an_older_version_is_resumed(load, train, tmp_path):
     """Its configuration lacks what came later; another setting is still another run."""
-    config = get_task("classification").prepare(load())
-    train(config, tmp_path / "run")
+    train(load())
     newest = tmp_path / "run/checkpoints/iter_0000002.pt"
     state = torch.load(newest)
     for section, key in (("backbone", "stage_split"), ("model", "keep_head"), ("data", "padding")):
         del state["metadata"]["config"][section][key]
     torch.save(state, newest)
     newest.with_suffix(".pt.sha256").write_text(f"{hashlib.sha256(newest.read_bytes()).hexdigest()}  x\n")
-    training.train_and_evaluate(config, CPU, tmp_path / "run", resume=True)
-    other = get_task("classification").prepare(load("data.padding=3"))
+    train(load(), resume=True)
     with pytest.raises(ConfigError, match="data.padding was 4 and is 3"):
-        training.train_and_evaluate(other, CPU, tmp_path / "run", resume=True)
+        train(load("data.padding=3"), resume=True)
 
 
-def test_another_validation_set_may_be_given_on_resuming(load, tmp_path):
-    train(load("data.val=null"), tmp_path / "run")
-    config = get_task("classification").prepare(load())
-    assert "top1" in training.train_and_evaluate(config, CPU, tmp_path / "run", resume=True)
+def test_another_validation_set_may_be_given_on_resuming(load, train):
+    train(load("data.val=null"))
+    assert "top1" in train(load(), resume=True)
 
 
-def test_a_dry_run_takes_two_steps(load, tmp_path):
-    config = get_task("classification").prepare(load("train.iterations=500", "train.save_every=1"))
-    training.train_and_evaluate(config, CPU, tmp_path, dry_run=True)
-    assert sorted(p.name for p in (tmp_path / "checkpoints").glob("*.pt")) == [
-        "iter_0000001.pt",
-        "iter_0000002.pt",
-    ]
+def test_a_dry_run_takes_two_steps(load, train, tmp_path):
+    train(load("train.iterations=500", "train.save_every=1"), dry_run=True)
+    checkpoints = sorted(path.name for path in (tmp_path / "run/checkpoints").glob("*.pt"))
+    assert checkpoints == ["iter_0000001.pt", "iter_0000002.pt"]
 
 
 def test_records_are_the_likeliest_classes():
-    task = get_task("classification")
     logits = torch.tensor([0.0, 3.0, 1.0, 2.0, -1.0, -2.0, -3.0])
-    records = task.to_records({"logits": logits}, 9)
+    records = classification.to_records({"logits": logits}, 9)
     assert [record["category_id"] for record in records] == [2, 4, 3, 1, 5]
-    assert [record["score"] for record in records] == pytest.approx(
-        logits.softmax(0)[[1, 3, 2, 0, 4]].tolist()
-    )
+    best = logits.softmax(0)[[1, 3, 2, 0, 4]].tolist()
+    assert [record["score"] for record in records] == pytest.approx(best)
     assert {record["image_id"] for record in records} == {9}
-    assert len(task.to_records({"logits": logits[:2]}, 9)) == 2
+    assert len(classification.to_records({"logits": logits[:2]}, 9)) == 2

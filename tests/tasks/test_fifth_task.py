@@ -171,19 +171,20 @@ def config(tmp_path):
         "backbone": {"name": "res2net50_26w_4s"},
         "data": {"train": str(tmp_path / "train"), "val": str(tmp_path / "val"), "workers": 0},
         "train": {"iterations": 60, "batch_size": 8, "reference_batch": 8, "optimizer": {"lr": 5.0}},
-        "runtime": {"output_dir": str(tmp_path / "run"), "device": "cpu"},
+        "runtime": {"device": "cpu"},
     }
 
 
-def test_it_trains_evaluates_predicts_and_exports(config, tmp_path, capsys):
-    result = train(config)
+def test_it_trains_evaluates_predicts_and_exports(config, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    result = train(config, output_dir="~/run")
     assert result.metrics == {"share": 1.0, "errors": 0.0}
     results = (result.folder / "results.json").read_bytes()
     with own_folder(result.folder):  # as another training or evaluation does
-        for use in (lambda: evaluate(result.folder), lambda: train(config, resume=True)):
+        for use in (lambda: evaluate(result.folder), lambda: train(config, output_dir="~/run", resume=True)):
             with pytest.raises(ConfigError, match=f"{result.folder} is in use by process .*--output-dir"):
                 use()
-        assert evaluate(result.folder, output_dir=tmp_path / "again").metrics == result.metrics
+        assert evaluate("~/run", output_dir="~/again").metrics == result.metrics
     assert (result.folder / "results.json").read_bytes() == results
     assert [path.name for path in (tmp_path / "again").iterdir()] == ["results.json"]
     files = sorted((tmp_path / "val").iterdir())

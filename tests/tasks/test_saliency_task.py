@@ -1,17 +1,13 @@
-"""Salient objects from a config: what is wrong first, then what the task builds."""
+"""Salient objects from a config: what the task builds, and the recipes."""
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
-from running import ROOT, assert_one_line
 
 from res2net_dense.config import config_to_dict, load_config
 from res2net_dense.data.layouts.saliency_sets import KNOWN_SETS
 from res2net_dense.engine.inference import evaluate
-from res2net_dense.errors import Res2NetDenseError
 from res2net_dense.evaluation.saliency import METRICS
 from res2net_dense.tasks import get_task
 
@@ -19,52 +15,10 @@ saliency = get_task("saliency")
 CONFIG = "quick/sod_res2net50"
 
 
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["data.train={root: nowhere}"], ["nowhere", "looked in", "res2net-dense toy --layout duts"]),
-        (["data.train=null"], ["data.train is not set"]),
-        (["data.train.list=train.txt"], ["train.txt"]),
-        (["data.train.masks=gt", "data.train.images=images"], ["gt", "mask folder"]),
-        (["train.best_metric=mIoU"], ["mIoU", "max_F"]),
-    ],
-)
-def test_what_does_not_fit_is_reported_before_training(load, arguments, words):
-    with pytest.raises(Res2NetDenseError) as error:
-        saliency.prepare(load(*arguments))
-    assert_one_line(error, *words)
-
-
-def spoil_missing(mask):
-    mask.unlink()
-    return ["1 of 8 masks are not in", mask.stem]
-
-
-def spoil_size(mask):
-    Image.open(mask).resize((50, 40)).save(mask)
-    return ["50 x 40", mask.name]
-
-
-def spoil_range(mask):
-    Image.fromarray(np.array(Image.open(mask)) // 255).save(mask)
-    return ["255", mask.name]
-
-
-def spoil_colour(mask):
-    grey = np.array(Image.open(mask))
-    Image.fromarray(np.stack([grey, grey // 2, grey // 3], axis=2)).save(mask)
-    return ["colour", mask.name]
-
-
-@pytest.mark.parametrize("spoil", [spoil_missing, spoil_size, spoil_range, spoil_colour])
-@pytest.mark.parametrize("part", ["train", "val"])
-def test_wrong_masks_are_named_in_one_line(load, broken, spoil, part):
-    masks = sorted((broken / part / "masks").iterdir())
-    mask = next(mask for mask in masks if np.array(Image.open(mask)).max() == 255)
-    words = [word.replace("1 of 8", f"1 of {len(masks)}") for word in spoil(mask)]
-    with pytest.raises(Res2NetDenseError) as error:
-        saliency.prepare(load(root=broken))
-    assert_one_line(error, *words)
+def score(model, config):
+    """The scores of a model, and their table."""
+    evaluator = saliency.build_evaluator(config)
+    return evaluate(model, saliency.build_eval_loader(config), evaluator, device="cpu"), evaluator.table()
 
 
 class Oracle(torch.nn.Module):
@@ -80,10 +34,7 @@ class Oracle(torch.nn.Module):
 
 def test_the_masks_themselves_have_no_error(load):
     config = load()
-    oracle = Oracle(saliency.open_source(config, train=False))
-    scores = evaluate(
-        oracle, saliency.build_eval_loader(config), saliency.build_evaluator(config), device="cpu"
-    )
+    scores, _ = score(Oracle(saliency.open_source(config, train=False)), config)
     assert set(scores) == set(METRICS)
     for name in ("max_F", "adaptive_F", "weighted_F", "S", "max_E", "max_IoU"):
         # E is divided by one pixel less than there are, as published
@@ -99,26 +50,21 @@ def test_several_sets_are_scored_apart(load, toy_set):
     assert saliency.best_metric(load("train.best_metric=MAE")).direction == "min"
     assert saliency.prepare(several, training=False) == several
     model = saliency.build_model(several, load_weights=False)
-
-    def scored(config):
-        evaluator = saliency.build_evaluator(config)
-        return evaluate(model, saliency.build_eval_loader(config), evaluator, device="cpu"), evaluator.table()
-
-    together, table = scored(several)
+    together, table = score(model, several)
     assert [line.split()[0] for line in table.splitlines()[1:3]] == ["val", "seen"]
     for name, config in (("val", load()), ("seen", load(f"data.val={{root: {toy_set}/train}}"))):
-        alone, _ = scored(config)
+        alone, _ = score(model, config)
         assert {key: together[f"{name}/{key}"] for key in METRICS} == alone
 
 
-def test_sets_to_train_on_are_joined(load, toy_set):
-    config = load(
-        f"data.train=[{{root: {toy_set}/train}}, {{root: {toy_set}/val}}]",
-        "data.size=null",
-        "data.keep_aspect=true",
-    )
+def test_sets_to_train_on_are_joined(load, toy_set, capsys):
+    parts = f"data.train=[{{root: {toy_set}/train}}, {{root: {toy_set}/val}}]"
+    config = load(parts, "data.size=null", "data.keep_aspect=true")
     batch = next(iter(saliency.build_train_loader(config)))
     assert len(saliency.open_source(config, train=True)) == 12
+    said = capsys.readouterr().out
+    assert said.startswith("data.train: 12 images of ")
+    assert said.endswith(", 1 class: salient object\n")
     losses = saliency.build_model(config).train()(batch)
     assert {"loss_saliency", "loss_side"} <= set(losses)
 
@@ -151,8 +97,8 @@ def test_an_object_is_listed_by_its_box():
 @pytest.mark.parametrize("name", ["sod_res2net50_duts", "sod_resnet50_duts", "sod_res2net50_test_sets"])
 def test_the_recipe_is_the_published_one(name):
     """PoolNet's: Adam 5e-5, decay 5e-4, 24 epochs of ten images a step, a tenth after 15, native sizes."""
-    config = load_config(ROOT / f"configs/{name}.yaml")
-    optimizer, epoch = config.train.optimizer, KNOWN_SETS["DUTS-TR"] / 10
+    config = load_config(name)
+    optimizer, data, epoch = config.train.optimizer, config.data, KNOWN_SETS["DUTS-TR"] / 10
     assert (optimizer.name, optimizer.lr) == ("adam", 5e-5)
     # next to a loss summed over the pixels of an image of DUTS, 300 x 400; ours is their mean
     assert optimizer.weight_decay == pytest.approx(5e-4 / (300 * 400), rel=0.01)
@@ -160,23 +106,15 @@ def test_the_recipe_is_the_published_one(name):
     assert config.train.batch_size == config.train.reference_batch == 10
     assert config.train.iterations == round(24 * epoch)
     assert config.train.schedule.milestones == [round(15 * epoch)]
-    assert (config.data.size, config.data.flip, config.data.crop, config.data.rotate) == (
-        None,
-        0.5,
-        (1, 1),
-        0,
-    )
+    assert (data.size, data.flip, data.crop, data.rotate) == (None, 0.5, (1, 1), 0)
     assert (config.backbone.norm, config.backbone.weights) == ("FrozenBN", "imagenet")
-    sets = {Path(split.root).name for split in config.data.val}
+    sets = {Path(split.root).name for split in data.val}
     assert sets <= KNOWN_SETS.keys()
     assert len(sets) == (6 if "test_sets" in name else 1)
 
 
 def test_the_twins_differ_in_their_backbone_alone():
-    ours, theirs = (
-        config_to_dict(load_config(ROOT / f"configs/sod_{name}_duts.yaml"))
-        for name in ("res2net50", "resnet50")
-    )
+    ours, theirs = (config_to_dict(load_config(f"sod_{name}_duts")) for name in ("res2net50", "resnet50"))
     assert (ours["backbone"].pop("name"), theirs["backbone"].pop("name")) == ("res2net50_26w_4s", "resnet50")
     assert ours["runtime"].pop("output_dir") != theirs["runtime"].pop("output_dir")
     assert ours == theirs

@@ -7,8 +7,10 @@ import torch
 from networks import TINY
 
 from res2net_dense.config import config_to_dict, parse_config
+from res2net_dense.engine.checkpointer import Checkpointer
 from res2net_dense.errors import CheckpointError, ConfigError
-from res2net_dense.tasks import get_task, training
+from res2net_dense.tasks import get_task
+from res2net_dense.trained import Job, open_job
 from res2net_dense.weight_files import open_weights, save_weights
 
 CLASSES = ["circle", "square", "star"]
@@ -35,17 +37,17 @@ def weights(tmp_path_factory):
     config = config_of(data__class_names=CLASSES, model__num_classes=3)
     metadata = {"metadata": json.dumps({"config": config_to_dict(config)})}
     path = tmp_path_factory.mktemp("run") / "model.safetensors"
-    return training.find_weights(config, save_weights(path, {"a": torch.zeros(1)}, metadata))
+    return open_weights(save_weights(path, {"a": torch.zeros(1)}, metadata))
 
 
 def test_classes_come_from_the_weights(weights):
-    config = training.adapted_to(config_of(), weights)
+    config = Job(config_of(), weights).with_classes()
     assert config.data.class_names == CLASSES
     assert config.model.num_classes == 3
     with pytest.raises(ConfigError, match="trained on the classes circle, square, star, but"):
-        training.adapted_to(config_of(data__class_names=CLASSES[::-1]), weights)
+        Job(config_of(data__class_names=CLASSES[::-1]), weights).with_classes()
     with pytest.raises(ConfigError, match="trained on 3 classes, but model.num_classes is 1000"):
-        training.adapted_to(config_of(model__num_classes=1000), weights)
+        Job(config_of(model__num_classes=1000), weights).with_classes()
 
 
 @pytest.mark.parametrize(
@@ -62,7 +64,7 @@ def test_classes_come_from_the_weights(weights):
 def test_another_network_of_the_same_tensors_is_refused(weights, change):
     key = next(iter(change)).replace("__", ".")
     with pytest.raises(ConfigError, match=f"trained with {key}=.*use the config.yaml of its run"):
-        training.adapted_to(config_of(**change), weights)
+        Job(config_of(**change), weights).with_classes()
 
 
 def test_another_task_is_refused(weights):
@@ -75,7 +77,7 @@ def test_another_task_is_refused(weights):
         }
     )
     with pytest.raises(ConfigError, match="trained with task=classification, the config has detection"):
-        training.adapted_to(detector, weights)
+        Job(detector, weights).with_classes()
 
 
 def test_a_run_folder_and_published_weights_are_not_confused(tmp_path, monkeypatch):
@@ -83,12 +85,12 @@ def test_a_run_folder_and_published_weights_are_not_confused(tmp_path, monkeypat
     model = get_task("classification").build_model(config)
     checkpoint = tmp_path / "iter_1.pt"
     torch.save({"model": model.state_dict(), "metadata": {"config": config_to_dict(config)}}, checkpoint)
-    monkeypatch.setattr(training.Checkpointer, "open_latest", lambda self: open_weights(checkpoint))
-    assert training.find_weights(config).path == checkpoint
+    monkeypatch.setattr(Checkpointer, "open_latest", lambda self: open_weights(checkpoint))
+    assert open_job(config)[0].weights.path == checkpoint
     other = config_of(backbone__weights="imagenet")
     with pytest.raises(CheckpointError, match="did not start from imagenet: give --weights"):
-        training.find_weights(other)
-    assert training.find_weights(other, checkpoint).path == checkpoint
+        open_job(other)
+    assert open_job(other, checkpoint)[0].weights.path == checkpoint
 
 
 def test_one_image_and_batch_norm():

@@ -110,7 +110,7 @@ def test_two_processes_score_as_one(task, launch, tiny, run_tool, tmp_path):
 @every_task
 def test_every_score_can_choose_the_best_model(task, trained):
     config = load_config(trained(task) / "config.yaml")
-    known = [metric.name for metric in get_task(task).metrics(config)] + get_task(task).class_metrics(config)
+    known = get_task(task).metric_names(config)
     assert set(json.loads((trained(task) / "results.json").read_text())) == set(known)
 
 

@@ -17,8 +17,8 @@ from res2net_dense.cli import main
 from res2net_dense.config import config_to_dict, load_config
 from res2net_dense.deploy.parity import synthetic_images
 from res2net_dense.files import sha256_of
-from res2net_dense.jobs import load_exported
 from res2net_dense.tasks import get_task
+from res2net_dense.trained import load_exported
 from res2net_dense.weight_files import load_weights_into, open_weights, save_weights
 
 pytest.importorskip("onnx")

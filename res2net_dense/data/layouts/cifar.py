@@ -11,7 +11,7 @@ import numpy as np
 from res2net_dense.data.layouts.base import Part, Request
 from res2net_dense.data.layouts.listing import check_folder, read_bytes, read_lines
 from res2net_dense.errors import ConfigError, DatasetError
-from res2net_dense.sections import Text
+from res2net_dense.sections import PathText
 from res2net_dense.types import Sample
 
 SHAPE = (3, 32, 32)
@@ -61,7 +61,7 @@ class CifarPart(Part):
 
     layout: Literal["cifar10", "cifar100"]
     """Which of the two sets it is."""
-    root: Text
+    root: PathText
     """Folder of the binary files, such as `datasets/cifar-10-batches-bin`."""
 
     @classmethod

@@ -13,7 +13,7 @@ from res2net_dense.data.images import IMAGE_SUFFIXES, read_sample
 from res2net_dense.data.layouts.base import Part, Request
 from res2net_dense.data.layouts.listing import check_folder, list_folders, walk
 from res2net_dense.errors import DatasetError, first_few
-from res2net_dense.sections import Text
+from res2net_dense.sections import PathText
 from res2net_dense.types import Sample
 
 _TRAIN = {"train", "training"}
@@ -28,7 +28,7 @@ class ClassFoldersPart(Part):
 
     layout: Literal["class-folders"] = "class-folders"
     """How the files are laid out."""
-    root: Text
+    root: PathText
     """Folder of the class folders, such as `datasets/imagenet/train`."""
 
     @classmethod

@@ -22,7 +22,7 @@ from res2net_dense.data.layouts.boxes import Boxes, BoxImage, BoxObject, CocoBox
 from res2net_dense.data.layouts.coco_masks import Segmentation, check_segmentation, finite
 from res2net_dense.data.layouts.listing import check_folder, is_inside, path_inside, read_text
 from res2net_dense.errors import ConfigError, DatasetError
-from res2net_dense.sections import Text
+from res2net_dense.sections import PathText
 
 UNLISTED = "annotation of an unlisted image"
 
@@ -39,9 +39,9 @@ class CocoPart(Part):
 
     layout: Literal["coco"] = "coco"
     """How the files are laid out."""
-    images: Text
+    images: PathText
     """Folder of the images."""
-    annotations: Text
+    annotations: PathText
     """Annotation file in COCO's format."""
 
     @classmethod

@@ -31,7 +31,7 @@ from res2net_dense.data.layouts.mask_pairs import CHECKED_MASKS, MaskPairs
 from res2net_dense.data.layouts.saliency_sets import count_warning, known_name, set_name
 from res2net_dense.data.masks import read_saliency_mask
 from res2net_dense.errors import ConfigError, DatasetError, first_few
-from res2net_dense.sections import Text
+from res2net_dense.sections import PathText, Text
 
 IMAGE_FOLDERS = (
     *("images", "image", "imgs", "img", "im"),
@@ -57,7 +57,7 @@ class ImageMasksPart(Part):
 
     layout: Literal["image-masks"] = "image-masks"
     """How the files are laid out."""
-    root: Text
+    root: PathText
     """Folder of the data set, such as `datasets/DUTS/DUTS-TR`."""
     list: Text | None = None
     """Text file in `root` with one name per line; null takes every image."""

@@ -12,7 +12,7 @@ from typing import ClassVar
 from res2net_dense.data.images import IMAGE_SUFFIXES
 from res2net_dense.data.layouts.base import Part
 from res2net_dense.data.layouts.listing import Files, check_names, check_present, index_files, read_lines
-from res2net_dense.sections import Text
+from res2net_dense.sections import PathText, Text
 
 
 class VocPart(Part):
@@ -22,7 +22,7 @@ class VocPart(Part):
     kind: ClassVar[str]
     """The folder of the lists in `ImageSets`."""
 
-    root: Text
+    root: PathText
     """Folder of the data set, such as `datasets/VOCdevkit/VOC2012`."""
     split: Text | None
     """Name of the list `ImageSets/<kind>/<split>.txt`, of the kind Main for boxes and Segmentation for masks;
