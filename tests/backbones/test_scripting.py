@@ -60,8 +60,8 @@ def results(network, x):
     loss = sum(value.square().mean() for value in outputs.values())
     if loss.requires_grad:
         loss.backward()
-    gradients = [value.grad for value in network.parameters() if value.requires_grad]
-    return list(outputs), [*outputs.values(), *gradients], dict(network.state_dict())
+    gradients = {key: value.grad for key, value in network.named_parameters() if value.requires_grad}
+    return list(outputs), outputs, gradients, dict(network.state_dict())
 
 
 def assert_same(network, convert, training):
@@ -131,7 +131,7 @@ def test_options_of_a_dla_are_taken_by_every_tool(convert):
 def test_an_exported_network_takes_other_numbers_and_sizes_of_images(name):
     network = small(name).eval()
     other = exported_for_any_size(network)
-    for size in ((1, 3, 32, 64), (3, 3, 96, 65)):
+    for size in ((1, 3, 96, 65), (3, 3, 64, 128)):  # a map of 1x1 would be another graph
         x = torch.randn(size)
         torch.testing.assert_close(dict(other(x)), network(x), rtol=1e-4, atol=1e-5)
 
@@ -158,9 +158,9 @@ def test_a_deformable_convolution_stays_whole_in_a_traced_graph():
 
 def test_synchronized_batch_norm_is_not_scripted_by_torch_itself():
     network = small(TINY, norm="SyncBN")
-    with pytest.raises(RuntimeError, match="distributed"):
+    with pytest.raises(RuntimeError, match="distributed|SyncBatchNorm"):
         scripted(network)
-    with pytest.raises(RuntimeError, match="distributed"):
+    with pytest.raises(RuntimeError, match="distributed|SyncBatchNorm"):
         scripted(torch.nn.SyncBatchNorm(4))
     for convert in (traced, exported):
         assert_same(network, convert, training=False)

@@ -1,13 +1,17 @@
 """Our networks as timm builds, changes, trains and saves them."""
 
+import re
+import runpy
 import subprocess
 import sys
 from functools import partial
+from pathlib import Path
 
 import pytest
 import timm
 import torch
 from networks import every_network
+from PIL import Image
 from timm.optim import create_optimizer_v2
 from timm.utils import freeze, unfreeze
 from timm_networks import IMAGES, TWINS, small, twins
@@ -285,3 +289,14 @@ def test_the_class_takes_the_options_of_any_network():
     network = TimmRes2Net(**ARCHITECTURES["res2net50_26w_4s"].options, num_classes=3)
     theirs = timm.create_model("res2net50_26w_4s", num_classes=3)
     network.load_state_dict(theirs.state_dict())
+
+
+def test_the_lines_of_the_page_run(tmp_path):
+    page = Path(__file__).parents[2] / "docs" / "integrations.md"
+    section = page.read_text(encoding="utf-8").split("\n## timm\n")[1].split("\n## ")[0]
+    (tmp_path / "lines.py").write_text("".join(re.findall(r"```python\n(.*?)```", section, re.S)))
+    names = runpy.run_path(str(tmp_path / "lines.py"))
+    image = Image.new("RGB", (300, 400))
+    with torch.no_grad():
+        assert names["model"].eval()(names["transform"](image)[None]).shape == (1, 10)
+        assert [value.shape[2] for value in names["features"](torch.randn(2, 3, 64, 64))] == [4, 4]
