@@ -169,6 +169,18 @@ def test_a_deformable_convolution_stays_whole_in_a_traced_graph():
         assert graph(BATCH)["res5"].equal(network(BATCH)["res5"])
 
 
+def test_scripted_networks_under_autocast():
+    """TorchScript would round the offsets of deformable convolutions, and torchvision refuses them."""
+    network = small(TINY).eval()
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        expected, got = network(BATCH)["res5"], scripted(network)(BATCH)["res5"]
+        assert got.dtype == expected.dtype == torch.bfloat16
+        torch.testing.assert_close(got, expected, rtol=0.05, atol=0.05)
+        deformable = scripted(small(TINY, dcn_stages=("res3",)).eval())
+        with pytest.raises(RuntimeError, match="expected scalar type"):
+            deformable(BATCH)
+
+
 def test_synchronized_batch_norm_is_not_scripted_by_torch_itself():
     network = small(TINY, norm="SyncBN")
     with pytest.raises(RuntimeError, match="distributed|SyncBatchNorm"):
