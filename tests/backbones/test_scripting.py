@@ -80,8 +80,14 @@ every_small_network = pytest.mark.parametrize(
 """Cut down by `small`; a DLA stays large."""
 
 
-@pytest.mark.parametrize("training", [False, True])
-@pytest.mark.parametrize("convert", [scripted, traced, traced_and_scripted, exported_for_any_size])
+@pytest.mark.parametrize(
+    ("convert", "training"),
+    [
+        *((convert, training) for convert in (scripted, traced) for training in (False, True)),
+        (traced_and_scripted, False),
+        (exported_for_any_size, True),
+    ],
+)
 @pytest.mark.parametrize("name", TEST_ARCHITECTURES)
 def test_every_tiny_network_is_taken_by_every_tool(name, convert, training):
     assert_same(small(name, BUILDERS[training]), convert, training)

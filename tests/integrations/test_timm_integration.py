@@ -84,11 +84,10 @@ def test_a_whole_network_runs_and_learns(name):
     assert [key for key, value in network.named_parameters() if value.grad is None] == []
 
 
-@every_twin
 @pytest.mark.parametrize("pool", [*POOLS, ""])
-def test_every_pool_equals_timms(name, pool):
+def test_every_pool_equals_timms(pool):
     classes = 5 if pool else 0
-    theirs, ours = twins(name, global_pool=pool, num_classes=classes)
+    theirs, ours = twins("se_res2net50_26w_4s", global_pool=pool, num_classes=classes)
     with torch.no_grad():
         torch.testing.assert_close(ours(IMAGES), theirs(IMAGES), rtol=1e-4, atol=1e-5)
         maps = theirs.forward_features(IMAGES)
