@@ -84,7 +84,7 @@ class Encoder(nn.Module, EncoderMixin):  # type: ignore[misc]  # smp is untyped
             )
         network = create_backbone(name, **options | {"out_features": FEATURES[:depth]})
         # The feature of stride 2 is the map before the max pool.
-        self._ends = ["level1" if isinstance(network, DLA) else "relu", *network.stages]
+        self._ends = ["level1" if isinstance(network, DLA) else "relu", *network.stages[1:]]
         for key, child in network.named_children():
             self.add_module(key, child)
             if key == self._ends[-1]:

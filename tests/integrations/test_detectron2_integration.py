@@ -198,7 +198,7 @@ def test_a_depth_chooses_among_names():
             {"DEPTH": 101},
             r"DEPTH is 101, .* \(res2net101_26w_4s, .*\), or DEPTH back to 50",
         ),
-        ("res2net_dla60", {"DEPTH": 34}, "DEPTH is 34, .* there is none"),
+        ("res2net_dla60", {"DEPTH": 34}, r"DEPTH is 34, .*\(there is none\)"),
         (TINY, {"NORM": "LN"}, "MODEL.RESNETS.NORM is 'LN'; allowed: BN, FrozenBN, SyncBN"),
         (TINY, {"RES5_DILATION": 4}, "MODEL.RESNETS.RES5_DILATION is 4; allowed: 1, 2"),
         (
