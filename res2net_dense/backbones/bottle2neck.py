@@ -19,8 +19,6 @@ is the plain ResNet bottleneck, with ResNet's `conv2 bn2`. docs/res2net_block.md
 checkpoint needs which semantics.
 """
 
-from __future__ import annotations
-
 from contextlib import nullcontext
 from functools import partial
 

@@ -14,8 +14,6 @@ block everywhere else. The names are those of the published checkpoints (timm's 
 three projections that the official files carry and never use.
 """
 
-from __future__ import annotations
-
 from functools import partial
 
 import torch
@@ -170,7 +168,7 @@ class DLAClassifier(DLA):
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Conv2d(self.out_channels[self.out_features[-1]], num_classes, 1)
 
-    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]  # logits, not features
+    def forward(self, x: Tensor) -> Tensor:
         """`(N, in_channels, H, W)` float, normalized -> `(N, num_classes)` logits."""
         return self.fc(self.avgpool(self.extract_features(x)[self.out_features[-1]])).flatten(1)
 

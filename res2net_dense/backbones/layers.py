@@ -2,8 +2,6 @@
 pools that keep the size; and what is done to the layers of a whole network.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,6 +9,7 @@ from contextlib import contextmanager
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.fx import Proxy
 from torch.jit import is_scripting  # type: ignore[attr-defined]  # torch's manual has it under this name
 from torchvision.ops import DeformConv2d, FrozenBatchNorm2d, deform_conv2d
 
@@ -166,6 +165,8 @@ class DeformableConv2d(DeformConv2d):  # type: ignore[misc]  # torchvision is un
     def forward(self, x: Tensor) -> Tensor:
         """`(N, in_channels, H, W)` -> `(N, out_channels, H / stride, W / stride)`."""
         if not is_scripting():  # TorchScript's autocast takes a constant device only
+            if isinstance(x, Proxy):  # torch.fx records no autocast: the layer stays whole
+                return x.tracer.create_proxy("call_module", x.tracer.path_of_module(self), (x,), {})
             with torch.autocast(x.device.type, enabled=False):
                 return self._sample(x)
         return self._sample(x)

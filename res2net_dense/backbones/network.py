@@ -1,11 +1,12 @@
 """What all networks share: the strides and dilations of their stages, the end of their construction, and
 `forward`.
+
+Modules with a `forward` do without `from __future__ import annotations`: torch.fx writes the annotations of
+`forward` into its code, which TorchScript cannot read if they are strings.
 """
 
-from __future__ import annotations
-
-from collections.abc import Iterable, Iterator, Sequence
-from typing import ClassVar, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
@@ -77,6 +78,7 @@ class Backbone(nn.Module):
         wanted = [(FEATURES.index(feature), feature) for feature in options.wanted]
         built = self.stage_names[: len(channels) - 1]
         self.stages = [(self.stem_end, *built)[index] for index, _ in wanted]
+        self._feature_of = dict(zip(self.stage_names, FEATURES[1:], strict=True))
         self.out_features = options.wanted
         self.out_channels = {feature: channels[index] for index, feature in wanted}
         self.out_strides = {feature: strides[index] for index, feature in wanted}
@@ -111,13 +113,16 @@ class Backbone(nn.Module):
             `{feature: (N, out_channels[feature], ceil(H / stride), ceil(W / stride))}` in the order of depth.
         """
         x = self.forward_stem(x)
-        features = {"stem": x}
-        for feature, stage in zip(FEATURES[1:], self.stage_names, strict=False):
-            if hasattr(self, stage):
-                x = getattr(self, stage)(x)
-                features[feature] = x
-        return {feature: features[feature] for feature in self.out_features}
+        features: dict[str, Tensor] = {}
+        if "stem" in self.out_channels:
+            features["stem"] = x
+        for name, child in self.named_children():  # TorchScript unrolls it
+            if name in self._feature_of:
+                x = child(x)
+                feature = self._feature_of[name]
+                if feature in self.out_channels:
+                    features[feature] = x
+        return features
 
-    def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """See `extract_features`."""
-        return self.extract_features(x)
+    forward: Callable[..., Any] = extract_features
+    """Classifiers return logits."""

@@ -4,8 +4,6 @@ block is in `bottle2neck.py`.
 The module's names (`conv1 bn1 layer1 .. layer4 fc`) are those of the published checkpoints.
 """
 
-from __future__ import annotations
-
 from functools import partial
 
 from torch import Tensor, nn
@@ -62,7 +60,7 @@ class Res2NetClassifier(Res2Net):
         self.avgpool: nn.Module = nn.AdaptiveAvgPool2d(1)
         self.fc: nn.Module = nn.Linear(self.out_channels[self.out_features[-1]], num_classes)
 
-    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]  # logits, not features
+    def forward(self, x: Tensor) -> Tensor:
         """`(N, in_channels, H, W)` float, normalized -> `(N, num_classes)` logits."""
         last = self.extract_features(x)[self.out_features[-1]]
         return self.fc(self.avgpool(last).flatten(1))
