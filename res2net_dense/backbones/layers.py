@@ -40,7 +40,7 @@ _NORMS: dict[str, Callable[[int], nn.Module]] = {
 
 def build_norm(norm: str, channels: int) -> nn.Module:
     """Return the normalization layer: "BN", "FrozenBN", "SyncBN", or "GN" with the most groups, up to 32,
-    that divide the channels evenly.
+    that divide the channels evenly. TorchScript does not take torch's own "SyncBN".
 
     Raises:
         ConfigError: `norm` is unknown.
