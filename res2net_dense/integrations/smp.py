@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
 import os
 import tempfile
 from collections.abc import Callable
@@ -25,7 +26,7 @@ from torch import Tensor, nn
 
 from res2net_dense.backbones import create_backbone
 from res2net_dense.backbones.dla import DLA
-from res2net_dense.backbones.options import FEATURES
+from res2net_dense.backbones.options import DILATION_RULES, FEATURES, SEMANTICS
 from res2net_dense.backbones.registry import (
     ARCHITECTURES,
     TEST_ARCHITECTURES,
@@ -48,6 +49,8 @@ except ImportError as error:
 
 if TYPE_CHECKING:
     from res2net_dense.weight_files import WeightFile
+
+_log = logging.getLogger(__name__)
 
 PREFIX = "r2d-"
 
@@ -240,6 +243,11 @@ def _save_pretrained(theirs: Callable[..., Any], model: Any, *arguments: Any, **
     """What is saved has the weights of the encoder: `from_pretrained` must not look for their file again."""
     if isinstance(model.encoder, Encoder):
         model.config["encoder_weights"] = None
+        built = model.encoder.semantics | model.encoder.dilation_rules
+        if lost := [key for key, value in built.items() if value != (SEMANTICS | DILATION_RULES)[key]]:
+            _log.warning(
+                "smp does not save %s of the encoder: build it again for the model that is loaded", lost
+            )
     return theirs(model, *arguments, **keywords)
 
 

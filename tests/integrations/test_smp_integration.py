@@ -377,6 +377,15 @@ def test_a_saved_model_does_not_need_the_file_of_its_encoder(decoder, kind, tmp_
             assert again(x).equal(model(x))
 
 
+def test_options_that_smp_does_not_save_are_named(tmp_path, caplog):
+    model = smp.Unet(f"r2d-{TINY}", encoder_weights=None, decoder_channels=(16, 8, 8, 4, 4))
+    model.save_pretrained(tmp_path)
+    assert "does not save" not in caplog.text
+    model.encoder = build_encoder(TINY, stage_pool="strided")
+    model.save_pretrained(tmp_path)
+    assert "smp does not save ['stage_pool'] of the encoder" in caplog.text
+
+
 def test_saving_a_model_on_another_encoder_is_left_to_smp(tmp_path):
     model = smp.Unet("resnet18", encoder_weights=None, decoder_channels=(16, 8, 8, 4, 4))
     model.config["encoder_weights"] = "imagenet"
