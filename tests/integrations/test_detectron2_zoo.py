@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from detectron2 import model_zoo
+from detectron2.config import LazyCall, instantiate
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import convert_to_coco_json, load_coco_json
 from detectron2.engine import DefaultTrainer
@@ -20,8 +21,9 @@ from detectron2.utils.events import EventStorage
 from networks import TINY
 from PIL import Image
 
+from res2net_dense import create_backbone
 from res2net_dense.errors import ConfigError
-from res2net_dense.integrations.detectron2 import use_res2net
+from res2net_dense.integrations.detectron2 import Res2NetBackbone, use_res2net
 
 CONFIGS = {
     "faster": "COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml",
@@ -245,6 +247,17 @@ def test_fcos_learns_on_its_fpn(toy_set, tmp_path):
         optimizer.step()
     assert not before.equal(backbone.bottom_up.net.conv1.weight)
     assert len(model.eval()([{"image": image}])[0]["instances"]) > 0
+
+
+def test_a_lazy_config_takes_the_backbone():
+    cfg = model_zoo.get_config("COCO-Detection/fcos_R_50_FPN_1x.py")
+    cfg.model.backbone.bottom_up = LazyCall(Res2NetBackbone)(net=LazyCall(create_backbone)(name=TINY))
+    model = instantiate(cfg.model)
+    target = Instances((64, 96), gt_boxes=Boxes([[8.0, 8, 60, 50]]), gt_classes=torch.tensor([0]))
+    with EventStorage():
+        losses = model([{"image": images()[0], "instances": target}])
+    sum(losses.values()).backward()
+    assert all(p.grad is not None for p in model.backbone.bottom_up.parameters())
 
 
 def test_p6_of_retinanet_is_made_from_c5(tmp_path):
