@@ -5,6 +5,7 @@ pools that keep the size; and what is done to the layers of a whole network.
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,11 @@ from torchvision.ops import DeformConv2d, FrozenBatchNorm2d, deform_conv2d
 from res2net_dense.backbones.options import check
 
 
+def _one_node(module: nn.Module, x: Any) -> Any:
+    """The call of a module that torch.fx cannot look into, in a graph that it traces."""
+    return x.tracer.create_proxy("call_module", x.tracer.path_of_module(module), (x,), {})
+
+
 class FrozenNorm(FrozenBatchNorm2d):  # type: ignore[misc]  # torchvision is untyped
     """Batch norm with fixed statistics and scale, which keeps half precision under autocast.
 
@@ -24,6 +30,9 @@ class FrozenNorm(FrozenBatchNorm2d):  # type: ignore[misc]  # torchvision is unt
 
     def forward(self, x: Tensor) -> Tensor:
         """`(N, C, H, W)` -> `(N, C, H, W)` of the same dtype."""
+        if not is_scripting():  # noqa: SIM102  # all of it is left out by TorchScript
+            if isinstance(x, Proxy):  # torch.fx makes constants of buffers
+                return _one_node(self, x)
         scale = self.weight * (self.running_var + self.eps).rsqrt()
         bias = self.bias - self.running_mean * scale
         return x * scale.to(x.dtype).view(1, -1, 1, 1) + bias.to(x.dtype).view(1, -1, 1, 1)
@@ -165,8 +174,8 @@ class DeformableConv2d(DeformConv2d):  # type: ignore[misc]  # torchvision is un
     def forward(self, x: Tensor) -> Tensor:
         """`(N, in_channels, H, W)` -> `(N, out_channels, H / stride, W / stride)`."""
         if not is_scripting():  # TorchScript's autocast takes a constant device only
-            if isinstance(x, Proxy):  # torch.fx records no autocast: the layer stays whole
-                return x.tracer.create_proxy("call_module", x.tracer.path_of_module(self), (x,), {})
+            if isinstance(x, Proxy):  # torch.fx records no autocast
+                return _one_node(self, x)
             with torch.autocast(x.device.type, enabled=False):
                 return self._sample(x)
         return self._sample(x)

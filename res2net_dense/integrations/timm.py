@@ -159,7 +159,7 @@ class TimmRes2Net(Res2Net):
         stop_early: bool = False,
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
-    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+    ) -> Any:
         """Compute the maps that `feature_info` describes.
 
         Args:
@@ -171,7 +171,7 @@ class TimmRes2Net(Res2Net):
             intermediates_only: return only the maps.
 
         Returns:
-            The result of the last stage, and the maps.
+            The result of the last stage and the list of maps, or only that list.
 
         Raises:
             ConfigError: another `output_fmt`.
@@ -190,9 +190,7 @@ class TimmRes2Net(Res2Net):
 
     def get_intermediate_layers(self, x: Tensor, n: int | Sequence[int] = 1) -> list[Tensor]:
         """The last `n` maps, or those of these indices, by the name that timm's transformers have for it."""
-        maps = self.forward_intermediates(x, n, intermediates_only=True)
-        assert isinstance(maps, list)
-        return maps
+        return self.forward_intermediates(x, n, intermediates_only=True)
 
     def prune_intermediate_layers(
         self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True

@@ -106,7 +106,7 @@ def test_every_pool_that_timm_scripts_is_scripted(pool):
     network = small("res2net50_18w_4s", global_pool=pool, num_classes=3 if pool else 0).eval()
     if pool in ("avgmax", "catavgmax"):
         for one in (network, timm.create_model("resnet10t", global_pool=pool)):
-            with pytest.raises(RuntimeError, match="adaptive_avg_pool2d"):
+            with pytest.raises(RuntimeError, match="adaptive"):
                 torch.jit.script(one)
         return
     with torch.no_grad():
@@ -143,7 +143,6 @@ def test_the_head_can_be_replaced(name):
     [
         {"norm_layer": nn.BatchNorm2d},
         {"norm_layer": "batchnorm2d", "act_layer": nn.ReLU},
-        {"norm_layer": "frozenbatchnorm2d", "act_layer": "relu"},
         {"zero_init_last": False, "drop_path_rate": 0.1, "drop_rate": 0.1, "drop_block_rate": 0.0},
         {"in_chans": 3, "output_stride": 8, "cardinality": 2},
     ],
@@ -163,6 +162,8 @@ def test_arguments_of_blocks_and_of_groups():
     assert small(name, block_args={"attn_layer": "se"}).layer1[0].se is not None
     assert isinstance(small(name, norm_layer=nn.GroupNorm).bn1, nn.GroupNorm)
     assert isinstance(small(name, norm_layer=nn.SyncBatchNorm).bn1, nn.SyncBatchNorm)
+    for frozen in ("frozenbatchnorm2d", FrozenBatchNorm2d):
+        assert isinstance(small(name, norm_layer=frozen, act_layer="relu").bn1, FrozenBatchNorm2d)
     for start in (True, False):
         assert small(name, zero_init_last=start).layer1[0].bn3.weight.any() != start
     network = small(name, drop_path_rate=0.3)
@@ -242,7 +243,7 @@ def test_learning_rates_decay_from_the_head_to_the_stem(name):
 def test_timm_freezes_parts(name):
     network = small(name)
     freeze(network, ["conv1", "bn1", "layer1"])
-    assert isinstance(network.bn1, timm.layers.FrozenBatchNorm2d)
+    assert isinstance(network.bn1, FrozenBatchNorm2d)
     network(IMAGES).mean().backward()
     learns = {key.split(".")[0] for key, value in network.named_parameters() if value.grad is not None}
     assert learns == {*network.stages[1:], "fc"}
@@ -272,7 +273,7 @@ def test_no_weights_are_pretended(name):
 @pytest.mark.parametrize("channels", [1, 4])
 def test_a_file_of_ours_with_other_channels(tmp_path, channels):
     """timm adapts the first convolution by itself, and as we do."""
-    name, options = "se_res2net50_26w_4s", {"depths": (1, 2, 1), "output_stride": 16, "planes": 8}
+    name, options = "se_res2net50_26w_4s", {"depths": (1, 2, 1), "output_stride": 16}
     state = res2net_dense.create_classifier(name, 3, **options).state_dict()
     torch.save(state, tmp_path / "w.pth")
     theirs = timm.create_model(
