@@ -1,6 +1,8 @@
 """README and docs say what is true: links, commands, snippets and generated pages are checked."""
 
 import ast
+import dataclasses
+import hashlib
 import importlib
 import importlib.util
 import re
@@ -9,8 +11,11 @@ import shlex
 from pathlib import Path
 
 import pytest
+import torch
+from networks import hollow
 
-from res2net_dense import cli
+from res2net_dense import cli, create_classifier
+from res2net_dense.backbones.weights import WEIGHTS
 from res2net_dense.config.find import find_config
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -93,3 +98,27 @@ def test_python_snippets_name_what_exists(page):
                 assert hasattr(
                     importlib.import_module("res2net_dense"), node.attr
                 ) or importlib.util.find_spec(f"res2net_dense.{node.attr}")
+
+
+@pytest.fixture
+def published_weights(tmp_path, monkeypatch):
+    """The file that "imagenet" means for the network of the snippets, in the cache."""
+    row = WEIGHTS["res2net50_26w_4s.in1k"]
+    torch.save(hollow(lambda: create_classifier(row.name)), tmp_path / row.file_name)
+    digest = hashlib.sha256((tmp_path / row.file_name).read_bytes()).hexdigest()
+    monkeypatch.setitem(WEIGHTS, row.key, dataclasses.replace(row, sha256=digest))
+    monkeypatch.setenv("RES2NET_DENSE_CACHE", str(tmp_path))
+
+
+@pytest.mark.parametrize("snippet", blocks(ROOT / "docs" / "integrations.md", "python"))
+def test_the_lines_for_other_libraries_run_and_give_a_model(snippet, published_weights, monkeypatch):
+    if "detectron2" in snippet:
+        defaults = importlib.import_module("detectron2.config.defaults")._C
+        monkeypatch.setitem(defaults.MODEL, "DEVICE", "cpu")
+    names = {}
+    exec(compile(snippet, "docs/integrations.md", "exec"), names)  # noqa: S102  # our own page
+    assert isinstance(names["model"], torch.nn.Module)
+    if "imagenet" in snippet:  # the file has zeros only
+        loaded = [p for key, p in names["model"].named_parameters() if ".layer1.0.conv1" in key]
+        assert len(loaded) == 1
+        assert not loaded[0].any()

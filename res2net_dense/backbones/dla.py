@@ -123,6 +123,7 @@ class DLA(Backbone):
 
     options_class = DLAOptions
     stem_parts = ("base_layer", "level0", "level1")
+    stem_end = "level1"
     stage_names = ("level2", "level3", "level4", "level5")
 
     def __init__(self, options: DLAOptions) -> None:

@@ -49,7 +49,7 @@ class Backbone(nn.Module):
     Attributes:
         out_features: names of the returned features, by depth.
         out_channels, out_strides: channels and stride of each returned feature.
-        stages: names of the children that compute `res2`, `res3`, ...
+        stages: names of the children that compute them.
         semantics: the options under which equal weights are another network, as built.
         dilation_rules: the same for those that act in dilated stages only; empty without one.
     """
@@ -57,6 +57,8 @@ class Backbone(nn.Module):
     options_class: ClassVar[type[BackboneOptions]]
     stem_parts: ClassVar[tuple[str, ...]]
     """Names of the children with weights before the first stage."""
+    stem_end: ClassVar[str]
+    """Name of the child that computes the feature `stem`."""
     stage_names: ClassVar[tuple[str, ...]]
 
     def finish(
@@ -74,7 +76,8 @@ class Backbone(nn.Module):
             dilation_rules: see the class.
         """
         wanted = [(FEATURES.index(feature), feature) for feature in options.wanted]
-        self.stages = list(self.stage_names[: len(channels) - 1])
+        built = self.stage_names[: len(channels) - 1]
+        self.stages = [(self.stem_end, *built)[index] for index, _ in wanted]
         self._feature_of = dict(zip(self.stage_names, FEATURES[1:], strict=True))
         self.out_features = options.wanted
         self.out_channels = {feature: channels[index] for index, feature in wanted}
@@ -92,7 +95,7 @@ class Backbone(nn.Module):
             if options.zero_init_residual and isinstance(scale, nn.Parameter):
                 nn.init.zeros_(scale)
         set_norm_eps(self, options.norm_eps)
-        parts = [self.stem_parts, *((stage,) for stage in self.stages)]
+        parts = [self.stem_parts, *((stage,) for stage in built)]
         for name in (name for part in parts[: options.freeze_at] for name in part):
             setattr(self, name, freeze(getattr(self, name)))
 

@@ -21,6 +21,7 @@ class Res2Net(Backbone):
 
     options_class = Res2NetOptions
     stem_parts = ("conv1", "bn1")
+    stem_end = "maxpool"
     stage_names = ("layer1", "layer2", "layer3", "layer4")
 
     def __init__(self, options: Res2NetOptions) -> None:

@@ -50,6 +50,8 @@ LIBRARIES = [
     ("defusedxml", "defusedxml", "0.7", True, DETECTION),
     ("fvcore", "fvcore", "0", True, DETECTION),
     ("detectron2", "detectron2", "0", True, DETECTRON2),
+    # Its configs; it imports pkg_resources, which setuptools 82 removed.
+    ("detectron2.model_zoo", "detectron2", "0", False, "pip install 'setuptools>=78.1.1,<82'"),
     ("hotcoco", "hotcoco", "1.3", False, DETECTION),
     ("segmentation_models_pytorch", "segmentation-models-pytorch", "0.6", False, SEGMENTATION),
     ("timm", "timm", "1.0.28", False, SEGMENTATION),
@@ -75,6 +77,7 @@ def main(args: argparse.Namespace) -> int:
     broken, problems = False, []
     for module, distribution, lowest, needed, remedy in LIBRARIES:
         version, trouble = probe(module, distribution, lowest)
+        distribution = module if module.startswith(f"{distribution}.") else distribution
         mark = "ok  " if not trouble else "FAIL" if needed else "miss"
         print(f"  {mark}  {distribution:28s} {version or '-':16s} {trouble}")
         if trouble:

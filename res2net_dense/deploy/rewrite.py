@@ -143,8 +143,8 @@ def _replace(module: nn.Module) -> None:
     elif type(module).__name__ in ("RoIAlign", "ROIAlign"):  # torchvision's and detectron2's
         FastRoIAlign.of(module)
     elif isinstance(module, Res2Net):
-        for stage in map(module.get_submodule, module.stages):
-            if type(stage) is nn.Sequential:
+        for name, stage in module.named_children():
+            if name in module.stage_names and type(stage) is nn.Sequential:
                 stage.__class__ = FusedStage
 
 

@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
+import os
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,7 +26,7 @@ from torch import Tensor, nn
 
 from res2net_dense.backbones import create_backbone
 from res2net_dense.backbones.dla import DLA
-from res2net_dense.backbones.options import FEATURES
+from res2net_dense.backbones.options import DILATION_RULES, FEATURES, SEMANTICS
 from res2net_dense.backbones.registry import (
     ARCHITECTURES,
     TEST_ARCHITECTURES,
@@ -37,6 +39,7 @@ from res2net_dense.errors import ConfigError, MissingDependencyError
 
 try:
     from segmentation_models_pytorch import encoders as smp_encoders
+    from segmentation_models_pytorch.base.hub_mixin import SMPHubMixin
     from segmentation_models_pytorch.encoders._base import EncoderMixin
 except ImportError as error:
     raise MissingDependencyError(
@@ -46,6 +49,8 @@ except ImportError as error:
 
 if TYPE_CHECKING:
     from res2net_dense.weight_files import WeightFile
+
+_log = logging.getLogger(__name__)
 
 PREFIX = "r2d-"
 
@@ -84,7 +89,7 @@ class Encoder(nn.Module, EncoderMixin):  # type: ignore[misc]  # smp is untyped
             )
         network = create_backbone(name, **options | {"out_features": FEATURES[:depth]})
         # The feature of stride 2 is the map before the max pool.
-        self._ends = ["level1" if isinstance(network, DLA) else "relu", *network.stages]
+        self._ends = ["level1" if isinstance(network, DLA) else "relu", *network.stages[1:]]
         for key, child in network.named_children():
             self.add_module(key, child)
             if key == self._ends[-1]:
@@ -161,7 +166,8 @@ def build_encoder(
 
 
 # smp downloads the `repo_id` of an encoder's settings and loads the file into the encoder. Ours is a
-# `_Reference`, which two hooks pass through smp unchanged to `Encoder.load_state_dict`.
+# `_Reference`, which two hooks pass through smp unchanged to `Encoder.load_state_dict`. A third looks after
+# what smp writes about the weights when it saves a model.
 
 
 @dataclass(frozen=True)
@@ -186,7 +192,7 @@ class _Settings(dict[Any, Any]):
         return True
 
     def __missing__(self, weights: Any) -> dict[str, Any]:
-        weights = weights if isinstance(weights, Path) else str(weights)
+        weights = Path(weights) if isinstance(weights, os.PathLike) else str(weights)
         return {"repo_id": _Reference(self.name, weights), "revision": None}
 
 
@@ -201,8 +207,8 @@ class _PreprocessingFile:
         settings = {
             "input_space": "RGB",
             "input_range": [0, 1],
-            "mean": [value / 255 for value in row.mean],
-            "std": [value / 255 for value in row.std],
+            "mean": [round(value / 255, 6) for value in row.mean],  # 57.12 / 255 is not quite 0.224
+            "std": [round(value / 255, 6) for value in row.std],
         }
         self.file = tempfile.NamedTemporaryFile("w", suffix=".json")  # noqa: SIM115  # smp opens it by name
         json.dump(settings, self.file)
@@ -210,26 +216,44 @@ class _PreprocessingFile:
         return self.file.name
 
 
-def _hook(name: str, ours: Callable[..., Any]) -> None:
-    """Let smp's function `name` pass a `_Reference` to `ours`, and everything else to smp's own."""
-    theirs = getattr(smp_encoders, name)
+def _hook(owner: Any, name: str, ours: Callable[..., Any]) -> None:
+    """Put `ours` in the place of smp's function `name`, which becomes its first argument."""
+    theirs = getattr(owner, name)
     theirs = getattr(theirs, "without_r2d", theirs)  # this module may be loaded again
 
     @functools.wraps(theirs)
-    def hooked(first: Any, *arguments: Any, **keywords: Any) -> Any:
-        function = ours if isinstance(first, _Reference) else theirs
-        return function(first, *arguments, **keywords)
+    def hooked(*arguments: Any, **keywords: Any) -> Any:
+        return ours(theirs, *arguments, **keywords)
 
     hooked.without_r2d = theirs  # type: ignore[attr-defined]
-    setattr(smp_encoders, name, hooked)
+    setattr(owner, name, hooked)
 
 
-def _download(reference: _Reference, *, filename: str, **_: Any) -> _Reference | _PreprocessingFile:
-    return _PreprocessingFile(reference) if filename == "config.json" else reference
+def _download(theirs: Callable[..., Any], repository: Any, *arguments: Any, **keywords: Any) -> Any:
+    if not isinstance(repository, _Reference):
+        return theirs(repository, *arguments, **keywords)
+    return _PreprocessingFile(repository) if keywords["filename"] == "config.json" else repository
 
 
-_hook("hf_hub_download", _download)
-_hook("load_file", lambda reference, **_: reference)
+def _load(theirs: Callable[..., Any], file: Any, *arguments: Any, **keywords: Any) -> Any:
+    return file if isinstance(file, _Reference) else theirs(file, *arguments, **keywords)
+
+
+def _save_pretrained(theirs: Callable[..., Any], model: Any, *arguments: Any, **keywords: Any) -> Any:
+    """What is saved has the weights of the encoder: `from_pretrained` must not look for their file again."""
+    if isinstance(model.encoder, Encoder):
+        model.config["encoder_weights"] = None
+        built = model.encoder.semantics | model.encoder.dilation_rules
+        if lost := [key for key, value in built.items() if value != (SEMANTICS | DILATION_RULES)[key]]:
+            _log.warning(
+                "smp does not save %s of the encoder: build it again for the model that is loaded", lost
+            )
+    return theirs(model, *arguments, **keywords)
+
+
+_hook(smp_encoders, "hf_hub_download", _download)
+_hook(smp_encoders, "load_file", _load)
+_hook(SMPHubMixin, "save_pretrained", _save_pretrained)
 for _name, _architecture in (ARCHITECTURES | TEST_ARCHITECTURES).items():
     if _architecture.options.get("stem") != "3x3":
         smp_encoders.encoders[PREFIX + _name] = {

@@ -101,3 +101,12 @@ def test_the_doctor_names_what_is_broken_and_the_remedy(run_tool, tmp_path):
     assert "built for another numpy" in process.stdout
     assert "pip install 'res2net_dense[detection]'" in process.stdout
     assert "The main job cannot run." in process.stdout
+
+
+def test_the_doctor_says_what_the_model_zoo_of_detectron2_needs(run_tool, tmp_path):
+    (tmp_path / "pkg_resources.py").write_text("raise ImportError('removed')")
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    process = run_tool("tools/doctor.py", env={**os.environ, "PYTHONPATH": path})
+    assert process.returncode == 0
+    remedy = "    pip install 'setuptools>=78.1.1,<82'"
+    assert f"optional: detectron2.model_zoo: cannot be imported (removed)\n{remedy}" in process.stdout
