@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 
 from res2net_dense.cli._shared import add_config_arguments as add_arguments
-from res2net_dense.errors import first_few
+from res2net_dense.errors import counted, first_few
 
 __all__ = ["add_arguments", "main"]
 
@@ -23,7 +23,7 @@ def main(args: argparse.Namespace) -> int:
     for part in ("train", "val"):
         if getattr(config.data, part) is not None:
             source = task.open_source(config, train=part == "train")
-            print(f"data.{part}: {len(source)} images of {source.name}")
+            print(f"data.{part}: {counted(len(source), 'image')} of {source.name}")
     names = task.class_names(config)
-    print(f"{len(names)} classes: {first_few(names, 12)}\nno errors found")
+    print(f"{counted(len(names), 'class')}: {first_few(names, 12)}\nno errors found")
     return 0
