@@ -89,7 +89,7 @@ def export(
     output = _check_output(output, size=size, batch=batch, dynamic=dynamic, int8=int8)
     work = _open_work(weights, config, overrides, evaluate=evaluate, int8=int8, log=log)
     description = work.describe(format_of(output), size=size, batch=batch, dynamic=dynamic)
-    photos = None if calibration is None else list_images(Path(calibration).expanduser())
+    photos = None if calibration is None else list_images(calibration)
     images = work.images_to_compare()
     scored = (evaluate or int8) and work.can_score(description, images)
     output.parent.mkdir(parents=True, exist_ok=True)

@@ -146,7 +146,7 @@ class Predictor:
 
     def draw_all(self, image: Photo, prediction: Prediction, *, score: float = 0.5) -> list[Image.Image]:
         """Return all images that the task makes of a prediction, one for each of `task.folders`."""
-        return self.task.draw(to_pixels(_expanded(image)), prediction, self.class_names, score)
+        return self.task.draw(to_pixels(image), prediction, self.class_names, score)
 
     def optimize(self, dtype: torch.dtype | None = None) -> Predictor:
         """Make the network faster, see `optimize_for_inference`, and return the predictor.
@@ -176,12 +176,7 @@ class Predictor:
             yield from zip(samples, predictions, strict=True)
 
 
-def _expanded(image: Photo) -> Photo:
-    return Path(image).expanduser() if isinstance(image, (str, Path)) else image
-
-
 def _to_sample(image: Photo, number: int) -> Sample:
-    image = _expanded(image)
-    if isinstance(image, Path):
-        return read_sample(image, number)
+    if isinstance(image, (str, Path)):
+        return read_sample(Path(image).expanduser(), number)
     return sample_of(to_pixels(image), f"image {number}", number)

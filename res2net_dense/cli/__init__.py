@@ -95,7 +95,9 @@ def parser_of(name: str, command: Any) -> argparse.ArgumentParser:
 def _run(name: str, given: Sequence[str]) -> int:
     """Call `main` of a subcommand; `--debug` shows the traceback of a user error too."""
     command = load(name)
-    args = parser_of(name, command).parse_intermixed_args(given)  # overrides may stand anywhere
+    args = parser_of(name, command).parse_intermixed_args(
+        list(map(_expand_home, given))
+    )  # overrides may stand anywhere
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it would ask the network for its version
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr)
     logging.getLogger("res2net_dense").setLevel(logging.DEBUG if args.debug else logging.WARNING)
@@ -114,6 +116,14 @@ def _run(name: str, given: Sequence[str]) -> int:
             raise
         print(f"error: {message}", file=sys.stderr)
         return 1
+
+
+def _expand_home(argument: str) -> str:
+    """Write out `~` at the start of an argument and after `--name=`, where many shells do not."""
+    option, equals, value = argument.partition("=")
+    if equals and option.startswith("--"):
+        return f"{option}={os.path.expanduser(value)}"
+    return os.path.expanduser(argument)
 
 
 def _explain_error(error: Exception) -> str | None:

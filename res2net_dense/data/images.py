@@ -96,7 +96,7 @@ def to_pixels(image: str | Path | Image.Image | np.ndarray | torch.Tensor) -> np
     import torch
 
     if isinstance(image, (str, Path)):
-        return read_image(image)
+        return read_image(Path(image).expanduser())
     if isinstance(image, Image.Image):
         if image.mode.startswith(("F", "I")):  # PIL's conversion would saturate it
             raise DatasetError(f"a PIL image of mode {image.mode} has more than 8 bits: pass its path")
@@ -117,14 +117,14 @@ def list_images(pattern: str | Path) -> list[Path]:
     """List images, sorted: a file (whatever its suffix), or those of a folder and its subfolders or of a glob
     pattern (`**` crosses folders) whose suffix is in `IMAGE_SUFFIXES`; none is a `DatasetError`.
     """
-    path = Path(pattern)
+    path = Path(pattern).expanduser()
     if path.is_file():
         return [path]
-    candidates = path.rglob("*") if path.is_dir() else map(Path, glob.iglob(str(pattern), recursive=True))
+    candidates = path.rglob("*") if path.is_dir() else map(Path, glob.iglob(str(path), recursive=True))
     found = sorted(p for p in candidates if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
     if not found:
         raise DatasetError(
-            f"{pattern}: no images found from {Path.cwd()}; give a file, a folder or a quoted pattern "
+            f"{path}: no images found from {Path.cwd()}; give a file, a folder or a quoted pattern "
             f"with one of {' '.join(sorted(IMAGE_SUFFIXES))}"
         )
     return found

@@ -143,6 +143,17 @@ def test_what_a_user_can_help_is_one_line(monkeypatch, capsys, error, line):
     assert capsys.readouterr().err == f"error: {line}\n"
 
 
+def test_arguments_may_start_at_the_home_folder(monkeypatch, tmp_path):
+    found = []
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(convert, "main", lambda args: found.append(args) or 0)
+    assert cli.main(["convert", "~/net.pth", "net~.pth", "--report=~/net.json", "--prefix=~"]) == 0
+    (args,) = found
+    assert args.source == tmp_path / "net.pth"
+    assert args.destination == Path("net~.pth")
+    assert args.report == tmp_path / "net.json"
+
+
 def test_a_fault_of_ours_shows_its_place(monkeypatch):
     monkeypatch.setattr(convert, "main", lambda args: {}["key"])
     with pytest.raises(KeyError):
