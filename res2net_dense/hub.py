@@ -17,9 +17,10 @@ from typing import Any, TypedDict
 import numpy as np
 import torch
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 
 from res2net_dense.backbones import create_classifier, list_backbones
+from res2net_dense.backbones.options import check_positive
 from res2net_dense.backbones.registry import ARCHITECTURES, Classifier, canonical_name, find_architecture
 from res2net_dense.backbones.weights import WEIGHTS
 from res2net_dense.convert.checkpoint import inspect
@@ -102,8 +103,8 @@ def get_model(
     name, _, tag = name.partition(".")
     if tag and weights is not None:
         raise ConfigError(f"weights are named twice, {tag!r} and {str(weights)!r}: leave one of them out")
-    if num_classes is not None and num_classes < 1:
-        raise ConfigError(f"num_classes is {num_classes}; a classifier has at least one")
+    if num_classes is not None:
+        check_positive(num_classes=num_classes)
     name, weights = canonical_name(name), tag or weights
     cifar = find_architecture(name).options.get("stem") == "3x3"
     usual = Preprocessing(resize_size=32, crop_size=32) if cifar else Preprocessing()
@@ -148,8 +149,8 @@ def predict_image(
         DatasetError: the image cannot be read.
         ConfigError: `top` is below 1, or the network does not take RGB.
     """
-    if top < 1:
-        raise ConfigError(f"top is {top}; at least one class can be returned")
+    if not isinstance(top, (int, np.integer)) or top < 1:
+        raise ConfigError(f"top is {top!r}; it must be a positive integer")
     first = next(model.parameters())
     if first.ndim == 4 and first.shape[1] != 3:
         raise ConfigError(f"the network takes {first.shape[1]} channels and an image has 3: RGB")
@@ -159,7 +160,10 @@ def predict_image(
     mean, std = (torch.tensor(values).reshape(3, 1, 1) for values in (how.mean, how.std))
     batch = ((square - mean) / std)[None].to(first.device, first.dtype)
     with torch.inference_mode(), evaluation_mode(model):
-        scores = model(batch)[0].float().softmax(0)
+        outputs = model(batch)
+    if not isinstance(outputs, Tensor) or outputs.ndim != 2:
+        raise ConfigError(f"a {type(model).__name__} gives no score of each class: pass one of get_model")
+    scores = outputs[0].float().softmax(0)
     best = scores.topk(min(top, len(scores)))
     names = getattr(model, "class_names", None)
     return [

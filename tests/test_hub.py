@@ -16,7 +16,7 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, ImageNetInfo,
 from torchvision.models._meta import _IMAGENET_CATEGORIES
 
 import res2net_dense
-from res2net_dense import create_classifier, get_model, list_models, predict_image
+from res2net_dense import create_backbone, create_classifier, get_model, list_models, predict_image
 from res2net_dense.backbones.weights import IMAGENETTE, WEIGHTS, Weights
 from res2net_dense.errors import CheckpointError, ConfigError, DatasetError
 from res2net_dense.hub import Preprocessing, imagenet_classes
@@ -165,6 +165,8 @@ class TestWithoutWeights:
         (("res2net50_26w_4z",), "res2net50_26w_4s"),
         (("", None), "unknown"),
         ((f"{NAME}.in1k", "in1k"), "named twice"),
+        ((None,), "a NoneType is not a name"),
+        ((NAME, {"conv1.weight": 0}), "a dict is not a name, a tag or the path of a file"),
     ])  # fmt: skip
     def test_wrong_names(self, arguments, words):
         with pytest.raises(ConfigError, match=words) as error:
@@ -174,6 +176,8 @@ class TestWithoutWeights:
     def test_no_classes(self):
         with pytest.raises(ConfigError, match="num_classes is 0"):
             get_model(NAME, num_classes=0)
+        with pytest.raises(ConfigError, match="num_classes is '10'"):
+            get_model(NAME, num_classes="10")
 
     def test_unknown_option(self):
         with pytest.raises(ConfigError, match="did you mean stage_pool"):
@@ -452,3 +456,19 @@ class TestPredictImage:
     def test_a_network_that_does_not_take_rgb(self, image_path):
         with pytest.raises(ConfigError, match="takes 1 channels"):
             predict_image(get_model(NAME, num_classes=2, in_channels=1, **SMALL), image_path)
+
+    def test_a_path_may_start_at_the_home_folder(self, tiny, image_path, tmp_path, monkeypatch):
+        monkeypatch.setenv("HOME", str(tmp_path))
+        (tmp_path / "photo.png").write_bytes(image_path.read_bytes())
+        assert predict_image(tiny, "~/photo.png") == predict_image(tiny, image_path)
+
+    def test_a_number_of_classes_that_is_not_one(self, tiny, image_path):
+        for top in (0, None, "5", 1.5):
+            with pytest.raises(ConfigError, match=f"top is {top!r}; it must be a positive integer"):
+                predict_image(tiny, image_path, top=top)
+
+    @pytest.mark.parametrize("network", [create_backbone(NAME, **SMALL), torch.nn.Conv2d(3, 2, 1)])
+    def test_a_network_that_does_not_classify(self, network, image_path):
+        with pytest.raises(ConfigError, match="gives no score of each class") as error:
+            predict_image(network, image_path)
+        assert one_line(error)

@@ -4,7 +4,7 @@ and the error messages follow from the fields.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -66,8 +66,8 @@ class BackboneOptions:
         check("freeze_at", self.freeze_at, range(len(self.features) + 1))
         if self.out_features is not None and not self.out_features:
             raise ConfigError(f"out_features is empty; choose from {', '.join(self.features)}")
-        for feature in self.out_features or ():
-            check("out_features", feature, self.features)
+        if self.out_features is not None:
+            check_features("out_features", self.out_features, self.features)
         if not 0 <= self.drop_path_rate < 1:
             raise ConfigError(f"drop_path_rate is {self.drop_path_rate}; it is a probability below 1")
         if not isinstance(self.norm_eps, (int, float)) or not 0 <= self.norm_eps < 1:
@@ -146,8 +146,7 @@ class Res2NetOptions(BackboneOptions):
                 f"base_width is {self.base_width} and planes is {self.planes}: a split would have no "
                 "channels; planes * base_width must be at least 64"
             )
-        for feature in self.dcn_stages:
-            check("dcn_stages", feature, self.features[1:])
+        check_features("dcn_stages", self.dcn_stages, self.features[1:])
 
     @property
     def semantics(self) -> dict[str, object]:
@@ -173,6 +172,14 @@ def check(name: str, value: object, allowed: Sequence[object]) -> None:
     """Raise a `ConfigError` that lists what is allowed, unless `value` is."""
     if value not in allowed:
         raise ConfigError(f"{name} is {value!r}; allowed: {', '.join(map(str, allowed))}")
+
+
+def check_features(name: str, features: Sequence[str], allowed: Sequence[str]) -> None:
+    """`check` each of a list of features; one name alone would be taken for a list of letters."""
+    if isinstance(features, str) or not isinstance(features, Iterable):
+        raise ConfigError(f"{name} is {features!r}; pass a list of features, such as ['{allowed[-1]}']")
+    for feature in features:
+        check(name, feature, allowed)
 
 
 def check_positive(**sizes: int | Sequence[int]) -> None:

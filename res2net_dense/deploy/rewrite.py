@@ -69,6 +69,8 @@ def optimize_for_inference(
     Raises:
         ConfigError: an argument has no meaning.
     """
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"a {type(model).__name__} is not a network; a Predictor has the method `optimize`")
     if dtype not in (None, *DTYPES):
         raise ConfigError(f"dtype is {dtype}; allowed: {', '.join(map(str, DTYPES))}")
     if pad_width is not None and (type(pad_width) is not int or pad_width < 1):

@@ -8,7 +8,7 @@ import zipfile
 from pathlib import Path
 from typing import BinaryIO
 
-from res2net_dense.errors import CheckpointError
+from res2net_dense.errors import CheckpointError, ConfigError
 
 SUFFIXES = (".pth", ".pt", ".ckpt", ".bin", ".tar", ".safetensors", ".pkl", ".pdparams")
 """What weight files are called."""
@@ -41,7 +41,13 @@ _CUT = re.compile("unexpected EOF|truncated|incomplete metadata|header too small
 
 
 def is_path(weights: str | Path) -> bool:
-    """Whether `weights` means a file, there or not, rather than a name or tag."""
+    """Whether `weights` means a file, there or not, rather than a name or tag.
+
+    Raises:
+        ConfigError: it is neither.
+    """
+    if not isinstance(weights, (str, Path)):
+        raise ConfigError(f"a {type(weights).__name__} is not a name, a tag or the path of a file")
     if isinstance(weights, Path) or os.sep in weights or "/" in weights:
         return True
     return weights.endswith(SUFFIXES) or Path(weights).is_file()

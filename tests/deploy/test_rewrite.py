@@ -355,6 +355,11 @@ def test_wrong_arguments(settings, words):
         optimize_for_inference(nn.Identity(), **settings)
 
 
+def test_what_is_not_a_network():
+    with pytest.raises(ConfigError, match="a str is not a network"):
+        optimize_for_inference("res2net50_26w_4s")
+
+
 # Whole models
 
 NORMS = ("BN", "GN")
