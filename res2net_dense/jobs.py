@@ -15,7 +15,7 @@ from res2net_dense.engine import distributed
 from res2net_dense.engine.distributed import print_rank0
 from res2net_dense.engine.run_folder import open_run_folder, own_folder
 from res2net_dense.tasks import get_task, training
-from res2net_dense.trained import ConfigLike, open_job, read_config, write_to
+from res2net_dense.trained import ConfigLike, check_overrides, open_job, read_config, write_to
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,7 @@ def train(
     Raises:
         Res2NetDenseError: whatever a user can correct; the errors that the config alone shows come first.
     """
+    check_overrides(overrides)
     loaded = read_config(config, [*overrides, *write_to(output_dir)])
     try:
         device = training.set_up_device(loaded)
@@ -103,6 +104,7 @@ def evaluate(
     Raises:
         Res2NetDenseError: whatever a user can correct.
     """
+    check_overrides(overrides)
     try:
         job, device = open_job(config, weights, [*overrides, *write_to(output_dir)])
         prepared = job.prepared()

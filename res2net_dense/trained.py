@@ -154,6 +154,7 @@ def open_job(
     Raises:
         Res2NetDenseError: there is no configuration, it is wrong, or the weights cannot be opened.
     """
+    check_overrides(overrides)
     opened: WeightFile | ExportedModel | None = None
     path = None if weights is None else Path(os.path.expanduser(weights))
     if path is not None and path.is_dir():
@@ -209,6 +210,12 @@ def read_config(config: ConfigLike, overrides: Sequence[str]) -> Config:
     return parse_config(content, overrides=overrides)
 
 
+def check_overrides(overrides: Sequence[str]) -> None:
+    """Raise a `ConfigError` for one text instead of a list, whose letters would be overrides."""
+    if isinstance(overrides, str) or not all(isinstance(one, str) for one in overrides):
+        raise ConfigError(f"overrides is {overrides!r}; pass a list such as ['train.batch_size=2']")
+
+
 def write_to(folder: str | Path | None) -> list[str]:
     """The override that names the run folder."""
     return [f"runtime.output_dir={json.dumps(str(folder))}"] if folder else []
@@ -254,6 +261,8 @@ def _carried(weights: WeightFile | ExportedModel) -> dict[str, Any]:
 
 
 def _warn_of_built_in(exported: ExportedModel, config: Config) -> None:
+    if exported.description.task != config.task:  # an error follows that explains all differences
+        return
     for key, (old, new) in training.changes(_carried(exported), config).items():
         is_built_in = any(_is_below(key, section) for section in _BUILT_IN) and key != "backbone.weights"
         if is_built_in and new is not None:

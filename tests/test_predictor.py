@@ -11,9 +11,9 @@ from PIL import Image
 from running import assert_one_line
 from tiny_tasks import classification, detection, saliency, segmentation, write_config, write_weights
 
-from res2net_dense import Predictor, export, load_exported
+from res2net_dense import Predictor, evaluate, export, load_exported, train
 from res2net_dense.cli import main
-from res2net_dense.data.images import read_image
+from res2net_dense.data.images import list_images, read_image
 from res2net_dense.errors import CheckpointError, ConfigError, DatasetError, ExportError
 
 TASKS = [
@@ -111,6 +111,19 @@ def test_paths_may_start_at_the_home_folder(made, photos, monkeypatch):
         assert loaded.path == file
     predictor = Predictor.load(run)
     assert predictor.draw("~/photo.png", prediction) == predictor.draw(photos[1], prediction)
+    assert list_images("~/photo.p*") == list_images("~/photo.png") == [run.parent / "photo.png"]
+
+
+@pytest.mark.parametrize("wrong", ["train.batch_size=2", [2]])
+def test_one_override_instead_of_a_list_is_one_line(run, wrong):
+    for call in (
+        lambda: Predictor.load(run, overrides=wrong),
+        lambda: train("quick/sod_res2net50", overrides=wrong),
+        lambda: evaluate(run, overrides=wrong),
+    ):
+        with pytest.raises(ConfigError) as error:
+            call()
+        assert_one_line(error, f"overrides is {wrong!r}; pass a list such as ['train.batch_size=2']")
 
 
 def test_an_image_may_come_in_any_form(run, photos):

@@ -157,7 +157,7 @@ def _build_or_resume(config: Config, device: torch.device, checkpointer: Checkpo
     """Build what is trained; with a checkpointer in the state of its newest checkpoint, if it has one."""
     found = checkpointer.open_latest() if checkpointer else None
     if found:
-        _check_same_run(found.config, config)
+        check_same_run(found.config, config)
     state = _build_state(config, device, load_weights=found is None)
     if found:
         restore(found.content, state)
@@ -202,10 +202,11 @@ def _evaluation(config: Config, device: torch.device, evaluator: Evaluator, *, s
     return Evaluation(score, best.name, lower_is_better=best.direction == "min")
 
 
-def _check_same_run(before: Mapping[str, Any], config: Config) -> None:
+def check_same_run(before: Mapping[str, Any], config: Config) -> None:
+    """Raise a `ConfigError` that names settings of a run which may not change in it; its task is first."""
     changed = [
         f"{key} was {old!r} and is {new!r}"
-        for key, (old, new) in changes(before, config).items()
+        for key, (old, new) in sorted(changes(before, config).items(), key=lambda item: item[0] != "task")
         if not key.startswith(_FREE_ON_RESUME)
     ]
     if changed:

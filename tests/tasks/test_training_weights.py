@@ -10,6 +10,7 @@ from res2net_dense.config import config_to_dict, parse_config
 from res2net_dense.engine.checkpointer import Checkpointer
 from res2net_dense.errors import CheckpointError, ConfigError
 from res2net_dense.tasks import get_task
+from res2net_dense.tasks.training import check_same_run
 from res2net_dense.trained import Job, open_job
 from res2net_dense.weight_files import open_weights, save_weights
 
@@ -67,7 +68,7 @@ def test_another_network_of_the_same_tensors_is_refused(weights, change):
         Job(config_of(**change), weights).with_classes()
 
 
-def test_another_task_is_refused(weights):
+def test_another_task_is_refused_before_all_other_differences(weights):
     detector = parse_config(
         {
             "task": "detection",
@@ -78,6 +79,8 @@ def test_another_task_is_refused(weights):
     )
     with pytest.raises(ConfigError, match="trained with task=classification, the config has detection"):
         Job(detector, weights).with_classes()
+    with pytest.raises(ConfigError, match="but task was 'classification' and is 'detection'; "):
+        check_same_run(weights.config, detector)
 
 
 def test_a_run_folder_and_published_weights_are_not_confused(tmp_path, monkeypatch):

@@ -107,7 +107,9 @@ def test_a_config_of_other_classes_or_another_task_is_refused(segmenter, run_too
     Image.new("RGB", (40, 40)).save(tmp_path / "in/grey.png")
     other = ROOT / "configs/quick/sod_res2net50.yaml"
     rest = ["--input", tmp_path / "in", "--output", tmp_path / "out"]
-    line = error_of(run_tool(PREDICT, "--config", other, "--weights", exported, *rest))
+    process = run_tool(PREDICT, "--config", other, "--weights", exported, *rest)
+    assert "has no effect" not in process.stderr  # which would hide the error among many lines
+    line = error_of(process)
     assert "was trained with task=semantic_segmentation, the config has saliency" in line
 
 
