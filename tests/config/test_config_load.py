@@ -394,6 +394,7 @@ def test_overrides(write):
         ("data.train.img=1", "Known keys of 'data.train': layout, images, annotations"),
         # parts of the data
         ("data.train=[]", "data.train = []"),
+        ("data.train=a/b", "data.train = 'a/b': expected the keys of a layout, such as {root: a/b}"),
         ("data.train=[{split: x}]", "data.train[0].root is missing"),
         ("data.train={root: a}", "data.train.split is missing"),
         ("data.train={split: a}", "data.train.root is missing"),

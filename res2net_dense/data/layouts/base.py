@@ -124,10 +124,18 @@ def _check_joined(parts: list[P]) -> list[P]:
     return parts
 
 
+def _list_parts(value: object) -> object:
+    """One part as a list of it; a path alone does not tell of which key it is."""
+    if isinstance(value, str):
+        context = {"example": f"{{root: {value}}}"}
+        raise PydanticCustomError("parts", "expected the keys of a layout, such as {example}", context)
+    return [value] if isinstance(value, dict | Part) else value
+
+
 Parts = Annotated[
     list[P],
     Field(min_length=1),
-    BeforeValidator(lambda value: [value] if isinstance(value, dict | Part) else value),
+    BeforeValidator(_list_parts),
     AfterValidator(_check_joined),
     PlainSerializer(lambda parts: parts[0] if len(parts) == 1 else parts, return_type=Any),
 ]
