@@ -37,6 +37,8 @@ def main(args: argparse.Namespace) -> int:
 
     if args.json and args.json.suffix != ".json":
         raise ConfigError(f"--json {args.json} must end in .json: nothing else is overwritten")
+    if args.json:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
     files, results, skipped = list[Path](), list[dict[str, object]](), list[str]()
     for pattern in args.images:
         try:
@@ -58,7 +60,6 @@ def main(args: argparse.Namespace) -> int:
     for message in skipped:
         print(f"skipped: {message}", file=sys.stderr)
     if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
         document = json.dumps({"images": results, "skipped": skipped}, indent=1)
         write_atomically(args.json, lambda file: file.write(document.encode()))
     return 0 if results else 1

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from res2net_dense.cli._shared import add_config_arguments
-from res2net_dense.errors import ConfigError, Res2NetDenseError
+from res2net_dense.errors import ConfigError, Res2NetDenseError, counted
 from res2net_dense.files import write_atomically
 
 
@@ -45,6 +45,7 @@ def main(args: argparse.Namespace) -> int:
     files = list_images(args.input)
     places = output_names(files)
     check_inputs_are_safe(files, output, task.folders, places)
+    output.mkdir(parents=True, exist_ok=True)
     predictor = Predictor(job, device)
     images, annotations, skipped = list[dict[str, Any]](), list[dict[str, Any]](), list[str]()
     bar = tqdm(total=len(files), desc="predict", unit="img", disable=None)
@@ -66,14 +67,13 @@ def main(args: argparse.Namespace) -> int:
         bar.update()
     bar.close()
 
-    output.mkdir(parents=True, exist_ok=True)
     names = predictor.class_names
     categories = [{"id": id, "name": name} for id, name in enumerate(names, task.first_category_id)]
     annotations = [{**annotation, "id": number} for number, annotation in enumerate(annotations, 1)]
     document = {"images": images, "categories": categories, "annotations": annotations, "skipped": skipped}
     write_atomically(output / "predictions.json", lambda f: f.write(json.dumps(document).encode()))
     found = task.summary(annotations, names, args.score)
-    print(f"{len(images)} images, {found}, {len(skipped)} files skipped: {output}")
+    print(f"{counted(len(images), 'image')}, {found}, {counted(len(skipped), 'file')} skipped: {output}")
     return 0 if images else 1
 
 

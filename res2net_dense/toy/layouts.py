@@ -113,6 +113,7 @@ def make(output: Path, layout: str, arguments: dict[str, int]) -> str:
         return f"{root}: already there, nothing to do"
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
         raise DatasetError(f"{root}: holds something else; delete it or give another --output")
+    output.mkdir(parents=True, exist_ok=True)  # the error of a file in its place names it
     # under another name until complete, so that an interrupted run leaves nothing that looks finished
     partial = output / f".{layout}.partial"
     shutil.rmtree(partial, ignore_errors=True)

@@ -405,3 +405,9 @@ def test_duts_is_not_a_matter_of_brightness_or_distance(duts):
 def test_wrong_arguments(tmp_path, option, capsys):
     assert run_toy("--output", str(tmp_path), *option) == 1
     assert option[0] in capsys.readouterr().err
+
+
+def test_a_file_in_the_place_of_the_folder_is_named(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert run_toy("--output", tmp_path / "file", "--train", "1", "--val", "1") == 1
+    assert capsys.readouterr().err == f"error: {tmp_path / 'file'}: File exists\n"

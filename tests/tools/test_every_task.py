@@ -162,7 +162,7 @@ def test_predictions_are_drawn_and_listed_and_a_bad_file_is_skipped(task, images
     process, document = predict(task, "eval.batch_size=2", *low)
     assert "broken.png" in process.stderr
     assert "3 images" in process.stdout
-    assert "1 files skipped" in process.stdout
+    assert "1 file skipped" in process.stdout
     assert len(document["skipped"]) == 1
     assert {path: path.read_bytes() for path in (tmp_path / "in").rglob("*") if path.is_file()} == before
     sizes = {Path(image["file_name"]).name: (image["width"], image["height"]) for image in document["images"]}
