@@ -85,6 +85,7 @@ def export(
     Raises:
         Res2NetDenseError: whatever a user can correct; nothing is left at `output` then.
     """
+    _check_numbers(size, batch, max_drop)
     int8 = calibration is not None
     output = _check_output(output, size=size, batch=batch, dynamic=dynamic, int8=int8)
     work = _open_work(weights, config, overrides, evaluate=evaluate, int8=int8, log=log)
@@ -92,8 +93,7 @@ def export(
     photos = None if calibration is None else list_images(calibration)
     images = work.images_to_compare()
     scored = (evaluate or int8) and work.can_score(description, images)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as folder:
+    with _make_folder(output) as folder:
         draft = Path(folder) / output.name
         log(
             f"exporting {description.arch} on {description.backbone} as {description.format} for "
@@ -117,6 +117,28 @@ def export(
         total = sum(file.stat().st_size for file in made if file.suffix != ".json")
         files = [file.replace(output.with_name(file.name)) for file in made]
     return ExportResult(output, files, total, description, parity, scores)
+
+
+def _check_numbers(size: object, batch: object, max_drop: object) -> None:
+    """Raise a `ConfigError` for a number without a meaning."""
+    pair = size if isinstance(size, (tuple, list)) else ()
+    if size is not None and (len(pair) != 2 or not all(type(edge) is int and edge > 0 for edge in pair)):
+        raise ConfigError(f"size is {size!r}; it must be (height, width), two positive integers")
+    if batch is not None and (type(batch) is not int or batch < 1):
+        raise ConfigError(f"batch is {batch!r}; it must be a positive integer")
+    if max_drop is not None and not (isinstance(max_drop, (int, float)) and 0 <= max_drop <= 1):
+        raise ConfigError(f"max_drop is {max_drop!r}; it must be a number from 0 to 1")
+
+
+def _make_folder(output: Path) -> tempfile.TemporaryDirectory[str]:
+    """Make a folder next to `output`, for files that are not complete."""
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        return tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot write to {output.parent} ({error.strerror}): choose another --output"
+        ) from None
 
 
 def _check_output(

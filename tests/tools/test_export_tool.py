@@ -10,12 +10,13 @@ import torch
 from exporting import sample, settled
 from networks import TINY
 from PIL import Image
-from running import ROOT
+from running import ROOT, assert_one_line
 
 from res2net_dense import exporting
 from res2net_dense.cli import main
 from res2net_dense.config import config_to_dict, load_config
 from res2net_dense.deploy.parity import synthetic_images
+from res2net_dense.errors import ConfigError
 from res2net_dense.files import sha256_of
 from res2net_dense.tasks import get_task
 from res2net_dense.trained import load_exported
@@ -242,6 +243,8 @@ def test_every_task_in_every_format(tool, tmp_path, name, suffix):
             "not for the task classification",
         ),
         ("segmentation", "--output {}/model.onnx --dynamic --max-drop 0.1", "--eval"),
+        ("segmentation", "--output {}/model.onnx --dynamic --eval --max-drop 2", "a number from 0 to 1"),
+        ("classification", "--output {}/mine.bin/model.onnx", "mine.bin (File exists): choose another"),
         ("segmentation", "--output {}/model.onnx --dynamic --weights {}/mine.bin", "mine.bin"),
         ("segmentation", "--output {}/model.onnx --dynamic backbone.name=res2net50_14w_8s", "backbone.name"),
         ("detection", "--output {}/model.onnx --size 64 --batch 2", "one image at a time"),
@@ -274,6 +277,18 @@ def test_sizes_that_mean_nothing(tool, tmp_path, size):
     code, _, err = tool("classification", "--output", tmp_path / "model.onnx", f"--size={size}")
     assert code == 2
     assert "such as 480x640" in err
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"size": 64}, {"size": (0, 64)}, {"size": "64x64"}, {"size": (64,)}, {"batch": 0}, {"batch": 1.5}]
+    + [{"max_drop": -1}, {"max_drop": "0.1"}],
+)
+def test_numbers_without_a_meaning_in_python(wrong, tmp_path):
+    ((name, value),) = wrong.items()
+    with pytest.raises(ConfigError) as error:
+        exporting.export("absent", tmp_path / "model.onnx", **wrong)
+    assert_one_line(error, f"{name} is {value!r}; it must be")
 
 
 def test_only_a_classifier_can_do_without_weights(tool, tmp_path):
