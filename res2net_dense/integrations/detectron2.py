@@ -9,8 +9,6 @@ A yaml can set what `use_res2net` sets, after `add_res2net_config(cfg)`. What a 
 before.
 """
 
-from __future__ import annotations
-
 import logging
 import warnings
 from collections.abc import Sequence

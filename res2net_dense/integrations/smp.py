@@ -10,8 +10,6 @@ weights that need some (`stage_pool="strided"`) are refused; `build_encoder` tak
 builds can replace `model.encoder`.
 """
 
-from __future__ import annotations
-
 import functools
 import json
 import logging
@@ -141,7 +139,7 @@ class Encoder(nn.Module, EncoderMixin):  # type: ignore[misc]  # smp is untyped
 def build_encoder(
     name: str,
     *,
-    weights: str | Path | WeightFile | None = None,
+    weights: "str | Path | WeightFile | None" = None,
     trust_pickle: bool = False,
     depth: int = 5,
     **options: Any,

@@ -151,6 +151,14 @@ def test_torchscript(name, output_stride):
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script")
+@pytest.mark.parametrize("name", [TINY, TINY_V1B])
+def test_a_traced_encoder_is_scripted(name):
+    encoder, x = build_encoder(name).eval(), image(64, 96)
+    scripted = torch.jit.script(torch.fx.symbolic_trace(encoder))
+    torch.testing.assert_close(scripted(x), encoder(x))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script")
 @pytest.mark.parametrize(
     ("options", "scriptable"),
     [
