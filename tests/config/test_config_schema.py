@@ -111,6 +111,8 @@ BOXES, CLASSES, MAPS, SALIENT = "detection", "classification", "semantic_segment
         (BOXES, "backbone.freeze_at=true", "backbone.freeze_at"),
         (BOXES, "backbone.norm=bn", "'FrozenBN'"),
         (BOXES, "backbone.dcn_stages=[layer3]", "backbone.dcn_stages[0] = 'layer3'"),
+        (BOXES, "backbone.dcn_stages=res3", "backbone.dcn_stages = 'res3': should be a valid list"),
+        (BOXES, "backbone.norm_eps=1.0", "backbone.norm_eps = 1.0: should be less than 1"),
         (BOXES, "backbone.stage_split=never", "backbone.stage_split"),
         (BOXES, "model={arch: faster_rcnn, mask_head_convs: 2}", "unknown key 'model.mask_head_convs'"),
         (BOXES, "model.arch=yolo", "model.arch = 'yolo': expected one of 'mask_rcnn', 'faster_rcnn'"),
