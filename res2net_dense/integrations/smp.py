@@ -24,7 +24,6 @@ from torch import Tensor, nn
 
 from res2net_dense.backbones import create_backbone
 from res2net_dense.backbones.dla import DLA
-from res2net_dense.backbones.options import DILATION_RULES, FEATURES, SEMANTICS
 from res2net_dense.backbones.registry import (
     ARCHITECTURES,
     TEST_ARCHITECTURES,
@@ -34,6 +33,7 @@ from res2net_dense.backbones.registry import (
 from res2net_dense.backbones.weights import WEIGHTS, find_weights
 from res2net_dense.convert import load_backbone_weights
 from res2net_dense.errors import ConfigError, MissingDependencyError
+from res2net_dense.network_options import DILATION_RULES, FEATURES, SEMANTICS
 
 try:
     from segmentation_models_pytorch import encoders as smp_encoders

@@ -585,7 +585,7 @@ def test_options_of_the_backbone_act():
         ({"name": NAME, "stem": "3x3"}, "3x3 stem"),
         ({"name": NAME, "nrom": "GN"}, "did you mean norm"),
         ({"name": NAME, "depths": (1, 1, 1)}, "out_features is 'res5'; allowed: stem, res2, res3, res4"),
-        ({"name": NAME, "in_channels": 0}, "in_channels is 0; it must be a positive integer"),
+        ({"name": NAME, "in_channels": 0}, "in_channels is 0; it should be greater than 0"),
         ({"name": "res2net_dla60", "stage_pool": "strided"}, "no option 'stage_pool'"),
     ],
 )
