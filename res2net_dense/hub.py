@@ -20,7 +20,6 @@ from PIL import Image
 from torch import Tensor, nn
 
 from res2net_dense.backbones import create_classifier, list_backbones
-from res2net_dense.backbones.options import check_positive
 from res2net_dense.backbones.registry import ARCHITECTURES, Classifier, canonical_name, find_architecture
 from res2net_dense.backbones.weights import WEIGHTS
 from res2net_dense.convert.checkpoint import inspect
@@ -103,8 +102,8 @@ def get_model(
     name, _, tag = name.partition(".")
     if tag and weights is not None:
         raise ConfigError(f"weights are named twice, {tag!r} and {str(weights)!r}: leave one of them out")
-    if num_classes is not None:
-        check_positive(num_classes=num_classes)
+    if num_classes is not None and (not isinstance(num_classes, (int, np.integer)) or num_classes < 1):
+        raise ConfigError(f"num_classes is {num_classes!r}; it must be a positive integer")
     name, weights = canonical_name(name), tag or weights
     cifar = find_architecture(name).options.get("stem") == "3x3"
     usual = Preprocessing(resize_size=32, crop_size=32) if cifar else Preprocessing()

@@ -12,7 +12,10 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "res2net_dense"
 
 # These are open to everybody and import nothing but each other.
-OPEN = {"types", "errors", "version", "files", "weight_files", "download", "palette", "sections"}
+OPEN = {
+    "types", "errors", "version", "files", "weight_files", "download", "palette", "sections",
+    "network_options",
+}  # fmt: skip
 ALLOWED = {
     "__init__": {"backbones", "deploy", "exporting", "hub", "jobs", "predictor", "trained"},  # when asked for
     "__main__": {"cli"},

@@ -33,7 +33,7 @@ from res2net_dense.backbones.layers import (
     batch_norm_statistics_kept,
     build_norm,
 )
-from res2net_dense.backbones.options import Res2NetOptions
+from res2net_dense.network_options import Res2NetOptions
 
 
 class Bottle2neck(nn.Module):

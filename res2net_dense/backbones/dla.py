@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from res2net_dense.backbones.bottle2neck import Bottle2neck
 from res2net_dense.backbones.layers import MaxPool2dSame, build_norm
 from res2net_dense.backbones.network import Backbone, StagePlan, plan_stages
-from res2net_dense.backbones.options import FEATURES, DLAOptions, Res2NetOptions, check_positive
+from res2net_dense.network_options import FEATURES, DLAOptions, Res2NetOptions, check_num_classes
 
 CHANNELS = (16, 32, 128, 256, 512, 1024)
 EXPANSION = 2
@@ -163,7 +163,7 @@ class DLAClassifier(DLA):
 
     def __init__(self, options: DLAOptions, num_classes: int = 1000) -> None:
         super().__init__(options)
-        check_positive(num_classes=num_classes)
+        check_num_classes(num_classes)
         self.num_classes = num_classes
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Conv2d(self.out_channels[self.out_features[-1]], num_classes, 1)

@@ -14,7 +14,7 @@ from torch.fx import Proxy
 from torch.jit import is_scripting  # type: ignore[attr-defined]  # torch's manual has it under this name
 from torchvision.ops import DeformConv2d, FrozenBatchNorm2d, deform_conv2d
 
-from res2net_dense.backbones.options import check
+from res2net_dense.network_options import check
 
 
 def _one_node(module: nn.Module, x: Any) -> Any:

@@ -13,7 +13,7 @@ from torchvision.ops import StochasticDepth
 
 from res2net_dense.backbones.bottle2neck import Bottle2neck
 from res2net_dense.backbones.layers import freeze, init_weights, set_norm_eps
-from res2net_dense.backbones.options import FEATURES, BackboneOptions
+from res2net_dense.network_options import FEATURES, BackboneOptions
 
 
 class StagePlan(NamedTuple):

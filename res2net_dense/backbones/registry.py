@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -183,8 +182,4 @@ def create_classifier(name: str, num_classes: int = 1000, **options: Any) -> Cla
 def _options(name: str, given: dict[str, Any]) -> Any:
     """The options of the network `name` with those `given`."""
     architecture = find_architecture(name)
-    known = [field.name for field in fields(architecture.network.options_class)]
-    for option in given:
-        if option not in known:
-            raise ConfigError(f"backbone {name} has no option {option!r}; {did_you_mean(option, known)}")
     return architecture.network.options_class(**{**architecture.options, **given})

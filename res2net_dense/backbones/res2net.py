@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from res2net_dense.backbones.bottle2neck import Bottle2neck
 from res2net_dense.backbones.layers import AvgPool2dSame, build_norm
 from res2net_dense.backbones.network import Backbone, StagePlan, plan_stages
-from res2net_dense.backbones.options import FEATURES, Res2NetOptions, check_positive
+from res2net_dense.network_options import FEATURES, Res2NetOptions, check_num_classes
 
 EXPANSION = 4
 
@@ -55,7 +55,7 @@ class Res2NetClassifier(Res2Net):
 
     def __init__(self, options: Res2NetOptions, num_classes: int = 1000) -> None:
         super().__init__(options)
-        check_positive(num_classes=num_classes)
+        check_num_classes(num_classes)
         self.num_classes = num_classes
         self.avgpool: nn.Module = nn.AdaptiveAvgPool2d(1)
         self.fc: nn.Module = nn.Linear(self.out_channels[self.out_features[-1]], num_classes)

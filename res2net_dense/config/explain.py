@@ -83,7 +83,7 @@ def _explain_one(detail: ErrorDetails, data: Mapping[str, Any], schema: type[Con
     if kind == "missing":
         about = f": {field.description}" if field and field.description else ""
         return path, f"{format_path(path)} is missing{about}"
-    message = detail["msg"].removeprefix("Input ")
+    message = detail["msg"].removeprefix("Input ").replace("valid tuple", "valid list")  # YAML has lists
     if field and kind in ("int_type", "float_type", "int_from_float"):
         # Limits are in the metadata of a field, or somewhere inside its annotation.
         limits = re.findall(r"\b(gt|ge|lt|le)=([-+.\w]+)", repr((field.annotation, field.metadata)))

@@ -14,40 +14,25 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
+from res2net_dense.network_options import BlockSettings, NetworkSettings
 from res2net_dense.sections import BelowOne, Fraction, Pair, PathText, Section, Share, Text
 
 Channels = Annotated[list[float], Field(min_length=3, max_length=3)]
 
 
-class BackboneConfig(Section):
-    """The network that computes the features."""
+class WeightsConfig(Section):
+    """A network and the weights it starts from."""
 
     name: Text
     """Published name, such as `res2net50_26w_4s`."""
     weights: PathText | None = None
     """Weights to start from: `imagenet` (the first published ones), a tag such as `mm_in1k`, a file, or null
     for random ones."""
-    freeze_at: Annotated[int, Field(ge=0, le=5)] = 0
-    """Leading parts that keep their weights: 0 none, 1 the stem, 2 the stem and res2, ... 5 all (4 where it
-    has three stages). What is built on the backbone, a classifier's last layer too, still learns."""
-    norm: Literal["BN", "FrozenBN", "SyncBN", "GN"] = "BN"
-    """Normalization layers; FrozenBN keeps the statistics and scales of the weights it starts from."""
-    drop_path_rate: BelowOne = 0.0
-    """Probability that training drops the last block's residual branch; earlier blocks get linearly less."""
-    checkpoint_activations: bool = False
-    """Recompute activations in the backward pass: less memory, more time."""
-    stage_pool: Literal["always", "strided"] = "always"
-    """Average-pool the last split in the first block of each stage, or only where that block has a stride."""
-    stage_split: Literal["always", "strided"] = "always"
-    """Keep the splits in the first block of each stage apart, or only where that block has a stride."""
-    pool_padding: Literal["counted", "ignored"] = "counted"
-    """Count the zeros around the map in that average pool, or not."""
-    stride_in_1x1: bool = False
-    """Put the stride of a stage into its first 1x1 convolution instead of the 3x3 ones."""
-    norm_eps: NonNegativeFloat = 1e-5
-    """Added to the variance in normalization layers; some published weights were made with 0."""
-    dcn_stages: list[Literal["res2", "res3", "res4", "res5"]] = []
-    """Stages whose 3x3 convolutions are deformable (DCNv2)."""
+
+
+# Pydantic lists the fields of the last base first.
+class BackboneConfig(BlockSettings, NetworkSettings, WeightsConfig):
+    """The network that computes the features."""
 
 
 class ModelConfig(Section):

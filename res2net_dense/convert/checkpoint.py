@@ -21,13 +21,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from res2net_dense.backbones.options import DILATION_RULES, SEMANTICS
 from res2net_dense.backbones.weights import WEIGHTS, Weights
 from res2net_dense.convert.dialects import CANONICAL, DIALECTS, DILATED_RELATIVES, Dialect, dialect_named
 from res2net_dense.convert.recognise import Place, recognise, translate
 from res2net_dense.convert.report import Checkpoint, Dropped, Report, printable, settings, shorten
 from res2net_dense.convert.structure import Structure, expected_shapes, find_name, structure_of
 from res2net_dense.errors import CheckpointError, ConfigError, first_few
+from res2net_dense.network_options import DILATION_RULES, SEMANTICS
 from res2net_dense.weight_files import WeightFile, open_weights
 from res2net_dense.weight_files.models import compare
 from res2net_dense.weight_files.unwrap import COUNTER

@@ -11,12 +11,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from res2net_dense.backbones.options import FEATURES
 from res2net_dense.backbones.weights import cached_path, fetch, find_weights
 from res2net_dense.convert.checkpoint import inspect, match
 from res2net_dense.convert.report import Checkpoint, Dropped, Report, settings
 from res2net_dense.convert.structure import FIRST_TENSORS, Structure, structure_of
 from res2net_dense.errors import CheckpointError
+from res2net_dense.network_options import FEATURES
 from res2net_dense.weight_files import WeightFile, is_path, load_strictly, open_weights
 
 _log = logging.getLogger(__name__)

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from res2net_dense.backbones.dla import DLA
-from res2net_dense.backbones.options import FEATURES, SEMANTICS
 from res2net_dense.backbones.registry import ARCHITECTURES, TEST_ARCHITECTURES, create_classifier
 from res2net_dense.backbones.res2net import EXPANSION
 from res2net_dense.errors import CheckpointError
+from res2net_dense.network_options import FEATURES, SEMANTICS
 
 STAGES = 4
 FIRST_TENSORS = {

@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from res2net_dense.backbones.options import SEMANTICS
 from res2net_dense.convert.dialects import DIALECTS, Dialect, dialect_named
 from res2net_dense.convert.recognise import DEAD_TREES
 from res2net_dense.convert.report import Checkpoint
 from res2net_dense.convert.structure import structure_of
 from res2net_dense.errors import CheckpointError, one_line
 from res2net_dense.files import write_atomically
+from res2net_dense.network_options import SEMANTICS
 from res2net_dense.weight_files import save_weights
 
 _log = logging.getLogger(__name__)

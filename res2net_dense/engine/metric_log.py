@@ -14,6 +14,7 @@ from typing import Any, TextIO
 from tqdm import tqdm
 
 from res2net_dense.engine.distributed import is_main
+from res2net_dense.errors import CheckpointError
 from res2net_dense.files import write_atomically
 
 
@@ -81,7 +82,7 @@ class MetricLog:
         parts = " ".join(f"{name.removeprefix('loss_')} {value:.3f}" for name, value in losses.items())
         values = f"loss {scalars['total_loss']:.3f} ({parts})  lr {lr:.1e}"
         speed = f"{seconds:.2f} s/it  eta {tqdm.format_interval(seconds * (self.iterations - iteration))}"
-        print(f"iteration {iteration}/{self.iterations}  {values}  {speed}", file=sys.stderr, flush=True)
+        _print(f"iteration {iteration}/{self.iterations}  {values}  {speed}")
 
     def evaluation(self, iteration: int, metrics: Mapping[str, float]) -> None:
         """Log an evaluation after `iteration` steps, and replace `results.json`."""
@@ -94,7 +95,7 @@ class MetricLog:
         for name, value in metrics.items():
             groups.setdefault(name.split("/")[0] if "/" in name else "", []).append(f"{name} {value:.3f}")
         shown = "  ".join(text for group in groups.values() for text in group[:3])
-        print(f"evaluation after {iteration}  {shown}", file=sys.stderr, flush=True)
+        _print(f"evaluation after {iteration}  {shown}")
         self._start_clock(iteration)  # the next iteration's time does not include the evaluation
 
     def close(self) -> None:
@@ -108,9 +109,14 @@ class MetricLog:
         self._clock = (iteration, time.monotonic())
 
     def _write(self, entry: Mapping[str, Any]) -> None:
+        path = self.folder / "metrics.jsonl"
         if self._file is None:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._file = open(self.folder / "metrics.jsonl", "a", encoding="utf-8", newline="\n")  # noqa: SIM115 closed in close
+            self._file = open(path, "a", encoding="utf-8", newline="\n")  # noqa: SIM115 closed in close
+        elif not path.exists():  # before TensorBoard's thread notices, whose errors are tracebacks
+            raise CheckpointError(
+                f"{path} was deleted during the run: continue from a checkpoint (--resume), or train again"
+            )
         # Ids may be numpy's integers.
         self._file.write(json.dumps(entry, default=lambda value: value.item(), allow_nan=False) + "\n")
         self._file.flush()
@@ -135,6 +141,10 @@ def write_results(folder: str | Path, metrics: Mapping[str, float]) -> None:
     text = json.dumps(_all_finite(metrics), indent=2) + "\n"
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def _print(line: str) -> None:
+    tqdm.write(line, file=sys.stderr)  # above the bar, if there is one
 
 
 def _finite(value: float) -> float | None:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from tqdm import tqdm
 
 from res2net_dense.engine import distributed
 from res2net_dense.engine.checkpointer import Checkpointer, TrainState
@@ -112,7 +113,7 @@ class Trainer:
         """Train until `options.iterations` optimizer steps are done, and return the last scores.
 
         Raises:
-            ConfigError: `evaluation` has no metric of this name.
+            ConfigError: `evaluation` has no metric of this name, or the model returns no losses.
             DatasetError: The loader ends.
             DivergedError: A NaN or infinity; nothing of that iteration is applied.
             OutOfMemoryError: With the sizes and what to change.
@@ -120,7 +121,14 @@ class Trainer:
             SystemExit: 143 after SIGTERM, 130 after SIGINT, once the iteration is finished and saved.
         """
         state, options = self.state, self.options
-        with stop_on_signals() as stop, closing(self.batches()) as batches, self.explaining_memory():
+        bar = tqdm(
+            total=options.iterations,
+            initial=state.iteration,
+            unit="it",
+            dynamic_ncols=True,
+            disable=None if distributed.is_main() else True,  # None is for what is not a terminal
+        )
+        with stop_on_signals() as stop, bar, closing(self.batches()) as batches, self.explaining_memory():
             while True:
                 # First in the loop, so that a resumed run begins with the evaluation it was stopped in.
                 if self.evaluation and state.iteration and self.is_due(options.eval_every):
@@ -135,6 +143,7 @@ class Trainer:
                 else:
                     self.skip()
                 state.iteration += 1
+                bar.update()
                 if self.log and self.is_due(options.log_every):
                     self.log_losses(self.log)
                 # Several processes must stop after the same iteration: at the signal they agreed on.
@@ -311,6 +320,8 @@ def seed_everything(*numbers: int) -> None:
 
 
 def _sum(losses: Losses) -> Tensor:
+    if not losses:  # of a task of the user's own
+        raise ConfigError("the model returned no losses in training mode: it must return at least one")
     return torch.stack([value.float() for value in losses.values()]).sum()
 
 

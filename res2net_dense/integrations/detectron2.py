@@ -9,8 +9,6 @@ A yaml can set what `use_res2net` sets, after `add_res2net_config(cfg)`. What a 
 before.
 """
 
-from __future__ import annotations
-
 import logging
 import warnings
 from collections.abc import Sequence
@@ -19,11 +17,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from res2net_dense.backbones import create_backbone, network
-from res2net_dense.backbones.options import DILATION_RULES, SEMANTICS, Res2NetOptions
 from res2net_dense.backbones.registry import canonical_name
 from res2net_dense.backbones.weights import Weights
 from res2net_dense.errors import ConfigError, MissingDependencyError
 from res2net_dense.integrations.detectron2_keys import options_from_resnets
+from res2net_dense.network_options import DEFAULTS, DILATION_RULES, SEMANTICS
 
 # detectron2 calls what newer versions of torch deprecate, about which its users can do nothing.
 warnings.filterwarnings("ignore", message="torch.meshgrid", category=UserWarning)
@@ -50,7 +48,7 @@ OPTIONS = (
 )
 """The options of `create_backbone` that are keys of `MODEL.RES2NET`, there in capitals."""
 _DEFAULTS: dict[str, Any] = {
-    **{name.upper(): getattr(Res2NetOptions, name) for name in OPTIONS},
+    **{name.upper(): DEFAULTS[name] for name in OPTIONS},
     "NAME": "res2net50_26w_4s",
     "WEIGHTS": "",  # a published tag such as "imagenet", a path, or empty for random weights
     "NORM": "FrozenBN",

@@ -5,15 +5,14 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Mapping
-from dataclasses import fields
 from typing import Any
 
 import torch
 
 from res2net_dense.backbones import create_backbone, list_backbones
-from res2net_dense.backbones.options import FEATURES, check
 from res2net_dense.backbones.registry import canonical_name, find_architecture
 from res2net_dense.errors import ConfigError, first_few
+from res2net_dense.network_options import FEATURES, check
 
 _log = logging.getLogger(__name__)
 
@@ -31,7 +30,7 @@ def options_from_resnets(name: str, resnets: Mapping[str, Any], default: Mapping
     Raises:
         ConfigError: a key asks for something that the network is not or cannot be; with the way out.
     """
-    known = {field.name for field in fields(find_architecture(name).network.options_class)}
+    known = find_architecture(name).network.options_class.model_fields.keys()
     options: dict[str, Any] = {}
     for key, value in resnets.items():
         if key not in default:

@@ -10,8 +10,6 @@ weights that need some (`stage_pool="strided"`) are refused; `build_encoder` tak
 builds can replace `model.encoder`.
 """
 
-from __future__ import annotations
-
 import functools
 import json
 import logging
@@ -26,7 +24,6 @@ from torch import Tensor, nn
 
 from res2net_dense.backbones import create_backbone
 from res2net_dense.backbones.dla import DLA
-from res2net_dense.backbones.options import DILATION_RULES, FEATURES, SEMANTICS
 from res2net_dense.backbones.registry import (
     ARCHITECTURES,
     TEST_ARCHITECTURES,
@@ -36,6 +33,7 @@ from res2net_dense.backbones.registry import (
 from res2net_dense.backbones.weights import WEIGHTS, find_weights
 from res2net_dense.convert import load_backbone_weights
 from res2net_dense.errors import ConfigError, MissingDependencyError
+from res2net_dense.network_options import DILATION_RULES, FEATURES, SEMANTICS
 
 try:
     from segmentation_models_pytorch import encoders as smp_encoders
@@ -141,7 +139,7 @@ class Encoder(nn.Module, EncoderMixin):  # type: ignore[misc]  # smp is untyped
 def build_encoder(
     name: str,
     *,
-    weights: str | Path | WeightFile | None = None,
+    weights: "str | Path | WeightFile | None" = None,
     trust_pickle: bool = False,
     depth: int = 5,
     **options: Any,

@@ -8,7 +8,6 @@ could load; use `res2net_dense.get_model`.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import fields
 from typing import Any
 
 import torch
@@ -16,10 +15,10 @@ from torch import Tensor, nn
 
 from res2net_dense.backbones.bottle2neck import Bottle2neck
 from res2net_dense.backbones.layers import DeformableConv2d
-from res2net_dense.backbones.options import Res2NetOptions
 from res2net_dense.backbones.registry import ALIASES, ARCHITECTURES
 from res2net_dense.backbones.res2net import Res2Net
 from res2net_dense.errors import ConfigError, MissingDependencyError, did_you_mean
+from res2net_dense.network_options import Res2NetOptions
 
 try:
     import timm
@@ -233,7 +232,7 @@ def _ours(given: dict[str, Any]) -> dict[str, Any]:
     """Fields of `Res2NetOptions` from arguments under our names or timm's."""
     given = {**given, **(given.get("block_args") or {})}
     given.pop("block_args", None)
-    ours = {field.name for field in fields(Res2NetOptions)} - _INSTEAD.keys()
+    ours = Res2NetOptions.model_fields.keys() - _INSTEAD.keys()
     options = {}
     for key, value in given.items():
         if key in _INSTEAD:

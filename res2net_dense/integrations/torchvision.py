@@ -15,7 +15,7 @@ from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock
 
 from res2net_dense.backbones import create_backbone
-from res2net_dense.backbones.options import FEATURES
+from res2net_dense.network_options import FEATURES
 
 
 def res2net_fpn_backbone(

@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from res2net_dense.backbones import create_classifier
-from res2net_dense.backbones.options import SEMANTICS
 from res2net_dense.backbones.registry import ARCHITECTURES
 from res2net_dense.convert import list_dialects, read_checkpoint, to_dialect
 from res2net_dense.convert.dialects import DIALECTS
 from res2net_dense.convert.structure import expected_shapes, find_name, structure_of
 from res2net_dense.errors import CheckpointError, ConfigError
+from res2net_dense.network_options import SEMANTICS
 
 SMALL = {"depths": (2, 1, 1, 1), "base_width": 32, "planes": 4}
 LONG = {**SMALL, "depths": (1, 1, 8, 1)}

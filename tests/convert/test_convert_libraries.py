@@ -1,4 +1,6 @@
-"""The outputs of the libraries themselves, through our converter, both ways."""
+"""The outputs of the libraries themselves, through our converter, both ways; and their names written down
+where one is not installed.
+"""
 
 import pytest
 import torch
@@ -158,3 +160,76 @@ def test_holocron(tmp_path):
     classification = pytest.importorskip("holocron.models.classification")
     theirs = trained(classification.res2net50_26w_4s(num_classes=10))
     same_both_ways(theirs, "res2net50_26w_4s", tmp_path, "holocron")
+
+
+LEAVES = {"weight": 1, "bias": 1, "running_mean": 1, "running_var": 1, "num_batches_tracked": 0}
+NAMES_IN_BLOCK = {
+    "mmpretrain": ("backbone.layer{k}.{j}.", "conv1 bn1", "convs.{i} bns.{i}", "conv3 bn3"),
+    "holocron": (
+        "features.{f}.{j}.",
+        "conv.0 conv.1",
+        "conv.3.conv.{i}.0 conv.3.conv.{i}.1",
+        "conv.4 conv.5",
+    ),
+}
+STEMS = {
+    "mmpretrain": [("backbone.conv1 backbone.bn1", 64, 3, 7)],
+    "mmpretrain, deep": [
+        (f"backbone.stem.{i}.conv backbone.stem.{i}.bn", outputs, inputs, 3)
+        for i, (inputs, outputs) in enumerate([(3, 32), (32, 32), (32, 64)])
+    ],
+    "holocron": [("features.0 features.1", 64, 3, 7)],
+}
+HEADS = {"mmpretrain": ("head.fc", 1000), "holocron": ("head", 10)}
+
+
+def shapes_of(dialect, depths, width, scale, deep):
+    """All names and shapes of a library's network, from its source code and not from ours."""
+    head, classes = HEADS[dialect]
+    shapes = {f"{head}.weight": (classes, 2048), f"{head}.bias": (classes,)}
+
+    def add(names, outputs, inputs, side):
+        conv, norm = names.split()
+        shapes[f"{conv}.weight"] = (outputs, inputs, side, side)
+        shapes.update({f"{norm}.{leaf}": (outputs,) * count for leaf, count in LEAVES.items()})
+
+    for part in STEMS[dialect + ", deep" * deep]:
+        add(*part)
+    inputs = 64
+    for stage, depth in enumerate(depths):
+        split, outputs = 2**stage * width, 256 * 2**stage
+        for block in range(depth):
+            start, first, splits, last = NAMES_IN_BLOCK[dialect]
+            start = start.format(k=stage + 1, f=stage + 4, j=block)
+            parts = [(first, split * scale, inputs, 1), (last, outputs, split * scale, 1)]
+            parts += [(splits.format(i=i), split, split, 3) for i in range(scale - 1)]
+            if block == 0:
+                parts.append((f"downsample.{int(deep)} downsample.{1 + deep}", outputs, inputs, 1))
+            for names, *sizes in parts:
+                add(" ".join(start + name for name in names.split()), *sizes)
+            inputs = outputs
+    return shapes
+
+
+@pytest.mark.parametrize(
+    ("dialect", "depths", "width", "scale", "deep", "name"),
+    [
+        ("mmpretrain", (3, 4, 6, 3), 14, 8, False, "res2net50_14w_8s"),
+        ("mmpretrain", (3, 4, 23, 3), 26, 4, False, "res2net101_26w_4s"),
+        ("mmpretrain", (3, 4, 6, 3), 26, 4, True, "res2net50_v1b_26w_4s"),
+        ("holocron", (3, 4, 6, 3), 26, 4, False, "res2net50_26w_4s"),
+    ],
+)
+def test_names_and_shapes_written_down(read, dialect, depths, width, scale, deep, name):
+    shapes = shapes_of(dialect, depths, width, scale, deep)
+    tensors = {
+        key: torch.zeros((), dtype=torch.float16 if shape else torch.int64).expand(shape)
+        for key, shape in shapes.items()
+    }
+    found = read({"state_dict": tensors})
+    assert (found.name, found.options, found.report.dialect) == (name, {}, dialect)
+    assert found.report.dropped == []
+    back = to_dialect(found.state_dict, dialect)
+    assert {key: tuple(value.shape) for key, value in back.items()} == shapes
+    if dialect == "holocron":  # its own count
+        assert sum(v.numel() for k, v in back.items() if k.endswith(("weight", "bias"))) == 23_670_610

@@ -242,6 +242,11 @@ def with_the_last_elsewhere(outputs):
     outputs["boxes"][2] += 50
 
 
+def with_the_rival_of_the_first(outputs):
+    """A box that overlaps it and has its score, as non-maximum suppression may choose."""
+    outputs["boxes"][0] += 5
+
+
 def with_all_elsewhere(outputs):
     outputs["boxes"] += 50
 
@@ -255,6 +260,7 @@ def with_all_elsewhere(outputs):
         (0.3, 4, with_one_more(0.4), False, "has 4 detections instead of 3"),
         (0.05, 3, with_the_last_elsewhere, True, "2 detections"),
         (0.05, 4, with_the_last_elsewhere, False, "DIFFERS, by 50 (at most 0.1)"),
+        (0.05, 3, with_the_rival_of_the_first, False, "DIFFERS, by 5 (at most 0.1)"),
         (0.05, 1, without_all_but(0), False, "has 0 detections instead of 3"),
         (0.05, 2, without_all_but(1), False, "has 1 detections instead of 3"),
         (0.05, 3, without_all_but(2), False, "has 2 detections instead of 3"),

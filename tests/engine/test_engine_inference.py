@@ -1,9 +1,7 @@
 """Evaluation, predictions, logs, and what a process knows of its group."""
 
-import io
 import json
 import math
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -123,13 +121,3 @@ def test_half_an_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         match="WORLD_SIZE, LOCAL_RANK, MASTER_PORT is not set or not a number: start with torchrun",
     ):
         distributed.init_distributed("cpu")
-
-
-def test_a_terminal_shows_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
-
-    monkeypatch.setattr(sys, "stderr", terminal := Terminal())
-    assert list(inference._with_progress([[], []])) == [[], []]
-    assert "evaluating:" in terminal.getvalue()

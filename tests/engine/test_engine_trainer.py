@@ -1,12 +1,14 @@
 """Proofs of the loop on a tiny network: equal to the reference and to itself, safe against bad numbers."""
 
 import copy
+import io
 import itertools
 import json
 import math
 import os
 import random
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -29,7 +31,7 @@ from res2net_dense.engine.trainer import (
     OutOfMemoryError,
     Trainer,
 )
-from res2net_dense.errors import ConfigError, DatasetError
+from res2net_dense.errors import CheckpointError, ConfigError, DatasetError
 from res2net_dense.types import Sample
 from res2net_dense.weight_files import open_weights
 
@@ -300,6 +302,13 @@ def test_broken_input() -> None:
     with pytest.raises(ConfigError, match="choose one of a, b"):
         learn(model, samples(2), iterations=3, evaluation=evaluation)
 
+    class Silent(Net):
+        def forward(self, batch: list[Sample]) -> Any:
+            return {}
+
+    with pytest.raises(ConfigError, match="no losses"):
+        learn(Silent(), samples(2), iterations=3)
+
     class Large(Net):
         def forward(self, batch: list[Sample]) -> Any:
             raise torch.OutOfMemoryError("CUDA out of memory")
@@ -336,3 +345,39 @@ def test_best_model(tmp_path: Path, scores: tuple[float, ...], lower: bool, iter
     assert about["iteration"] == str(iteration)
     assert json.loads(about["metadata"]) == {"task": "toy"}
     assert json.loads(about["metrics"]) == {"score": scores[iteration - 1]}
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_bars_are_for_terminals_and_lines_for_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_terminal: bool
+) -> None:
+    monkeypatch.setattr(sys, "stderr", screen := io.StringIO())
+    monkeypatch.setattr(screen, "isatty", lambda: is_terminal)
+    batches = list(itertools.islice(samples(2), 3))
+    learn(
+        Net(),
+        samples(2),
+        start=1,  # resumed
+        iterations=4,
+        log_every=2,
+        log=MetricLog(tmp_path, iterations=4, tensorboard=False),
+        evaluation=Evaluation(lambda net: evaluate(net, batches, Accuracy(), device="cpu")),
+    )
+    shown = screen.getvalue()
+    assert [part in shown for part in ("| 1/4 [", "| 4/4 [", "evaluating:")] == [is_terminal] * 3
+    for line in ("iteration 2/4  loss ", "iteration 4/4  loss ", "evaluation after 4  top1 "):
+        assert shown.count(line) == 1
+    assert shown.endswith("\n")
+
+
+def test_a_log_that_is_deleted_ends_the_run_in_one_line(tmp_path: Path) -> None:
+    def losing(batches: Iterator[list[Sample]]) -> Iterator[list[Sample]]:
+        yield next(batches)
+        yield next(batches)
+        (tmp_path / "metrics.jsonl").unlink()
+        yield from batches
+
+    log = MetricLog(tmp_path, iterations=9, tensorboard=False)
+    with pytest.raises(CheckpointError, match=r"metrics\.jsonl was deleted during the run: [^\n]*$"):
+        learn(Net(), losing(samples(2)), iterations=9, log_every=1, log=log)
+    log.close()

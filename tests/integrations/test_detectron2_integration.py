@@ -297,3 +297,13 @@ def test_detectron2s_own_trainer_runs(tmp_path, registered):
     again = build_model(cfg)
     DetectionCheckpointer(again).load(str(tmp_path / "output/model_final.pth"))
     assert all(value.equal(after[key]) for key, value in again.state_dict().items())
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script")
+def test_a_traced_backbone_is_scripted():
+    backbone, x = (
+        integration.Res2NetBackbone(res2net_dense.create_backbone(TINY)).eval(),
+        torch.randn(1, 3, 64, 96),
+    )
+    scripted = torch.jit.script(torch.fx.symbolic_trace(backbone))
+    torch.testing.assert_close(scripted(x), backbone(x))

@@ -151,6 +151,14 @@ def test_torchscript(name, output_stride):
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script")
+@pytest.mark.parametrize("name", [TINY, TINY_V1B])
+def test_a_traced_encoder_is_scripted(name):
+    encoder, x = build_encoder(name).eval(), image(64, 96)
+    scripted = torch.jit.script(torch.fx.symbolic_trace(encoder))
+    torch.testing.assert_close(scripted(x), encoder(x))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script")
 @pytest.mark.parametrize(
     ("options", "scriptable"),
     [
@@ -577,7 +585,7 @@ def test_options_of_the_backbone_act():
         ({"name": NAME, "stem": "3x3"}, "3x3 stem"),
         ({"name": NAME, "nrom": "GN"}, "did you mean norm"),
         ({"name": NAME, "depths": (1, 1, 1)}, "out_features is 'res5'; allowed: stem, res2, res3, res4"),
-        ({"name": NAME, "in_channels": 0}, "in_channels is 0; it must be a positive integer"),
+        ({"name": NAME, "in_channels": 0}, "in_channels is 0; it should be greater than 0"),
         ({"name": "res2net_dla60", "stage_pool": "strided"}, "no option 'stage_pool'"),
     ],
 )

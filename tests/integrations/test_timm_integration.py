@@ -189,7 +189,7 @@ def test_arguments_of_blocks_and_of_groups():
         ({"out_features": ("res2",)}, "give features_only=True and out_indices"),
         ({"in_channels": 4}, "give in_chans"),
         ({"img_size": 64}, "no option 'img_size'"),
-        ({"output_stride": 4}, "output_stride is 4; allowed: 8, 16, 32"),
+        ({"output_stride": 4}, "output_stride is 4; it should be 8, 16 or 32"),
         ({"global_pool": "attn"}, "global_pool is 'attn'; allowed: avg"),
         ({"global_pool": ""}, "give num_classes=0"),
     ],
