@@ -30,6 +30,7 @@ from res2net_dense.data.images import to_pixels
 from res2net_dense.data.transforms import Pipeline, ResizeAndCenterCrop
 from res2net_dense.engine.inference import evaluation_mode
 from res2net_dense.errors import CheckpointError, ConfigError
+from res2net_dense.network_options import check_num_classes
 from res2net_dense.types import Sample
 from res2net_dense.weight_files import WeightFile, is_path
 
@@ -102,8 +103,8 @@ def get_model(
     name, _, tag = name.partition(".")
     if tag and weights is not None:
         raise ConfigError(f"weights are named twice, {tag!r} and {str(weights)!r}: leave one of them out")
-    if num_classes is not None and (not isinstance(num_classes, (int, np.integer)) or num_classes < 1):
-        raise ConfigError(f"num_classes is {num_classes!r}; it must be a positive integer")
+    if num_classes is not None:
+        check_num_classes(num_classes)
     name, weights = canonical_name(name), tag or weights
     cifar = find_architecture(name).options.get("stem") == "3x3"
     usual = Preprocessing(resize_size=32, crop_size=32) if cifar else Preprocessing()
