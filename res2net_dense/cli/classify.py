@@ -19,7 +19,7 @@ from res2net_dense.files import write_atomically
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    what = "tag of --model, or on its own NAME.TAG or a file; default: the network's first published file"
+    what = "tag of --model, or alone NAME.TAG, a file or a run folder; default: the first published file"
     add("images", nargs="+", metavar="IMAGE", help="image, folder or quoted glob")
     add("--model", metavar="NAME", help="network, with a tag or without: NAME.in1k")
     add("--weights", metavar="TAG|FILE", help=what)
@@ -76,6 +76,8 @@ def load_classifier(args: argparse.Namespace) -> Any:
         return get_model(args.model, weights, trust_pickle=args.trust_pickle)
     if not args.weights:
         raise ConfigError("give --model NAME (res2net_dense.list_models() has them) or --weights FILE")
+    if (best := Path(args.weights) / "model_best.safetensors").is_file():  # of a run folder
+        args.weights = str(best)
     if is_path(args.weights):
         file = open_weights(args.weights, trust_pickle=args.trust_pickle)
         checkpoint = read_checkpoint(file)

@@ -115,3 +115,11 @@ def test_weights_of_another_network(images, weights, run_tool):
     assert_error_line(
         run_tool(TOOL, images, "--model", "resnet50", "--weights", weights), "not resnet50", str(weights)
     )
+
+
+def test_a_run_folder_is_its_best_weights(images, weights, run_tool):
+    of_file, of_folder = (
+        run_tool(TOOL, images / "b.png", "--weights", path) for path in (weights, weights.parent)
+    )
+    assert of_folder.stdout == of_file.stdout
+    assert "fox" in of_file.stdout
