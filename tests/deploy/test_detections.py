@@ -88,12 +88,13 @@ def test_masks_reach_as_far_as_detectron2s_under_any_threshold(threshold, mask):
 
 MASKS = """
 import json, torch
-from res2net_dense.cli._costs import peak_memory
+from res2net_dense.cli._benchmark import peak_memory
 from res2net_dense.models.detections import paste_masks
 
 masks, boxes = torch.rand(12, 28, 28), torch.tensor([[0.0, 0, 2400, 2400]]).expand(12, 4)
 paste_masks(masks[:1], boxes[:1], (2400, 2400))
-print(json.dumps(peak_memory(lambda: paste_masks(masks, boxes, (2400, 2400)), torch.device("cpu"))))
+call = lambda: paste_masks(masks, boxes, (2400, 2400))
+print(json.dumps(peak_memory(call, torch.device("cpu"))[1]))
 """
 
 
