@@ -99,6 +99,7 @@ def test_every_network_is_scripted_and_learns(name):
     assert_same(small(name, BUILDERS[0]), scripted, training=False)
 
 
+@pytest.mark.slow  # every kind of block is in the tiny networks
 @every_small_network
 def test_every_network_is_traced(name):
     assert_same(small(name), traced_and_scripted, training=True)
@@ -133,7 +134,10 @@ OPTIONS = [
 ]
 
 
-@pytest.mark.parametrize("convert", [scripted, traced_and_scripted, exported_for_any_size])
+@pytest.mark.parametrize(
+    "convert",
+    [scripted, pytest.param(traced_and_scripted, marks=pytest.mark.slow), exported_for_any_size],
+)
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_every_option_is_taken_by_every_tool(options, convert):
     shape = {"depths": (1, 1, 1, 1), "scale": 2}

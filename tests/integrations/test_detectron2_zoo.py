@@ -175,7 +175,15 @@ def built(kind, folder):
     return build_model(config(kind, folder)).eval()
 
 
-@pytest.mark.parametrize("kind", CONFIGS)
+def some_in_make_test(kinds):
+    """Every kind of detector; `make test` runs the three that share the least."""
+    first = ("mask", "retinanet", "DC5")
+    return pytest.mark.parametrize(
+        "kind", [kind if kind in first else pytest.param(kind, marks=pytest.mark.slow) for kind in kinds]
+    )
+
+
+@some_in_make_test(CONFIGS)
 @pytest.mark.filterwarnings("ignore")  # of torch's tracer
 def test_a_config_of_the_zoo_can_be_traced(kind, tmp_path):
     model = built(kind, tmp_path)
@@ -199,7 +207,7 @@ SCRIPTED = {
 }
 
 
-@pytest.mark.parametrize("kind", SCRIPTED)
+@some_in_make_test(SCRIPTED)
 @pytest.mark.filterwarnings("ignore")  # of torch.jit.script
 def test_what_detectron2_can_script_is_scripted_with_our_backbone(kind, tmp_path):
     model = built(kind, tmp_path)

@@ -158,7 +158,9 @@ def test_feature_networks_that_timm_cannot_script(feature_cls):
             torch.jit.script(network)
 
 
-@every_name
+@pytest.mark.parametrize(
+    "name", [name if name in TWINS else pytest.param(name, marks=pytest.mark.slow) for name in NAMES]
+)
 def test_every_network_is_scripted_traced_and_exported(name):
     network = small(name, num_classes=5, scriptable=True, exportable=True).eval()
     graph = create_feature_extractor(network, get_graph_node_names(network)[1][-1:])
