@@ -158,6 +158,7 @@ def test_every_kind_of_backbone(tmp_path, backbone):
     assert_runs_as(graph, path, sizes=[(65, 97), (33, 200)], batches=[1, 3])
 
 
+@pytest.mark.slow
 def test_deformable_convolutions(tmp_path):
     """ONNX has them, OpenVINO's reader has not. With group norm and v1b's shortcuts, which round up."""
     network = create_classifier(TINY_V1B, 5, depths=(1, 1), dcn_stages=("res3",), norm="GN")
@@ -179,6 +180,7 @@ def test_every_backbone(tmp_path, name):
         assert_runs_as(graph, path, sizes=[(65, 97), (33, 200)], batches=[1, 3], tolerance=1e-3)
 
 
+@pytest.mark.slow
 def test_deeplab_on_a_backbone_of_ours(tmp_path):
     backbone, smp = {"name": TINY_V1B, "depths": (1, 1, 1, 1)}, {"decoder_channels": 16}
     model = build_segmentation_model(backbone=backbone, arch="deeplabv3plus", num_classes=5, smp=smp)

@@ -116,6 +116,7 @@ def test_forward_and_backward(name):
         assert all(a.equal(b) for a, b in zip(encoder(x), encoder(x), strict=True))
 
 
+@pytest.mark.slow
 @every_kind
 def test_torch_compile(name):
     encoder = small(name, depth=3)
@@ -128,7 +129,9 @@ def test_torch_compile(name):
             torch.testing.assert_close(compiled(x), encoder(x))
 
 
-@every_kind
+@pytest.mark.parametrize(
+    "name", [kind if kind == NAME else pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS]
+)
 def test_torch_export(name):
     encoder, x = small(name, 8, depth=4), image(48, 80)
     assert encoder._is_torch_exportable

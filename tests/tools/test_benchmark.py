@@ -377,6 +377,7 @@ def test_a_whole_run(run_tool, tmp_path):
     assert "[1/1] res2net50_14w_8s, batch 2, 32x64" in process.stderr
 
 
+@pytest.mark.slow
 def test_training_and_a_config_are_measured(capsys, tmp_path):
     args = arguments(
         model=[TINY], train=True, formats=None, batch=[2], against=[TINY], json=tmp_path / "a.json"
