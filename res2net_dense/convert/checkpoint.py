@@ -83,7 +83,7 @@ def _describe(file: WeightFile, place: Place, config: dict[str, Any], *, wanted:
 
     `config` is one of ours in the file; `wanted` tells that the user gave the dialect.
     """
-    state, unnamed, beside, unused = translate(file.unwrapped.tensors, place)
+    state, unnamed, elsewhere, unused = translate(file.unwrapped.tensors, place)
     structure = structure_of(state)
     row = next((row for row in WEIGHTS.values() if row.sha256 and file.sha256.startswith(row.sha256)), None)
     config = row.config if row is not None and not config else config
@@ -101,7 +101,7 @@ def _describe(file: WeightFile, place: Place, config: dict[str, Any], *, wanted:
     notes = [dialect.note]
     if file.left_out:
         notes.append(f"not read, as it could run code: objects of {shorten(file.left_out)}")
-    bare = dialect.doubtful_without_prefix and not beside
+    bare = dialect.doubtful_without_prefix and not elsewhere
     if bare and row is None and not own:
         notes.append(
             "nothing but a backbone: ImageNet weights that only bear these names want official options"
@@ -110,14 +110,14 @@ def _describe(file: WeightFile, place: Place, config: dict[str, Any], *, wanted:
     semantics = {key: given.get(key, SEMANTICS[key]) for key in structure.semantics}
 
     # Detectors and classifiers have no dilated stages, so nothing is known about theirs.
-    dilates = dialect.dilates_with in (None, *_parts(beside, dialect.outside(place.prefix)))
+    dilates = dialect.dilates_with in (None, *_parts(elsewhere, dialect.outside(place.prefix)))
     rules = dialect.dilated.get(place.stem, {})
     dilation = _own_dilation(own, structure) or (dict(rules) if dilates else {})
     if rules and not dilation:
         notes.append(f"for dilated use it takes {settings(rules)}")
     differs = ""
     for prefix, parts, how in DILATED_RELATIVES if dialect.name in CANONICAL else ():
-        if place.prefix.endswith(prefix) and parts <= _parts(beside, place.prefix.removesuffix(prefix)):
+        if place.prefix.endswith(prefix) and parts <= _parts(elsewhere, place.prefix.removesuffix(prefix)):
             differs = how
     name, options = find_name(structure)
     usual = SEMANTICS | DILATION_RULES
@@ -144,7 +144,7 @@ def _describe(file: WeightFile, place: Place, config: dict[str, Any], *, wanted:
         dropped=[
             *([Dropped(shorten(others), len(others), "no tensors")] if others else []),
             *([Dropped(", ".join(sorted(unused)), unused.total(), UNUSED)] if unused else []),
-            *(Dropped(*item, "not part of the backbone") for item in sorted(beside.items())),
+            *(Dropped(*item, "not part of the backbone") for item in sorted(elsewhere.items())),
         ],
         notes=[note for note in [*notes, differs] if note],
     )
@@ -183,9 +183,9 @@ def _own_dilation(own: Mapping[str, Any], structure: Structure) -> dict[str, Any
     return {key: own.get(key, DILATION_RULES[key]) for key in keys}
 
 
-def _parts(beside: Iterable[str], outer: str) -> set[str]:
+def _parts(elsewhere: Iterable[str], outer: str) -> set[str]:
     """The parts next to a backbone, in a network whose names all begin with `outer`."""
-    return {name.removeprefix(outer).split(".")[0] for name in beside}
+    return {name.removeprefix(outer).split(".")[0] for name in elsewhere}
 
 
 def _class_names(content: Mapping[str, Any], config: Mapping[str, Any]) -> list[str] | None:

@@ -106,7 +106,7 @@ class Translated(NamedTuple):
     """Those of the backbone by canonical names, in the form that our networks have."""
     unnamed: list[str]
     """The file's names of those inside it that have no canonical name."""
-    beside: Counter[str]
+    elsewhere: Counter[str]
     """How many are in each group next to it."""
     unused: Counter[str]
     """The same of those that the official DLA computes and never uses."""
@@ -121,7 +121,7 @@ def translate(tensors: Mapping[str, Tensor], place: Place) -> Translated:
         if ours is None and place.holds(key):
             found.unnamed.append(key)
         elif ours is None:
-            found.beside[place.group(key)] += 1
+            found.elsewhere[place.group(key)] += 1
         elif ours in found.state:
             raise CheckpointError(f"it has two tensors for {printable(ours)}")
         elif project and tree in DEAD_TREES:
