@@ -106,7 +106,8 @@ class BackboneOptions(NetworkSettings):
                 network, known = type(self).__name__.removesuffix("Options"), type(self).model_fields
                 message = f"a {network} has no option {name!r}; {did_you_mean(name, known)}"
             else:  # "Input should be 8, 16 or 32"
-                subject, rule = f"item {item[0]}" if item else "it", detail["msg"].partition(" ")[2]
+                subject = f"item {item[0]}" if item else "it"
+                rule = detail["msg"].partition(" ")[2].replace(" after validation", "")
                 message = f"{name} is {options[str(name)]!r}; {subject} {rule}"
             raise ConfigError(message) from None
 

@@ -11,7 +11,7 @@ import json
 import random
 from pathlib import Path
 
-from res2net_dense.errors import ConfigError
+from res2net_dense.errors import ConfigError, counted
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -51,5 +51,5 @@ def main(args: argparse.Namespace) -> int:
         note = "" if train and val else "   <- missing in one part: try another --seed"
         print(f"  {category:20s} train {train:5d}  val {val:5d}{note}")
     if unlisted := whole.dropped.get(UNLISTED):
-        print(f"{whole.name}: {unlisted} left out: {UNLISTED}")
+        print(f"{whole.name}: {counted(unlisted, 'object')} left out: {UNLISTED}")
     return 0

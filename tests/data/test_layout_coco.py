@@ -205,7 +205,7 @@ def test_labels_follow_the_category_ids_or_the_names_given(load):
     fails(
         load,
         data,
-        "1 classes are not among the model's: 'dog' (1 objects); known are bird, cat",
+        "not among the classes of the model: 'dog' (1 object); known are bird, cat",
         class_names=["bird", "cat"],
     )
     fails(load, data, "duplicates", class_names=["dog", "cat", "dog"])
@@ -480,7 +480,7 @@ def test_annotations_of_unlisted_images_are_left_out(both, tmp_path, capsys):
     data = pair()
     data["annotations"] += [annotation(3, image_id=9), annotation(4, image_id="x", bbox="broken")]
     source = both(data)
-    assert source.remarks == [f"{source.name}: 2 left out: annotation of an unlisted image"]
+    assert source.remarks == [f"{source.name}: 2 objects left out: annotation of an unlisted image"]
     assert source.remarks[0] in capsys.readouterr().out  # of the split
     parts = [json.loads((tmp_path / "split 0" / f"{name}.json").read_text()) for name in ("train", "val")]
     assert [len(part["annotations"]) for part in parts] == [1, 1]
@@ -516,7 +516,7 @@ def test_what_cannot_be_learned_from_is_left_out_of_training_and_truth(both):
         "box outside the image": 2,
         "crowd region": 1,
     }
-    assert f"{source.name}: 1 left out: crowd region" in source.remarks
+    assert f"{source.name}: 1 object left out: crowd region" in source.remarks
     sample = source.sample(0)
     assert [len(polygons) for polygons in sample["masks"]] == [1] * 4
     assert len(sample["boxes"]) == len(sample["labels"]) == 4
@@ -608,7 +608,7 @@ def test_a_category_without_objects_that_the_model_lacks(both):
     data["categories"].append({"id": 9, "name": "owl"})
     assert both(data, class_names=["dog", "cat"]).class_names == ["dog", "cat"]
     data["annotations"].append(annotation(3, category_id=9))
-    with pytest.raises(DatasetError, match=r"not among the model's: 'owl' \(1 objects\)"):
+    with pytest.raises(DatasetError, match=r"not among the classes of the model: 'owl' \(1 object\)"):
         both(data, class_names=["dog", "cat"])
 
 

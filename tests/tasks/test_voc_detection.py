@@ -63,7 +63,7 @@ def test_boxes_left_out_of_the_truth_are_reported(load, spoilt, caplog):
     right = text.split("<xmax>")[1].split("<")[0]
     xml.write_text(text.replace(f"<xmax>{right}<", f"<xmax>{left}<", 1))
     detection.prepare(load(root=root), training=False)
-    assert "val.txt: 1 left out: empty box" in caplog.text
+    assert "val.txt: 1 object left out: empty box" in caplog.text
 
 
 def test_difficult_objects_can_be_left_out(load):

@@ -96,5 +96,5 @@ def test_blood_cells_are_learnt(shared_data, run_tool, tmp_path):
     scores, process = results_of(
         run_tool, tmp_path / "run", "configs/small/faster_rcnn_res2net50_voc.yaml", *splits
     )
-    assert "1 left out: empty box" in process.stderr
+    assert "1 object left out: empty box" in process.stderr
     assert scores["bbox/AP50"] >= 88

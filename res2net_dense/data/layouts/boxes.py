@@ -15,7 +15,7 @@ from res2net_dense.data.layouts import coco_masks
 from res2net_dense.data.layouts.base import Request
 from res2net_dense.data.layouts.listing import path_inside
 from res2net_dense.data.packed import PackedRecords
-from res2net_dense.errors import DatasetError, first_few
+from res2net_dense.errors import DatasetError, counted, first_few
 from res2net_dense.types import Sample
 
 _CHECKED_SIZES = 1000
@@ -95,10 +95,10 @@ class Boxes:
             raise DatasetError(
                 f"{self.name}: the class names have duplicates: {', '.join(names)}; remove them"
             )
-        unknown = [f"{k!r} ({n} objects)" for k, n in self.counts.items() if n and k not in labels]
+        unknown = [f"{k!r} ({counted(n, 'object')})" for k, n in self.counts.items() if n and k not in labels]
         if unknown:
             raise DatasetError(
-                f"{self.name}: {len(unknown)} classes are not among the model's: {first_few(unknown)}; known "
+                f"{self.name}: not among the classes of the model: {first_few(unknown)}; known "
                 f"are {', '.join(names)}"
             )
         source = copy.copy(self)
@@ -109,7 +109,10 @@ class Boxes:
             source._object_counts = self._object_counts - self.ignored_counts
             if request.train and (count := int(self.ignored_counts.sum())):
                 source.dropped = {**self.dropped, self.ignored: count}
-        left_out = [f"{self.name}: {count} left out: {reason}" for reason, count in source.dropped.items()]
+        left_out = [
+            f"{self.name}: {counted(count, 'object')} left out: {reason}"
+            for reason, count in source.dropped.items()
+        ]
         source.remarks = [*left_out, *(self.remarks if request.class_names is None else ())]
         return source
 
