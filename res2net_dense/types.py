@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypedDict
 
 import numpy as np
 
+from res2net_dense.findings import Finding, Findings
+
 if TYPE_CHECKING:
     from torch import Tensor  # a configuration is read without it
 
@@ -100,10 +102,19 @@ class Source(Protocol):
     def remarks(self) -> Sequence[str]:
         """Lines that a user should read once: what is left out, and how many."""
 
+    @property
+    def findings(self) -> Findings:
+        """What was found on opening, without reading an image."""
+
     def __len__(self) -> int: ...
 
     def sample(self, index: int) -> Sample:
         """Read one, untransformed; raises `DatasetError`."""
+
+    def inspect(self, index: int, *, thorough: bool) -> list[Finding]:
+        """What is wrong with the files of one sample: whether they are there and their sizes fit, from the
+        headers; `thorough` reads image and mask whole, as `sample` does.
+        """
 
     def check(self) -> None:
         """Look for what would stop a run, such as missing files; raises `DatasetError` with the first."""

@@ -11,8 +11,9 @@ from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer
 from pydantic_core import PydanticCustomError
 
 from res2net_dense.errors import ConfigError, DatasetError
+from res2net_dense.findings import Finding, Findings
 from res2net_dense.sections import Section
-from res2net_dense.types import Source
+from res2net_dense.types import Sample, Source
 
 
 class Request(NamedTuple):
@@ -22,6 +23,26 @@ class Request(NamedTuple):
     class_names: tuple[str, ...] | None = None
     needs: frozenset[str] = frozenset()
     difficult: bool = True
+    strict: bool = True
+
+
+class Inspected:
+    """A source whose samples are inspected by reading them; layouts that can tell more say more."""
+
+    findings: Findings
+
+    def sample(self, index: int) -> Sample:
+        raise NotImplementedError
+
+    def inspect(self, index: int, *, thorough: bool) -> list[Finding]:
+        """See `types.Source`."""
+        if thorough:
+            try:
+                self.sample(index)
+            except DatasetError as error:
+                file, _, text = str(error).partition(": ")
+                return [Finding("image-unreadable", file, text, file, index)]
+        return []
 
 
 class Part(Section):
@@ -58,6 +79,7 @@ def open_source(
     class_names: Sequence[str] | None = None,
     needs: Collection[str] = (),
     difficult: bool = True,
+    strict: bool = True,
 ) -> Any:
     """Open parts of one layout, joined where there are several; the same ones are read once in a process.
 
@@ -67,6 +89,8 @@ def open_source(
         class_names: by label; None takes those of the data.
         needs: keys of a `Sample`, such as `boxes`, that a task uses; faults of other annotations are ignored.
         difficult: whether objects that VOC marks as difficult are learned.
+        strict: whether the first error in the files is raised. Else `findings` of the source has all that can
+            be passed over, and the source is without what is wrong.
 
     Returns:
         A `Source`, with what the protocol in `types` that the needs ask for has.
@@ -91,7 +115,7 @@ def open_source(
                 f"`res2net-dense toy --layout {parts[0].toy} --output datasets/toy`"
             )
     names = None if class_names is None else tuple(class_names)
-    return _open_once(tuple(parts), Request(train, names, frozenset(needs), difficult))
+    return _open_once(tuple(parts), Request(train, names, frozenset(needs), difficult, strict))
 
 
 @functools.lru_cache(maxsize=4)

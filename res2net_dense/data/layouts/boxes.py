@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -12,10 +12,11 @@ import numpy as np
 
 from res2net_dense.data.images import image_size, read_sample
 from res2net_dense.data.layouts import coco_masks
-from res2net_dense.data.layouts.base import Request
+from res2net_dense.data.layouts.base import Inspected, Request
 from res2net_dense.data.layouts.listing import path_inside
 from res2net_dense.data.packed import PackedRecords
 from res2net_dense.errors import DatasetError, counted, first_few
+from res2net_dense.findings import Findings
 from res2net_dense.types import Sample
 
 _CHECKED_SIZES = 1000
@@ -48,7 +49,7 @@ class BoxImage(NamedTuple):
 
 
 @dataclass(eq=False)
-class Boxes:
+class Boxes(Inspected):
     """Images with boxes as a layout has read them; `labelled` makes them a `types.BoxSource`.
 
     A subclass is a benchmark: it says how a box is written, and has the `ground_truth` of its evaluator.
@@ -76,6 +77,7 @@ class Boxes:
     has_masks: bool = False
     remarks: Sequence[str] = ()
     """As read, those of `class_names` alone."""
+    findings: Findings = field(default_factory=Findings)
 
     def __post_init__(self) -> None:
         images = self.images

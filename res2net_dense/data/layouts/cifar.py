@@ -8,9 +8,10 @@ from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
 
-from res2net_dense.data.layouts.base import Part, Request
+from res2net_dense.data.layouts.base import Inspected, Part, Request
 from res2net_dense.data.layouts.listing import check_folder, read_bytes, read_lines
 from res2net_dense.errors import ConfigError, DatasetError
+from res2net_dense.findings import Findings
 from res2net_dense.sections import PathText
 from res2net_dense.types import Sample
 
@@ -69,7 +70,7 @@ class CifarPart(Part):
         return Cifar(parts[0], request)
 
 
-class Cifar:
+class Cifar(Inspected):
     """The training or test part of CIFAR-10 or CIFAR-100 in memory; an `image_id` is an index.
 
     Attributes:
@@ -82,6 +83,7 @@ class Cifar:
 
     def __init__(self, part: CifarPart, request: Request) -> None:
         self.name = part.root
+        self.findings = Findings()
         root, files = Path(part.root), _SETS[part.layout]
         check_folder(root, "folder of CIFAR")
         names, size = (files.train, TRAIN_SIZE) if request.train else ((files.test,), TEST_SIZE)

@@ -10,9 +10,10 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from res2net_dense.data.images import IMAGE_SUFFIXES, read_sample
-from res2net_dense.data.layouts.base import Part, Request
+from res2net_dense.data.layouts.base import Inspected, Part, Request
 from res2net_dense.data.layouts.listing import check_folder, list_folders, walk
 from res2net_dense.errors import DatasetError, first_few
+from res2net_dense.findings import Findings
 from res2net_dense.sections import PathText
 from res2net_dense.types import Sample
 
@@ -36,7 +37,7 @@ class ClassFoldersPart(Part):
         return ClassFolders(parts[0], request)
 
 
-class ClassFolders:
+class ClassFolders(Inspected):
     """Images of `root/<class>/**/*.jpg`, ordered by class, then by path; an `image_id` is an index.
 
     Every folder in the root is a class, with all images in it and its subfolders, which are listed and not
@@ -48,6 +49,7 @@ class ClassFolders:
 
     def __init__(self, part: ClassFoldersPart, request: Request) -> None:
         self.name = part.root
+        self.findings = Findings()
         self._root = root = Path(part.root)
         check_folder(root, "folder of class folders")
         _check_folders(root, folders := list_folders(root))

@@ -9,15 +9,17 @@ from typing import Any, ClassVar, cast
 import numpy as np
 
 from res2net_dense.data.images import image_size, read_sample
+from res2net_dense.data.layouts.base import Inspected
 from res2net_dense.data.layouts.listing import Files, check_size, path_inside
 from res2net_dense.data.packed import PackedRecords
+from res2net_dense.findings import Findings
 from res2net_dense.types import Sample
 
 CHECKED_MASKS = 50
 """How many masks of a part are read by `check`."""
 
 
-class MaskPairs:
+class MaskPairs(Inspected):
     """Images and masks of one or more parts, which are not opened; an `image_id` is an index over all parts.
 
     Subclasses read a mask (`_read_mask`), and check what is in the masks (`check`).
@@ -37,6 +39,7 @@ class MaskPairs:
     def __init__(self, name: str, parts: Iterable[tuple[Files, Files, Sequence[str]]]) -> None:
         parts = list(parts)
         self.name = name
+        self.findings = Findings()
         self._folders = [(images.folder.resolve(), masks.folder.resolve()) for images, masks, _ in parts]
         self._files: PackedRecords[tuple[int, str, str]] = PackedRecords(
             (
