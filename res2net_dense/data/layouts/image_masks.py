@@ -143,7 +143,7 @@ def find_files(part: ImageMasksPart, strict: bool = True) -> PartFiles:
     else:
         source = root / part.list
         entries = _read_list(source, images.by_stem, masks.by_stem, *folders, findings)
-        names = take_names(source, entries, images, "images", findings, strict, masks)
+        names, _ = take_names(source, entries, images, findings, strict, masks)
     name = part.name or set_name(root, folders[0]) + (f"-{Path(part.list).stem}" if part.list else "")
     return PartFiles(known_name(name) or name, source, part.list is not None, images, masks, names, findings)
 

@@ -227,41 +227,38 @@ def take_names(
     file: Path,
     entries: Mapping[int, str],
     files: Files,
-    what: str,
     findings: Findings,
     strict: bool,
     partner: Files | None = None,
-) -> list[str]:
+) -> tuple[list[str], str]:
     """The files that the entries of a list name, as paths without suffix, in the list's order.
 
     Args:
         file: the list.
         entries: by line number; what means a file beyond doubt is taken for it (see `NearFiles`).
         files: those that may be named.
-        what: what a message calls them, such as "images".
         findings: takes what is wrong with an entry, which is left out.
         strict: whether an error is raised instead.
         partner: files of the same names, such as masks.
 
+    Returns:
+        The names, of which some may have no file, and a hint for the first of these.
+
     Raises:
-        DatasetError: the list has no names, or, if `strict`, one leads out of the folder, is repeated or has
-            no file.
+        DatasetError: the list has no names, or, if `strict`, one leads out of the folder or is repeated.
     """
     known = files.by_stem
     missing = [entry for entry in entries.values() if entry not in known]
     near: dict[str, str] = {}
+    hint = ""
     if missing:
         taken = {known[entry] for entry in entries.values() if entry in known}
-        found, hint = NearFiles(files.folder, known.values()).match(
-            missing, taken, [partner.folder.resolve()] if partner else ()
-        )
+        beside = [partner.folder.resolve()] if partner else ()
+        found, hint = NearFiles(files.folder, known.values()).match(missing, taken, beside)
         near = {entry: os.path.splitext(path)[0] for entry, path in found.items()}
         add_near(findings, file, len(entries), found)
     named = {number: near.get(entry, entry) for number, entry in entries.items()}
-    names = check_names(file, named, None if strict else findings)
-    if not missing:
-        return names
-    return keep_present(names, files, what, file, findings, strict, partner, hint)
+    return check_names(file, named, None if strict else findings), hint
 
 
 def add_near(findings: Findings, file: str | Path, count: int, found: Mapping[str, str]) -> None:

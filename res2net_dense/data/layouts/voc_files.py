@@ -100,7 +100,8 @@ def find_files(
     else:
         source = root / "ImageSets" / part.kind / f"{part.split}.txt"
         entries = _read_entries(source, images.by_stem.keys(), findings)
-        names = take_names(source, entries, images, "images", findings, strict, annotations)
+        named, hint = take_names(source, entries, images, findings, strict, annotations)
+        names = keep_present(named, images, "images", source, findings, strict, annotations, hint)
     names = keep_present(names, annotations, f"{what}s", source, findings, strict, images)
     return VocFiles(source, images, annotations, names)
 
