@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import shutil
@@ -20,10 +21,12 @@ from res2net_dense.data.images import IMAGE_SUFFIXES, image_size, read_image
 from res2net_dense.errors import ConfigError, DatasetError, counted, printable
 from res2net_dense.files import write_atomically
 from res2net_dense.findings import KINDS, REMEDIES, Finding
-from res2net_dense.report.findings import MARK, Checked, ClassRow, codes_of, page
+from res2net_dense.report.findings import MARK, Checked, ClassRow, codes_of, page, totals_of
 from res2net_dense.report.marked import Annotated
 from res2net_dense.types import Source
 from res2net_dense.version import __version__
+
+_image_size = functools.lru_cache(maxsize=1024)(image_size)
 
 _WIDTH = 110
 """Letters of a line where the output is not a terminal."""
@@ -59,7 +62,7 @@ def check(args: argparse.Namespace) -> int:
         _write(args.json, json.dumps(_document(sets, classes), indent=1) + "\n")
     if args.html:
         _write(args.html, page(sets, classes, notes=args.notes))
-    return 1 if any(one.findings.number("error") for one in sets) else 0
+    return 1 if totals_of(sets)["error"] else 0
 
 
 def _checked(title: str, opened: Opened, found: Mapping[str, kinds.Findings]) -> Checked:
@@ -71,7 +74,7 @@ def _checked(title: str, opened: Opened, found: Mapping[str, kinds.Findings]) ->
 
 
 def _show(source: Source | None, finding: Finding) -> tuple[Annotated | None, Any]:
-    """The image of a finding with what is annotated on it, and its mask file; None for what cannot be read."""
+    """The image of a finding with its annotations, and its mask file; None for what cannot be read."""
     file = finding.image or (finding.file if _is_image(finding.file) else "")
     if not file or finding.code == "path-outside":
         return None, None
@@ -191,7 +194,6 @@ def _print_classes(sets: Sequence[Checked], classes: Sequence[ClassRow]) -> None
 
 def _fix_list(sets: Sequence[Checked]) -> Iterator[str]:
     """What reading leaves out or clips, a line each, with tabs: file, object, drop or clip, from -> to."""
-    sizes: dict[str, str] = {}
     yield "\nfile\tobject\twhat\tbox (x1 y1 x2 y2)"
     for one in sets:
         for finding in one.findings:
@@ -199,22 +201,18 @@ def _fix_list(sets: Sequence[Checked]) -> Iterator[str]:
                 continue
             change = "" if finding.box is None else _corners(finding.box)
             if finding.fix == "clip" and finding.box is not None:
-                change += f" -> {_clipped(finding, sizes)}"
+                change += f" -> {_clipped(finding)}"
             where = finding.text.partition(":")[0]
             yield "\t".join(map(printable, (finding.file, where, finding.fix, change or finding.code)))
 
 
-def _clipped(finding: Finding, sizes: dict[str, str]) -> str:
-    """The box inside its image, whose size is read once."""
+def _clipped(finding: Finding) -> str:
+    """The box inside its image."""
     assert finding.box is not None
-    if finding.image not in sizes:
-        try:
-            sizes[finding.image] = "%d %d" % image_size(finding.image)
-        except DatasetError:
-            sizes[finding.image] = ""
-    if not sizes[finding.image]:
+    try:
+        height, width = _image_size(finding.image)
+    except DatasetError:
         return "unknown"
-    height, width = map(int, sizes[finding.image].split())
     x1, y1, x2, y2 = finding.box
     return _corners((max(x1, 0), max(y1, 0), min(x2, width), min(y2, height)))
 
@@ -225,12 +223,11 @@ def _corners(box: Sequence[float]) -> str:
 
 def _document(sets: Sequence[Checked], classes: Sequence[ClassRow]) -> dict[str, Any]:
     """The content of `--json`; `docs/data.md` describes it."""
-    levels: tuple[kinds.Severity, ...] = ("error", "warning", "note")
     return {
         "generator": MARK,
         "format": 1,
         "version": __version__,
-        "totals": {level: sum(one.findings.number(level) for one in sets) for level in levels},
+        "totals": totals_of(sets),
         "sets": {
             one.title: {"name": one.name, "images": one.images, "counts": dict(one.findings.counts)}
             for one in sets
@@ -253,15 +250,15 @@ def _document(sets: Sequence[Checked], classes: Sequence[ClassRow]) -> dict[str,
 
 
 def _check_place(option: str, file: Path, opened: Mapping[str, Opened]) -> None:
-    """Raise a `ConfigError` where a file lies in the data, or is there and was not written by this command."""
+    """Raise a `ConfigError` where a file lies in the data, or is there and not of this command."""
     place = file.resolve()
     for one in opened.values():
         for data in one.places:
             folder = data.resolve() if data.is_dir() else data.resolve().parent
             if place.is_relative_to(folder):
                 raise ConfigError(
-                    f"{option} {file}: lies in the data set's folder {folder}, into which nothing is written; "
-                    "choose a place outside"
+                    f"{option} {file}: lies in the data set's folder {folder}, into which nothing is "
+                    "written; choose a place outside"
                 )
     if file.exists() and MARK not in file.read_bytes()[:1000].decode(errors="replace"):
         raise ConfigError(f"{option} {file}: is there and not a file of this command; choose another name")

@@ -35,7 +35,7 @@ class Opened(NamedTuple):
 
 
 def of_config(name: str, overrides: Sequence[str]) -> dict[str, Opened]:
-    """The sets of a configuration, by their keys; raises `ConfigError`, or `DatasetError` if one is missing."""
+    """The sets of a configuration by their keys; raises `ConfigError`, `DatasetError` if one is missing."""
     config = load_config(name, overrides)
     task = get_task(config.task)
     sets: dict[str, Opened] = {}
@@ -80,9 +80,9 @@ def part_of(name: str, words: Sequence[str]) -> Part:
     given = [word for word in words if word not in settings]
     values: dict[str, Any] = dict(zip(order, given, strict=False))
     for word, key in settings.items():
-        values[key] = parse_yaml(word.partition("=")[2], lambda _, word=word: repr(word))
+        values[key] = parse_yaml(word.partition("=")[2], lambda _: f"--layout {name}")
     optional = {key for key in order if type(None) in get_args(fields[key].annotation)}
-    values = {key: None for key in optional} | values
+    values = dict.fromkeys(optional) | values
     missing = [key for key in order if key not in values]
     if missing or len(given) > len(order):
         usage = " ".join(f"[{key.upper()}]" if key in optional else key.upper() for key in order)

@@ -5,8 +5,8 @@
     res2net-dense check --layout voc my/VOC train
     res2net-dense check --layout pairs my/DUTS-TR [list=train.txt]
 
-Every image, mask and annotation is read, and nothing is written into the data. The exit code is 1 if there are
-errors, which would end a training; of a warning something is lost or doubtful. docs/data.md explains each code.
+Every image, mask and annotation is read, and nothing is written into the data. The exit code is 1 if there
+are errors, which would end a training; of a warning something is lost or doubtful.
 """
 
 from __future__ import annotations

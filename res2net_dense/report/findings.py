@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from PIL import Image
 
 from res2net_dense.errors import printable
-from res2net_dense.findings import KINDS, REMEDIES, Finding, Findings
+from res2net_dense.findings import KINDS, REMEDIES, Finding, Findings, Severity
 from res2net_dense.report.marked import Annotated, draw_file, draw_marked
 from res2net_dense.version import __version__
 
@@ -26,7 +26,7 @@ _SHOWN = 12  # images of each code
 _LISTED = 200  # findings of each code
 _FIRST_ROWS = 5  # of a code without images; the others are folded
 _BYTES = 9_000_000  # of all images
-_SEVERITIES = ("error", "warning", "note")
+_SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
 
 
 class Checked(NamedTuple):
@@ -59,6 +59,11 @@ def codes_of(sets: Sequence[Checked], *, notes: bool) -> list[str]:
     return [code for level in levels for code in KINDS if code in found and KINDS[code].severity == level]
 
 
+def totals_of(sets: Sequence[Checked]) -> dict[Severity, int]:
+    """How many findings of each severity all sets have."""
+    return {level: sum(one.findings.number(level) for one in sets) for level in _SEVERITIES}
+
+
 def page(sets: Sequence[Checked], classes: Sequence[ClassRow], *, notes: bool = False) -> str:
     """The page; with `notes` those are shown too."""
     from jinja2 import Environment, StrictUndefined
@@ -71,7 +76,7 @@ def page(sets: Sequence[Checked], classes: Sequence[ClassRow], *, notes: bool = 
     environment.filters["short"] = lambda file: printable(file.removeprefix(f"{folder}/") if folder else file)
     environment.filters["name"] = lambda file: printable(os.path.basename(file))
     source = resources.files("res2net_dense.report").joinpath("findings.html").read_text(encoding="utf-8")
-    totals = {level: sum(one.findings.number(level) for one in sets) for level in _SEVERITIES}
+    totals = totals_of(sets)
     most = max((count or 0 for row in classes for count in row.counts), default=0)
     return environment.from_string(source).render(
         mark=MARK,
@@ -100,7 +105,7 @@ def _common_folder(sets: Sequence[Checked]) -> str:
 
 def _sections(sets: Sequence[Checked], codes: Sequence[str]) -> list[Mapping[str, Any]]:
     """One of each code, errors first, which also get the space for images first."""
-    left, sections = _BYTES, []
+    left, sections = _BYTES, list[Mapping[str, Any]]()
     for code in codes:
         pairs = [(one, finding) for one in sets for finding in one.findings if finding.code == code]
         figures: list[Mapping[str, Any]] = []

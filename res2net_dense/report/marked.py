@@ -53,7 +53,7 @@ def draw_marked(annotated: Annotated, box: Box | None) -> Image.Image:
     canvas.paste(inner, (round(-left * scale), round(-top * scale)))
     draw = ImageDraw.Draw(canvas)
 
-    def placed(values: Box) -> list[float]:
+    def placed(values: Box | np.ndarray) -> list[float]:
         moved = np.asarray(values, dtype=np.float64).reshape(-1, 2) - (left, top)
         return (moved.clip(-width, 2 * width + height) * scale).ravel().tolist()
 

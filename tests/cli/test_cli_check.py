@@ -1,4 +1,4 @@
-"""`res2net-dense check`: how data sets are named, what is printed and written, exit codes, nothing in the data."""
+"""`res2net-dense check`: how sets are named, what is printed and written, exit codes."""
 
 import json
 import shutil
