@@ -23,7 +23,15 @@ class CheckpointError(Res2NetDenseError):
 
 
 class DatasetError(Res2NetDenseError):
-    """Images or annotations are missing, broken or inconsistent."""
+    """Images or annotations are missing, broken or inconsistent.
+
+    Attributes:
+        code: the kind of fault, a key of `findings.KINDS`; empty where there is none.
+    """
+
+    def __init__(self, message: str = "", code: str = "") -> None:
+        super().__init__(message)
+        self.code = code
 
 
 class MissingDependencyError(Res2NetDenseError):

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
-from res2net_dense.errors import DatasetError
+from res2net_dense.errors import DatasetError, counted
 
 Severity = Literal["error", "warning", "note"]
 
@@ -78,6 +78,7 @@ KINDS: dict[str, Kind] = {
     "rle-size": Kind("error", "A run-length code has another size than its image"),
     "rle-invalid": Kind("error", "A run-length code does not describe its image"),
     "rle-uncompressed": Kind("note", "A run-length code is not compressed"),
+    "rle-bytes": Kind("note", "A run-length code is the text of Python bytes, b'...'; it is read"),
     # keypoints
     "keypoints-length": Kind("error", "Keypoints are not 3 numbers for each of the category's"),
     "keypoints-visibility": Kind("error", "The visibility of a keypoint is not 0, 1 or 2"),
@@ -237,4 +238,5 @@ class Findings:
         first = next((finding for finding in self if finding.severity == "error"), None)
         if first is not None:
             more = self.number("error") - 1
-            raise DatasetError(f"{first}{f' (and {more} more errors)' if more else ''}")
+            others = f" (and {counted(more, 'more error')})" if more else ""
+            raise DatasetError(f"{first}{others}", code=first.code)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import unquote
 
+from res2net_dense.data.layouts.near_names import NearFiles
 from res2net_dense.errors import DatasetError, first_few
+
+_MAX_LISTED = 1_000_000
 
 
 class Files(NamedTuple):
@@ -118,6 +122,36 @@ def index_files(folder: Path, what: str, suffixes: Collection[str], preferred: s
             f"{folder}: the {what} has no file with one of {' '.join(sorted(suffixes))}; check the path"
         )
     return files
+
+
+def find_near(folder: Path, name: str) -> tuple[str | None, str]:
+    """The file of a folder or its subfolders that is meant beyond doubt by a name that no file has, or None
+    and a hint for a message; see `NearFiles.find`. The folder is listed once. For many names use
+    `near_files(folder).match`, which makes sure that no file is found for two of them.
+    """
+    return near_files(folder).find(name)
+
+
+def near_files(folder: Path) -> NearFiles:
+    """The files of a folder and its subfolders for `NearFiles.match`; a folder that changes is listed anew,
+    and one that is missing or too large (over a million files) has none.
+    """
+    try:
+        return _near_files(folder.resolve(), folder.stat().st_mtime_ns)
+    except OSError:
+        return NearFiles(folder, ())
+
+
+@functools.lru_cache(maxsize=2)
+def _near_files(folder: Path, changed: int) -> NearFiles:
+    paths: list[str] = []
+    for place, subfolders, names in os.walk(folder):  # no link is followed
+        subfolders[:] = sorted(filter(_is_data, subfolders))
+        prefix = "" if place == str(folder) else f"{Path(place).relative_to(folder).as_posix()}/"
+        paths += (prefix + name for name in names if _is_data(name))
+        if len(paths) > _MAX_LISTED:
+            return NearFiles(folder, ())
+    return NearFiles(folder, sorted(paths))
 
 
 def read_bytes(file: Path, what: str, limit: int = -1) -> bytes:
