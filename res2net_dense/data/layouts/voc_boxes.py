@@ -50,7 +50,8 @@ class VocBoxesPart(VocPart):
         boxes = _read_once(tuple(parts), request.strict)
         if request.strict:
             boxes.findings.raise_errors()
-        if request.class_names is None and not boxes.counts:
+        found_wrong = not request.strict and boxes.findings.number("error")
+        if request.class_names is None and not boxes.counts and not found_wrong:
             raise DatasetError(f"{boxes.name}: no objects, so no classes; check the xml or give class names")
         labelled = boxes.labelled(request, learn_ignored=request.difficult)
         labelled.remarks = [*remarks_of(boxes.findings), *labelled.remarks]
