@@ -53,6 +53,14 @@ KINDS: dict[str, Kind] = {
     "crowd": Kind("note", "Crowd regions or difficult objects are neither learned nor counted"),
     "class-unused": Kind("warning", "A class has no object"),
     "class-unknown": Kind("error", "An object has a class that the model does not have"),
+    "class-id": Kind("error", "A class id is not among the classes of its data.yaml"),
+    "object-twice": Kind("warning", "An object is listed twice; the second one is left out"),
+    "score": Kind("note", "An object has a score, as predictions have; it is not used"),
+    "labels-missing": Kind("error", "No image has a file of labels"),
+    "labels-alone": Kind("warning", "A file of labels has no image; it is left out"),
+    "image-without-json": Kind("warning", "Images have no json; they are left out"),
+    "shape-ignored": Kind("warning", "A point or line, which is not an object, is left out"),
+    "classes-of-image": Kind("error", "An image does not have exactly one class"),
     "xml-no-size": Kind("note", "An xml file lacks the size of its image; it is read from the image"),
     "xml-dtd": Kind("error", "An xml file has a document type definition, which is not read"),
     # boxes
@@ -65,6 +73,7 @@ KINDS: dict[str, Kind] = {
     "box-tiny": Kind("warning", "A box has an area below one pixel"),
     "boxes-xyxy": Kind("error", "The boxes look like x1, y1, x2, y2, not x, y, width, height"),
     "boxes-normalised": Kind("error", "The boxes look like shares of the image, 0 to 1, not pixels"),
+    "boxes-pixels": Kind("error", "Boxes or outlines are in pixels where shares of the image are meant"),
     "area-missing": Kind("note", "An annotation lacks its area; it is computed"),
     # masks of objects
     "mask-invalid": Kind("warning", "An object has no valid mask where masks are needed; it is left out"),
