@@ -154,6 +154,13 @@ def test_images_may_be_elsewhere(tmp_path):
     root = make(tmp_path / "set", folder="images")
     (root / "images").rename(tmp_path / "photos")
     assert len(source_of(root, images=str(tmp_path / "photos")).sample(0)["boxes"]) == 1
+    other = make(tmp_path / "other", labels={"a": f"{BOX}\n1 0.2 0.2 0.1 0.1"})  # with labels of its own
+    photos = str(other / "images/train")
+    assert len(source_of(root, images=photos).sample(0)["boxes"]) == 1
+    assert len(source_of(other, images=photos).sample(0)["boxes"]) == 2
+    (tmp_path / "alone").mkdir()
+    (root / "data.yaml").rename(tmp_path / "alone/data.yaml")
+    assert len(source_of(tmp_path / "alone", images=photos).sample(0)["boxes"]) == 2
 
 
 @pytest.mark.parametrize(

@@ -85,9 +85,13 @@ def find_labelled(
     """
     if images is not None:
         folder = images.resolve()
-        labels = _labels_of(folder / "image").parent
-        if labels == folder or not labels.is_dir():
-            labels = found.folder / "labels"
+        labels, beside = found.folder / "labels", _labels_of(folder / "image").parent
+        if (
+            beside != folder
+            and beside.is_dir()
+            and (folder.is_relative_to(found.folder) or not labels.is_dir())
+        ):
+            labels = beside
         names = [name for name in walk(folder) if _is_image(name)]
         labelled = [Labelled(name, (labels / name).with_suffix(".txt")) for name in names]
     else:
