@@ -32,6 +32,7 @@ KINDS: dict[str, Kind] = {
     # files
     "file-missing": Kind("error", "A file that is named is not there"),
     "name-near": Kind("note", "A name is not the file's, but it is beyond doubt which file is meant"),
+    "text-encoding": Kind("note", "A list is not UTF-8; it is read in the encoding that fits the files"),
     "path-outside": Kind("error", "A name is not a path inside the data set"),
     "image-unreadable": Kind("error", "An image is empty, cut off or damaged, or not an image"),
     "image-too-large": Kind("error", "An image claims more pixels than are read"),
@@ -55,6 +56,8 @@ KINDS: dict[str, Kind] = {
     "class-unused": Kind("warning", "A class has no object"),
     "class-unknown": Kind("error", "An object has a class that the model does not have"),
     "xml-no-size": Kind("note", "An xml file lacks the size of its image; it is read from the image"),
+    "box-several": Kind("note", "An object of an xml file has several boxes; each is an object of its own"),
+    "box-from-zero": Kind("note", "Boxes of xml files have an edge at 0, but VOC's pixels count from 1"),
     "xml-dtd": Kind("error", "An xml file has a document type definition, which is not read"),
     # boxes
     "box-missing": Kind("warning", "An object has neither a box nor a mask; it is left out"),
@@ -91,6 +94,9 @@ KINDS: dict[str, Kind] = {
     "mask-values": Kind("error", "A mask has values that its layout does not allow"),
     "mask-colour": Kind("error", "A mask has colours, and no file says which is which class"),
     "mask-palette": Kind("error", "The palette of a mask shows that its indices are not the labels"),
+    "mask-grey": Kind("note", "A label map is grey saved as colour; its grey values are the labels"),
+    "mask-ones": Kind("note", "Masks of salient objects have the values 0 and 1; 1 counts as salient"),
+    "mostly-ignored": Kind("warning", "Nearly all pixels of masks that are not background are ignored"),
     "label-unknown": Kind("error", "A mask has a label above the classes"),
     "all-ignored": Kind("error", "No mask has a label that is learned"),
     "nothing-salient": Kind("error", "No mask of the set has a salient pixel"),

@@ -131,8 +131,10 @@ class NearFiles:
             return f"did you mean {candidates[0]}?"
         if candidates:
             return f"there are {len(candidates)} such files: {first_few(candidates, 3)}"
+        endings = ["", *self._suffixes] if not self._split(wanted[-1])[1] else [""]
+        places = [place + ending for ending in endings for place in ("/".join(wanted), wanted[-1])]
         for sibling in self._siblings:
-            if any((sibling / part).is_file() for part in ("/".join(wanted), wanted[-1])):
+            if any((sibling / place).is_file() for place in places):
                 return f"the sibling folder {sibling.name} has it"
         stem = _key(self._split(wanted[-1])[0])
         for key, paths in self._by_key.items():
@@ -160,7 +162,7 @@ class NearFiles:
         if text.startswith("/") or ".." in text.split("/"):
             there = Path(os.path.normpath(self._folder.absolute() / text))
             try:
-                if there.exists():
+                if there.exists() or self._with_suffix(there):
                     real = there.resolve()
                     if not real.is_relative_to(self._root):
                         return []
@@ -168,6 +170,12 @@ class NearFiles:
             except (OSError, RuntimeError, ValueError):
                 return []
         return [part for part in PurePosixPath(text).parts if part not in ("/", "//", "..")]
+
+    def _with_suffix(self, path: Path) -> bool:
+        """Whether there is a file of this path without suffix."""
+        return not self._split(path.name)[1] and any(
+            path.with_name(path.name + suffix).exists() for suffix in self._suffixes if path.name
+        )
 
     def _split(self, name: str) -> tuple[str, str]:
         """Stem and suffix, which is empty unless it is one of those that may differ."""
