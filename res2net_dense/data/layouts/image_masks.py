@@ -110,10 +110,10 @@ class PartFiles(NamedTuple):
             for clash in clashes:
                 text = "another file has its name but for the suffix; remove one of them"
                 findings.add(Finding("duplicate-file-name", str(folder / clash), text, str(folder / clash)))
-        names = keep_present(self.names, images, "images", self.source, findings, strict)
-        names = keep_present(names, masks, "masks", self.source, findings, strict, of=images)
+        names = keep_present(self.names, images, "images", self.source, findings, strict, masks)
+        names = keep_present(names, masks, "masks", self.source, findings, strict, images)
         if not self.listed:
-            keep_present(list(masks.by_stem), images, "images", masks.folder, findings, strict)
+            keep_present(list(masks.by_stem), images, "images", masks.folder, findings, strict, masks)
         return names
 
 
@@ -143,7 +143,7 @@ def find_files(part: ImageMasksPart, strict: bool = True) -> PartFiles:
     else:
         source = root / part.list
         entries = _read_list(source, images.by_stem, masks.by_stem, *folders, findings)
-        names = take_names(source, entries, images, "images", findings, strict)
+        names, _ = take_names(source, entries, images, findings, strict, masks)
     name = part.name or set_name(root, folders[0]) + (f"-{Path(part.list).stem}" if part.list else "")
     return PartFiles(known_name(name) or name, source, part.list is not None, images, masks, names, findings)
 
