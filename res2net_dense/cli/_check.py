@@ -164,7 +164,7 @@ def _print_table(sets: Sequence[Checked], *, notes: bool) -> None:
         print(f"{code:{column}}  {KINDS[code].severity:8}  {number:6}  {KINDS[code].meaning}")
         for label, text in (
             ("first", printable(str(example))),
-            ("to do", REMEDIES.get(code, "Correct the file")),
+            ("to do", REMEDIES[code]),
         ):
             lead = " " * 4 + f"{label}: "
             print(textwrap.fill(text, width, initial_indent=lead, subsequent_indent=" " * len(lead)))
