@@ -81,7 +81,8 @@ class Boxes:
                 f"{self.name}: the class names have duplicates: {', '.join(names)}; remove them"
             )
         unknown = [f"{k!r} ({counted(n, 'object')})" for k, n in self.counts.items() if n and k not in labels]
-        text = f"not among the classes of the model: {first_few(unknown)}; known are {', '.join(names)}"
+        text = f"not among the classes of the model: {first_few(unknown)}; known are {', '.join(names)}; "
+        text += "correct the name, or add it to data.class_names"
         if unknown and request.strict:
             raise DatasetError(f"{self.name}: {text}", code="class-unknown")
         source = copy.copy(self)
