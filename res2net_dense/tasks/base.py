@@ -141,6 +141,13 @@ class Task(ABC, Generic[C]):
         """Return a few words on what was found in all images, such as `12 objects with score >= 0.5`."""
         return f"{sum(record['score'] >= score for record in records)} {self.counted} with score >= {score:g}"
 
+    def category_ids(self, config: C) -> list[int | str | None]:
+        """The category id of each label in predictions on `data.val`: that of its annotation file where it
+        has some, None for a class that it does not have.
+        """
+        first = self.first_category_id
+        return list(range(first, first + len(self.class_names(config))))
+
     def gives(self, config: C) -> frozenset[str]:
         """The keys of a `Prediction` of the model; by default those that it learns."""
         return frozenset(self.needs)
