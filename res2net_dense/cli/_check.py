@@ -167,13 +167,18 @@ def _print_table(sets: Sequence[Checked], *, notes: bool) -> None:
             ("to do", REMEDIES[code]),
         ):
             lead = " " * 4 + f"{label}: "
-            print(textwrap.fill(text, width, initial_indent=lead, subsequent_indent=" " * len(lead)))
+            print(_wrapped(text, width, lead))
     totals = {
         level: sum(one.findings.number(level) for one in sets) for level in ("error", "warning", "note")
     }
     hidden = totals["note"] and not notes
     hint = " (--notes shows them)" if hidden else ""
     print(f"\n{', '.join(counted(count, level) for level, count in totals.items())}{hint}")
+
+
+def _wrapped(text: str, width: int, lead: str) -> str:
+    indents = {"initial_indent": lead, "subsequent_indent": " " * len(lead)}
+    return textwrap.fill(text, width, break_on_hyphens=False, break_long_words=False, **indents)
 
 
 def _print_classes(sets: Sequence[Checked], classes: Sequence[ClassRow]) -> None:
@@ -193,8 +198,8 @@ def _print_classes(sets: Sequence[Checked], classes: Sequence[ClassRow]) -> None
 
 
 def _fix_list(sets: Sequence[Checked]) -> Iterator[str]:
-    """What reading leaves out or clips, a line each, with tabs: file, object, drop or clip, from -> to."""
-    yield "\nfile\tobject\twhat\tbox (x1 y1 x2 y2)"
+    """What reading leaves out or clips, a line each, with tabs: file, object, drop or clip, code, from -> to."""
+    yield "\nfile\tobject\tfix\tcode\tbox (x1 y1 x2 y2)"
     for one in sets:
         for finding in one.findings:
             if not finding.fix:
@@ -203,7 +208,7 @@ def _fix_list(sets: Sequence[Checked]) -> Iterator[str]:
             if finding.fix == "clip" and finding.box is not None:
                 change += f" -> {_clipped(finding)}"
             where = finding.text.partition(":")[0]
-            yield "\t".join(map(printable, (finding.file, where, finding.fix, change or finding.code)))
+            yield "\t".join(map(printable, (finding.file, where, finding.fix, finding.code, change)))
 
 
 def _clipped(finding: Finding) -> str:
