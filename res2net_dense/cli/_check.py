@@ -177,8 +177,10 @@ def _print_table(sets: Sequence[Checked], *, notes: bool) -> None:
 
 
 def _wrapped(text: str, width: int, lead: str) -> str:
-    indents = {"initial_indent": lead, "subsequent_indent": " " * len(lead)}
-    return textwrap.fill(text, width, break_on_hyphens=False, break_long_words=False, **indents)
+    wrapper = textwrap.TextWrapper(
+        width, lead, " " * len(lead), break_on_hyphens=False, break_long_words=False
+    )
+    return wrapper.fill(text)
 
 
 def _print_classes(sets: Sequence[Checked], classes: Sequence[ClassRow]) -> None:
