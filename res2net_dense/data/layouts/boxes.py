@@ -142,6 +142,10 @@ class Boxes(Inspected):
         for image in self.images[:_CHECKED_SIZES]:
             self._check_size(image, image_size(self._path(image)))
 
+    def image_path(self, index: int) -> Path:
+        """The file of one image."""
+        return self._path(self.images[index])
+
     def sample(self, index: int) -> Sample:
         """Read one image with its objects, untransformed; `masks` are there if `has_masks`.
 
@@ -152,7 +156,7 @@ class Boxes(Inspected):
         import torch
 
         image = self.images[index]
-        sample = read_sample(self._path(image), image.image_id, image.file_name)
+        sample = read_sample(self._path(image), image.image_id, image.file_name, self.form)
         self._check_size(image, (sample["original_height"], sample["original_width"]))
         objects = [item for item in image.objects if self._learn_ignored or not item.ignored]
         boxes = [clip_box(self._corners(item.box), image.height, image.width) for item in objects]

@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from res2net_dense.data.images import IMAGE_SUFFIXES, read_sample
+from res2net_dense.data.images import IMAGE_SUFFIXES, read_sample, without_copies
 from res2net_dense.data.layouts.base import Inspected, Part, Request
 from res2net_dense.data.layouts.listing import check_folder, list_folders, walk
 from res2net_dense.errors import DatasetError, first_few
@@ -64,7 +64,7 @@ class ClassFolders(Inspected):
         counts = []
         for name in names:
             before = len(files)
-            for file in walk(root / name) if name in folders else ():
+            for file in without_copies(walk(root / name)) if name in folders else ():
                 is_image = os.path.splitext(file)[1].lower() in IMAGE_SUFFIXES
                 (files if is_image else others).append(f"{name}/{file}")
             counts.append(len(files) - before)
@@ -90,10 +90,16 @@ class ClassFolders(Inspected):
     def __len__(self) -> int:
         return len(self._files)
 
+    def image_path(self, index: int) -> Path:
+        """The file of one image."""
+        return self._root / os.fsdecode(self._files[index])
+
     def sample(self, index: int) -> Sample:
         """Read one image; raises `DatasetError`."""
-        path = self._root / os.fsdecode(self._files[index])
-        return {**read_sample(path, index), "label": int(self.labels[index])}
+        return {
+            **read_sample(self.image_path(index), index, form=self.form),
+            "label": int(self.labels[index]),
+        }
 
     def check(self) -> None:
         """Nothing is left to check: the images were listed when this was made."""

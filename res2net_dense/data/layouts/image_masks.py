@@ -14,7 +14,7 @@ from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
 
-from res2net_dense.data.images import IMAGE_SUFFIXES, image_size
+from res2net_dense.data.images import IMAGE_SUFFIXES, MASK_SUFFIXES, image_size
 from res2net_dense.data.layouts.base import Part, Request
 from res2net_dense.data.layouts.listing import (
     Files,
@@ -129,7 +129,7 @@ def find_files(part: ImageMasksPart) -> PartFiles:
         images, masks = (index_files(image_folder, what, suffixes) for suffixes in SHARED_SUFFIXES)
     else:
         images = index_files(image_folder, "image folder", IMAGE_SUFFIXES)
-        masks = index_files(mask_folder, "mask folder", IMAGE_SUFFIXES)
+        masks = index_files(mask_folder, "mask folder", MASK_SUFFIXES)
     if part.list is None:
         source, names = images.folder, sorted(images.by_stem)
     else:

@@ -53,6 +53,10 @@ class MaskPairs(Inspected):
     def __len__(self) -> int:
         return len(self._files)
 
+    def image_path(self, index: int) -> Path:
+        """The file of one image."""
+        return self._paths(index)[0]
+
     def sample(self, index: int) -> Sample:
         """Read one image and its mask, untransformed.
 
@@ -61,7 +65,7 @@ class MaskPairs(Inspected):
         import torch
 
         image, mask = self._paths(index)
-        sample = read_sample(image, index, self._files[index][1])
+        sample = read_sample(image, index, self._files[index][1], self.form)
         values = self._read_mask(mask)
         check_size(mask, values.shape, image, (sample["original_height"], sample["original_width"]))
         cast(dict[str, Any], sample)[self.key] = torch.from_numpy(values.astype(self.dtype))

@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from res2net_dense.data.images import IMAGE_SUFFIXES
+from res2net_dense.data.images import MASK_SUFFIXES
 from res2net_dense.data.layouts.base import Request
 from res2net_dense.data.layouts.listing import read_lines
 from res2net_dense.data.layouts.mask_pairs import CHECKED_MASKS, MaskPairs
@@ -47,7 +47,7 @@ class VocMasks(MaskPairs):
     dtype = np.int64
 
     def __init__(self, part: VocMasksPart, request: Request) -> None:
-        _, images, masks, stems = find_files(part, part.masks, "mask", IMAGE_SUFFIXES, ".png")
+        _, images, masks, stems = find_files(part, part.masks, "mask", MASK_SUFFIXES, ".png")
         super().__init__(part.root, [(images, masks, stems)])
         names = _read_class_names(Path(part.root)) if request.class_names is None else request.class_names
         self.class_names = list(names)

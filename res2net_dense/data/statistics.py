@@ -1,0 +1,148 @@
+"""What is measured on the images of a data set: the range of their values, their means and deviations.
+
+Everything is measured on images that are drawn evenly from the whole set, always the same ones.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from res2net_dense.data.bands import has_more_than_8_bits, read_bands
+from res2net_dense.data.images import read_image
+from res2net_dense.data.pixels import PixelFormat
+from res2net_dense.errors import DatasetError, counted
+from res2net_dense.types import Source
+
+RANGE_SAMPLE = 64
+STATISTICS_SAMPLE = 200
+_KEPT_VALUES = 4096
+"""Of each image, to tell what lies far outside of nearly all."""
+
+
+class PixelStatistics(NamedTuple):
+    """Mean and standard deviation of each channel, for values from 0 to 255."""
+
+    mean: list[float]
+    std: list[float]
+    images: int
+    """How many were read."""
+
+
+class FoundRange(NamedTuple):
+    """The range of values of a data set, with what was found."""
+
+    low: float
+    high: float
+    text: str
+    """For a message: `values of uint16 from 3 to 4087 in 64 images`."""
+
+
+def even_sample(length: int, count: int) -> list[int]:
+    """At most `count` indices below `length`, evenly spread."""
+    return np.unique(np.linspace(0, length - 1, min(length, count)).round().astype(int)).tolist()
+
+
+def pixel_statistics(
+    source: Source, form: PixelFormat, *, sample: int = STATISTICS_SAMPLE
+) -> PixelStatistics:
+    """Measure `model.pixel_mean` and `model.pixel_std` of a data set.
+
+    Every pixel of the images counts once. Images that cannot be read are left out.
+
+    Args:
+        source: of images in files of their own, or it is asked for samples.
+        form: what they are read as.
+        sample: how many images to read.
+
+    Raises:
+        DatasetError: no image of the sample can be read; the first error.
+    """
+    count, images = 0, 0
+    total, squares = np.zeros(form.channels), np.zeros(form.channels)
+    errors: list[DatasetError] = []
+    for index in even_sample(len(source), sample):
+        try:
+            values = _pixels(source, index, form)
+        except DatasetError as error:
+            errors.append(error)
+            continue
+        images += 1
+        count += len(values)
+        total += values.sum(axis=0)
+        squares += np.square(values).sum(axis=0)
+    if not images:
+        raise errors[0] if errors else DatasetError(f"{source.name} has no images to measure")
+    mean = total / count
+    # an image set of one grey value must not divide by 0
+    std = np.sqrt(np.maximum(squares / count - mean**2, 1e-4))
+    return PixelStatistics(np.round(mean, 3).tolist(), np.round(std, 3).tolist(), images)
+
+
+def find_range(source: Source, channels: int, *, sample: int = RANGE_SAMPLE) -> FoundRange | None:
+    """Find out the range of the values of images of more than 8 bits; None where there are none.
+
+    * Integers that are not negative have 0 to 2^k - 1, with the smallest k from 8 that holds the largest.
+    * Floats have 0 to 1 or 0 to 255 where they are inside and reach half of it.
+    * Others have their smallest and largest value; if one of these lies farther outside of all but a
+      thousandth than these spread, as what marks missing values does, then those of these.
+    """
+    deep: list[tuple[np.dtype[Any], np.ndarray]] = []
+    lowest, highest = np.inf, -np.inf
+    for index in even_sample(len(source), sample):
+        path = source.image_path(index)
+        if path is None:
+            return None
+        try:
+            if not has_more_than_8_bits(path):
+                continue
+            values = read_bands(path, channels).values
+        except DatasetError as error:
+            if "pip install" in str(error):
+                raise type(error)(f"{path}: {error}") from None
+            continue
+        except Exception:  # what is wrong with the image is said where images are checked
+            continue
+        if values.dtype == np.uint8:
+            continue
+        flat = values.reshape(-1)
+        flat = flat[np.isfinite(flat)]
+        if not len(flat):
+            continue
+        lowest, highest = min(lowest, float(flat.min())), max(highest, float(flat.max()))
+        kept = flat[:: max(1, len(flat) // _KEPT_VALUES)].astype(np.float64)
+        deep.append((values.dtype, kept))
+    if not deep:
+        return None
+    kinds = sorted({str(kind) for kind, _ in deep})
+    is_float = any(kind.kind == "f" for kind, _ in deep)
+    low, high = _range(lowest, highest, np.concatenate([kept for _, kept in deep]), is_float)
+    found = f"values of {', '.join(kinds)} from {lowest:g} to {highest:g} in {counted(len(deep), 'image')}"
+    return FoundRange(low, high, found)
+
+
+def _range(lowest: float, highest: float, values: np.ndarray, is_float: bool) -> tuple[float, float]:
+    if lowest >= 0 and not is_float:
+        for bits in range(8, 33):
+            if highest < 2**bits:
+                return 0.0, float(2**bits - 1)
+    if lowest >= 0 and is_float:
+        for nominal in (1.0, 255.0):
+            if nominal / 2 <= highest <= nominal:
+                return 0.0, nominal
+    low, high = np.percentile(values, [0.1, 99.9]).tolist()
+    spread = high - low
+    low = low if low - lowest > spread else lowest
+    high = high if highest - high > spread else highest
+    return (low, high) if high > low else (low, low + 1)
+
+
+def _pixels(source: Source, index: int, form: PixelFormat) -> np.ndarray:
+    """(N, channels) float64."""
+    path = source.image_path(index)
+    if path is not None:
+        values = read_image(path, form)
+    else:
+        values = source.sample(index)["image"].permute(1, 2, 0).numpy()
+    return values.reshape(-1, form.channels).astype(np.float64)
