@@ -21,6 +21,7 @@ MAX_PIXELS = 178_000_000
 # Raster formats only: Pillow would hand an EPS file to Ghostscript, which runs programs.
 _FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM", "JPEG2000")
 _ORIENTATION_TAG = 0x0112
+_SAMPLES_TAG = 0x0115
 _TURNS = "FLIP_LEFT_RIGHT ROTATE_180 FLIP_TOP_BOTTOM TRANSPOSE ROTATE_270 TRANSVERSE ROTATE_90"
 _TRANSPOSES = {value: Image.Transpose[name] for value, name in enumerate(_TURNS.split(), start=2)}
 _TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
@@ -33,7 +34,15 @@ def open_with_pillow(path: str | Path) -> Image.Image:
     if image.width * image.height > MAX_PIXELS:
         image.close()
         raise Image.DecompressionBombError
+    if image.format == "TIFF":
+        image.filename = ""  # type: ignore[attr-defined]  # Pillow turns no image whose file it maps
     return image
+
+
+def has_all_bands(image: Image.Image) -> bool:
+    """Whether Pillow opens all bands of a file: of planes of 16 bits it takes the first one for the image."""
+    tags = getattr(image, "tag_v2", {})
+    return int(tags.get(_SAMPLES_TAG, 1)) <= len(image.getbands())
 
 
 def orientation(image: Image.Image) -> int:
@@ -77,17 +86,15 @@ def read_bands(path: str | Path, channels: int) -> Bands:
         Exception: whatever the decoders raise on damaged bytes.
     """
     if is_array(path):
-        array = _open_array(path)
-        return Bands(np.array(array if _channels_last(array) else array.transpose(1, 2, 0)))
+        return Bands(np.array(_open_array(path)))
     try:
         with open_with_pillow(path) as image:
-            pages = getattr(image, "n_frames", 1) if image.format == "TIFF" else 1
-            whole = _is_whole(image)
-            if whole and (pages == 1 or len(image.getbands()) == channels):
-                return _from_pillow(image)
             if image.format == "PNG":
-                return _read_png(path)
+                return _read_png(path, image)
             if image.format != "TIFF":
+                return _from_pillow(image)
+            wanted = len(image.getbands()) == channels or getattr(image, "n_frames", 1) == 1
+            if wanted and _is_whole(image):
                 return _from_pillow(image)
     except UnidentifiedImageError:
         if not is_tiff(path):
@@ -112,11 +119,11 @@ def has_more_than_8_bits(path: str | Path) -> bool:
 def size_of(path: str | Path) -> tuple[int, int]:
     """(height, width) of an array or a TIFF that Pillow does not know, from the header; raises as above."""
     if is_array(path):
-        array = _open_array(path)
-        height, width = array.shape[:2] if _channels_last(array) else array.shape[1:]
+        height, width, _ = _open_array(path).shape
         return height, width
     with _open_tiff(path) as file:
         page = file.pages[0]
+        _check_pixels(page.imagelength * page.imagewidth, page.samplesperpixel)
         return _turned_size(page.imagelength, page.imagewidth, _tiff_orientation(page))
 
 
@@ -131,8 +138,8 @@ def _is_deep(image: Image.Image) -> bool:
 
 def _is_whole(image: Image.Image) -> bool:
     """Whether Pillow gives the values of the file unchanged."""
-    if image.mode.startswith("I"):
-        return True
+    if not has_all_bands(image) or image.mode.startswith("I"):
+        return has_all_bands(image)
     raw = _raw_modes(image)
     return image.mode in _WHOLE_MODES and ";16" not in raw and "RGBa" not in raw
 
@@ -152,11 +159,10 @@ def _from_pillow(image: Image.Image) -> Bands:
     return Bands(values[:, :, None] if values.ndim == 2 else values, image.mode in ("LA", "RGBA"))
 
 
-def _read_png(path: str | Path) -> Bands:
-    """A PNG of 16-bit colour, or of colours in a palette."""
-    with open_with_pillow(path) as image:
-        if not _is_deep(image):
-            return _from_pillow(image)
+def _read_png(path: str | Path, image: Image.Image) -> Bands:
+    """A PNG, which Pillow has open; colour of 16 bits has too many for it."""
+    if image.mode.startswith("I") or not _is_deep(image):
+        return _from_pillow(image)
     try:
         import cv2
     except ImportError:
@@ -174,7 +180,7 @@ def _read_png(path: str | Path) -> Bands:
 
 
 def _open_array(path: str | Path) -> np.ndarray:
-    """The array in a file, of which the header alone is read, with three axes."""
+    """The array in a file, (H, W, C), of which the header alone is read."""
     with open(path, "rb") as file:  # `np.load` would take what is not an array for a pickle
         if file.read(6) != b"\x93NUMPY":
             raise DatasetError("empty or not an array of NumPy; write it with numpy.save")
@@ -186,20 +192,16 @@ def _open_array(path: str | Path) -> np.ndarray:
         raise DatasetError(
             f"an array of shape {array.shape} is not an image; save (H, W), (H, W, C) or (C, H, W)"
         )
-    _check_pixels(array.size // min(array.shape), min(array.shape[0], array.shape[2]))
-    return array
-
-
-def _channels_last(array: np.ndarray) -> bool:
-    """Whether an array is (H, W, C), not (C, H, W); raises `DatasetError` where it may be both."""
     first, _, last = array.shape
-    if (first <= MAX_CHANNELS) == (last <= MAX_CHANNELS):
+    if (first <= MAX_CHANNELS) == (last <= MAX_CHANNELS) and last > 1:
         which = "neither" if first > MAX_CHANNELS else "either"
         raise DatasetError(
-            f"an array of shape {array.shape}: {which} of its first and last axis can be the channels, "
-            f"of which there are 1 to {MAX_CHANNELS}; save (H, W, C)"
+            f"an array of shape {array.shape}: {which} of its first and last axis can be the channels, of "
+            f"which there are 1 to {MAX_CHANNELS}; save (H, W, C)"
         )
-    return last <= MAX_CHANNELS
+    array = array if last <= MAX_CHANNELS else array.transpose(1, 2, 0)
+    _check_pixels(array.shape[0] * array.shape[1], array.shape[2])
+    return array
 
 
 def _check_pixels(pixels: int, channels: int) -> None:
@@ -222,6 +224,8 @@ def _read_tiff(path: str | Path, channels: int) -> Bands:
     with _open_tiff(path) as file:
         page = file.pages[0]
         found, axes, has_alpha = page, page.axes, bool(page.extrasamples) and page.extrasamples[-1] in (1, 2)
+        if page.samplesperpixel != channels and len(file.pages) == channels:
+            return _read_pages(file.pages)
         if page.samplesperpixel != channels and _grey_pages(file.series[0]) == channels:
             found, axes, has_alpha = file.series[0], file.series[0].axes, False
         shape = dict(zip(axes, found.shape, strict=True))
@@ -229,23 +233,37 @@ def _read_tiff(path: str | Path, channels: int) -> Bands:
         if len(others) > 1 or not {"Y", "X"} <= shape.keys():
             raise DatasetError(f"a TIFF with the axes {axes} is not an image; save one page, (H, W, C)")
         _check_pixels(shape["Y"] * shape["X"], shape[others[0]] if others else 1)
-        try:
-            values = found.asarray()
-        except ValueError as error:
-            if "imagecodecs" not in str(error):
-                raise
-            raise DatasetError(
-                f"this TIFF is compressed as {page.compression.name}; pip install imagecodecs, or save it "
-                "uncompressed"
-            ) from None
         order = [axes.index(axis) for axis in ("Y", "X", *others)]
         rest = [number for number in range(len(axes)) if number not in order]
-        values = values.transpose(*order, *rest).reshape(*(shape[axis] for axis in "YX"), -1)
+        values = _decoded(found).transpose(*order, *rest).reshape(*(shape[axis] for axis in "YX"), -1)
         return Bands(_turned_array(np.array(values), _tiff_orientation(page)), has_alpha)
 
 
+def _read_pages(pages: Any) -> Bands:
+    """Grey pages of one size, together."""
+    first = pages[0]
+    if any(page.axes != "YX" or page.shape != first.shape for page in pages):
+        raise DatasetError("the pages of this TIFF are not grey images of one size; save one page, (H, W, C)")
+    _check_pixels(first.imagelength * first.imagewidth, len(pages))
+    values = np.stack([_decoded(page) for page in pages], axis=-1)
+    return Bands(_turned_array(values, _tiff_orientation(first)))
+
+
+def _decoded(page: Any) -> np.ndarray:
+    try:
+        values: np.ndarray = page.asarray()
+    except ValueError as error:
+        if "imagecodecs" not in str(error):
+            raise
+        raise DatasetError(
+            "the compression of this TIFF is read with imagecodecs; pip install imagecodecs, or save it "
+            "uncompressed"
+        ) from None
+    return values
+
+
 def _grey_pages(series: Any) -> int:
-    """How many pages of one band a series of a TIFF has; 0 if they have several."""
+    """How many bands a series has that was written as one page; 0 if a pixel has several samples."""
     sizes = [size for axis, size in zip(series.axes, series.shape, strict=True) if axis not in "YX"]
     several = [size for size in sizes if size > 1]
     return 0 if "S" in series.axes or len(several) > 1 else (several or [1])[0]

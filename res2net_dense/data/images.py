@@ -178,6 +178,8 @@ def without_copies(paths: Iterable[_Path]) -> list[_Path]:
 
 def _read_rgb(path: str | Path) -> np.ndarray:
     with bands.open_with_pillow(path) as image:
+        if not bands.has_all_bands(image):
+            raise UnidentifiedImageError
         orientation = bands.orientation(image)
         image.load()
         # `format` is lost by transposing, and the bit depth of an integer image depends on it.

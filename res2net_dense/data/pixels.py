@@ -60,8 +60,8 @@ def to_form(bands: Bands, form: PixelFormat) -> np.ndarray:
         return _to_uint8(values).astype(np.float32)
     low, high = form.value_range
     # in float64, so that the ends of the range are 0 and 255 to the bit
-    scaled = (np.nan_to_num(values.astype(np.float64), nan=low) - low) * (255 / (high - low))
-    return scaled.clip(0, 255).astype(np.float32)
+    inside = np.nan_to_num(values.astype(np.float64), nan=low).clip(low, high)
+    return ((inside - low) * (255 / (high - low))).clip(0, 255).astype(np.float32)
 
 
 def to_display(pixels: np.ndarray) -> np.ndarray:

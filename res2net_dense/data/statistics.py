@@ -5,7 +5,7 @@ Everything is measured on images that are drawn evenly from the whole set, alway
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -18,7 +18,9 @@ from res2net_dense.types import Source
 RANGE_SAMPLE = 64
 STATISTICS_SAMPLE = 200
 _KEPT_VALUES = 4096
-"""Of each image, to tell what lies far outside of nearly all."""
+"""Of each image, evenly from its smallest to its largest one."""
+_RARE = 0.1
+"""Percent of the values that may be no measurements."""
 
 
 class PixelStatistics(NamedTuple):
@@ -88,8 +90,8 @@ def find_range(source: Source, channels: int, *, sample: int = RANGE_SAMPLE) -> 
     * Others have their smallest and largest value; if one of these lies farther outside of all but a
       thousandth than these spread, as what marks missing values does, then those of these.
     """
-    deep: list[tuple[np.dtype[Any], np.ndarray]] = []
-    lowest, highest = np.inf, -np.inf
+    kinds: set[str] = set()
+    values: list[np.ndarray] = []
     for index in even_sample(len(source), sample):
         path = source.image_path(index)
         if path is None:
@@ -97,32 +99,35 @@ def find_range(source: Source, channels: int, *, sample: int = RANGE_SAMPLE) -> 
         try:
             if not has_more_than_8_bits(path):
                 continue
-            values = read_bands(path, channels).values
+            found = read_bands(path, channels).values
         except DatasetError as error:
             if "pip install" in str(error):
                 raise type(error)(f"{path}: {error}") from None
             continue
         except Exception:  # what is wrong with the image is said where images are checked
             continue
-        if values.dtype == np.uint8:
-            continue
-        flat = values.reshape(-1)
-        flat = flat[np.isfinite(flat)]
-        if not len(flat):
-            continue
-        lowest, highest = min(lowest, float(flat.min())), max(highest, float(flat.max()))
-        kept = flat[:: max(1, len(flat) // _KEPT_VALUES)].astype(np.float64)
-        deep.append((values.dtype, kept))
-    if not deep:
+        if found.dtype != np.uint8 and np.isfinite(found).any():
+            kinds.add(str(found.dtype))
+            values.append(_spread_values(found))
+    if not values:
         return None
-    kinds = sorted({str(kind) for kind, _ in deep})
-    is_float = any(kind.kind == "f" for kind, _ in deep)
-    low, high = _range(lowest, highest, np.concatenate([kept for _, kept in deep]), is_float)
-    found = f"values of {', '.join(kinds)} from {lowest:g} to {highest:g} in {counted(len(deep), 'image')}"
-    return FoundRange(low, high, found)
+    everything = np.concatenate(values)
+    low, high = _range(everything, is_float=any("float" in kind for kind in kinds))
+    text = (
+        f"values of {', '.join(sorted(kinds))} from {everything.min():g} to {everything.max():g} in "
+        f"{counted(len(values), 'image')}"
+    )
+    return FoundRange(low, high, text)
 
 
-def _range(lowest: float, highest: float, values: np.ndarray, is_float: bool) -> tuple[float, float]:
+def _spread_values(values: np.ndarray) -> np.ndarray:
+    """Some of an image's values, the smallest and the largest among them."""
+    finite = np.sort(values[np.isfinite(values)]).astype(np.float64)
+    return finite[np.linspace(0, len(finite) - 1, _KEPT_VALUES).round().astype(int)]
+
+
+def _range(values: np.ndarray, *, is_float: bool) -> tuple[float, float]:
+    lowest, highest = float(values.min()), float(values.max())
     if lowest >= 0 and not is_float:
         for bits in range(8, 33):
             if highest < 2**bits:
@@ -131,7 +136,7 @@ def _range(lowest: float, highest: float, values: np.ndarray, is_float: bool) ->
         for nominal in (1.0, 255.0):
             if nominal / 2 <= highest <= nominal:
                 return 0.0, nominal
-    low, high = np.percentile(values, [0.1, 99.9]).tolist()
+    low, high = np.percentile(values, [_RARE, 100 - _RARE]).tolist()
     spread = high - low
     low = low if low - lowest > spread else lowest
     high = high if highest - high > spread else highest
