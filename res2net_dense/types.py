@@ -111,7 +111,7 @@ class Source(Protocol):
 
     def __len__(self) -> int: ...
 
-    def image_path(self, index: int) -> Path | None:
+    def file(self, index: int) -> Path | None:
         """The file of one image; None if it is not in a file of its own."""
 
     def sample(self, index: int) -> Sample:

@@ -93,7 +93,7 @@ def find_range(source: Source, channels: int, *, sample: int = RANGE_SAMPLE) -> 
     kinds: set[str] = set()
     values: list[np.ndarray] = []
     for index in even_sample(len(source), sample):
-        path = source.image_path(index)
+        path = source.file(index)
         if path is None:
             return None
         try:
@@ -145,7 +145,7 @@ def _range(values: np.ndarray, *, is_float: bool) -> tuple[float, float]:
 
 def _pixels(source: Source, index: int, form: PixelFormat) -> np.ndarray:
     """(N, channels) float64."""
-    path = source.image_path(index)
+    path = source.file(index)
     if path is not None:
         values = read_image(path, form)
     else:

@@ -35,7 +35,7 @@ class Inspected:
     form: PixelFormat = RGB
     """What the images are read as; set by `open_source`."""
 
-    def image_path(self, index: int) -> Path | None:
+    def file(self, index: int) -> Path | None:
         """The file of one image; None if it is not in a file of its own."""
         return None
 

@@ -142,7 +142,7 @@ class Boxes(Inspected):
         for image in self.images[:_CHECKED_SIZES]:
             self._check_size(image, image_size(self._path(image)))
 
-    def image_path(self, index: int) -> Path:
+    def file(self, index: int) -> Path:
         """The file of one image."""
         return self._path(self.images[index])
 

@@ -90,14 +90,14 @@ class ClassFolders(Inspected):
     def __len__(self) -> int:
         return len(self._files)
 
-    def image_path(self, index: int) -> Path:
+    def file(self, index: int) -> Path:
         """The file of one image."""
         return self._root / os.fsdecode(self._files[index])
 
     def sample(self, index: int) -> Sample:
         """Read one image; raises `DatasetError`."""
         return {
-            **read_sample(self.image_path(index), index, form=self.form),
+            **read_sample(self.file(index), index, form=self.form),
             "label": int(self.labels[index]),
         }
 

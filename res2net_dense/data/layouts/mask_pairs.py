@@ -53,7 +53,7 @@ class MaskPairs(Inspected):
     def __len__(self) -> int:
         return len(self._files)
 
-    def image_path(self, index: int) -> Path:
+    def file(self, index: int) -> Path:
         """The file of one image."""
         return self._paths(index)[0]
 
