@@ -35,7 +35,7 @@ def open_with_pillow(path: str | Path) -> Image.Image:
         image.close()
         raise Image.DecompressionBombError
     if image.format == "TIFF":
-        image.filename = ""  # type: ignore[attr-defined]  # Pillow turns no image whose file it maps
+        image.filename = ""  # Pillow turns no image whose file it maps
     return image
 
 

@@ -16,7 +16,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from res2net_dense.data import bands
 from res2net_dense.data.bands import MAX_PIXELS
-from res2net_dense.data.pixels import RGB, Bands, PixelFormat, to_form
+from res2net_dense.data.pixels import RGB, Bands, PixelFormat, to_display, to_form
 from res2net_dense.errors import DatasetError, one_line
 from res2net_dense.types import Sample
 
@@ -48,7 +48,7 @@ def read_image(path: str | Path, form: PixelFormat = RGB) -> np.ndarray:
 
     Raises:
         DatasetError: the file is missing, empty, not an image, cut off, damaged, or larger than `MAX_PIXELS`,
-            or has other channels (a `ChannelsError`).
+            or has other channels.
     """
     try:
         if form == RGB and not bands.is_array(path):
@@ -84,6 +84,16 @@ def read_sample(
 ) -> Sample:
     """`read_image` as an untransformed sample; `file_name` is by default the path."""
     return sample_of(read_image(path, form), str(path) if file_name is None else file_name, image_id)
+
+
+def read_for_display(path: str | Path) -> np.ndarray:
+    """Read an image as people can look at it, (H, W, 3) uint8, whatever its channels; see `to_display`."""
+    try:
+        return read_image(path)
+    except DatasetError as error:
+        if error.code != "image-channels":
+            raise
+    return to_display(bands.read_bands(path, 3).values)
 
 
 def sample_of(pixels: np.ndarray, file_name: str, image_id: int | str) -> Sample:
@@ -196,13 +206,16 @@ def _to_rgb(image: Image.Image, is_16_bit: bool) -> np.ndarray:
 
 def _as_dataset_error(path: str | Path, error: Exception) -> DatasetError:
     if isinstance(error, DatasetError):
-        return type(error)(f"{path}: {error}")
+        return DatasetError(f"{path}: {error}", error.code or "image-unreadable")
+    code = "image-unreadable"
     if isinstance(error, FileNotFoundError):
+        code = "file-missing"
         problem = f"image not found (looked in {Path(path).absolute()}); check the path"
     elif isinstance(error, Image.DecompressionBombError):
+        code = "image-too-large"
         problem = f"refused, the header claims over {MAX_PIXELS // 10**6} Mpx; scale the image down"
     elif isinstance(error, UnidentifiedImageError):
         problem = "empty or not an image in a known format; replace or remove the file"
     else:
         problem = f"the image cannot be read ({one_line(error)}); replace or remove the file"
-    return DatasetError(f"{path}: {problem}")
+    return DatasetError(f"{path}: {problem}", code)

@@ -37,10 +37,6 @@ class Bands(NamedTuple):
     """Whether the last one is known to be transparency."""
 
 
-class ChannelsError(DatasetError):
-    """An image has another number of channels than asked for."""
-
-
 def to_form(bands: Bands, form: PixelFormat) -> np.ndarray:
     """Bring the pixels of a file into a form.
 
@@ -51,7 +47,7 @@ def to_form(bands: Bands, form: PixelFormat) -> np.ndarray:
         (H, W, channels), writable: float32 in 0..255 where the form has a range, else uint8.
 
     Raises:
-        ChannelsError: the number of channels is another one.
+        DatasetError: the number of channels is another one.
     """
     values = _with_channels(bands, form.channels)
     if form.value_range is None:
@@ -101,9 +97,10 @@ def _with_channels(bands: Bands, channels: int) -> np.ndarray:
         return np.repeat(colours, 3, axis=2)
     if channels == 1 and colours.shape[2] == 3 and bool((colours == colours[..., :1]).all()):
         return colours[..., :1]
-    raise ChannelsError(
+    raise DatasetError(
         f"the image has {describe_channels(number)}, but data.channels is {channels}; set "
-        f"data.channels={number}, or replace the file"
+        f"data.channels={number}, or replace the file",
+        "image-channels",
     )
 
 

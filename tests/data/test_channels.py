@@ -11,7 +11,7 @@ from PIL import Image
 
 from res2net_dense.data.geometry import crop, horizontal_flip, resize_to
 from res2net_dense.data.images import image_size, list_images, read_image, read_sample, to_pixels
-from res2net_dense.data.pixels import Bands, ChannelsError, PixelFormat, to_display, to_form
+from res2net_dense.data.pixels import Bands, PixelFormat, to_display, to_form
 from res2net_dense.data.transforms import PadToSquare, Pipeline, colour_changes, random_rotation
 from res2net_dense.errors import DatasetError
 
@@ -115,9 +115,10 @@ def test_other_channels_are_an_error_that_names_file_channels_and_remedy(tmp_pat
         Image.fromarray(values[..., 0] if found == 1 else values).save(path)
     else:
         tifffile.imwrite(path, values, photometric="minisblack", planarconfig="contig")
-    with pytest.raises(ChannelsError) as error:
+    with pytest.raises(DatasetError) as error:
         read_image(path, PixelFormat(wanted))
     text = str(error.value)
+    assert error.value.code == "image-channels"
     assert text.startswith(f"{path}: the image has {found} channel")
     assert f"data.channels is {wanted}" in text
     assert f"set data.channels={found}" in text

@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar, NamedTuple, TypeVar, get_args
 from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer
 from pydantic_core import PydanticCustomError
 
-from res2net_dense.data.pixels import RGB, ChannelsError, PixelFormat
+from res2net_dense.data.pixels import RGB, PixelFormat
 from res2net_dense.errors import ConfigError, DatasetError
 from res2net_dense.findings import Finding, Findings
 from res2net_dense.sections import Section
@@ -49,8 +49,7 @@ class Inspected:
                 self.sample(index)
             except DatasetError as error:
                 file, _, text = str(error).partition(": ")
-                code = "image-channels" if isinstance(error, ChannelsError) else "image-unreadable"
-                return [Finding(code, file, text, file, index)]
+                return [Finding(error.code or "image-unreadable", file, text, file, index)]
         return []
 
 
