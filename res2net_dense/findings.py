@@ -37,6 +37,7 @@ KINDS: dict[str, Kind] = {
     "image-unreadable": Kind("error", "An image is empty, cut off or damaged, or not an image"),
     "image-too-large": Kind("error", "An image claims more pixels than are read"),
     "image-size": Kind("error", "An image has another size than its annotations say"),
+    "image-channels": Kind("error", "An image has another number of channels than data.channels"),
     "duplicate-file-name": Kind("error", "Two images of a set have the same file"),
     "train-val-overlap": Kind("warning", "An image is in both the training and the validation set"),
     "list-entry": Kind("error", "A line of a list cannot be understood or is repeated"),

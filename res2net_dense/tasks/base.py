@@ -33,6 +33,7 @@ from res2net_dense.engine import distributed
 from res2net_dense.engine.distributed import print_rank0
 from res2net_dense.errors import ConfigError, DatasetError, counted, first_few
 from res2net_dense.models.graphs import Graph
+from res2net_dense.tasks.pixels import measured, pixel_format
 from res2net_dense.types import Prediction, ReportingEvaluator, Sample, Source
 
 _log = logging.getLogger(__name__)
@@ -168,7 +169,8 @@ class Task(ABC, Generic[C]):
         if parts is None:
             raise ConfigError(f"data.{name} is not set: name the data there")
         options = self.source_options(config)
-        return open_source(parts, train=train, class_names=config.data.class_names, **options)
+        form = pixel_format(config)
+        return open_source(parts, train=train, class_names=config.data.class_names, form=form, **options)
 
     def adapt(self, config: C, source: Source) -> C:
         """Fill in the settings that are derived from the data: by default class names and their number."""
@@ -210,6 +212,9 @@ class Task(ABC, Generic[C]):
             check_weights(config.backbone.name, config.backbone.weights)
         if config.model.num_classes is None:
             config = updated(config, model={"num_classes": self.usual_classes})
+        count = config.data.channels
+        mean, std = config.model.pixel_mean or [0.0] * count, config.model.pixel_std or [1.0] * count
+        config = updated(config, model={"pixel_mean": mean, "pixel_std": std})
         with torch.device("meta"):
             self.build_model(config, load_weights=False)
 
@@ -223,6 +228,7 @@ class Task(ABC, Generic[C]):
         """
         if training:
             self.check(config)
+        config = measured(self, config, training=training)
         source = self.open_source(config, train=training)
         config = self.adapt(config, source)
         sources = [source]
@@ -296,7 +302,11 @@ class Task(ABC, Generic[C]):
     ) -> Iterator[tuple[list[Sample], list[tuple[int, DatasetError]]]]:
         """Return the images in batches, see `data.loaders.predict_loader`."""
         return predict_loader(
-            files, self.eval_transform(config), batch_size=config.eval.batch_size, workers=config.data.workers
+            files,
+            self.eval_transform(config),
+            batch_size=config.eval.batch_size,
+            workers=config.data.workers,
+            form=pixel_format(config),
         )
 
 
@@ -304,10 +314,16 @@ def network_settings(config: Config, load_weights: bool) -> dict[str, Any]:
     """Return the arguments of a model's builder: `backbone` and the section `model`, with known classes."""
     if config.model.num_classes is None:
         raise ConfigError("model.num_classes is unknown; set it, or data.train, whose classes are counted")
+    if config.model.pixel_mean is None or config.model.pixel_std is None:
+        raise ConfigError(
+            "model.pixel_mean and pixel_std are unknown; set them (`res2net-dense check --statistics` finds "
+            "them out)"
+        )
     # Not every network has each option: only those that were set are handed over. detectron2 has defaults of
     # its own for norm and freeze_at.
     backbone = config.backbone.model_dump(exclude_defaults=True)
     backbone |= {"norm": config.backbone.norm, "freeze_at": config.backbone.freeze_at}
+    backbone |= {"in_channels": config.data.channels} if config.data.channels != 3 else {}
     return {"backbone": backbone | ({} if load_weights else {"weights": None}), **config.model.model_dump()}
 
 

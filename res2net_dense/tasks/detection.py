@@ -79,7 +79,7 @@ class Detection(Task[DetectionConfig]):
         return Pipeline(
             ResizeShortestEdge(data.min_size_train, data.max_size_train),
             RandomFlip(data.flip),
-            colour_changes(data.photometric),
+            colour_changes(data.photometric, data.channels),
         )
 
     def eval_transform(self, config: DetectionConfig) -> Transform:

@@ -15,6 +15,7 @@ from res2net_dense.data.layouts import coco_masks
 from res2net_dense.data.layouts.base import Request
 from res2net_dense.data.layouts.listing import find_near, path_inside
 from res2net_dense.data.layouts.packed_boxes import BoxImage, BoxObject, PackedBoxes
+from res2net_dense.data.pixels import RGB, PixelFormat
 from res2net_dense.errors import DatasetError, counted, first_few
 from res2net_dense.findings import Finding, Findings
 from res2net_dense.types import Sample
@@ -54,6 +55,8 @@ class Boxes:
     remarks: Sequence[str] = ()
     """As read, those of `class_names` alone."""
     findings: Findings = field(default_factory=Findings)
+    form: PixelFormat = RGB
+    """What the images are read as; set by `open_source`."""
 
     def __post_init__(self) -> None:
         packed = self.images if isinstance(self.images, PackedBoxes) else PackedBoxes.pack(self.images)
@@ -146,6 +149,10 @@ class Boxes:
         for image in images[:_CHECKED_SIZES]:
             self._check_size(image, image_size(self._path(image)))
 
+    def file(self, index: int) -> Path:
+        """The file of one image."""
+        return self._path(self._packed.without_objects(index))
+
     def inspect(self, index: int, *, thorough: bool) -> list[Finding]:
         """See `types.Source`."""
         image = self._packed.without_objects(index)
@@ -175,7 +182,7 @@ class Boxes:
         import torch
 
         image = self.images[index]
-        sample = read_sample(self._path(image), image.image_id, image.file_name)
+        sample = read_sample(self._path(image), image.image_id, image.file_name, self.form)
         self._check_size(image, (sample["original_height"], sample["original_width"]))
         objects = [item for item in image.objects if self._learn_ignored or not item.ignored]
         boxes = [clip_box(self._corners(item.box), image.height, image.width) for item in objects]

@@ -140,8 +140,12 @@ class ClassesCsv(Inspected):
     def sample(self, index: int) -> Sample:
         """Read one image; raises `DatasetError`."""
         name = os.fsdecode(self._files[index])
-        path = path_inside(self._folder, name, "image folder")
-        return {**read_sample(path, index, name), "label": int(self.labels[index])}
+        sample = read_sample(self.file(index), index, name, self.form)
+        return {**sample, "label": int(self.labels[index])}
+
+    def file(self, index: int) -> Path:
+        """The file of one image."""
+        return path_inside(self._folder, os.fsdecode(self._files[index]), "image folder")
 
     def check(self) -> None:
         """Raise the `DatasetError` of an image that a link leads out of the folder for."""

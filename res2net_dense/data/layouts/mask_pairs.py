@@ -57,6 +57,10 @@ class MaskPairs(Inspected):
     def __len__(self) -> int:
         return len(self._files)
 
+    def file(self, index: int) -> Path:
+        """The file of one image."""
+        return self._paths(index)[0]
+
     def sample(self, index: int) -> Sample:
         """Read one image and its mask, untransformed.
 
@@ -65,7 +69,7 @@ class MaskPairs(Inspected):
         import torch
 
         image, mask = self._paths(index)
-        sample = read_sample(image, index, self._files[index][1])
+        sample = read_sample(image, index, self._files[index][1], self.form)
         values = self._read_mask(mask)
         check_size(mask, values.shape, image, (sample["original_height"], sample["original_width"]))
         cast(dict[str, Any], sample)[self.key] = torch.from_numpy(values.astype(self.dtype))
@@ -93,7 +97,9 @@ class MaskPairs(Inspected):
             try:
                 path_inside(folder, name, "mask folder" if is_mask else "image folder")
                 if thorough:
-                    sizes.append((self._read_mask(file) if is_mask else read_image(file)).shape[:2])
+                    sizes.append(
+                        (self._read_mask(file) if is_mask else read_image(file, self.form)).shape[:2]
+                    )
                 else:
                     sizes.append(image_size(file))
             except DatasetError as error:
