@@ -57,10 +57,6 @@ class MaskPairs(Inspected):
     def __len__(self) -> int:
         return len(self._files)
 
-    def file(self, index: int) -> Path:
-        """The file of one image."""
-        return self._paths(index)[0]
-
     def sample(self, index: int) -> Sample:
         """Read one image and its mask, untransformed.
 
