@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import fields, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -111,6 +112,7 @@ def evaluate_only(config: Config, device: torch.device, model: nn.Module) -> tup
         device=device,
         precision=options.precision,
         channels_last=options.channels_last,
+        merger=partial(task.merger, config),
     )
     if distributed.is_main():
         write_results(config.runtime.output_dir, metrics)
@@ -196,7 +198,8 @@ def _evaluation(config: Config, device: torch.device, evaluator: Evaluator, *, s
     def score(model: nn.Module) -> dict[str, float]:
         loader = task.build_eval_loader(config)
         batches = list(islice(loader, 2)) if short else loader
-        return evaluate(model, batches, evaluator, device=device, precision=config.train.precision)
+        options = {"device": device, "precision": config.train.precision}
+        return evaluate(model, batches, evaluator, **options, merger=partial(task.merger, config))
 
     best = task.best_metric(config)
     return Evaluation(score, best.name, lower_is_better=best.direction == "min")

@@ -6,7 +6,7 @@ import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, cast
 
 import numpy as np
 
@@ -17,7 +17,7 @@ from res2net_dense.data.layouts.listing import path_inside
 from res2net_dense.data.packed import PackedRecords
 from res2net_dense.errors import DatasetError, counted, first_few
 from res2net_dense.findings import Findings
-from res2net_dense.types import Sample
+from res2net_dense.types import Sample, Tile
 
 _CHECKED_SIZES = 1000
 
@@ -149,23 +149,47 @@ class Boxes(Inspected):
             DatasetError: the image cannot be read, lies outside the image folder, or has another size than
                 the annotations give.
         """
-        import torch
-
         image = self.images[index]
         sample = read_sample(self._path(image), image.image_id, image.file_name)
         self._check_size(image, (sample["original_height"], sample["original_width"]))
-        objects = [item for item in image.objects if self._learn_ignored or not item.ignored]
-        boxes = [clip_box(self._corners(item.box), image.height, image.width) for item in objects]
-        sample["boxes"] = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
-        sample["labels"] = torch.tensor([self._labels[item.category] for item in objects], dtype=torch.int64)
+        return cast(Sample, {**sample, **self.annotations(index)})
+
+    def path(self, index: int) -> Path:
+        """The file of an image; raises `DatasetError` if it lies outside the image folder."""
+        return self._path(self.images[index])
+
+    def boxes(self, index: int) -> np.ndarray:
+        """The objects of an image to learn from, (N, 4) float64 xyxy."""
+        image = self.images[index]
+        boxes = [clip_box(self._corners(item.box), image.height, image.width) for item in self._learned(image)]
+        return np.array(boxes, dtype=np.float64).reshape(-1, 4)
+
+    def annotations(self, index: int, within: Tile | None = None) -> dict[str, Any]:
+        """What `sample` has besides the image and its size; only objects that are in `within`, if it is given."""
+        import torch
+
+        image, boxes = self.images[index], self.boxes(index)
+        objects = self._learned(image)
+        if within is not None:
+            near = np.flatnonzero(
+                (boxes[:, :2] < [within.left + within.width, within.top + within.height]).all(axis=1)
+                & (boxes[:, 2:] > [within.left, within.top]).all(axis=1)
+            )
+            boxes, objects = boxes[near], [objects[number] for number in near]
+        found: dict[str, Any] = {"image_id": image.image_id, "file_name": image.file_name}
+        found["boxes"] = torch.from_numpy(boxes.astype(np.float32))
+        found["labels"] = torch.tensor([self._labels[item.category] for item in objects], dtype=torch.int64)
         if self.has_masks:
-            found = [item.segmentation for item in objects]
-            if all(isinstance(segmentation, list) for segmentation in found):
-                sample["masks"] = [[np.array(polygon) for polygon in polygons] for polygons in found]
+            segmentations = [item.segmentation for item in objects]
+            if all(isinstance(segmentation, list) for segmentation in segmentations):
+                found["masks"] = [[np.array(polygon) for polygon in polygons] for polygons in segmentations]
             else:
-                masks = [coco_masks.decode(one, image.height, image.width) for one in found]
-                sample["masks"] = torch.from_numpy(np.array(masks, dtype=bool))
-        return sample
+                masks = [coco_masks.decode(one, image.height, image.width) for one in segmentations]
+                found["masks"] = torch.from_numpy(np.array(masks, dtype=bool))
+        return found
+
+    def _learned(self, image: BoxImage) -> list[BoxObject]:
+        return [item for item in image.objects if self._learn_ignored or not item.ignored]
 
     def _corners(self, box: list[float]) -> Sequence[float]:
         """xyxy of a box."""

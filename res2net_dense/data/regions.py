@@ -1,0 +1,237 @@
+"""Rectangles of images, read without the rest: a large TIFF tile by tile or strip by strip.
+
+Other files are decoded whole, up to `images.MAX_PIXELS`, and the latest ones are kept for the next rectangle.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from res2net_dense.data.images import MAX_PIXELS, image_size, read_image
+from res2net_dense.errors import DatasetError, MissingDependencyError, one_line
+
+WHOLE_PIXELS = 1 << 25
+"""Smaller images are decoded whole, whatever their format."""
+MAX_TIFF_PIXELS = 1 << 36
+"""Larger TIFFs are refused: the grid of their tiles alone would fill the memory."""
+_KEPT_BYTES = 192 << 20
+_TIFF_SUFFIXES = (".tif", ".tiff")
+
+
+class Pixels(Protocol):
+    """An image of which rectangles can be read."""
+
+    size: tuple[int, int]
+    """(height, width)."""
+
+    def read(self, top: int, left: int, height: int, width: int) -> np.ndarray:
+        """A copy of a rectangle inside the image, (height, width, 3) uint8 RGB; raises `DatasetError`."""
+
+
+class Recent:
+    """Values by key, the latest ones up to a number of bytes and at least one."""
+
+    def __init__(self, limit: int = _KEPT_BYTES) -> None:
+        self.limit = limit
+        self._kept: OrderedDict[Hashable, np.ndarray] = OrderedDict()
+        self._bytes = 0
+        self._lock = threading.Lock()
+
+    def get(self, key: Hashable, load: Callable[[], np.ndarray]) -> np.ndarray:
+        """The value of a key, loaded if it is not among the latest ones."""
+        with self._lock:
+            if key in self._kept:
+                self._kept.move_to_end(key)
+                return self._kept[key]
+            while self._kept and self._bytes > self.limit:
+                self._bytes -= self._kept.popitem(last=False)[1].nbytes
+            value = load()
+            self._kept[key] = value
+            self._bytes += value.nbytes
+            return value
+
+
+_recent = Recent()
+
+
+class WholeImage:
+    """The pixels of an image in memory, (H, W, 3) uint8 RGB."""
+
+    def __init__(self, pixels: np.ndarray) -> None:
+        self.pixels = pixels
+        self.size = (pixels.shape[0], pixels.shape[1])
+
+    def read(self, top: int, left: int, height: int, width: int) -> np.ndarray:
+        """See `Pixels`."""
+        return self.pixels[top : top + height, left : left + width].copy()
+
+
+class _File:
+    """A file that is decoded whole."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.size = path, image_size(path)
+
+    def read(self, top: int, left: int, height: int, width: int) -> np.ndarray:
+        pixels = _recent.get(identity(self.path), lambda: read_image(self.path))
+        return pixels[top : top + height, left : left + width].copy()
+
+
+class _Tiff:
+    """The first page of a TIFF, of which only the segments (tiles or strips) are decoded that are needed."""
+
+    def __init__(self, path: Path, page: Any) -> None:
+        self.path, self._page = path, page
+        self.size = (int(page.imagelength), int(page.imagewidth))
+        self._channels = int(page.samplesperpixel)
+        rows = page.tilelength if page.is_tiled else page.rowsperstrip
+        self._segment = (
+            min(int(rows), self.size[0]),
+            int(page.tilewidth) if page.is_tiled else self.size[1],
+        )
+        self._across = -(-self.size[1] // self._segment[1])
+        self._down = -(-self.size[0] // self._segment[0])
+
+    def read(self, top: int, left: int, height: int, width: int) -> np.ndarray:
+        try:
+            return _to_rgb(self._read(top, left, height, width))
+        except DatasetError:
+            raise
+        except Exception as error:  # decoders raise nearly every type on damaged bytes
+            raise DatasetError(
+                f"{self.path}: rows {top} to {top + height} cannot be read ({one_line(error)}); write the file "
+                "again"
+            ) from error
+
+    def _read(self, top: int, left: int, height: int, width: int) -> np.ndarray:
+        """(height, width, channels) as stored."""
+        page, channels = self._page, self._channels
+        separate = channels > 1 and int(page.planarconfig) == 2
+        if page.is_memmappable:  # mapped for this rectangle alone, so that its pages do not stay
+            shape = (channels, *self.size) if separate else (*self.size, channels)
+            dtype = np.dtype(page.parent.byteorder + page.dtype.char)
+            mapped = np.memmap(self.path, dtype, "r", page.dataoffsets[0], shape)
+            place = np.s_[top : top + height, left : left + width]
+            return np.array(np.moveaxis(mapped, 0, 2)[place] if separate else mapped[place], page.dtype)
+        tall, wide = self._segment
+        found = np.zeros((height, width, self._channels), page.dtype)
+        for down in range(top // tall, (top + height - 1) // tall + 1):
+            for across in range(left // wide, (left + width - 1) // wide + 1):
+                for plane in range(self._channels if separate else 1):
+                    number = (plane * self._down + down) * self._across + across
+                    key = (identity(self.path), number)
+                    values = _recent.get(key, functools.partial(self._decode, number))
+                    y, x = down * tall, across * wide
+                    rows = slice(max(top, y), min(top + height, y + tall, self.size[0]))
+                    columns = slice(max(left, x), min(left + width, x + wide, self.size[1]))
+                    target = found[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left]
+                    part = values[rows.start - y : rows.stop - y, columns.start - x : columns.stop - x]
+                    if separate:
+                        target[..., plane] = part[..., 0]
+                    else:
+                        target[...] = part
+        return found
+
+    def _decode(self, number: int) -> np.ndarray:
+        page = self._page
+        offset, count = page.dataoffsets[number], page.databytecounts[number]
+        with open(self.path, "rb") as file:
+            file.seek(offset)
+            content = file.read(count)
+        if len(content) < count:
+            raise ValueError("it ends before its pixels do")
+        values, _, _ = page.decode(content, number)
+        if values is None:  # sparse: what was never written is zero
+            return np.zeros((*self._segment, self._channels), page.dtype)
+        return np.asarray(values[0])
+
+
+def open_pixels(path: str | Path) -> Pixels:
+    """Open an image for reading rectangles of it; nothing stays open.
+
+    Raises:
+        DatasetError: the file is missing, not an image, or so large that it would have to be a TIFF which is
+            read by region, and is not.
+    """
+    return _open(identity(Path(path).expanduser()))
+
+
+def identity(path: Path) -> tuple[str, int, int]:
+    """A file with what changes when it is written again; zeros where it is missing."""
+    try:
+        status = path.stat()
+    except OSError:
+        return str(path), 0, 0
+    return str(path), status.st_size, status.st_mtime_ns
+
+
+@functools.lru_cache(maxsize=8)
+def _open(identity: tuple[str, int, int]) -> Pixels:
+    path = Path(identity[0])
+    tiff = _open_tiff(path) if path.suffix.lower() in _TIFF_SUFFIXES and identity[1] else None
+    if tiff is None or tiff.size[0] * tiff.size[1] <= WHOLE_PIXELS:
+        return _File(path)
+    problem = _unreadable(tiff._page)
+    if problem is None and tiff.size[0] * tiff.size[1] <= MAX_TIFF_PIXELS:
+        return tiff
+    if tiff.size[0] * tiff.size[1] <= MAX_PIXELS:
+        return _File(path)
+    raise DatasetError(
+        f"{path}: {tiff.size[1]} x {tiff.size[0]} pixels are read by region, but {problem or 'are too many'}; "
+        "write it as a tiled TIFF of 8 bits without compression or with deflate"
+    )
+
+
+def _open_tiff(path: Path) -> _Tiff | None:
+    """The TIFF, or None where tifffile cannot read its header: then the usual message follows."""
+    try:
+        import tifffile
+    except ImportError as error:
+        raise MissingDependencyError(
+            "reading TIFFs by region needs tifffile; install it with: pip install 'res2net_dense[detection]'"
+        ) from error
+    try:
+        with tifffile.TiffFile(path) as file:
+            page = file.pages[0].aspage()  # type: ignore[union-attr]  # frames have it too
+            page.dataoffsets, page.databytecounts, page.is_memmappable  # noqa: B018  # read while it is open
+            return _Tiff(path, page)
+    except Exception:  # it raises nearly every type on damaged bytes
+        return None
+
+
+def _unreadable(page: Any) -> str | None:
+    """Why a page cannot be read by region, if it cannot."""
+    import tifffile
+
+    kind, photometric = page.dtype, page.photometric
+    if kind is None or kind.name not in ("uint8", "uint16"):
+        return f"its pixels are {kind}"
+    if photometric not in (tifffile.PHOTOMETRIC.MINISBLACK, tifffile.PHOTOMETRIC.RGB):
+        return f"its colours are {photometric.name.lower()}"
+    if int(page.imagedepth) > 1 or int(getattr(page, "tags", {}).get("Orientation", _Upright).value) != 1:
+        return "it is a volume or turned"
+    try:
+        tifffile.TIFF.DECOMPRESSORS[page.compression]
+    except Exception:  # a library for it is missing
+        return f"its compression {page.compression.name.lower()} needs the package imagecodecs"
+    return None
+
+
+class _Upright:
+    value = 1
+
+
+def _to_rgb(values: np.ndarray) -> np.ndarray:
+    """(H, W, C) uint8 or uint16 -> (H, W, 3) uint8, scaled as `images.read_image` does."""
+    if values.dtype == np.uint16:
+        values = np.rint(values / 257).astype(np.uint8)
+    if values.shape[2] < 3:
+        return np.repeat(values[..., :1], 3, axis=2)
+    return np.ascontiguousarray(values[..., :3])
