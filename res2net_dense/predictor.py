@@ -8,6 +8,7 @@ predictor.draw("street.jpg", prediction).save("overlay.png")
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import overload
@@ -19,6 +20,8 @@ from torch import Tensor, nn
 
 from res2net_dense.config import Config
 from res2net_dense.data.images import read_sample, sample_of, to_pixels
+from res2net_dense.data.regions import MAX_DRAWN_PIXELS, Pixels, WholeImage, open_pixels
+from res2net_dense.data.tiles import tile_of
 from res2net_dense.deploy.exported import ExportedModel
 from res2net_dense.deploy.rewrite import optimize_for_inference
 from res2net_dense.engine.inference import predict
@@ -102,7 +105,11 @@ class Predictor:
             images, Iterable
         ):
             return self([images])[0]  # of what is not an image the error is that of a list with it
-        samples = (self._transform(_to_sample(image, number)) for number, image in enumerate(images))
+        samples = (
+            self._transform(sample)
+            for number, image in enumerate(images)
+            for sample in self._samples(image, number)
+        )
         batches = iter(lambda: list(islice(samples, self.config.eval.batch_size)), [])
         return [prediction for _, prediction in self._predict(batches)]
 
@@ -119,21 +126,26 @@ class Predictor:
             The index of a file, its sample with the original size, and its prediction.
         """
 
+        failed: set[int] = set()
+
+        def fail(number: int, error: Res2NetDenseError) -> None:
+            if number not in failed:  # each tile of an image may fail
+                failed.add(number)
+                on_error(number, error)
+
         def fits(sample: Sample) -> bool:
-            height, width = sample["image"].shape[-2:]
+            number, (height, width) = int(sample["image_id"]), sample["image"].shape[-2:]
             try:
                 if isinstance(self.model, ExportedModel):
                     self.model.check_size((height, width))
             except ExportError as error:
-                number = int(sample["image_id"])
-                on_error(number, ExportError(f"{files[number]}: {error}"))
-                return False
-            return True
+                fail(number, ExportError(f"{files[number]}: {error}"))
+            return number not in failed
 
         def batches() -> Iterator[list[Sample]]:
             for samples, errors in self.task.build_predict_loader(self.config, files):
                 for number, error in errors:
-                    on_error(number, error)
+                    fail(number, error)
                 if fitting := list(filter(fits, samples)):
                     yield fitting
 
@@ -145,8 +157,14 @@ class Predictor:
         return self.draw_all(image, prediction, score=score)[self.task.folders.index(self.task.overlay)]
 
     def draw_all(self, image: Photo, prediction: Prediction, *, score: float = 0.5) -> list[Image.Image]:
-        """Return all images that the task makes of a prediction, one for each of `task.folders`."""
-        return self.task.draw(to_pixels(image), prediction, self.class_names, score)
+        """Return all images that the task makes of a prediction, one for each of `task.folders`.
+
+        Those that show an image of more than `MAX_DRAWN_PIXELS` are smaller than it; maps have its size.
+        """
+        pixels = _open(image)
+        if pixels.size[0] * pixels.size[1] > MAX_DRAWN_PIXELS:
+            return self.task.draw_large(pixels, prediction, self.class_names, score)
+        return self.task.draw(pixels.read(0, 0, *pixels.size), prediction, self.class_names, score)
 
     def optimize(self, dtype: torch.dtype | None = None) -> Predictor:
         """Make the network faster, see `optimize_for_inference`, and return the predictor.
@@ -164,6 +182,19 @@ class Predictor:
             self._precision = "fp32"  # the network casts by itself
         return self
 
+    def _samples(self, image: Photo, number: int) -> Iterator[Sample]:
+        """The tiles of an image, or the image."""
+        tiles, is_file = self.task.tile_size(self.config), isinstance(image, (str, Path))
+        name = str(Path(image).expanduser()) if is_file else f"image {number}"
+        pixels = _open(image) if tiles or not is_file else None
+        grid = tiles.grid(*pixels.size) if tiles and pixels else []
+        if len(grid) > 1 and pixels:
+            yield from (tile_of(pixels, tile, name, number) for tile in grid)
+        elif isinstance(pixels, WholeImage):
+            yield sample_of(pixels.pixels, name, number)
+        else:
+            yield read_sample(name, number)
+
     def _predict(self, batches: Iterator[list[Sample]]) -> Iterator[tuple[Sample, Prediction]]:
         outcomes = predict(
             self.model,
@@ -171,12 +202,11 @@ class Predictor:
             device=self.device,
             precision=self._precision,
             channels_last=self.config.train.channels_last,
+            merger=partial(self.task.merger, self.config),
         )
         for samples, predictions in outcomes:
             yield from zip(samples, predictions, strict=True)
 
 
-def _to_sample(image: Photo, number: int) -> Sample:
-    if isinstance(image, (str, Path)):
-        return read_sample(Path(image).expanduser(), number)
-    return sample_of(to_pixels(image), f"image {number}", number)
+def _open(image: Photo) -> Pixels:
+    return open_pixels(image) if isinstance(image, (str, Path)) else WholeImage(to_pixels(image))

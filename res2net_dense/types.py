@@ -88,6 +88,12 @@ class Sample(TypedDict, total=False):
     """(H, W) float32 in {0, 1}."""
 
 
+def is_part(sample: Sample) -> bool:
+    """Whether it is one of several tiles of an image."""
+    tile = sample.get("tile")
+    return tile is not None and tile.count > 1
+
+
 class MaskPart(NamedTuple):
     """A mask without most of its empty pixels."""
 

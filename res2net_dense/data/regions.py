@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+from PIL import Image
 
 from res2net_dense.data.images import MAX_PIXELS, image_size, read_image
 from res2net_dense.errors import DatasetError, MissingDependencyError, one_line
@@ -21,6 +22,10 @@ WHOLE_PIXELS = 1 << 25
 """Smaller images are decoded whole, whatever their format."""
 MAX_TIFF_PIXELS = 1 << 36
 """Larger TIFFs are refused: the grid of their tiles alone would fill the memory."""
+MAX_DRAWN_PIXELS = 1 << 25
+"""Predictions on larger images are drawn on smaller ones."""
+_DRAWN_SIDE = 4096
+_BLOCK_PIXELS = 1 << 24
 _KEPT_BYTES = 192 << 20
 _TIFF_SUFFIXES = (".tif", ".tiff")
 
@@ -235,3 +240,19 @@ def _to_rgb(values: np.ndarray) -> np.ndarray:
     if values.shape[2] < 3:
         return np.repeat(values[..., :1], 3, axis=2)
     return np.ascontiguousarray(values[..., :3])
+
+
+def shrink_factor(size: tuple[int, int]) -> int:
+    """By which whole number an image, (height, width), is made smaller to be drawn on."""
+    return -(-max(size) // _DRAWN_SIDE) if size[0] * size[1] > MAX_DRAWN_PIXELS else 1
+
+
+def overview(pixels: Pixels, factor: int) -> np.ndarray:
+    """An image made smaller by a whole number, block by block: (ceil(H / factor), ceil(W / factor), 3) uint8."""
+    height, width = pixels.size
+    rows = max(1, _BLOCK_PIXELS // width // factor) * factor
+    blocks = [
+        np.asarray(Image.fromarray(pixels.read(top, 0, min(rows, height - top), width)).reduce(factor))
+        for top in range(0, height, rows)
+    ]
+    return np.concatenate(blocks)

@@ -25,7 +25,7 @@ from res2net_dense.models.base import ImageModel, warn_if_not_finite
 from res2net_dense.models.norms import replace_norms
 from res2net_dense.models.resizing import fitted, resized, rounded_up
 from res2net_dense.models.semantic_inference import class_probabilities, resized_argmax
-from res2net_dense.types import IGNORE_INDEX, Losses, Prediction, Sample
+from res2net_dense.types import IGNORE_INDEX, Losses, Prediction, Sample, is_part
 
 # isort: split
 import segmentation_models_pytorch as smp
@@ -143,6 +143,9 @@ class SegmentationModel(ImageModel):
             for number, score in zip(numbers, scores, strict=True):
                 sample = batch[number]
                 warn_if_not_finite(score, sample)
+                if is_part(sample):
+                    predictions[number]["probabilities"] = score
+                    continue
                 labels = resized_argmax(score, sample["original_height"], sample["original_width"])
                 predictions[number]["sem_seg"] = labels
         return predictions

@@ -32,11 +32,13 @@ from res2net_dense.data.loaders import (
     predict_loader,
     tile_loader,
 )
-from res2net_dense.data.tiles import TileSize, TrainTiles, grids
+from res2net_dense.data.regions import Pixels, overview, shrink_factor
+from res2net_dense.data.tiles import TileSize, TrainTiles, grids, starts
 from res2net_dense.engine import distributed
 from res2net_dense.engine.distributed import print_rank0
 from res2net_dense.errors import ConfigError, DatasetError, counted, first_few
 from res2net_dense.models.graphs import Graph
+from res2net_dense.report.shrink import shrunk
 from res2net_dense.types import Merger, Prediction, ReportingEvaluator, Sample, Source, Tile
 
 _log = logging.getLogger(__name__)
@@ -136,6 +138,20 @@ class Task(ABC, Generic[C]):
             names: of the classes, by label.
             score: lowest score of an object that is drawn.
         """
+
+    def draw_maps(self, prediction: Prediction) -> dict[str, Image.Image]:
+        """The images of `draw` that show a prediction without its image, by their folder."""
+        return {}
+
+    def draw_large(
+        self, pixels: Pixels, prediction: Prediction, names: Sequence[str], score: float
+    ) -> Images:
+        """Return what `draw` does, with the image made smaller; `draw_maps` keep its size."""
+        factor = shrink_factor(pixels.size)
+        small = shrunk(prediction, factor, pixels.size)
+        drawn = zip(self.folders, self.draw(overview(pixels, factor), small, names, score), strict=True)
+        maps = self.draw_maps(prediction)
+        return [maps.get(folder, image) for folder, image in drawn]
 
     @abstractmethod
     def to_records(self, prediction: Prediction, image_id: int | str) -> list[dict[str, Any]]:
@@ -288,6 +304,12 @@ class Task(ABC, Generic[C]):
         if size is None or tiles.train == "none":
             return None
         return TrainTiles(source, grids(source, indices, size), tiles.train == "random")
+
+    def tile_places(self, config: C, tile: Tile) -> tuple[list[int], list[int]]:
+        """Where the tiles of an image, one of which is given, start: from above and from the left."""
+        size = self.tile_size(config)
+        assert size  # there are tiles
+        return starts(tile.image_height, *size), starts(tile.image_width, *size)
 
     def merger(self, config: C, first: Tile) -> Merger:
         """Return what makes the prediction for an image out of those for its tiles, of which this is the first."""

@@ -27,10 +27,11 @@ from res2net_dense.errors import ConfigError
 from res2net_dense.evaluation.semantic import METRICS, SemanticEvaluator
 from res2net_dense.models.graphs import Graph, SegmentationGraph
 from res2net_dense.models.semantic_inference import resized_argmax
+from res2net_dense.models.tile_maps import SemanticMerger
 from res2net_dense.palette import voc_palette
 from res2net_dense.report.segments import draw_segmentation, palette_image
 from res2net_dense.tasks.base import Images, Metric, Task, Transform, network_settings, updated
-from res2net_dense.types import Prediction, ReportingEvaluator, Sample, Source
+from res2net_dense.types import Merger, Prediction, ReportingEvaluator, Sample, Source, Tile, is_part
 
 
 class SemanticSegmentation(Task[SegmentationConfig]):
@@ -89,6 +90,9 @@ class SemanticSegmentation(Task[SegmentationConfig]):
         sizes = [] if data.min_size_test is None else [data.min_size_test]
         return Pipeline(drop_maps, ResizeShortestEdge(sizes, data.max_size_test))
 
+    def merger(self, config: SegmentationConfig, first: Tile) -> Merger:
+        return SemanticMerger(first, *self.tile_places(config, first))
+
     def build_evaluator(self, config: SegmentationConfig) -> ReportingEvaluator:
         source = self.open_source(config, train=False)
         names = source.class_names
@@ -96,11 +100,16 @@ class SemanticSegmentation(Task[SegmentationConfig]):
 
     def decode(self, outputs: Mapping[str, Tensor], place: int, sample: Sample) -> Prediction:
         likely = outputs["logits"][place].softmax(0)
+        if is_part(sample):
+            return {"probabilities": likely}
         return {"sem_seg": resized_argmax(likely, sample["original_height"], sample["original_width"])}
 
     def draw(self, image: np.ndarray, prediction: Prediction, names: Sequence[str], score: float) -> Images:
         labels = prediction["sem_seg"].numpy()
         return [Image.fromarray(draw_segmentation(image, labels, names)), palette_image(labels)]
+
+    def draw_maps(self, prediction: Prediction) -> dict[str, Image.Image]:
+        return {"masks": palette_image(prediction["sem_seg"].numpy())}
 
     def colours(self, class_names: Sequence[str]) -> list[list[int]]:
         colours: list[list[int]] = voc_palette(len(class_names)).tolist() if len(class_names) <= 256 else []
