@@ -101,6 +101,8 @@ class MaskPart(NamedTuple):
     left: int
     mask: Tensor
     """(h, w) bool, inside the image; all other pixels are empty."""
+    size: tuple[int, int]
+    """(height, width) of the image."""
 
 
 class Prediction(TypedDict, total=False):

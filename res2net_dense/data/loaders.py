@@ -233,7 +233,10 @@ def predict_loader(
     for keys, batch in zip(chunks, _data_loader(TileSet(source, transform), chunks, workers), strict=True):
         items = _unpack(batch)
         samples = [sample for sample, _ in items if sample is not None]
-        yield samples, [(n, error) for (n, _), (_, errors) in zip(keys, items, strict=True) for error in errors]
+        yield (
+            samples,
+            [(n, error) for (n, _), (_, errors) in zip(keys, items, strict=True) for error in errors],
+        )
 
 
 class _Files(list[str]):

@@ -136,7 +136,9 @@ class _Tiff:
                     y, x = down * tall, across * wide
                     rows = slice(max(top, y), min(top + height, y + tall, self.size[0]))
                     columns = slice(max(left, x), min(left + width, x + wide, self.size[1]))
-                    target = found[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left]
+                    target = found[
+                        rows.start - top : rows.stop - top, columns.start - left : columns.stop - left
+                    ]
                     part = values[rows.start - y : rows.stop - y, columns.start - x : columns.stop - x]
                     if separate:
                         target[..., plane] = part[..., 0]

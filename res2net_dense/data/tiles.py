@@ -21,6 +21,7 @@ from res2net_dense.data.regions import Pixels, open_pixels
 from res2net_dense.errors import DatasetError
 from res2net_dense.types import Sample, Source, Tile
 
+
 class TileSource(Source, Protocol):
     """A source whose images can be read in parts."""
 
@@ -140,7 +141,9 @@ def read_tile(source: TileSource, index: int, tile: Tile | None, min_visible: fl
         sample = source.sample(index)
     else:
         annotations = cut_annotations(source.annotations(index, tile), tile, min_visible)
-        read = tile_of(open_pixels(source.path(index)), tile, annotations["file_name"], annotations["image_id"])
+        read = tile_of(
+            open_pixels(source.path(index)), tile, annotations["file_name"], annotations["image_id"]
+        )
         sample = cast(Sample, {**read, **annotations})
     if (sample["original_height"], sample["original_width"]) != (tile.height, tile.width):
         raise DatasetError(f"{sample['file_name']}: the size of the image has changed; start again")

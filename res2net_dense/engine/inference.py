@@ -120,9 +120,7 @@ class _Merging:
         self._start = start
         self._merger: Merger | None = None
 
-    def of(
-        self, outcomes: Iterable[tuple[Sample, Prediction]]
-    ) -> Iterator[tuple[Sample, Prediction]]:
+    def of(self, outcomes: Iterable[tuple[Sample, Prediction]]) -> Iterator[tuple[Sample, Prediction]]:
         """The predictions for whole images among these, and for those whose last tile is."""
         for sample, prediction in outcomes:
             tile = sample.get("tile")

@@ -72,19 +72,20 @@ class DetectionMerger:
         found = self._found
         firsts = np.cumsum([0, *(len(one.boxes) for one in found)])
         boxes, labels, scores, cut = (
-            np.concatenate([getattr(one, name) for one in found]) for name in ("boxes", "labels", "scores", "cut")
+            np.concatenate([getattr(one, name) for one in found])
+            for name in ("boxes", "labels", "scores", "cut")
         )
         masks = [mask for one in found for mask in one.masks]
         alive = np.ones(len(boxes), dtype=bool)
         joined: list[tuple[int, int]] = []
         doubles: list[tuple[int, int]] = []
         for a, b in _neighbours([one.tile for one in found]):
-            pairs = _Pairs(found[a], found[b], self._has_masks)
+            pairs = _Pairs(found[a], found[b], self.nms_threshold, self._has_masks)
             here = np.array([firsts[a], firsts[b]])
             for side, number in pairs.covered():
                 alive[here[side] + number] = False
             joined += map(tuple, (pairs.agreeing() + here).tolist())
-            doubles += map(tuple, (pairs.doubled(self.nms_threshold) + here).tolist())
+            doubles += map(tuple, (pairs.doubled() + here).tolist())
         for one, other in joined:  # in the order of the tiles, so that parts join one after the other
             if alive[one] and alive[other]:
                 _join(one, other, boxes, scores, masks)
@@ -109,7 +110,7 @@ class DetectionMerger:
 def dense_masks(parts: list[MaskPart], height: int, width: int) -> Tensor:
     """(K, height, width) bool."""
     masks = torch.zeros(len(parts), height, width, dtype=torch.bool)
-    for whole, (top, left, mask) in zip(masks, parts, strict=True):
+    for whole, (top, left, mask, _) in zip(masks, parts, strict=True):
         whole[top : top + mask.shape[0], left : left + mask.shape[1]] = mask
     return masks
 
@@ -120,7 +121,8 @@ def _parts(masks: Tensor, tile: Tile) -> list[MaskPart]:
     for mask in masks:
         rows, columns = (mask.any(dim=axis).nonzero().flatten().tolist() or [0, -1] for axis in (1, 0))
         inside = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].clone()
-        parts.append(MaskPart(tile.top + rows[0], tile.left + columns[0], inside))
+        size = tile.image_height, tile.image_width
+        parts.append(MaskPart(tile.top + rows[0], tile.left + columns[0], inside, size))
     return parts
 
 
@@ -129,7 +131,9 @@ def _cut_at(boxes: np.ndarray, tile: Tile) -> np.ndarray:
     low, high = [tile.left, tile.top], [tile.left + tile.width, tile.top + tile.height]
     size = [tile.image_width, tile.image_height]
     inner = [edge > 0 for edge in low] + [edge < end for edge, end in zip(high, size, strict=True)]
-    near = np.concatenate([boxes[:, :2] <= np.add(low, BORDER), boxes[:, 2:] >= np.subtract(high, BORDER)], axis=1)
+    near = np.concatenate(
+        [boxes[:, :2] <= np.add(low, BORDER), boxes[:, 2:] >= np.subtract(high, BORDER)], axis=1
+    )
     return near & np.array(inner)
 
 
@@ -146,7 +150,8 @@ def _neighbours(tiles: list[Tile]) -> Iterator[tuple[int, int]]:
 class _Pairs:
     """The detections of two tiles, K and L of them, compared in pairs of one class."""
 
-    def __init__(self, one: _Found, other: _Found, by_mask: bool) -> None:
+    def __init__(self, one: _Found, other: _Found, threshold: float, by_mask: bool) -> None:
+        self.threshold = threshold
         self.sides = one, other
         # a box of which nothing is in the other tile has nothing to do with it
         zone = [max(one.tile.left, other.tile.left), max(one.tile.top, other.tile.top)]
@@ -176,7 +181,9 @@ class _Pairs:
             reach = np.concatenate(
                 [theirs[..., :2] <= mine[..., :2] + BORDER, theirs[..., 2:] >= mine[..., 2:] - BORDER], axis=2
             )
-            share = (self.common if side == 0 else self.common.T) / self.areas[side].reshape(-1, 1).clip(min=1e-9)
+            share = (self.common if side == 0 else self.common.T) / self.areas[side].reshape(-1, 1).clip(
+                min=1e-9
+            )
             seen = (share >= COVERED) & whole & (reach | ~cut[:, None]).all(axis=2) & cut.any(axis=1)[:, None]
             yield from ((side, int(self.near[side][number])) for number in np.flatnonzero(seen.any(axis=1)))
 
@@ -188,22 +195,28 @@ class _Pairs:
         cut = self.cuts[0].any(axis=1)[:, None] & self.cuts[1].any(axis=1)
         return self._numbers(cut & (both > 0) & (both >= AGREEMENT * union))
 
-    def doubled(self, threshold: float) -> np.ndarray:
+    def doubled(self) -> np.ndarray:
         """(M, 2) numbers of detections that are one by their IoU."""
         union = self.areas[0] + self.areas[1] - self.common
-        return self._numbers((self.common > 0) & (self.common > threshold * union))
+        return self._numbers((self.common > 0) & (self.common > self.threshold * union))
 
     def _numbers(self, pairs: np.ndarray) -> np.ndarray:
         rows, columns = np.nonzero(pairs)
         return np.stack([self.near[0][rows], self.near[1][columns]], axis=1)
 
     def _take_masks(self) -> None:
-        """Let areas and intersections be those of masks, where boxes meet."""
+        """Let areas and intersections be those of masks; intersections that are too small in any case are 0."""
         masks = [
             [side.masks[number] for number in near] for side, near in zip(self.sides, self.near, strict=True)
         ]
-        areas = [np.array([float(part.mask.sum()) for part in side]) for side in masks]
-        self.areas = areas[0][:, None], areas[1][None]
+        one, other = (np.array([float(part.mask.sum()) for part in side]) for side in masks)
+        self.areas = one[:, None], other[None]
+        smaller = np.minimum(*self.areas)
+        most = np.minimum(self.common, smaller)
+        cut = self.cuts[0].any(axis=1)[:, None] | self.cuts[1].any(axis=1)
+        doubtful = most > self.threshold * (one[:, None] + other - most)
+        doubtful |= cut & (most >= COVERED * smaller) & (most > 0)
+        self.common *= doubtful
         for row, column in zip(*np.nonzero(self.common), strict=True):
             self.common[row, column] = _common_pixels(masks[0][row], masks[1][column])
 
@@ -218,7 +231,8 @@ def _common_pixels(one: MaskPart, other: MaskPart) -> int:
     if bottom <= top or right <= left:
         return 0
     cuts = [
-        part.mask[top - part.top : bottom - part.top, left - part.left : right - part.left] for part in (one, other)
+        part.mask[top - part.top : bottom - part.top, left - part.left : right - part.left]
+        for part in (one, other)
     ]
     return int((cuts[0] & cuts[1]).sum())
 
@@ -236,7 +250,7 @@ def _join(one: int, other: int, boxes: np.ndarray, scores: np.ndarray, masks: li
         for part in parts:
             y, x = part.top - top, part.left - left
             whole[y : y + part.mask.shape[0], x : x + part.mask.shape[1]] |= part.mask
-        masks[other] = MaskPart(top, left, whole)
+        masks[other] = MaskPart(top, left, whole, parts[0].size)
 
 
 def _weaker(pairs: list[tuple[int, int]], scores: np.ndarray, alive: np.ndarray) -> list[int]:

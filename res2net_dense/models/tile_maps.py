@@ -71,7 +71,9 @@ class _Axis:
         total = torch.zeros(length, dtype=torch.float64)
         for start, weight in raw.items():
             total[start : start + size] += weight
-        self.weights = {start: (weight / total[start : start + size]).float() for start, weight in raw.items()}
+        self.weights = {
+            start: (weight / total[start : start + size]).float() for start, weight in raw.items()
+        }
 
     def cells(self, start: int) -> list[int]:
         """The numbers of the cells of the tile that starts there."""
@@ -98,7 +100,9 @@ class SemanticMerger(MapMerger):
 
     def result(self) -> Prediction:
         """See `types.Merger`."""
-        return {"sem_seg": torch.zeros(self.size, dtype=torch.uint8) if self._labels is None else self._labels}
+        return {
+            "sem_seg": torch.zeros(self.size, dtype=torch.uint8) if self._labels is None else self._labels
+        }
 
 
 class SaliencyMerger(MapMerger):

@@ -91,9 +91,7 @@ class Detection(Task[DetectionConfig]):
         grouped = config.data.aspect_ratio_grouping
         return indices, aspect_ratio_groups(source.aspect_ratios[indices]) if grouped else None
 
-    def train_tiles(
-        self, config: DetectionConfig, source: Any, indices: np.ndarray
-    ) -> TrainTiles | None:
+    def train_tiles(self, config: DetectionConfig, source: Any, indices: np.ndarray) -> TrainTiles | None:
         """Those of a grid without an object to learn are left out with `data.keep_empty=false`, and random ones
         are drawn around objects.
         """

@@ -120,7 +120,8 @@ class Saliency(Task[SaliencyConfig]):
         """
         saliency = prediction["saliency"].numpy()
         inside = saliency > 0.5
-        if not inside.any():
+        area = int(inside.sum())
+        if not area:
             return []
         rows, columns = (np.flatnonzero(inside.any(axis=axis)).tolist() for axis in (1, 0))
         (top, bottom), (left, right) = (rows[0], rows[-1]), (columns[0], columns[-1])
@@ -129,8 +130,8 @@ class Saliency(Task[SaliencyConfig]):
                 "image_id": image_id,
                 "category_id": self.first_category_id,
                 "bbox": [left, top, right - left + 1, bottom - top + 1],
-                "area": int(inside.sum()),
-                "score": float(saliency[inside].mean()),
+                "area": area,
+                "score": float(saliency.sum(where=inside, dtype=np.float64) / area),
             }
         ]
 

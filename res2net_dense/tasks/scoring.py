@@ -68,7 +68,9 @@ def score_both(config: Config, device: torch.device, model: nn.Module, exported:
     task = get_task(config.task)
     evaluator = task.build_evaluator(config)
     before, after = (
-        evaluate(one, task.build_eval_loader(config), evaluator, device=device, merger=partial(task.merger, config))
+        evaluate(
+            one, task.build_eval_loader(config), evaluator, device=device, merger=partial(task.merger, config)
+        )
         for one in (model.to(device), exported)
     )
     metric = task.best_metric(config)

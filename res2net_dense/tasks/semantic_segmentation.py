@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -32,6 +33,10 @@ from res2net_dense.palette import voc_palette
 from res2net_dense.report.segments import draw_segmentation, palette_image
 from res2net_dense.tasks.base import Images, Metric, Task, Transform, network_settings, updated
 from res2net_dense.types import Merger, Prediction, ReportingEvaluator, Sample, Source, Tile, is_part
+
+
+ROWS_AT_A_TIME = 1024
+"""Of a large label map: sorting it whole would take its memory several times."""
 
 
 class SemanticSegmentation(Task[SegmentationConfig]):
@@ -117,10 +122,13 @@ class SemanticSegmentation(Task[SegmentationConfig]):
 
     def to_records(self, prediction: Prediction, image_id: int | str) -> list[dict[str, Any]]:
         """Return the classes that were found, each with its area in pixels; `category_id` is the label."""
-        labels, areas = np.unique(prediction["sem_seg"].numpy(), return_counts=True)
+        areas: Counter[int] = Counter()
+        for rows in prediction["sem_seg"].split(ROWS_AT_A_TIME):
+            labels, counts = np.unique(rows.numpy(), return_counts=True)
+            areas.update(dict(zip(labels.tolist(), counts.tolist(), strict=True)))
         return [
             {"image_id": image_id, "category_id": label, "area": area}
-            for label, area in zip(labels.tolist(), areas.tolist(), strict=True)
+            for label, area in sorted(areas.items())
         ]
 
     def summary(self, records: Sequence[Mapping[str, Any]], class_names: Sequence[str], score: float) -> str:

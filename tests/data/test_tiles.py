@@ -15,7 +15,9 @@ from res2net_dense.data.tiles import (
 )
 from res2net_dense.types import Tile
 
-SIZES = list(itertools.product((1, 7, 64, 65, 100, 127, 128, 129, 500), (1, 7, 64, 100), (0, 1, 3, 30, 63, 99)))
+SIZES = list(
+    itertools.product((1, 7, 64, 65, 100, 127, 128, 129, 500), (1, 7, 64, 100), (0, 1, 3, 30, 63, 99))
+)
 
 
 @pytest.mark.parametrize(("length", "size", "overlap"), [one for one in SIZES if one[2] < one[1]])
@@ -38,7 +40,10 @@ def test_the_tiles_of_an_image_have_one_size_and_count_up():
     assert {(tile.height, tile.width) for tile in tiles} == {(100, 100)}
     assert [tile.number for tile in tiles] == list(range(len(tiles)))
     assert {tile.count for tile in tiles} == {len(tiles)} == {2 * 5}
-    assert [(tile.top, tile.left) for tile in tiles][:6] == [*((0, left) for left in (0, 80, 160, 240, 300)), (30, 0)]
+    assert [(tile.top, tile.left) for tile in tiles][:6] == [
+        *((0, left) for left in (0, 80, 160, 240, 300)),
+        (30, 0),
+    ]
 
 
 @pytest.mark.parametrize("size", [(100, 100), (40, 100), (100, 13)])
@@ -54,7 +59,9 @@ def test_random_tiles_reach_everywhere_and_stay_inside():
     assert {(tile.height, tile.width) for tile in tiles} == {(32, 32)}
     assert {tile.top for tile in tiles} == set(range(29))
     assert {tile.left for tile in tiles} == set(range(59))
-    assert all(tile.width == 20 and tile.left == 0 for tile in (random_tile(60, 20, 32, rng) for _ in range(9)))
+    assert all(
+        tile.width == 20 and tile.left == 0 for tile in (random_tile(60, 20, 32, rng) for _ in range(9))
+    )
 
 
 def test_random_tiles_around_objects_always_have_the_centre_of_one():
@@ -66,7 +73,9 @@ def test_random_tiles_around_objects_always_have_the_centre_of_one():
         tile = random_tile(60, 90, 16, rng, boxes)
         assert 0 <= tile.top <= 44
         assert 0 <= tile.left <= 74
-        inside = (centres >= [tile.left, tile.top]).all(1) & (centres <= [tile.left + 17, tile.top + 17]).all(1)
+        inside = (centres >= [tile.left, tile.top]).all(1) & (centres <= [tile.left + 17, tile.top + 17]).all(
+            1
+        )
         assert inside.any()
         seen += inside
     assert seen.min() > 40
@@ -77,7 +86,14 @@ TILE = Tile(10, 20, 30, 40, 100, 100)
 
 def test_objects_are_clipped_and_those_that_are_mostly_outside_are_dropped():
     boxes = torch.tensor(
-        [[25.0, 15, 35, 25], [10, 15, 30, 25], [14, 15, 24, 25], [0, 0, 5, 5], [55, 35, 65, 45], [20, 40, 30, 50]]
+        [
+            [25.0, 15, 35, 25],
+            [10, 15, 30, 25],
+            [14, 15, 24, 25],
+            [0, 0, 5, 5],
+            [55, 35, 65, 45],
+            [20, 40, 30, 50],
+        ]
     )
     shares = visible_shares(boxes, TILE)
     assert shares == pytest.approx([1, 0.5, 0.4, 0, 0.25, 0])

@@ -20,7 +20,10 @@ def find_visible(tile, objects, labels, *, masks=False, noise=0.0, rng=None, sma
     boxes, scores = boxes[kept], np.linspace(0.9, 0.5, len(objects))[kept]
     if noise:
         boxes = boxes + rng.uniform(-noise, noise, boxes.shape)
-        boxes, scores = boxes.clip(0, [tile.width, tile.height] * 2), scores - rng.uniform(0, 0.1, len(scores))
+        boxes, scores = (
+            boxes.clip(0, [tile.width, tile.height] * 2),
+            scores - rng.uniform(0, 0.1, len(scores)),
+        )
     found = {
         "boxes": torch.from_numpy(boxes).float(),
         "labels": torch.as_tensor(labels)[torch.from_numpy(kept)],
@@ -154,7 +157,9 @@ def test_overlapping_masks_decide_where_boxes_would_not():
         left = 70 - tile.left
         mask[0, 10:30, left : left + 20] = shape
         box = torch.tensor([[left, 10.0, left + 20, 30]])
-        merger.add(tile, {"boxes": box, "labels": torch.tensor([0]), "scores": torch.tensor([0.9]), "masks": mask})
+        merger.add(
+            tile, {"boxes": box, "labels": torch.tensor([0]), "scores": torch.tensor([0.9]), "masks": mask}
+        )
     assert len(merger.result()["boxes"]) == 2
 
 

@@ -161,7 +161,9 @@ class Boxes(Inspected):
     def boxes(self, index: int) -> np.ndarray:
         """The objects of an image to learn from, (N, 4) float64 xyxy."""
         image = self.images[index]
-        boxes = [clip_box(self._corners(item.box), image.height, image.width) for item in self._learned(image)]
+        boxes = [
+            clip_box(self._corners(item.box), image.height, image.width) for item in self._learned(image)
+        ]
         return np.array(boxes, dtype=np.float64).reshape(-1, 4)
 
     def annotations(self, index: int, within: Tile | None = None) -> dict[str, Any]:
