@@ -53,6 +53,7 @@ OPTIONAL_LIBRARIES = {
     "onnxruntime": {"deploy/onnx_format.py", "deploy/quantize.py"},
     "openvino": {"deploy/openvino_format.py"},
     "hotcoco": {"evaluation/coco.py"},
+    "jinja2": {"report/findings.py"},
 }
 
 MODULES = sorted(PACKAGE.rglob("*.py"))

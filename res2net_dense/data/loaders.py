@@ -245,7 +245,7 @@ class _Files(list[str]):
     def sample(self, index: int) -> Sample:
         return read_sample(self[index], index)
 
-    def path(self, index: int) -> Path:
+    def file(self, index: int) -> Path:
         return Path(self[index])
 
     def annotations(self, index: int, within: Tile | None = None) -> dict[str, Any]:

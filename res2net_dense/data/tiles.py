@@ -7,8 +7,9 @@ image that is not larger than a tile is one tile, itself.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, cast
 
@@ -25,7 +26,7 @@ from res2net_dense.types import Sample, Source, Tile
 class TileSource(Source, Protocol):
     """A source whose images can be read in parts."""
 
-    def path(self, index: int) -> Path:
+    def file(self, index: int) -> Path:
         """The file of an image; raises `DatasetError` if it lies outside its folder."""
 
     def annotations(self, index: int, within: Tile | None = None) -> dict[str, Any]:
@@ -117,7 +118,7 @@ def cut_annotations(annotations: dict[str, Any], tile: Tile, min_visible: float 
 def grid_of(source: TileSource, index: int, size: TileSize) -> list[Tile | None]:
     """The tiles of an image of a source; [None] where its size cannot be read, so that reading it says why."""
     try:
-        return [*size.grid(*open_pixels(source.path(index)).size)]
+        return [*size.grid(*open_pixels(source.file(index)).size)]
     except DatasetError:
         return [None]
 
@@ -142,7 +143,7 @@ def read_tile(source: TileSource, index: int, tile: Tile | None, min_visible: fl
     else:
         annotations = cut_annotations(source.annotations(index, tile), tile, min_visible)
         read = tile_of(
-            open_pixels(source.path(index)), tile, annotations["file_name"], annotations["image_id"]
+            open_pixels(source.file(index)), tile, annotations["file_name"], annotations["image_id"]
         )
         sample = cast(Sample, {**read, **annotations})
     if (sample["original_height"], sample["original_width"]) != (tile.height, tile.width):
@@ -174,12 +175,16 @@ class TrainTiles:
         """Width / height of each place, (len(places),) float64."""
         return np.array([tile.width / tile.height if tile else 1.0 for _, tile in self.places])
 
-    def has_object(self, index: int, tile: Tile | None) -> bool:
-        """Whether a tile has one of the boxes `around` that is kept in it; true where that is unknown."""
-        if tile is None or self.around is None:
-            return True
-        shares = visible_shares(self.around(index), tile)
-        return bool(((shares > 0) & (shares >= self.min_visible)).any())
+    def without_empty(self) -> TrainTiles:
+        """Without tiles in which none of the boxes `around` is kept."""
+        places: list[tuple[int, Tile | None]] = []
+        for index, group in itertools.groupby(self.places, key=lambda place: place[0]):
+            boxes = np.zeros((0, 4)) if self.around is None else self.around(index)
+            for _, tile in group:
+                shares = np.ones(1) if tile is None else visible_shares(boxes, tile)
+                if ((shares > 0) & (shares >= self.min_visible)).any():
+                    places.append((index, tile))
+        return replace(self, places=places)
 
     def __call__(self, position: int, rng: np.random.Generator) -> Sample:
         """Read one; raises `DatasetError`."""

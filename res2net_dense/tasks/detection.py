@@ -100,10 +100,7 @@ class Detection(Task[DetectionConfig]):
             return None
         around = None if config.data.keep_empty else source.boxes
         found = replace(found, min_visible=tiles.min_visible, around=around)
-        if around is None or found.is_random:
-            return found
-        filled = [(index, tile) for index, tile in found.places if found.has_object(index, tile)]
-        return replace(found, places=filled)
+        return found if around is None or found.is_random else found.without_empty()
 
     def merger(self, config: DetectionConfig, first: Tile) -> Merger:
         return DetectionMerger(config.model.nms_threshold)

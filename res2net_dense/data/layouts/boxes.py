@@ -6,50 +6,26 @@ import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, cast
+from typing import Any, ClassVar, cast
 
 import numpy as np
 
 from res2net_dense.data.images import image_size, read_sample
 from res2net_dense.data.layouts import coco_masks
-from res2net_dense.data.layouts.base import Inspected, Request
-from res2net_dense.data.layouts.listing import path_inside
-from res2net_dense.data.packed import PackedRecords
+from res2net_dense.data.layouts.base import Request
+from res2net_dense.data.layouts.listing import find_near, path_inside
+from res2net_dense.data.layouts.packed_boxes import BoxImage, BoxObject, PackedBoxes
 from res2net_dense.errors import DatasetError, counted, first_few
-from res2net_dense.findings import Findings
+from res2net_dense.findings import Finding, Findings
 from res2net_dense.types import Sample, Tile
+
+__all__ = ["BoxImage", "BoxObject", "Boxes", "CocoBoxes", "VocBoxes", "clip_box", "is_empty"]
 
 _CHECKED_SIZES = 1000
 
 
-class BoxObject(NamedTuple):
-    """One object to learn from or to find."""
-
-    category: int
-    """Its place among the categories of the files."""
-    box: list[float]
-    """In continuous pixels from 0, as the benchmark scores it; neither empty nor outside the image."""
-    ignored: bool = False
-    """Whether an evaluation ignores what is found on it: COCO's crowds, VOC's difficult objects."""
-    area: float = 0.0
-    segmentation: Any = None
-    """A `coco_masks.Segmentation`; None where masks are not needed."""
-
-
-class BoxImage(NamedTuple):
-    """One image of a set and its objects, and the size that its annotations give (0 if they do not)."""
-
-    image_id: int | str
-    file_name: str
-    folder: int
-    """The place among the image folders of the one that `file_name` is relative to."""
-    height: int
-    width: int
-    objects: list[BoxObject]
-
-
 @dataclass(eq=False)
-class Boxes(Inspected):
+class Boxes:
     """Images with boxes as a layout has read them; `labelled` makes them a `types.BoxSource`.
 
     A subclass is a benchmark: it says how a box is written, and has the `ground_truth` of its evaluator.
@@ -61,7 +37,7 @@ class Boxes(Inspected):
 
     name: str
     images: Sequence[BoxImage]
-    """They are packed: reading one decodes it."""
+    """They are packed: reading one makes it."""
     folders: Sequence[Path]
     """Of the images."""
     class_names: Sequence[str]
@@ -80,17 +56,24 @@ class Boxes(Inspected):
     findings: Findings = field(default_factory=Findings)
 
     def __post_init__(self) -> None:
-        images = self.images
-        self.aspect_ratios = np.array([(image.width or 1) / (image.height or 1) for image in images])
-        self.ignored_counts = np.array([sum(item.ignored for item in image.objects) for image in images])
-        self._object_counts = np.array([len(image.objects) for image in images])
-        self.images = PackedRecords(images, _unpack)
+        packed = self.images if isinstance(self.images, PackedBoxes) else PackedBoxes.pack(self.images)
+        self.images = self._packed = packed
+        self.aspect_ratios = np.maximum(packed.files[:, 2], 1) / np.maximum(packed.files[:, 1], 1)
+        self.ignored_counts = packed.count_objects(packed.objects.ignored)
+        self._object_counts = packed.count_objects()
         self.folders = [folder.resolve() for folder in self.folders]
         self._learn_ignored = False
         self._labels: list[int] = []
 
+    @property
+    def all_ignored(self) -> bool:
+        """Whether there are objects, and all of them are ignored."""
+        return bool(self._packed.objects.ignored.all()) and len(self._packed.objects.ignored) > 0
+
     def labelled(self, request: Request, *, learn_ignored: bool = False) -> Boxes:
-        """The same images with the classes asked for; raises `DatasetError` if an object has none of them."""
+        """The same images with the classes asked for. An object that has none of them is a `DatasetError`, or
+        it is left out and a finding where the request is not strict.
+        """
         names = list(self.class_names if request.class_names is None else request.class_names)
         labels = {name: label for label, name in enumerate(names)}
         if len(labels) < len(names):
@@ -98,18 +81,25 @@ class Boxes(Inspected):
                 f"{self.name}: the class names have duplicates: {', '.join(names)}; remove them"
             )
         unknown = [f"{k!r} ({counted(n, 'object')})" for k, n in self.counts.items() if n and k not in labels]
-        if unknown:
-            raise DatasetError(
-                f"{self.name}: not among the classes of the model: {first_few(unknown)}; known "
-                f"are {', '.join(names)}"
-            )
+        text = f"not among the classes of the model: {first_few(unknown)}; known are {', '.join(names)}"
+        if unknown and request.strict:
+            raise DatasetError(f"{self.name}: {text}", code="class-unknown")
         source = copy.copy(self)
         source.class_names = names
         source._labels = [labels.get(name, -1) for name in self.counts]
         source._learn_ignored = learn_ignored
+        source.findings = Findings()
+        source.findings.extend(self.findings)
+        if unknown:
+            source.findings.add(Finding("class-unknown", self.name, text))
+            source._leave_out_unlabelled()
+        unused = [name for name in names if not self.counts.get(name)]
+        if request.train and unused and any(self.counts.values()):
+            few = f"{counted(len(unused), 'class')} without an object: {first_few(unused)}"
+            source.findings.add(Finding("class-unused", self.name, few))
         if not learn_ignored:
-            source._object_counts = self._object_counts - self.ignored_counts
-            if request.train and (count := int(self.ignored_counts.sum())):
+            source._object_counts = source._object_counts - source.ignored_counts
+            if request.train and (count := int(source.ignored_counts.sum())):
                 source.dropped = {**self.dropped, self.ignored: count}
         left_out = [
             f"{self.name}: {counted(count, 'object')} left out: {reason}"
@@ -117,6 +107,14 @@ class Boxes(Inspected):
         ]
         source.remarks = [*left_out, *(self.remarks if request.class_names is None else ())]
         return source
+
+    def _leave_out_unlabelled(self) -> None:
+        objects = self._packed.objects
+        kept = np.array(self._labels)[objects.categories] >= 0
+        self._packed = self._packed.with_objects(objects.chosen(kept))
+        self.images = self._packed
+        self.ignored_counts = self._packed.count_objects(self._packed.objects.ignored)
+        self._object_counts = self._packed.count_objects()
 
     def __len__(self) -> int:
         return len(self.images)
@@ -134,13 +132,37 @@ class Boxes(Inspected):
 
     def check(self) -> None:
         """Raise `DatasetError` if an image is missing, or one of the first thousand has another size."""
-        missing = [image.file_name for image in self.images if not self._path(image).is_file()]
+        images = list(map(self._packed.without_objects, range(len(self))))
+        missing = [image for image in images if not self._path(image).is_file()]
         if missing:
+            hint = find_near(self.folders[missing[0].folder], missing[0].file_name)[1]
+            names = first_few([image.file_name for image in missing])
             raise DatasetError(
-                f"{len(missing)} of {len(self)} images of {self.name} are missing: {first_few(missing)}"
+                f"{len(missing)} of {len(self)} images of {self.name} are missing: {names}"
+                f"{f'; {hint}' if hint else ''}",
+                code="file-missing",
             )
-        for image in self.images[:_CHECKED_SIZES]:
+        for image in images[:_CHECKED_SIZES]:
             self._check_size(image, image_size(self._path(image)))
+
+    def inspect(self, index: int, *, thorough: bool) -> list[Finding]:
+        """See `types.Source`."""
+        image = self._packed.without_objects(index)
+        file, code = str(self.folders[image.folder] / image.file_name), "path-outside"
+        try:
+            path = self._path(image)
+            code = "file-missing"
+            if not path.is_file():
+                hint = find_near(self.folders[image.folder], image.file_name)[1] or "check the path"
+                raise DatasetError(f"{path}: image not found; {hint}")
+            code = "image-unreadable"
+            self._check_size(image, image_size(path))
+            if thorough:
+                self.sample(index)
+        except DatasetError as error:
+            text = str(error).removeprefix(f"{file}: ")
+            return [Finding(error.code or code, file, text, file, index)]
+        return []
 
     def sample(self, index: int) -> Sample:
         """Read one image with its objects, untransformed; `masks` are there if `has_masks`.
@@ -149,49 +171,48 @@ class Boxes(Inspected):
             DatasetError: the image cannot be read, lies outside the image folder, or has another size than
                 the annotations give.
         """
-        image = self.images[index]
+        image = self._packed.without_objects(index)
         sample = read_sample(self._path(image), image.image_id, image.file_name)
         self._check_size(image, (sample["original_height"], sample["original_width"]))
         return cast(Sample, {**sample, **self.annotations(index)})
 
-    def path(self, index: int) -> Path:
+    def file(self, index: int) -> Path:
         """The file of an image; raises `DatasetError` if it lies outside the image folder."""
-        return self._path(self.images[index])
+        return self._path(self._packed.without_objects(index))
 
     def boxes(self, index: int) -> np.ndarray:
         """The objects of an image to learn from, (N, 4) float64 xyxy."""
-        image = self.images[index]
-        boxes = [
-            clip_box(self._corners(item.box), image.height, image.width) for item in self._learned(image)
-        ]
-        return np.array(boxes, dtype=np.float64).reshape(-1, 4)
+        image, corners = self._packed.without_objects(index), self._corners
+        boxes = self._packed.objects.boxes[self._rows(index)].tolist()
+        clipped = [clip_box(corners(box), image.height, image.width) for box in boxes]
+        return np.array(clipped, dtype=np.float64).reshape(-1, 4)
 
     def annotations(self, index: int, within: Tile | None = None) -> dict[str, Any]:
-        """What `sample` has besides the image and its size; only objects that are in `within`, if it is given."""
+        """What `sample` has besides the image and its size; only the objects in `within`, if it is given."""
         import torch
 
-        image, boxes = self.images[index], self.boxes(index)
-        objects = self._learned(image)
+        image, rows, boxes = self._packed.without_objects(index), self._rows(index), self.boxes(index)
         if within is not None:
-            near = np.flatnonzero(
-                (boxes[:, :2] < [within.left + within.width, within.top + within.height]).all(axis=1)
-                & (boxes[:, 2:] > [within.left, within.top]).all(axis=1)
-            )
-            boxes, objects = boxes[near], [objects[number] for number in near]
+            end = [within.left + within.width, within.top + within.height]
+            near = (boxes[:, :2] < end).all(axis=1) & (boxes[:, 2:] > [within.left, within.top]).all(axis=1)
+            rows, boxes = rows[near], boxes[near]
+        objects = [self._packed.object(row) for row in rows.tolist()]
         found: dict[str, Any] = {"image_id": image.image_id, "file_name": image.file_name}
         found["boxes"] = torch.from_numpy(boxes.astype(np.float32))
         found["labels"] = torch.tensor([self._labels[item.category] for item in objects], dtype=torch.int64)
         if self.has_masks:
-            segmentations = [item.segmentation for item in objects]
-            if all(isinstance(segmentation, list) for segmentation in segmentations):
-                found["masks"] = [[np.array(polygon) for polygon in polygons] for polygons in segmentations]
+            shapes = [item.segmentation for item in objects]
+            if all(isinstance(shape, list) for shape in shapes):
+                found["masks"] = [[np.array(polygon) for polygon in polygons] for polygons in shapes]
             else:
-                masks = [coco_masks.decode(one, image.height, image.width) for one in segmentations]
+                masks = [coco_masks.decode(shape, image.height, image.width) for shape in shapes]
                 found["masks"] = torch.from_numpy(np.array(masks, dtype=bool))
         return found
 
-    def _learned(self, image: BoxImage) -> list[BoxObject]:
-        return [item for item in image.objects if self._learn_ignored or not item.ignored]
+    def _rows(self, index: int) -> np.ndarray:
+        """The objects of an image to learn from."""
+        rows = self._packed.rows_of(index)
+        return rows if self._learn_ignored else rows[~self._packed.objects.ignored[rows]]
 
     def _corners(self, box: list[float]) -> Sequence[float]:
         """xyxy of a box."""
@@ -204,7 +225,8 @@ class Boxes(Inspected):
         if size != (image.height, image.width):
             raise DatasetError(
                 f"{self._path(image)}: the image is {size[1]} x {size[0]} (EXIF orientation applied) but "
-                f"{self.sizes} says {image.width} x {image.height}; correct one of them"
+                f"{self.sizes} says {image.width} x {image.height}; correct one of them",
+                code="image-size",
             )
 
 
@@ -216,29 +238,46 @@ class CocoBoxes(Boxes):
 
     def ground_truth(self) -> dict[str, Any]:
         """For `CocoEvaluator`: COCO's format with all that scoring reads, masks as run-length codes."""
-        annotations = []
-        for image in self.images:
-            for item in image.objects:
-                entry: dict[str, Any] = {
-                    "image_id": image.image_id,
-                    "category_id": self.category_ids[item.category],
-                    "bbox": item.box,
-                    "area": item.area,
-                    "iscrowd": int(item.ignored),
-                }
-                if item.segmentation is not None:
-                    entry["segmentation"] = coco_masks.encode(item.segmentation, image.height, image.width)
-                annotations.append(entry)
+        packed = self._packed
         named = zip(self.category_ids, self.counts, strict=True)
+        ids, sizes = list(packed.ids), packed.files[:, 1:].tolist()
         return {
-            "images": [{"id": i.image_id, "height": i.height, "width": i.width} for i in self.images],
+            "images": [{"id": i, "height": h, "width": w} for i, (h, w) in zip(ids, sizes, strict=True)],
             "categories": [{"id": i, "name": name} for i, name in named],
-            "annotations": annotations,
+            "annotations": _CocoAnnotations(packed, self.category_ids),
         }
 
     def _corners(self, box: list[float]) -> Sequence[float]:
         x, y, width, height = box
         return x, y, x + width, y + height
+
+
+class _CocoAnnotations(Sequence[dict[str, Any]]):
+    """Annotations in COCO's format, by image; each is made when it is asked for."""
+
+    def __init__(self, packed: PackedBoxes, category_ids: Sequence[int | str]) -> None:
+        self._packed = packed
+        self._category_ids = category_ids
+
+    def __len__(self) -> int:
+        return len(self._packed.order)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        row = int(self._packed.order[range(len(self))[index]])
+        place = int(self._packed.objects.images[row])
+        item, (_, height, width) = self._packed.object(row), self._packed.files[place].tolist()
+        entry: dict[str, Any] = {
+            "image_id": self._packed.ids[place],
+            "category_id": self._category_ids[item.category],
+            "bbox": item.box,
+            "area": item.area,
+            "iscrowd": int(item.ignored),
+        }
+        if item.segmentation is not None:
+            entry["segmentation"] = coco_masks.encode(item.segmentation, height, width)
+        return entry
 
 
 class VocBoxes(Boxes):
@@ -259,11 +298,6 @@ class VocBoxes(Boxes):
             )
             for image in self.images
         ]
-
-
-def _unpack(record: list[Any]) -> BoxImage:
-    record[-1] = [BoxObject(*item) for item in record[-1]]
-    return BoxImage(*record)
 
 
 def clip_box(edges: Sequence[float], height: int, width: int) -> list[float]:
