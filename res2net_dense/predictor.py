@@ -184,9 +184,9 @@ class Predictor:
 
     def _samples(self, image: Photo, number: int) -> Iterator[Sample]:
         """The tiles of an image, or the image."""
-        tiles, is_file = self.task.tile_size(self.config), isinstance(image, (str, Path))
-        name = str(Path(image).expanduser()) if is_file else f"image {number}"
-        pixels = _open(image) if tiles or not is_file else None
+        file = Path(image).expanduser() if isinstance(image, (str, Path)) else None
+        name, tiles = str(file or f"image {number}"), self.task.tile_size(self.config)
+        pixels = _open(image) if tiles or file is None else None
         grid = tiles.grid(*pixels.size) if tiles and pixels else []
         if len(grid) > 1 and pixels:
             yield from (tile_of(pixels, tile, name, number) for tile in grid)

@@ -49,7 +49,7 @@ class Tile(NamedTuple):
     image_width: int
     number: int = 0
     """Its place among the tiles of the image."""
-    count: int = 1
+    total: int = 1
     """How many tiles the image has."""
 
     @property
@@ -91,7 +91,7 @@ class Sample(TypedDict, total=False):
 def is_part(sample: Sample) -> bool:
     """Whether it is one of several tiles of an image."""
     tile = sample.get("tile")
-    return tile is not None and tile.count > 1
+    return tile is not None and tile.total > 1
 
 
 class MaskPart(NamedTuple):

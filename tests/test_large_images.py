@@ -42,7 +42,7 @@ def assert_equal(one, other):
 
 
 def assert_nearly_same(one, other):
-    """Equal numbers of detections, and maps that differ in a few pixels, by the rounding of another runtime."""
+    """As many detections, and maps that differ in a few pixels, by the rounding of another runtime."""
     assert one.keys() == other.keys()
     for name, value in one.items():
         assert value.shape == other[name].shape, name

@@ -16,11 +16,11 @@ class TilesConfig(Section):
     size: PositiveInt
     """Side of a tile in pixels of the image as it is."""
     overlap: NonNegativeInt = 0
-    """Pixels that neighbouring tiles share in evaluation and prediction. Objects up to this size are seen whole
-    by one tile at least."""
+    """Pixels that neighbouring tiles share in evaluation and prediction. Objects up to this size are seen
+    whole by one tile at least."""
     train: Literal["random", "grid", "none"] = "random"
-    """What is learned from: random tiles, as many of each image as its grid has, the grid of the evaluation, or
-    whole images."""
+    """What is learned from: random tiles, as many of each image as its grid has, the grid of the evaluation,
+    or whole images."""
 
     @model_validator(mode="after")
     def _check_overlap(self) -> TilesConfig:

@@ -111,8 +111,8 @@ class _Tiff:
             raise
         except Exception as error:  # decoders raise nearly every type on damaged bytes
             raise DatasetError(
-                f"{self.path}: rows {top} to {top + height} cannot be read ({one_line(error)}); write the file "
-                "again"
+                f"{self.path}: rows {top} to {top + height} cannot be read ({one_line(error)}); "
+                "write the file again"
             ) from error
 
     def _read(self, top: int, left: int, height: int, width: int) -> np.ndarray:
@@ -191,8 +191,9 @@ def _open(identity: tuple[str, int, int]) -> Pixels:
     if tiff.size[0] * tiff.size[1] <= MAX_PIXELS:
         return _File(path)
     raise DatasetError(
-        f"{path}: {tiff.size[1]} x {tiff.size[0]} pixels are read by region, but {problem or 'are too many'}; "
-        "write it as a tiled TIFF of 8 bits without compression or with deflate"
+        f"{path}: {tiff.size[1]} x {tiff.size[0]} pixels are read by region, but "
+        f"{problem or 'they are too many'}; write it as a tiled TIFF of 8 bits without compression or with "
+        "deflate"
     )
 
 
@@ -206,7 +207,7 @@ def _open_tiff(path: Path) -> _Tiff | None:
         ) from error
     try:
         with tifffile.TiffFile(path) as file:
-            page = file.pages[0].aspage()  # type: ignore[union-attr]  # frames have it too
+            page = file.pages[0].aspage()
             page.dataoffsets, page.databytecounts, page.is_memmappable  # noqa: B018  # read while it is open
             return _Tiff(path, page)
     except Exception:  # it raises nearly every type on damaged bytes
@@ -250,7 +251,7 @@ def shrink_factor(size: tuple[int, int]) -> int:
 
 
 def overview(pixels: Pixels, factor: int) -> np.ndarray:
-    """An image made smaller by a whole number, block by block: (ceil(H / factor), ceil(W / factor), 3) uint8."""
+    """Make an image smaller by a whole number: (ceil(H / factor), ceil(W / factor), 3) uint8."""
     height, width = pixels.size
     rows = max(1, _BLOCK_PIXELS // width // factor) * factor
     blocks = [

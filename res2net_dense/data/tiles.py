@@ -1,7 +1,7 @@
 """Tiles of large images: which rectangles there are, and what of the annotations is in one.
 
-The tiles of an image form a grid in its own pixels. Neighbours share `overlap` pixels, and the last tiles of a
-row and of a column are moved back into the image: every tile has the full size where the image has. An
+The tiles of an image form a grid in its own pixels. Neighbours share `overlap` pixels, and the last tiles of
+a row and of a column are moved back into the image: every tile has the full size where the image has. An
 image that is not larger than a tile is one tile, itself.
 """
 
@@ -116,7 +116,7 @@ def cut_annotations(annotations: dict[str, Any], tile: Tile, min_visible: float 
 
 
 def grid_of(source: TileSource, index: int, size: TileSize) -> list[Tile | None]:
-    """The tiles of an image of a source; [None] where its size cannot be read, so that reading it says why."""
+    """The tiles of an image; [None] where its size cannot be read, so that reading it says why."""
     try:
         return [*size.grid(*open_pixels(source.file(index)).size)]
     except DatasetError:

@@ -70,8 +70,8 @@ def evaluate(
     """Score a model on a data set; with several processes each brings its share and the evaluator gathers.
 
     The model is on `device`, and its mode is as before afterwards. The loader may be empty. With
-    `channels_last` weights are laid out as (N, H, W, C), which is faster on recent GPUs. `merger` makes, for the
-    first tile of an image, what joins the predictions for its tiles; none is needed where no image has several.
+    `channels_last` weights are laid out as (N, H, W, C), which is faster on recent GPUs. `merger` makes, for
+    the first tile of an image, what joins the predictions for its tiles; without tiles none is needed.
     """
     evaluator.reset()
     batches = _with_progress(loader) if is_main() else loader
@@ -124,14 +124,14 @@ class _Merging:
         """The predictions for whole images among these, and for those whose last tile is."""
         for sample, prediction in outcomes:
             tile = sample.get("tile")
-            if tile is None or tile.count == 1:
+            if tile is None or tile.total == 1:
                 yield sample, prediction
                 continue
             if tile.number == 0:
                 self._merger = self._start(tile)
             assert self._merger  # tiles come in their order
             self._merger.add(tile, prediction)
-            if tile.number == tile.count - 1:
+            if tile.number == tile.total - 1:
                 size = {"original_height": tile.image_height, "original_width": tile.image_width}
                 yield cast(Sample, {**sample, **size}), self._merger.result()
                 self._merger = None

@@ -86,7 +86,7 @@ def _encode_masks(masks: torch.Tensor) -> list[Record]:
 
 
 def _encode_part(part: MaskPart) -> Record:
-    """The RLE of a mask, of which the empty pixels are not written out: those of a large image fill gigabytes."""
+    """The RLE of a mask, without ever holding its empty pixels, which fill gigabytes in a large image."""
     height, width = part.size
     columns = np.pad(part.mask.numpy().T.astype(np.int8), ((0, 0), (1, 1)))
     edges = np.diff(columns, axis=1)  # not 0 where a run begins or ends in a column

@@ -169,8 +169,8 @@ class SegmentationModel(ImageModel):
                 effect = "sees it whole and has no effect" if window >= largest else "slides over that"
                 _log.warning(
                     "%s: the image of %d x %d is first resized to %d x %d (data.min_size_test, "
-                    "data.max_size_test), eval.window=%d %s; raise data.max_size_test, or take tiles of images "
-                    "as they are (data.tiles={size: %d})",
+                    "data.max_size_test), eval.window=%d %s; raise data.max_size_test, or take tiles of "
+                    "images as they are (data.tiles={size: %d})",
                     *(
                         sample.get("file_name", "an image"),
                         *before[::-1],

@@ -205,7 +205,7 @@ class _Pairs:
         return np.stack([self.near[0][rows], self.near[1][columns]], axis=1)
 
     def _take_masks(self) -> None:
-        """Let areas and intersections be those of masks; intersections that are too small in any case are 0."""
+        """Let areas and intersections be those of masks; intersections that cannot matter are 0."""
         masks = [
             [side.masks[number] for number in near] for side, near in zip(self.sides, self.near, strict=True)
         ]
@@ -244,9 +244,10 @@ def _join(one: int, other: int, boxes: np.ndarray, scores: np.ndarray, masks: li
     scores[other] = max(scores[one], scores[other])
     if masks:
         parts = masks[one], masks[other]
-        top, left = (min(part[axis] for part in parts) for axis in (0, 1))
-        ends = [max(part[axis] + part.mask.shape[axis] for part in parts) for axis in (0, 1)]
-        whole = torch.zeros(ends[0] - top, ends[1] - left, dtype=torch.bool)
+        top, left = min(part.top for part in parts), min(part.left for part in parts)
+        bottom = max(part.top + part.mask.shape[0] for part in parts)
+        right = max(part.left + part.mask.shape[1] for part in parts)
+        whole = torch.zeros(bottom - top, right - left, dtype=torch.bool)
         for part in parts:
             y, x = part.top - top, part.left - left
             whole[y : y + part.mask.shape[0], x : x + part.mask.shape[1]] |= part.mask

@@ -33,8 +33,8 @@ class MapMerger:
         self._pending: dict[tuple[int, int], tuple[int, Tensor]] = {}
 
     def blend(self, tile: Tile, scores: Tensor, take: Callable[[slice, slice, Tensor], None]) -> None:
-        """Add the scores of a tile, (K, height, width) float32, and hand over what is complete by that: its rows,
-        its columns and the sum, (K, h, w).
+        """Add the scores of a tile, (K, height, width) float32, and hand over each part that is complete by
+        that: its rows, its columns and the sum, (K, h, w).
         """
         down, right = self._down, self._right
         weights = down.weights[tile.top][:, None] * right.weights[tile.left]

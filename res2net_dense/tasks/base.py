@@ -300,10 +300,10 @@ class Task(ABC, Generic[C]):
 
     def train_tiles(self, config: C, source: Any, indices: np.ndarray) -> TrainTiles | None:
         """The tiles of these images to learn from; None where they are learned from whole."""
-        size, tiles = self.tile_size(config), getattr(config.data, "tiles", None)
-        if size is None or tiles.train == "none":
+        size, kind = self.tile_size(config), getattr(getattr(config.data, "tiles", None), "train", "none")
+        if size is None or kind == "none":
             return None
-        return TrainTiles(source, grids(source, indices, size), tiles.train == "random")
+        return TrainTiles(source, grids(source, indices, size), kind == "random")
 
     def tile_places(self, config: C, tile: Tile) -> tuple[list[int], list[int]]:
         """Where the tiles of an image, one of which is given, start: from above and from the left."""
@@ -312,7 +312,7 @@ class Task(ABC, Generic[C]):
         return starts(tile.image_height, *size), starts(tile.image_width, *size)
 
     def merger(self, config: C, first: Tile) -> Merger:
-        """Return what makes the prediction for an image out of those for its tiles, of which this is the first."""
+        """Return what makes the prediction for an image out of those for its tiles; this is the first."""
         raise NotImplementedError(f"{self.name} does not divide images into tiles")
 
     def build_eval_loader(self, config: C) -> BatchLoader:

@@ -92,8 +92,8 @@ class Detection(Task[DetectionConfig]):
         return indices, aspect_ratio_groups(source.aspect_ratios[indices]) if grouped else None
 
     def train_tiles(self, config: DetectionConfig, source: Any, indices: np.ndarray) -> TrainTiles | None:
-        """Those of a grid without an object to learn are left out with `data.keep_empty=false`, and random ones
-        are drawn around objects.
+        """With `data.keep_empty=false` tiles of a grid without an object to learn are left out, and random
+        ones are drawn around objects.
         """
         tiles, found = config.data.tiles, super().train_tiles(config, source, indices)
         if tiles is None or found is None:

@@ -34,7 +34,6 @@ from res2net_dense.report.segments import draw_segmentation, palette_image
 from res2net_dense.tasks.base import Images, Metric, Task, Transform, network_settings, updated
 from res2net_dense.types import Merger, Prediction, ReportingEvaluator, Sample, Source, Tile, is_part
 
-
 ROWS_AT_A_TIME = 1024
 """Of a large label map: sorting it whole would take its memory several times."""
 
@@ -122,9 +121,10 @@ class SemanticSegmentation(Task[SegmentationConfig]):
 
     def to_records(self, prediction: Prediction, image_id: int | str) -> list[dict[str, Any]]:
         """Return the classes that were found, each with its area in pixels; `category_id` is the label."""
-        areas: Counter[int] = Counter()
-        for rows in prediction["sem_seg"].split(ROWS_AT_A_TIME):
-            labels, counts = np.unique(rows.numpy(), return_counts=True)
+        sem_seg, areas = prediction["sem_seg"].numpy(), Counter[int]()
+        for top in range(0, len(sem_seg), ROWS_AT_A_TIME):
+            rows = sem_seg[top : top + ROWS_AT_A_TIME]
+            labels, counts = np.unique(rows, return_counts=True)
             areas.update(dict(zip(labels.tolist(), counts.tolist(), strict=True)))
         return [
             {"image_id": image_id, "category_id": label, "area": area}

@@ -198,8 +198,8 @@ def _evaluation(config: Config, device: torch.device, evaluator: Evaluator, *, s
     def score(model: nn.Module) -> dict[str, float]:
         loader = task.build_eval_loader(config)
         batches = list(islice(loader, 2)) if short else loader
-        options = {"device": device, "precision": config.train.precision}
-        return evaluate(model, batches, evaluator, **options, merger=partial(task.merger, config))
+        precision, merger = config.train.precision, partial(task.merger, config)
+        return evaluate(model, batches, evaluator, device=device, precision=precision, merger=merger)
 
     best = task.best_metric(config)
     return Evaluation(score, best.name, lower_is_better=best.direction == "min")

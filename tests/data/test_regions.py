@@ -1,4 +1,4 @@
-"""Rectangles of images: the same pixels as the whole image, whatever the file; large TIFFs within little memory."""
+"""Rectangles of images: the pixels of the whole image, whatever the file, within little memory."""
 
 import tracemalloc
 

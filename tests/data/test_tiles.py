@@ -39,7 +39,7 @@ def test_the_tiles_of_an_image_have_one_size_and_count_up():
     tiles = TileSize(100, 20).grid(130, 400)
     assert {(tile.height, tile.width) for tile in tiles} == {(100, 100)}
     assert [tile.number for tile in tiles] == list(range(len(tiles)))
-    assert {tile.count for tile in tiles} == {len(tiles)} == {2 * 5}
+    assert {tile.total for tile in tiles} == {len(tiles)} == {2 * 5}
     assert [(tile.top, tile.left) for tile in tiles][:6] == [
         *((0, left) for left in (0, 80, 160, 240, 300)),
         (30, 0),

@@ -1,4 +1,4 @@
-"""Detections of tiles merged: every object once and whole, by a detector that finds exactly what is visible."""
+"""Detections of tiles merged: every object once and whole, by a detector that finds what is visible."""
 
 import itertools
 
@@ -31,7 +31,9 @@ def find_visible(tile, objects, labels, *, masks=False, noise=0.0, rng=None, sma
     }
     if masks:
         found["masks"] = torch.zeros(len(boxes), tile.height, tile.width, dtype=torch.bool)
-        for mask, (left, top, right, bottom) in zip(found["masks"], boxes.round().astype(int).tolist()):
+        for mask, (left, top, right, bottom) in zip(
+            found["masks"], boxes.round().astype(int).tolist(), strict=True
+        ):
             mask[top:bottom, left:right] = True
     return found
 

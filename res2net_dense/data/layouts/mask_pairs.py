@@ -79,7 +79,7 @@ class MaskPairs(Inspected):
         return self._paths(index)[0]
 
     def annotations(self, index: int, within: Tile | None = None) -> dict[str, Any]:
-        """What `sample` has besides the image and its size; the mask is as it was read, and not to be changed."""
+        """What `sample` has besides the image and its size; the mask is as read, and not to be changed."""
         import torch
 
         image, path = self._paths(index)
