@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from res2net_dense.config import Config
 from res2net_dense.data.images import read_sample, sample_of, to_pixels
+from res2net_dense.data.pixels import PixelFormat, to_display
 from res2net_dense.data.regions import MAX_DRAWN_PIXELS, Pixels, WholeImage, open_pixels
 from res2net_dense.data.tiles import tile_of
 from res2net_dense.deploy.exported import ExportedModel
@@ -30,7 +31,8 @@ from res2net_dense.trained import ConfigLike, Job, open_job
 from res2net_dense.types import Prediction, Sample
 
 Photo = str | Path | Image.Image | np.ndarray | Tensor
-"""A path, a PIL image, (H, W, 3) uint8 RGB as an array, or (3, H, W) uint8 RGB as a tensor."""
+"""A path, a PIL image, (H, W, 3) uint8 RGB as an array, or (3, H, W) uint8 RGB as a tensor. Where the images
+of the run have other channels or more than 8 bits, arrays have these: values as they are in the files."""
 
 
 class Predictor:
@@ -41,17 +43,19 @@ class Predictor:
         class_names: by label.
         model: the network, or the exported file.
         device: where it runs; an exported file runs on the CPU.
+        form: what images are read as.
     """
 
     def __init__(self, job: Job, device: torch.device) -> None:
         config = job.with_classes()
-        if config.model.num_classes is None:
+        if config.model.num_classes is None or config.model.pixel_mean is None:
             config = job.prepared()
         self.config: Config = config
         self.class_names: list[str] = job.task.class_names(config)
         self.device = device
         self.model: nn.Module = job.model(config).to(device).eval()
         self.task = job.task
+        self.form = PixelFormat(config.data.channels, config.data.value_range)
         self._transform = job.task.eval_transform(config)
         self._precision: str = config.train.precision
 
@@ -157,14 +161,16 @@ class Predictor:
         return self.draw_all(image, prediction, score=score)[self.task.folders.index(self.task.overlay)]
 
     def draw_all(self, image: Photo, prediction: Prediction, *, score: float = 0.5) -> list[Image.Image]:
-        """Return all images that the task makes of a prediction, one for each of `task.folders`.
+        """Return all images that the task makes of a prediction, one for each of `task.folders`; other images
+        than RGB of 8 bits are shown as `data.pixels.to_display` says.
 
         Those that show an image of more than `MAX_DRAWN_PIXELS` are smaller than it; maps have its size.
         """
-        pixels = _open(image)
+        pixels = self._open(image)
         if pixels.size[0] * pixels.size[1] > MAX_DRAWN_PIXELS:
             return self.task.draw_large(pixels, prediction, self.class_names, score)
-        return self.task.draw(pixels.read(0, 0, *pixels.size), prediction, self.class_names, score)
+        shown = to_display(pixels.read(0, 0, *pixels.size))
+        return self.task.draw(shown, prediction, self.class_names, score)
 
     def optimize(self, dtype: torch.dtype | None = None) -> Predictor:
         """Make the network faster, see `optimize_for_inference`, and return the predictor.
@@ -186,14 +192,19 @@ class Predictor:
         """The tiles of an image, or the image."""
         file = Path(image).expanduser() if isinstance(image, (str, Path)) else None
         name, tiles = str(file or f"image {number}"), self.task.tile_size(self.config)
-        pixels = _open(image) if tiles or file is None else None
+        pixels = self._open(image) if tiles or file is None else None
         grid = tiles.grid(*pixels.size) if tiles and pixels else []
         if len(grid) > 1 and pixels:
             yield from (tile_of(pixels, tile, name, number) for tile in grid)
         elif isinstance(pixels, WholeImage):
             yield sample_of(pixels.pixels, name, number)
         else:
-            yield read_sample(name, number)
+            yield read_sample(name, number, form=self.form)
+
+    def _open(self, image: Photo) -> Pixels:
+        if isinstance(image, (str, Path)):
+            return open_pixels(image, self.form)
+        return WholeImage(to_pixels(image, self.form))
 
     def _predict(self, batches: Iterator[list[Sample]]) -> Iterator[tuple[Sample, Prediction]]:
         outcomes = predict(
@@ -206,7 +217,3 @@ class Predictor:
         )
         for samples, predictions in outcomes:
             yield from zip(samples, predictions, strict=True)
-
-
-def _open(image: Photo) -> Pixels:
-    return open_pixels(image) if isinstance(image, (str, Path)) else WholeImage(to_pixels(image))

@@ -55,13 +55,17 @@ def of_config(name: str, overrides: Sequence[str]) -> dict[str, Opened]:
 
 def of_layout(name: str, words: Sequence[str]) -> dict[str, Opened]:
     """The set that is given in words, `coco my/train.json my/images`; raises as `of_config`."""
-    part = part_of(name, words)
+    named = [word for word in words if word.startswith("class_names=")]
+    part = part_of(name, [word for word in words if word not in named])
+    names = parse_yaml(named[-1].partition("=")[2], lambda _: f"--layout {name}") if named else None
+    if named and not (isinstance(names, list) and names and all(isinstance(own, str) for own in names)):
+        raise ConfigError(f"{named[-1]!r:.80}: expected a list of names, such as class_names=[sky, tree]")
     try:
-        return {"data": _open([part], train=True, needs=part.gives)}
+        return {"data": _open([part], train=True, class_names=names, needs=part.gives)}
     except ConfigError:  # boxes alone are a data set too
         if "masks" not in part.gives:
             raise
-        return {"data": _open([part], train=True, needs=part.gives - {"masks"})}
+        return {"data": _open([part], train=True, class_names=names, needs=part.gives - {"masks"})}
 
 
 def part_of(name: str, words: Sequence[str]) -> Part:
@@ -86,7 +90,7 @@ def part_of(name: str, words: Sequence[str]) -> Part:
     missing = [key for key in order if key not in values]
     if missing or len(given) > len(order):
         usage = " ".join(f"[{key.upper()}]" if key in optional else key.upper() for key in order)
-        others = " ".join(f"[{key}=...]" for key in fields if key not in order)
+        others = " ".join(f"[{key}=...]" for key in (*fields, "class_names") if key not in order)
         problem = f"{missing[0].upper()} is missing" if missing else f"{given[len(order)]!r} is too much"
         raise ConfigError(f"{problem}; write: res2net-dense check --layout {name} {usage} {others}".rstrip())
     try:

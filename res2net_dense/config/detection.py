@@ -8,7 +8,7 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_va
 
 from res2net_dense.config.schema import Config, EvalConfig, ModelConfig
 from res2net_dense.config.tiles import DetectionTilesConfig, TiledData
-from res2net_dense.data.layouts import CocoPart, Parts, VocBoxesPart, find_layout
+from res2net_dense.data.layouts import CocoPart, LabelmePart, Parts, VocBoxesPart, YoloPart, find_layout
 from res2net_dense.sections import Fraction
 
 
@@ -67,7 +67,7 @@ class MaskRCNNConfig(RCNNConfig):
     """Channels of the mask head."""
 
 
-BoxPart = CocoPart | VocBoxesPart
+BoxPart = CocoPart | VocBoxesPart | YoloPart | LabelmePart
 BoxParts = Parts[Annotated[BoxPart, Field(discriminator="layout"), find_layout(BoxPart)]]
 
 
@@ -76,9 +76,9 @@ class DetectionData(TiledData):
 
     train: BoxParts | None = None
     """The part to learn from: `{images, annotations}` in COCO's layout, `{root, split}` or a list of such,
-    which are joined, in VOC's; null where nothing is trained."""
+    which are joined, in VOC's, `{yaml, split}` in YOLO's; null where nothing is trained."""
     val: BoxParts | None = None
-    """The part to evaluate on, in either layout; null for none."""
+    """The part to evaluate on, in any of these layouts; null for none."""
     tiles: DetectionTilesConfig | None = None
     """Tiles of large images, in training, evaluation and prediction; null takes images whole."""
     difficult: bool = True

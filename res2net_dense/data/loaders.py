@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from res2net_dense.data.images import read_sample
+from res2net_dense.data.pixels import RGB, PixelFormat
 from res2net_dense.data.tiles import TileSize, TileSource, TrainTiles, grids, read_tile
 from res2net_dense.errors import ConfigError, DatasetError
 from res2net_dense.types import Sample, Source, Tile
@@ -218,14 +219,16 @@ def predict_loader(
     *,
     batch_size: int,
     workers: int,
+    form: PixelFormat = RGB,
     tiles: TileSize | None = None,
 ) -> Iterator[tuple[list[Sample], list[tuple[int, DatasetError]]]]:
-    """Yield the samples of each batch of files, and number and error of those that could not be read.
+    """Yield the samples of each batch of files, read in a form, and number and error of those that cannot be
+    read.
 
     Either list may be empty; every file is in exactly one of them. With `tiles` the samples are those of all
     tiles of the files, and each tile that cannot be read is an error of its file.
     """
-    source: Any = _Files(map(str, files))
+    source: Any = _Files(files, form)
     places: list[tuple[int, Tile | None]] = (
         grids(source, range(len(files)), tiles) if tiles else [(index, None) for index in range(len(files))]
     )
@@ -242,8 +245,12 @@ def predict_loader(
 class _Files(list[str]):
     """Image files without annotations; `image_id` is the running number from 0."""
 
+    def __init__(self, files: Sequence[Path], form: PixelFormat) -> None:
+        super().__init__(map(str, files))
+        self.form = form
+
     def sample(self, index: int) -> Sample:
-        return read_sample(self[index], index)
+        return read_sample(self[index], index, form=self.form)
 
     def file(self, index: int) -> Path:
         return Path(self[index])

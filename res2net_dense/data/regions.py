@@ -15,7 +15,9 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
-from res2net_dense.data.images import MAX_PIXELS, image_size, read_image
+from res2net_dense.data.bands import MAX_PIXELS
+from res2net_dense.data.images import image_size, read_image
+from res2net_dense.data.pixels import RGB, Bands, PixelFormat, to_display, to_form
 from res2net_dense.errors import DatasetError, MissingDependencyError, one_line
 
 WHOLE_PIXELS = 1 << 25
@@ -37,7 +39,7 @@ class Pixels(Protocol):
     """(height, width)."""
 
     def read(self, top: int, left: int, height: int, width: int) -> np.ndarray:
-        """A copy of a rectangle inside the image, (height, width, 3) uint8 RGB; raises `DatasetError`."""
+        """A copy of a rectangle inside the image, (height, width, channels); raises `DatasetError`."""
 
 
 class Recent:
@@ -67,7 +69,7 @@ _recent = Recent()
 
 
 class WholeImage:
-    """The pixels of an image in memory, (H, W, 3) uint8 RGB."""
+    """The pixels of an image in memory, (H, W, channels)."""
 
     def __init__(self, pixels: np.ndarray) -> None:
         self.pixels = pixels
@@ -81,19 +83,20 @@ class WholeImage:
 class _File:
     """A file that is decoded whole."""
 
-    def __init__(self, path: Path) -> None:
-        self.path, self.size = path, image_size(path)
+    def __init__(self, path: Path, form: PixelFormat) -> None:
+        self.path, self.form, self.size = path, form, image_size(path)
 
     def read(self, top: int, left: int, height: int, width: int) -> np.ndarray:
-        pixels = _recent.get(identity(self.path), lambda: read_image(self.path))
+        pixels = _recent.get((identity(self.path), self.form), lambda: read_image(self.path, self.form))
         return pixels[top : top + height, left : left + width].copy()
 
 
 class _Tiff:
     """The first page of a TIFF, of which only the segments (tiles or strips) are decoded that are needed."""
 
-    def __init__(self, path: Path, page: Any) -> None:
-        self.path, self._page = path, page
+    def __init__(self, path: Path, form: PixelFormat, page: Any) -> None:
+        self.path, self.form, self._page = path, form, page
+        self._has_alpha = bool(page.extrasamples) and page.extrasamples[-1] in (1, 2)
         self.size = (int(page.imagelength), int(page.imagewidth))
         self._channels = int(page.samplesperpixel)
         rows = page.tilelength if page.is_tiled else page.rowsperstrip
@@ -106,7 +109,7 @@ class _Tiff:
 
     def read(self, top: int, left: int, height: int, width: int) -> np.ndarray:
         try:
-            return _to_rgb(self._read(top, left, height, width))
+            return to_form(Bands(self._read(top, left, height, width), self._has_alpha), self.form)
         except DatasetError:
             raise
         except Exception as error:  # decoders raise nearly every type on damaged bytes
@@ -160,14 +163,14 @@ class _Tiff:
         return np.asarray(values[0])
 
 
-def open_pixels(path: str | Path) -> Pixels:
+def open_pixels(path: str | Path, form: PixelFormat = RGB) -> Pixels:
     """Open an image for reading rectangles of it; nothing stays open.
 
     Raises:
         DatasetError: the file is missing, not an image, or so large that it would have to be a TIFF which is
             read by region, and is not.
     """
-    return _open(identity(Path(path).expanduser()))
+    return _open(identity(Path(path).expanduser()), form)
 
 
 def identity(path: Path) -> tuple[str, int, int]:
@@ -180,16 +183,16 @@ def identity(path: Path) -> tuple[str, int, int]:
 
 
 @functools.lru_cache(maxsize=8)
-def _open(identity: tuple[str, int, int]) -> Pixels:
+def _open(identity: tuple[str, int, int], form: PixelFormat) -> Pixels:
     path = Path(identity[0])
-    tiff = _open_tiff(path) if path.suffix.lower() in _TIFF_SUFFIXES and identity[1] else None
+    tiff = _open_tiff(path, form) if path.suffix.lower() in _TIFF_SUFFIXES and identity[1] else None
     if tiff is None or tiff.size[0] * tiff.size[1] <= WHOLE_PIXELS:
-        return _File(path)
-    problem = _unreadable(tiff._page)
+        return _File(path, form)
+    problem = _unreadable(tiff._page, form)
     if problem is None and tiff.size[0] * tiff.size[1] <= MAX_TIFF_PIXELS:
         return tiff
     if tiff.size[0] * tiff.size[1] <= MAX_PIXELS:
-        return _File(path)
+        return _File(path, form)
     raise DatasetError(
         f"{path}: {tiff.size[1]} x {tiff.size[0]} pixels are read by region, but "
         f"{problem or 'they are too many'}; write it as a tiled TIFF of 8 bits without compression or with "
@@ -197,7 +200,7 @@ def _open(identity: tuple[str, int, int]) -> Pixels:
     )
 
 
-def _open_tiff(path: Path) -> _Tiff | None:
+def _open_tiff(path: Path, form: PixelFormat) -> _Tiff | None:
     """The TIFF, or None where tifffile cannot read its header: then the usual message follows."""
     try:
         import tifffile
@@ -209,18 +212,18 @@ def _open_tiff(path: Path) -> _Tiff | None:
         with tifffile.TiffFile(path) as file:
             page = file.pages[0].aspage()
             page.dataoffsets, page.databytecounts, page.is_memmappable  # noqa: B018  # read while it is open
-            return _Tiff(path, page)
+            return _Tiff(path, form, page)
     except Exception:  # it raises nearly every type on damaged bytes
         return None
 
 
-def _unreadable(page: Any) -> str | None:
+def _unreadable(page: Any, form: PixelFormat) -> str | None:
     """Why a page cannot be read by region, if it cannot."""
     import tifffile
 
     kind, photometric = page.dtype, page.photometric
-    if kind is None or kind.name not in ("uint8", "uint16"):
-        return f"its pixels are {kind}"
+    if kind is None or not (kind.name in ("uint8", "uint16") or (kind.kind in "uif" and form.value_range)):
+        return f"the range of its values, {kind}, is unknown (data.value_range)"
     if photometric not in (tifffile.PHOTOMETRIC.MINISBLACK, tifffile.PHOTOMETRIC.RGB):
         return f"its colours are {photometric.name.lower()}"
     if int(page.imagedepth) > 1 or int(getattr(page, "tags", {}).get("Orientation", _Upright).value) != 1:
@@ -236,15 +239,6 @@ class _Upright:
     value = 1
 
 
-def _to_rgb(values: np.ndarray) -> np.ndarray:
-    """(H, W, C) uint8 or uint16 -> (H, W, 3) uint8, scaled as `images.read_image` does."""
-    if values.dtype == np.uint16:
-        values = np.rint(values / 257).astype(np.uint8)
-    if values.shape[2] < 3:
-        return np.repeat(values[..., :1], 3, axis=2)
-    return np.ascontiguousarray(values[..., :3])
-
-
 def shrink_factor(size: tuple[int, int]) -> int:
     """By which whole number an image, (height, width), is made smaller to be drawn on."""
     return -(-max(size) // _DRAWN_SIDE) if size[0] * size[1] > MAX_DRAWN_PIXELS else 1
@@ -254,8 +248,12 @@ def overview(pixels: Pixels, factor: int) -> np.ndarray:
     """Make an image smaller by a whole number: (ceil(H / factor), ceil(W / factor), 3) uint8."""
     height, width = pixels.size
     rows = max(1, _BLOCK_PIXELS // width // factor) * factor
-    blocks = [
-        np.asarray(Image.fromarray(pixels.read(top, 0, min(rows, height - top), width)).reduce(factor))
-        for top in range(0, height, rows)
-    ]
-    return np.concatenate(blocks)
+    blocks = (pixels.read(top, 0, min(rows, height - top), width) for top in range(0, height, rows))
+    small = [_reduced(block, factor) for block in blocks]
+    return to_display(np.concatenate(small))
+
+
+def _reduced(pixels: np.ndarray, factor: int) -> np.ndarray:
+    """(H, W, C) -> (ceil(H / factor), ceil(W / factor), C), each value the mean of its square."""
+    channels = [np.asarray(Image.fromarray(channel).reduce(factor)) for channel in np.moveaxis(pixels, 2, 0)]
+    return np.stack(channels, axis=2)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from res2net_dense.data.images import sample_of
+from res2net_dense.data.pixels import PixelFormat
 from res2net_dense.data.regions import Pixels, open_pixels
 from res2net_dense.errors import DatasetError
 from res2net_dense.types import Sample, Source, Tile
@@ -25,6 +26,9 @@ from res2net_dense.types import Sample, Source, Tile
 
 class TileSource(Source, Protocol):
     """A source whose images can be read in parts."""
+
+    form: PixelFormat
+    """What its images are read as."""
 
     def file(self, index: int) -> Path:
         """The file of an image; raises `DatasetError` if it lies outside its folder."""
@@ -118,7 +122,7 @@ def cut_annotations(annotations: dict[str, Any], tile: Tile, min_visible: float 
 def grid_of(source: TileSource, index: int, size: TileSize) -> list[Tile | None]:
     """The tiles of an image; [None] where its size cannot be read, so that reading it says why."""
     try:
-        return [*size.grid(*open_pixels(source.file(index)).size)]
+        return [*size.grid(*open_pixels(source.file(index), source.form).size)]
     except DatasetError:
         return [None]
 
@@ -143,7 +147,10 @@ def read_tile(source: TileSource, index: int, tile: Tile | None, min_visible: fl
     else:
         annotations = cut_annotations(source.annotations(index, tile), tile, min_visible)
         read = tile_of(
-            open_pixels(source.file(index)), tile, annotations["file_name"], annotations["image_id"]
+            open_pixels(source.file(index), source.form),
+            tile,
+            annotations["file_name"],
+            annotations["image_id"],
         )
         sample = cast(Sample, {**read, **annotations})
     if (sample["original_height"], sample["original_width"]) != (tile.height, tile.width):

@@ -120,7 +120,7 @@ def _sections(sets: Sequence[Checked], codes: Sequence[str]) -> list[Mapping[str
             {
                 "code": code,
                 "kind": KINDS[code],
-                "remedy": REMEDIES.get(code, "Correct the file"),
+                "remedy": REMEDIES[code],
                 "counts": [one.findings.counts[code] for one in sets],
                 "count": sum(one.findings.counts[code] for one in sets),
                 "figures": figures,

@@ -49,6 +49,9 @@ class Classification(Task[ClassificationConfig]):
     def class_scores(self, config: ClassificationConfig) -> Sequence[str]:
         return ["top1"]
 
+    def gives(self, config: ClassificationConfig) -> frozenset[str]:
+        return frozenset({"logits"})
+
     def adapt(self, config: ClassificationConfig, source: Source) -> ClassificationConfig:
         if len(source.class_names) < 2:
             raise ConfigError(
@@ -70,7 +73,7 @@ class Classification(Task[ClassificationConfig]):
             crop: Step = PaddedCrop(data.crop_size, data.padding)
         else:
             crop = RandomResizedCrop(data.crop_size, data.crop_scale, data.crop_ratio)
-        return Pipeline(crop, RandomFlip(data.flip), colour_changes(data.photometric))
+        return Pipeline(crop, RandomFlip(data.flip), colour_changes(data.photometric, data.channels))
 
     def eval_transform(self, config: ClassificationConfig) -> Transform:
         return Pipeline(ResizeAndCenterCrop(config.data.resize_size, config.data.crop_size))

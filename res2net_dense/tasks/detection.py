@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from res2net_dense.config.detection import DetectionConfig
+from res2net_dense.data.layouts import coco_masks
 from res2net_dense.data.loaders import aspect_ratio_groups
 from res2net_dense.data.tiles import TrainTiles
 from res2net_dense.data.transforms import Pipeline, RandomFlip, ResizeShortestEdge, colour_changes
@@ -50,6 +51,16 @@ class Detection(Task[DetectionConfig]):
     def class_scores(self, config: DetectionConfig) -> Sequence[str]:
         return ["bbox/AP50"] if self._is_voc(config) else [f"{kind}/AP" for kind in _iou_types(config)]
 
+    def category_ids(self, config: DetectionConfig) -> list[int | str | None]:
+        source = self.open_source(config, train=False)
+        if not source.category_ids:
+            return super().category_ids(config)
+        ids = dict(zip(source.counts, source.category_ids, strict=True))
+        return [ids.get(name) for name in source.class_names]
+
+    def gives(self, config: DetectionConfig) -> frozenset[str]:
+        return frozenset({"boxes", "labels", "scores"} | ({"masks"} if _has_masks(config) else set()))
+
     def source_options(self, config: DetectionConfig) -> dict[str, Any]:
         needs = ("boxes", "masks") if _has_masks(config) else ("boxes",)
         return {"needs": needs, "difficult": config.data.difficult}
@@ -71,7 +82,7 @@ class Detection(Task[DetectionConfig]):
         return Pipeline(
             ResizeShortestEdge(data.min_size_train, data.max_size_train),
             RandomFlip(data.flip),
-            colour_changes(data.photometric),
+            colour_changes(data.photometric, data.channels),
         )
 
     def eval_transform(self, config: DetectionConfig) -> Transform:
@@ -134,11 +145,20 @@ class Detection(Task[DetectionConfig]):
         return colours
 
     def to_records(self, prediction: Prediction, image_id: int | str) -> list[dict[str, Any]]:
-        """Return a prediction as COCO result records whose category ids are label + 1."""
+        """Return a prediction as COCO result records whose category ids are label + 1.
+
+        They have all that COCO's annotations have: `area` in pixels, of the mask if there is one, and
+        `iscrowd`.
+        """
         from res2net_dense.evaluation.coco import prediction_to_records
 
         classes = int(prediction["labels"].max()) + 1 if len(prediction["labels"]) else 0
-        return prediction_to_records(prediction, image_id, range(1, classes + 1))
+        records = prediction_to_records(prediction, image_id, range(1, classes + 1))
+        for record in records:
+            code, (_, _, width, height) = record.get("segmentation"), record["bbox"]
+            record["area"] = width * height if code is None else coco_masks.area(code, *code["size"])
+            record["iscrowd"] = 0
+        return records
 
     def _is_voc(self, config: DetectionConfig) -> bool:
         """Whether VOC's rules score `data.val`; COCO's do where there is none."""

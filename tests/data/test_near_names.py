@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from res2net_dense.data.layouts.listing import find_near, near_files
+from res2net_dense.data.layouts.near_names import NearFiles
 
 FILES = [
     "IMG_1.JPG", "café.png", "my cat.jpg", "sub/deep.jpg", "one/twice.jpg", "two/twice.jpg", "scan.jpeg",
@@ -135,10 +136,8 @@ def test_a_folder_is_listed_again_after_a_change(images):
 
 
 def test_a_hundred_thousand_missing_names_take_seconds(tmp_path):
-    from res2net_dense.data.layouts.near_names import NearFiles
-
-    started = time.perf_counter()
+    started = time.process_time()
     near = NearFiles(Path(tmp_path), (f"{number:012d}.jpg" for number in range(118_000)))
     found, _ = near.match((f"train2017/{number:012d}.jpg" for number in range(118_000)), ())
     assert len(found) == 118_000
-    assert time.perf_counter() - started < 30
+    assert time.process_time() - started < 20

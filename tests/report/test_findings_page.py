@@ -76,7 +76,7 @@ def test_every_kind_that_was_found_is_in_the_table_and_has_its_section():
     assert severities == sorted(severities, key=["error", "warning", "note"].index)
     text = " ".join(tags.text.split())
     assert all(kind.meaning in text for kind in KINDS.values())
-    assert all(remedy in text for remedy in REMEDIES.values())
+    assert all(remedy in text for remedy in (REMEDIES[code] for code in KINDS))
 
 
 def test_notes_are_counted_and_shown_when_asked_for():
@@ -87,7 +87,7 @@ def test_notes_are_counted_and_shown_when_asked_for():
 
 
 def test_each_kind_has_a_remedy():
-    assert list(REMEDIES) == list(KINDS)
+    assert KINDS.keys() <= REMEDIES.keys()
 
 
 def test_the_page_is_bounded_whatever_is_found():

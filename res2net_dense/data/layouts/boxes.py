@@ -15,6 +15,7 @@ from res2net_dense.data.layouts import coco_masks
 from res2net_dense.data.layouts.base import Request
 from res2net_dense.data.layouts.listing import find_near, path_inside
 from res2net_dense.data.layouts.packed_boxes import BoxImage, BoxObject, PackedBoxes
+from res2net_dense.data.pixels import RGB, PixelFormat
 from res2net_dense.errors import DatasetError, counted, first_few
 from res2net_dense.findings import Finding, Findings
 from res2net_dense.types import Sample, Tile
@@ -54,6 +55,8 @@ class Boxes:
     remarks: Sequence[str] = ()
     """As read, those of `class_names` alone."""
     findings: Findings = field(default_factory=Findings)
+    form: PixelFormat = RGB
+    """What the images are read as; set by `open_source`."""
 
     def __post_init__(self) -> None:
         packed = self.images if isinstance(self.images, PackedBoxes) else PackedBoxes.pack(self.images)
@@ -81,7 +84,8 @@ class Boxes:
                 f"{self.name}: the class names have duplicates: {', '.join(names)}; remove them"
             )
         unknown = [f"{k!r} ({counted(n, 'object')})" for k, n in self.counts.items() if n and k not in labels]
-        text = f"not among the classes of the model: {first_few(unknown)}; known are {', '.join(names)}"
+        text = f"not among the classes of the model: {first_few(unknown)}; known are {', '.join(names)}; "
+        text += "correct the name, or add it to data.class_names"
         if unknown and request.strict:
             raise DatasetError(f"{self.name}: {text}", code="class-unknown")
         source = copy.copy(self)
@@ -145,6 +149,10 @@ class Boxes:
         for image in images[:_CHECKED_SIZES]:
             self._check_size(image, image_size(self._path(image)))
 
+    def file(self, index: int) -> Path:
+        """The file of one image."""
+        return self._path(self._packed.without_objects(index))
+
     def inspect(self, index: int, *, thorough: bool) -> list[Finding]:
         """See `types.Source`."""
         image = self._packed.without_objects(index)
@@ -172,13 +180,9 @@ class Boxes:
                 the annotations give.
         """
         image = self._packed.without_objects(index)
-        sample = read_sample(self._path(image), image.image_id, image.file_name)
+        sample = read_sample(self._path(image), image.image_id, image.file_name, self.form)
         self._check_size(image, (sample["original_height"], sample["original_width"]))
         return cast(Sample, {**sample, **self.annotations(index)})
-
-    def file(self, index: int) -> Path:
-        """The file of an image; raises `DatasetError` if it lies outside the image folder."""
-        return self._path(self._packed.without_objects(index))
 
     def boxes(self, index: int) -> np.ndarray:
         """The objects of an image to learn from, (N, 4) float64 xyxy."""

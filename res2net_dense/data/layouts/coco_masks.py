@@ -22,6 +22,12 @@ def encode(segmentation: Segmentation, height: int, width: int) -> dict[str, Any
     return segmentation
 
 
+def encode_mask(mask: np.ndarray) -> dict[str, Any]:
+    """Compressed run-length code of a mask, (height, width) uint8 of 0 and 1, with its counts as text."""
+    code = _mask_utils().encode(np.asfortranarray(mask))
+    return {"size": list(mask.shape), "counts": code["counts"].decode()}
+
+
 def decode(segmentation: Segmentation, height: int, width: int) -> np.ndarray:
     """The mask of valid polygons or a valid code, (height, width) uint8."""
     return _mask_utils().decode(encode(segmentation, height, width))

@@ -9,6 +9,7 @@ import functools
 import itertools
 import os
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import ClassVar, Literal, NamedTuple
 
@@ -110,10 +111,10 @@ class PartFiles(NamedTuple):
             for clash in clashes:
                 text = "another file has its name but for the suffix; remove one of them"
                 findings.add(Finding("duplicate-file-name", str(folder / clash), text, str(folder / clash)))
-        names = keep_present(self.names, images, "images", self.source, findings, strict)
-        names = keep_present(names, masks, "masks", self.source, findings, strict, of=images)
+        names = keep_present(self.names, images, "images", self.source, findings, strict, masks)
+        names = keep_present(names, masks, "masks", self.source, findings, strict, images)
         if not self.listed:
-            keep_present(list(masks.by_stem), images, "images", masks.folder, findings, strict)
+            keep_present(list(masks.by_stem), images, "images", masks.folder, findings, strict, masks)
         return names
 
 
@@ -143,7 +144,7 @@ def find_files(part: ImageMasksPart, strict: bool = True) -> PartFiles:
     else:
         source = root / part.list
         entries = _read_list(source, images.by_stem, masks.by_stem, *folders, findings)
-        names = take_names(source, entries, images, "images", findings, strict)
+        names, _ = take_names(source, entries, images, findings, strict, masks)
     name = part.name or set_name(root, folders[0]) + (f"-{Path(part.list).stem}" if part.list else "")
     return PartFiles(known_name(name) or name, source, part.list is not None, images, masks, names, findings)
 
@@ -292,17 +293,18 @@ class ImageMasks(MaskPairs):
 
     def _mask_notes(self, path: Path) -> list[tuple[str, str]]:
         if is_of_ones(path):
-            return [("mask-ones", "its values are 0 and 1, as those of the set's first mask: 1 is salient")]
+            return [("mask-ones", "its values are 0 and 1, as those of the set's other masks: 1 is salient")]
         return []
 
     @functools.cached_property
     def _of_ones(self) -> bool:
-        """Whether the first masks with an object have the values 0 and 1 alone."""
+        """Whether the first masks with an object have all the values 0 and 1 alone."""
+        found = False
         for index in range(min(len(self), CHECKED_MASKS)):
-            try:
+            with suppress(DatasetError):
                 path = self._paths(index)[1]
                 if read_mask_values(path, lambda: True).any():
-                    return is_of_ones(path)
-            except DatasetError:
-                continue
-        return False
+                    found = is_of_ones(path)
+                    if not found:
+                        break
+        return found

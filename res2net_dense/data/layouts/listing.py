@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import unquote
 
+from res2net_dense.data.images import without_copies
 from res2net_dense.data.layouts.near_names import NearFiles
 from res2net_dense.data.layouts.texts import decode
 from res2net_dense.errors import DatasetError, counted, first_few
@@ -121,7 +122,7 @@ def index_files(folder: Path, what: str, suffixes: Collection[str], preferred: s
     """
     check_folder(folder, what)
     files = Files(folder, {}, [])
-    for path in walk(folder):
+    for path in without_copies(walk(folder)):
         stem, suffix = os.path.splitext(path)
         if suffix.lower() in suffixes and (first := files.by_stem.setdefault(stem, path)) != path:
             files.clashes.append(path)
@@ -224,35 +225,41 @@ def _lines(text: str) -> dict[int, str]:
 
 
 def take_names(
-    file: Path, entries: Mapping[int, str], files: Files, what: str, findings: Findings, strict: bool
-) -> list[str]:
+    file: Path,
+    entries: Mapping[int, str],
+    files: Files,
+    findings: Findings,
+    strict: bool,
+    partner: Files | None = None,
+) -> tuple[list[str], str]:
     """The files that the entries of a list name, as paths without suffix, in the list's order.
 
     Args:
         file: the list.
         entries: by line number; what means a file beyond doubt is taken for it (see `NearFiles`).
         files: those that may be named.
-        what: what a message calls them, such as "images".
         findings: takes what is wrong with an entry, which is left out.
         strict: whether an error is raised instead.
+        partner: files of the same names, such as masks.
+
+    Returns:
+        The names, of which some may have no file, and a hint for the first of these.
 
     Raises:
-        DatasetError: the list has no names, or, if `strict`, one leads out of the folder, is repeated or has
-            no file.
+        DatasetError: the list has no names, or, if `strict`, one leads out of the folder or is repeated.
     """
     known = files.by_stem
     missing = [entry for entry in entries.values() if entry not in known]
     near: dict[str, str] = {}
+    hint = ""
     if missing:
         taken = {known[entry] for entry in entries.values() if entry in known}
-        found, hint = NearFiles(files.folder, known.values()).match(missing, taken)
+        beside = [partner.folder.resolve()] if partner else ()
+        found, hint = NearFiles(files.folder, known.values()).match(missing, taken, beside)
         near = {entry: os.path.splitext(path)[0] for entry, path in found.items()}
         add_near(findings, file, len(entries), found)
     named = {number: near.get(entry, entry) for number, entry in entries.items()}
-    names = check_names(file, named, None if strict else findings)
-    if not missing:
-        return names
-    return keep_present(names, files, what, file, findings, strict, hint)
+    return check_names(file, named, None if strict else findings), hint
 
 
 def add_near(findings: Findings, file: str | Path, count: int, found: Mapping[str, str]) -> None:
@@ -306,13 +313,17 @@ def keep_present(
     source: str | Path,
     findings: Findings,
     strict: bool,
+    partner: Files | None = None,
     hint: str = "",
-    of: Files | None = None,
 ) -> list[str]:
     """The names, which the source (a list, say) has, that have a file; the others are findings, or raise
-    `DatasetError` if `strict`. `what` names the files, such as "images", and they may be those `of` images.
+    `DatasetError` if `strict`. `what` names the files, such as "images", and partners have the same names.
     """
     if strict:
+        missing = next((name for name in names if name not in files.by_stem), None)
+        if missing is not None and not hint:
+            partners = [partner.folder.resolve()] if partner else ()
+            hint = near_files(files.folder).find(missing, partners)[1]
         check_present(names, files.by_stem, what, files.folder, source, hint)
         return list(names)
     kept = []
@@ -321,7 +332,9 @@ def keep_present(
             kept.append(name)
         else:
             text = f"{name} is not among the {what} in {files.folder}; add it, or take the name out"
-            image = str(of.folder / of.by_stem[name]) if of and name in of.by_stem else ""
+            image = ""
+            if partner and what != "images" and name in partner.by_stem:
+                image = str(partner.folder / partner.by_stem[name])
             findings.add(Finding(_MISSING.get(what, "file-missing"), str(source), text, image))
     return kept
 
@@ -339,7 +352,6 @@ def check_present(
     """
     missing = [name for name in names if name not in found]
     if missing:
-        hint = hint or near_files(folder).find(missing[0])[1]
         raise DatasetError(
             f"{source}: {len(missing)} of {len(names)} {what} are not in {folder}: {first_few(missing)}; "
             f"{f'{hint}; ' if hint else ''}add them, or list only those that are there",

@@ -68,15 +68,16 @@ class MaskPairs(Inspected):
         import torch
 
         image, mask = self._paths(index)
-        sample = read_sample(image, index, self._files[index][1])
+        sample = read_sample(image, index, self._files[index][1], self.form)
         values = self._read_mask(mask)
         check_size(mask, values.shape, image, (sample["original_height"], sample["original_width"]))
         cast(dict[str, Any], sample)[self.key] = torch.from_numpy(values.astype(self.dtype))
         return sample
 
     def file(self, index: int) -> Path:
-        """The file of an image; raises `DatasetError` if it lies outside its folder."""
-        return self._paths(index)[0]
+        """See `types.Source`."""
+        part, image, _ = self._files[index]
+        return self._folders[part][0] / image
 
     def annotations(self, index: int, within: Tile | None = None) -> dict[str, Any]:
         """What `sample` has besides the image and its size; the mask is as read, and not to be changed."""
@@ -84,7 +85,7 @@ class MaskPairs(Inspected):
 
         image, path = self._paths(index)
         values = _recent.get(identity(path), lambda: self._read_mask(path))
-        check_size(path, values.shape, image, open_pixels(image).size)
+        check_size(path, values.shape, image, open_pixels(image, self.form).size)
         names = {"image_id": index, "file_name": self._files[index][1]}
         return {**names, self.key: torch.from_numpy(values)}
 
@@ -105,7 +106,9 @@ class MaskPairs(Inspected):
             try:
                 path_inside(folder, name, "mask folder" if is_mask else "image folder")
                 if thorough:
-                    sizes.append((self._read_mask(file) if is_mask else read_image(file)).shape[:2])
+                    sizes.append(
+                        (self._read_mask(file) if is_mask else read_image(file, self.form)).shape[:2]
+                    )
                 else:
                     sizes.append(image_size(file))
             except DatasetError as error:

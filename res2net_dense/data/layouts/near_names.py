@@ -43,12 +43,14 @@ class NearFiles:
         self._folder = folder
         self._root = folder.resolve()
         self._suffixes = suffixes
+        self._inside: dict[str, bool] = {}
         self._by_key: dict[str, list[str]] = defaultdict(list)
         for path in paths:
             self._by_key[_key(self._split(path.rpartition("/")[2])[0])].append(path)
 
-    def find(self, name: str) -> tuple[str | None, str]:
-        """The path of the file that is meant beyond doubt, or None and a hint for a message (or "").
+    def find(self, name: str, apart_from: Collection[Path] = ()) -> tuple[str | None, str]:
+        """The path of the file that is meant beyond doubt, or None and a hint for a message (or ""), which
+        does not point to the folders `apart_from`.
 
         Beyond doubt is one file of the name in another case or Unicode form, with percent escapes or
         backslashes, in one of the subfolders, or without the folders that the name begins with (an absolute
@@ -56,14 +58,17 @@ class NearFiles:
         caller makes sure that no other name means the same file; see `match`.
         """
         path, candidates = self._best(name)
-        return (path, "") if path is not None else (None, self._hint(name, candidates))
+        return (path, "") if path is not None else (None, self._hint(name, candidates, apart_from))
 
-    def match(self, names: Iterable[str], taken: Collection[str]) -> tuple[dict[str, str], str]:
+    def match(
+        self, names: Iterable[str], taken: Collection[str], apart_from: Collection[Path] = ()
+    ) -> tuple[dict[str, str], str]:
         """Find the files of names that have none.
 
         Args:
             names: those without a file.
             taken: paths of the files that other names have.
+            apart_from: folders that the hint does not point to.
 
         Returns:
             The path by name where it is beyond doubt and no other name's, and a hint for the first of the
@@ -77,7 +82,11 @@ class NearFiles:
                 found[name] = path
             elif not first:
                 first = name
-                hint = f"{path} has another name in the set" if path else self._hint(name, candidates)
+                hint = (
+                    f"{path} has another name in the set"
+                    if path
+                    else self._hint(name, candidates, apart_from)
+                )
         uses = Counter(found.values())
         if twice := [name for name, path in found.items() if uses[path] > 1]:
             hint = hint or f"{first_few(twice, 2)} could both be {found[twice[0]]}"
@@ -122,7 +131,7 @@ class NearFiles:
             return 3, 0
         return (3, 0) if frozenset((suffix, own)) not in self._pairs else None
 
-    def _hint(self, name: str, candidates: list[str]) -> str:
+    def _hint(self, name: str, candidates: list[str], apart_from: Collection[Path] = ()) -> str:
         """What the folder, or one next to it, has instead."""
         wanted = self._wanted(name)
         if not wanted:
@@ -134,7 +143,7 @@ class NearFiles:
         endings = ["", *self._suffixes] if not self._split(wanted[-1])[1] else [""]
         places = [place + ending for ending in endings for place in ("/".join(wanted), wanted[-1])]
         for sibling in self._siblings:
-            if any((sibling / place).is_file() for place in places):
+            if sibling not in apart_from and any((sibling / place).is_file() for place in places):
                 return f"the sibling folder {sibling.name} has it"
         stem = _key(self._split(wanted[-1])[0])
         for key, paths in self._by_key.items():
@@ -169,7 +178,8 @@ class NearFiles:
                     text = real.relative_to(self._root).as_posix()
             except (OSError, RuntimeError, ValueError):
                 return []
-        return [part for part in PurePosixPath(text).parts if part not in ("/", "//", "..")]
+        parts = [part for part in PurePosixPath(text).parts if part not in ("/", "//", "..")]
+        return [] if any(self._split(part.rstrip())[1] for part in parts[:-1]) else parts  # several names
 
     def _with_suffix(self, path: Path) -> bool:
         """Whether there is a file of this path without suffix."""
@@ -183,8 +193,16 @@ class NearFiles:
         return (stem, suffix) if suffix.lower() in self._suffixes else (name, "")
 
     def _is_inside(self, path: str) -> bool:
+        place, name = os.path.split(self._folder / path)
+        if place not in self._inside:
+            self._inside[place] = self._leads_inside(Path(place))
+        if self._inside[place] and not os.path.islink(os.path.join(place, name)):
+            return True  # to resolve each file takes ten times as long
+        return self._leads_inside(self._folder / path)
+
+    def _leads_inside(self, path: Path) -> bool:
         try:
-            return (self._folder / path).resolve().is_relative_to(self._root)
+            return path.resolve().is_relative_to(self._root)
         except (OSError, RuntimeError, ValueError):
             return False
 

@@ -50,9 +50,9 @@ def decode(file: Path, content: bytes, is_right: Callable[[str], bool] | None = 
 
 def _likely(content: bytes) -> str:
     """Chinese has two bytes a letter, so they come together; those of European languages stand alone."""
-    runs = re.findall(rb"[\x80-\xff]+[\x40-\x7e]?", content)
+    runs = re.findall(rb"[\x80-\xff]+", content)
     with suppress(UnicodeDecodeError):
         content.decode("gb18030")
-        if 2 * sum(len(run) > 2 for run in runs) > len(runs):
+        if 2 * sum(len(run) > 1 for run in runs) > len(runs):
             return "GBK"
     return "Latin-1 (Windows-1252)"

@@ -50,7 +50,7 @@ class VocBoxesPart(VocPart):
         boxes = _read_once(tuple(parts), request.strict)
         if request.strict:
             boxes.findings.raise_errors()
-        if request.class_names is None and not boxes.counts:
+        if request.strict and request.class_names is None and not boxes.counts:
             raise DatasetError(f"{boxes.name}: no objects, so no classes; check the xml or give class names")
         labelled = boxes.labelled(request, learn_ignored=request.difficult)
         labelled.remarks = [*remarks_of(boxes.findings), *labelled.remarks]
@@ -142,12 +142,15 @@ class _Reader:
         """An object with its clipped box; None if it has no box to learn from."""
         where = f"object {number} ({one.name:.40}): its box {', '.join(f'{edge:g}' for edge in one.edges)}"
         box = usable_box(one.edges, *size, first)
+        left, top, right, bottom = one.edges
+        raw = (left - first, top - first, right, bottom)
         if isinstance(box, str):
             self.dropped[box] += 1
             code = _BOX_CODES.get(box) or (
                 "box-negative-size" if _is_reversed(one.edges) else "box-zero-area"
             )
-            found.add(Finding(code, file, f"{where} {_BOX_TEXTS[code]}", fix="drop"))
+            drawn = raw if all(map(math.isfinite, raw)) else None
+            found.add(Finding(code, file, f"{where} {_BOX_TEXTS[code]}", box=drawn, fix="drop"))
             return None
         x1, y1, x2, y2 = box
         height, width = size
@@ -158,7 +161,7 @@ class _Reader:
             or one.edges[3] > height + 1
         ):
             text = f"{where} leaves the image of {width} x {height} and is clipped; correct it"
-            found.add(Finding("box-partly-outside", file, text, box=(x1, y1, x2, y2), fix="clip"))
+            found.add(Finding("box-partly-outside", file, text, box=raw, fix="clip"))
         elif (x2 - x1) * (y2 - y1) < 1:
             text = f"{where} has an area below one pixel; correct or remove it"
             found.add(Finding("box-tiny", file, text, box=(x1, y1, x2, y2)))

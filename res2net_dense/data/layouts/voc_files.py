@@ -96,12 +96,13 @@ def find_files(
     if part.split is None:
         every = annotations if part.kind == "Main" else images
         source, names = every.folder, sorted(every.by_stem)
-        names = keep_present(names, images, "images", source, findings, strict)
+        names = keep_present(names, images, "images", source, findings, strict, annotations)
     else:
         source = root / "ImageSets" / part.kind / f"{part.split}.txt"
         entries = _read_entries(source, images.by_stem.keys(), findings)
-        names = take_names(source, entries, images, "images", findings, strict)
-    names = keep_present(names, annotations, f"{what}s", source, findings, strict, of=images)
+        named, hint = take_names(source, entries, images, findings, strict, annotations)
+        names = keep_present(named, images, "images", source, findings, strict, annotations, hint)
+    names = keep_present(names, annotations, f"{what}s", source, findings, strict, images)
     return VocFiles(source, images, annotations, names)
 
 
