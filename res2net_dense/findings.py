@@ -107,7 +107,6 @@ KINDS: dict[str, Kind] = {
     "mask-grey": Kind("note", "A label map is grey saved as colour; its grey values are the labels"),
     "mask-ones": Kind("note", "Masks of salient objects have the values 0 and 1; 1 counts as salient"),
     "mostly-ignored": Kind("warning", "Nearly all pixels of masks that are not background are ignored"),
-    "names-unknown": Kind("note", "No file says which label of the masks is which class"),
     "label-unknown": Kind("error", "A mask has a label above the classes"),
     "all-ignored": Kind("error", "No mask has a label that is learned"),
     "nothing-salient": Kind("error", "No mask of the set has a salient pixel"),
@@ -131,7 +130,6 @@ REMEDIES: dict[str, str] = {
     "duplicate-file-name": "Remove one entry, and give its annotations to the other",
     "train-val-overlap": "Remove the image from one of the sets: its score says nothing",
     "list-entry": "Write one name a line, each once",
-    "text-encoding": "Nothing has to be done; save the list as UTF-8 for other programs",
     # annotation files
     "file-format": "Export the file again, or give the layout that it has",
     "entry-format": "Correct the entry",
@@ -197,7 +195,6 @@ REMEDIES: dict[str, str] = {
     "mask-palette": "Save the mask as grey, whose values are the labels",
     "mask-grey": "Nothing has to be done; save one channel for other programs",
     "mask-ones": "Nothing has to be done; multiply the masks by 255 for other programs",
-    "names-unknown": "Set data.class_names, or write class_names.txt with one name a line",
     "label-unknown": "Add the class to the class names, or correct the mask; 255 is ignored",
     "all-ignored": "Write 1 for the first class: 255 is ignored",
     "mostly-ignored": "Check whether 255 marks what is to be ignored, and not a class",
