@@ -102,7 +102,9 @@ def test_both_sets_of_a_configuration_are_checked(draw_toy, tmp_path, capsys):
 
 
 def test_an_error_has_exit_code_1_and_is_in_every_output(coco, tmp_path, capsys):
-    (coco / "train").joinpath(sorted(p.name for p in (coco / "train").iterdir())[1]).write_bytes(b"not an image")
+    (coco / "train").joinpath(sorted(p.name for p in (coco / "train").iterdir())[1]).write_bytes(
+        b"not an image"
+    )
     outputs = ["--json", str(tmp_path / "found.json"), "--html", str(tmp_path / "found.html")]
     for _ in range(2):  # its own files may be written again
         assert cli.main(["check", *paths(coco), *outputs]) == 1
@@ -146,7 +148,9 @@ def test_the_fix_list_has_what_is_left_out_and_clipped(coco, capsys):
     assert all(row[0].endswith("train.json") and row[1].startswith("annotation ") for row in rows)
 
 
-@pytest.mark.parametrize("place", ["train/found.html", "annotations/found.html", "train/../annotations/x.html"])
+@pytest.mark.parametrize(
+    "place", ["train/found.html", "annotations/found.html", "train/../annotations/x.html"]
+)
 def test_outputs_in_the_data_are_refused(coco, place, capsys):
     before = snapshot(coco)
     assert cli.main(["check", *paths(coco), "--html", str(coco / place)]) == 1
