@@ -25,6 +25,9 @@ class CheckpointError(Res2NetDenseError):
 class DatasetError(Res2NetDenseError):
     """Images or annotations are missing, broken or inconsistent."""
 
+    code: str = ""
+    """The kind, a key of `findings.KINDS`, where it is known."""
+
 
 class MissingDependencyError(Res2NetDenseError):
     """An optional library is not installed; the message has the command that installs it."""

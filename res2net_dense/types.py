@@ -16,6 +16,7 @@ the width), labels are contiguous from 0 (background is not a label), the ignore
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypedDict
 
 import numpy as np
@@ -111,13 +112,16 @@ class Source(Protocol):
     def sample(self, index: int) -> Sample:
         """Read one, untransformed; raises `DatasetError`."""
 
+    def file(self, index: int) -> Path | None:
+        """The image file of one sample, there or not; None where it is not a file of its own."""
+
     def inspect(self, index: int, *, thorough: bool) -> list[Finding]:
         """What is wrong with the files of one sample: whether they are there and their sizes fit, from the
         headers; `thorough` reads image and mask whole, as `sample` does.
         """
 
     def check(self) -> None:
-        """Look for what would stop a run, such as missing files; raises `DatasetError` with the first."""
+        """Ask what concerns the set as a whole, such as whether a pixel is salient; raises `DatasetError`."""
 
 
 class BoxSource(Source, Protocol):

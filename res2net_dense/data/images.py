@@ -166,12 +166,17 @@ def _to_rgb(image: Image.Image, is_16_bit: bool) -> np.ndarray:
 
 
 def _as_dataset_error(path: str | Path, error: Exception) -> DatasetError:
+    code = "image-unreadable"
     if isinstance(error, FileNotFoundError):
+        code = "file-missing"
         problem = f"image not found (looked in {Path(path).absolute()}); check the path"
     elif isinstance(error, Image.DecompressionBombError):
+        code = "image-too-large"
         problem = f"refused, the header claims over {MAX_PIXELS // 10**6} Mpx; scale the image down"
     elif isinstance(error, UnidentifiedImageError):
         problem = "empty or not an image in a known format; replace or remove the file"
     else:
         problem = f"the image cannot be read ({one_line(error)}); replace or remove the file"
-    return DatasetError(f"{path}: {problem}")
+    found = DatasetError(f"{path}: {problem}")
+    found.code = code
+    return found

@@ -10,6 +10,8 @@ from typing import Annotated, Any, ClassVar, NamedTuple, TypeVar, get_args
 from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer
 from pydantic_core import PydanticCustomError
 
+from res2net_dense.data.header_sizes import known_size
+from res2net_dense.data.images import read_image
 from res2net_dense.errors import ConfigError, DatasetError
 from res2net_dense.findings import Finding, Findings
 from res2net_dense.sections import Section
@@ -26,6 +28,21 @@ class Request(NamedTuple):
     strict: bool = True
 
 
+def inspect_image(path: Path, place: int, *, thorough: bool) -> tuple[tuple[int, int] | None, list[Finding]]:
+    """Look at the image file of a sample, as `types.Source.inspect` does.
+
+    Returns:
+        Its (height, width), None if it has none, and what is wrong with it.
+    """
+    try:
+        if path.exists() and not path.is_file():  # to open a pipe would wait for ever
+            raise DatasetError(f"{path}: not a file; replace or remove it")
+        return (read_image(path).shape[:2] if thorough else known_size(path)), []
+    except DatasetError as error:
+        text = str(error).removeprefix(f"{path}: ")
+        return None, [Finding(error.code or "image-unreadable", str(path), text, str(path), place)]
+
+
 class Inspected:
     """A source whose samples are inspected by reading them; layouts that can tell more say more."""
 
@@ -34,6 +51,10 @@ class Inspected:
     def sample(self, index: int) -> Sample:
         raise NotImplementedError
 
+    def file(self, index: int) -> Path | None:
+        """See `types.Source`."""
+        return None
+
     def inspect(self, index: int, *, thorough: bool) -> list[Finding]:
         """See `types.Source`."""
         if thorough:
@@ -41,8 +62,11 @@ class Inspected:
                 self.sample(index)
             except DatasetError as error:
                 file, _, text = str(error).partition(": ")
-                return [Finding("image-unreadable", file, text, file, index)]
+                return [Finding(error.code or "image-unreadable", file, text, file, index)]
         return []
+
+    def check(self) -> None:
+        """See `types.Source`: by default there is nothing to ask."""
 
 
 class Part(Section):

@@ -10,16 +10,14 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from res2net_dense.data.images import image_size, read_sample
+from res2net_dense.data.images import read_sample
 from res2net_dense.data.layouts import coco_masks
-from res2net_dense.data.layouts.base import Inspected, Request
+from res2net_dense.data.layouts.base import Inspected, Request, inspect_image
 from res2net_dense.data.layouts.listing import path_inside
 from res2net_dense.data.packed import PackedRecords
 from res2net_dense.errors import DatasetError, counted, first_few
-from res2net_dense.findings import Findings
+from res2net_dense.findings import Finding, Findings
 from res2net_dense.types import Sample
-
-_CHECKED_SIZES = 1000
 
 
 class BoxObject(NamedTuple):
@@ -132,15 +130,23 @@ class Boxes(Inspected):
             )
         return indices
 
-    def check(self) -> None:
-        """Raise `DatasetError` if an image is missing, or one of the first thousand has another size."""
-        missing = [image.file_name for image in self.images if not self._path(image).is_file()]
-        if missing:
-            raise DatasetError(
-                f"{len(missing)} of {len(self)} images of {self.name} are missing: {first_few(missing)}"
-            )
-        for image in self.images[:_CHECKED_SIZES]:
-            self._check_size(image, image_size(self._path(image)))
+    def file(self, index: int) -> Path:
+        """See `types.Source`."""
+        image = self.images[index]
+        return self.folders[image.folder] / image.file_name
+
+    def inspect(self, index: int, *, thorough: bool) -> list[Finding]:
+        """See `types.Source`."""
+        image = self.images[index]
+        try:
+            path = self._path(image)
+        except DatasetError as error:
+            file, _, text = str(error).partition(": ")
+            return [Finding("path-outside", file, text, file, index)]
+        size, found = inspect_image(path, index, thorough=thorough)
+        if size is not None and size != (image.height, image.width):
+            found.append(Finding("image-size", str(path), self._other_size(image, size), str(path), index))
+        return found
 
     def sample(self, index: int) -> Sample:
         """Read one image with its objects, untransformed; `masks` are there if `has_masks`.
@@ -152,8 +158,9 @@ class Boxes(Inspected):
         import torch
 
         image = self.images[index]
-        sample = read_sample(self._path(image), image.image_id, image.file_name)
-        self._check_size(image, (sample["original_height"], sample["original_width"]))
+        sample = read_sample(path := self._path(image), image.image_id, image.file_name)
+        if (size := (sample["original_height"], sample["original_width"])) != (image.height, image.width):
+            raise DatasetError(f"{path}: {self._other_size(image, size)}")
         objects = [item for item in image.objects if self._learn_ignored or not item.ignored]
         boxes = [clip_box(self._corners(item.box), image.height, image.width) for item in objects]
         sample["boxes"] = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
@@ -174,12 +181,11 @@ class Boxes(Inspected):
     def _path(self, image: BoxImage) -> Path:
         return path_inside(self.folders[image.folder], image.file_name, "image folder")
 
-    def _check_size(self, image: BoxImage, size: tuple[int, int]) -> None:
-        if size != (image.height, image.width):
-            raise DatasetError(
-                f"{self._path(image)}: the image is {size[1]} x {size[0]} (EXIF orientation applied) but "
-                f"{self.sizes} says {image.width} x {image.height}; correct one of them"
-            )
+    def _other_size(self, image: BoxImage, size: tuple[int, int]) -> str:
+        return (
+            f"the image is {size[1]} x {size[0]} (EXIF orientation applied) but {self.sizes} says "
+            f"{image.width} x {image.height}; correct one of them"
+        )
 
 
 class CocoBoxes(Boxes):

@@ -121,9 +121,6 @@ class Cifar(Inspected):
             label=int(self.labels[index]),
         )
 
-    def check(self) -> None:
-        """Nothing is left to check: all is in memory."""
-
 
 def _read(path: Path, size: int, layout: str) -> bytes:
     if not path.is_file():

@@ -10,10 +10,10 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from res2net_dense.data.images import IMAGE_SUFFIXES, read_sample
-from res2net_dense.data.layouts.base import Inspected, Part, Request
+from res2net_dense.data.layouts.base import Inspected, Part, Request, inspect_image
 from res2net_dense.data.layouts.listing import check_folder, list_folders, walk
 from res2net_dense.errors import DatasetError, first_few
-from res2net_dense.findings import Findings
+from res2net_dense.findings import Finding, Findings
 from res2net_dense.sections import PathText
 from res2net_dense.types import Sample
 
@@ -92,11 +92,15 @@ class ClassFolders(Inspected):
 
     def sample(self, index: int) -> Sample:
         """Read one image; raises `DatasetError`."""
-        path = self._root / os.fsdecode(self._files[index])
-        return {**read_sample(path, index), "label": int(self.labels[index])}
+        return {**read_sample(self.file(index), index), "label": int(self.labels[index])}
 
-    def check(self) -> None:
-        """Nothing is left to check: the images were listed when this was made."""
+    def file(self, index: int) -> Path:
+        """See `types.Source`."""
+        return self._root / os.fsdecode(self._files[index])
+
+    def inspect(self, index: int, *, thorough: bool) -> list[Finding]:
+        """See `types.Source`."""
+        return inspect_image(self.file(index), index, thorough=thorough)[1]
 
 
 def _check_folders(root: Path, folders: Sequence[str]) -> None:

@@ -67,6 +67,11 @@ class MaskPairs(Inspected):
         cast(dict[str, Any], sample)[self.key] = torch.from_numpy(values.astype(self.dtype))
         return sample
 
+    def file(self, index: int) -> Path:
+        """See `types.Source`."""
+        part, image, _ = self._files[index]
+        return self._folders[part][0] / image
+
     def mask(self, index: int) -> np.ndarray:
         """Read one mask, (H, W); the image is not looked at. Raises `DatasetError` as `sample`."""
         return self._read_mask(self._paths(index)[1])
