@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
-from res2net_dense.errors import DatasetError
+from res2net_dense.errors import DatasetError, counted
 
 Severity = Literal["error", "warning", "note"]
 
@@ -130,12 +130,15 @@ class Findings:
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
+        self.broken: set[int] = set()
+        """Places of the samples that have an error, those of findings that are not kept too."""
         self._kept: list[Finding] = []
 
     def add(self, finding: Finding) -> None:
         """Add one; its code is a key of `KINDS`."""
-        KINDS[finding.code]
         self.counts[finding.code] += 1
+        if finding.severity == "error" and finding.place is not None:
+            self.broken.add(finding.place)
         if self.counts[finding.code] <= KEPT:
             self._kept.append(finding)
 
@@ -143,6 +146,7 @@ class Findings:
         """Add those of another list, with the counts of those that it did not keep."""
         for finding in others:
             self.add(finding)
+        self.broken |= others.broken
         kept = Counter(finding.code for finding in others)
         self.counts.update({code: count - kept[code] for code, count in others.counts.items()})
 
@@ -157,5 +161,6 @@ class Findings:
         """Raise a `DatasetError` with the first error and the number of the others, if there is one."""
         first = next((finding for finding in self if finding.severity == "error"), None)
         if first is not None:
-            more = self.number("error") - 1
-            raise DatasetError(f"{first}{f' (and {more} more errors)' if more else ''}")
+            more = counted(self.number("error") - 1, "more error")
+            others = f" (and {more}: `res2net-dense check --config ...` shows all)"
+            raise DatasetError(f"{first}{'' if more.startswith('0') else others}")

@@ -115,6 +115,11 @@ class Source(Protocol):
     def file(self, index: int) -> Path | None:
         """The image file of one sample, there or not; None where it is not a file of its own."""
 
+    def classes(self) -> Sequence[tuple[int | str | None, int]]:
+        """By label: the id of the class in the annotation file, if it has one, and the number of its objects.
+        Empty where this is not known without reading masks.
+        """
+
     def inspect(self, index: int, *, thorough: bool) -> list[Finding]:
         """What is wrong with the files of one sample: whether they are there and their sizes fit, from the
         headers; `thorough` reads image and mask whole, as `sample` does.
@@ -138,6 +143,12 @@ class BoxSource(Source, Protocol):
     @property
     def aspect_ratios(self) -> np.ndarray:
         """(len,) float64, width / height."""
+
+    def annotated(self, index: int) -> Sample:
+        """A sample without its image."""
+
+    def subset(self, places: Sequence[int]) -> BoxSource:
+        """The same set with some of its images, in this order."""
 
     def indices_with_objects(self) -> np.ndarray:
         """(N,) int64, N > 0; raises `DatasetError` if there is none."""

@@ -23,6 +23,8 @@ from res2net_dense.files import cache_folder, write_atomically
 
 FOLDER = "image_sizes"
 """Below `files.cache_folder()`: one file for each data set."""
+MIN_ENTRIES = 1000
+"""Fewer are read as fast as they are remembered."""
 MAX_FILES = 32
 MAX_ENTRIES = 500_000
 """Of one file, which then has about 50 MB; more images than that are read each time."""
@@ -57,6 +59,8 @@ class _Memory:
     def write(self) -> None:
         """Publish what was asked for, without what is no longer there."""
         kept = dict(list(self.used.items())[:MAX_ENTRIES])
+        if len(kept) < MIN_ENTRIES:
+            return
         if all(self.known.get(path) is entry for path, entry in kept.items()) and len(kept) == len(
             self.known
         ):

@@ -55,6 +55,10 @@ class Inspected:
         """See `types.Source`."""
         return None
 
+    def classes(self) -> Sequence[tuple[int | str | None, int]]:
+        """See `types.Source`."""
+        return []
+
     def inspect(self, index: int, *, thorough: bool) -> list[Finding]:
         """See `types.Source`."""
         if thorough:

@@ -6,7 +6,7 @@ import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, cast
 
 import numpy as np
 
@@ -79,6 +79,9 @@ class Boxes(Inspected):
 
     def __post_init__(self) -> None:
         images = self.images
+        self._category_counts = np.zeros((2, len(self.counts)), dtype=np.int64)
+        for item in (item for image in images for item in image.objects):
+            self._category_counts[int(item.ignored), item.category] += 1
         self.aspect_ratios = np.array([(image.width or 1) / (image.height or 1) for image in images])
         self.ignored_counts = np.array([sum(item.ignored for item in image.objects) for image in images])
         self._object_counts = np.array([len(image.objects) for image in images])
@@ -119,6 +122,22 @@ class Boxes(Inspected):
     def __len__(self) -> int:
         return len(self.images)
 
+    def classes(self) -> list[tuple[int | str | None, int]]:
+        """See `types.Source`."""
+        counts = self._category_counts.sum(axis=0) if self._learn_ignored else self._category_counts[0]
+        ids: Sequence[int | str | None] = self.category_ids or [None] * len(counts)
+        found = {label: (ids[place], int(counts[place])) for place, label in enumerate(self._labels)}
+        return [found.get(label, (None, 0)) for label in range(len(self.class_names))]
+
+    def subset(self, places: Sequence[int]) -> Boxes:
+        """See `types.BoxSource`."""
+        part = copy.copy(self)
+        part.images = [self.images[place] for place in places]
+        part.aspect_ratios, part.ignored_counts, part._object_counts = (
+            array[list(places)] for array in (self.aspect_ratios, self.ignored_counts, self._object_counts)
+        )
+        return part
+
     def indices_with_objects(self) -> np.ndarray:
         """Images with at least one object to learn from, (N,) int64, N > 0; raises `DatasetError`."""
         indices = np.flatnonzero(self._object_counts)
@@ -155,12 +174,22 @@ class Boxes(Inspected):
             DatasetError: the image cannot be read, lies outside the image folder, or has another size than
                 the annotations give.
         """
-        import torch
-
         image = self.images[index]
         sample = read_sample(path := self._path(image), image.image_id, image.file_name)
         if (size := (sample["original_height"], sample["original_width"])) != (image.height, image.width):
             raise DatasetError(f"{path}: {self._other_size(image, size)}")
+        return {**sample, **self._annotations(image)}
+
+    def annotated(self, index: int) -> Sample:
+        """See `types.BoxSource`."""
+        image = self.images[index]
+        size = {"original_height": image.height, "original_width": image.width}
+        return cast(Sample, {"image_id": image.image_id, **size, **self._annotations(image)})
+
+    def _annotations(self, image: BoxImage) -> Sample:
+        import torch
+
+        sample = Sample()
         objects = [item for item in image.objects if self._learn_ignored or not item.ignored]
         boxes = [clip_box(self._corners(item.box), image.height, image.width) for item in objects]
         sample["boxes"] = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
@@ -226,6 +255,11 @@ class VocBoxes(Boxes):
 
     benchmark = "voc"
     ignored = "difficult object"
+
+    def subset(self, places: Sequence[int]) -> Boxes:
+        part = super().subset(places)
+        part.images = [image._replace(image_id=place) for place, image in enumerate(part.images)]
+        return part
 
     def ground_truth(self) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """Boxes (N, 4) float64 xyxy, labels (N,) int64 and difficult (N,) bool of each image, by index, for

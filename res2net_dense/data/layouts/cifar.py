@@ -108,6 +108,10 @@ class Cifar(Inspected):
     def __len__(self) -> int:
         return len(self.labels)
 
+    def classes(self) -> list[tuple[int | str | None, int]]:
+        """See `types.Source`."""
+        return [(None, count) for count in np.bincount(self.labels, minlength=len(self.class_names)).tolist()]
+
     def sample(self, index: int) -> Sample:
         """One image; its `image_id` is the index."""
         import torch

@@ -98,6 +98,10 @@ class ClassFolders(Inspected):
         """See `types.Source`."""
         return self._root / os.fsdecode(self._files[index])
 
+    def classes(self) -> list[tuple[int | str | None, int]]:
+        """See `types.Source`."""
+        return [(None, count) for count in np.bincount(self.labels, minlength=len(self.class_names)).tolist()]
+
     def inspect(self, index: int, *, thorough: bool) -> list[Finding]:
         """See `types.Source`."""
         return inspect_image(self.file(index), index, thorough=thorough)[1]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import numpy as np
 
@@ -14,6 +15,9 @@ from res2net_dense.data.layouts.listing import Files, check_size, path_inside
 from res2net_dense.data.packed import PackedRecords
 from res2net_dense.findings import Findings
 from res2net_dense.types import Sample
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 CHECKED_MASKS = 50
 """How many masks of a part are read by `check`."""
@@ -41,7 +45,7 @@ class MaskPairs(Inspected):
         self.name = name
         self.findings = Findings()
         self._folders = [(images.folder.resolve(), masks.folder.resolve()) for images, masks, _ in parts]
-        self._files: PackedRecords[tuple[int, str, str]] = PackedRecords(
+        self._files: Sequence[tuple[int, str, str]] = PackedRecords(
             (
                 [number, images.by_stem[name], masks.by_stem[name]]
                 for number, (images, masks, names) in enumerate(parts)
@@ -71,6 +75,12 @@ class MaskPairs(Inspected):
         """See `types.Source`."""
         part, image, _ = self._files[index]
         return self._folders[part][0] / image
+
+    def subset(self, places: Sequence[int]) -> Self:
+        """The same set with some of its images, in this order."""
+        part = copy.copy(self)
+        part._files = [self._files[place] for place in places]
+        return part
 
     def mask(self, index: int) -> np.ndarray:
         """Read one mask, (H, W); the image is not looked at. Raises `DatasetError` as `sample`."""
