@@ -127,15 +127,16 @@ def _in_threads(task: _Chunks, name: str) -> Iterator[list[_Look]]:
 
 
 def _in_processes(task: _Chunks, workers: int | None) -> Iterator[list[_Look]]:
+    workers = _cores() if workers is None else workers
+    if not workers or len(task) < 2:
+        return map(task.__getitem__, range(len(task)))
     import torch
     from torch.utils.data import DataLoader
 
-    workers = _cores() if workers is None else workers
-    workers = min(workers, len(task)) if len(task) > 1 else 0
     loader: DataLoader[list[_Look]] = DataLoader(
         task,  # type: ignore[arg-type]  # it has the methods of a Dataset
         batch_size=None,
-        num_workers=workers,
+        num_workers=min(workers, len(task)),
         collate_fn=_same,
         generator=torch.Generator(),  # starting draws a number: not from the global one
     )
@@ -173,7 +174,9 @@ def _find_shared(name: str, earlier: Sequence[_Look], later: Sequence[_Look], fi
     digests = {look.digest: look for look in earlier if look.digest}
     for place, look in enumerate(later):
         if look.target and look.target in targets:
-            text = f"it is in {name} too; its score says nothing about other images"
+            text = (
+                f"it is in {name} too: remove it from one of them, or its score says nothing of other images"
+            )
         elif look.digest and look.digest in digests:
             text = f"{digests[look.digest].file} in {name} has the same content; remove one of them"
         else:

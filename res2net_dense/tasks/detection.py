@@ -126,7 +126,7 @@ class Detection(Task[DetectionConfig]):
         limit, counts = config.model.detections_per_image, Counter[str]()
         for sample in map(source.annotated, range(len(source))):
             boxes, labels = sample["boxes"], sample["labels"]
-            counts["with more than model.detections_per_image objects"] += len(labels) > limit
+            counts[f"with more than {limit} objects (model.detections_per_image)"] += len(labels) > limit
             if source.benchmark == "coco":
                 counts["with more than 100 objects of a class, of which COCO scores 100"] += bool(
                     len(labels) and int(labels.bincount().max()) > 100
