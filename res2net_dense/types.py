@@ -15,7 +15,7 @@ the width), labels are contiguous from 0 (background is not a label), the ignore
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypedDict
 
@@ -106,6 +106,10 @@ class Source(Protocol):
     @property
     def findings(self) -> Findings:
         """What was found on opening, without reading an image."""
+
+    @property
+    def looked_into(self) -> Collection[int]:
+        """Places of the samples that a quick check inspects thoroughly."""
 
     def __len__(self) -> int: ...
 

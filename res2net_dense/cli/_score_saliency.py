@@ -17,8 +17,8 @@ from res2net_dense.cli._processes import in_processes
 from res2net_dense.cli._shared import check_output
 from res2net_dense.cli.score_saliency import SHEET_ROWS
 from res2net_dense.data.images import IMAGE_SUFFIXES, read_image
-from res2net_dense.data.layouts.image_masks import SHARED_SUFFIXES
 from res2net_dense.data.layouts.listing import check_present, check_size, index_files
+from res2net_dense.data.layouts.pairing import SHARED_SUFFIXES
 from res2net_dense.data.layouts.saliency_sets import count_warning, set_name
 from res2net_dense.data.masks import RULE, read_grey, read_saliency_mask
 from res2net_dense.errors import ConfigError, DatasetError, first_few

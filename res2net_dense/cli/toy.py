@@ -21,6 +21,11 @@ pixels around what is seen of a shape) and `ImageSets/{Main,Segmentation}/{train
 numbers of the validation images follow those of the training images. A shape is `truncated` if any of it
 is hidden, and `difficult` if less than 0.6 of it is visible.
 
+    res2net-dense toy --layout yolo --output datasets/toy
+
+writes the scenes of `coco` to `datasets/toy/yolo` in YOLO's layout: `data.yaml`, `images/{train,val}/*.png`
+and `labels/{train,val}/*.txt` with an outline a line.
+
     res2net-dense toy --layout duts --output datasets/toy
 
 writes `datasets/toy/duts/{train,val}/images/*.jpg` and `masks/*.png` for salient object detection: one to

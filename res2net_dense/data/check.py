@@ -17,7 +17,7 @@ from tqdm import tqdm
 from res2net_dense.data.header_sizes import remembered_sizes
 from res2net_dense.errors import DatasetError
 from res2net_dense.files import sha256_of
-from res2net_dense.findings import Finding, Findings
+from res2net_dense.findings import OF_WHOLE, Finding, Findings
 from res2net_dense.types import Source
 
 _THREADS = 4
@@ -65,8 +65,7 @@ def check_sources(
                 findings.add(finding)
         if not source.findings.counts["duplicate-file-name"]:
             _find_repeated(looks[name], findings)
-        if not findings.number("error"):  # else what is wrong with one would be told again
-            _ask_of_whole(source, findings)
+        _ask_of_whole(source, findings)
     names = list(sources)
     for place, later in enumerate(names):
         for earlier in names[:place]:
@@ -103,7 +102,8 @@ class _Chunks(Sequence[list[_Look]]):
         return [self._look(place) for place in self.chunks[number]]
 
     def _look(self, place: int) -> _Look:
-        found = self.source.inspect(place, thorough=self.thorough)
+        thorough = self.thorough or place in self.source.looked_into
+        found = self.source.inspect(place, thorough=thorough)
         file = self.source.file(place)
         if file is None:
             return _Look(found, "")
@@ -155,6 +155,8 @@ def _ask_of_whole(source: Source, findings: Findings) -> None:
     try:
         source.check()
     except DatasetError as error:
+        if findings.broken and error.code not in OF_WHOLE:
+            return  # it is what was found in a sample
         file, _, text = str(error).partition(": ")
         findings.add(Finding(error.code or "file-format", file, text))
 

@@ -177,6 +177,4 @@ def _as_dataset_error(path: str | Path, error: Exception) -> DatasetError:
         problem = "empty or not an image in a known format; replace or remove the file"
     else:
         problem = f"the image cannot be read ({one_line(error)}); replace or remove the file"
-    found = DatasetError(f"{path}: {problem}")
-    found.code = code
-    return found
+    return DatasetError(f"{path}: {problem}", code)

@@ -147,6 +147,10 @@ class Task(ABC, Generic[C]):
         """Return a few words on what was found in all images, such as `12 objects with score >= 0.5`."""
         return f"{sum(record['score'] >= score for record in records)} {self.counted} with score >= {score:g}"
 
+    def gives(self, config: C) -> frozenset[str]:
+        """The keys of a `Prediction` of the model; by default those that it learns."""
+        return frozenset(self.needs)
+
     def truth(self, config: C, source: Any, index: int) -> tuple[Sample, Prediction]:
         """Return the annotations of an image as a prediction, and what the evaluator reads of the sample."""
         raise NotImplementedError

@@ -48,6 +48,9 @@ class Classification(Task[ClassificationConfig]):
     def class_scores(self, config: ClassificationConfig) -> Sequence[str]:
         return ["top1"]
 
+    def gives(self, config: ClassificationConfig) -> frozenset[str]:
+        return frozenset({"logits"})
+
     def adapt(self, config: ClassificationConfig, source: Source) -> ClassificationConfig:
         if len(source.class_names) < 2:
             raise ConfigError(

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from res2net_dense.config.detection import DetectionConfig
-from res2net_dense.data.layouts.coco_masks import to_bitmaps
+from res2net_dense.data.layouts import coco_masks
 from res2net_dense.data.loaders import aspect_ratio_groups
 from res2net_dense.data.transforms import Pipeline, RandomFlip, ResizeShortestEdge, colour_changes
 from res2net_dense.errors import counted
@@ -50,6 +50,9 @@ class Detection(Task[DetectionConfig]):
 
     def class_scores(self, config: DetectionConfig) -> Sequence[str]:
         return ["bbox/AP50"] if self._is_voc(config) else [f"{kind}/AP" for kind in _iou_types(config)]
+
+    def gives(self, config: DetectionConfig) -> frozenset[str]:
+        return frozenset({"boxes", "labels", "scores"} | ({"masks"} if _has_masks(config) else set()))
 
     def source_options(self, config: DetectionConfig) -> dict[str, Any]:
         needs = ("boxes", "masks") if _has_masks(config) else ("boxes",)
@@ -116,7 +119,7 @@ class Detection(Task[DetectionConfig]):
         kept["scores"] = torch.ones(len(kept["labels"]))
         if _has_masks(config):
             size = sample["original_height"], sample["original_width"]
-            kept["masks"] = to_bitmaps(sample["masks"][:limit], *size)
+            kept["masks"] = coco_masks.to_bitmaps(sample["masks"][:limit], *size)
         return sample, kept
 
     def truth_metrics(self, config: DetectionConfig) -> list[Metric]:
@@ -138,7 +141,7 @@ class Detection(Task[DetectionConfig]):
             counts["where two objects of a class have the same box"] += twins
             if "masks" in sample:
                 size = sample["original_height"], sample["original_width"]
-                areas = to_bitmaps(sample["masks"], *size).flatten(1).sum(dim=1)
+                areas = coco_masks.to_bitmaps(sample["masks"], *size).flatten(1).sum(dim=1)
                 counts["with a mask that covers no pixel"] += bool((areas == 0).any())
         return [f"{counted(count, 'image')} {reason}" for reason, count in counts.items() if count]
 
@@ -154,11 +157,20 @@ class Detection(Task[DetectionConfig]):
         return colours
 
     def to_records(self, prediction: Prediction, image_id: int | str) -> list[dict[str, Any]]:
-        """Return a prediction as COCO result records whose category ids are label + 1."""
+        """Return a prediction as COCO result records whose category ids are label + 1.
+
+        They have all that COCO's annotations have: `area` in pixels, of the mask if there is one, and
+        `iscrowd`.
+        """
         from res2net_dense.evaluation.coco import prediction_to_records
 
         classes = int(prediction["labels"].max()) + 1 if len(prediction["labels"]) else 0
-        return prediction_to_records(prediction, image_id, range(1, classes + 1))
+        records = prediction_to_records(prediction, image_id, range(1, classes + 1))
+        for record in records:
+            code, (_, _, width, height) = record.get("segmentation"), record["bbox"]
+            record["area"] = width * height if code is None else coco_masks.area(code, *code["size"])
+            record["iscrowd"] = 0
+        return records
 
     def _is_voc(self, config: DetectionConfig) -> bool:
         """Whether VOC's rules score `data.val`; COCO's do where there is none."""

@@ -354,7 +354,7 @@ def test_names_with_blanks_and_dots(mine):
         ("\n \n", ["has no names"]),
         ("a\nb\na\n", ["line 3: 'a' is listed twice"]),
         ("a\na.jpg\n", ["line 2: 'a' is listed twice"]),
-        ("../a\n", ["line 1: '../a' is not a name inside"]),
+        ("../x\n", ["line 1: '../x' is not a name inside"]),
         ("a 1\nb -1\n", ["line 1", "neither a name nor an image and its mask"]),
         ("a.jpg b.png\n", ["line 1", "differ in the suffix alone"]),
         ("a b c\n", ["line 1", "write one per line"]),

@@ -47,6 +47,8 @@ class Inspected:
     """A source whose samples are inspected by reading them; layouts that can tell more say more."""
 
     findings: Findings
+    looked_into: Collection[int] = ()
+    """See `types.Source`."""
 
     def sample(self, index: int) -> Sample:
         raise NotImplementedError
