@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from res2net_dense.config import Config
 from res2net_dense.data.images import read_sample, sample_of, to_pixels
+from res2net_dense.data.pixels import PixelFormat, to_display
 from res2net_dense.deploy.exported import ExportedModel
 from res2net_dense.deploy.rewrite import optimize_for_inference
 from res2net_dense.engine.inference import predict
@@ -27,7 +28,8 @@ from res2net_dense.trained import ConfigLike, Job, open_job
 from res2net_dense.types import Prediction, Sample
 
 Photo = str | Path | Image.Image | np.ndarray | Tensor
-"""A path, a PIL image, (H, W, 3) uint8 RGB as an array, or (3, H, W) uint8 RGB as a tensor."""
+"""A path, a PIL image, (H, W, 3) uint8 RGB as an array, or (3, H, W) uint8 RGB as a tensor. Where the images
+of the run have other channels or more than 8 bits, arrays have these: values as they are in the files."""
 
 
 class Predictor:
@@ -38,17 +40,19 @@ class Predictor:
         class_names: by label.
         model: the network, or the exported file.
         device: where it runs; an exported file runs on the CPU.
+        form: what images are read as.
     """
 
     def __init__(self, job: Job, device: torch.device) -> None:
         config = job.with_classes()
-        if config.model.num_classes is None:
+        if config.model.num_classes is None or config.model.pixel_mean is None:
             config = job.prepared(inspect=False)
         self.config: Config = config
         self.class_names: list[str] = job.task.class_names(config)
         self.device = device
         self.model: nn.Module = job.model(config).to(device).eval()
         self.task = job.task
+        self.form = PixelFormat(config.data.channels, config.data.value_range)
         self._transform = job.task.eval_transform(config)
         self._precision: str = config.train.precision
 
@@ -102,7 +106,7 @@ class Predictor:
             images, Iterable
         ):
             return self([images])[0]  # of what is not an image the error is that of a list with it
-        samples = (self._transform(_to_sample(image, number)) for number, image in enumerate(images))
+        samples = (self._transform(self._to_sample(image, number)) for number, image in enumerate(images))
         batches = iter(lambda: list(islice(samples, self.config.eval.batch_size)), [])
         return [prediction for _, prediction in self._predict(batches)]
 
@@ -145,8 +149,11 @@ class Predictor:
         return self.draw_all(image, prediction, score=score)[self.task.folders.index(self.task.overlay)]
 
     def draw_all(self, image: Photo, prediction: Prediction, *, score: float = 0.5) -> list[Image.Image]:
-        """Return all images that the task makes of a prediction, one for each of `task.folders`."""
-        return self.task.draw(to_pixels(image), prediction, self.class_names, score)
+        """Return all images that the task makes of a prediction, one for each of `task.folders`; other images
+        than RGB of 8 bits are shown as `data.pixels.to_display` says.
+        """
+        shown = to_display(to_pixels(image, self.form))
+        return self.task.draw(shown, prediction, self.class_names, score)
 
     def optimize(self, dtype: torch.dtype | None = None) -> Predictor:
         """Make the network faster, see `optimize_for_inference`, and return the predictor.
@@ -164,6 +171,11 @@ class Predictor:
             self._precision = "fp32"  # the network casts by itself
         return self
 
+    def _to_sample(self, image: Photo, number: int) -> Sample:
+        if isinstance(image, (str, Path)):
+            return read_sample(Path(image).expanduser(), number, form=self.form)
+        return sample_of(to_pixels(image, self.form), f"image {number}", number)
+
     def _predict(self, batches: Iterator[list[Sample]]) -> Iterator[tuple[Sample, Prediction]]:
         outcomes = predict(
             self.model,
@@ -174,9 +186,3 @@ class Predictor:
         )
         for samples, predictions in outcomes:
             yield from zip(samples, predictions, strict=True)
-
-
-def _to_sample(image: Photo, number: int) -> Sample:
-    if isinstance(image, (str, Path)):
-        return read_sample(Path(image).expanduser(), number)
-    return sample_of(to_pixels(image), f"image {number}", number)

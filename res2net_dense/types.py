@@ -9,8 +9,9 @@
 * A data set is a `Source`; a task does not know which layout is behind it.
 * A task is one object, `res2net_dense.tasks.base.Task`.
 
-Conventions everywhere: images are RGB, boxes are absolute xyxy pixels with continuous coordinates (x2 - x1 is
-the width), labels are contiguous from 0 (background is not a label), the ignored pixel is 255.
+Conventions everywhere: images of three channels are RGB, boxes are absolute xyxy pixels with continuous
+coordinates (x2 - x1 is the width), labels are contiguous from 0 (background is not a label), the ignored
+pixel is 255.
 """
 
 from __future__ import annotations
@@ -45,7 +46,8 @@ class Sample(TypedDict, total=False):
     """
 
     image: Tensor
-    """(3, H, W) uint8, RGB, transformed (resized, flipped, ...)."""
+    """(C, H, W), transformed (resized, flipped, ...): uint8, RGB where C is 3; float32 in 0..255 where
+    `data.value_range` is set."""
     file_name: str
     image_id: int | str
     """The id in the annotation file, or the running number of an image without annotations."""

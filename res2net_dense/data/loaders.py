@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from res2net_dense.data.images import read_sample
+from res2net_dense.data.pixels import RGB, PixelFormat
 from res2net_dense.errors import ConfigError, DatasetError
 from res2net_dense.types import Sample, Source
 
@@ -194,13 +195,19 @@ def eval_loader(
 
 
 def predict_loader(
-    files: Sequence[Path], transform: Callable[[Sample], Sample], *, batch_size: int, workers: int
+    files: Sequence[Path],
+    transform: Callable[[Sample], Sample],
+    *,
+    batch_size: int,
+    workers: int,
+    form: PixelFormat = RGB,
 ) -> Iterator[tuple[list[Sample], list[tuple[int, DatasetError]]]]:
-    """Yield the samples of each batch of files, and number and error of those that could not be read.
+    """Yield the samples of each batch of files, read in a form, and number and error of those that cannot be
+    read.
 
     Either list may be empty; every file is in exactly one of them.
     """
-    dataset = EvalSet(cast(Source, _Files(map(str, files))), transform)
+    dataset = EvalSet(cast(Source, _Files(files, form)), transform)
     chunks = _chunks(range(len(files)), batch_size)
     for numbers, batch in zip(chunks, _data_loader(dataset, chunks, workers), strict=True):
         items = _unpack(batch)
@@ -211,8 +218,12 @@ def predict_loader(
 class _Files(list[str]):
     """Image files without annotations; `image_id` is the running number from 0."""
 
+    def __init__(self, files: Sequence[Path], form: PixelFormat) -> None:
+        super().__init__(map(str, files))
+        self.form = form
+
     def sample(self, index: int) -> Sample:
-        return read_sample(self[index], index)
+        return read_sample(self[index], index, form=self.form)
 
 
 def _chunks(indices: range, size: int) -> list[list[int]]:

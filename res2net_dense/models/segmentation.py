@@ -47,7 +47,7 @@ OWNED = {
     "decoder_atrous_rates": "model.atrous_rates",
     "decoder_use_norm": "model.norm",
     "classes": "model.num_classes",
-    "in_channels": "the images, which are RGB",
+    "in_channels": "data.channels",
     "activation": "the network, which gives logits",
     "aux_params": "model.aux_weight, another head",
 }
@@ -61,7 +61,7 @@ class SegmentationModel(ImageModel):
     does not depend on the other images of the batch.
 
     Args:
-        backbone: `(N, 3, H, W)` normalized -> the list of its maps, the image itself first.
+        backbone: `(N, C, H, W)` normalized -> the list of its maps, the image itself first.
         decoder: that list -> a map.
         segmentation_head: that map -> `(N, num_classes, H, W)` logits.
         num_classes: of the head, including the background.
@@ -102,7 +102,7 @@ class SegmentationModel(ImageModel):
         self.register_buffer("class_weights", weights, persistent=False)
 
     def logits(self, images: Tensor) -> Tensor:
-        """`(N, 3, H, W)` normalized, H and W multiples of `divisor` -> `(N, num_classes, H, W)` logits."""
+        """`(N, C, H, W)` normalized, H and W multiples of `divisor` -> `(N, num_classes, H, W)` logits."""
         return self._head(self.backbone(images), images)
 
     def _head(self, features: Sequence[Tensor], images: Tensor) -> Tensor:
@@ -180,7 +180,8 @@ def build_segmentation_model(
         )
     arguments, stride = _arguments(arch, output_stride, atrous_rates, smp or {})
     name = canonical_name(backbone["name"])
-    network = _create(arch, name, num_classes, arguments)
+    in_channels = backbone.get("in_channels", 3)
+    network = _create(arch, name, num_classes, in_channels, arguments)
     # smp hands no options on to an encoder: this one takes the place of the plain one.
     depth: int = network.encoder._depth
     encoder = build_encoder(depth=depth, output_stride=stride, **{**backbone, "name": name})
@@ -229,7 +230,7 @@ def _arguments(
     return arguments, stride
 
 
-def _create(arch: str, name: str, num_classes: int, arguments: dict[str, Any]) -> Any:
+def _create(arch: str, name: str, num_classes: int, in_channels: int, arguments: dict[str, Any]) -> Any:
     """smp's model, after a forward pass on the meta device: some values only fail there."""
     if PREFIX + name not in smp.encoders.encoders:
         raise ConfigError(
@@ -238,12 +239,17 @@ def _create(arch: str, name: str, num_classes: int, arguments: dict[str, Any]) -
 
     def create() -> Any:
         return smp.create_model(
-            arch, PREFIX + name, encoder_weights=None, in_channels=3, classes=num_classes, **arguments
+            arch,
+            PREFIX + name,
+            encoder_weights=None,
+            in_channels=in_channels,
+            classes=num_classes,
+            **arguments,
         )
 
     try:
         with torch.device("meta"):
-            create().eval()(torch.empty(1, 3, 256, 256))
+            create().eval()(torch.empty(1, in_channels, 256, 256))
         return create()
     except Exception as error:  # smp and PyTorch raise nearly every type
         raise ConfigError(

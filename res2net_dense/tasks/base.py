@@ -35,6 +35,7 @@ from res2net_dense.errors import ConfigError, DatasetError, counted, first_few
 from res2net_dense.evaluation.base import Gather
 from res2net_dense.models.graphs import Graph
 from res2net_dense.tasks.checking import check_data, left_out
+from res2net_dense.tasks.pixels import measured, pixel_format
 from res2net_dense.types import Prediction, ReportingEvaluator, Sample, Source
 
 _log = logging.getLogger(__name__)
@@ -147,6 +148,13 @@ class Task(ABC, Generic[C]):
         """Return a few words on what was found in all images, such as `12 objects with score >= 0.5`."""
         return f"{sum(record['score'] >= score for record in records)} {self.counted} with score >= {score:g}"
 
+    def category_ids(self, config: C) -> list[int | str | None]:
+        """The category id of each label in predictions on `data.val`: that of its annotation file where it
+        has some, None for a class that it does not have.
+        """
+        first = self.first_category_id
+        return list(range(first, first + len(self.class_names(config))))
+
     def gives(self, config: C) -> frozenset[str]:
         """The keys of a `Prediction` of the model; by default those that it learns."""
         return frozenset(self.needs)
@@ -179,7 +187,7 @@ class Task(ABC, Generic[C]):
         if parts is None:
             raise ConfigError(f"data.{name} is not set: name the data there")
         strict = not (train and config.data.on_error == "skip")
-        options = {"strict": strict, **self.source_options(config)}
+        options = {"strict": strict, "form": pixel_format(config), **self.source_options(config)}
         return open_source(parts, train=train, class_names=config.data.class_names, **options)
 
     def adapt(self, config: C, source: Source) -> C:
@@ -222,6 +230,9 @@ class Task(ABC, Generic[C]):
             check_weights(config.backbone.name, config.backbone.weights)
         if config.model.num_classes is None:
             config = updated(config, model={"num_classes": self.usual_classes})
+        count = config.data.channels
+        mean, std = config.model.pixel_mean or [0.0] * count, config.model.pixel_std or [1.0] * count
+        config = updated(config, model={"pixel_mean": mean, "pixel_std": std})
         with torch.device("meta"):
             self.build_model(config, load_weights=False)
 
@@ -236,6 +247,7 @@ class Task(ABC, Generic[C]):
         """
         if training:
             self.check(config)
+        config = measured(self, config, training=training)
         source = self.open_source(config, train=training)
         config = self.adapt(config, source)
         sources = {"data.train": self.open_source(config, train=True)} if training else {}
@@ -317,7 +329,11 @@ class Task(ABC, Generic[C]):
     ) -> Iterator[tuple[list[Sample], list[tuple[int, DatasetError]]]]:
         """Return the images in batches, see `data.loaders.predict_loader`."""
         return predict_loader(
-            files, self.eval_transform(config), batch_size=config.eval.batch_size, workers=config.data.workers
+            files,
+            self.eval_transform(config),
+            batch_size=config.eval.batch_size,
+            workers=config.data.workers,
+            form=pixel_format(config),
         )
 
 
@@ -325,10 +341,16 @@ def network_settings(config: Config, load_weights: bool) -> dict[str, Any]:
     """Return the arguments of a model's builder: `backbone` and the section `model`, with known classes."""
     if config.model.num_classes is None:
         raise ConfigError("model.num_classes is unknown; set it, or data.train, whose classes are counted")
+    if config.model.pixel_mean is None or config.model.pixel_std is None:
+        raise ConfigError(
+            "model.pixel_mean and pixel_std are unknown; set them (`res2net-dense check --statistics` finds "
+            "them out)"
+        )
     # Not every network has each option: only those that were set are handed over. detectron2 has defaults of
     # its own for norm and freeze_at.
     backbone = config.backbone.model_dump(exclude_defaults=True)
     backbone |= {"norm": config.backbone.norm, "freeze_at": config.backbone.freeze_at}
+    backbone |= {"in_channels": config.data.channels} if config.data.channels != 3 else {}
     return {"backbone": backbone | ({} if load_weights else {"weights": None}), **config.model.model_dump()}
 
 

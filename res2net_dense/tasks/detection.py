@@ -51,6 +51,13 @@ class Detection(Task[DetectionConfig]):
     def class_scores(self, config: DetectionConfig) -> Sequence[str]:
         return ["bbox/AP50"] if self._is_voc(config) else [f"{kind}/AP" for kind in _iou_types(config)]
 
+    def category_ids(self, config: DetectionConfig) -> list[int | str | None]:
+        source = self.open_source(config, train=False)
+        if not source.category_ids:
+            return super().category_ids(config)
+        ids = dict(zip(source.counts, source.category_ids, strict=True))
+        return [ids.get(name) for name in source.class_names]
+
     def gives(self, config: DetectionConfig) -> frozenset[str]:
         return frozenset({"boxes", "labels", "scores"} | ({"masks"} if _has_masks(config) else set()))
 
@@ -75,7 +82,7 @@ class Detection(Task[DetectionConfig]):
         return Pipeline(
             ResizeShortestEdge(data.min_size_train, data.max_size_train),
             RandomFlip(data.flip),
-            colour_changes(data.photometric),
+            colour_changes(data.photometric, data.channels),
         )
 
     def eval_transform(self, config: DetectionConfig) -> Transform:

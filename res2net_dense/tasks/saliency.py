@@ -79,7 +79,7 @@ class Saliency(Task[SaliencyConfig]):
             ResizeLongestEdge(data.size, data.keep_aspect, data.max_size),
             random_rotation(data.rotate),
             RandomFlip(data.flip),
-            colour_changes(data.photometric),
+            colour_changes(data.photometric, data.channels),
         )
 
     def eval_transform(self, config: SaliencyConfig) -> Transform:

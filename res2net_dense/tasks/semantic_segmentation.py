@@ -77,12 +77,13 @@ class SemanticSegmentation(Task[SegmentationConfig]):
     def train_transform(self, config: SegmentationConfig) -> Transform:
         data = config.data
         # Around the image is the mean, of which the normalization makes zeros.
-        red, green, blue = (min(255, max(0, round(mean))) for mean in config.model.pixel_mean)
+        means = [min(255.0, max(0.0, mean)) for mean in config.model.pixel_mean or ()]
+        around = means if data.value_range else [round(mean) for mean in means]
         return Pipeline(
             RandomScaledCrop(data.crop_size, data.base_size, data.scale),
             RandomFlip(data.flip),
-            colour_changes(data.photometric),
-            PadToSquare(data.crop_size, (red, green, blue)),
+            colour_changes(data.photometric, data.channels),
+            PadToSquare(data.crop_size, around),
         )
 
     def eval_transform(self, config: SegmentationConfig) -> Transform:

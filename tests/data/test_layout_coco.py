@@ -135,7 +135,7 @@ DEFECTS = [
 @pytest.mark.parametrize(("fields", "part"), DEFECTS)
 def test_a_defect_names_file_and_annotation(load, fields, part):
     fails(load, content(annotation(1), annotation(5, **fields)), "set.json: annotation 5: ", part)
-    fails(load, content(annotation(5, **fields), annotation(6, **fields)), part, "(and 1 more error)")
+    fails(load, content(annotation(5, **fields), annotation(6, **fields)), part, "(and 1 more error")
 
 
 def test_what_is_not_an_annotation_names_its_place(load):

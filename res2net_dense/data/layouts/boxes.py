@@ -15,6 +15,7 @@ from res2net_dense.data.layouts import coco_masks
 from res2net_dense.data.layouts.base import Inspected, Request, inspect_image
 from res2net_dense.data.layouts.listing import find_near, path_inside
 from res2net_dense.data.layouts.packed_boxes import BoxImage, BoxObject, PackedBoxes
+from res2net_dense.data.pixels import RGB, PixelFormat
 from res2net_dense.errors import DatasetError, counted, first_few
 from res2net_dense.findings import Finding, Findings
 from res2net_dense.types import Sample
@@ -52,6 +53,8 @@ class Boxes(Inspected):
     remarks: Sequence[str] = ()
     """As read, those of `class_names` alone."""
     findings: Findings = field(default_factory=Findings)
+    form: PixelFormat = RGB
+    """What the images are read as; set by `open_source`."""
 
     def __post_init__(self) -> None:
         self._use(self.images if isinstance(self.images, PackedBoxes) else PackedBoxes.pack(self.images))
@@ -81,7 +84,8 @@ class Boxes(Inspected):
                 f"{self.name}: the class names have duplicates: {', '.join(names)}; remove them"
             )
         unknown = [f"{k!r} ({counted(n, 'object')})" for k, n in self.counts.items() if n and k not in labels]
-        text = f"not among the classes of the model: {first_few(unknown)}; known are {', '.join(names)}"
+        text = f"not among the classes of the model: {first_few(unknown)}; known are {', '.join(names)}; "
+        text += "correct the name, or add it to data.class_names"
         if unknown and request.strict:
             raise DatasetError(f"{self.name}: {text}", code="class-unknown")
         source = copy.copy(self)
@@ -187,7 +191,7 @@ class Boxes(Inspected):
                 the annotations give.
         """
         image = self.images[index]
-        sample = read_sample(path := self._path(image), image.image_id, image.file_name)
+        sample = read_sample(path := self._path(image), image.image_id, image.file_name, self.form)
         if (size := (sample["original_height"], sample["original_width"])) != (image.height, image.width):
             raise DatasetError(f"{path}: {self._other_size(image, size)}")
         return {**sample, **self._annotations(image)}

@@ -145,11 +145,11 @@ class _Chunk:
                 "rle-invalid",
                 f"its run-length code does not describe {height} x {width} pixels{note}; write it again",
             )
-        if isinstance(counts, list):
-            self.add("rle-uncompressed", place, "its run-length code is not compressed")
         if not runs[1::2].any():
             self.add("mask-no-pixel", place, "its mask covers no pixel; draw it again or remove it")
             return b""
+        if isinstance(counts, list):
+            self.add("rle-uncompressed", place, "its run-length code is not compressed")
         encoded = coco_masks.encode({"size": [height, width], "counts": counts}, height, width)["counts"]
         return encoded.encode("ascii") if isinstance(encoded, str) else encoded
 

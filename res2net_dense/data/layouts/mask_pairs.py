@@ -77,7 +77,7 @@ class MaskPairs(Inspected):
         import torch
 
         image, mask = self._paths(index)
-        sample = read_sample(image, index, self._files[index][1])
+        sample = read_sample(image, index, self._files[index][1], self.form)
         values = self._read_mask(mask)
         check_size(mask, values.shape, image, (sample["original_height"], sample["original_width"]))
         cast(dict[str, Any], sample)[self.key] = torch.from_numpy(values.astype(self.dtype))
@@ -111,7 +111,9 @@ class MaskPairs(Inspected):
             try:
                 path_inside(folder, name, "mask folder" if is_mask else "image folder")
                 if thorough:
-                    sizes.append((self._read_mask(file) if is_mask else read_image(file)).shape[:2])
+                    sizes.append(
+                        (self._read_mask(file) if is_mask else read_image(file, self.form)).shape[:2]
+                    )
                 else:
                     sizes.append(known_size(file))
             except DatasetError as error:
