@@ -18,7 +18,8 @@ from res2net_dense import findings as kinds
 from res2net_dense.cli._check_classes import class_rows
 from res2net_dense.cli._check_parts import Opened, of_config, of_layout
 from res2net_dense.data.check import check_sources
-from res2net_dense.data.images import IMAGE_SUFFIXES, image_size, read_image
+from res2net_dense.data.images import IMAGE_SUFFIXES, image_size, read_for_display
+from res2net_dense.data.pixels import to_display
 from res2net_dense.errors import ConfigError, DatasetError, counted, printable
 from res2net_dense.files import write_atomically
 from res2net_dense.findings import KINDS, REMEDIES, Finding
@@ -96,7 +97,7 @@ def _show(source: Source | None, finding: Finding) -> tuple[Annotated | None, An
 
 
 def _annotated(sample: Mapping[str, Any]) -> Annotated:
-    image = sample["image"].permute(1, 2, 0).numpy()[..., :3]
+    image = to_display(sample["image"].permute(1, 2, 0).numpy())
     boxes = sample["boxes"].tolist() if "boxes" in sample else []
     polygons: list[np.ndarray] = []
     masks = labels = None
@@ -117,7 +118,7 @@ def _is_image(file: str) -> bool:
 
 def _read(file: str) -> np.ndarray | None:
     try:
-        return read_image(file)
+        return read_for_display(file)
     except DatasetError:
         return None
 

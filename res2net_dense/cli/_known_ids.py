@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 from urllib.parse import unquote
 
-from res2net_dense.data.layouts.coco import read_json
+from res2net_dense.data.layouts.coco_file import read_json
 from res2net_dense.errors import ConfigError, DatasetError, first_few
 
 Id = int | str

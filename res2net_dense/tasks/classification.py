@@ -73,7 +73,7 @@ class Classification(Task[ClassificationConfig]):
             crop: Step = PaddedCrop(data.crop_size, data.padding)
         else:
             crop = RandomResizedCrop(data.crop_size, data.crop_scale, data.crop_ratio)
-        return Pipeline(crop, RandomFlip(data.flip), colour_changes(data.photometric))
+        return Pipeline(crop, RandomFlip(data.flip), colour_changes(data.photometric, data.channels))
 
     def eval_transform(self, config: ClassificationConfig) -> Transform:
         return Pipeline(ResizeAndCenterCrop(config.data.resize_size, config.data.crop_size))

@@ -10,6 +10,7 @@ from typing import Annotated, Any, ClassVar, NamedTuple, TypeVar, get_args
 from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer
 from pydantic_core import PydanticCustomError
 
+from res2net_dense.data.pixels import RGB, PixelFormat
 from res2net_dense.errors import ConfigError, DatasetError
 from res2net_dense.findings import Finding, Findings
 from res2net_dense.sections import Section
@@ -24,12 +25,19 @@ class Request(NamedTuple):
     needs: frozenset[str] = frozenset()
     difficult: bool = True
     strict: bool = True
+    form: PixelFormat = RGB
 
 
 class Inspected:
     """A source whose samples are inspected by reading them; layouts that can tell more say more."""
 
     findings: Findings
+    form: PixelFormat = RGB
+    """What the images are read as; set by `open_source`."""
+
+    def file(self, index: int) -> Path | None:
+        """The file of one image; None if it is not in a file of its own."""
+        return None
 
     def sample(self, index: int) -> Sample:
         raise NotImplementedError
@@ -41,7 +49,7 @@ class Inspected:
                 self.sample(index)
             except DatasetError as error:
                 file, _, text = str(error).partition(": ")
-                return [Finding("image-unreadable", file, text, file, index)]
+                return [Finding(error.code or "image-unreadable", file, text, file, index)]
         return []
 
 
@@ -80,6 +88,7 @@ def open_source(
     needs: Collection[str] = (),
     difficult: bool = True,
     strict: bool = True,
+    form: PixelFormat = RGB,
 ) -> Any:
     """Open parts of one layout, joined where there are several; the same ones are read once in a process.
 
@@ -91,6 +100,7 @@ def open_source(
         difficult: whether objects that VOC marks as difficult are learned.
         strict: whether the first error in the files is raised. Else `findings` of the source has all that can
             be passed over, and the source is without what is wrong.
+        form: what the images are read as.
 
     Returns:
         A `Source`, with what the protocol in `types` that the needs ask for has.
@@ -115,12 +125,14 @@ def open_source(
                 f"`res2net-dense toy --layout {parts[0].toy} --output datasets/toy`"
             )
     names = None if class_names is None else tuple(class_names)
-    return _open_once(tuple(parts), Request(train, names, frozenset(needs), difficult, strict))
+    return _open_once(tuple(parts), Request(train, names, frozenset(needs), difficult, strict, form))
 
 
-@functools.lru_cache(maxsize=4)
-def _open_once(parts: tuple[Part, ...], request: Request) -> Source:
-    return type(parts[0]).open(parts, request)
+@functools.lru_cache(maxsize=8)
+def _open_once(parts: tuple[Part, ...], request: Request) -> Any:
+    source: Any = type(parts[0]).open(parts, request)
+    source.form = request.form
+    return source
 
 
 def find_layout(union: Any) -> BeforeValidator:

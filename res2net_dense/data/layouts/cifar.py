@@ -82,6 +82,10 @@ class Cifar(Inspected):
     remarks: Sequence[str] = ()
 
     def __init__(self, part: CifarPart, request: Request) -> None:
+        if request.form.channels != SHAPE[0]:
+            raise ConfigError(
+                f"data.channels is {request.form.channels}, but images of CIFAR have 3: set it to 3"
+            )
         self.name = part.root
         self.findings = Findings()
         root, files = Path(part.root), _SETS[part.layout]

@@ -23,7 +23,8 @@ from res2net_dense.data.images import IMAGE_SUFFIXES, image_size
 from res2net_dense.data.layouts import coco_masks
 from res2net_dense.data.layouts.base import Part, Request
 from res2net_dense.data.layouts.boxes import Boxes, BoxImage, CocoBoxes
-from res2net_dense.data.layouts.coco_masks import Segmentation, finite
+from res2net_dense.data.layouts.coco_file import finite
+from res2net_dense.data.layouts.coco_masks import Segmentation
 from res2net_dense.data.layouts.drawn_objects import DrawnObjects, Where
 from res2net_dense.data.layouts.listing import check_folder, is_inside, path_inside, read_text, walk
 from res2net_dense.errors import DatasetError, one_line

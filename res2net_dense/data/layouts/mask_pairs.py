@@ -12,12 +12,15 @@ from res2net_dense.data.images import image_size, read_image, read_sample
 from res2net_dense.data.layouts.base import Inspected
 from res2net_dense.data.layouts.listing import Files, check_size, path_inside
 from res2net_dense.data.packed import PackedRecords
+from res2net_dense.data.regions import Recent, identity, open_pixels
 from res2net_dense.errors import DatasetError
 from res2net_dense.findings import Finding, Findings
-from res2net_dense.types import Sample
+from res2net_dense.types import Sample, Tile
 
 CHECKED_MASKS = 50
 """How many masks of a part are read by `check`."""
+
+_recent = Recent()
 
 
 class MaskPairs(Inspected):
@@ -65,11 +68,26 @@ class MaskPairs(Inspected):
         import torch
 
         image, mask = self._paths(index)
-        sample = read_sample(image, index, self._files[index][1])
+        sample = read_sample(image, index, self._files[index][1], self.form)
         values = self._read_mask(mask)
         check_size(mask, values.shape, image, (sample["original_height"], sample["original_width"]))
         cast(dict[str, Any], sample)[self.key] = torch.from_numpy(values.astype(self.dtype))
         return sample
+
+    def file(self, index: int) -> Path:
+        """See `types.Source`."""
+        part, image, _ = self._files[index]
+        return self._folders[part][0] / image
+
+    def annotations(self, index: int, within: Tile | None = None) -> dict[str, Any]:
+        """What `sample` has besides the image and its size; the mask is as read, and not to be changed."""
+        import torch
+
+        image, path = self._paths(index)
+        values = _recent.get(identity(path), lambda: self._read_mask(path))
+        check_size(path, values.shape, image, open_pixels(image, self.form).size)
+        names = {"image_id": index, "file_name": self._files[index][1]}
+        return {**names, self.key: torch.from_numpy(values)}
 
     def mask(self, index: int) -> np.ndarray:
         """Read one mask, (H, W); the image is not looked at. Raises `DatasetError` as `sample`."""
@@ -88,7 +106,9 @@ class MaskPairs(Inspected):
             try:
                 path_inside(folder, name, "mask folder" if is_mask else "image folder")
                 if thorough:
-                    sizes.append((self._read_mask(file) if is_mask else read_image(file)).shape[:2])
+                    sizes.append(
+                        (self._read_mask(file) if is_mask else read_image(file, self.form)).shape[:2]
+                    )
                 else:
                     sizes.append(image_size(file))
             except DatasetError as error:

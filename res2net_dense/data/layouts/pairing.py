@@ -9,7 +9,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 
-from res2net_dense.data.images import IMAGE_SUFFIXES
+from res2net_dense.data.images import IMAGE_SUFFIXES, MASK_SUFFIXES
 from res2net_dense.data.layouts.listing import Files, index_files
 from res2net_dense.data.layouts.near_names import NearFiles
 from res2net_dense.errors import counted
@@ -24,7 +24,7 @@ _TELLING = 3
 _MASK_WORD = re.compile(r"mask|gt|seg|label|anno|sal|matte|alpha|truth", re.IGNORECASE)
 
 
-def pair_up(images: Files, masks: Files, what: str = "masks") -> tuple[Files, str]:
+def pair_up(images: Files, masks: Files, what: str = "masks", whose: str = "images") -> tuple[Files, str]:
     """Give the masks the names of their images where these differ beyond doubt.
 
     Beyond doubt is an addition that all masks share whose name is not an image's (`x_mask` for `x`, `gt_x`,
@@ -34,6 +34,7 @@ def pair_up(images: Files, masks: Files, what: str = "masks") -> tuple[Files, st
         images: the images.
         masks: the masks.
         what: what the line calls them.
+        whose: what it calls the images.
 
     Returns:
         The masks, by the paths of their images without suffix, and a line that says what was done, or "".
@@ -52,7 +53,7 @@ def pair_up(images: Files, masks: Files, what: str = "masks") -> tuple[Files, st
     by_stem = {renamed.get(stem, stem): path for stem, path in masks.by_stem.items()}
     name, image = next(iter(renamed.items()))
     line = (
-        f"{counted(len(renamed), 'name')} of {len(masks.by_stem)} {what} are not those of their images, "
+        f"{counted(len(renamed), 'name')} of {len(masks.by_stem)} {what} are not those of their {whose}, "
         f"such as {masks.by_stem[name]} for {images.by_stem.get(image, image)}; it is clear which are meant"
     )
     return masks._replace(by_stem=by_stem), line
@@ -69,7 +70,7 @@ def index_both(
     if image_folder.resolve() == mask_folder.resolve():
         return _index_shared(image_folder, "folder of both images and masks")
     images = index_files(image_folder, "image folder", IMAGE_SUFFIXES, preferred[0])
-    masks = index_files(mask_folder, "mask folder", IMAGE_SUFFIXES, preferred[1])
+    masks = index_files(mask_folder, "mask folder", MASK_SUFFIXES, preferred[1])
     if mask_folder.resolve().is_relative_to(image_folder.resolve()):  # its masks were found as images, too
         below = f"{mask_folder.resolve().relative_to(image_folder.resolve()).as_posix()}/"
         images = Files(
@@ -81,7 +82,7 @@ def index_both(
 
 
 def _index_shared(folder: Path, what: str) -> tuple[Files, Files]:
-    files = index_files(folder, what, IMAGE_SUFFIXES)
+    files = index_files(folder, what, MASK_SUFFIXES)
     stems = [] if files.clashes else sorted(files.by_stem)
     known = set(stems)
     endings = dict.fromkeys(
