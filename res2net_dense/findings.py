@@ -121,6 +121,7 @@ REMEDIES: dict[str, str] = {
     # files
     "file-missing": "Add the file, or correct the name; names are compared with their case",
     "name-near": "Nothing has to be done; write the name as the file has it",
+    "text-encoding": "Nothing has to be done; save the list as UTF-8 for other programs",
     "path-outside": "Put the file into the data set, and write a path inside it",
     "image-unreadable": "Replace or remove the file; data.on_error=skip trains without it",
     "image-too-large": "Scale the image down, or cut it into tiles",
@@ -129,7 +130,6 @@ REMEDIES: dict[str, str] = {
     "duplicate-file-name": "Remove one entry, and give its annotations to the other",
     "train-val-overlap": "Remove the image from one of the sets: its score says nothing",
     "list-entry": "Write one name a line, each once",
-    "text-encoding": "Nothing has to be done; save the list as UTF-8 for other programs",
     # annotation files
     "file-format": "Export the file again, or give the layout that it has",
     "entry-format": "Correct the entry",
@@ -154,8 +154,8 @@ REMEDIES: dict[str, str] = {
     "shape-ignored": "Draw a polygon or a box where it is an object",
     "classes-of-image": "Write 1 for one class of the image, and 0 for the others",
     "xml-no-size": "Nothing has to be done",
-    "box-several": "Nothing has to be done; write an object for each box for other programs",
-    "box-from-zero": "Nothing has to be done; add 1 to all edges if the boxes count from 0",
+    "box-several": "Nothing has to be done; write one object for each box for other programs",
+    "box-from-zero": "Set first_pixel: 0 if the tool that wrote the boxes counts from 0",
     "xml-dtd": "Remove <!DOCTYPE ...>: entities can read other files",
     # boxes
     "box-missing": "Draw the box, or remove the object",

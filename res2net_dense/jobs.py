@@ -90,6 +90,7 @@ def evaluate(
     config: ConfigLike | None = None,
     overrides: Sequence[str] = (),
     output_dir: str | Path | None = None,
+    save_predictions: bool = False,
 ) -> EvaluationResult:
     """Score a model on `data.val`.
 
@@ -100,6 +101,8 @@ def evaluate(
         overrides: changes to it, such as `eval.batch_size=8`.
         output_dir: where `results.json` goes; None for `runtime.output_dir`. It must not be in use by a
             training or another evaluation.
+        save_predictions: write them there too: `predictions.json`, COCO's list of results with the ids of the
+            annotation file for a detector, and label maps or saliency maps as PNGs in `predictions/`.
 
     Raises:
         Res2NetDenseError: whatever a user can correct.
@@ -110,7 +113,10 @@ def evaluate(
         prepared = job.prepared()
         with own_folder(prepared.runtime.output_dir):
             print_rank0(f"evaluating {job.weights.path}")
-            metrics, table = training.evaluate_only(prepared, device, job.model(prepared))
+            model = job.model(prepared)
+            metrics, table = training.evaluate_only(
+                prepared, device, model, save_predictions=save_predictions
+            )
         as_expected = training.check_expected(prepared, metrics)
     finally:
         distributed.shutdown()

@@ -198,10 +198,11 @@ def read_labels(path: Path, labels: Labels, shared_palette: Callable[[], np.ndar
     unknown = used[(used >= labels.classes) & (used != IGNORE_INDEX)]
     if len(unknown):
         y, x = np.argwhere(mask == unknown[0])[0]
+        forgotten = ", in which the background may be missing" if unknown.tolist() == [labels.classes] else ""
         raise DatasetError(
             f"{path}: the mask has labels {first_few(unknown)} (first at x={x}, y={y}), but the "
             f"{labels.classes} classes are 0 to {labels.classes - 1}, and {IGNORE_INDEX} is ignored; correct "
-            "the mask or the list of class names",
+            f"the mask or the list of class names{forgotten}",
             "label-unknown",
         )
     return mask

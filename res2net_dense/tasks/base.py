@@ -24,17 +24,23 @@ from res2net_dense.data.layouts import open_source
 from res2net_dense.data.loaders import (
     BatchLoader,
     EvalSet,
+    TileSet,
     TrainBatches,
     TrainSet,
+    aspect_ratio_groups,
     eval_loader,
     predict_loader,
+    tile_loader,
 )
+from res2net_dense.data.regions import Pixels, overview, shrink_factor
+from res2net_dense.data.tiles import TileSize, TrainTiles, grids, starts
 from res2net_dense.engine import distributed
 from res2net_dense.engine.distributed import print_rank0
 from res2net_dense.errors import ConfigError, DatasetError, counted, first_few
 from res2net_dense.models.graphs import Graph
+from res2net_dense.report.shrink import shrunk
 from res2net_dense.tasks.pixels import measured, pixel_format
-from res2net_dense.types import Prediction, ReportingEvaluator, Sample, Source
+from res2net_dense.types import Merger, Prediction, ReportingEvaluator, Sample, Source, Tile
 
 _log = logging.getLogger(__name__)
 
@@ -134,6 +140,20 @@ class Task(ABC, Generic[C]):
             score: lowest score of an object that is drawn.
         """
 
+    def draw_maps(self, prediction: Prediction) -> dict[str, Image.Image]:
+        """The images of `draw` that show a prediction without its image, by their folder."""
+        return {}
+
+    def draw_large(
+        self, pixels: Pixels, prediction: Prediction, names: Sequence[str], score: float
+    ) -> Images:
+        """Return what `draw` does, with the image made smaller; `draw_maps` keep its size."""
+        factor = shrink_factor(pixels.size)
+        small = shrunk(prediction, factor, pixels.size)
+        drawn = zip(self.folders, self.draw(overview(pixels, factor), small, names, score), strict=True)
+        maps = self.draw_maps(prediction)
+        return [maps.get(folder, image) for folder, image in drawn]
+
     @abstractmethod
     def to_records(self, prediction: Prediction, image_id: int | str) -> list[dict[str, Any]]:
         """Return a prediction as plain data for a JSON file, in COCO's format."""
@@ -141,6 +161,13 @@ class Task(ABC, Generic[C]):
     def summary(self, records: Sequence[Mapping[str, Any]], class_names: Sequence[str], score: float) -> str:
         """Return a few words on what was found in all images, such as `12 objects with score >= 0.5`."""
         return f"{sum(record['score'] >= score for record in records)} {self.counted} with score >= {score:g}"
+
+    def category_ids(self, config: C) -> list[int | str | None]:
+        """The category id of each label in predictions on `data.val`: that of its annotation file where it
+        has some, None for a class that it does not have.
+        """
+        first = self.first_category_id
+        return list(range(first, first + len(self.class_names(config))))
 
     def gives(self, config: C) -> frozenset[str]:
         """The keys of a `Prediction` of the model; by default those that it learns."""
@@ -262,10 +289,13 @@ class Task(ABC, Generic[C]):
         )
         indices, groups = self.sampling(config, source)
         indices = np.arange(len(source)) if indices is None else indices
-        print_rank0(
-            f"data.train: {counted(len(indices), 'image')} of {source.name}, {counted(len(names), 'class')}: "
-            f"{first_few(names)}"
-        )
+        said = f"{counted(len(indices), 'image')} of {source.name}, {counted(len(names), 'class')}"
+        tiles = self.train_tiles(config, source, indices)
+        if tiles is not None:
+            said = f"{counted(len(tiles.places), 'tile')} of {said}"
+            groups = None if groups is None else aspect_ratio_groups(tiles.aspect_ratios)
+            indices = np.arange(len(tiles.places))
+        print_rank0(f"data.train: {said}: {first_few(names)}")
         batches = TrainBatches(
             len(indices),
             config.train.batch_size,
@@ -277,18 +307,44 @@ class Task(ABC, Generic[C]):
             start_iteration=start_iteration,
         )
         transform, on_error = self.train_transform(config), config.data.on_error
-        samples = TrainSet(source, indices, transform, seed=seed, on_error=on_error)
+        samples = TrainSet(source, indices, transform, seed=seed, on_error=on_error, tiles=tiles)
         return BatchLoader(samples, batches, workers=config.data.workers)
 
+    def tile_size(self, config: C) -> TileSize | None:
+        """How images are divided in evaluation and prediction; None where they are not."""
+        tiles = getattr(config.data, "tiles", None)
+        return None if tiles is None else TileSize(tiles.size, tiles.overlap)
+
+    def train_tiles(self, config: C, source: Any, indices: np.ndarray) -> TrainTiles | None:
+        """The tiles of these images to learn from; None where they are learned from whole."""
+        size, kind = self.tile_size(config), getattr(getattr(config.data, "tiles", None), "train", "none")
+        if size is None or kind == "none":
+            return None
+        return TrainTiles(source, grids(source, indices, size), kind == "random")
+
+    def tile_places(self, config: C, tile: Tile) -> tuple[list[int], list[int]]:
+        """Where the tiles of an image, one of which is given, start: from above and from the left."""
+        size = self.tile_size(config)
+        assert size  # there are tiles
+        return starts(tile.image_height, *size), starts(tile.image_width, *size)
+
+    def merger(self, config: C, first: Tile) -> Merger:
+        """Return what makes the prediction for an image out of those for its tiles; this is the first."""
+        raise NotImplementedError(f"{self.name} does not divide images into tiles")
+
     def build_eval_loader(self, config: C) -> BatchLoader:
-        """Return this process's part of the validation images, each once."""
-        return eval_loader(
-            EvalSet(self.open_source(config, train=False), self.eval_transform(config)),
-            batch_size=config.eval.batch_size,
-            workers=config.data.workers,
-            rank=distributed.rank(),
-            world_size=distributed.world_size(),
-        )
+        """Return this process's part of the validation images, each once, or the tiles of each."""
+        source, transform = self.open_source(config, train=False), self.eval_transform(config)
+        options: dict[str, int] = {
+            "batch_size": config.eval.batch_size,
+            "workers": config.data.workers,
+            "rank": distributed.rank(),
+            "world_size": distributed.world_size(),
+        }
+        size = self.tile_size(config)
+        if size is None:
+            return eval_loader(EvalSet(source, transform), **options)
+        return tile_loader(TileSet(source, transform), size, **options)
 
     def build_predict_loader(
         self, config: C, files: Sequence[Path]
@@ -300,6 +356,7 @@ class Task(ABC, Generic[C]):
             batch_size=config.eval.batch_size,
             workers=config.data.workers,
             form=pixel_format(config),
+            tiles=self.tile_size(config),
         )
 
 

@@ -6,6 +6,7 @@ What is imported inside methods needs detectron2 or pycocotools, which an export
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,14 +16,16 @@ from torch import Tensor, nn
 from res2net_dense.config.detection import DetectionConfig
 from res2net_dense.data.layouts import coco_masks
 from res2net_dense.data.loaders import aspect_ratio_groups
+from res2net_dense.data.tiles import TrainTiles
 from res2net_dense.data.transforms import Pipeline, RandomFlip, ResizeShortestEdge, colour_changes
 from res2net_dense.engine.distributed import gather_objects
 from res2net_dense.evaluation import voc
 from res2net_dense.models.detections import to_prediction
 from res2net_dense.models.graphs import Graph
+from res2net_dense.models.tile_detections import DetectionMerger
 from res2net_dense.report.draw import class_colors, draw_prediction
 from res2net_dense.tasks.base import Images, Metric, Task, Transform, network_settings, warn_rank0
-from res2net_dense.types import BoxSource, Prediction, ReportingEvaluator, Sample
+from res2net_dense.types import BoxSource, Merger, Prediction, ReportingEvaluator, Sample, Tile
 
 
 class Detection(Task[DetectionConfig]):
@@ -47,6 +50,13 @@ class Detection(Task[DetectionConfig]):
 
     def class_scores(self, config: DetectionConfig) -> Sequence[str]:
         return ["bbox/AP50"] if self._is_voc(config) else [f"{kind}/AP" for kind in _iou_types(config)]
+
+    def category_ids(self, config: DetectionConfig) -> list[int | str | None]:
+        source = self.open_source(config, train=False)
+        if not source.category_ids:
+            return super().category_ids(config)
+        ids = dict(zip(source.counts, source.category_ids, strict=True))
+        return [ids.get(name) for name in source.class_names]
 
     def gives(self, config: DetectionConfig) -> frozenset[str]:
         return frozenset({"boxes", "labels", "scores"} | ({"masks"} if _has_masks(config) else set()))
@@ -91,6 +101,20 @@ class Detection(Task[DetectionConfig]):
             )
         grouped = config.data.aspect_ratio_grouping
         return indices, aspect_ratio_groups(source.aspect_ratios[indices]) if grouped else None
+
+    def train_tiles(self, config: DetectionConfig, source: Any, indices: np.ndarray) -> TrainTiles | None:
+        """With `data.keep_empty=false` tiles of a grid without an object to learn are left out, and random
+        ones are drawn around objects.
+        """
+        tiles, found = config.data.tiles, super().train_tiles(config, source, indices)
+        if tiles is None or found is None:
+            return None
+        around = None if config.data.keep_empty else source.boxes
+        found = replace(found, min_visible=tiles.min_visible, around=around)
+        return found if around is None or found.is_random else found.without_empty()
+
+    def merger(self, config: DetectionConfig, first: Tile) -> Merger:
+        return DetectionMerger(config.model.nms_threshold)
 
     def build_evaluator(self, config: DetectionConfig) -> ReportingEvaluator:
         source: BoxSource = self.open_source(config, train=False)

@@ -9,9 +9,16 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from res2net_dense.data.images import IMAGE_SUFFIXES, read_sample, without_copies
+from res2net_dense.data.images import IMAGE_SUFFIXES, image_size, read_image, read_sample, without_copies
 from res2net_dense.data.layouts.base import Inspected, Part, Request
-from res2net_dense.data.layouts.listing import add_near, check_folder, list_folders, remarks_of, walk
+from res2net_dense.data.layouts.listing import (
+    add_near,
+    check_folder,
+    list_folders,
+    path_inside,
+    remarks_of,
+    walk,
+)
 from res2net_dense.data.layouts.near_names import NearFiles
 from res2net_dense.errors import DatasetError, first_few
 from res2net_dense.findings import Finding, Findings
@@ -110,16 +117,32 @@ class ClassFolders(Inspected):
     def __len__(self) -> int:
         return len(self._files)
 
-    def file(self, index: int) -> Path:
-        """The file of one image."""
-        return self._root / os.fsdecode(self._files[index])
-
     def sample(self, index: int) -> Sample:
         """Read one image; raises `DatasetError`."""
-        return {
-            **read_sample(self.file(index), index, form=self.form),
-            "label": int(self.labels[index]),
-        }
+        sample = read_sample(self._path(index), index, form=self.form)
+        return {**sample, "label": int(self.labels[index])}
+
+    def file(self, index: int) -> Path:
+        """See `types.Source`."""
+        return self._root / os.fsdecode(self._files[index])
+
+    def inspect(self, index: int, *, thorough: bool) -> list[Finding]:
+        """See `types.Source`."""
+        file = str(self.file(index))
+        try:
+            path = self._path(index)
+            _ = read_image(path, self.form) if thorough else image_size(path)
+        except DatasetError as error:
+            return [Finding(error.code, file, str(error).removeprefix(f"{file}: "), file, index)]
+        return []
+
+    def _path(self, index: int) -> Path:
+        """The image, which does not lead out of the folder of its class; that may be a link itself."""
+        path = self.file(index)
+        if path.is_symlink():
+            name = os.fsdecode(self._files[index]).partition("/")
+            path_inside((self._root / name[0]).resolve(), name[2], "class folder")
+        return path
 
     def check(self) -> None:
         """Nothing is left to check: the images were listed when this was made."""

@@ -9,6 +9,7 @@ import functools
 import itertools
 import os
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import ClassVar, Literal, NamedTuple
 
@@ -292,17 +293,18 @@ class ImageMasks(MaskPairs):
 
     def _mask_notes(self, path: Path) -> list[tuple[str, str]]:
         if is_of_ones(path):
-            return [("mask-ones", "its values are 0 and 1, as those of the set's first mask: 1 is salient")]
+            return [("mask-ones", "its values are 0 and 1, as those of the set's other masks: 1 is salient")]
         return []
 
     @functools.cached_property
     def _of_ones(self) -> bool:
-        """Whether the first masks with an object have the values 0 and 1 alone."""
+        """Whether the first masks with an object have all the values 0 and 1 alone."""
+        found = False
         for index in range(min(len(self), CHECKED_MASKS)):
-            try:
+            with suppress(DatasetError):
                 path = self._paths(index)[1]
                 if read_mask_values(path, lambda: True).any():
-                    return is_of_ones(path)
-            except DatasetError:
-                continue
-        return False
+                    found = is_of_ones(path)
+                    if not found:
+                        break
+        return found

@@ -12,12 +12,15 @@ from res2net_dense.data.images import image_size, read_image, read_sample
 from res2net_dense.data.layouts.base import Inspected
 from res2net_dense.data.layouts.listing import Files, check_size, path_inside
 from res2net_dense.data.packed import PackedRecords
+from res2net_dense.data.regions import Recent, identity, open_pixels
 from res2net_dense.errors import DatasetError
 from res2net_dense.findings import Finding, Findings
-from res2net_dense.types import Sample
+from res2net_dense.types import Sample, Tile
 
 CHECKED_MASKS = 50
 """How many masks of a part are read by `check`."""
+
+_recent = Recent()
 
 
 class MaskPairs(Inspected):
@@ -57,10 +60,6 @@ class MaskPairs(Inspected):
     def __len__(self) -> int:
         return len(self._files)
 
-    def file(self, index: int) -> Path:
-        """The file of one image."""
-        return self._paths(index)[0]
-
     def sample(self, index: int) -> Sample:
         """Read one image and its mask, untransformed.
 
@@ -74,6 +73,21 @@ class MaskPairs(Inspected):
         check_size(mask, values.shape, image, (sample["original_height"], sample["original_width"]))
         cast(dict[str, Any], sample)[self.key] = torch.from_numpy(values.astype(self.dtype))
         return sample
+
+    def file(self, index: int) -> Path:
+        """See `types.Source`."""
+        part, image, _ = self._files[index]
+        return self._folders[part][0] / image
+
+    def annotations(self, index: int, within: Tile | None = None) -> dict[str, Any]:
+        """What `sample` has besides the image and its size; the mask is as read, and not to be changed."""
+        import torch
+
+        image, path = self._paths(index)
+        values = _recent.get(identity(path), lambda: self._read_mask(path))
+        check_size(path, values.shape, image, open_pixels(image, self.form).size)
+        names = {"image_id": index, "file_name": self._files[index][1]}
+        return {**names, self.key: torch.from_numpy(values)}
 
     def mask(self, index: int) -> np.ndarray:
         """Read one mask, (H, W); the image is not looked at. Raises `DatasetError` as `sample`."""

@@ -24,7 +24,7 @@ _TELLING = 3
 _MASK_WORD = re.compile(r"mask|gt|seg|label|anno|sal|matte|alpha|truth", re.IGNORECASE)
 
 
-def pair_up(images: Files, masks: Files, what: str = "masks") -> tuple[Files, str]:
+def pair_up(images: Files, masks: Files, what: str = "masks", whose: str = "images") -> tuple[Files, str]:
     """Give the masks the names of their images where these differ beyond doubt.
 
     Beyond doubt is an addition that all masks share whose name is not an image's (`x_mask` for `x`, `gt_x`,
@@ -34,6 +34,7 @@ def pair_up(images: Files, masks: Files, what: str = "masks") -> tuple[Files, st
         images: the images.
         masks: the masks.
         what: what the line calls them.
+        whose: what it calls the images.
 
     Returns:
         The masks, by the paths of their images without suffix, and a line that says what was done, or "".
@@ -52,7 +53,7 @@ def pair_up(images: Files, masks: Files, what: str = "masks") -> tuple[Files, st
     by_stem = {renamed.get(stem, stem): path for stem, path in masks.by_stem.items()}
     name, image = next(iter(renamed.items()))
     line = (
-        f"{counted(len(renamed), 'name')} of {len(masks.by_stem)} {what} are not those of their images, "
+        f"{counted(len(renamed), 'name')} of {len(masks.by_stem)} {what} are not those of their {whose}, "
         f"such as {masks.by_stem[name]} for {images.by_stem.get(image, image)}; it is clear which are meant"
     )
     return masks._replace(by_stem=by_stem), line

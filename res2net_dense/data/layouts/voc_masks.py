@@ -65,9 +65,8 @@ class VocMasks(MaskPairs):
                 f"{root}: the class names are unknown; set data.class_names, or write "
                 f"{root / 'class_names.txt'} with one name per line, the background first"
             )
-        self.class_names = names = list(
-            lists[0].names if request.class_names is None else request.class_names
-        )
+        names = list(lists[0].names if request.class_names is None else request.class_names)
+        self.class_names = names
         if len(set(names)) < len(names) or not 0 < len(names) <= IGNORE_INDEX:
             raise DatasetError(
                 f"{part.root}: there must be 1 to {IGNORE_INDEX} class names, none twice, but there are "
@@ -98,9 +97,8 @@ class VocMasks(MaskPairs):
                 f"{folder}: the masks have only the values 0 and 255, and {remedy}", "all-ignored"
             )
         if ignored > _MOSTLY * (ignored + learned):
-            share = 100 * ignored / (ignored + learned)
             raise DatasetError(
-                f"{folder}: of the pixels that are not 0, {share:.1f} % are 255, and {remedy}",
+                f"{folder}: {ignored} of the {ignored + learned} pixels that are not 0 are 255, and {remedy}",
                 "mostly-ignored",
             )
 
