@@ -37,6 +37,7 @@ KINDS: dict[str, Kind] = {
     "image-unreadable": Kind("error", "An image is empty, cut off or damaged, or not an image"),
     "image-too-large": Kind("error", "An image claims more pixels than are read"),
     "image-size": Kind("error", "An image has another size than its annotations say"),
+    "image-channels": Kind("error", "An image has another number of channels than data.channels"),
     "duplicate-file-name": Kind("error", "Two images of a set have the same file"),
     "train-val-overlap": Kind("warning", "An image is in both the training and the validation set"),
     "list-entry": Kind("error", "A line of a list cannot be understood or is repeated"),
@@ -115,6 +116,9 @@ KINDS: dict[str, Kind] = {
     "score-below-100": Kind("warning", "The ground truth scored as predictions is below 100"),
 }  # fmt: skip
 """By code. `docs/data.md` has the same table."""
+
+OF_WHOLE = ("all-ignored", "mostly-ignored", "nothing-salient")
+"""Codes of what concerns all masks of a set together."""
 
 REMEDIES: dict[str, str] = {
     # files
@@ -242,12 +246,15 @@ class Findings:
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
+        self.broken: set[int] = set()
+        """Places of the samples that have an error, those of findings that are not kept too."""
         self._kept: list[Finding] = []
 
     def add(self, finding: Finding) -> None:
         """Add one; its code is a key of `KINDS`."""
-        KINDS[finding.code]
         self.counts[finding.code] += 1
+        if finding.severity == "error" and finding.place is not None:
+            self.broken.add(finding.place)
         if self.counts[finding.code] <= KEPT:
             self._kept.append(finding)
 
@@ -255,6 +262,7 @@ class Findings:
         """Add those of another list, with the counts of those that it did not keep."""
         for finding in others:
             self.add(finding)
+        self.broken |= others.broken
         kept = Counter(finding.code for finding in others)
         self.counts.update({code: count - kept[code] for code, count in others.counts.items()})
 
@@ -270,5 +278,5 @@ class Findings:
         first = next((finding for finding in self if finding.severity == "error"), None)
         if first is not None:
             more = self.number("error") - 1
-            others = f" (and {counted(more, 'more error')})" if more else ""
-            raise DatasetError(f"{first}{others}", code=first.code)
+            others = f" (and {counted(more, 'more error')}: `res2net-dense check --config ...` shows all)"
+            raise DatasetError(f"{first}{others if more else ''}", code=first.code)

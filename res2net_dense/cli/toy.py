@@ -31,6 +31,12 @@ and `labels/{train,val}/*.txt` with an outline a line.
 writes `datasets/toy/duts/{train,val}/images/*.jpg` and `masks/*.png` for salient object detection: one to
 three shapes of one piece and of any hue that stand out from a duller, grainy ground. The images have many
 sizes; the masks are smooth at the outlines as those of DUTS, above 128 where most of a pixel is covered.
+
+    res2net-dense toy --layout warm --output datasets/toy
+
+writes `datasets/toy/warm` in VOC's layout for semantic segmentation of images of four channels (RGBA PNGs):
+the scenes of `coco` in any colours, where shapes are of the class cold or warm, which the fourth channel
+alone tells, a noisy temperature.
 """
 
 from __future__ import annotations

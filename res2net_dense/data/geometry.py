@@ -7,7 +7,7 @@ and leaves it as it is.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal, cast
 
 import numpy as np
@@ -29,13 +29,13 @@ def resize_to(sample: Sample, height: int, width: int) -> Sample:
     old_height, old_width = sample["image"].shape[1:]
     if (old_height, old_width) == (height, width):
         return sample
-    image = Image.fromarray(to_array(sample["image"])).resize((width, height), Image.Resampling.BILINEAR)
+    image = _resized(sample["image"], height, width)
     # floor((i + 0.5) * old / new) in whole numbers: floats would round a centre on a pixel border at random
     rows = (2 * torch.arange(height) + 1) * old_height // (2 * height)
     columns = (2 * torch.arange(width) + 1) * old_width // (2 * width)
     return _moved(
         sample,
-        to_tensor(np.array(image)),
+        image,
         lambda grid, _: grid[..., rows[:, None], columns],
         scale=(width / old_width, height / old_height),
     )
@@ -50,12 +50,12 @@ def horizontal_flip(sample: Sample) -> Sample:
 
 
 def crop(
-    sample: Sample, top: int, left: int, height: int, width: int, fill: tuple[int, int, int] = (0, 0, 0)
+    sample: Sample, top: int, left: int, height: int, width: int, fill: Sequence[float] = (0,)
 ) -> Sample:
     """Cut out a rectangle in pixels, which may begin before the image and be larger.
 
-    Around the image are `fill`, RGB, and in masks and maps `OUTSIDE` or 0. Boxes are clipped to the
-    rectangle; polygons are not, as they are only read inside their box.
+    Around the image are `fill`, one value for each channel or for all, and in masks and maps `OUTSIDE` or 0.
+    Boxes are clipped to the rectangle; polygons are not, as they are only read inside their box.
     """
     old_height, old_width = sample["image"].shape[1:]
     edges = -left, left + width - old_width, -top, top + height - old_height
@@ -66,7 +66,7 @@ def crop(
     image = cut(sample["image"], 0)
     if any(fill):
         outside = cut(torch.zeros(old_height, old_width, dtype=torch.bool), 1)
-        image[:, outside] = torch.tensor(fill, dtype=torch.uint8)[:, None]
+        image[:, outside] = torch.tensor(fill, dtype=image.dtype)[:, None]
     moved = _moved(sample, image, cut, shift=(-left, -top))
     if "boxes" in moved:
         moved["boxes"] = moved["boxes"].clamp(torch.zeros(4), torch.tensor([width, height] * 2))
@@ -91,13 +91,24 @@ def drop_empty_objects(sample: Sample) -> Sample:
     return kept
 
 
+def _resized(image: Tensor, height: int, width: int) -> Tensor:
+    if image.dtype == torch.uint8 and len(image) == 3:
+        resized = Image.fromarray(to_array(image)).resize((width, height), Image.Resampling.BILINEAR)
+        return to_tensor(np.array(resized))
+    # Pillow would weigh four channels of uint8 by the last one, as transparency.
+    moved = nn.functional.interpolate(
+        image[None].float(), (height, width), mode="bilinear", antialias=True, align_corners=False
+    )[0]
+    return moved if image.is_floating_point() else moved.round().clamp(0, 255).to(image.dtype)
+
+
 def to_array(image: Tensor) -> np.ndarray:
-    """(3, H, W) -> (H, W, 3), without a copy for an image as it was read."""
+    """(C, H, W) -> (H, W, C), without a copy for an image as it was read."""
     return np.ascontiguousarray(image.permute(1, 2, 0).numpy())
 
 
 def to_tensor(image: np.ndarray) -> Tensor:
-    """(H, W, 3) -> (3, H, W), without a copy."""
+    """(H, W, C) -> (C, H, W), without a copy."""
     return torch.from_numpy(image).permute(2, 0, 1)
 
 

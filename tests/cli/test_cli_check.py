@@ -21,12 +21,12 @@ def coco(draw_toy, tmp_path):
 
 
 def paths(root):
-    return ["--layout", "coco", str(root / "annotations/val.json"), str(root / "val")]
+    return ["--layout", "coco", str(root / "annotations/train.json"), str(root / "train")]
 
 
 def change(root, edit):
     """Apply a change to the annotation file of the validation set."""
-    file = root / "annotations/val.json"
+    file = root / "annotations/train.json"
     document = json.loads(file.read_text())
     edit(document)
     file.write_text(json.dumps(document))
@@ -87,7 +87,7 @@ def test_a_configuration_or_a_layout_is_needed(arguments, capsys):
 def test_a_clean_set_has_exit_code_0_and_its_classes_are_listed(coco, capsys):
     assert cli.main(["check", *paths(coco)]) == 0
     out = capsys.readouterr().out
-    assert "4 images of" in out
+    assert "12 images of" in out
     assert "0 errors, 0 warnings" in out
     labels = [line.split() for line in out.splitlines() if line.lstrip().startswith(tuple("0123"))]
     assert [row[-1] for row in labels if len(row) == 4] == ["circle", "rectangle", "triangle", "star"]
@@ -102,7 +102,9 @@ def test_both_sets_of_a_configuration_are_checked(draw_toy, tmp_path, capsys):
 
 
 def test_an_error_has_exit_code_1_and_is_in_every_output(coco, tmp_path, capsys):
-    (coco / "val").joinpath(sorted(p.name for p in (coco / "val").iterdir())[1]).write_bytes(b"not an image")
+    (coco / "train").joinpath(sorted(p.name for p in (coco / "train").iterdir())[1]).write_bytes(
+        b"not an image"
+    )
     outputs = ["--json", str(tmp_path / "found.json"), "--html", str(tmp_path / "found.html")]
     for _ in range(2):  # its own files may be written again
         assert cli.main(["check", *paths(coco), *outputs]) == 1
@@ -118,7 +120,7 @@ def test_an_error_has_exit_code_1_and_is_in_every_output(coco, tmp_path, capsys)
 
 
 def test_a_file_of_another_format_is_a_finding_too(coco, tmp_path, capsys):
-    (coco / "annotations/val.json").write_text("[]")
+    (coco / "annotations/train.json").write_text("[]")
     assert cli.main(["check", *paths(coco), "--json", str(tmp_path / "found.json")]) == 1
     assert "file-format" in capsys.readouterr().out
     assert json.loads((tmp_path / "found.json").read_text())["totals"]["error"] == 1
@@ -138,15 +140,17 @@ def test_the_fix_list_has_what_is_left_out_and_clipped(coco, capsys):
 
     change(coco, edit)
     assert cli.main(["check", *paths(coco), "--fix-list"]) == 0
-    rows = [line.split("\t") for line in capsys.readouterr().out.splitlines() if line.count("\t") == 3][1:]
-    assert [(row[2], row[3]) for row in rows] == [
-        ("drop", "10 10 10 30"),
-        ("clip", "-5 10 25 30 -> 0 10 25 30"),
+    rows = [line.split("\t") for line in capsys.readouterr().out.splitlines() if line.count("\t") == 4][1:]
+    assert [row[2:] for row in rows] == [
+        ["drop", "box-zero-area", "10 10 10 30"],
+        ["clip", "box-partly-outside", "-5 10 25 30 -> 0 10 25 30"],
     ]
-    assert all(row[0].endswith("val.json") and row[1].startswith("annotation ") for row in rows)
+    assert all(row[0].endswith("train.json") and row[1].startswith("annotation ") for row in rows)
 
 
-@pytest.mark.parametrize("place", ["val/found.html", "annotations/found.html", "val/../annotations/x.html"])
+@pytest.mark.parametrize(
+    "place", ["train/found.html", "annotations/found.html", "train/../annotations/x.html"]
+)
 def test_outputs_in_the_data_are_refused(coco, place, capsys):
     before = snapshot(coco)
     assert cli.main(["check", *paths(coco), "--html", str(coco / place)]) == 1

@@ -13,9 +13,11 @@ NAMES = ("a.jpg", "b.jpg", "c.jpg")
 
 @pytest.fixture
 def folder(tmp_path):
+    (tmp_path / "set").mkdir()
     for number, name in enumerate(NAMES):
-        Image.new("RGB", (20, 10), (number, 0, 0)).save(tmp_path / name)
-    return tmp_path
+        Image.new("RGB", (20, 10), (number, 0, 0)).save(tmp_path / "set" / name)
+    Image.new("RGB", (20, 10)).save(tmp_path / "a.jpg")  # outside
+    return tmp_path / "set"
 
 
 def source_of(folder, text=None, *, file="labels.csv", train=True, strict=True, names=None, **part):
@@ -32,7 +34,7 @@ def contents(source):
 
 
 def codes(source):
-    return dict(source.findings.counts)
+    return {code: count for code, count in source.findings.counts.items() if code != "class-unused"}
 
 
 @pytest.mark.parametrize(
@@ -94,6 +96,7 @@ def test_images_and_classes_that_are_left_out_are_said(folder):
     assert any(
         "1 of 2 classes have no image, such as dog; their accuracy is n/a" in one for one in source.remarks
     )
+    assert source.findings.counts == {"class-unused": 1}
     assert any("2 images of" in one for one in source.remarks)
 
 
@@ -108,9 +111,9 @@ def test_images_and_classes_that_are_left_out_are_said(folder):
         (
             "filename,label\n../a.jpg,cat\nb.jpg,cat\n",
             "path-outside",
-            "line 2: '../a.jpg' is not a path inside",
+            "line 2: '../a.jpg' is not the path of an image inside",
         ),
-        ("filename,label\n/etc/a.jpg,cat\nb.jpg,cat\n", "path-outside", "line 2"),
+        ("filename,label\n/etc/hosts,cat\nb.jpg,cat\n", "path-outside", "line 2"),
     ],
 )
 def test_a_wrong_line_has_its_own_code(folder, text, code, said):
@@ -146,8 +149,8 @@ def test_what_is_not_such_a_file(folder, text, said):
 def test_names_that_could_be_two_images_are_missing(folder):
     (folder / "deep").mkdir()
     Image.new("RGB", (20, 10)).save(folder / "deep/d.jpg")
-    Image.new("RGB", (20, 10)).save(folder / "d.png")
-    fails(lambda: source_of(folder, "id,label\nd,cat\n"), "'d' is not in")
+    Image.new("RGB", (20, 10)).save(folder / "deep/d.png")
+    fails(lambda: source_of(folder, "id,label\ndeep/d,cat\n"), "'deep/d' is not in", "there are 2 such files")
 
 
 def test_a_link_out_of_the_folder_is_refused(folder, tmp_path_factory):

@@ -142,7 +142,7 @@ def test_no_image_is_taken_from_outside(tmp_path, path):
 
 
 DEFECTS = {
-    "polygon-too-short": (shape(points=[[1, 1], [9, 9]]), "has 2 of at least 3 points"),
+    "polygon-too-short": (shape(points=[[1, 1], [9, 9]]), "under 3 points, it has 2"),
     "polygon-line": (shape(points=[[1, 1], [5, 5], [9, 9]]), "lie on a line"),
     "box-outside": (shape(points=[[100, 100], [120, 100], [120, 120]]), "outside the image"),
     "polygon-far": (shape(points=[[1, 1], [1e9, 1], [1, 9]]), "far outside"),

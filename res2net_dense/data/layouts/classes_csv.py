@@ -9,23 +9,27 @@ from __future__ import annotations
 import csv
 import io
 import os
-from collections import defaultdict
-from collections.abc import Sequence
-from pathlib import Path, PurePosixPath
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
 
 from res2net_dense.data.images import IMAGE_SUFFIXES, read_sample
-from res2net_dense.data.layouts.base import Inspected, Part, Request
+from res2net_dense.data.layouts.base import Inspected, Part, Request, inspect_image
 from res2net_dense.data.layouts.listing import (
+    add_near,
     check_folder,
+    find_near,
     is_inside,
     list_names,
     path_inside,
     read_text,
+    remarks_of,
     walk,
 )
+from res2net_dense.data.layouts.near_names import NearFiles
 from res2net_dense.errors import DatasetError, did_you_mean, first_few
 from res2net_dense.findings import Finding, Findings
 from res2net_dense.sections import PathText, Text
@@ -91,8 +95,6 @@ class ClassesCsv(Inspected):
         labels: (len,) int64, the class of each image.
     """
 
-    remarks: Sequence[str] = ()
-
     def __init__(self, part: ClassesCsvPart, request: Request) -> None:
         file = Path(part.csv)
         if file.is_dir():
@@ -101,31 +103,36 @@ class ClassesCsv(Inspected):
         check_folder(folder, "image folder")
         self.name, self.findings = str(file), Findings()
         self._folder = folder.resolve()
-        images = _Images(folder)
-        table = _read_table(file, part, images)
+        paths = [name for name in walk(folder) if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES]
+        known = _known(paths)
+        table = _read_table(file, part, known)
         self.class_names = list(request.class_names or table.class_names)
         labels = {name: label for label, name in enumerate(self.class_names)}
+        places = self._find([name for _, name, _ in table.rows], known)
         found: dict[str, int] = {}
         for line, name, classes in table.rows:
-            label, image = self._label(line, name, classes, labels), self._image(line, name, images)
-            if image is not None and image in found:
-                problem = f"line {line}: {name!r:.120} is there twice; remove one of the lines"
-                self._report("duplicate-file-name", problem)
-            elif label is not None and image is not None:
+            label, image = self._label(line, name, classes, labels), places.get(name)
+            if image is None:
+                self._report_missing(line, name, folder)
+            elif image in found:
+                text = f"line {line}: {name!r:.120} is there twice; remove one of the lines"
+                self._report("duplicate-file-name", text)
+            elif label is not None:
                 found[image] = label
         if not found:
             self.findings.raise_errors()
             raise DatasetError(f"{file}: no images; write a line for each")
         self.labels = np.array(list(found.values()), dtype=np.int64)
         self._files = np.array([os.fsencode(name) for name in found], dtype=bytes)
+        self.remarks = remarks_of(self.findings)
         counts = np.bincount(self.labels, minlength=len(self.class_names))
         if empty := [name for name, count in zip(self.class_names, counts, strict=True) if not count]:
-            self.remarks = [
-                f"{file}: {len(empty)} of {len(counts)} classes have no image, such as {empty[0]}; "
-                + ("they cannot be learned" if request.train else "their accuracy is n/a")
-            ]
-        if left := len(images.all) - len(found):
-            self.remarks = [*self.remarks, f"{file}: {left} images of {folder} are not in it, and left out"]
+            effect = "they cannot be learned" if request.train else "their accuracy is n/a"
+            text = f"{len(empty)} of {len(counts)} classes have no image, such as {empty[0]}; {effect}"
+            self._report("class-unused", text)
+            self.remarks.append(f"{file}: {text}")
+        if left := len(paths) - len(found):
+            self.remarks.append(f"{file}: {left} images of {folder} are not in it, and left out")
 
     def __len__(self) -> int:
         return len(self._files)
@@ -134,12 +141,26 @@ class ClassesCsv(Inspected):
         """Read one image; raises `DatasetError`."""
         name = os.fsdecode(self._files[index])
         path = path_inside(self._folder, name, "image folder")
-        return {**read_sample(path, index, name), "label": int(self.labels[index])}
+        sample = read_sample(path, index, name, self.form)
+        return {**sample, "label": int(self.labels[index])}
 
-    def check(self) -> None:
-        """Raise the `DatasetError` of an image that a link leads out of the folder for."""
-        for name in self._files:
-            path_inside(self._folder, os.fsdecode(name), "image folder")
+    def file(self, index: int) -> Path:
+        """See `types.Source`."""
+        return self._folder / os.fsdecode(self._files[index])
+
+    def classes(self) -> list[tuple[int | str | None, int]]:
+        """See `types.Source`."""
+        return [(None, count) for count in np.bincount(self.labels, minlength=len(self.class_names)).tolist()]
+
+    def inspect(self, index: int, *, thorough: bool) -> list[Finding]:
+        """See `types.Source`."""
+        file = self.file(index)
+        try:
+            path_inside(self._folder, os.fsdecode(self._files[index]), "image folder")
+        except DatasetError as error:
+            text = str(error).removeprefix(f"{file}: ")
+            return [Finding("path-outside", str(file), text, str(file), index)]
+        return inspect_image(file, index, thorough=thorough, form=self.form)[1]
 
     def _report(self, code: str, text: str) -> None:
         self.findings.add(Finding(code, self.name, text))
@@ -157,44 +178,32 @@ class ClassesCsv(Inspected):
             self._report("class-unknown", text)
         return labels.get(classes[0])
 
-    def _image(self, line: int, name: str, images: _Images) -> str | None:
-        """The path of an image in the folder; None with a finding."""
-        if not is_inside(name.replace("\\", "/")):
-            self._report("path-outside", f"line {line}: {name!r:.120} is not a path inside {images.folder}")
-            return None
-        found = images.find(name)
-        if found is None:
-            text = f"line {line}: {name!r:.120} is not in {images.folder}; correct it or add the image"
-            self._report("file-missing", text)
-        elif found != name and os.path.splitext(found)[0] != name:
-            self._report("name-near", f"line {line}: {name!r:.120} is not there; read as {found}")
-        return found
+    def _find(self, names: Sequence[str], known: Mapping[str, str]) -> dict[str, str]:
+        """The path of each image that is there, whose name may lack its suffix or differ a little."""
+        exact = {name: known[name] for name in names if name in known}
+        missing = [name for name in names if name not in exact]
+        near: dict[str, str] = {}
+        if missing:
+            files = NearFiles(self._folder, dict.fromkeys(known.values()))
+            near = files.match(missing, set(exact.values()))[0]
+        add_near(self.findings, self.name, len(names), near)
+        return {**exact, **near}
+
+    def _report_missing(self, line: int, name: str, folder: Path) -> None:
+        if is_inside(name):
+            hint = find_near(folder, name)[1] or "correct it or add the image"
+            self._report("file-missing", f"line {line}: {name!r:.120} is not in {folder}; {hint}")
+        else:
+            text = f"line {line}: {name!r:.120} is not the path of an image inside {folder}; correct it"
+            self._report("path-outside", text)
 
 
-class _Images:
-    """The images in a folder and its subfolders, to be found by what people call them."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.all = {file for file in walk(folder) if os.path.splitext(file)[1].lower() in IMAGE_SUFFIXES}
-        self._by_key = defaultdict[str, list[str]](list)
-        for file in sorted(self.all):
-            stem = os.path.splitext(file)[0]
-            for key in dict.fromkeys((stem, PurePosixPath(file).name, PurePosixPath(stem).name)):
-                self._by_key[key.casefold()].append(file)
-
-    def find(self, name: str) -> str | None:
-        """The image of this name: as it is, without suffix, in a subfolder, or with another suffix or case;
-        None if there is none, or more than one.
-        """
-        name = name.replace("\\", "/").removeprefix("./")
-        if name in self.all:
-            return name
-        parts, stem = PurePosixPath(name), os.path.splitext(name)[0]
-        for key in (name, parts.name, stem, PurePosixPath(stem).name):
-            if len(found := self._by_key.get(key.casefold(), [])) == 1:
-                return found[0]
-        return None
+def _known(paths: Sequence[str]) -> dict[str, str]:
+    """The paths of images by themselves, and without suffix where that is clear."""
+    stems = [os.path.splitext(path)[0] for path in paths]
+    uses = Counter(stems)
+    found = {stem: path for stem, path in zip(stems, paths, strict=True) if uses[stem] == 1}
+    return {**found, **dict(zip(paths, paths, strict=True))}
 
 
 def _find_file(folder: Path) -> Path:
@@ -206,7 +215,7 @@ def _find_file(folder: Path) -> Path:
     )
 
 
-def _read_table(file: Path, part: ClassesCsvPart, images: _Images) -> _Table:
+def _read_table(file: Path, part: ClassesCsvPart, known: Collection[str]) -> _Table:
     """Read a file in either form; raises `DatasetError` if it is in neither."""
     text = read_text(file, "csv file")
     first = text.lstrip().split("\n", 1)[0]
@@ -221,7 +230,7 @@ def _read_table(file: Path, part: ClassesCsvPart, images: _Images) -> _Table:
             f"{file}: not a csv file of names and classes; write a line `filename,label`, then one per image"
         )
     header = lines[0][1]
-    if len(header) == 2 and images.find(header[0]) is not None:
+    if len(header) == 2 and header[0] in known:
         header = ["filename", "label"]  # the file begins with an image
     else:
         lines = lines[1:]

@@ -46,7 +46,6 @@ class AnnotationEntry(Struct, gc=False):
     area: float | None = None
     iscrowd: Literal[0, 1] | UnsetType = UNSET
     segmentation: Raw = Raw()
-    keypoints: Raw = Raw()
 
 
 class _Lists(Struct, gc=False):
@@ -79,10 +78,9 @@ def document(content: Any, name: str) -> Document:
     """The lists of parsed json; raises `DatasetError` if it is not in COCO's format."""
     keys = Document._fields
     if not isinstance(content, Mapping) or not all(isinstance(content.get(key), list) for key in keys):
-        found = f"; it has {', '.join(map(repr, list(content)[:6]))}" if isinstance(content, Mapping) else ""
         raise DatasetError(
-            f"{name}: not in COCO's instance format, which is an object with lists {', '.join(keys)}"
-            f"{found:.200}"
+            f"{name}: not in COCO's instance format, which is an object with lists {', '.join(keys)}",
+            code="file-format",
         )
     return Document(*(content[key] for key in keys))
 

@@ -78,6 +78,8 @@ def read_images(name: str, document: Document, folder: Path | None, findings: Fi
             image_id, file_name, size = _read_image(raw)
         except ValueError as error:
             faults.add("entry-format", place, f"{error}; correct the file")
+            with contextlib.suppress(ValueError):
+                left_out.add(check_id(plain(raw), "id"))
             continue
         if image_id in seen:
             faults.add("duplicate-image-id", place, "its id is used twice; renumber the images")

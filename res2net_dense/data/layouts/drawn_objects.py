@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -13,9 +12,16 @@ import numpy as np
 from res2net_dense.data.layouts import coco_masks
 from res2net_dense.data.layouts.boxes import BoxImage, BoxObject, CocoBoxes, clip_box, is_empty
 from res2net_dense.data.layouts.coco_masks import Segmentation
+from res2net_dense.data.layouts.coco_polygons import FLAWS, flaws
 from res2net_dense.errors import ConfigError
 from res2net_dense.findings import Finding, Findings
 
+_FLAW_TEXTS = {
+    "polygon-too-short": "its polygon has under 3 points",
+    "polygon-odd": "its polygon has an odd number of coordinates",
+    "polygon-far": "its polygon lies far outside the image",
+    "polygon-line": "the points of its polygon lie on a line",
+}
 _ROUNDING = 0.5
 """Pixels by which a box may leave its image without a word: files round to a few digits."""
 
@@ -155,16 +161,13 @@ class DrawnObjects:
 
     def _is_polygon(self, polygon: list[float], image: BoxImage, where: Where) -> bool:
         """Whether a polygon can be used; otherwise it is reported."""
-        code = text = ""
-        if len(polygon) < 6:
-            code, text = "polygon-too-short", f"its polygon has {len(polygon) // 2} of at least 3 points"
-        elif max(map(abs, polygon)) > 4 * max(image.height, image.width):
-            code, text = "polygon-far", "its polygon lies far outside the image"
-        elif _is_line(polygon):
-            code, text = "polygon-line", "the points of its polygon lie on a line"
-        if code:
-            self.report(code, where, f"{text}; draw it again", fix="drop")
-        return not code
+        limit = 4.0 * max(image.height, image.width)
+        flaw = flaws(np.array(polygon), np.array([len(polygon)]), np.array([limit]))[0]
+        if flaw:
+            code = FLAWS[flaw]
+            few = f", it has {len(polygon) // 2}" if code == "polygon-too-short" else ""
+            self.report(code, where, f"{_FLAW_TEXTS[code]}{few}; draw it again", fix="drop")
+        return not flaw
 
 
 def _area(polygons: list[list[float]]) -> float:
@@ -174,14 +177,6 @@ def _area(polygons: list[list[float]]) -> float:
         x, y = np.array(polygon).reshape(-1, 2).T
         total += abs(float(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1)))) / 2
     return total
-
-
-def _is_line(polygon: list[float]) -> bool:
-    points = np.array(polygon).reshape(-1, 2)
-    points -= points[0]
-    far = points[np.abs(points).sum(axis=1).argmax()]
-    distances = np.abs(points[:, 1] * far[0] - points[:, 0] * far[1])
-    return bool((distances <= 1e-3 * math.hypot(*far)).all())
 
 
 def _numbers(values: Sequence[float]) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import unquote
 
+from res2net_dense.data.images import without_copies
 from res2net_dense.data.layouts.near_names import NearFiles
 from res2net_dense.data.layouts.texts import decode
 from res2net_dense.errors import DatasetError, counted, first_few
@@ -121,7 +122,7 @@ def index_files(folder: Path, what: str, suffixes: Collection[str], preferred: s
     """
     check_folder(folder, what)
     files = Files(folder, {}, [])
-    for path in walk(folder):
+    for path in without_copies(walk(folder)):
         stem, suffix = os.path.splitext(path)
         if suffix.lower() in suffixes and (first := files.by_stem.setdefault(stem, path)) != path:
             files.clashes.append(path)

@@ -9,7 +9,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 
-from res2net_dense.data.images import IMAGE_SUFFIXES
+from res2net_dense.data.images import IMAGE_SUFFIXES, MASK_SUFFIXES
 from res2net_dense.data.layouts.listing import Files, index_files
 from res2net_dense.data.layouts.near_names import NearFiles
 from res2net_dense.errors import counted
@@ -70,7 +70,7 @@ def index_both(
     if image_folder.resolve() == mask_folder.resolve():
         return _index_shared(image_folder, "folder of both images and masks")
     images = index_files(image_folder, "image folder", IMAGE_SUFFIXES, preferred[0])
-    masks = index_files(mask_folder, "mask folder", IMAGE_SUFFIXES, preferred[1])
+    masks = index_files(mask_folder, "mask folder", MASK_SUFFIXES, preferred[1])
     if mask_folder.resolve().is_relative_to(image_folder.resolve()):  # its masks were found as images, too
         below = f"{mask_folder.resolve().relative_to(image_folder.resolve()).as_posix()}/"
         images = Files(
@@ -82,7 +82,7 @@ def index_both(
 
 
 def _index_shared(folder: Path, what: str) -> tuple[Files, Files]:
-    files = index_files(folder, what, IMAGE_SUFFIXES)
+    files = index_files(folder, what, MASK_SUFFIXES)
     stems = [] if files.clashes else sorted(files.by_stem)
     known = set(stems)
     endings = dict.fromkeys(

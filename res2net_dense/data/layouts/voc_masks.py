@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from res2net_dense.data.images import IMAGE_SUFFIXES
+from res2net_dense.data.images import MASK_SUFFIXES
 from res2net_dense.data.layouts.base import Request
 from res2net_dense.data.layouts.class_lists import read_class_lists
 from res2net_dense.data.layouts.listing import remarks_of
@@ -56,7 +56,7 @@ class VocMasks(MaskPairs):
         findings = Findings()
         root = Path(part.root)
         _, images, masks, stems = find_files(
-            part, part.masks, "mask", IMAGE_SUFFIXES, ".png", findings, request.strict
+            part, part.masks, "mask", MASK_SUFFIXES, ".png", findings, request.strict
         )
         super().__init__(part.root, [(images, masks, stems)], findings)
         lists = read_class_lists(root, root / part.masks)
