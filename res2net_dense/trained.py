@@ -132,7 +132,9 @@ class Job:
                     "run"
                 )
         for key, (old, new) in changed.items():
-            is_size = key.startswith("data.") and key.endswith(("size", "_size_test"))
+            is_size = (
+                key.startswith("data.") and key.endswith(("size", "_size_test")) and key != "data.tiles.size"
+            )
             is_built_in = self.exported and key.startswith("model.")
             if is_size or (key in _OVERRIDABLE_AT_EVAL and new is not None and not is_built_in):
                 _log.warning("%s was trained with %s=%s, now it is %s", path, key, old, new)

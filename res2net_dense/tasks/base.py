@@ -24,19 +24,25 @@ from res2net_dense.data.layouts import open_source
 from res2net_dense.data.loaders import (
     BatchLoader,
     EvalSet,
+    TileSet,
     TrainBatches,
     TrainSet,
+    aspect_ratio_groups,
     eval_loader,
     predict_loader,
+    tile_loader,
 )
+from res2net_dense.data.regions import Pixels, overview, shrink_factor
+from res2net_dense.data.tiles import TileSize, TrainTiles, grids, starts
 from res2net_dense.engine import distributed
 from res2net_dense.engine.distributed import print_rank0
 from res2net_dense.errors import ConfigError, DatasetError, counted, first_few
 from res2net_dense.evaluation.base import Gather
 from res2net_dense.models.graphs import Graph
+from res2net_dense.report.shrink import shrunk
 from res2net_dense.tasks.checking import check_data, left_out
 from res2net_dense.tasks.pixels import measured, pixel_format
-from res2net_dense.types import Prediction, ReportingEvaluator, Sample, Source
+from res2net_dense.types import Merger, Prediction, ReportingEvaluator, Sample, Source, Tile
 
 _log = logging.getLogger(__name__)
 
@@ -139,6 +145,20 @@ class Task(ABC, Generic[C]):
             names: of the classes, by label.
             score: lowest score of an object that is drawn.
         """
+
+    def draw_maps(self, prediction: Prediction) -> dict[str, Image.Image]:
+        """The images of `draw` that show a prediction without its image, by their folder."""
+        return {}
+
+    def draw_large(
+        self, pixels: Pixels, prediction: Prediction, names: Sequence[str], score: float
+    ) -> Images:
+        """Return what `draw` does, with the image made smaller; `draw_maps` keep its size."""
+        factor = shrink_factor(pixels.size)
+        small = shrunk(prediction, factor, pixels.size)
+        drawn = zip(self.folders, self.draw(overview(pixels, factor), small, names, score), strict=True)
+        maps = self.draw_maps(prediction)
+        return [maps.get(folder, image) for folder, image in drawn]
 
     @abstractmethod
     def to_records(self, prediction: Prediction, image_id: int | str) -> list[dict[str, Any]]:
@@ -290,10 +310,13 @@ class Task(ABC, Generic[C]):
         indices = np.arange(len(source)) if indices is None else indices
         good = ~np.isin(indices, left_out(source))
         indices, groups = indices[good], None if groups is None else groups[good]
-        print_rank0(
-            f"data.train: {counted(len(indices), 'image')} of {source.name}, {counted(len(names), 'class')}: "
-            f"{first_few(names)}"
-        )
+        said = f"{counted(len(indices), 'image')} of {source.name}, {counted(len(names), 'class')}"
+        tiles = self.train_tiles(config, source, indices)
+        if tiles is not None:
+            said = f"{counted(len(tiles.places), 'tile')} of {said}"
+            groups = None if groups is None else aspect_ratio_groups(tiles.aspect_ratios)
+            indices = np.arange(len(tiles.places))
+        print_rank0(f"data.train: {said}: {first_few(names)}")
         batches = TrainBatches(
             len(indices),
             config.train.batch_size,
@@ -305,8 +328,30 @@ class Task(ABC, Generic[C]):
             start_iteration=start_iteration,
         )
         transform, on_error = self.train_transform(config), config.data.on_error
-        samples = TrainSet(source, indices, transform, seed=seed, on_error=on_error)
+        samples = TrainSet(source, indices, transform, seed=seed, on_error=on_error, tiles=tiles)
         return BatchLoader(samples, batches, workers=config.data.workers)
+
+    def tile_size(self, config: C) -> TileSize | None:
+        """How images are divided in evaluation and prediction; None where they are not."""
+        tiles = getattr(config.data, "tiles", None)
+        return None if tiles is None else TileSize(tiles.size, tiles.overlap)
+
+    def train_tiles(self, config: C, source: Any, indices: np.ndarray) -> TrainTiles | None:
+        """The tiles of these images to learn from; None where they are learned from whole."""
+        size, kind = self.tile_size(config), getattr(getattr(config.data, "tiles", None), "train", "none")
+        if size is None or kind == "none":
+            return None
+        return TrainTiles(source, grids(source, indices, size), kind == "random")
+
+    def tile_places(self, config: C, tile: Tile) -> tuple[list[int], list[int]]:
+        """Where the tiles of an image, one of which is given, start: from above and from the left."""
+        size = self.tile_size(config)
+        assert size  # there are tiles
+        return starts(tile.image_height, *size), starts(tile.image_width, *size)
+
+    def merger(self, config: C, first: Tile) -> Merger:
+        """Return what makes the prediction for an image out of those for its tiles; this is the first."""
+        raise NotImplementedError(f"{self.name} does not divide images into tiles")
 
     def scored(self, config: C, source: Any) -> tuple[Any, Gather | None]:
         """What an evaluator is for, and how it gathers; see `build_evaluator`."""
@@ -315,14 +360,18 @@ class Task(ABC, Generic[C]):
         return self.open_source(config, train=False), distributed.gather_objects
 
     def build_eval_loader(self, config: C) -> BatchLoader:
-        """Return this process's part of the validation images, each once."""
-        return eval_loader(
-            EvalSet(self.open_source(config, train=False), self.eval_transform(config)),
-            batch_size=config.eval.batch_size,
-            workers=config.data.workers,
-            rank=distributed.rank(),
-            world_size=distributed.world_size(),
-        )
+        """Return this process's part of the validation images, each once, or the tiles of each."""
+        source, transform = self.open_source(config, train=False), self.eval_transform(config)
+        options: dict[str, int] = {
+            "batch_size": config.eval.batch_size,
+            "workers": config.data.workers,
+            "rank": distributed.rank(),
+            "world_size": distributed.world_size(),
+        }
+        size = self.tile_size(config)
+        if size is None:
+            return eval_loader(EvalSet(source, transform), **options)
+        return tile_loader(TileSet(source, transform), size, **options)
 
     def build_predict_loader(
         self, config: C, files: Sequence[Path]
@@ -334,6 +383,7 @@ class Task(ABC, Generic[C]):
             batch_size=config.eval.batch_size,
             workers=config.data.workers,
             form=pixel_format(config),
+            tiles=self.tile_size(config),
         )
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,14 +18,16 @@ from torch import Tensor, nn
 from res2net_dense.config.detection import DetectionConfig
 from res2net_dense.data.layouts import coco_masks
 from res2net_dense.data.loaders import aspect_ratio_groups
+from res2net_dense.data.tiles import TrainTiles
 from res2net_dense.data.transforms import Pipeline, RandomFlip, ResizeShortestEdge, colour_changes
 from res2net_dense.errors import counted
 from res2net_dense.evaluation import voc
 from res2net_dense.models.detections import to_prediction
 from res2net_dense.models.graphs import Graph
+from res2net_dense.models.tile_detections import DetectionMerger
 from res2net_dense.report.draw import class_colors, draw_prediction
 from res2net_dense.tasks.base import Images, Metric, Task, Transform, network_settings, warn_rank0
-from res2net_dense.types import BoxSource, Prediction, ReportingEvaluator, Sample
+from res2net_dense.types import BoxSource, Merger, Prediction, ReportingEvaluator, Sample, Tile
 
 
 class Detection(Task[DetectionConfig]):
@@ -101,6 +104,20 @@ class Detection(Task[DetectionConfig]):
             )
         grouped = config.data.aspect_ratio_grouping
         return indices, aspect_ratio_groups(source.aspect_ratios[indices]) if grouped else None
+
+    def train_tiles(self, config: DetectionConfig, source: Any, indices: np.ndarray) -> TrainTiles | None:
+        """With `data.keep_empty=false` tiles of a grid without an object to learn are left out, and random
+        ones are drawn around objects.
+        """
+        tiles, found = config.data.tiles, super().train_tiles(config, source, indices)
+        if tiles is None or found is None:
+            return None
+        around = None if config.data.keep_empty else source.boxes
+        found = replace(found, min_visible=tiles.min_visible, around=around)
+        return found if around is None or found.is_random else found.without_empty()
+
+    def merger(self, config: DetectionConfig, first: Tile) -> Merger:
+        return DetectionMerger(config.model.nms_threshold)
 
     def build_evaluator(self, config: DetectionConfig, source: Any = None) -> ReportingEvaluator:
         source, gather = self.scored(config, source)

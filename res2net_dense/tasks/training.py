@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import fields, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -122,6 +123,7 @@ def evaluate_only(
         device=device,
         precision=options.precision,
         channels_last=options.channels_last,
+        merger=partial(task.merger, config),
     )
     if saving:
         print_rank0(f"predictions: {saving.write()}")
@@ -209,7 +211,8 @@ def _evaluation(config: Config, device: torch.device, evaluator: Evaluator, *, s
     def score(model: nn.Module) -> dict[str, float]:
         loader = task.build_eval_loader(config)
         batches = list(islice(loader, 2)) if short else loader
-        return evaluate(model, batches, evaluator, device=device, precision=config.train.precision)
+        precision, merger = config.train.precision, partial(task.merger, config)
+        return evaluate(model, batches, evaluator, device=device, precision=precision, merger=merger)
 
     best = task.best_metric(config)
     return Evaluation(score, best.name, lower_is_better=best.direction == "min")

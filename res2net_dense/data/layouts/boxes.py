@@ -18,7 +18,7 @@ from res2net_dense.data.layouts.packed_boxes import BoxImage, BoxObject, PackedB
 from res2net_dense.data.pixels import RGB, PixelFormat
 from res2net_dense.errors import DatasetError, counted, first_few
 from res2net_dense.findings import Finding, Findings
-from res2net_dense.types import Sample
+from res2net_dense.types import Sample, Tile
 
 __all__ = ["BoxImage", "BoxObject", "Boxes", "CocoBoxes", "VocBoxes", "clip_box", "is_empty"]
 
@@ -190,34 +190,51 @@ class Boxes(Inspected):
             DatasetError: the image cannot be read, lies outside the image folder, or has another size than
                 the annotations give.
         """
-        image = self.images[index]
+        image = self._packed.without_objects(index)
         sample = read_sample(path := self._path(image), image.image_id, image.file_name, self.form)
         if (size := (sample["original_height"], sample["original_width"])) != (image.height, image.width):
             raise DatasetError(f"{path}: {self._other_size(image, size)}")
-        return {**sample, **self._annotations(image)}
+        return cast(Sample, {**sample, **self.annotations(index)})
 
     def annotated(self, index: int) -> Sample:
         """See `types.BoxSource`."""
-        image = self.images[index]
+        image = self._packed.without_objects(index)
         size = {"original_height": image.height, "original_width": image.width}
-        return cast(Sample, {"image_id": image.image_id, **size, **self._annotations(image)})
+        return cast(Sample, {**size, **self.annotations(index)})
 
-    def _annotations(self, image: BoxImage) -> Sample:
+    def boxes(self, index: int) -> np.ndarray:
+        """The objects of an image to learn from, (N, 4) float64 xyxy."""
+        image, corners = self._packed.without_objects(index), self._corners
+        boxes = self._packed.objects.boxes[self._rows(index)].tolist()
+        clipped = [clip_box(corners(box), image.height, image.width) for box in boxes]
+        return np.array(clipped, dtype=np.float64).reshape(-1, 4)
+
+    def annotations(self, index: int, within: Tile | None = None) -> dict[str, Any]:
+        """What `sample` has besides the image and its size; only the objects in `within`, if it is given."""
         import torch
 
-        sample = Sample()
-        objects = [item for item in image.objects if self._learn_ignored or not item.ignored]
-        boxes = [clip_box(self._corners(item.box), image.height, image.width) for item in objects]
-        sample["boxes"] = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
-        sample["labels"] = torch.tensor([self._labels[item.category] for item in objects], dtype=torch.int64)
+        image, rows, boxes = self._packed.without_objects(index), self._rows(index), self.boxes(index)
+        if within is not None:
+            end = [within.left + within.width, within.top + within.height]
+            near = (boxes[:, :2] < end).all(axis=1) & (boxes[:, 2:] > [within.left, within.top]).all(axis=1)
+            rows, boxes = rows[near], boxes[near]
+        objects = [self._packed.object(row) for row in rows.tolist()]
+        found: dict[str, Any] = {"image_id": image.image_id, "file_name": image.file_name}
+        found["boxes"] = torch.from_numpy(boxes.astype(np.float32))
+        found["labels"] = torch.tensor([self._labels[item.category] for item in objects], dtype=torch.int64)
         if self.has_masks:
-            found = [item.segmentation for item in objects]
-            if all(isinstance(segmentation, list) for segmentation in found):
-                sample["masks"] = [[np.array(polygon) for polygon in polygons] for polygons in found]
+            shapes = [item.segmentation for item in objects]
+            if all(isinstance(shape, list) for shape in shapes):
+                found["masks"] = [[np.array(polygon) for polygon in polygons] for polygons in shapes]
             else:
-                masks = [coco_masks.decode(one, image.height, image.width) for one in found]
-                sample["masks"] = torch.from_numpy(np.array(masks, dtype=bool))
-        return sample
+                masks = [coco_masks.decode(shape, image.height, image.width) for shape in shapes]
+                found["masks"] = torch.from_numpy(np.array(masks, dtype=bool))
+        return found
+
+    def _rows(self, index: int) -> np.ndarray:
+        """The objects of an image to learn from."""
+        rows = self._packed.rows_of(index)
+        return rows if self._learn_ignored else rows[~self._packed.objects.ignored[rows]]
 
     def _corners(self, box: list[float]) -> Sequence[float]:
         """xyxy of a box."""

@@ -15,15 +15,18 @@ from res2net_dense.data.images import image_size, read_image, read_sample
 from res2net_dense.data.layouts.base import Inspected
 from res2net_dense.data.layouts.listing import Files, check_size, path_inside
 from res2net_dense.data.packed import PackedRecords
+from res2net_dense.data.regions import Recent, identity, open_pixels
 from res2net_dense.errors import DatasetError
 from res2net_dense.findings import Finding, Findings
-from res2net_dense.types import Sample
+from res2net_dense.types import Sample, Tile
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 CHECKED_MASKS = 50
 """How many masks of a part are read by `check`, and by a quick check of all files."""
+
+_recent = Recent()
 
 
 class MaskPairs(Inspected):
@@ -87,6 +90,16 @@ class MaskPairs(Inspected):
         """See `types.Source`."""
         part, image, _ = self._files[index]
         return self._folders[part][0] / image
+
+    def annotations(self, index: int, within: Tile | None = None) -> dict[str, Any]:
+        """What `sample` has besides the image and its size; the mask is as read, and not to be changed."""
+        import torch
+
+        image, path = self._paths(index)
+        values = _recent.get(identity(path), lambda: self._read_mask(path))
+        check_size(path, values.shape, image, open_pixels(image, self.form).size)
+        names = {"image_id": index, "file_name": self._files[index][1]}
+        return {**names, self.key: torch.from_numpy(values)}
 
     def subset(self, places: Sequence[int]) -> Self:
         """The same set with some of its images, in this order."""
