@@ -19,8 +19,8 @@ from res2net_dense.cli._check_classes import class_rows
 from res2net_dense.cli._check_parts import Opened, of_config, of_layout
 from res2net_dense.data.check import check_sources
 from res2net_dense.data.images import IMAGE_SUFFIXES, image_size, read_for_display
-from res2net_dense.data.pixels import PixelFormat, to_display
-from res2net_dense.data.statistics import find_range, pixel_statistics
+from res2net_dense.data.pixels import to_display
+from res2net_dense.data.statistics import describe_statistics
 from res2net_dense.errors import ConfigError, DatasetError, counted, printable
 from res2net_dense.files import write_atomically
 from res2net_dense.findings import KINDS, REMEDIES, Finding
@@ -59,13 +59,13 @@ def check(args: argparse.Namespace) -> int:
     classes = class_rows([one.source for one in opened.values()], found_in, workers=args.workers)
     _print_sets(sets)
     _print_table(sets, notes=args.notes)
+    for title, source in sources.items() if args.statistics else ():
+        print(f"{title}: {describe_statistics(source)}")
     if args.fix_list:
         print(*_fix_list(sets), sep="\n")
     _print_classes(sets, classes)
-    statistics = _statistics(sources) if args.statistics else {}
     if args.json:
-        document = _document(sets, classes) | ({"statistics": statistics} if args.statistics else {})
-        _write(args.json, json.dumps(document, indent=1) + "\n")
+        _write(args.json, json.dumps(_document(sets, classes), indent=1) + "\n")
     if args.html:
         _write(args.html, page(sets, classes, notes=args.notes))
     return 1 if totals_of(sets)["error"] else 0
@@ -206,27 +206,6 @@ def _clipped(finding: Finding) -> str:
 
 def _corners(box: Sequence[float]) -> str:
     return " ".join(f"{value:.6g}" for value in box)
-
-
-def _statistics(sources: Mapping[str, Any]) -> dict[str, Any]:
-    """Measure and print range, mean and standard deviation of each set, as settings of a configuration."""
-    measured = {}
-    print()
-    for title, source in sources.items():
-        form: PixelFormat = source.form
-        try:
-            if form.value_range is None and (found := find_range(source, form.channels)):
-                print(f"{title}: {found.text}")
-                form = form._replace(value_range=(found.low, found.high))
-            mean, std, count = pixel_statistics(source, form)
-        except DatasetError as error:
-            print(f"{title}: no statistics: {printable(str(error))}")
-            continue
-        settings = {"data.value_range": form.value_range, "model.pixel_mean": mean, "model.pixel_std": std}
-        texts = (f"{key}={json.dumps(value)}" for key, value in settings.items() if value is not None)
-        print(f"{title}: measured on {counted(count, 'image')}: {' '.join(texts)}")
-        measured[title] = {"images": count, "value_range": form.value_range, "mean": mean, "std": std}
-    return measured
 
 
 def _document(sets: Sequence[Checked], classes: Sequence[ClassRow]) -> dict[str, Any]:

@@ -13,11 +13,11 @@ from res2net_dense.config.schema import DataConfig
 from res2net_dense.config.yaml_text import parse_yaml
 from res2net_dense.data.layouts import Part, open_source
 from res2net_dense.data.pixels import PixelFormat
+from res2net_dense.data.statistics import find_channels
 from res2net_dense.errors import ConfigError, DatasetError, did_you_mean
 from res2net_dense.findings import Finding, Findings
 from res2net_dense.tasks import get_task
 from res2net_dense.tasks.pixels import pixel_format
-from res2net_dense.types import Source
 
 READING = ("class_names", "channels", "value_range")
 """Keys of the section `data` that concern the images of any layout."""
@@ -28,8 +28,8 @@ class Opened(NamedTuple):
     """A data set that was asked for."""
 
     parts: Sequence[Part]
-    source: Source | None
-    """None where it cannot be opened at all."""
+    source: Any
+    """A `Source`; None where it cannot be opened at all."""
     findings: Findings
     """Why it cannot."""
 
@@ -64,11 +64,14 @@ def of_layout(name: str, words: Sequence[str]) -> dict[str, Opened]:
     form = PixelFormat(reading.channels, reading.value_range)
     options = {"train": True, "class_names": reading.class_names, "form": form}
     try:
-        return {"data": _open([part], needs=part.gives, **options)}
+        opened = _open([part], needs=part.gives, **options)
     except ConfigError:  # boxes alone are a data set too
         if "masks" not in part.gives:
             raise
-        return {"data": _open([part], needs=part.gives - {"masks"}, **options)}
+        opened = _open([part], needs=part.gives - {"masks"}, **options)
+    if opened.source is not None and "channels" not in reading.model_fields_set:
+        opened.source.form = form._replace(channels=find_channels(opened.source))
+    return {"data": opened}
 
 
 def part_of(name: str, words: Sequence[str]) -> tuple[Part, DataConfig]:
