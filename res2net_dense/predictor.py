@@ -49,7 +49,7 @@ class Predictor:
     def __init__(self, job: Job, device: torch.device) -> None:
         config = job.with_classes()
         if config.model.num_classes is None or config.model.pixel_mean is None:
-            config = job.prepared()
+            config = job.prepared(inspect=False)
         self.config: Config = config
         self.class_names: list[str] = job.task.class_names(config)
         self.device = device

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from reading import fails
+from reading import fails, found_in
 
 from res2net_dense.data.layouts import voc_boxes
 from res2net_dense.data.layouts.base import Request
@@ -91,7 +91,7 @@ def test_a_clean_set_has_no_finding(voc):
     dataset = load(voc)
     assert len(dataset) == 2
     assert (dataset.class_names, dataset.dropped, dataset.has_masks) == (["dog"], {}, False)
-    dataset.check()
+    assert not found_in(dataset)
     assert dataset.indices_with_objects().tolist() == [0, 1]
     assert dataset.aspect_ratios.tolist() == [1.5, 1.5]
     assert dataset.name == str(voc / "ImageSets" / "Main" / "train.txt")
@@ -176,7 +176,7 @@ def test_missing_files_say_where_was_looked(voc, tmp_path, monkeypatch):
     fails(lambda: load(voc), "1 of 3 annotations are not in", ": b;")
     dataset = load(voc, "val")
     (voc / "JPEGImages" / "c.png").unlink()
-    fails(dataset.check, "1 of 1 images", "are missing: c.png")
+    assert "c.png: image not found" in found_in(dataset)["file-missing"]
     fails(lambda: dataset.sample(0), "c.png: image not found")
 
 

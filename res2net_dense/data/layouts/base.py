@@ -10,6 +10,8 @@ from typing import Annotated, Any, ClassVar, NamedTuple, TypeVar, get_args
 from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer
 from pydantic_core import PydanticCustomError
 
+from res2net_dense.data.header_sizes import known_size
+from res2net_dense.data.images import read_image
 from res2net_dense.data.pixels import RGB, PixelFormat
 from res2net_dense.errors import ConfigError, DatasetError
 from res2net_dense.findings import Finding, Findings
@@ -28,19 +30,42 @@ class Request(NamedTuple):
     form: PixelFormat = RGB
 
 
+def inspect_image(
+    path: Path, place: int, *, thorough: bool, form: PixelFormat = RGB
+) -> tuple[tuple[int, int] | None, list[Finding]]:
+    """Look at the image file of a sample, as `types.Source.inspect` does.
+
+    Returns:
+        Its (height, width), None if it has none, and what is wrong with it.
+    """
+    try:
+        if path.exists() and not path.is_file():  # to open a pipe would wait for ever
+            raise DatasetError(f"{path}: not a file; replace or remove it")
+        return (read_image(path, form).shape[:2] if thorough else known_size(path)), []
+    except DatasetError as error:
+        text = str(error).removeprefix(f"{path}: ")
+        return None, [Finding(error.code or "image-unreadable", str(path), text, str(path), place)]
+
+
 class Inspected:
     """A source whose samples are inspected by reading them; layouts that can tell more say more."""
 
     findings: Findings
+    looked_into: Collection[int] = ()
+    """See `types.Source`."""
     form: PixelFormat = RGB
     """What the images are read as; set by `open_source`."""
 
-    def file(self, index: int) -> Path | None:
-        """The file of one image; None if it is not in a file of its own."""
-        return None
-
     def sample(self, index: int) -> Sample:
         raise NotImplementedError
+
+    def file(self, index: int) -> Path | None:
+        """See `types.Source`."""
+        return None
+
+    def classes(self) -> Sequence[tuple[int | str | None, int]]:
+        """See `types.Source`."""
+        return []
 
     def inspect(self, index: int, *, thorough: bool) -> list[Finding]:
         """See `types.Source`."""
@@ -51,6 +76,9 @@ class Inspected:
                 file, _, text = str(error).partition(": ")
                 return [Finding(error.code or "image-unreadable", file, text, file, index)]
         return []
+
+    def check(self) -> None:
+        """See `types.Source`: by default there is nothing to ask."""
 
 
 class Part(Section):
