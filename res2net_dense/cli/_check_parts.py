@@ -11,10 +11,12 @@ from pydantic import ValidationError
 from res2net_dense.config import load_config
 from res2net_dense.config.yaml_text import parse_yaml
 from res2net_dense.data.layouts import Part, open_source
+from res2net_dense.data.pixels import PixelFormat
+from res2net_dense.data.statistics import find_channels
 from res2net_dense.errors import ConfigError, DatasetError, did_you_mean
 from res2net_dense.findings import Finding, Findings
 from res2net_dense.tasks import get_task
-from res2net_dense.types import Source
+from res2net_dense.tasks.pixels import pixel_format
 
 SHORT_NAMES = {"voc": "voc-boxes", "pairs": "image-masks", "folders": "class-folders"}
 
@@ -23,8 +25,8 @@ class Opened(NamedTuple):
     """A data set that was asked for."""
 
     parts: Sequence[Part]
-    source: Source | None
-    """None where it cannot be opened at all."""
+    source: Any
+    """A `Source`; None where it cannot be opened at all."""
     findings: Findings
     """Why it cannot."""
 
@@ -43,7 +45,7 @@ def of_config(name: str, overrides: Sequence[str]) -> dict[str, Opened]:
         parts = getattr(config.data, key)
         if parts is None:
             continue
-        options = task.source_options(config)
+        options = {**task.source_options(config), "form": pixel_format(config)}
         opened = _open(parts, train=key == "train", class_names=config.data.class_names, **options)
         sets[f"data.{key}"] = opened
         if opened.source is not None and key == "train":
@@ -61,11 +63,14 @@ def of_layout(name: str, words: Sequence[str]) -> dict[str, Opened]:
     if named and not (isinstance(names, list) and names and all(isinstance(own, str) for own in names)):
         raise ConfigError(f"{named[-1]!r:.80}: expected a list of names, such as class_names=[sky, tree]")
     try:
-        return {"data": _open([part], train=True, class_names=names, needs=part.gives)}
+        opened = _open([part], train=True, class_names=names, needs=part.gives)
     except ConfigError:  # boxes alone are a data set too
         if "masks" not in part.gives:
             raise
-        return {"data": _open([part], train=True, class_names=names, needs=part.gives - {"masks"})}
+        opened = _open([part], train=True, class_names=names, needs=part.gives - {"masks"})
+    if opened.source is not None:
+        opened.source.form = PixelFormat(find_channels(opened.source))
+    return {"data": opened}
 
 
 def part_of(name: str, words: Sequence[str]) -> Part:

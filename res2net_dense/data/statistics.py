@@ -6,7 +6,7 @@ Everything is measured on images that are drawn evenly from the whole set, alway
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -81,6 +81,35 @@ def pixel_statistics(
     # an image set of one grey value must not divide by 0
     std = np.sqrt(np.maximum(squares / count - mean**2, 1e-4))
     return PixelStatistics(np.round(mean, 3).tolist(), np.round(std, 3).tolist(), images)
+
+
+def find_channels(source: Any) -> int:
+    """3, unless the first image that can be read is not of a form that RGB is made of: then its channels."""
+    for index in range(min(len(source), RANGE_SAMPLE)):
+        path = source.file(index)
+        if path is None:
+            return 3
+        try:
+            read_image(path)
+        except DatasetError as error:
+            if error.code == "image-channels":
+                return int(read_bands(path, 3).values.shape[2])
+        else:
+            return 3
+    return 3
+
+
+def describe_statistics(source: Any) -> str:
+    """The settings of a data set that are measured, as a line for people: `data.channels=4 ...`."""
+    form: PixelFormat = source.form
+    if form.value_range is None and (found := find_range(source, form.channels)):
+        form = form._replace(value_range=(found.low, found.high))
+    mean, std, images = pixel_statistics(source, form)
+    settings = [f"data.channels={form.channels}"] if form.channels != 3 else []
+    if form.value_range is not None:
+        settings.append("data.value_range=[{:g}, {:g}]".format(*form.value_range))
+    settings += [f"model.pixel_mean={mean}", f"model.pixel_std={std}"]
+    return f"measured on {counted(images, 'image')}: {' '.join(settings)}"
 
 
 def find_range(source: Source, channels: int, *, sample: int = RANGE_SAMPLE) -> FoundRange | None:
