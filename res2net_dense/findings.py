@@ -107,7 +107,6 @@ KINDS: dict[str, Kind] = {
     "mask-grey": Kind("note", "A label map is grey saved as colour; its grey values are the labels"),
     "mask-ones": Kind("note", "Masks of salient objects have the values 0 and 1; 1 counts as salient"),
     "mostly-ignored": Kind("warning", "Nearly all pixels of masks that are not background are ignored"),
-    "names-unknown": Kind("note", "No file says which label of the masks is which class"),
     "label-unknown": Kind("error", "A mask has a label above the classes"),
     "all-ignored": Kind("error", "No mask has a label that is learned"),
     "nothing-salient": Kind("error", "No mask of the set has a salient pixel"),
@@ -117,6 +116,9 @@ KINDS: dict[str, Kind] = {
     "score-below-100": Kind("warning", "The ground truth scored as predictions is below 100"),
 }  # fmt: skip
 """By code. `docs/data.md` has the same table."""
+
+OF_WHOLE = ("all-ignored", "mostly-ignored", "nothing-salient")
+"""Codes of what concerns all masks of a set together."""
 
 REMEDIES: dict[str, str] = {
     # files
@@ -131,7 +133,6 @@ REMEDIES: dict[str, str] = {
     "duplicate-file-name": "Remove one entry, and give its annotations to the other",
     "train-val-overlap": "Remove the image from one of the sets: its score says nothing",
     "list-entry": "Write one name a line, each once",
-    "text-encoding": "Nothing has to be done; save the list as UTF-8 for other programs",
     # annotation files
     "file-format": "Export the file again, or give the layout that it has",
     "entry-format": "Correct the entry",
@@ -197,7 +198,6 @@ REMEDIES: dict[str, str] = {
     "mask-palette": "Save the mask as grey, whose values are the labels",
     "mask-grey": "Nothing has to be done; save one channel for other programs",
     "mask-ones": "Nothing has to be done; multiply the masks by 255 for other programs",
-    "names-unknown": "Set data.class_names, or write class_names.txt with one name a line",
     "label-unknown": "Add the class to the class names, or correct the mask; 255 is ignored",
     "all-ignored": "Write 1 for the first class: 255 is ignored",
     "mostly-ignored": "Check whether 255 marks what is to be ignored, and not a class",
@@ -246,12 +246,15 @@ class Findings:
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
+        self.broken: set[int] = set()
+        """Places of the samples that have an error, those of findings that are not kept too."""
         self._kept: list[Finding] = []
 
     def add(self, finding: Finding) -> None:
         """Add one; its code is a key of `KINDS`."""
-        KINDS[finding.code]
         self.counts[finding.code] += 1
+        if finding.severity == "error" and finding.place is not None:
+            self.broken.add(finding.place)
         if self.counts[finding.code] <= KEPT:
             self._kept.append(finding)
 
@@ -259,6 +262,7 @@ class Findings:
         """Add those of another list, with the counts of those that it did not keep."""
         for finding in others:
             self.add(finding)
+        self.broken |= others.broken
         kept = Counter(finding.code for finding in others)
         self.counts.update({code: count - kept[code] for code, count in others.counts.items()})
 
@@ -274,5 +278,5 @@ class Findings:
         first = next((finding for finding in self if finding.severity == "error"), None)
         if first is not None:
             more = self.number("error") - 1
-            others = f" (and {counted(more, 'more error')})" if more else ""
-            raise DatasetError(f"{first}{others}", code=first.code)
+            others = f" (and {counted(more, 'more error')}: `res2net-dense check --config ...` shows all)"
+            raise DatasetError(f"{first}{others if more else ''}", code=first.code)

@@ -90,12 +90,14 @@ class Job:
             )
         return updated(self.config, data={"class_names": names}, model={"num_classes": len(names)})
 
-    def prepared(self) -> Config:
-        """The config with the settings derived from weights and data, both checked."""
+    def prepared(self, *, inspect: bool = True) -> Config:
+        """The config with the settings derived from weights and data, both checked; `inspect` reads the
+        header of every image.
+        """
         config = self.with_classes()
         if not self.exported:  # no library of the network is needed for an exported one
             self.task.check(config, weights=False)
-        return self.task.prepare(config, training=False)
+        return self.task.prepare(config, training=False, inspect=inspect)
 
     def model(self, config: Config) -> nn.Module:
         """Build the model with its weights for `config`: `with_classes()`, or what `prepare` made of it.
@@ -130,7 +132,9 @@ class Job:
                     "run"
                 )
         for key, (old, new) in changed.items():
-            is_size = key.startswith("data.") and key.endswith(("size", "_size_test"))
+            is_size = (
+                key.startswith("data.") and key.endswith(("size", "_size_test")) and key != "data.tiles.size"
+            )
             is_built_in = self.exported and key.startswith("model.")
             if is_size or (key in _OVERRIDABLE_AT_EVAL and new is not None and not is_built_in):
                 _log.warning("%s was trained with %s=%s, now it is %s", path, key, old, new)

@@ -15,10 +15,12 @@ from typing import Any
 import numpy as np
 
 from res2net_dense import findings as kinds
+from res2net_dense.cli._check_classes import class_rows
 from res2net_dense.cli._check_parts import Opened, of_config, of_layout
 from res2net_dense.data.check import check_sources
 from res2net_dense.data.images import IMAGE_SUFFIXES, image_size, read_for_display
 from res2net_dense.data.pixels import to_display
+from res2net_dense.data.statistics import describe_statistics
 from res2net_dense.errors import ConfigError, DatasetError, counted, printable
 from res2net_dense.files import write_atomically
 from res2net_dense.findings import KINDS, REMEDIES, Finding
@@ -53,9 +55,12 @@ def check(args: argparse.Namespace) -> int:
     sources = {title: one.source for title, one in opened.items() if one.source is not None}
     found = check_sources(sources, thorough=True, workers=args.workers)
     sets = [_checked(title, one, found) for title, one in opened.items()]
-    classes = _class_rows([one.source for one in opened.values()])
+    found_in = [one.findings for one in sets]
+    classes = class_rows([one.source for one in opened.values()], found_in, workers=args.workers)
     _print_sets(sets)
     _print_table(sets, notes=args.notes)
+    for title, source in sources.items() if args.statistics else ():
+        print(f"{title}: {describe_statistics(source)}")
     if args.fix_list:
         print(*_fix_list(sets), sep="\n")
     _print_classes(sets, classes)
@@ -121,31 +126,6 @@ def _read(file: str) -> np.ndarray | None:
         return None
 
 
-def _class_rows(sources: Sequence[Source | None]) -> list[ClassRow]:
-    """The class-id map of the first set that can be opened, with how often each class is in each set."""
-    first: Any = next((source for source in sources if source is not None), None)
-    if first is None:
-        return []
-    counts = [_class_counts(source) for source in sources]
-    ids = dict(zip(getattr(first, "counts", ()), getattr(first, "category_ids", ()), strict=False))
-    return [
-        ClassRow(
-            label, ids.get(name, ""), name, [None if own is None else own.get(name, 0) for own in counts]
-        )
-        for label, name in enumerate(first.class_names)
-    ]
-
-
-def _class_counts(source: Any) -> Mapping[str, int] | None:
-    """Objects or images of each class by name; None where only the masks would tell."""
-    if hasattr(source, "counts"):
-        return source.counts
-    if hasattr(source, "labels"):
-        numbers = np.bincount(source.labels, minlength=len(source.class_names)).tolist()
-        return dict(zip(source.class_names, numbers, strict=True))
-    return None
-
-
 def _print_sets(sets: Sequence[Checked]) -> None:
     width = max(len(one.title) for one in sets)
     for one in sets:
@@ -178,9 +158,8 @@ def _print_table(sets: Sequence[Checked], *, notes: bool) -> None:
 
 
 def _wrapped(text: str, width: int, lead: str) -> str:
-    wrapper = textwrap.TextWrapper(
-        width, lead, " " * len(lead), break_on_hyphens=False, break_long_words=False
-    )
+    wrapper = textwrap.TextWrapper(width, lead, " " * len(lead), break_on_hyphens=False)
+    wrapper.break_long_words = False
     return wrapper.fill(text)
 
 
@@ -201,7 +180,7 @@ def _print_classes(sets: Sequence[Checked], classes: Sequence[ClassRow]) -> None
 
 
 def _fix_list(sets: Sequence[Checked]) -> Iterator[str]:
-    """What reading leaves out or clips, a line each, with tabs: file, object, drop or clip, code, from -> to."""
+    """What reading leaves out or clips, a line each: file, object, drop or clip, code, from -> to."""
     yield "\nfile\tobject\tfix\tcode\tbox (x1 y1 x2 y2)"
     for one in sets:
         for finding in one.findings:

@@ -8,6 +8,7 @@ figures; `arch` also takes the name of any other architecture of smp.
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -25,10 +26,12 @@ from res2net_dense.models.base import ImageModel, warn_if_not_finite
 from res2net_dense.models.norms import replace_norms
 from res2net_dense.models.resizing import fitted, resized, rounded_up
 from res2net_dense.models.semantic_inference import class_probabilities, resized_argmax
-from res2net_dense.types import IGNORE_INDEX, Losses, Prediction, Sample
+from res2net_dense.types import IGNORE_INDEX, Losses, Prediction, Sample, is_part
 
 # isort: split
 import segmentation_models_pytorch as smp
+
+_log = logging.getLogger(__name__)
 
 OUTPUT_STRIDES = {arch: (32,) for arch in smp.MODEL_ARCHITECTURES_MAPPING if arch != "dpt"} | {
     "deeplabv3plus": (16, 8),
@@ -91,6 +94,7 @@ class SegmentationModel(ImageModel):
     ) -> None:
         super().__init__(**pixels)
         self.views = views or {}
+        self._window_is_checked = False
         self.backbone = backbone
         self.decoder = decoder
         self.segmentation_head = segmentation_head
@@ -137,15 +141,47 @@ class SegmentationModel(ImageModel):
         for number, sample in enumerate(batch):
             by_size.setdefault(sample["image"].shape, []).append(number)
         predictions: list[Prediction] = [{} for _ in batch]
+        self._check_window(batch)
         for numbers in by_size.values():
             images = torch.stack([self.normalize(batch[number]["image"]) for number in numbers])
             scores = class_probabilities(self.logits, images, divisor=self.divisor, **self.views)
             for number, score in zip(numbers, scores, strict=True):
                 sample = batch[number]
                 warn_if_not_finite(score, sample)
+                if is_part(sample):
+                    predictions[number]["probabilities"] = score
+                    continue
                 labels = resized_argmax(score, sample["original_height"], sample["original_width"])
                 predictions[number]["sem_seg"] = labels
         return predictions
+
+    def _check_window(self, batch: Sequence[Sample]) -> None:
+        """Say once that images are made smaller before the window slides over them."""
+        window = self.views.get("window")
+        if window is None or self._window_is_checked:
+            return
+        for sample in batch:
+            height, width = sample["image"].shape[-2:]
+            before = sample["original_height"], sample["original_width"]
+            if max(height, width) < max(before) and window < max(before):
+                self._window_is_checked = True
+                largest = round(max(self.views.get("scales") or [1.0]) * max(height, width))
+                effect = "sees it whole and has no effect" if window >= largest else "slides over that"
+                _log.warning(
+                    "%s: the image of %d x %d is first resized to %d x %d (data.min_size_test, "
+                    "data.max_size_test), eval.window=%d %s; raise data.max_size_test, or take tiles of "
+                    "images as they are (data.tiles={size: %d})",
+                    *(
+                        sample.get("file_name", "an image"),
+                        *before[::-1],
+                        width,
+                        height,
+                        window,
+                        effect,
+                        window,
+                    ),
+                )
+                return
 
 
 def build_segmentation_model(

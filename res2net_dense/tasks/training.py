@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import fields, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -77,9 +78,10 @@ def train_and_evaluate(
     evaluator = task.build_evaluator(config) if config.data.val else None
     names = {one.name for one in fields(LoopOptions)}
     loop_options = LoopOptions(seed=config.runtime.seed, **options.model_dump(include=names))
+    loader = task.build_train_loader(config, start_iteration=state.iteration)
     trainer = Trainer(
         state,
-        task.build_train_loader(config, start_iteration=state.iteration),
+        loader,
         build_schedule(iterations=options.iterations, **options.schedule.model_dump()),
         replace(loop_options, iterations=2) if dry_run else loop_options,
         evaluation=_evaluation(config, device, evaluator, short=dry_run) if evaluator else None,
@@ -87,6 +89,11 @@ def train_and_evaluate(
         checkpointer=checkpointer,
     )
     metrics = trainer.run()
+    if broken := sum(distributed.gather_objects(loader.broken)):
+        print_rank0(
+            f"{counted(broken, 'image')} could not be read in this training, and others took their place "
+            "(data.on_error=skip)"
+        )
     if dry_run:
         distributed.barrier()  # only the main process writes
         newest = checkpointer.open_latest()
@@ -116,6 +123,7 @@ def evaluate_only(
         device=device,
         precision=options.precision,
         channels_last=options.channels_last,
+        merger=partial(task.merger, config),
     )
     if saving:
         print_rank0(f"predictions: {saving.write()}")
@@ -203,7 +211,8 @@ def _evaluation(config: Config, device: torch.device, evaluator: Evaluator, *, s
     def score(model: nn.Module) -> dict[str, float]:
         loader = task.build_eval_loader(config)
         batches = list(islice(loader, 2)) if short else loader
-        return evaluate(model, batches, evaluator, device=device, precision=config.train.precision)
+        precision, merger = config.train.precision, partial(task.merger, config)
+        return evaluate(model, batches, evaluator, device=device, precision=precision, merger=merger)
 
     best = task.best_metric(config)
     return Evaluation(score, best.name, lower_is_better=best.direction == "min")

@@ -46,7 +46,7 @@ def change(root, edit):
 )
 def test_a_set_is_named_by_its_layout_and_paths(words, expected):
     name, *rest = words.split()
-    found = part_of(name, rest).model_dump()
+    found = part_of(name, rest)[0].model_dump()
     assert {key: found[key] for key in expected} == expected
 
 
@@ -65,6 +65,21 @@ def test_what_is_named_wrongly_is_explained(words, parts):
         part_of(name, rest)
     assert "\n" not in str(error.value)
     assert all(part in str(error.value) for part in parts), error.value
+
+
+def test_class_names_and_channels_may_be_given_to_any_layout():
+    words = ["root", "class_names=[sky, tree]", "channels=4", "value_range=[0, 4095]"]
+    reading = part_of("voc-masks", words)[1]
+    assert (reading.class_names, reading.channels, reading.value_range) == (["sky", "tree"], 4, (0, 4095))
+    with pytest.raises(ConfigError, match="channels = 99"):
+        part_of("voc-masks", ["root", "channels=99"])
+
+
+def test_statistics_are_printed_as_settings(coco, capsys):
+    assert cli.main(["check", *paths(coco), "--statistics"]) == 0
+    line = next(line for line in capsys.readouterr().out.splitlines() if "measured on" in line)
+    assert line.startswith("data: measured on 12 images: model.pixel_mean=[")
+    assert "model.pixel_std=[" in line
 
 
 def test_a_new_layout_appears_by_itself():
@@ -102,7 +117,9 @@ def test_both_sets_of_a_configuration_are_checked(draw_toy, tmp_path, capsys):
 
 
 def test_an_error_has_exit_code_1_and_is_in_every_output(coco, tmp_path, capsys):
-    (coco / "train").joinpath(sorted(p.name for p in (coco / "train").iterdir())[1]).write_bytes(b"not an image")
+    (coco / "train").joinpath(sorted(p.name for p in (coco / "train").iterdir())[1]).write_bytes(
+        b"not an image"
+    )
     outputs = ["--json", str(tmp_path / "found.json"), "--html", str(tmp_path / "found.html")]
     for _ in range(2):  # its own files may be written again
         assert cli.main(["check", *paths(coco), *outputs]) == 1
@@ -146,7 +163,9 @@ def test_the_fix_list_has_what_is_left_out_and_clipped(coco, capsys):
     assert all(row[0].endswith("train.json") and row[1].startswith("annotation ") for row in rows)
 
 
-@pytest.mark.parametrize("place", ["train/found.html", "annotations/found.html", "train/../annotations/x.html"])
+@pytest.mark.parametrize(
+    "place", ["train/found.html", "annotations/found.html", "train/../annotations/x.html"]
+)
 def test_outputs_in_the_data_are_refused(coco, place, capsys):
     before = snapshot(coco)
     assert cli.main(["check", *paths(coco), "--html", str(coco / place)]) == 1

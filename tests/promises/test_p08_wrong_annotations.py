@@ -108,15 +108,15 @@ def write_label_maps(root, change=None):
     return ["--layout", "voc-masks", str(root), "train"]
 
 
-def write_pairs(root, change=None, *, drop=False):
-    """A clean set of images and masks; `change` replaces the first mask."""
+def write_pairs(root, change=None, *, drop=False, every=False):
+    """A clean set of images and masks; `change` replaces the first mask, or all."""
     for name in ("a", "b"):
         save_image(root / "images" / f"{name}.png", ord(name))
         (root / "masks").mkdir(exist_ok=True)
         mask = label_map([255])
         if name == "a" and drop:
             continue
-        Image.fromarray(change if name == "a" and change is not None else mask).save(
+        Image.fromarray(change if (name == "a" or every) and change is not None else mask).save(
             root / f"masks/{name}.png"
         )
     return ["--layout", "pairs", str(root)]
@@ -230,7 +230,9 @@ DEFECTS = {
         "mask-size", write_pairs, np.full((HEIGHT + 3, WIDTH), 255, dtype=np.uint8),
     ),
     "saliency mask of labels": ("mask-values", write_pairs, label_map([1, 2, 3])),
-    "saliency mask of 0 and 1": ("mask-ones", write_pairs, label_map([1])),
+    "saliency masks of 0 and 1": (
+        "mask-ones", lambda root: write_pairs(root, label_map([1]), every=True), None,
+    ),
     "label above the classes": ("label-unknown", write_label_maps, Image.fromarray(label_map([1, 2, 7]))),
     "colour mask": (
         "mask-colour", write_label_maps, Image.fromarray(voc_palette()[label_map([1, 2])]),

@@ -21,7 +21,7 @@ from res2net_dense.tasks.saving import SavingEvaluator
 
 @pytest.fixture
 def evaluated(draw_toy, tmp_path):
-    """Evaluate a tiny model of a task and save its predictions; returns run folder, metrics and config."""
+    """Evaluate a tiny model and save its predictions; returns the run folder, metrics and config."""
 
     def run(kind, *overrides):
         config = write_config(kind, draw_toy, tmp_path)

@@ -180,7 +180,7 @@ class Annotations:
             area = float("nan")
         columns["areas"].append(area)
         self.segmentations.append(entry.segmentation)
-        self._ids.append(entry.id)
+        self._ids.append(entry.id if type(entry.id) in (int, str) else None)
         self._texts += type(entry.image_id) is str or type(entry.category_id) is str
 
     def _note(self, name: str, findings: Findings) -> None:
@@ -200,12 +200,11 @@ class Annotations:
 
     def _find_duplicates(self) -> None:
         """Find ids that are used twice, which nothing reads but other tools stumble over."""
-        given = [(i, row) for row, i in enumerate(self._ids) if type(i) in (int, str)]
-        if len({i for i, _ in given}) < len(given):
-            seen: set[Any] = set()
-            for i, row in given:
-                if i in seen:
-                    self.add("duplicate-annotation-id", row, "its id is used twice; renumber the annotations")
+        seen: set[Any] = set()
+        for row, i in enumerate(self._ids):
+            if i in seen:
+                self.add("duplicate-annotation-id", row, "its id is used twice; renumber the annotations")
+            if i is not None:
                 seen.add(i)
         self._ids = []
 

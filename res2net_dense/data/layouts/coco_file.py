@@ -46,7 +46,6 @@ class AnnotationEntry(Struct, gc=False):
     area: float | None = None
     iscrowd: Literal[0, 1] | UnsetType = UNSET
     segmentation: Raw = Raw()
-    keypoints: Raw = Raw()
 
 
 class _Lists(Struct, gc=False):

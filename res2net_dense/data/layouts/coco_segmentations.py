@@ -41,12 +41,12 @@ class Add(Protocol):
 
 
 def read_segmentations(
-    raws: Sequence[Any], sizes: np.ndarray, add: Add, *, find_crossing: bool
+    raws: list[Any], sizes: np.ndarray, add: Add, *, find_crossing: bool
 ) -> tuple[Masks, np.ndarray]:
     """Read the segmentations of objects.
 
     Args:
-        raws: of each object, `msgspec.Raw` or json's objects.
+        raws: of each object, `msgspec.Raw` or json's objects; they are taken out of the list.
         sizes: (N, 2) int64, height and width of their images, 0 where they are unknown.
         add: takes what is wrong.
         find_crossing: whether to look for outlines that cross themselves, which takes a while.
@@ -63,6 +63,7 @@ def read_segmentations(
             add(code, begin + place, text)
 
         chunk = _Chunk(raws[begin:end], sizes[begin:end], add_here)
+        raws[begin:end] = [None] * (end - begin)
         chunk.drop_flawed()
         chunk.drop_empty()
         if find_crossing:

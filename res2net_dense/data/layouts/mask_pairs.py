@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import copy
+import itertools
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import numpy as np
 
+from res2net_dense.data.header_sizes import known_size
 from res2net_dense.data.images import image_size, read_image, read_sample
 from res2net_dense.data.layouts.base import Inspected
 from res2net_dense.data.layouts.listing import Files, check_size, path_inside
 from res2net_dense.data.packed import PackedRecords
+from res2net_dense.data.regions import Recent, identity, open_pixels
 from res2net_dense.errors import DatasetError
 from res2net_dense.findings import Finding, Findings
-from res2net_dense.types import Sample
+from res2net_dense.types import Sample, Tile
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 CHECKED_MASKS = 50
-"""How many masks of a part are read by `check`."""
+"""How many masks of a part are read by `check`, and by a quick check of all files."""
+
+_recent = Recent()
 
 
 class MaskPairs(Inspected):
@@ -45,7 +54,13 @@ class MaskPairs(Inspected):
         self.name = name
         self.findings = findings
         self._folders = [(images.folder.resolve(), masks.folder.resolve()) for images, masks, _ in parts]
-        self._files: PackedRecords[tuple[int, str, str]] = PackedRecords(
+        starts = itertools.accumulate((len(names) for _, _, names in parts), initial=0)
+        self.looked_into = {
+            start + place
+            for start, (_, _, names) in zip(starts, parts, strict=False)
+            for place in range(min(len(names), CHECKED_MASKS))
+        }
+        self._files: Sequence[tuple[int, str, str]] = PackedRecords(
             (
                 [number, images.by_stem[name], masks.by_stem[name]]
                 for number, (images, masks, names) in enumerate(parts)
@@ -76,6 +91,22 @@ class MaskPairs(Inspected):
         part, image, _ = self._files[index]
         return self._folders[part][0] / image
 
+    def annotations(self, index: int, within: Tile | None = None) -> dict[str, Any]:
+        """What `sample` has besides the image and its size; the mask is as read, and not to be changed."""
+        import torch
+
+        image, path = self._paths(index)
+        values = _recent.get(identity(path), lambda: self._read_mask(path))
+        check_size(path, values.shape, image, open_pixels(image, self.form).size)
+        names = {"image_id": index, "file_name": self._files[index][1]}
+        return {**names, self.key: torch.from_numpy(values)}
+
+    def subset(self, places: Sequence[int]) -> Self:
+        """The same set with some of its images, in this order."""
+        part = copy.copy(self)
+        part._files = [self._files[place] for place in places]
+        return part
+
     def mask(self, index: int) -> np.ndarray:
         """Read one mask, (H, W); the image is not looked at. Raises `DatasetError` as `sample`."""
         return self._read_mask(self._paths(index)[1])
@@ -97,7 +128,7 @@ class MaskPairs(Inspected):
                         (self._read_mask(file) if is_mask else read_image(file, self.form)).shape[:2]
                     )
                 else:
-                    sizes.append(image_size(file))
+                    sizes.append(known_size(file))
             except DatasetError as error:
                 found.append(_finding(error, file, image_file, index, is_mask))
         if len(sizes) == 2:

@@ -179,8 +179,12 @@ class PackedBoxes(Sequence[BoxImage]):
             return [self[i] for i in range(*index.indices(len(self)))]
         index = range(len(self))[index]
         image = self.without_objects(index)
-        image.objects.extend(map(self.object, self.order[self._ends[index] : self._ends[index + 1]].tolist()))
+        image.objects.extend(map(self.object, self.rows_of(index).tolist()))
         return image
+
+    def rows_of(self, index: int) -> np.ndarray:
+        """The objects of an image."""
+        return self.order[self._ends[index] : self._ends[index + 1]]
 
     def object(self, row: int) -> BoxObject:
         """One object."""

@@ -14,12 +14,10 @@ from res2net_dense.data.layouts.base import Request
 from res2net_dense.data.layouts.class_lists import read_class_lists
 from res2net_dense.data.layouts.listing import remarks_of
 from res2net_dense.data.layouts.mask_pairs import CHECKED_MASKS, MaskPairs
-from res2net_dense.data.layouts.voc_boxes import VOC_CLASSES
 from res2net_dense.data.layouts.voc_files import VocPart, find_files
 from res2net_dense.data.masks import Labels, is_grey_in_colour, read_labels, read_palette
 from res2net_dense.errors import DatasetError, first_few
-from res2net_dense.findings import Finding, Findings
-from res2net_dense.palette import voc_palette
+from res2net_dense.findings import Findings
 from res2net_dense.sections import Text
 from res2net_dense.types import IGNORE_INDEX
 
@@ -62,10 +60,12 @@ class VocMasks(MaskPairs):
         )
         super().__init__(part.root, [(images, masks, stems)], findings)
         lists = read_class_lists(root, root / part.masks)
-        if request.class_names is not None:
-            names = list(request.class_names)
-        else:
-            names = list(lists[0].names if lists else self._unknown_names(root, request.strict))
+        if not lists and request.class_names is None:
+            raise DatasetError(
+                f"{root}: the class names are unknown; set data.class_names, or write "
+                f"{root / 'class_names.txt'} with one name per line, the background first"
+            )
+        names = list(lists[0].names if request.class_names is None else request.class_names)
         self.class_names = names
         if len(set(names)) < len(names) or not 0 < len(names) <= IGNORE_INDEX:
             raise DatasetError(
@@ -101,18 +101,6 @@ class VocMasks(MaskPairs):
                 f"{folder}: {ignored} of the {ignored + learned} pixels that are not 0 are 255, and {remedy}",
                 "mostly-ignored",
             )
-
-    def _unknown_names(self, root: Path, strict: bool) -> Sequence[str]:
-        """VOC's own, to look at masks with VOC's palette; raises `DatasetError` if they are to be learned."""
-        text = (
-            f"the class names are unknown; set data.class_names, or write {root / 'class_names.txt'} with "
-            "one name per line, the background first"
-        )
-        palette = self._first_palette if len(self) else None
-        if strict or palette is None or not np.array_equal(palette, voc_palette()):
-            raise DatasetError(f"{root}: {text}", "file-missing")
-        self.findings.add(Finding("names-unknown", str(root), f"{text}; those of VOC are taken"))
-        return "background", *VOC_CLASSES
 
     def _read_mask(self, path: Path) -> np.ndarray:
         return read_labels(path, self._labels, lambda: self._first_palette)
