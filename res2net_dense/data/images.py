@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from res2net_dense.data import decoding
 from res2net_dense.errors import DatasetError, one_line
 from res2net_dense.types import Sample
 
@@ -46,6 +47,9 @@ def read_image(path: str | Path) -> np.ndarray:
     try:
         with _open(path) as image:
             orientation = _orientation(image)
+            pixels = decoding.decode_jpeg(image)
+            if pixels is not None:
+                return decoding.turned(pixels, orientation)
             image.load()
             # `format` is lost by transposing, and the bit depth of an integer image depends on it.
             is_16_bit = image.mode.startswith("I;16") or image.format in ("PNG", "PPM")
@@ -160,7 +164,7 @@ def _to_rgb(image: Image.Image, is_16_bit: bool) -> np.ndarray:
             1 / 257 if is_16_bit or 255 < largest <= 65535 else 1.0 if largest <= 255 else 255 / (2**31 - 1)
         )
     else:
-        return np.array(image.convert("RGB"))
+        return np.array(image if image.mode == "RGB" else image.convert("RGB"))
     grey = (values * scale).clip(0, 255).round().astype(np.uint8)
     return np.repeat(grey[:, :, None], 3, axis=2)
 
