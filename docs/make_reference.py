@@ -1,4 +1,5 @@
-"""Write docs/configuration.md from the schema, docs/cli.md from the parsers, docs/api.md from docstrings.
+"""Write docs/configuration.md from the schema, docs/cli.md from the parsers, docs/api.md from docstrings,
+and the table of findings in docs/data.md.
 
 python docs/make_reference.py      (or: make docs)
 """
@@ -19,8 +20,11 @@ from res2net_dense import cli
 from res2net_dense.config.find import config_names, find_config
 from res2net_dense.config.load import CONFIGS
 from res2net_dense.config.schema import Config
+from res2net_dense.findings import KINDS, REMEDIES
 
 DOCS = Path(__file__).parent
+FINDINGS_START = "<!-- `make docs` writes this table from `res2net_dense/findings.py` -->"
+FINDINGS_END = "<!-- end of the table -->"
 API = {
     "res2net_dense": res2net_dense.__all__,
     "res2net_dense.convert": ["read_checkpoint"],
@@ -224,7 +228,22 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "".join("| " + " | ".join(line) + " |\n" for line in lines)
 
 
-PAGES = {"configuration.md": configuration, "cli.md": command_line, "api.md": python}
+def data() -> str:
+    """Return the page about data, whose table of findings is written here; the rest stays."""
+    head, start, rest = (DOCS / "data.md").read_text(encoding="utf-8").partition(FINDINGS_START)
+    _, end, tail = rest.partition(FINDINGS_END)
+    rows = [["code", "severity", "what is wrong, and what reading does", "what to do"], ["---"] * 4]
+    rows += [
+        [f"`{code}`", kind.severity, kind.meaning, REMEDIES[code]]
+        for severity in ("error", "warning", "note")
+        for code, kind in KINDS.items()
+        if kind.severity == severity
+    ]
+    table = "".join("| " + " | ".join(row) + " |\n" for row in rows)
+    return f"{head}{start}\n\n{table}\n{end}{tail}"
+
+
+PAGES = {"configuration.md": configuration, "cli.md": command_line, "api.md": python, "data.md": data}
 
 if __name__ == "__main__":
     for name, page in PAGES.items():

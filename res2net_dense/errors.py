@@ -23,7 +23,15 @@ class CheckpointError(Res2NetDenseError):
 
 
 class DatasetError(Res2NetDenseError):
-    """Images or annotations are missing, broken or inconsistent."""
+    """Images or annotations are missing, broken or inconsistent.
+
+    Attributes:
+        code: the kind of fault, a key of `findings.KINDS`; empty where there is none.
+    """
+
+    def __init__(self, message: str = "", code: str = "") -> None:
+        super().__init__(message)
+        self.code = code
 
 
 class MissingDependencyError(Res2NetDenseError):
@@ -58,3 +66,11 @@ def did_you_mean(name: object, known: Iterable[str], count: int = 1) -> str:
     known = sorted(known)
     near = get_close_matches(str(name), known, n=count, cutoff=0.5)
     return f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known)}"
+
+
+def printable(text: str) -> str:
+    """The text on one line, with what is invisible, moves the cursor or turns the direction of writing (line
+    breaks, ESC, bidirectional marks) written as `\\x1b`, so that a name cannot forge a message.
+    """
+    shown = (one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
+    return "".join(shown)

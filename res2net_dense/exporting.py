@@ -15,7 +15,7 @@ from torchvision.transforms.v2.functional import resize
 
 from res2net_dense.config import Config, config_to_dict
 from res2net_dense.data.images import list_images
-from res2net_dense.deploy.description import Description
+from res2net_dense.deploy.description import Description, describe_input
 from res2net_dense.deploy.export import MODULES, format_of
 from res2net_dense.deploy.export import export as write_export
 from res2net_dense.deploy.parity import ParityReport, gate
@@ -65,7 +65,8 @@ def export(
 ) -> ExportResult:
     """Export a model as ONNX, OpenVINO, torch.export or TorchScript, depending on the suffix of `output`.
 
-    The file takes images as they are read, (N, 3, H, W) uint8, RGB: normalization and padding are inside. It
+    The file takes images as they are read, (N, 3, H, W) uint8, RGB, or with as many channels as the run has,
+    and as float32 from 0 to 255 where that has `data.value_range`: normalization and padding are inside. It
     is written only if it gives what the model gives.
 
     Args:
@@ -204,6 +205,7 @@ class _Work:
             format=format,
             size=size,
             batch=batch,
+            input=describe_input(config.data.channels, config.data.value_range),
             config=config_to_dict(config),
             weights={"file": weights.path.name, "sha256": weights.sha256}
             if isinstance(weights, WeightFile)
@@ -248,7 +250,7 @@ class _Work:
         exported = load_exported(draft)
         exported.path = output  # what messages call it
         try:
-            config = self.job.task.prepare(self.config, training=False)
+            config = self.job.task.prepare(self.config, training=False, inspect=False)
             scores = score_both(config, CPU, self.model, exported)
         except Res2NetDenseError as error:
             self.skip_or_raise(error)
@@ -294,7 +296,7 @@ def _open_work(
         raise ConfigError(f"int8 files are not for the task {job.task.name}: leave --int8 out")
     prepared = job.with_classes()
     if evaluate or prepared.model.num_classes is None:
-        prepared = job.prepared()
+        prepared = job.prepared(inspect=evaluate)
     single = job.task.single_view(prepared)
     if lost := training.changes(config_to_dict(prepared), single):
         log(f"left out: {', '.join(lost)}; the file sees each image once and whole")

@@ -8,6 +8,7 @@ predictor.draw("street.jpg", prediction).save("overlay.png")
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import overload
@@ -19,6 +20,9 @@ from torch import Tensor, nn
 
 from res2net_dense.config import Config
 from res2net_dense.data.images import read_sample, sample_of, to_pixels
+from res2net_dense.data.pixels import PixelFormat, to_display
+from res2net_dense.data.regions import MAX_DRAWN_PIXELS, Pixels, WholeImage, open_pixels
+from res2net_dense.data.tiles import tile_of
 from res2net_dense.deploy.exported import ExportedModel
 from res2net_dense.deploy.rewrite import optimize_for_inference
 from res2net_dense.engine.inference import predict
@@ -27,7 +31,8 @@ from res2net_dense.trained import ConfigLike, Job, open_job
 from res2net_dense.types import Prediction, Sample
 
 Photo = str | Path | Image.Image | np.ndarray | Tensor
-"""A path, a PIL image, (H, W, 3) uint8 RGB as an array, or (3, H, W) uint8 RGB as a tensor."""
+"""A path, a PIL image, (H, W, 3) uint8 RGB as an array, or (3, H, W) uint8 RGB as a tensor. Where the images
+of the run have other channels or more than 8 bits, arrays have these: values as they are in the files."""
 
 
 class Predictor:
@@ -38,17 +43,19 @@ class Predictor:
         class_names: by label.
         model: the network, or the exported file.
         device: where it runs; an exported file runs on the CPU.
+        form: what images are read as.
     """
 
     def __init__(self, job: Job, device: torch.device) -> None:
         config = job.with_classes()
-        if config.model.num_classes is None:
-            config = job.prepared()
+        if config.model.num_classes is None or config.model.pixel_mean is None:
+            config = job.prepared(inspect=False)
         self.config: Config = config
         self.class_names: list[str] = job.task.class_names(config)
         self.device = device
         self.model: nn.Module = job.model(config).to(device).eval()
         self.task = job.task
+        self.form = PixelFormat(config.data.channels, config.data.value_range)
         self._transform = job.task.eval_transform(config)
         self._precision: str = config.train.precision
 
@@ -102,7 +109,11 @@ class Predictor:
             images, Iterable
         ):
             return self([images])[0]  # of what is not an image the error is that of a list with it
-        samples = (self._transform(_to_sample(image, number)) for number, image in enumerate(images))
+        samples = (
+            self._transform(sample)
+            for number, image in enumerate(images)
+            for sample in self._samples(image, number)
+        )
         batches = iter(lambda: list(islice(samples, self.config.eval.batch_size)), [])
         return [prediction for _, prediction in self._predict(batches)]
 
@@ -119,21 +130,26 @@ class Predictor:
             The index of a file, its sample with the original size, and its prediction.
         """
 
+        failed: set[int] = set()
+
+        def fail(number: int, error: Res2NetDenseError) -> None:
+            if number not in failed:  # each tile of an image may fail
+                failed.add(number)
+                on_error(number, error)
+
         def fits(sample: Sample) -> bool:
-            height, width = sample["image"].shape[-2:]
+            number, (height, width) = int(sample["image_id"]), sample["image"].shape[-2:]
             try:
                 if isinstance(self.model, ExportedModel):
                     self.model.check_size((height, width))
             except ExportError as error:
-                number = int(sample["image_id"])
-                on_error(number, ExportError(f"{files[number]}: {error}"))
-                return False
-            return True
+                fail(number, ExportError(f"{files[number]}: {error}"))
+            return number not in failed
 
         def batches() -> Iterator[list[Sample]]:
             for samples, errors in self.task.build_predict_loader(self.config, files):
                 for number, error in errors:
-                    on_error(number, error)
+                    fail(number, error)
                 if fitting := list(filter(fits, samples)):
                     yield fitting
 
@@ -145,8 +161,16 @@ class Predictor:
         return self.draw_all(image, prediction, score=score)[self.task.folders.index(self.task.overlay)]
 
     def draw_all(self, image: Photo, prediction: Prediction, *, score: float = 0.5) -> list[Image.Image]:
-        """Return all images that the task makes of a prediction, one for each of `task.folders`."""
-        return self.task.draw(to_pixels(image), prediction, self.class_names, score)
+        """Return all images that the task makes of a prediction, one for each of `task.folders`; other images
+        than RGB of 8 bits are shown as `data.pixels.to_display` says.
+
+        Those that show an image of more than `MAX_DRAWN_PIXELS` are smaller than it; maps have its size.
+        """
+        pixels = self._open(image)
+        if pixels.size[0] * pixels.size[1] > MAX_DRAWN_PIXELS:
+            return self.task.draw_large(pixels, prediction, self.class_names, score)
+        shown = to_display(pixels.read(0, 0, *pixels.size))
+        return self.task.draw(shown, prediction, self.class_names, score)
 
     def optimize(self, dtype: torch.dtype | None = None) -> Predictor:
         """Make the network faster, see `optimize_for_inference`, and return the predictor.
@@ -164,6 +188,24 @@ class Predictor:
             self._precision = "fp32"  # the network casts by itself
         return self
 
+    def _samples(self, image: Photo, number: int) -> Iterator[Sample]:
+        """The tiles of an image, or the image."""
+        file = Path(image).expanduser() if isinstance(image, (str, Path)) else None
+        name, tiles = str(file or f"image {number}"), self.task.tile_size(self.config)
+        pixels = self._open(image) if tiles or file is None else None
+        grid = tiles.grid(*pixels.size) if tiles and pixels else []
+        if len(grid) > 1 and pixels:
+            yield from (tile_of(pixels, tile, name, number) for tile in grid)
+        elif isinstance(pixels, WholeImage):
+            yield sample_of(pixels.pixels, name, number)
+        else:
+            yield read_sample(name, number, form=self.form)
+
+    def _open(self, image: Photo) -> Pixels:
+        if isinstance(image, (str, Path)):
+            return open_pixels(image, self.form)
+        return WholeImage(to_pixels(image, self.form))
+
     def _predict(self, batches: Iterator[list[Sample]]) -> Iterator[tuple[Sample, Prediction]]:
         outcomes = predict(
             self.model,
@@ -171,12 +213,7 @@ class Predictor:
             device=self.device,
             precision=self._precision,
             channels_last=self.config.train.channels_last,
+            merger=partial(self.task.merger, self.config),
         )
         for samples, predictions in outcomes:
             yield from zip(samples, predictions, strict=True)
-
-
-def _to_sample(image: Photo, number: int) -> Sample:
-    if isinstance(image, (str, Path)):
-        return read_sample(Path(image).expanduser(), number)
-    return sample_of(to_pixels(image), f"image {number}", number)

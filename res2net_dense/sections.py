@@ -40,6 +40,12 @@ def _check_ascending(pair: tuple[float, float]) -> tuple[float, float]:
     return pair
 
 
+def _check_rising(pair: tuple[float, float]) -> tuple[float, float]:
+    if pair[0] >= pair[1]:
+        raise PydanticCustomError("rising", "must be two rising numbers")
+    return pair
+
+
 Text = Annotated[str, Field(min_length=1)]
 PathText = Annotated[Text, AfterValidator(os.path.expanduser)]
 """A path; `~` is the home folder."""
@@ -48,5 +54,6 @@ BelowOne = Annotated[float, Field(ge=0, lt=1)]
 Share = Annotated[float, Field(gt=0, le=1)]
 # YAML has no tuples, and strict mode would refuse a list for one.
 Pair = Annotated[tuple[float, float], Field(strict=False)]
+ValueRange = Annotated[Pair, AfterValidator(_check_rising)]
 Range = Annotated[tuple[PositiveFloat, PositiveFloat], Field(strict=False), AfterValidator(_check_ascending)]
 Shares = Annotated[tuple[Share, Share], Field(strict=False), AfterValidator(_check_ascending)]

@@ -34,11 +34,14 @@ _BUILT_IN = ("backbone", "model", "eval.scales", "eval.flip", "eval.window", "ev
 _NETWORK = (
     *("task", "model.arch", "backbone.name", "backbone.stage_pool", "backbone.stage_split"),
     *("backbone.pool_padding", "backbone.stride_in_1x1", "backbone.norm_eps", "backbone.dcn_stages"),
-    *("model.pixel_mean", "model.pixel_std", "model.smp"),
+    *("model.pixel_mean", "model.pixel_std", "model.smp", "data.channels"),
 )
 
 # Settings of the network that may well differ later: DeepLab is trained at stride 16 and scored at 8.
-_OVERRIDABLE_AT_EVAL = ("model.output_stride", "model.atrous_rates", "data.keep_aspect")
+_OVERRIDABLE_AT_EVAL = ("model.output_stride", "model.atrous_rates", "data.keep_aspect", "data.value_range")
+
+# Settings that a training measures on its images where they are null.
+_MEASURED = (("data", "value_range"), ("model", "pixel_mean"), ("model", "pixel_std"))
 
 
 @dataclass(frozen=True)
@@ -87,12 +90,14 @@ class Job:
             )
         return updated(self.config, data={"class_names": names}, model={"num_classes": len(names)})
 
-    def prepared(self) -> Config:
-        """The config with the settings derived from weights and data, both checked."""
+    def prepared(self, *, inspect: bool = True) -> Config:
+        """The config with the settings derived from weights and data, both checked; `inspect` reads the
+        header of every image.
+        """
         config = self.with_classes()
         if not self.exported:  # no library of the network is needed for an exported one
             self.task.check(config, weights=False)
-        return self.task.prepare(config, training=False)
+        return self.task.prepare(config, training=False, inspect=inspect)
 
     def model(self, config: Config) -> nn.Module:
         """Build the model with its weights for `config`: `with_classes()`, or what `prepare` made of it.
@@ -127,7 +132,9 @@ class Job:
                     "run"
                 )
         for key, (old, new) in changed.items():
-            is_size = key.startswith("data.") and key.endswith(("size", "_size_test"))
+            is_size = (
+                key.startswith("data.") and key.endswith(("size", "_size_test")) and key != "data.tiles.size"
+            )
             is_built_in = self.exported and key.startswith("model.")
             if is_size or (key in _OVERRIDABLE_AT_EVAL and new is not None and not is_built_in):
                 _log.warning("%s was trained with %s=%s, now it is %s", path, key, old, new)
@@ -179,7 +186,7 @@ def open_job(
         if torch.get_num_threads() != threads:  # a runtime keeps the number that it was opened with
             opened = load_exported(opened.path)
         _warn_of_built_in(opened, loaded)
-    return Job(loaded, opened), chosen
+    return Job(_with_measured(loaded, opened), opened), chosen
 
 
 def load_exported(path: str | Path) -> ExportedModel:
@@ -247,12 +254,22 @@ def _find_weights(config: Config) -> Job:
             f"score it, or another --output-dir to score {published}"
         )
     if newest:
-        return Job(config, newest)
+        return Job(_with_measured(config, newest), newest)
     if published:
         return Job(config, open_named_weights(config.backbone.name, published), is_whole=False)
     raise CheckpointError(
         f"no checkpoint under {folder / 'checkpoints'}; name the weights with --weights FILE"
     )
+
+
+def _with_measured(config: Config, weights: WeightFile | ExportedModel) -> Config:
+    """The config with what the training measured, where it says nothing of it."""
+    for section, key in _MEASURED:
+        value = _carried(weights).get(section, {}).get(key)
+        if value is not None and getattr(getattr(config, section), key) is None:
+            value = tuple(value) if key == "value_range" else value
+            config = updated(config, **{section: {key: value}})
+    return config
 
 
 def _carried(weights: WeightFile | ExportedModel) -> dict[str, Any]:

@@ -9,14 +9,16 @@
 * A data set is a `Source`; a task does not know which layout is behind it.
 * A task is one object, `res2net_dense.tasks.base.Task`.
 
-Conventions everywhere: images are RGB, boxes are absolute xyxy pixels with continuous coordinates (x2 - x1 is
-the width), labels are contiguous from 0 (background is not a label), the ignored pixel is 255.
+Conventions everywhere: images of three channels are RGB, boxes are absolute xyxy pixels with continuous
+coordinates (x2 - x1 is the width), labels are contiguous from 0 (background is not a label), the ignored
+pixel is 255.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypedDict
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, TypedDict
 
 import numpy as np
 
@@ -38,18 +40,41 @@ transformed image.
 """
 
 
+class Tile(NamedTuple):
+    """A rectangle of an image, in pixels of the image as it is."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+    image_height: int
+    image_width: int
+    number: int = 0
+    """Its place among the tiles of the image."""
+    total: int = 1
+    """How many tiles the image has."""
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it is the image."""
+        return (self.height, self.width) == (self.image_height, self.image_width)
+
+
 class Sample(TypedDict, total=False):
     """One image on its way into a model. Everything but `original_*` and the names is in the transformed
     image's frame.
     """
 
     image: Tensor
-    """(3, H, W) uint8, RGB, transformed (resized, flipped, ...)."""
+    """(C, H, W), transformed (resized, flipped, ...): uint8, RGB where C is 3; float32 in 0..255 where
+    `data.value_range` is set."""
     file_name: str
     image_id: int | str
     """The id in the annotation file, or the running number of an image without annotations."""
     original_height: int
     original_width: int
+    tile: Tile
+    """Which part of its image it is; `original_height` and `original_width` are those of the part."""
     boxes: Tensor
     """(N, 4) float32 xyxy."""
     labels: Tensor
@@ -66,6 +91,23 @@ class Sample(TypedDict, total=False):
     """(H, W) float32 in {0, 1}."""
 
 
+def is_part(sample: Sample) -> bool:
+    """Whether it is one of several tiles of an image."""
+    tile = sample.get("tile")
+    return tile is not None and tile.total > 1
+
+
+class MaskPart(NamedTuple):
+    """A mask without most of its empty pixels."""
+
+    top: int
+    left: int
+    mask: Tensor
+    """(h, w) bool, inside the image; all other pixels are empty."""
+    size: tuple[int, int]
+    """(height, width) of the image."""
+
+
 class Prediction(TypedDict, total=False):
     """What a model predicts for one image, at the image's original size H x W, in torchvision's names."""
 
@@ -79,12 +121,26 @@ class Prediction(TypedDict, total=False):
     """(K, H, W) bool."""
     keypoints: Tensor
     """(K, P, 3) float32: x, y, score."""
+    mask_parts: list[MaskPart]
+    """In place of `masks` where those of a large image, merged from tiles, would fill the memory: K."""
     sem_seg: Tensor
-    """(H, W) int64."""
+    """(H, W) int64; of an image merged from tiles uint8 where it holds all classes."""
+    probabilities: Tensor
+    """(num_classes, h, w) float32 at any size: in place of `sem_seg` of one of several tiles of an image."""
     saliency: Tensor
     """(H, W) float32 in [0, 1]."""
     logits: Tensor
     """(num_classes,) float32."""
+
+
+class Merger(Protocol):
+    """What makes the prediction for an image out of those for its tiles, which come in their order."""
+
+    def add(self, tile: Tile, prediction: Prediction) -> None:
+        """Take in the next one, at the size of the tile."""
+
+    def result(self) -> Prediction:
+        """The prediction for the image, after its last tile."""
 
 
 class Source(Protocol):
@@ -106,10 +162,22 @@ class Source(Protocol):
     def findings(self) -> Findings:
         """What was found on opening, without reading an image."""
 
+    @property
+    def looked_into(self) -> Collection[int]:
+        """Places of the samples that a quick check inspects thoroughly."""
+
     def __len__(self) -> int: ...
 
     def sample(self, index: int) -> Sample:
         """Read one, untransformed; raises `DatasetError`."""
+
+    def file(self, index: int) -> Path | None:
+        """The image file of one sample, there or not; None where it is not a file of its own."""
+
+    def classes(self) -> Sequence[tuple[int | str | None, int]]:
+        """By label: the id of the class in the annotation file, if it has one, and the number of its objects.
+        Empty where this is not known without reading masks.
+        """
 
     def inspect(self, index: int, *, thorough: bool) -> list[Finding]:
         """What is wrong with the files of one sample: whether they are there and their sizes fit, from the
@@ -117,7 +185,7 @@ class Source(Protocol):
         """
 
     def check(self) -> None:
-        """Look for what would stop a run, such as missing files; raises `DatasetError` with the first."""
+        """Ask what concerns the set as a whole, such as whether a pixel is salient; raises `DatasetError`."""
 
 
 class BoxSource(Source, Protocol):
@@ -134,6 +202,12 @@ class BoxSource(Source, Protocol):
     @property
     def aspect_ratios(self) -> np.ndarray:
         """(len,) float64, width / height."""
+
+    def annotated(self, index: int) -> Sample:
+        """A sample without its image."""
+
+    def subset(self, places: Sequence[int]) -> BoxSource:
+        """The same set with some of its images, in this order."""
 
     def indices_with_objects(self) -> np.ndarray:
         """(N,) int64, N > 0; raises `DatasetError` if there is none."""

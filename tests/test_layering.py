@@ -43,16 +43,25 @@ OPTIONAL_LIBRARIES = {
     "detectron2": {"integrations/detectron2.py", "models/detection.py", "models/detection_graph.py"},
     "segmentation_models_pytorch": {"integrations/smp.py", "models/segmentation.py"},
     "timm": {"integrations/timm.py", "cli/_benchmark.py"},
+    "sahi": {"integrations/sahi.py"},
     "albumentations": {"data/transforms.py"},
     "pycocotools": {"data/layouts/coco_masks.py", "evaluation/coco.py"},
     "defusedxml": {"data/layouts/voc_boxes.py"},
-    "cv2": {"evaluation/saliency_measures.py", "toy/layouts.py", "toy/shapes.py"},
+    "cv2": {
+        "report/outlines.py",
+        "evaluation/saliency_measures.py",
+        "toy/layouts.py",
+        "toy/shapes.py",
+        "data/bands.py",
+    },
+    "tifffile": {"data/bands.py", "data/regions.py"},
     "matplotlib": {"report/saliency_curves.py"},
     "onnx": {"deploy/onnx_format.py", "deploy/quantize.py"},
     "onnxscript": {"deploy/onnx_format.py"},
     "onnxruntime": {"deploy/onnx_format.py", "deploy/quantize.py"},
     "openvino": {"deploy/openvino_format.py"},
     "hotcoco": {"evaluation/coco.py"},
+    "jinja2": {"report/findings.py"},
 }
 
 MODULES = sorted(PACKAGE.rglob("*.py"))

@@ -30,7 +30,7 @@ COMMANDS = {
     "classify": "name what is in images, with published or your own weights",
     "score-saliency": "score saliency maps of any program against masks",
     "benchmark": "measure time and memory of networks",
-    "check": "look at the data sets of a configuration as training would",
+    "check": "look for what is wrong with a data set, before a training does",
     "doctor": "list what is installed, what is missing, and how to get it",
     "toy": "draw a small data set",
     "split": "split a COCO annotation file into train and val",

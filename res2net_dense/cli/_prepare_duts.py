@@ -16,7 +16,7 @@ from res2net_dense.cli._processes import in_processes
 from res2net_dense.cli._shared import check_output
 from res2net_dense.data.images import list_images, read_image
 from res2net_dense.data.layouts.image_masks import ImageMasksPart, PartFiles, find_files
-from res2net_dense.data.layouts.listing import check_size, path_inside
+from res2net_dense.data.layouts.listing import check_size, path_inside, remarks_of
 from res2net_dense.data.layouts.saliency_sets import count_warning
 from res2net_dense.data.masks import RULE, SALIENT_ABOVE, read_mask_values
 from res2net_dense.errors import DatasetError, first_few
@@ -79,7 +79,7 @@ def prepare(options: argparse.Namespace) -> int:
     ]
     print(f"{files.name}: {len(jobs)} pairs of {image_folder} and {mask_folder}", flush=True)
     pairs = list(in_processes(inspect, jobs, options.workers, "pairs"))
-    faults, warnings = file_faults(files), list[str]()
+    faults, warnings = file_faults(files), remarks_of(files.findings)
     if miscounted := count_warning(files.name, len(files.names)):
         if options.name:
             faults.append(Fault("count", miscounted))

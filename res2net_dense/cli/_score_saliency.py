@@ -17,8 +17,8 @@ from res2net_dense.cli._processes import in_processes
 from res2net_dense.cli._shared import check_output
 from res2net_dense.cli.score_saliency import SHEET_ROWS
 from res2net_dense.data.images import IMAGE_SUFFIXES, read_image
-from res2net_dense.data.layouts.image_masks import SHARED_SUFFIXES
-from res2net_dense.data.layouts.listing import check_present, check_size, index_files
+from res2net_dense.data.layouts.listing import Files, check_present, check_size, index_files
+from res2net_dense.data.layouts.pairing import SHARED_SUFFIXES, pair_up
 from res2net_dense.data.layouts.saliency_sets import count_warning, set_name
 from res2net_dense.data.masks import RULE, read_grey, read_saliency_mask
 from res2net_dense.errors import ConfigError, DatasetError, first_few
@@ -149,6 +149,14 @@ def find_photos(folder: Path, stems: Sequence[str]) -> dict[str, Path]:
 def find_maps(name: str, folder: Path, mask_folder: Path, masks: dict[str, Path]) -> list[Path]:
     """The map of each mask; raises `DatasetError` where there is none or more than one."""
     maps = find_files(folder, "maps")
+    found = [
+        Files(place, {stem: str(file.relative_to(place)) for stem, file in files.items()}, [])
+        for place, files in ((mask_folder, masks), (folder, maps))
+    ]
+    paired, line = pair_up(found[0], found[1], "maps", "masks")
+    if line:
+        print(f"warning: {folder}: {line}", file=sys.stderr)
+    maps = {stem: folder / file for stem, file in paired.by_stem.items()}
     missing = [stem for stem in masks if stem not in maps]
     extra = [stem for stem in maps if stem not in masks]
     if missing:

@@ -29,6 +29,8 @@ def add_run_arguments(parser: argparse.ArgumentParser, when: str = "") -> None:
     what = f"{when}a weight file, a run folder or an exported file; {usual}"
     parser.add_argument("--output-dir", metavar="DIR", help="run folder (runtime.output_dir)")
     parser.add_argument("--weights", metavar="PATH", help=what)
+    what = f"{when}write the predictions on data.val into the run folder too"
+    parser.add_argument("--save-predictions", action="store_true", help=what)
 
 
 def add_workers_argument(parser: argparse.ArgumentParser) -> None:

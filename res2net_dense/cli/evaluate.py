@@ -17,5 +17,6 @@ __all__ = ["add_arguments", "main"]
 def main(args: argparse.Namespace) -> int:
     from res2net_dense import evaluate
 
-    result = evaluate(args.weights, config=args.config, overrides=args.overrides, output_dir=args.output_dir)
+    settings = {key: getattr(args, key) for key in ("config", "overrides", "output_dir", "save_predictions")}
+    result = evaluate(args.weights, **settings)
     return 0 if result.as_expected else 1

@@ -6,6 +6,17 @@ saliency FOLDER/maps has grey PNGs of 8 bits, and there are FOLDER/overlays and 
 
 res2net-dense predict --weights output/run --input FILE|FOLDER|'GLOB' --output FOLDER [key=value ...]
 res2net-dense predict --weights model.onnx --input FILE|FOLDER|'GLOB' --output FOLDER
+
+FOLDER/predictions.json names images relative to the input folder, so that both are a data set in COCO's
+layout. Its ids of images and categories are those of --annotations; by default of the annotation file of
+data.val, if the input is its images. --save writes the formats of other tools too:
+
+* coco: coco_results.json, a list of all detections, which pycocotools' loadRes takes
+* polygons: annotations.json, in COCO's format with polygons instead of run-length codes
+* yolo: labels/*.txt and data.yaml, outlines where there are masks
+* voc: Annotations/*.xml
+* png: instances/*.png, whose pixels are numbers of objects, and instances.json
+* csv: classes.csv, the class of each image
 """
 
 from __future__ import annotations
@@ -17,11 +28,12 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from res2net_dense.cli._shared import add_config_arguments
 from res2net_dense.errors import ConfigError, Res2NetDenseError, counted
-from res2net_dense.files import write_atomically
+
+SAVED_FORMATS = ("coco", "voc", "yolo", "png", "polygons", "csv")
+"""The keys of `report.formats.FORMATS`, here so that parsing a command does not import torch."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,14 +42,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--weights", required=True, metavar="PATH", help="a run folder, weight file or exported file")
     add("--input", required=True, metavar="PATH", help="an image, a folder or a quoted glob")
     add("--output", required=True, metavar="FOLDER", help="where overlays and predictions.json go")
-    add("--score", type=float, default=0.5, help="lowest score of a drawn detection; the JSON has all")
+    what = "lowest score of a detection that is drawn or saved as an annotation (voc, yolo, png, polygons); "
+    add("--score", type=float, default=0.5, help=f"{what}predictions.json and coco_results.json have all")
+    formats = ", ".join(SAVED_FORMATS)
+    what = f"other formats to write, joined by commas: {formats}"
+    add("--save", type=_formats, action="extend", default=[], metavar="FORMATS", help=what)
+    what = "a file in COCO's format whose ids of images and categories are kept"
+    add("--annotations", type=Path, metavar="FILE", help=what)
 
 
 def main(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
+    from res2net_dense.cli._outcome import Outcome, check_formats, find_ids, image_names
     from res2net_dense.data.images import list_images
     from res2net_dense.predictor import Predictor
+    from res2net_dense.report.formats import write_text
     from res2net_dense.trained import open_job
 
     job, device = open_job(args.config, args.weights, args.overrides)
@@ -45,9 +65,14 @@ def main(args: argparse.Namespace) -> int:
     files = list_images(args.input)
     places = output_names(files)
     check_inputs_are_safe(files, output, task.folders, places)
-    output.mkdir(parents=True, exist_ok=True)
+    check_formats(args.save, task.gives(job.config), output)
     predictor = Predictor(job, device)
-    images, annotations, skipped = list[dict[str, Any]](), list[dict[str, Any]](), list[str]()
+    known = find_ids(args.annotations, job.config, files, predictor.class_names)
+    output.mkdir(parents=True, exist_ok=True)
+    outcome = Outcome(task, predictor.class_names, known, args.save, output, args.score)
+    for remark in outcome.remarks_of_ids():
+        print(remark, file=sys.stderr)
+    file_names, skipped = image_names(files, args.input), list[str]()
     bar = tqdm(total=len(files), desc="predict", unit="img", disable=None)
 
     def skip(number: int, error: Res2NetDenseError) -> None:
@@ -56,9 +81,7 @@ def main(args: argparse.Namespace) -> int:
         bar.update()
 
     for number, sample, prediction in predictor.stream(files, skip):
-        size = {"height": sample["original_height"], "width": sample["original_width"]}
-        images.append({"id": number + 1, "file_name": str(files[number]), **size})
-        annotations += task.to_records(prediction, number + 1)
+        outcome.add(number, file_names[number], places[number].with_suffix(""), sample, prediction)
         drawn = predictor.draw_all(files[number], prediction, score=args.score)
         for folder, image in zip(task.folders, drawn, strict=True):
             target = output / folder / places[number]
@@ -67,12 +90,9 @@ def main(args: argparse.Namespace) -> int:
         bar.update()
     bar.close()
 
-    names = predictor.class_names
-    categories = [{"id": id, "name": name} for id, name in enumerate(names, task.first_category_id)]
-    annotations = [{**annotation, "id": number} for number, annotation in enumerate(annotations, 1)]
-    document = {"images": images, "categories": categories, "annotations": annotations, "skipped": skipped}
-    write_atomically(output / "predictions.json", lambda f: f.write(json.dumps(document).encode()))
-    found = task.summary(annotations, names, args.score)
+    document = {**outcome.close(), "skipped": skipped}
+    write_text(output / "predictions.json", json.dumps(document))
+    images, found = document["images"], task.summary(document["annotations"], outcome.names, args.score)
     print(f"{counted(len(images), 'image')}, {found}, {counted(len(skipped), 'file')} skipped: {output}")
     return 0 if images else 1
 
@@ -102,3 +122,12 @@ def output_names(files: Sequence[Path]) -> list[Path]:
         place if count[place] == 1 else place.with_name(f"{place.stem}_{file.suffix[1:]}.png")
         for place, file in zip(places, files, strict=True)
     ]
+
+
+def _formats(text: str) -> list[str]:
+    """Names of formats that are joined by commas."""
+    names = [name for name in text.replace(" ", "").split(",") if name]
+    if unknown := [name for name in names if name not in SAVED_FORMATS]:
+        known = ", ".join(SAVED_FORMATS)
+        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is not a format; there are {known}")
+    return names

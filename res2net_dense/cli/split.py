@@ -23,7 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    from res2net_dense.data.layouts.coco import UNLISTED, find_id, id_table, read_coco, read_json
+    from res2net_dense.data.layouts.coco import UNLISTED, read_coco
+    from res2net_dense.data.layouts.coco_file import find_id, id_table, read_json
 
     document = read_json(args.annotations)
     whole = read_coco(document, masks=False, name=str(args.annotations))

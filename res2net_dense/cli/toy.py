@@ -21,11 +21,22 @@ pixels around what is seen of a shape) and `ImageSets/{Main,Segmentation}/{train
 numbers of the validation images follow those of the training images. A shape is `truncated` if any of it
 is hidden, and `difficult` if less than 0.6 of it is visible.
 
+    res2net-dense toy --layout yolo --output datasets/toy
+
+writes the scenes of `coco` to `datasets/toy/yolo` in YOLO's layout: `data.yaml`, `images/{train,val}/*.png`
+and `labels/{train,val}/*.txt` with an outline a line.
+
     res2net-dense toy --layout duts --output datasets/toy
 
 writes `datasets/toy/duts/{train,val}/images/*.jpg` and `masks/*.png` for salient object detection: one to
 three shapes of one piece and of any hue that stand out from a duller, grainy ground. The images have many
 sizes; the masks are smooth at the outlines as those of DUTS, above 128 where most of a pixel is covered.
+
+    res2net-dense toy --layout warm --output datasets/toy
+
+writes `datasets/toy/warm` in VOC's layout for semantic segmentation of images of four channels (RGBA PNGs):
+the scenes of `coco` in any colours, where shapes are of the class cold or warm, which the fourth channel
+alone tells, a noisy temperature.
 """
 
 from __future__ import annotations

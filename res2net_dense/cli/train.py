@@ -31,6 +31,8 @@ def main(args: argparse.Namespace) -> int:
         raise ConfigError(
             "--weights goes with --eval-only; to start training from weights set backbone.weights"
         )
+    if args.save_predictions:
+        raise ConfigError("--save-predictions goes with --eval-only: evaluate the run when it has ended")
     if not args.config:
         raise ConfigError("--config is missing: give the path of a configuration, or the name of one")
     settings = {key: getattr(args, key) for key in ("overrides", "output_dir", "resume", "dry_run")}

@@ -7,10 +7,10 @@ from typing import Annotated, Literal
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
 
 from res2net_dense.config.schema import Config, DataConfig, ModelConfig
-from res2net_dense.data.layouts import CifarPart, ClassFoldersPart, Parts, find_layout
+from res2net_dense.data.layouts import CifarPart, ClassesCsvPart, ClassFoldersPart, Parts, find_layout
 from res2net_dense.sections import BelowOne, Range, Shares, conflict
 
-ClassPart = ClassFoldersPart | CifarPart
+ClassPart = ClassFoldersPart | ClassesCsvPart | CifarPart
 ClassParts = Parts[Annotated[ClassPart, Field(discriminator="layout"), find_layout(ClassPart)]]
 
 _FORMATS = {"folder": "class-folders", "cifar10": "cifar10", "cifar100": "cifar100"}
@@ -37,8 +37,8 @@ class ClassificationData(DataConfig):
     """The images, and how they are prepared."""
 
     train: ClassParts | None = None
-    """The part to learn from: its root, or `{root, layout}`; null where nothing is trained. Of CIFAR it gives
-    the training part."""
+    """The part to learn from: its root or csv file, `{root, layout}` or `{csv, images}`; null where nothing
+    is trained. Of CIFAR it gives the training part."""
     val: ClassParts | None = None
     """The part to evaluate on; null for none. Of CIFAR it gives the test part."""
     crop_size: PositiveInt = 224
@@ -58,7 +58,7 @@ class ClassificationData(DataConfig):
     @model_validator(mode="before")
     @classmethod
     def _read_short_forms(cls, value: object) -> object:
-        """A path alone is a root, and `format` is the layout of both parts."""
+        """A path alone is a root, or a csv file; and `format` is the layout of both parts."""
         if not isinstance(value, dict):
             return value
         data = dict(value)
@@ -66,7 +66,9 @@ class ClassificationData(DataConfig):
         if layout is not None and not (isinstance(layout, str) and layout in _FORMATS):
             raise conflict("format", layout, "expected 'folder', 'cifar10' or 'cifar100'")
         for key in ("train", "val"):
-            part = {"root": data[key]} if isinstance(data.get(key), str) else data.get(key)
+            part = data.get(key)
+            if isinstance(part, str):
+                part = {"csv" if part.lower().endswith(".csv") else "root": part}
             if layout is not None and isinstance(part, dict):
                 part = {"layout": _FORMATS[layout], **part}
             if key in data:

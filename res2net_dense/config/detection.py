@@ -6,8 +6,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from res2net_dense.config.schema import Config, DataConfig, EvalConfig, ModelConfig
-from res2net_dense.data.layouts import CocoPart, Parts, VocBoxesPart, find_layout
+from res2net_dense.config.schema import Config, EvalConfig, ModelConfig
+from res2net_dense.config.tiles import DetectionTilesConfig, TiledData
+from res2net_dense.data.layouts import CocoPart, LabelmePart, Parts, VocBoxesPart, YoloPart, find_layout
 from res2net_dense.sections import Fraction
 
 
@@ -66,18 +67,20 @@ class MaskRCNNConfig(RCNNConfig):
     """Channels of the mask head."""
 
 
-BoxPart = CocoPart | VocBoxesPart
+BoxPart = CocoPart | VocBoxesPart | YoloPart | LabelmePart
 BoxParts = Parts[Annotated[BoxPart, Field(discriminator="layout"), find_layout(BoxPart)]]
 
 
-class DetectionData(DataConfig):
+class DetectionData(TiledData):
     """The images, and how they are prepared."""
 
     train: BoxParts | None = None
     """The part to learn from: `{images, annotations}` in COCO's layout, `{root, split}` or a list of such,
-    which are joined, in VOC's; null where nothing is trained."""
+    which are joined, in VOC's, `{yaml, split}` in YOLO's; null where nothing is trained."""
     val: BoxParts | None = None
-    """The part to evaluate on, in either layout; null for none."""
+    """The part to evaluate on, in any of these layouts; null for none."""
+    tiles: DetectionTilesConfig | None = None
+    """Tiles of large images, in training, evaluation and prediction; null takes images whole."""
     difficult: bool = True
     """Learn objects that VOC's files mark as difficult too; in evaluation they never count."""
     min_size_train: Annotated[list[PositiveInt], Field(min_length=1)] = [800]

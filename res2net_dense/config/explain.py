@@ -20,6 +20,8 @@ Fields = Mapping[str, FieldInfo]
 Sections = Sequence[type[BaseModel]]
 
 _TAGS = "arch", "layout"  # the keys that choose one of several sections
+_OTHER_NAMES: dict[str, KeyPath] = dict.fromkeys(("in_channels", "in_chans"), ("data", "channels"))
+"""Keys of other libraries, with ours."""
 _SIGNS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
 
 
@@ -93,7 +95,8 @@ def _explain_one(detail: ErrorDetails, data: Mapping[str, Any], schema: type[Con
 
 def _explain_unknown(path: KeyPath, fields: Fields, schema: type[Config]) -> str:
     *section, key = path
-    guesses = [(*section, near) for near in get_close_matches(str(key), fields, n=1)]
+    known = [_OTHER_NAMES[key]] if key in _OTHER_NAMES else []
+    guesses = known or [(*section, near) for near in get_close_matches(str(key), fields, n=1)]
     guesses = guesses or [path for path in _all_paths(schema) if path[-1] == key][:2]
     hint = f"; did you mean {' or '.join(repr(format_path(guess)) for guess in guesses)}?" if guesses else "."
     where = f"of {format_path(tuple(section))!r}" if section else "at the top"

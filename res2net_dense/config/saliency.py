@@ -6,7 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
 
-from res2net_dense.config.schema import Config, DataConfig, EvalConfig, ModelConfig
+from res2net_dense.config.schema import Config, EvalConfig, ModelConfig
+from res2net_dense.config.tiles import TiledData
 from res2net_dense.data.layouts import ImageMasksPart, Parts
 from res2net_dense.sections import Section, Shares
 
@@ -52,7 +53,7 @@ class SaliencyModelConfig(ModelConfig):
     """Weight of the loss of a branch that learns the objects' borders; 0 for no such branch."""
 
 
-class SaliencyData(DataConfig):
+class SaliencyData(TiledData):
     """The images, and how they are prepared."""
 
     train: Parts[ImageMasksPart] | None = None

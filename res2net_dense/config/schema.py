@@ -14,10 +14,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
+from res2net_dense.data.pixels import MAX_CHANNELS
 from res2net_dense.network_options import BlockSettings, NetworkSettings
-from res2net_dense.sections import BelowOne, Fraction, Pair, PathText, Section, Share, Text
+from res2net_dense.sections import BelowOne, Fraction, Pair, PathText, Section, Share, Text, ValueRange
 
-Channels = Annotated[list[float], Field(min_length=3, max_length=3)]
+Means = Annotated[list[float], Field(min_length=1, max_length=MAX_CHANNELS)]
+Deviations = Annotated[list[PositiveFloat], Field(min_length=1, max_length=MAX_CHANNELS)]
 
 
 class WeightsConfig(Section):
@@ -42,10 +44,11 @@ class ModelConfig(Section):
     """The architecture."""
     num_classes: PositiveInt | None = None
     """Number of classes without the background; null counts them in the data set."""
-    pixel_mean: Channels = [123.675, 116.28, 103.53]
-    """Mean of the pixels, RGB, 0 to 255."""
-    pixel_std: Annotated[list[PositiveFloat], Field(min_length=3, max_length=3)] = [58.395, 57.12, 57.375]
-    """Standard deviation of the pixels, RGB, 0 to 255."""
+    pixel_mean: Means | None = [123.675, 116.28, 103.53]
+    """Mean of the pixels in each channel, 0 to 255; null measures it on the training images, which is the
+    default where `data.channels` is not 3."""
+    pixel_std: Deviations | None = [58.395, 57.12, 57.375]
+    """Standard deviation of the pixels in each channel, 0 to 255; null as for the mean."""
 
 
 class DataConfig(Section):
@@ -57,13 +60,18 @@ class DataConfig(Section):
     """The part to evaluate on; null for none."""
     class_names: Annotated[list[Text], Field(min_length=1)] | None = None
     """Names of the classes in the order of their labels; null takes them from the data set."""
+    channels: Annotated[int, Field(ge=1, le=MAX_CHANNELS)] = 3
+    """Channels of the images; 3 are RGB. The first convolution of weights for RGB is adapted to others."""
+    value_range: ValueRange | None = None
+    """What becomes 0 and 255 in images of more than 8 bits, such as [0, 4095]; all values between are kept
+    as floats. Null finds it out from the images, and says so where they have more than 8 bits."""
     flip: Fraction = 0.5
     """Probability of a horizontal flip in training."""
     photometric: Literal["none", "light", "strong"] = "none"
-    """Changes of colour, brightness, sharpness and noise in training."""
+    """Changes of colour, brightness, sharpness and noise in training; hue and saturation of RGB alone."""
     on_error: Literal["raise", "skip"] = "raise"
-    """What happens at an unreadable image in training: the run ends, or the next readable one replaces it.
-    Evaluation always ends: a score without some images would be another score."""
+    """What happens at an image in training that cannot be read or whose annotations are wrong: the run ends,
+    or goes on without it. Evaluation always ends: a score without some images would be another score."""
     workers: NonNegativeInt = 2
     """Processes that load images, for each training process; 0 loads in the training process."""
 
@@ -211,6 +219,22 @@ class Config(Section):
     """The evaluation."""
     runtime: RuntimeConfig = RuntimeConfig()
     """Where and how the run happens."""
+
+    @model_validator(mode="after")
+    def _check_channels(self) -> Config:
+        channels = self.data.channels
+        unknown: dict[str, None] = {}
+        for key in ("pixel_mean", "pixel_std"):
+            value = getattr(self.model, key)
+            if value is None or len(value) == channels:
+                continue
+            if key in self.model.model_fields_set:
+                reason = f"must have one number for each of data.channels = {channels}, or be null"
+                raise self.conflict(f"model.{key}", reason)
+            unknown[key] = None  # the default is that of RGB
+        if unknown:
+            vars(self)["model"] = self.model.model_copy(update=unknown)  # it is frozen
+        return self
 
     @model_validator(mode="after")
     def _check_classes(self) -> Config:

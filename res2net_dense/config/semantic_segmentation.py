@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
-from res2net_dense.config.schema import Config, DataConfig, EvalConfig, ModelConfig
+from res2net_dense.config.schema import Config, EvalConfig, ModelConfig
+from res2net_dense.config.tiles import TiledData
 from res2net_dense.data.layouts import Parts, VocMasksPart
 from res2net_dense.sections import Range, Text
 
@@ -55,7 +56,7 @@ class SegmenterConfig(ModelConfig):
         return self
 
 
-class SegmentationData(DataConfig):
+class SegmentationData(TiledData):
     """The images, and how they are prepared."""
 
     train: Parts[VocMasksPart] | None = None

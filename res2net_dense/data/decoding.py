@@ -26,14 +26,3 @@ def decode_jpeg(image: Image.Image) -> np.ndarray | None:
     except Exception:
         return None
     return pixels if pixels.shape[:2] == (image.height, image.width) else None
-
-
-def turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """Apply an EXIF orientation, 1 to 8, to (H, W, C): the transposition first, then the flips."""
-    if orientation >= 5:
-        pixels = pixels.transpose(1, 0, 2)
-    if orientation in (2, 3, 6, 7):
-        pixels = pixels[:, ::-1]
-    if orientation in (3, 4, 7, 8):
-        pixels = pixels[::-1]
-    return np.ascontiguousarray(pixels)

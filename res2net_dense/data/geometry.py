@@ -7,7 +7,7 @@ and leaves it as it is.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal, cast
 
 import numpy as np
@@ -64,12 +64,12 @@ def horizontal_flip(sample: Sample) -> Sample:
 
 
 def crop(
-    sample: Sample, top: int, left: int, height: int, width: int, fill: tuple[int, int, int] = (0, 0, 0)
+    sample: Sample, top: int, left: int, height: int, width: int, fill: Sequence[float] = (0,)
 ) -> Sample:
     """Cut out a rectangle in pixels, which may begin before the image and be larger; one inside is a view.
 
-    Around the image are `fill`, RGB, and in masks and maps `OUTSIDE` or 0. Boxes are clipped to the
-    rectangle; polygons are not, as they are only read inside their box.
+    Around the image are `fill`, one value for each channel or for all, and in masks and maps `OUTSIDE` or 0.
+    Boxes are clipped to the rectangle; polygons are not, as they are only read inside their box.
     """
     old_height, old_width = sample["image"].shape[1:]
     edges = -left, left + width - old_width, -top, top + height - old_height
@@ -83,7 +83,7 @@ def crop(
     image = cut(sample["image"], 0)
     if any(fill) and not is_inside:
         outside = cut(torch.zeros(old_height, old_width, dtype=torch.bool), 1)
-        image[:, outside] = torch.tensor(fill, dtype=torch.uint8)[:, None]
+        image[:, outside] = torch.tensor(fill, dtype=image.dtype)[:, None]
     moved = _moved(sample, image, cut, shift=(-left, -top))
     if "boxes" in moved:
         moved["boxes"] = moved["boxes"].clamp(torch.zeros(4), torch.tensor([width, height] * 2))

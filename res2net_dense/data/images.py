@@ -1,60 +1,63 @@
-"""Reading images: every file becomes RGB in 0-255, or a `DatasetError` that names it."""
+"""Reading images: every file becomes pixels of one form, or a `DatasetError` that names it.
+
+The form is RGB of 8 bits unless a configuration asks for another one, see `pixels`.
+"""
 
 from __future__ import annotations
 
 import glob
+import os
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from res2net_dense.data import decoding
+from res2net_dense.data import bands, decoding
+from res2net_dense.data.bands import MAX_PIXELS
+from res2net_dense.data.pixels import RGB, Bands, PixelFormat, to_display, to_form
 from res2net_dense.errors import DatasetError, one_line
 from res2net_dense.types import Sample
 
 if TYPE_CHECKING:
     import torch  # a configuration is read without it
 
-_SUFFIXES = "jpg jpeg jfif png bmp gif tif tiff webp pgm ppm pnm jp2"
+_SUFFIXES = "jpg jpeg jfif png bmp gif tif tiff webp pgm ppm pnm jp2 npy"
 IMAGE_SUFFIXES = frozenset(f".{suffix}" for suffix in _SUFFIXES.split())
-MAX_PIXELS = 178_000_000
-"""Larger images are refused before decoding: a few kilobytes of file can otherwise fill the memory."""
+MASK_SUFFIXES = IMAGE_SUFFIXES - {".npy"}
 
-# Raster formats only: Pillow would hand an EPS file to Ghostscript, which runs programs.
-_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM", "JPEG2000")
-_ORIENTATION_TAG = 0x0112
-_TURNS = "FLIP_LEFT_RIGHT ROTATE_180 FLIP_TOP_BOTTOM TRANSPOSE ROTATE_270 TRANSVERSE ROTATE_90"
-_TRANSPOSES = {value: Image.Transpose[name] for value, name in enumerate(_TURNS.split(), start=2)}
+_Path = TypeVar("_Path", str, Path)
 
 
-def read_image(path: str | Path) -> np.ndarray:
-    """Read an image as RGB.
+def read_image(path: str | Path, form: PixelFormat = RGB) -> np.ndarray:
+    """Read an image in a form.
 
-    The EXIF orientation is applied, an animation gives its first frame, and transparency is dropped (the
-    colours stored under it stay). Images of more than 8 bits are scaled, never saturated:
+    The EXIF orientation is applied and an animation gives its first frame. As RGB of 8 bits transparency is
+    dropped (the colours stored under it stay), and grey images of more than 8 bits are scaled, never
+    saturated:
 
     * 16-bit grey is divided by 257, so that 65535 becomes 255;
     * 32-bit integers count as 0..255, 0..65535 or 0..2^31 - 1, the first range that holds the largest value;
     * floats count as 0..1 where every value is in [0, 1], else as 0..255; NaN becomes 0.
 
+    Other numbers of channels, and exact values of more than 8 bits, are in `pixels.to_form`.
+
     Returns:
-        (H, W, 3) uint8 RGB, writable.
+        (H, W, channels), writable: uint8, or float32 in 0..255 where the form has a range of values.
 
     Raises:
-        DatasetError: the file is missing, empty, not an image, cut off, damaged, or larger than `MAX_PIXELS`.
+        DatasetError: the file is missing, empty, not an image, cut off, damaged, or larger than `MAX_PIXELS`,
+            or has other channels.
     """
     try:
-        with _open(path) as image:
-            orientation = _orientation(image)
-            pixels = decoding.decode_jpeg(image)
-            if pixels is not None:
-                return decoding.turned(pixels, orientation)
-            image.load()
-            # `format` is lost by transposing, and the bit depth of an integer image depends on it.
-            is_16_bit = image.mode.startswith("I;16") or image.format in ("PNG", "PPM")
-            turned = image.transpose(_TRANSPOSES[orientation]) if orientation in _TRANSPOSES else image
-            return _to_rgb(turned, is_16_bit)
+        if form == RGB and not bands.is_array(path):
+            try:
+                return _read_rgb(path)
+            except UnidentifiedImageError:
+                if not bands.is_tiff(path):
+                    raise
+        return to_form(bands.read_bands(path, form.channels), form)
     except Exception as error:  # decoders raise nearly every type on damaged bytes
         raise _as_dataset_error(path, error) from error
 
@@ -62,20 +65,39 @@ def read_image(path: str | Path) -> np.ndarray:
 def image_size(path: str | Path) -> tuple[int, int]:
     """Read (height, width) from the header; EXIF orientation and errors are as in `read_image`."""
     try:
-        with _open(path) as image:
-            width, height = image.size
-            return (width, height) if _orientation(image) >= 5 else (height, width)
+        if bands.is_array(path):
+            return bands.size_of(path)
+        try:
+            with bands.open_with_pillow(path) as image:
+                width, height = image.size
+                return (width, height) if bands.orientation(image) >= 5 else (height, width)
+        except UnidentifiedImageError:
+            if not bands.is_tiff(path):
+                raise
+        return bands.size_of(path)
     except Exception as error:
         raise _as_dataset_error(path, error) from error
 
 
-def read_sample(path: str | Path, image_id: int | str, file_name: str | None = None) -> Sample:
+def read_sample(
+    path: str | Path, image_id: int | str, file_name: str | None = None, form: PixelFormat = RGB
+) -> Sample:
     """`read_image` as an untransformed sample; `file_name` is by default the path."""
-    return sample_of(read_image(path), str(path) if file_name is None else file_name, image_id)
+    return sample_of(read_image(path, form), str(path) if file_name is None else file_name, image_id)
+
+
+def read_for_display(path: str | Path) -> np.ndarray:
+    """Read an image as people can look at it, (H, W, 3) uint8, whatever its channels; see `to_display`."""
+    try:
+        return read_image(path)
+    except DatasetError as error:
+        if error.code != "image-channels":
+            raise
+    return to_display(bands.read_bands(path, 3).values)
 
 
 def sample_of(pixels: np.ndarray, file_name: str, image_id: int | str) -> Sample:
-    """(H, W, 3) uint8 RGB pixels as an untransformed sample, which shares their memory."""
+    """(H, W, C) pixels as an untransformed sample, which shares their memory."""
     import torch
 
     return Sample(
@@ -87,12 +109,16 @@ def sample_of(pixels: np.ndarray, file_name: str, image_id: int | str) -> Sample
     )
 
 
-def to_pixels(image: str | Path | Image.Image | np.ndarray | torch.Tensor) -> np.ndarray:
-    """Return a copy of the pixels of an image in any form, (H, W, 3) uint8 RGB.
+def to_pixels(
+    image: str | Path | Image.Image | np.ndarray | torch.Tensor, form: PixelFormat = RGB
+) -> np.ndarray:
+    """Return a copy of the pixels of an image, wherever it is, in a form.
 
     Args:
-        image: a path, a PIL image of 8 bits a channel (its EXIF orientation is applied), an array (H, W, 3)
-            or a tensor (3, H, W), both uint8 RGB.
+        image: a path, a PIL image of 8 bits a channel (its EXIF orientation is applied), an array (H, W, C)
+            or a tensor (C, H, W). As RGB these are uint8; in another form they have the values of the files,
+            of any number type, and (H, W) is one channel.
+        form: see `read_image`.
 
     Raises:
         DatasetError: the file cannot be read, or it is not an image of this form.
@@ -100,21 +126,34 @@ def to_pixels(image: str | Path | Image.Image | np.ndarray | torch.Tensor) -> np
     import torch
 
     if isinstance(image, (str, Path)):
-        return read_image(Path(image).expanduser())
+        return read_image(Path(image).expanduser(), form)
     if isinstance(image, Image.Image):
         if image.mode.startswith(("F", "I")):  # PIL's conversion would saturate it
             raise DatasetError(f"a PIL image of mode {image.mode} has more than 8 bits: pass its path")
-        return np.array(ImageOps.exif_transpose(image).convert("RGB"))
-    shape = tuple(getattr(image, "shape", ()))
-    if isinstance(image, torch.Tensor):
-        if image.dtype == torch.uint8 and len(shape) == 3 and shape[0] == 3 and image.numel():
-            return np.array(image.detach().cpu().permute(1, 2, 0).numpy(), order="C")
-        raise DatasetError(f"a tensor {shape} of {image.dtype} is not an image: pass (3, H, W) uint8, RGB")
-    if isinstance(image, np.ndarray):
-        if image.dtype == np.uint8 and len(shape) == 3 and shape[2] == 3 and image.size:
-            return np.array(image)
-        raise DatasetError(f"an array {shape} of {image.dtype} is not an image: pass (H, W, 3) uint8, RGB")
-    raise DatasetError(f"a {type(image).__name__} is not an image: pass a path, PIL image, array or tensor")
+        image = ImageOps.exif_transpose(image)
+        if form.channels == 3:
+            return to_form(Bands(np.array(image.convert("RGB"))), form)
+        values = np.array(image if image.mode in ("L", "LA", "RGBA") else image.convert("RGB"))
+        return to_form(Bands(np.atleast_3d(values), image.mode in ("LA", "RGBA")), form)
+    is_tensor = isinstance(image, torch.Tensor)
+    what, axes = ("a tensor", "({0}, H, W)") if is_tensor else ("an array", "(H, W, {0})")
+    values = image.detach().cpu().numpy() if isinstance(image, torch.Tensor) else image
+    if not isinstance(values, np.ndarray):
+        raise DatasetError(
+            f"a {type(image).__name__} is not an image: pass a path, PIL image, array or tensor"
+        )
+    shape = values.shape
+    if values.ndim == 2 and form != RGB:
+        values = values[:, :, None]
+    elif values.ndim == 3 and is_tensor:
+        values = values.transpose(1, 2, 0)
+    fits = values.ndim == 3 and values.shape[2] == form.channels and values.size
+    if not fits or not (values.dtype == np.uint8 or (form != RGB and values.dtype.kind in "buif")):
+        kind = "uint8, RGB" if form == RGB else "numbers" if form.channels != 3 else "numbers, RGB"
+        raise DatasetError(
+            f"{what} {shape} of {image.dtype} is not an image: pass {axes.format(form.channels)} {kind}"
+        )
+    return np.ascontiguousarray(to_form(Bands(values), form))
 
 
 def list_images(pattern: str | Path) -> list[Path]:
@@ -125,7 +164,9 @@ def list_images(pattern: str | Path) -> list[Path]:
     if path.is_file():
         return [path]
     candidates = path.rglob("*") if path.is_dir() else map(Path, glob.iglob(str(path), recursive=True))
-    found = sorted(p for p in candidates if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+    found = without_copies(
+        sorted(p for p in candidates if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+    )
     if not found:
         raise DatasetError(
             f"{path}: no images found from {Path.cwd()}; give a file, a folder or a quoted pattern "
@@ -134,48 +175,50 @@ def list_images(pattern: str | Path) -> list[Path]:
     return found
 
 
-def _open(path: str | Path) -> Image.Image:
-    image = Image.open(path, formats=_FORMATS)
-    if image.width * image.height > MAX_PIXELS:
-        image.close()
-        raise Image.DecompressionBombError
-    return image
+def without_copies(paths: Iterable[_Path]) -> list[_Path]:
+    """Leave out arrays next to an image of the same name: they hold something else, such as its features."""
+    paths = list(paths)
+    arrays = {path for path in paths if bands.is_array(path)}
+    if not arrays:
+        return paths
+    images = [os.path.splitext(path) for path in paths]
+    others = {stem for stem, suffix in images if suffix.lower() in MASK_SUFFIXES}
+    return [path for path in paths if path not in arrays or os.path.splitext(path)[0] not in others]
 
 
-def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation that is still to be applied, from the header alone."""
-    # Pillow turns TIFFs itself; of a PNG it would decode the pixels to look behind them.
-    if image.format == "TIFF" or (image.format == "PNG" and "exif" not in image.info):
-        return 1
-    try:
-        return int(image.getexif().get(_ORIENTATION_TAG, 1))
-    except Exception:  # a damaged EXIF block is not a reason to lose the image
-        return 1
+def _read_rgb(path: str | Path) -> np.ndarray:
+    with bands.open_with_pillow(path) as image:
+        if not bands.has_all_bands(image):
+            raise UnidentifiedImageError
+        orientation = bands.orientation(image)
+        pixels = decoding.decode_jpeg(image)
+        if pixels is not None:
+            return bands.turned_array(pixels, orientation)
+        image.load()
+        # `format` is lost by transposing, and the bit depth of an integer image depends on it.
+        is_16_bit = image.mode.startswith("I;16") or image.format in ("PNG", "PPM")
+        return _to_rgb(bands.turned(image, orientation), is_16_bit)
 
 
 def _to_rgb(image: Image.Image, is_16_bit: bool) -> np.ndarray:
-    if image.mode == "F":
-        values = np.nan_to_num(np.asarray(image, dtype=np.float64), nan=0.0)
-        scale = 255.0 if values.min() >= 0 and values.max() <= 1 else 1.0
-    elif image.mode.startswith("I"):
-        values = np.asarray(image).astype(np.float64)
-        largest = values.max()
-        scale = (
-            1 / 257 if is_16_bit or 255 < largest <= 65535 else 1.0 if largest <= 255 else 255 / (2**31 - 1)
-        )
-    else:
+    if not image.mode.startswith(("F", "I")):
         return np.array(image if image.mode == "RGB" else image.convert("RGB"))
-    grey = (values * scale).clip(0, 255).round().astype(np.uint8)
-    return np.repeat(grey[:, :, None], 3, axis=2)
+    values = np.asarray(image)[:, :, None]
+    return to_form(Bands(values.astype(np.uint16) if is_16_bit else values), RGB)
 
 
 def _as_dataset_error(path: str | Path, error: Exception) -> DatasetError:
+    if isinstance(error, DatasetError):
+        return DatasetError(f"{path}: {error}", error.code or "image-unreadable")
+    code = "image-unreadable"
     if isinstance(error, FileNotFoundError):
+        code = "file-missing"
         problem = f"image not found (looked in {Path(path).absolute()}); check the path"
     elif isinstance(error, Image.DecompressionBombError):
+        code = "image-too-large"
         problem = f"refused, the header claims over {MAX_PIXELS // 10**6} Mpx; scale the image down"
     elif isinstance(error, UnidentifiedImageError):
         problem = "empty or not an image in a known format; replace or remove the file"
     else:
         problem = f"the image cannot be read ({one_line(error)}); replace or remove the file"
-    return DatasetError(f"{path}: {problem}")
+    return DatasetError(f"{path}: {problem}", code)

@@ -7,6 +7,7 @@ and the main process raises or logs them, so that a user reads one line and not 
 
 from __future__ import annotations
 
+import gc
 import itertools
 import logging
 import sys
@@ -21,8 +22,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from res2net_dense.data.images import read_sample
+from res2net_dense.data.pixels import RGB, PixelFormat
+from res2net_dense.data.tiles import TileSize, TileSource, TrainTiles, grids, read_tile
 from res2net_dense.errors import ConfigError, DatasetError
-from res2net_dense.types import Sample, Source
+from res2net_dense.types import Sample, Source, Tile
 
 Key = tuple[int, int]
 """(epoch, position) of one training sample."""
@@ -114,17 +117,21 @@ class TrainSet(Dataset[Item]):
     """Of the transforms."""
     on_error: Literal["raise", "skip"] = "raise"
     """Whether a broken image ends it, or the next readable one takes its place."""
+    tiles: TrainTiles | None = None
+    """The tiles that `indices` mean; None for whole images."""
 
     def __getitem__(self, key: Key) -> Item:
         epoch, position = key
         errors: list[DatasetError] = []
         for offset in range(min(_MAX_REPLACEMENTS, len(self.indices)) if self.on_error == "skip" else 1):
+            index = int(self.indices[(position + offset) % len(self.indices)])
+            rng = np.random.default_rng([self.seed, epoch, position])
             try:
-                raw = self.source.sample(int(self.indices[(position + offset) % len(self.indices)]))
+                raw = self.tiles(index, rng) if self.tiles else self.source.sample(index)
             except DatasetError as error:
                 errors.append(error)
             else:
-                return self.transform(raw, np.random.default_rng([self.seed, epoch, position])), errors
+                return self.transform(raw, rng), errors
         return None, errors
 
 
@@ -145,21 +152,41 @@ class EvalSet(Dataset[Item]):
             return None, [error]
 
 
+@dataclass
+class TileSet(Dataset[Item]):
+    """Transformed evaluation samples of tiles, by the index of an image and the tile."""
+
+    source: TileSource
+    transform: Callable[[Sample], Sample]
+
+    def __getitem__(self, key: tuple[int, Tile | None]) -> Item:
+        try:
+            return self.transform(read_tile(self.source, *key)), []
+        except DatasetError as error:
+            return None, [error]
+
+
 class BatchLoader:
     """Iterates over batches of `list[Sample]`; each pass starts from the beginning.
 
     A broken image raises its `DatasetError` here. One that was replaced (`on_error="skip"`) is logged as a
-    warning and counted in `skipped`. `batches` are the keys of the samples of each batch, such as
-    `TrainBatches`; with 0 workers this process reads.
+    warning, once, and counted in `skipped` and `broken`. `batches` are the keys of the samples of each batch,
+    such as `TrainBatches`; with 0 workers this process reads.
     """
 
     def __init__(self, dataset: Dataset[Item], batches: Iterable[list[Any]], *, workers: int) -> None:
         self.loader = _data_loader(dataset, batches, workers)
         self.skipped = 0
+        self._told: set[str] = set()
 
     def __len__(self) -> int:
         """Number of batches of this process; a TypeError for endless batches."""
         return len(self.loader)
+
+    @property
+    def broken(self) -> int:
+        """How many images could not be read so far."""
+        return len(self._told)
 
     def __iter__(self) -> Iterator[list[Sample]]:
         for batch in self.loader:
@@ -171,7 +198,9 @@ class BatchLoader:
                 raise errors[0]
             raise DatasetError(f"{errors[-1]} ({len(errors)} in a row are broken)")
         for error in errors:
-            _logger.warning("skipped: %s", error)
+            if str(error) not in self._told:  # it comes again in each epoch
+                _logger.warning("skipped: %s", error)
+                self._told.add(str(error))
         self.skipped += len(errors)
         return sample
 
@@ -185,30 +214,62 @@ def eval_loader(
     return BatchLoader(dataset, _chunks(range(rank, len(dataset), world_size), batch_size), workers=workers)
 
 
-def predict_loader(
-    files: Sequence[Path], transform: Callable[[Sample], Sample], *, batch_size: int, workers: int
-) -> Iterator[tuple[list[Sample], list[tuple[int, DatasetError]]]]:
-    """Yield the samples of each batch of files, and number and error of those that could not be read.
+def tile_loader(
+    dataset: TileSet, size: TileSize, *, batch_size: int, workers: int, rank: int = 0, world_size: int = 1
+) -> BatchLoader:
+    """The same in tiles: this process gets all tiles of every `world_size`-th image, one after the other."""
+    keys = grids(dataset.source, range(rank, len(dataset.source), world_size), size)
+    return BatchLoader(dataset, _chunks(keys, batch_size), workers=workers)
 
-    Either list may be empty; every file is in exactly one of them.
+
+def predict_loader(
+    files: Sequence[Path],
+    transform: Callable[[Sample], Sample],
+    *,
+    batch_size: int,
+    workers: int,
+    form: PixelFormat = RGB,
+    tiles: TileSize | None = None,
+) -> Iterator[tuple[list[Sample], list[tuple[int, DatasetError]]]]:
+    """Yield the samples of each batch of files, read in a form, and number and error of those that cannot be
+    read.
+
+    Either list may be empty; every file is in exactly one of them. With `tiles` the samples are those of all
+    tiles of the files, and each tile that cannot be read is an error of its file.
     """
-    dataset = EvalSet(cast(Source, _Files(map(str, files))), transform)
-    chunks = _chunks(range(len(files)), batch_size)
-    for numbers, batch in zip(chunks, _data_loader(dataset, chunks, workers), strict=True):
+    source: Any = _Files(files, form)
+    places: list[tuple[int, Tile | None]] = (
+        grids(source, range(len(files)), tiles) if tiles else [(index, None) for index in range(len(files))]
+    )
+    chunks = _chunks(places, batch_size)
+    for keys, batch in zip(chunks, _data_loader(TileSet(source, transform), chunks, workers), strict=True):
         items = _unpack(batch)
         samples = [sample for sample, _ in items if sample is not None]
-        yield samples, [(n, error) for n, (_, errors) in zip(numbers, items, strict=True) for error in errors]
+        yield (
+            samples,
+            [(n, error) for (n, _), (_, errors) in zip(keys, items, strict=True) for error in errors],
+        )
 
 
 class _Files(list[str]):
     """Image files without annotations; `image_id` is the running number from 0."""
 
+    def __init__(self, files: Sequence[Path], form: PixelFormat) -> None:
+        super().__init__(map(str, files))
+        self.form = form
+
     def sample(self, index: int) -> Sample:
-        return read_sample(self[index], index)
+        return read_sample(self[index], index, form=self.form)
+
+    def file(self, index: int) -> Path:
+        return Path(self[index])
+
+    def annotations(self, index: int, within: Tile | None = None) -> dict[str, Any]:
+        return {"image_id": index, "file_name": self[index]}
 
 
-def _chunks(indices: range, size: int) -> list[list[int]]:
-    return [list(indices[first : first + size]) for first in range(0, len(indices), size)]
+def _chunks(keys: Sequence[Any], size: int) -> list[list[Any]]:
+    return [list(keys[first : first + size]) for first in range(0, len(keys), size)]
 
 
 def _data_loader(dataset: Dataset[Item], batches: Iterable[list[Any]], workers: int) -> DataLoader[Any]:
@@ -256,6 +317,7 @@ def _samples(items: list[Item]) -> list[dict[str, Any]]:
 
 
 def _init_worker(worker: int) -> None:
+    gc.freeze()  # a collection writes into all objects, which would copy the memory that is shared
     torch.set_num_threads(1)
     if cv2 := sys.modules.get("cv2"):  # its threads would compete with the other workers
         cv2.setNumThreads(0)

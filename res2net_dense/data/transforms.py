@@ -230,13 +230,14 @@ class RandomScaledCrop:
 
 @dataclass(frozen=True)
 class PadToSquare:
-    """Put a smaller image at a random place of a square of `size`; `fill` is the RGB around it.
+    """Put a smaller image at a random place of a square of `size`; around it is `fill`, a value for each
+    channel.
 
     Steps after this one change the fill too, so it comes last.
     """
 
     size: int
-    fill: tuple[int, int, int]
+    fill: Sequence[float]
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
         missing = self.size - np.array(sample["image"].shape[1:])
@@ -275,28 +276,38 @@ class Albumentations:
             raise NotImplementedError("these transforms move pixels, and the boxes would not follow")
         keys = [key for key in OUTSIDE if self.moves and key in sample]
         maps = {"masks": [sample[key].float().numpy() for key in keys]} if keys else {}
-        done = self.compose(image=to_array(sample["image"]), **maps)
-        changed = cast(Sample, {**sample, "image": to_tensor(done["image"])})
+        image = sample["image"]
+        # of floats albumentations wants 0 to 1
+        scale = 255 if image.is_floating_point() else 1
+        done = self.compose(image=to_array(image / scale if scale > 1 else image), **maps)
+        image = to_tensor(done["image"])
+        changed = cast(Sample, {**sample, "image": image * scale if scale > 1 else image})
         for key, array in zip(keys, done.get("masks", ()), strict=True):
             changed[key] = torch.from_numpy(array).to(sample[key].dtype)
         return changed
 
 
-def colour_changes(strength: str) -> Albumentations:
+def colour_changes(strength: str, channels: int = 3) -> Albumentations:
     """Random changes of colour: "none", "light" (brightness, contrast, hue, saturation) or "strong" (larger,
-    with gamma, blur and noise). Raises `MissingDependencyError` where albumentations is needed.
+    with gamma, blur and noise). All channels change together; hue and saturation are those of RGB and stay
+    where there are other channels. Raises `MissingDependencyError` where albumentations is needed.
     """
     if strength == "none":
         return Albumentations()
     A = _import_albumentations()
+
+    def hue(hue: int, saturation: int, value: int, p: float) -> list[Any]:
+        limits = {"hue_shift_limit": hue, "sat_shift_limit": saturation, "val_shift_limit": value}
+        return [A.HueSaturationValue(**limits, p=p)] if channels == 3 else []
+
     if strength == "light":
         return Albumentations(
             A.RandomBrightnessContrast(brightness_limit=0.2, contrast_limit=0.2, p=0.5),
-            A.HueSaturationValue(hue_shift_limit=10, sat_shift_limit=20, val_shift_limit=10, p=0.5),
+            *hue(10, 20, 10, 0.5),
         )
     return Albumentations(
         A.RandomBrightnessContrast(brightness_limit=0.3, contrast_limit=0.3, p=0.7),
-        A.HueSaturationValue(hue_shift_limit=18, sat_shift_limit=35, val_shift_limit=20, p=0.7),
+        *hue(18, 35, 20, 0.7),
         A.RandomGamma(gamma_limit=(70, 140), p=0.3),
         A.GaussianBlur(blur_limit=(3, 5), p=0.15),
         A.GaussNoise(std_range=(0.01, 0.05), p=0.15),

@@ -15,9 +15,26 @@ METADATA_KEY = "res2net_dense"
 """Every format keeps the description as JSON under this key."""
 
 Run = Callable[[pytorch.Tensor], Sequence[pytorch.Tensor]]
-"""What runs an opened file: `(N, 3, H, W)` uint8 -> the outputs in their order."""
+"""What runs an opened file: `(N, C, H, W)` -> the outputs in their order."""
 
-INPUT = {"name": "images", "layout": "NCHW", "dtype": "uint8", "range": [0, 255], "colours": "RGB"}
+INPUT = {
+    "name": "images",
+    "layout": "NCHW",
+    "channels": 3,
+    "dtype": "uint8",
+    "range": [0, 255],
+    "colours": "RGB",
+}
+
+
+def describe_input(channels: int, value_range: Sequence[float] | None) -> dict[str, Any]:
+    """What goes in, for images of so many channels and a range of values, see `data.value_range`."""
+    described: dict[str, Any] = {**INPUT, "channels": channels}
+    if channels != 3:
+        del described["colours"]
+    if value_range is not None:  # values of the files that are 0 and 255 in the input
+        described |= {"dtype": "float32", "value_range": list(value_range)}
+    return described
 
 
 class Description(BaseModel):
@@ -52,6 +69,16 @@ class Description(BaseModel):
     version: str = __version__
     torch: str = str(pytorch.__version__)
     created_by: str = METADATA_KEY
+
+    @property
+    def channels(self) -> int:
+        """Of the images."""
+        return int(self.input.get("channels", 3))
+
+    @property
+    def dtype(self) -> pytorch.dtype:
+        """Of the images."""
+        return pytorch.float32 if self.input.get("dtype") == "float32" else pytorch.uint8
 
     @property
     def free_axes(self) -> dict[int, str]:

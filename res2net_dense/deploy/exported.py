@@ -48,14 +48,16 @@ class ExportedModel(nn.Module):
         """The outputs of the file by name, as it gives them.
 
         Args:
-            images: `(N, 3, H, W)` uint8, RGB.
+            images: `(N, C, H, W)` as the description says, by default `(N, 3, H, W)` uint8, RGB.
 
         Raises:
             ExportError: the file takes another size or number of images, or fails.
         """
-        if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[1] != 3:
+        channels, dtype = self.description.channels, self.description.dtype
+        if images.dtype != dtype or images.dim() != 4 or images.shape[1] != channels:
             raise ExportError(
-                f"{self.path} takes images as (N, 3, H, W) uint8 (RGB, 0 to 255), not as "
+                f"{self.path} takes images as (N, {channels}, H, W) {str(dtype).removeprefix('torch.')} "
+                f"({'RGB, ' if channels == 3 else ''}0 to 255), not as "
                 f"{tuple(images.shape)} {str(images.dtype).removeprefix('torch.')}"
             )
         number, (height, width) = len(images), images.shape[-2:]

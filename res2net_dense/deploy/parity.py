@@ -100,8 +100,8 @@ def compare(
     Args:
         graph: what was exported.
         exported: the file.
-        images: each `(3, H, W)` uint8, RGB, such as the evaluation's, resized to the sizes that are tried;
-            synthetic ones if there are none.
+        images: each `(C, H, W)` as the file takes them, such as the evaluation's, resized to the sizes that
+            are tried; synthetic ones if there are none.
         model: the network itself, seeing each image once and whole. The file's predictions must equal its
             predictions too. None leaves that out.
 
@@ -113,7 +113,7 @@ def compare(
     notes = [] if images else ["the images are synthetic: there was no evaluation set"]
     if description.precision == "int8":
         notes.append("int8 is another network: --eval measures it on the evaluation set")
-    images = list(images) or synthetic_images()
+    images = list(images) or synthetic_images(channels=description.channels, dtype=description.dtype)
     height, width = images[0].shape[-2:]
     detects = "boxes" in graph.outputs
     if detects:
@@ -202,14 +202,18 @@ def sizes_to_try(height: int, width: int, divisor: int) -> list[tuple[int, int]]
 
 
 def synthetic_images(
-    count: int = 2, size: tuple[int, int] = (_SHORT_EDGE, _SHORT_EDGE * 3 // 2)
+    count: int = 2,
+    size: tuple[int, int] = (_SHORT_EDGE, _SHORT_EDGE * 3 // 2),
+    *,
+    channels: int = 3,
+    dtype: torch.dtype = torch.uint8,
 ) -> list[Tensor]:
-    """Images of coloured blobs and some noise, `(3, H, W)` uint8, always the same."""
+    """Images of coloured blobs and some noise, `(channels, H, W)` from 0 to 255, always the same."""
     generator = torch.Generator().manual_seed(0)
-    blobs = torch.rand(count, 3, 7, 9, generator=generator) * 1.6 - 0.3
+    blobs = torch.rand(count, channels, 7, 9, generator=generator) * 1.6 - 0.3
     images = F.interpolate(blobs, size, mode="bicubic", align_corners=False)
     images += 0.05 * torch.randn(images.shape, generator=generator)
-    return list((images * 255).clamp(0, 255).to(torch.uint8))
+    return list((images * 255).clamp(0, 255).to(dtype))
 
 
 @torch.no_grad()
@@ -253,4 +257,6 @@ def _resized(image: Tensor, size: tuple[int, int] | None) -> Tensor:
     if size is None or image.shape[-2:] == size:
         return image
     resized = F.interpolate(image[None].float(), size, mode="bilinear", antialias=True)
-    return resized[0].round().clamp(0, 255).to(torch.uint8)
+    if image.is_floating_point():
+        return resized[0].clamp(0, 255)
+    return resized[0].round().clamp(0, 255).to(image.dtype)

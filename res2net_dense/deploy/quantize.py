@@ -27,7 +27,7 @@ def quantize(source: Path, target: Path, images: Iterable[Tensor]) -> None:
     Args:
         source: as `export` wrote it, in float32.
         target: the new file; it is replaced if it exists, and may be `source`.
-        images: `(3, H, W)` uint8, RGB, prepared as for the network, of sizes that `source` takes. A hundred
+        images: `(C, H, W)`, prepared as for the network, of sizes that `source` takes. A hundred
             like those that it will see are plenty; they are read once, one at a time.
 
     Raises:

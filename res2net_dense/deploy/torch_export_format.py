@@ -72,7 +72,8 @@ def example(graph: Graph, description: Description) -> Tensor:
     """Images of noise as the file takes them."""
     size = description.size or graph.example_size
     noise = torch.Generator().manual_seed(0)
-    return torch.randint(0, 256, (description.batch or 2, 3, *size), dtype=torch.uint8, generator=noise)
+    shape = (description.batch or 2, description.channels, *size)
+    return torch.randint(0, 256, shape, dtype=torch.uint8, generator=noise).to(description.dtype)
 
 
 def _check_nothing_is_pickled(path: Path) -> None:

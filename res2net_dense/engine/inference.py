@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import cast
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from res2net_dense.engine.distributed import is_main
-from res2net_dense.types import Evaluator, Prediction, Sample
+from res2net_dense.types import Evaluator, Merger, Prediction, Sample, Tile
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _SECONDS_BETWEEN_LINES = 10.0
@@ -65,16 +65,18 @@ def evaluate(
     device: str | torch.device,
     precision: str = "fp32",
     channels_last: bool = False,
+    merger: Callable[[Tile], Merger] | None = None,
 ) -> dict[str, float]:
     """Score a model on a data set; with several processes each brings its share and the evaluator gathers.
 
     The model is on `device`, and its mode is as before afterwards. The loader may be empty. With
-    `channels_last` weights are laid out as (N, H, W, C), which is faster on recent GPUs.
+    `channels_last` weights are laid out as (N, H, W, C), which is faster on recent GPUs. `merger` makes, for
+    the first tile of an image, what joins the predictions for its tiles; without tiles none is needed.
     """
     evaluator.reset()
     batches = _with_progress(loader) if is_main() else loader
     for inputs, outputs in predict(
-        model, batches, device=device, precision=precision, channels_last=channels_last
+        model, batches, device=device, precision=precision, channels_last=channels_last, merger=merger
     ):
         evaluator.process(inputs, outputs)
     return evaluator.evaluate()
@@ -87,14 +89,17 @@ def predict(
     device: str | torch.device,
     precision: str = "fp32",
     channels_last: bool = False,
+    merger: Callable[[Tile], Merger] | None = None,
 ) -> Iterator[tuple[list[Sample], list[Prediction]]]:
-    """Yield each batch with its predictions on the CPU. Arguments as in `evaluate`.
+    """Yield each batch with its predictions on the CPU, and those of tiles once their image is complete.
+    Arguments as in `evaluate`.
 
     Raises:
         ValueError: The model gives another number of predictions than there are samples.
     """
     if channels_last:
         model.to(memory_format=torch.channels_last)
+    merging = _Merging(merger) if merger else None
     with evaluation_mode(model):
         for samples in batches:
             # Only around the model: the consumer of a generator runs between two yields. No inference mode,
@@ -103,7 +108,33 @@ def predict(
                 outputs: list[Prediction] = model(samples)
             if len(outputs) != len(samples):
                 raise ValueError(f"the model gave {len(outputs)} predictions for {len(samples)} images")
-            yield samples, [_to_cpu(output) for output in outputs]
+            outcomes = zip(samples, map(_to_cpu, outputs), strict=True)
+            if found := list(merging.of(outcomes) if merging else outcomes):
+                yield [sample for sample, _ in found], [prediction for _, prediction in found]
+
+
+class _Merging:
+    """Joins the predictions for the tiles of one image after the other."""
+
+    def __init__(self, start: Callable[[Tile], Merger]) -> None:
+        self._start = start
+        self._merger: Merger | None = None
+
+    def of(self, outcomes: Iterable[tuple[Sample, Prediction]]) -> Iterator[tuple[Sample, Prediction]]:
+        """The predictions for whole images among these, and for those whose last tile is."""
+        for sample, prediction in outcomes:
+            tile = sample.get("tile")
+            if tile is None or tile.total == 1:
+                yield sample, prediction
+                continue
+            if tile.number == 0:
+                self._merger = self._start(tile)
+            assert self._merger  # tiles come in their order
+            self._merger.add(tile, prediction)
+            if tile.number == tile.total - 1:
+                size = {"original_height": tile.image_height, "original_width": tile.image_width}
+                yield cast(Sample, {**sample, **size}), self._merger.result()
+                self._merger = None
 
 
 def _to_cpu(prediction: Prediction) -> Prediction:

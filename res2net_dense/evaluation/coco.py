@@ -19,7 +19,7 @@ import torch
 from res2net_dense.errors import ConfigError, DatasetError, MissingDependencyError, first_few, one_line
 from res2net_dense.evaluation.base import Gather, ImageEvaluator, finite_detections, mean
 from res2net_dense.evaluation.tables import align, show
-from res2net_dense.types import Prediction, Sample
+from res2net_dense.types import MaskPart, Prediction, Sample
 
 try:
     from pycocotools import mask as mask_utils
@@ -68,6 +68,11 @@ def prediction_to_records(
     ]
     if "masks" in prediction:
         rles = _encode_masks(prediction["masks"].detach().cpu()[kept])
+    elif "mask_parts" in prediction:
+        rles = [_encode_part(prediction["mask_parts"][number]) for number in kept.tolist()]
+    else:
+        rles = []
+    if rles:
         records = [{**record, "segmentation": rle} for record, rle in zip(records, rles, strict=True)]
     return [record for record in records if record["category_id"] is not None]
 
@@ -78,6 +83,18 @@ def _encode_masks(masks: torch.Tensor) -> list[Record]:
     columns = masks.to(torch.uint8).permute(0, 2, 1).contiguous().numpy()
     rles: list[Record] = mask_utils.encode(columns.transpose(2, 1, 0)) if len(masks) else []
     return [{"size": [int(n) for n in rle["size"]], "counts": rle["counts"].decode()} for rle in rles]
+
+
+def _encode_part(part: MaskPart) -> Record:
+    """The RLE of a mask, without ever holding its empty pixels, which fill gigabytes in a large image."""
+    height, width = part.size
+    columns = np.pad(part.mask.numpy().T.astype(np.int8), ((0, 0), (1, 1)))
+    edges = np.diff(columns, axis=1)  # not 0 where a run begins or ends in a column
+    column, row = np.nonzero(edges)
+    places = (part.left + column) * height + part.top + row
+    counts = np.diff(np.concatenate([[0], places, [height * width]]))
+    rle = mask_utils.frPyObjects({"size": [height, width], "counts": counts.tolist()}, height, width)
+    return {"size": [height, width], "counts": rle["counts"].decode()}
 
 
 class CocoEvaluator(ImageEvaluator):

@@ -23,7 +23,7 @@ class ImageModel(nn.Module, ABC):
     """A model that takes images as they are read, see `res2net_dense.types`.
 
     Args:
-        pixel_mean, pixel_std: of the channels R, G, B, for pixels from 0 to 255.
+        pixel_mean, pixel_std: of each channel, by default of R, G, B, for pixels from 0 to 255.
     """
 
     size_setting: ClassVar[str]
@@ -34,8 +34,8 @@ class ImageModel(nn.Module, ABC):
         self, pixel_mean: Sequence[float] = PIXEL_MEAN, pixel_std: Sequence[float] = PIXEL_STD
     ) -> None:
         super().__init__()
-        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).reshape(3, 1, 1), persistent=False)
-        self.register_buffer("pixel_std", torch.tensor(pixel_std).reshape(3, 1, 1), persistent=False)
+        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).reshape(-1, 1, 1), persistent=False)
+        self.register_buffer("pixel_std", torch.tensor(pixel_std).reshape(-1, 1, 1), persistent=False)
 
     def forward(self, batch: Sequence[Sample]) -> Losses | list[Prediction]:
         """The losses in training mode, the predictions in evaluation mode.
@@ -57,7 +57,7 @@ class ImageModel(nn.Module, ABC):
         """One for each image, at its original size."""
 
     def normalize(self, images: Tensor) -> Tensor:
-        """`(..., 3, H, W)`, RGB 0-255 -> normalized, on the model's device."""
+        """`(..., C, H, W)`, 0-255 -> normalized, on the model's device."""
         mean, std = self.get_buffer("pixel_mean"), self.get_buffer("pixel_std")
         return (images.to(mean.device) - mean) / std
 

@@ -24,7 +24,7 @@ class ClassificationModel(ImageModel):
     `config/classification.py` explains the settings.
 
     Args:
-        backbone: `(N, 3, H, W)` normalized images -> `(N, num_classes)` logits; see `create_classifier`.
+        backbone: `(N, C, H, W)` normalized images -> `(N, num_classes)` logits; see `create_classifier`.
         **pixels: `pixel_mean` and `pixel_std` of `ImageModel`.
     """
 

@@ -48,7 +48,7 @@ SETTINGS = {
 """detectron2's keys of our settings. The schema of configurations explains them and has their defaults."""
 
 OWNED = {key: f"model.{name}" for name, key in SETTINGS.items()} | {
-    "INPUT.FORMAT": "the images, which are RGB",
+    "INPUT.FORMAT": "data.channels, of which three are RGB",
     "MODEL.META_ARCHITECTURE": "model.arch",
     "MODEL.BACKBONE.NAME": "backbone.name",
     "MODEL.BACKBONE.FREEZE_AT": "backbone.freeze_at",

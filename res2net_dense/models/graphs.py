@@ -1,6 +1,6 @@
 """The networks of the tasks as functions from images to plain tensors: what is exported.
 
-A graph takes images as they are read, RGB 0 to 255. It normalizes them, pads them to a size that the network
+A graph takes images as they are read, 0 to 255. It normalizes them, pads them to a size that the network
 can take, and removes the padding from the result. It has no branch that depends on a size, so that one
 exported file takes images of any size.
 """
@@ -30,8 +30,8 @@ _Model = TypeVar("_Model", bound=nn.Module)
 
 
 class Graph(nn.Module):
-    """A network in evaluation mode that takes `(N, 3, H, W)` uint8 images, RGB 0-255, and returns a tuple of
-    tensors. It shares nothing with the model from which it was made.
+    """A network in evaluation mode that takes `(N, C, H, W)` images, 0-255, and returns a tuple of tensors.
+    It shares nothing with the model from which it was made.
     """
 
     outputs: tuple[str, ...]
@@ -55,7 +55,7 @@ class _BackboneGraph(Graph):
         self.eval()
 
     def normalize(self, images: Tensor) -> Tensor:
-        """`(N, 3, H, W)` uint8 -> float32."""
+        """`(N, C, H, W)` -> float32."""
         return (images.float() - self.get_buffer("mean")) / self.get_buffer("std")
 
 

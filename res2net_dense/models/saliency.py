@@ -112,7 +112,7 @@ class SaliencyModel(ImageModel):
         return self.extents.upsampled(logits.float(), stride, images.shape[-2:])
 
     def _batched(self, batch: Sequence[Sample]) -> Tensor:
-        """`(N, 3, H, W)` normalized and padded with zeros; sets the extents."""
+        """`(N, C, H, W)` normalized and padded with zeros; sets the extents."""
         sizes = [(sample["image"].shape[-2], sample["image"].shape[-1]) for sample in batch]
         height, width = max(height for height, _ in sizes), max(width for _, width in sizes)
         if any(size != (height, width) for size in sizes):

@@ -8,6 +8,7 @@ figures; `arch` also takes the name of any other architecture of smp.
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -25,10 +26,12 @@ from res2net_dense.models.base import ImageModel, warn_if_not_finite
 from res2net_dense.models.norms import replace_norms
 from res2net_dense.models.resizing import fitted, resized, rounded_up
 from res2net_dense.models.semantic_inference import class_probabilities, resized_argmax
-from res2net_dense.types import IGNORE_INDEX, Losses, Prediction, Sample
+from res2net_dense.types import IGNORE_INDEX, Losses, Prediction, Sample, is_part
 
 # isort: split
 import segmentation_models_pytorch as smp
+
+_log = logging.getLogger(__name__)
 
 OUTPUT_STRIDES = {arch: (32,) for arch in smp.MODEL_ARCHITECTURES_MAPPING if arch != "dpt"} | {
     "deeplabv3plus": (16, 8),
@@ -47,7 +50,7 @@ OWNED = {
     "decoder_atrous_rates": "model.atrous_rates",
     "decoder_use_norm": "model.norm",
     "classes": "model.num_classes",
-    "in_channels": "the images, which are RGB",
+    "in_channels": "data.channels",
     "activation": "the network, which gives logits",
     "aux_params": "model.aux_weight, another head",
 }
@@ -61,7 +64,7 @@ class SegmentationModel(ImageModel):
     does not depend on the other images of the batch.
 
     Args:
-        backbone: `(N, 3, H, W)` normalized -> the list of its maps, the image itself first.
+        backbone: `(N, C, H, W)` normalized -> the list of its maps, the image itself first.
         decoder: that list -> a map.
         segmentation_head: that map -> `(N, num_classes, H, W)` logits.
         num_classes: of the head, including the background.
@@ -91,6 +94,7 @@ class SegmentationModel(ImageModel):
     ) -> None:
         super().__init__(**pixels)
         self.views = views or {}
+        self._window_is_checked = False
         self.backbone = backbone
         self.decoder = decoder
         self.segmentation_head = segmentation_head
@@ -102,7 +106,7 @@ class SegmentationModel(ImageModel):
         self.register_buffer("class_weights", weights, persistent=False)
 
     def logits(self, images: Tensor) -> Tensor:
-        """`(N, 3, H, W)` normalized, H and W multiples of `divisor` -> `(N, num_classes, H, W)` logits."""
+        """`(N, C, H, W)` normalized, H and W multiples of `divisor` -> `(N, num_classes, H, W)` logits."""
         return self._head(self.backbone(images), images)
 
     def _head(self, features: Sequence[Tensor], images: Tensor) -> Tensor:
@@ -137,15 +141,47 @@ class SegmentationModel(ImageModel):
         for number, sample in enumerate(batch):
             by_size.setdefault(sample["image"].shape, []).append(number)
         predictions: list[Prediction] = [{} for _ in batch]
+        self._check_window(batch)
         for numbers in by_size.values():
             images = torch.stack([self.normalize(batch[number]["image"]) for number in numbers])
             scores = class_probabilities(self.logits, images, divisor=self.divisor, **self.views)
             for number, score in zip(numbers, scores, strict=True):
                 sample = batch[number]
                 warn_if_not_finite(score, sample)
+                if is_part(sample):
+                    predictions[number]["probabilities"] = score
+                    continue
                 labels = resized_argmax(score, sample["original_height"], sample["original_width"])
                 predictions[number]["sem_seg"] = labels
         return predictions
+
+    def _check_window(self, batch: Sequence[Sample]) -> None:
+        """Say once that images are made smaller before the window slides over them."""
+        window = self.views.get("window")
+        if window is None or self._window_is_checked:
+            return
+        for sample in batch:
+            height, width = sample["image"].shape[-2:]
+            before = sample["original_height"], sample["original_width"]
+            if max(height, width) < max(before) and window < max(before):
+                self._window_is_checked = True
+                largest = round(max(self.views.get("scales") or [1.0]) * max(height, width))
+                effect = "sees it whole and has no effect" if window >= largest else "slides over that"
+                _log.warning(
+                    "%s: the image of %d x %d is first resized to %d x %d (data.min_size_test, "
+                    "data.max_size_test), eval.window=%d %s; raise data.max_size_test, or take tiles of "
+                    "images as they are (data.tiles={size: %d})",
+                    *(
+                        sample.get("file_name", "an image"),
+                        *before[::-1],
+                        width,
+                        height,
+                        window,
+                        effect,
+                        window,
+                    ),
+                )
+                return
 
 
 def build_segmentation_model(
@@ -180,7 +216,8 @@ def build_segmentation_model(
         )
     arguments, stride = _arguments(arch, output_stride, atrous_rates, smp or {})
     name = canonical_name(backbone["name"])
-    network = _create(arch, name, num_classes, arguments)
+    in_channels = backbone.get("in_channels", 3)
+    network = _create(arch, name, num_classes, in_channels, arguments)
     # smp hands no options on to an encoder: this one takes the place of the plain one.
     depth: int = network.encoder._depth
     encoder = build_encoder(depth=depth, output_stride=stride, **{**backbone, "name": name})
@@ -229,7 +266,7 @@ def _arguments(
     return arguments, stride
 
 
-def _create(arch: str, name: str, num_classes: int, arguments: dict[str, Any]) -> Any:
+def _create(arch: str, name: str, num_classes: int, in_channels: int, arguments: dict[str, Any]) -> Any:
     """smp's model, after a forward pass on the meta device: some values only fail there."""
     if PREFIX + name not in smp.encoders.encoders:
         raise ConfigError(
@@ -238,12 +275,17 @@ def _create(arch: str, name: str, num_classes: int, arguments: dict[str, Any]) -
 
     def create() -> Any:
         return smp.create_model(
-            arch, PREFIX + name, encoder_weights=None, in_channels=3, classes=num_classes, **arguments
+            arch,
+            PREFIX + name,
+            encoder_weights=None,
+            in_channels=in_channels,
+            classes=num_classes,
+            **arguments,
         )
 
     try:
         with torch.device("meta"):
-            create().eval()(torch.empty(1, 3, 256, 256))
+            create().eval()(torch.empty(1, in_channels, 256, 256))
         return create()
     except Exception as error:  # smp and PyTorch raise nearly every type
         raise ConfigError(

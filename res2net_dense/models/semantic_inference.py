@@ -39,7 +39,7 @@ def class_probabilities(
 
     Args:
         network: (N, 3, h, w) -> (N, K, h, w) logits.
-        images: (N, 3, H, W), normalized.
+        images: (N, C, H, W), normalized.
         divisor: the heights and widths of the network's input are multiples of it.
         scales: factors of the image's size; the window keeps its size.
         flip: whether to add the horizontally flipped image.

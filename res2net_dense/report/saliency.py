@@ -14,6 +14,7 @@ from res2net_dense.report.sheet import rows_sheet
 
 _TINT, _TINT_ALPHA = (255, 120, 0), 0.15
 _DIMMED = 0.5  # brightness of what is not salient
+_ROWS_AT_A_TIME = 1024
 _LIGHT, _DARK = (255, 255, 255), (40, 40, 40)  # outlines
 _TITLES = ("image", "mask", "map", "overlay")
 
@@ -44,7 +45,11 @@ def saliency_image(saliency: np.ndarray) -> Image.Image:
         raise ConfigError(
             f"saliency goes from {saliency.min():g} to {saliency.max():g}, but probabilities are in [0, 1]"
         )
-    return Image.fromarray(np.rint(saliency * np.float64(255)).astype(np.uint8))
+    grey = np.empty(saliency.shape, dtype=np.uint8)
+    for top in range(0, len(grey), _ROWS_AT_A_TIME):  # in float64 a large map would fill the memory
+        rows = slice(top, top + _ROWS_AT_A_TIME)
+        grey[rows] = np.rint(saliency[rows] * np.float64(255))
+    return Image.fromarray(grey)
 
 
 def draw_saliency(image: np.ndarray, saliency: np.ndarray) -> np.ndarray:

@@ -24,16 +24,25 @@ from res2net_dense.data.layouts import open_source
 from res2net_dense.data.loaders import (
     BatchLoader,
     EvalSet,
+    TileSet,
     TrainBatches,
     TrainSet,
+    aspect_ratio_groups,
     eval_loader,
     predict_loader,
+    tile_loader,
 )
+from res2net_dense.data.regions import Pixels, overview, shrink_factor
+from res2net_dense.data.tiles import TileSize, TrainTiles, grids, starts
 from res2net_dense.engine import distributed
 from res2net_dense.engine.distributed import print_rank0
 from res2net_dense.errors import ConfigError, DatasetError, counted, first_few
+from res2net_dense.evaluation.base import Gather
 from res2net_dense.models.graphs import Graph
-from res2net_dense.types import Prediction, ReportingEvaluator, Sample, Source
+from res2net_dense.report.shrink import shrunk
+from res2net_dense.tasks.checking import check_data, left_out
+from res2net_dense.tasks.pixels import measured, pixel_format
+from res2net_dense.types import Merger, Prediction, ReportingEvaluator, Sample, Source, Tile
 
 _log = logging.getLogger(__name__)
 
@@ -79,6 +88,8 @@ class Task(ABC, Generic[C]):
     """Whether the outputs of an exported file have one row per image."""
     quantizable: ClassVar[bool] = False
     """Whether its exported files may be in int8."""
+    truth_images: ClassVar[int] = 0
+    """How many images are scored by their own annotations before a run, as `truth` returns them."""
     weights_are_whole: ClassVar[bool] = False
     """Whether `backbone.weights` may hold the whole model."""
 
@@ -109,8 +120,10 @@ class Task(ABC, Generic[C]):
         """Return what is done to a sample in evaluation and prediction."""
 
     @abstractmethod
-    def build_evaluator(self, config: C) -> ReportingEvaluator:
-        """Return the evaluator of `data.val`; label maps it reads itself, at their own size."""
+    def build_evaluator(self, config: C, source: Any = None) -> ReportingEvaluator:
+        """Return the evaluator of `data.val`, or of a part of it in this process alone; label maps it reads
+        itself, at their own size.
+        """
 
     @abstractmethod
     def decode(self, outputs: Mapping[str, Tensor], place: int, sample: Sample) -> Prediction:
@@ -133,6 +146,20 @@ class Task(ABC, Generic[C]):
             score: lowest score of an object that is drawn.
         """
 
+    def draw_maps(self, prediction: Prediction) -> dict[str, Image.Image]:
+        """The images of `draw` that show a prediction without its image, by their folder."""
+        return {}
+
+    def draw_large(
+        self, pixels: Pixels, prediction: Prediction, names: Sequence[str], score: float
+    ) -> Images:
+        """Return what `draw` does, with the image made smaller; `draw_maps` keep its size."""
+        factor = shrink_factor(pixels.size)
+        small = shrunk(prediction, factor, pixels.size)
+        drawn = zip(self.folders, self.draw(overview(pixels, factor), small, names, score), strict=True)
+        maps = self.draw_maps(prediction)
+        return [maps.get(folder, image) for folder, image in drawn]
+
     @abstractmethod
     def to_records(self, prediction: Prediction, image_id: int | str) -> list[dict[str, Any]]:
         """Return a prediction as plain data for a JSON file, in COCO's format."""
@@ -140,6 +167,29 @@ class Task(ABC, Generic[C]):
     def summary(self, records: Sequence[Mapping[str, Any]], class_names: Sequence[str], score: float) -> str:
         """Return a few words on what was found in all images, such as `12 objects with score >= 0.5`."""
         return f"{sum(record['score'] >= score for record in records)} {self.counted} with score >= {score:g}"
+
+    def category_ids(self, config: C) -> list[int | str | None]:
+        """The category id of each label in predictions on `data.val`: that of its annotation file where it
+        has some, None for a class that it does not have.
+        """
+        first = self.first_category_id
+        return list(range(first, first + len(self.class_names(config))))
+
+    def gives(self, config: C) -> frozenset[str]:
+        """The keys of a `Prediction` of the model; by default those that it learns."""
+        return frozenset(self.needs)
+
+    def truth(self, config: C, source: Any, index: int) -> tuple[Sample, Prediction]:
+        """Return the annotations of an image as a prediction, and what the evaluator reads of the sample."""
+        raise NotImplementedError
+
+    def truth_metrics(self, config: C) -> list[Metric]:
+        """The scores that the ground truth must reach in full."""
+        return [metric for metric in self.metrics(config) if metric.headline]
+
+    def truth_losses(self, config: C, source: Any) -> list[str]:
+        """Why the ground truth of a source does not reach the full score, in words."""
+        return []
 
     def source_options(self, config: C) -> dict[str, Any]:
         """What `data.layouts.open_source` has to know of the task."""
@@ -156,7 +206,9 @@ class Task(ABC, Generic[C]):
         parts = getattr(config.data, name)
         if parts is None:
             raise ConfigError(f"data.{name} is not set: name the data there")
-        options = self.source_options(config)
+        strict = not (train and config.data.on_error == "skip")
+        options = {"strict": strict, "form": pixel_format(config), **self.source_options(config)}
+        options["tiled"] = self.tile_size(config) is not None
         return open_source(parts, train=train, class_names=config.data.class_names, **options)
 
     def adapt(self, config: C, source: Source) -> C:
@@ -199,28 +251,33 @@ class Task(ABC, Generic[C]):
             check_weights(config.backbone.name, config.backbone.weights)
         if config.model.num_classes is None:
             config = updated(config, model={"num_classes": self.usual_classes})
+        count = config.data.channels
+        mean, std = config.model.pixel_mean or [0.0] * count, config.model.pixel_std or [1.0] * count
+        config = updated(config, model={"pixel_mean": mean, "pixel_std": std})
         with torch.device("meta"):
             self.build_model(config, load_weights=False)
 
-    def prepare(self, config: C, *, training: bool = True) -> C:
+    def prepare(self, config: C, *, training: bool = True, inspect: bool = True) -> C:
         """Check config and data before a run; return the config with the settings derived from the data.
 
         Args:
             config: as it was loaded.
             training: False leaves the training set alone; without class names in the config those of the
                 validation set are taken.
+            inspect: whether the header of every image is read.
         """
         if training:
             self.check(config)
+        config = measured(self, config, training=training)
         source = self.open_source(config, train=training)
         config = self.adapt(config, source)
-        sources = [source]
-        if training and config.data.val is not None:
-            sources.append(self.open_source(config, train=False))
-        for one in sources:
-            if not (training and one is source and config.data.on_error == "skip"):
-                one.check()  # better now than after a day of training
-        for remark in dict.fromkeys(remark for one in sources for remark in one.remarks):
+        sources = {"data.train": self.open_source(config, train=True)} if training else {}
+        if config.data.val is not None:
+            sources["data.val"] = self.open_source(config, train=False)
+        if inspect:
+            skip = "data.train" if training and config.data.on_error == "skip" else None
+            check_data(sources, skip=skip)  # better now than after a day of training
+        for remark in dict.fromkeys(remark for one in sources.values() for remark in one.remarks):
             warn_rank0(remark)
         name = config.train.best_metric
         if name is not None and name not in (allowed := self.metric_names(config)):
@@ -252,10 +309,15 @@ class Task(ABC, Generic[C]):
         )
         indices, groups = self.sampling(config, source)
         indices = np.arange(len(source)) if indices is None else indices
-        print_rank0(
-            f"data.train: {counted(len(indices), 'image')} of {source.name}, {counted(len(names), 'class')}: "
-            f"{first_few(names)}"
-        )
+        good = ~np.isin(indices, left_out(source))
+        indices, groups = indices[good], None if groups is None else groups[good]
+        said = f"{counted(len(indices), 'image')} of {source.name}, {counted(len(names), 'class')}"
+        tiles = self.train_tiles(config, source, indices)
+        if tiles is not None:
+            said = f"{counted(len(tiles.places), 'tile')} of {said}"
+            groups = None if groups is None else aspect_ratio_groups(tiles.aspect_ratios)
+            indices = np.arange(len(tiles.places))
+        print_rank0(f"data.train: {said}: {first_few(names)}")
         batches = TrainBatches(
             len(indices),
             config.train.batch_size,
@@ -267,25 +329,62 @@ class Task(ABC, Generic[C]):
             start_iteration=start_iteration,
         )
         transform, on_error = self.train_transform(config), config.data.on_error
-        samples = TrainSet(source, indices, transform, seed=seed, on_error=on_error)
+        samples = TrainSet(source, indices, transform, seed=seed, on_error=on_error, tiles=tiles)
         return BatchLoader(samples, batches, workers=config.data.workers)
 
+    def tile_size(self, config: C) -> TileSize | None:
+        """How images are divided in evaluation and prediction; None where they are not."""
+        tiles = getattr(config.data, "tiles", None)
+        return None if tiles is None else TileSize(tiles.size, tiles.overlap)
+
+    def train_tiles(self, config: C, source: Any, indices: np.ndarray) -> TrainTiles | None:
+        """The tiles of these images to learn from; None where they are learned from whole."""
+        size, kind = self.tile_size(config), getattr(getattr(config.data, "tiles", None), "train", "none")
+        if size is None or kind == "none":
+            return None
+        return TrainTiles(source, grids(source, indices, size), kind == "random")
+
+    def tile_places(self, config: C, tile: Tile) -> tuple[list[int], list[int]]:
+        """Where the tiles of an image, one of which is given, start: from above and from the left."""
+        size = self.tile_size(config)
+        assert size  # there are tiles
+        return starts(tile.image_height, *size), starts(tile.image_width, *size)
+
+    def merger(self, config: C, first: Tile) -> Merger:
+        """Return what makes the prediction for an image out of those for its tiles; this is the first."""
+        raise NotImplementedError(f"{self.name} does not divide images into tiles")
+
+    def scored(self, config: C, source: Any) -> tuple[Any, Gather | None]:
+        """What an evaluator is for, and how it gathers; see `build_evaluator`."""
+        if source is not None:
+            return source, None
+        return self.open_source(config, train=False), distributed.gather_objects
+
     def build_eval_loader(self, config: C) -> BatchLoader:
-        """Return this process's part of the validation images, each once."""
-        return eval_loader(
-            EvalSet(self.open_source(config, train=False), self.eval_transform(config)),
-            batch_size=config.eval.batch_size,
-            workers=config.data.workers,
-            rank=distributed.rank(),
-            world_size=distributed.world_size(),
-        )
+        """Return this process's part of the validation images, each once, or the tiles of each."""
+        source, transform = self.open_source(config, train=False), self.eval_transform(config)
+        options: dict[str, int] = {
+            "batch_size": config.eval.batch_size,
+            "workers": config.data.workers,
+            "rank": distributed.rank(),
+            "world_size": distributed.world_size(),
+        }
+        size = self.tile_size(config)
+        if size is None:
+            return eval_loader(EvalSet(source, transform), **options)
+        return tile_loader(TileSet(source, transform), size, **options)
 
     def build_predict_loader(
         self, config: C, files: Sequence[Path]
     ) -> Iterator[tuple[list[Sample], list[tuple[int, DatasetError]]]]:
         """Return the images in batches, see `data.loaders.predict_loader`."""
         return predict_loader(
-            files, self.eval_transform(config), batch_size=config.eval.batch_size, workers=config.data.workers
+            files,
+            self.eval_transform(config),
+            batch_size=config.eval.batch_size,
+            workers=config.data.workers,
+            form=pixel_format(config),
+            tiles=self.tile_size(config),
         )
 
 
@@ -293,10 +392,16 @@ def network_settings(config: Config, load_weights: bool) -> dict[str, Any]:
     """Return the arguments of a model's builder: `backbone` and the section `model`, with known classes."""
     if config.model.num_classes is None:
         raise ConfigError("model.num_classes is unknown; set it, or data.train, whose classes are counted")
+    if config.model.pixel_mean is None or config.model.pixel_std is None:
+        raise ConfigError(
+            "model.pixel_mean and pixel_std are unknown; set them (`res2net-dense check --statistics` finds "
+            "them out)"
+        )
     # Not every network has each option: only those that were set are handed over. detectron2 has defaults of
     # its own for norm and freeze_at.
     backbone = config.backbone.model_dump(exclude_defaults=True)
     backbone |= {"norm": config.backbone.norm, "freeze_at": config.backbone.freeze_at}
+    backbone |= {"in_channels": config.data.channels} if config.data.channels != 3 else {}
     return {"backbone": backbone | ({} if load_weights else {"weights": None}), **config.model.model_dump()}
 
 

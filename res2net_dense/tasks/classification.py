@@ -19,7 +19,6 @@ from res2net_dense.data.transforms import (
     Step,
     colour_changes,
 )
-from res2net_dense.engine.distributed import gather_objects
 from res2net_dense.errors import ConfigError
 from res2net_dense.evaluation.classification import METRICS, ClassificationEvaluator
 from res2net_dense.models.classification import build_classifier_model
@@ -49,6 +48,9 @@ class Classification(Task[ClassificationConfig]):
     def class_scores(self, config: ClassificationConfig) -> Sequence[str]:
         return ["top1"]
 
+    def gives(self, config: ClassificationConfig) -> frozenset[str]:
+        return frozenset({"logits"})
+
     def adapt(self, config: ClassificationConfig, source: Source) -> ClassificationConfig:
         if len(source.class_names) < 2:
             raise ConfigError(
@@ -70,7 +72,7 @@ class Classification(Task[ClassificationConfig]):
             crop: Step = PaddedCrop(data.crop_size, data.padding)
         else:
             crop = RandomResizedCrop(data.crop_size, data.crop_scale, data.crop_ratio)
-        return Pipeline(crop, RandomFlip(data.flip), colour_changes(data.photometric))
+        return Pipeline(crop, RandomFlip(data.flip), colour_changes(data.photometric, data.channels))
 
     def eval_transform(self, config: ClassificationConfig) -> Transform:
         return Pipeline(ResizeAndCenterCrop(config.data.resize_size, config.data.crop_size))
@@ -78,9 +80,9 @@ class Classification(Task[ClassificationConfig]):
     def image_size(self, config: ClassificationConfig) -> tuple[int, int] | None:
         return config.data.crop_size, config.data.crop_size
 
-    def build_evaluator(self, config: ClassificationConfig) -> ReportingEvaluator:
-        source = self.open_source(config, train=False)
-        return ClassificationEvaluator(source.labels, class_names=source.class_names, gather=gather_objects)
+    def build_evaluator(self, config: ClassificationConfig, source: Any = None) -> ReportingEvaluator:
+        source, gather = self.scored(config, source)
+        return ClassificationEvaluator(source.labels, class_names=source.class_names, gather=gather)
 
     def decode(self, outputs: Mapping[str, Tensor], place: int, sample: Sample) -> Prediction:
         return {"logits": outputs["logits"][place]}

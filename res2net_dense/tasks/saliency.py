@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor, nn
 
@@ -23,12 +24,13 @@ from res2net_dense.data.transforms import (
     drop_maps,
     random_rotation,
 )
-from res2net_dense.engine.distributed import gather_objects
+from res2net_dense.errors import counted
 from res2net_dense.models.graphs import Graph, SaliencyGraph
 from res2net_dense.models.saliency import build_saliency_model, resized_saliency
+from res2net_dense.models.tile_maps import SaliencyMerger
 from res2net_dense.report.saliency import cut_out, draw_saliency, saliency_image
 from res2net_dense.tasks.base import Images, Metric, Task, Transform, network_settings
-from res2net_dense.types import Prediction, ReportingEvaluator, Sample, Source
+from res2net_dense.types import Merger, Prediction, ReportingEvaluator, Sample, Source, Tile
 
 
 class Saliency(Task[SaliencyConfig]):
@@ -39,6 +41,7 @@ class Saliency(Task[SaliencyConfig]):
     needs = ("saliency",)
     folders = ("maps", "overlays", "cutouts")
     overlay = "overlays"
+    truth_images = 100
     quantizable = True
 
     def metrics(self, config: SaliencyConfig) -> list[Metric]:
@@ -77,7 +80,7 @@ class Saliency(Task[SaliencyConfig]):
             ResizeLongestEdge(data.size, data.keep_aspect, data.max_size),
             random_rotation(data.rotate),
             RandomFlip(data.flip),
-            colour_changes(data.photometric),
+            colour_changes(data.photometric, data.channels),
         )
 
     def eval_transform(self, config: SaliencyConfig) -> Transform:
@@ -92,11 +95,21 @@ class Saliency(Task[SaliencyConfig]):
         size = config.data.size
         return None if size is None or config.data.keep_aspect else (size, size)
 
-    def build_evaluator(self, config: SaliencyConfig) -> ReportingEvaluator:
+    def merger(self, config: SaliencyConfig, first: Tile) -> Merger:
+        return SaliencyMerger(first, *self.tile_places(config, first))
+
+    def build_evaluator(self, config: SaliencyConfig, source: Any = None) -> ReportingEvaluator:
         from res2net_dense.evaluation.saliency import SaliencyEvaluator
 
-        source, rescale = self.open_source(config, train=False), config.eval.rescale
-        return SaliencyEvaluator(source.mask, source.parts, rescale=rescale, gather=gather_objects)
+        source, gather = self.scored(config, source)
+        return SaliencyEvaluator(source.mask, source.parts, rescale=config.eval.rescale, gather=gather)
+
+    def truth(self, config: SaliencyConfig, source: Any, index: int) -> tuple[Sample, Prediction]:
+        return {"image_id": index}, {"saliency": torch.from_numpy(source.mask(index).astype(np.float32))}
+
+    def truth_losses(self, config: SaliencyConfig, source: Any) -> list[str]:
+        empty = sum(not source.mask(index).any() for index in range(len(source)))
+        return [f"{counted(empty, 'mask')} without a salient pixel, whose F is 0"] if empty else []
 
     def decode(self, outputs: Mapping[str, Tensor], place: int, sample: Sample) -> Prediction:
         size = sample["original_height"], sample["original_width"]
@@ -107,13 +120,17 @@ class Saliency(Task[SaliencyConfig]):
         overlay = Image.fromarray(draw_saliency(image, saliency))
         return [saliency_image(saliency), overlay, cut_out(image, saliency)]
 
+    def draw_maps(self, prediction: Prediction) -> dict[str, Image.Image]:
+        return {"maps": saliency_image(prediction["saliency"].numpy())}
+
     def to_records(self, prediction: Prediction, image_id: int | str) -> list[dict[str, Any]]:
         """Return all salient pixels (above one half) as one object: its box (x, y, width, height), its area
         in pixels, and as score the mean of the map inside. Without such pixels there is no object.
         """
         saliency = prediction["saliency"].numpy()
         inside = saliency > 0.5
-        if not inside.any():
+        area = int(inside.sum())
+        if not area:
             return []
         rows, columns = (np.flatnonzero(inside.any(axis=axis)).tolist() for axis in (1, 0))
         (top, bottom), (left, right) = (rows[0], rows[-1]), (columns[0], columns[-1])
@@ -122,8 +139,8 @@ class Saliency(Task[SaliencyConfig]):
                 "image_id": image_id,
                 "category_id": self.first_category_id,
                 "bbox": [left, top, right - left + 1, bottom - top + 1],
-                "area": int(inside.sum()),
-                "score": float(saliency[inside].mean()),
+                "area": area,
+                "score": float(saliency.sum(where=inside, dtype=np.float64) / area),
             }
         ]
 

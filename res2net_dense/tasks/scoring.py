@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -67,7 +68,9 @@ def score_both(config: Config, device: torch.device, model: nn.Module, exported:
     task = get_task(config.task)
     evaluator = task.build_evaluator(config)
     before, after = (
-        evaluate(one, task.build_eval_loader(config), evaluator, device=device)
+        evaluate(
+            one, task.build_eval_loader(config), evaluator, device=device, merger=partial(task.merger, config)
+        )
         for one in (model.to(device), exported)
     )
     metric = task.best_metric(config)

@@ -5,10 +5,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor, nn
 
@@ -22,15 +24,27 @@ from res2net_dense.data.transforms import (
     colour_changes,
     drop_maps,
 )
-from res2net_dense.engine.distributed import gather_objects
 from res2net_dense.errors import ConfigError
 from res2net_dense.evaluation.semantic import METRICS, SemanticEvaluator
 from res2net_dense.models.graphs import Graph, SegmentationGraph
 from res2net_dense.models.semantic_inference import resized_argmax
+from res2net_dense.models.tile_maps import SemanticMerger
 from res2net_dense.palette import voc_palette
 from res2net_dense.report.segments import draw_segmentation, palette_image
 from res2net_dense.tasks.base import Images, Metric, Task, Transform, network_settings, updated
-from res2net_dense.types import Prediction, ReportingEvaluator, Sample, Source
+from res2net_dense.types import (
+    IGNORE_INDEX,
+    Merger,
+    Prediction,
+    ReportingEvaluator,
+    Sample,
+    Source,
+    Tile,
+    is_part,
+)
+
+ROWS_AT_A_TIME = 1024
+"""Of a large label map: sorting it whole would take its memory several times."""
 
 
 class SemanticSegmentation(Task[SegmentationConfig]):
@@ -43,6 +57,7 @@ class SemanticSegmentation(Task[SegmentationConfig]):
     overlay = "overlays"
     first_category_id = 0  # ids are the pixels of the masks
     usual_classes = 21
+    truth_images = 100
     quantizable = True
 
     def metrics(self, config: SegmentationConfig) -> list[Metric]:
@@ -76,12 +91,13 @@ class SemanticSegmentation(Task[SegmentationConfig]):
     def train_transform(self, config: SegmentationConfig) -> Transform:
         data = config.data
         # Around the image is the mean, of which the normalization makes zeros.
-        red, green, blue = (min(255, max(0, round(mean))) for mean in config.model.pixel_mean)
+        means = [min(255.0, max(0.0, mean)) for mean in config.model.pixel_mean or ()]
+        around = means if data.value_range else [round(mean) for mean in means]
         return Pipeline(
             RandomScaledCrop(data.crop_size, data.base_size, data.scale),
             RandomFlip(data.flip),
-            colour_changes(data.photometric),
-            PadToSquare(data.crop_size, (red, green, blue)),
+            colour_changes(data.photometric, data.channels),
+            PadToSquare(data.crop_size, around),
         )
 
     def eval_transform(self, config: SegmentationConfig) -> Transform:
@@ -89,18 +105,31 @@ class SemanticSegmentation(Task[SegmentationConfig]):
         sizes = [] if data.min_size_test is None else [data.min_size_test]
         return Pipeline(drop_maps, ResizeShortestEdge(sizes, data.max_size_test))
 
-    def build_evaluator(self, config: SegmentationConfig) -> ReportingEvaluator:
-        source = self.open_source(config, train=False)
+    def merger(self, config: SegmentationConfig, first: Tile) -> Merger:
+        return SemanticMerger(first, *self.tile_places(config, first))
+
+    def build_evaluator(self, config: SegmentationConfig, source: Any = None) -> ReportingEvaluator:
+        source, gather = self.scored(config, source)
         names = source.class_names
-        return SemanticEvaluator(source.mask, len(source), class_names=names, gather=gather_objects)
+        return SemanticEvaluator(source.mask, len(source), class_names=names, gather=gather)
+
+    def truth(self, config: SegmentationConfig, source: Any, index: int) -> tuple[Sample, Prediction]:
+        mask = source.mask(index)
+        labels = torch.from_numpy(np.where(mask == IGNORE_INDEX, 0, mask).astype(np.int64))
+        return {"image_id": index}, {"sem_seg": labels}
 
     def decode(self, outputs: Mapping[str, Tensor], place: int, sample: Sample) -> Prediction:
         likely = outputs["logits"][place].softmax(0)
+        if is_part(sample):
+            return {"probabilities": likely}
         return {"sem_seg": resized_argmax(likely, sample["original_height"], sample["original_width"])}
 
     def draw(self, image: np.ndarray, prediction: Prediction, names: Sequence[str], score: float) -> Images:
         labels = prediction["sem_seg"].numpy()
         return [Image.fromarray(draw_segmentation(image, labels, names)), palette_image(labels)]
+
+    def draw_maps(self, prediction: Prediction) -> dict[str, Image.Image]:
+        return {"masks": palette_image(prediction["sem_seg"].numpy())}
 
     def colours(self, class_names: Sequence[str]) -> list[list[int]]:
         colours: list[list[int]] = voc_palette(len(class_names)).tolist() if len(class_names) <= 256 else []
@@ -108,10 +137,14 @@ class SemanticSegmentation(Task[SegmentationConfig]):
 
     def to_records(self, prediction: Prediction, image_id: int | str) -> list[dict[str, Any]]:
         """Return the classes that were found, each with its area in pixels; `category_id` is the label."""
-        labels, areas = np.unique(prediction["sem_seg"].numpy(), return_counts=True)
+        sem_seg, areas = prediction["sem_seg"].numpy(), Counter[int]()
+        for top in range(0, len(sem_seg), ROWS_AT_A_TIME):
+            rows = sem_seg[top : top + ROWS_AT_A_TIME]
+            labels, counts = np.unique(rows, return_counts=True)
+            areas.update(dict(zip(labels.tolist(), counts.tolist(), strict=True)))
         return [
             {"image_id": image_id, "category_id": label, "area": area}
-            for label, area in zip(labels.tolist(), areas.tolist(), strict=True)
+            for label, area in sorted(areas.items())
         ]
 
     def summary(self, records: Sequence[Mapping[str, Any]], class_names: Sequence[str], score: float) -> str:

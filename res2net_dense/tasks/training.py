@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import fields, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from res2net_dense.engine.optim import Ema, build_optimizer, build_schedule, sca
 from res2net_dense.engine.trainer import Evaluation, LoopOptions, Trainer, seed_everything
 from res2net_dense.errors import CheckpointError, ConfigError, counted
 from res2net_dense.tasks import get_task
+from res2net_dense.tasks.saving import SavingEvaluator
 from res2net_dense.types import Evaluator
 
 # What a resumed run may change without being another run.
@@ -76,9 +78,10 @@ def train_and_evaluate(
     evaluator = task.build_evaluator(config) if config.data.val else None
     names = {one.name for one in fields(LoopOptions)}
     loop_options = LoopOptions(seed=config.runtime.seed, **options.model_dump(include=names))
+    loader = task.build_train_loader(config, start_iteration=state.iteration)
     trainer = Trainer(
         state,
-        task.build_train_loader(config, start_iteration=state.iteration),
+        loader,
         build_schedule(iterations=options.iterations, **options.schedule.model_dump()),
         replace(loop_options, iterations=2) if dry_run else loop_options,
         evaluation=_evaluation(config, device, evaluator, short=dry_run) if evaluator else None,
@@ -86,6 +89,11 @@ def train_and_evaluate(
         checkpointer=checkpointer,
     )
     metrics = trainer.run()
+    if broken := sum(distributed.gather_objects(loader.broken)):
+        print_rank0(
+            f"{counted(broken, 'image')} could not be read in this training, and others took their place "
+            "(data.on_error=skip)"
+        )
     if dry_run:
         distributed.barrier()  # only the main process writes
         newest = checkpointer.open_latest()
@@ -97,21 +105,28 @@ def train_and_evaluate(
     return metrics
 
 
-def evaluate_only(config: Config, device: torch.device, model: nn.Module) -> tuple[dict[str, float], str]:
+def evaluate_only(
+    config: Config, device: torch.device, model: nn.Module, *, save_predictions: bool = False
+) -> tuple[dict[str, float], str]:
     """Score a model on `data.val`, write `results.json` into the run folder, print the table.
 
-    Takes a config as `prepare` of its task returned it. Returns metrics and table.
+    Takes a config as `prepare` of its task returned it. With `save_predictions` the predictions are written
+    there too, see `tasks.saving`. Returns metrics and table.
     """
     task, options = get_task(config.task), config.train
     evaluator, loader = task.build_evaluator(config), task.build_eval_loader(config)
+    saving = SavingEvaluator(evaluator, task, config) if save_predictions else None
     metrics = evaluate(
         model.to(device),
         loader,
-        evaluator,
+        saving or evaluator,
         device=device,
         precision=options.precision,
         channels_last=options.channels_last,
+        merger=partial(task.merger, config),
     )
+    if saving:
+        print_rank0(f"predictions: {saving.write()}")
     if distributed.is_main():
         write_results(config.runtime.output_dir, metrics)
     print_rank0(evaluator.table())
@@ -196,7 +211,8 @@ def _evaluation(config: Config, device: torch.device, evaluator: Evaluator, *, s
     def score(model: nn.Module) -> dict[str, float]:
         loader = task.build_eval_loader(config)
         batches = list(islice(loader, 2)) if short else loader
-        return evaluate(model, batches, evaluator, device=device, precision=config.train.precision)
+        precision, merger = config.train.precision, partial(task.merger, config)
+        return evaluate(model, batches, evaluator, device=device, precision=precision, merger=merger)
 
     best = task.best_metric(config)
     return Evaluation(score, best.name, lower_is_better=best.direction == "min")

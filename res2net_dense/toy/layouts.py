@@ -15,7 +15,18 @@ from PIL import Image
 
 from res2net_dense.errors import DatasetError
 from res2net_dense.palette import voc_palette
-from res2net_dense.toy.shapes import CLASSES, SPLITS, Scene, area, draws, make_image, make_salient, scenes
+from res2net_dense.toy.shapes import (
+    CLASSES,
+    SPLITS,
+    TEMPERATURES,
+    Scene,
+    area,
+    draws,
+    make_image,
+    make_salient,
+    scenes,
+    warm_scenes,
+)
 
 VERSION = 1
 CATEGORY_IDS = {"circle": 1, "rectangle": 3, "triangle": 7, "star": 12}
@@ -60,6 +71,32 @@ def write_coco(root: Path, seed: int, size: int, counts: dict[str, int]) -> None
         (root / "annotations" / f"{split}.json").write_text(json.dumps(content))
 
 
+def write_yolo(root: Path, seed: int, size: int, counts: dict[str, int]) -> None:
+    """Write both splits in YOLO's layout, with outlines."""
+    names = "".join(f"  {label}: {name}\n" for label, name in enumerate(CATEGORY_IDS))
+    _make_folders(root, *(f"{kind}/{split}" for kind in ("images", "labels") for split in counts))
+    (root / "data.yaml").write_text(
+        "".join(f"{split}: images/{split}\n" for split in counts) + f"names:\n{names}"
+    )
+    labels = {name: label for label, name in enumerate(CATEGORY_IDS)}
+    for split, count in counts.items():
+        for index, scene in enumerate(scenes(seed, split, count, size)):
+            _write_image(root / "images" / split / f"{index:06d}.png", scene.image)
+            lines = [
+                " ".join([str(labels[shape.name]), *(f"{value:.6f}" for value in _one_outline(shape) / size)])
+                for shape in scene.shapes
+            ]
+            if lines:  # an image without objects has no file
+                (root / "labels" / split / f"{index:06d}.txt").write_text("\n".join(lines) + "\n")
+
+
+def _one_outline(shape: Any) -> np.ndarray:
+    """The polygons of a shape as one: from the start of the first to each other piece and back."""
+    first, *others = shape.polygons
+    steps = [step for other in others for step in (other, other[:1], first[:1])]
+    return np.concatenate([first, first[:1], *steps] if steps else [first]).ravel()
+
+
 def write_voc(root: Path, seed: int, size: int, counts: dict[str, int]) -> None:
     """Write both splits in VOC's layout."""
     _make_folders(root, "Annotations", "JPEGImages", "SegmentationClass", *_VOC_LISTS)
@@ -91,11 +128,28 @@ def write_duts(root: Path, seed: int, size: int, counts: dict[str, int]) -> None
             Image.fromarray(mask).save(root / split / "masks" / f"{index:06d}.png")
 
 
+def write_warm(root: Path, seed: int, size: int, counts: dict[str, int]) -> None:
+    """Write both splits in VOC's layout, as images of four channels."""
+    _make_folders(root, "JPEGImages", "SegmentationClass", _VOC_LISTS[1])
+    for split, count in counts.items():
+        names = [f"{split}_{index:06d}" for index in range(count)]
+        for name, (image, labels) in zip(names, warm_scenes(seed, split, count, size), strict=True):
+            # RGBA stands for any four bands; Pillow keeps the fourth as it is
+            Image.fromarray(image).save(root / "JPEGImages" / f"{name}.png")
+            mask = Image.fromarray(labels)
+            mask.putpalette(voc_palette().tobytes())
+            mask.save(root / "SegmentationClass" / f"{name}.png")
+        (root / _VOC_LISTS[1] / f"{split}.txt").write_text("".join(f"{name}\n" for name in names))
+    (root / "class_names.txt").write_text("\n".join(["background", *TEMPERATURES]) + "\n")
+
+
 WRITERS: dict[str, Callable[[Path, int, int, dict[str, int]], None]] = {
     "coco": write_coco,
     "imagenet": write_imagenet,
     "voc": write_voc,
+    "yolo": write_yolo,
     "duts": write_duts,
+    "warm": write_warm,
 }
 """Functions of the folder, the seed, the size of the images and their number in each split."""
 

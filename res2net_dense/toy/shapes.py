@@ -17,6 +17,9 @@ CLASSES = (
 )
 SOLID = tuple(name for name in CLASSES if name not in ("checkerboard", "stripes"))  # one piece each
 
+TEMPERATURES = {"cold": (40, 90), "warm": (160, 220)}  # of shapes in a fourth channel, drawn evenly
+GROUND_TEMPERATURE = 110, 140
+
 DETAIL = 4  # shapes are drawn so many times finer than the image, for smooth edges and exact outlines
 EMPTY_EVERY = 25  # so often a training image has no objects
 MIN_VISIBLE, MIN_PIXELS = 0.4, 40  # of an object, as share and in pixels, however much is drawn over it
@@ -136,6 +139,27 @@ def make_salient(
         covered |= fine
     mask = np.round(255 * _coarse(covered)).astype(np.uint8)
     return _finished(rng, image)[:height, :width], mask[:height, :width]
+
+
+def warm_scenes(seed: int, split: str, count: int, size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield scenes with a fourth channel, a temperature, which alone tells cold shapes from warm
+    ones; colours and outlines do not.
+
+    Yields:
+        The image, (size, size, 4) uint8, and labels, (size, size) uint8: 0 for the ground, 1 cold, 2 warm.
+    """
+    found = scenes(seed, split, count, size, any_colour=1.0)
+    for index, scene in enumerate(found):
+        rng = np.random.default_rng([seed, SPLITS.index(split), index, len(TEMPERATURES)])
+        heat = np.full((size, size), rng.uniform(*GROUND_TEMPERATURE))
+        labels = np.zeros((size, size), np.uint8)
+        for shape in scene.shapes:
+            label = int(rng.integers(len(TEMPERATURES)))
+            heat[shape.mask] = rng.uniform(*list(TEMPERATURES.values())[label])
+            labels[shape.mask] = 1 + label
+        heat = cv2.GaussianBlur(heat, (5, 5), 1.0) + rng.normal(0, 12, heat.shape)
+        fourth = np.clip(heat, 0, 255).astype(np.uint8)[..., None]
+        yield np.concatenate([scene.image, fourth], axis=2), labels
 
 
 def area(polygon: np.ndarray) -> float:

@@ -22,6 +22,7 @@ SCRIPTS = {
     "tools/classify.py": "classify",
     "tools/doctor.py": "doctor",
     "tools/benchmark.py": "benchmark",
+    "tools/check_dataset.py": "check",
     "datasets/make_toy.py": "toy",
     "datasets/split_coco.py": "split",
     "datasets/prepare_duts.py": "prepare-duts",

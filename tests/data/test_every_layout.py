@@ -1,28 +1,64 @@
 """What holds for the layouts whose files are read one by one: on the toy sets, by `open_source` alone."""
 
+import json
 import pickle
 import shutil
 
+import numpy as np
 import pytest
 import torch
-from reading import fails, snapshot
+from reading import fails, found_in, snapshot
 
 from res2net_dense.data.layouts import (
+    ClassesCsvPart,
     ClassFoldersPart,
     CocoPart,
     ImageMasksPart,
+    LabelmePart,
     VocBoxesPart,
     VocMasksPart,
+    YoloPart,
     open_source,
 )
 from res2net_dense.errors import ConfigError
 
+
+def as_labelme(root):
+    """A json for each image of a set in COCO's layout, next to it."""
+    for split in ("train", "val"):
+        content = json.loads((root / "annotations" / f"{split}.json").read_text())
+        names = {category["id"]: category["name"] for category in content["categories"]}
+        for image in content["images"]:
+            shapes = [
+                {"label": names[one["category_id"]], "points": np.reshape(polygon, (-1, 2)).tolist(),
+                 "group_id": one["id"], "shape_type": "polygon"}
+                for one in content["annotations"] if one["image_id"] == image["id"]
+                for polygon in one["segmentation"]
+            ]  # fmt: skip
+            size = {"imageHeight": image["height"], "imageWidth": image["width"]}
+            text = json.dumps({"shapes": shapes, "imagePath": image["file_name"], **size})
+            (root / split / image["file_name"]).with_suffix(".json").write_text(text)
+
+
+def with_csv(root):
+    """A csv file for the images in class folders."""
+    for split in ("train", "val"):
+        files = sorted((root / split).glob("*/*.png"))
+        lines = [f"{file.parent.name}/{file.name},{file.parent.name}" for file in files]
+        (root / split / "labels.csv").write_text("\n".join(["filename,label", *lines]))
+
+
+PREPARED = {"labelme": as_labelme, "classes-csv": with_csv}
+"""What is written into the toy set first."""
 LAYOUTS = {
     "coco": ("coco", lambda root: CocoPart(annotations=f"{root}/annotations/val.json", images=f"{root}/val")),
     "voc-boxes": ("voc", lambda root: VocBoxesPart(root=str(root), split="val")),
     "voc-masks": ("voc", lambda root: VocMasksPart(root=str(root), split="val")),
     "image-masks": ("duts", lambda root: ImageMasksPart(root=f"{root}/val")),
     "class-folders": ("imagenet", lambda root: ClassFoldersPart(root=f"{root}/val")),
+    "classes-csv": ("imagenet", lambda root: ClassesCsvPart(csv=f"{root}/val/labels.csv")),
+    "yolo": ("yolo", lambda root: YoloPart(yaml=str(root), split="val")),
+    "labelme": ("coco", lambda root: LabelmePart(layout="labelme", root=f"{root}/val")),
 }
 LINKED = [
     ("coco", "val/*0.png", "image folder"),
@@ -30,6 +66,9 @@ LINKED = [
     ("voc-masks", "JPEGImages/*12.jpg", "image folder"),
     ("voc-masks", "SegmentationClass/*12.png", "mask folder"),
     ("image-masks", "val/images/*0.jpg", "image folder"),
+    ("classes-csv", "val/arrow/*0.png", "image folder"),
+    ("yolo", "images/val/*0.png", "image folder"),
+    ("labelme", "val/*0.png", "image folder"),
     ("image-masks", "val/masks/*0.png", "mask folder"),
 ]
 
@@ -42,6 +81,7 @@ def made(draw_toy, tmp_path):
         toy, part = LAYOUTS[layout]
         root = tmp_path / "set"
         shutil.copytree(draw_toy(toy, train=12, val=10 if toy == "imagenet" else 4), root)
+        PREPARED.get(layout, lambda root: None)(root)
         return root, part(root)
 
     return make
@@ -71,7 +111,7 @@ def test_nothing_is_written_and_workers_get_the_same_samples(made, layout):
         folder.chmod(0o500)
     try:
         source = opened(part)
-        source.check()
+        assert not found_in(source)
         again = pickle.loads(pickle.dumps(source))  # noqa: S301 -- what workers do
         assert len(again) == len(source) >= 4
         for index in range(len(source)):
@@ -93,8 +133,8 @@ def test_links_out_of_the_folder_are_refused(made, tmp_path, layout, pattern, wh
     file = next(root.glob(pattern))
     file.rename(tmp_path / file.name)
     file.symlink_to(tmp_path / file.name)
-    for function in (lambda: source.sample(0), source.check):
-        fails(function, f"{file}: leads out of the {what}")
+    fails(lambda: source.sample(0), f"{file}: leads out of the {what}")
+    assert any(f"{file}: leads out of the {what}" in text for text in found_in(source).values())
     file.unlink()
     file.symlink_to(file)  # a loop
     fails(lambda: source.sample(0), file.name)

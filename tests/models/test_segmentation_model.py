@@ -257,3 +257,25 @@ def test_views_are_averaged(monkeypatch):
     views = {"scales": [0.5, 1.0], "flip": True, "window": 64, "window_stride": 32}
     build(views=views).eval()([sample()])
     assert asked == {"divisor": 16, **views}
+
+
+@pytest.mark.parametrize(
+    ("size", "original", "window", "words"),
+    [
+        ((64, 64), (300, 200), 96, "sees it whole and has no effect"),
+        ((64, 64), (300, 200), 48, "slides over that"),
+        ((64, 64), (64, 64), 48, None),
+        ((64, 64), (90, 90), 96, None),
+        ((64, 64), (32, 32), 20, None),
+    ],
+)
+def test_a_window_over_an_image_that_was_made_smaller_is_said_once(size, original, window, words, caplog):
+    model = build(views={"window": window}).eval()
+    for _ in range(2):
+        model([sample(*size, original=original)])
+    if words is None:
+        assert not caplog.messages
+    else:
+        (message,) = caplog.messages
+        assert "0.png: the image of 200 x 300 is first resized to 64 x 64" in message
+        assert words in message

@@ -82,6 +82,10 @@ class Cifar(Inspected):
     remarks: Sequence[str] = ()
 
     def __init__(self, part: CifarPart, request: Request) -> None:
+        if request.form.channels != SHAPE[0]:
+            raise ConfigError(
+                f"data.channels is {request.form.channels}, but images of CIFAR have 3: set it to 3"
+            )
         self.name = part.root
         self.findings = Findings()
         root, files = Path(part.root), _SETS[part.layout]
@@ -108,6 +112,10 @@ class Cifar(Inspected):
     def __len__(self) -> int:
         return len(self.labels)
 
+    def classes(self) -> list[tuple[int | str | None, int]]:
+        """See `types.Source`."""
+        return [(None, count) for count in np.bincount(self.labels, minlength=len(self.class_names)).tolist()]
+
     def sample(self, index: int) -> Sample:
         """One image; its `image_id` is the index."""
         import torch
@@ -120,9 +128,6 @@ class Cifar(Inspected):
             original_width=SHAPE[2],
             label=int(self.labels[index]),
         )
-
-    def check(self) -> None:
-        """Nothing is left to check: all is in memory."""
 
 
 def _read(path: Path, size: int, layout: str) -> bytes:

@@ -9,11 +9,19 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from res2net_dense.data.images import IMAGE_SUFFIXES, read_sample
-from res2net_dense.data.layouts.base import Inspected, Part, Request
-from res2net_dense.data.layouts.listing import check_folder, list_folders, walk
+from res2net_dense.data.images import IMAGE_SUFFIXES, read_sample, without_copies
+from res2net_dense.data.layouts.base import Inspected, Part, Request, inspect_image
+from res2net_dense.data.layouts.listing import (
+    add_near,
+    check_folder,
+    list_folders,
+    path_inside,
+    remarks_of,
+    walk,
+)
+from res2net_dense.data.layouts.near_names import NearFiles
 from res2net_dense.errors import DatasetError, first_few
-from res2net_dense.findings import Findings
+from res2net_dense.findings import Finding, Findings
 from res2net_dense.sections import PathText
 from res2net_dense.types import Sample
 
@@ -54,49 +62,90 @@ class ClassFolders(Inspected):
         check_folder(root, "folder of class folders")
         _check_folders(root, folders := list_folders(root))
         self.class_names = names = list(request.class_names or folders)
-        if unknown := [name for name in folders if name not in set(names)]:
-            raise DatasetError(
-                f"{root}: {len(unknown)} folders are not classes of the model: {first_few(unknown)}; move "
-                "them away, or train with them"
-            )
+        folder_of = self._find_classes(folders, names, request.strict)
         files: list[str] = []
         others: list[str] = []
         counts = []
         for name in names:
             before = len(files)
-            for file in walk(root / name) if name in folders else ():
+            for file in without_copies(walk(root / folder_of[name])) if name in folder_of else ():
                 is_image = os.path.splitext(file)[1].lower() in IMAGE_SUFFIXES
-                (files if is_image else others).append(f"{name}/{file}")
+                (files if is_image else others).append(f"{folder_of[name]}/{file}")
             counts.append(len(files) - before)
         empty = [name for name, count in zip(names, counts, strict=True) if not count]
         self.labels = np.repeat(np.arange(len(names)), counts)
-        self.remarks = []
+        self.remarks = remarks_of(self.findings)
         if others:
-            self.remarks.append(
-                f"{root}: left out: {len(others)} files do not end as images do: {first_few(others)}"
+            self._say(
+                "not-images", f"left out: {len(others)} files do not end as images do: {first_few(others)}"
             )
         if empty:
-            problem = f"{root}: {len(empty)} of {len(names)} classes have no image"
-            if request.train or not files:
+            problem = f"{len(empty)} of {len(names)} classes have no image"
+            if not files or (request.train and request.strict):
                 raise DatasetError(
-                    f"{problem}: {first_few(empty)}; fill or remove their folders (images end in "
-                    f"{' '.join(sorted(IMAGE_SUFFIXES))}), or set data.val=null to train without evaluation"
+                    f"{root}: {problem}: {first_few(empty)}; fill or remove their folders (images end in "
+                    f"{' '.join(sorted(IMAGE_SUFFIXES))}), or set data.val=null to train without evaluation",
+                    "class-unused",
                 )
-            self.remarks.append(f"{problem}, such as {empty[0]}; their accuracy is n/a")
+            self._say("class-unused", f"{problem}, such as {empty[0]}; their accuracy is n/a")
         # One block of bytes: reading Python strings writes their reference counts, and each worker would end
         # up with a copy of a million of them.
         self._files = np.array([os.fsencode(file) for file in files], dtype=bytes)
+
+    def _find_classes(self, folders: Sequence[str], names: Sequence[str], strict: bool) -> dict[str, str]:
+        """The folder of each class that has one, which may be written in another case or Unicode form."""
+        exact = set(names).intersection(folders)
+        unknown = [folder for folder in folders if folder not in exact]
+        found, hint = NearFiles(self._root, (name for name in names if name not in exact), ()).match(
+            unknown, ()
+        )
+        add_near(self.findings, self._root, len(folders), found)
+        unknown = [folder for folder in unknown if folder not in found]
+        if unknown:
+            text = f"{len(unknown)} folders are not classes of the model: {first_few(unknown)}; "
+            text += f"{hint or 'move them away, or train with them'}"
+            if strict:
+                raise DatasetError(f"{self._root}: {text}", "class-unknown")
+            self.findings.add(Finding("class-unknown", str(self._root), text))
+        return {name: name for name in exact} | {name: folder for folder, name in found.items()}
+
+    def _say(self, code: str, text: str) -> None:
+        """Add a finding that a user should read in any case."""
+        self.findings.add(Finding(code, str(self._root), text))
+        self.remarks.append(f"{self._root}: {text}")
 
     def __len__(self) -> int:
         return len(self._files)
 
     def sample(self, index: int) -> Sample:
         """Read one image; raises `DatasetError`."""
-        path = self._root / os.fsdecode(self._files[index])
-        return {**read_sample(path, index), "label": int(self.labels[index])}
+        sample = read_sample(self._path(index), index, form=self.form)
+        return {**sample, "label": int(self.labels[index])}
 
-    def check(self) -> None:
-        """Nothing is left to check: the images were listed when this was made."""
+    def file(self, index: int) -> Path:
+        """See `types.Source`."""
+        return self._root / os.fsdecode(self._files[index])
+
+    def inspect(self, index: int, *, thorough: bool) -> list[Finding]:
+        """See `types.Source`."""
+        file = str(self.file(index))
+        try:
+            path = self._path(index)
+        except DatasetError as error:
+            return [Finding(error.code, file, str(error).removeprefix(f"{file}: "), file, index)]
+        return inspect_image(path, index, thorough=thorough, form=self.form)[1]
+
+    def _path(self, index: int) -> Path:
+        """The image, which does not lead out of the folder of its class; that may be a link itself."""
+        path = self.file(index)
+        if path.is_symlink():
+            name = os.fsdecode(self._files[index]).partition("/")
+            path_inside((self._root / name[0]).resolve(), name[2], "class folder")
+        return path
+
+    def classes(self) -> list[tuple[int | str | None, int]]:
+        """See `types.Source`."""
+        return [(None, count) for count in np.bincount(self.labels, minlength=len(self.class_names)).tolist()]
 
 
 def _check_folders(root: Path, folders: Sequence[str]) -> None:

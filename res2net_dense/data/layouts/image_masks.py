@@ -8,7 +8,9 @@ from __future__ import annotations
 import functools
 import itertools
 import os
-from collections.abc import Collection, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import ClassVar, Literal, NamedTuple
 
@@ -19,18 +21,20 @@ from res2net_dense.data.layouts.base import Part, Request
 from res2net_dense.data.layouts.listing import (
     Files,
     check_folder,
-    check_names,
-    check_present,
-    index_files,
     is_inside,
+    keep_present,
     list_folders,
     list_names,
     read_lines,
+    remarks_of,
+    take_names,
 )
 from res2net_dense.data.layouts.mask_pairs import CHECKED_MASKS, MaskPairs
+from res2net_dense.data.layouts.pairing import SHARED_SUFFIXES, index_both, pair_up
 from res2net_dense.data.layouts.saliency_sets import count_warning, known_name, set_name
-from res2net_dense.data.masks import read_saliency_mask
+from res2net_dense.data.masks import is_of_ones, read_mask_values, read_saliency_mask
 from res2net_dense.errors import ConfigError, DatasetError, first_few
+from res2net_dense.findings import Finding, Findings
 from res2net_dense.sections import PathText, Text
 
 IMAGE_FOLDERS = (
@@ -43,9 +47,6 @@ MASK_FOLDERS = (
     *("duts-tr-mask", "duts-te-mask", "pixelwisegt-new-png"),
 )
 """Names, in lower case, of folders that are taken for the folder of masks."""
-
-SHARED_SUFFIXES = ((".jpg", ".jpeg"), (".png",))
-"""Suffixes of images and of masks where they share a folder."""
 
 
 class ImageMasksPart(Part):
@@ -70,7 +71,7 @@ class ImageMasksPart(Part):
 
     @classmethod
     def open(cls, parts: Sequence[ImageMasksPart], request: Request) -> ImageMasks:
-        return ImageMasks(parts)
+        return ImageMasks(parts, request.strict)
 
 
 class PartFiles(NamedTuple):
@@ -84,6 +85,8 @@ class PartFiles(NamedTuple):
     masks: Files
     names: Sequence[str]
     """Paths without suffix, sorted or in the list's order."""
+    findings: Findings
+    """What was found on the way."""
 
     def missing(self) -> tuple[Sequence[str], Sequence[str], Sequence[str]]:
         """Names without image, without mask, and (of a part without list) masks without image."""
@@ -94,23 +97,33 @@ class PartFiles(NamedTuple):
             [] if self.listed else [name for name in masks if name not in images],
         )
 
-    def check(self) -> None:
-        """Raise `DatasetError` unless each image has one mask and, without a list, each mask one image."""
-        images, masks = self.images, self.masks
+    def checked(self, strict: bool) -> list[str]:
+        """The names that have one image and one mask. Others, and masks without an image where there is no
+        list, are findings, or raise `DatasetError` if `strict`.
+        """
+        images, masks, findings = self.images, self.masks, self.findings
         for folder, _, clashes in (images, masks):
-            if clashes:
+            if clashes and strict:
                 raise DatasetError(
                     f"{folder}: {len(clashes)} files have the name of another but for the suffix: "
-                    f"{first_few(clashes)}; remove one of each"
+                    f"{first_few(clashes)}; remove one of each",
+                    "duplicate-file-name",
                 )
-        check_present(self.names, images.by_stem, "images", images.folder, self.source)
-        check_present(self.names, masks.by_stem, "masks", masks.folder, self.source)
+            for clash in clashes:
+                text = "another file has its name but for the suffix; remove one of them"
+                findings.add(Finding("duplicate-file-name", str(folder / clash), text, str(folder / clash)))
+        names = keep_present(self.names, images, "images", self.source, findings, strict, masks)
+        names = keep_present(names, masks, "masks", self.source, findings, strict, images)
         if not self.listed:
-            check_present(masks.by_stem, images.by_stem, "images", images.folder, masks.folder)
+            keep_present(list(masks.by_stem), images, "images", masks.folder, findings, strict, masks)
+        return names
 
 
-def find_files(part: ImageMasksPart) -> PartFiles:
-    """List the files of a part; raises `DatasetError` if a folder or the list is missing or wrong."""
+def find_files(part: ImageMasksPart, strict: bool = True) -> PartFiles:
+    """List the files of a part; raises `DatasetError` if a folder or the list is missing or wrong, and if
+    `strict` an entry of the list.
+    """
+    findings = Findings()
     root = Path(part.root)
     check_folder(root, "data set")
     if (part.images is None) != (part.masks is None):
@@ -123,20 +136,18 @@ def find_files(part: ImageMasksPart) -> PartFiles:
             raise DatasetError(
                 f"{root}: {folder!r} is not a folder inside it; give paths relative to the root"
             )
-    image_folder, mask_folder = (root / folder for folder in folders)
-    if image_folder.resolve() == mask_folder.resolve():
-        what = "folder of both images and masks"
-        images, masks = (index_files(image_folder, what, suffixes) for suffixes in SHARED_SUFFIXES)
-    else:
-        images = index_files(image_folder, "image folder", IMAGE_SUFFIXES)
-        masks = index_files(mask_folder, "mask folder", IMAGE_SUFFIXES)
+    images, masks = index_both(root / folders[0], root / folders[1])
+    masks, line = pair_up(images, masks)
+    if line:
+        findings.add(Finding("name-near", str(masks.folder), line))
     if part.list is None:
         source, names = images.folder, sorted(images.by_stem)
     else:
         source = root / part.list
-        names = _read_list(source, images.by_stem, masks.by_stem, *folders)
+        entries = _read_list(source, images.by_stem, masks.by_stem, *folders, findings)
+        names, _ = take_names(source, entries, images, findings, strict, masks)
     name = part.name or set_name(root, folders[0]) + (f"-{Path(part.list).stem}" if part.list else "")
-    return PartFiles(known_name(name) or name, source, part.list is not None, images, masks, names)
+    return PartFiles(known_name(name) or name, source, part.list is not None, images, masks, names, findings)
 
 
 def _find_folders(root: Path) -> tuple[str, str]:
@@ -165,27 +176,38 @@ def _find_folders(root: Path) -> tuple[str, str]:
 
 
 def _read_list(
-    file: Path, images: Collection[str], masks: Collection[str], image_folder: str, mask_folder: str
-) -> list[str]:
+    file: Path,
+    images: Collection[str],
+    masks: Mapping[str, str],
+    image_folder: str,
+    mask_folder: str,
+    findings: Findings,
+) -> dict[int, str]:
     """Read a list of names, one per line: with or without suffix, or an image and its mask.
 
     Names may begin with the folder they lie in, or with the end of its path, as published lists have it. The
     names that there are images or masks for tell names with a blank from two columns. Returns paths without
-    suffix, relative to the folders; there need not be files for them.
+    suffix by line number, relative to the folders; there need not be files for them.
     """
+
+    def is_known(line: str) -> bool:
+        return any(_stem(entry, images, image_folder) in images for entry in (line, line.split()[0]))
+
     names = {}
-    for number, entry in read_lines(file).items():
+    for number, entry in read_lines(file, is_known, findings).items():
         name = _stem(entry, images, image_folder)
         columns = entry.split()
         if name not in images and len(columns) > 1:
             name = _stem(columns[0], images, image_folder)
-            if len(columns) > 2 or name != _stem(columns[1], masks, mask_folder):
+            own = os.path.splitext(masks.get(name, name))[0]  # of its mask, which may be x_mask
+            if len(columns) > 2 or _stem(columns[1], {own}, mask_folder) not in (name, own):
                 raise DatasetError(
                     f"{file}: line {number}: {entry!r:.120} is neither a name nor an image and its mask; "
-                    "write one per line, of a pair names that differ in the suffix alone"
+                    "write one per line, of a pair names that differ in the suffix alone",
+                    "list-entry",
                 )
         names[number] = name
-    return check_names(file, names)
+    return names
 
 
 def _stem(entry: str, known: Collection[str], folder: str) -> str:
@@ -224,27 +246,44 @@ class ImageMasks(MaskPairs):
     dtype = np.float32
     class_names = ("salient object",)
 
-    def __init__(self, parts: Sequence[ImageMasksPart]) -> None:
-        found = [find_files(part) for part in parts]
+    def __init__(self, parts: Sequence[ImageMasksPart], strict: bool = True) -> None:
+        found = [find_files(part, strict) for part in parts]
         names = [files.name for files in found]
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
             sources = first_few([str(files.source) for files in found if files.name == twice])
             raise ConfigError(f"two data sets are called {twice} ({sources}); give each a name of its own")
+        usable = [files.checked(strict) for files in found]
+        findings = Findings()
         for files in found:
-            files.check()
+            findings.extend(files.findings)
         super().__init__(
             " + ".join(str(files.source) for files in found),
-            [(files.images, files.masks, files.names) for files in found],
+            [(files.images, files.masks, names) for files, names in zip(found, usable, strict=True)],
+            findings,
         )
-        self.parts = [(files.name, len(files.names)) for files in found]
-        self.remarks = [text for name, count in self.parts if (text := count_warning(name, count))]
+        self.parts = [(files.name, len(names)) for files, names in zip(found, usable, strict=True)]
+        self.remarks = remarks_of(findings)
+        for files, (name, count) in zip(found, self.parts, strict=True):
+            if text := count_warning(name, count):
+                findings.add(Finding("count", str(files.source), text))
+                self.remarks.append(text)
+
+    def subset(self, places: Sequence[int]) -> ImageMasks:
+        part = super().subset(places)
+        counts = Counter(self._files[place][0] for place in places)
+        part.parts = [(name, counts[number]) for number, (name, _) in enumerate(self.parts)]
+        return part
 
     @functools.cached_property
     def aspect_ratios(self) -> np.ndarray:
-        """Width / height of each image, (len,) float64, from the headers; raises `DatasetError`."""
-        sizes = np.array([image_size(self._paths(index)[0]) for index in range(len(self))], dtype=np.float64)
-        return sizes[:, 1] / sizes[:, 0]
+        """Width / height of each image, (len,) float64, from the headers; 1 where that cannot be read."""
+        ratios = np.ones(len(self))
+        for index in range(len(self)):
+            with suppress(DatasetError):
+                height, width = image_size(self._paths(index)[0])
+                ratios[index] = width / height
+        return ratios
 
     def check(self) -> None:
         """Raise `DatasetError` if one of the first masks of a part has another size than its image or wrong
@@ -256,7 +295,27 @@ class ImageMasks(MaskPairs):
             for index in range(start, start + min(count, CHECKED_MASKS)):
                 salient |= bool(self._checked_mask(index).any())
         if not salient and not any(self.mask(index).any() for index in range(len(self))):
-            raise DatasetError(f"{self.name}: no mask has a salient pixel (value > 128); check the masks")
+            raise DatasetError(
+                f"{self.name}: no mask has a salient pixel (value > 128); check the masks", "nothing-salient"
+            )
 
     def _read_mask(self, path: Path) -> np.ndarray:
-        return read_saliency_mask(path)
+        return read_saliency_mask(path, lambda: self._of_ones)
+
+    def _mask_notes(self, path: Path) -> list[tuple[str, str]]:
+        if is_of_ones(path):
+            return [("mask-ones", "its values are 0 and 1, as those of the set's other masks: 1 is salient")]
+        return []
+
+    @functools.cached_property
+    def _of_ones(self) -> bool:
+        """Whether the first masks with an object have all the values 0 and 1 alone."""
+        found = False
+        for index in range(min(len(self), CHECKED_MASKS)):
+            with suppress(DatasetError):
+                path = self._paths(index)[1]
+                if read_mask_values(path, lambda: True).any():
+                    found = is_of_ones(path)
+                    if not found:
+                        break
+        return found

@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import copy
+import itertools
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import numpy as np
 
-from res2net_dense.data.images import image_size, read_sample
+from res2net_dense.data.header_sizes import known_size
+from res2net_dense.data.images import image_size, read_image, read_sample
 from res2net_dense.data.layouts.base import Inspected
 from res2net_dense.data.layouts.listing import Files, check_size, path_inside
 from res2net_dense.data.packed import PackedRecords
-from res2net_dense.findings import Findings
-from res2net_dense.types import Sample
+from res2net_dense.data.regions import Recent, identity, open_pixels
+from res2net_dense.errors import DatasetError
+from res2net_dense.findings import Finding, Findings
+from res2net_dense.types import Sample, Tile
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 CHECKED_MASKS = 50
-"""How many masks of a part are read by `check`."""
+"""How many masks of a part are read by `check`, and by a quick check of all files."""
+
+_recent = Recent()
 
 
 class MaskPairs(Inspected):
@@ -27,6 +37,7 @@ class MaskPairs(Inspected):
     Args:
         name: what messages call the set.
         parts: images, masks, and the names to take, for each of which both have a file.
+        findings: what was found when the files were listed.
     """
 
     key: ClassVar[str]
@@ -36,12 +47,20 @@ class MaskPairs(Inspected):
     class_names: Sequence[str]
     remarks: Sequence[str] = ()
 
-    def __init__(self, name: str, parts: Iterable[tuple[Files, Files, Sequence[str]]]) -> None:
+    def __init__(
+        self, name: str, parts: Iterable[tuple[Files, Files, Sequence[str]]], findings: Findings
+    ) -> None:
         parts = list(parts)
         self.name = name
-        self.findings = Findings()
+        self.findings = findings
         self._folders = [(images.folder.resolve(), masks.folder.resolve()) for images, masks, _ in parts]
-        self._files: PackedRecords[tuple[int, str, str]] = PackedRecords(
+        starts = itertools.accumulate((len(names) for _, _, names in parts), initial=0)
+        self.looked_into = {
+            start + place
+            for start, (_, _, names) in zip(starts, parts, strict=False)
+            for place in range(min(len(names), CHECKED_MASKS))
+        }
+        self._files: Sequence[tuple[int, str, str]] = PackedRecords(
             (
                 [number, images.by_stem[name], masks.by_stem[name]]
                 for number, (images, masks, names) in enumerate(parts)
@@ -61,18 +80,75 @@ class MaskPairs(Inspected):
         import torch
 
         image, mask = self._paths(index)
-        sample = read_sample(image, index, self._files[index][1])
+        sample = read_sample(image, index, self._files[index][1], self.form)
         values = self._read_mask(mask)
         check_size(mask, values.shape, image, (sample["original_height"], sample["original_width"]))
         cast(dict[str, Any], sample)[self.key] = torch.from_numpy(values.astype(self.dtype))
         return sample
 
+    def file(self, index: int) -> Path:
+        """See `types.Source`."""
+        part, image, _ = self._files[index]
+        return self._folders[part][0] / image
+
+    def annotations(self, index: int, within: Tile | None = None) -> dict[str, Any]:
+        """What `sample` has besides the image and its size; the mask is as read, and not to be changed."""
+        import torch
+
+        image, path = self._paths(index)
+        values = _recent.get(identity(path), lambda: self._read_mask(path))
+        check_size(path, values.shape, image, open_pixels(image, self.form).size)
+        names = {"image_id": index, "file_name": self._files[index][1]}
+        return {**names, self.key: torch.from_numpy(values)}
+
+    def subset(self, places: Sequence[int]) -> Self:
+        """The same set with some of its images, in this order."""
+        part = copy.copy(self)
+        part._files = [self._files[place] for place in places]
+        return part
+
     def mask(self, index: int) -> np.ndarray:
         """Read one mask, (H, W); the image is not looked at. Raises `DatasetError` as `sample`."""
         return self._read_mask(self._paths(index)[1])
 
+    def inspect(self, index: int, *, thorough: bool) -> list[Finding]:
+        """See `types.Source`."""
+        part, image, mask = self._files[index]
+        image_file, mask_file = self._folders[part][0] / image, self._folders[part][1] / mask
+        found: list[Finding] = []
+        sizes = []
+        for folder, name, file in zip(
+            self._folders[part], (image, mask), (image_file, mask_file), strict=True
+        ):
+            is_mask = file is mask_file
+            try:
+                path_inside(folder, name, "mask folder" if is_mask else "image folder")
+                if thorough:
+                    sizes.append(
+                        (self._read_mask(file) if is_mask else read_image(file, self.form)).shape[:2]
+                    )
+                else:
+                    sizes.append(known_size(file))
+            except DatasetError as error:
+                found.append(_finding(error, file, image_file, index, is_mask))
+        if len(sizes) == 2:
+            try:
+                check_size(mask_file, sizes[1], image_file, sizes[0])
+            except DatasetError as error:
+                found.append(_finding(error, mask_file, image_file, index, True))
+        if thorough and not found:
+            found += [
+                Finding(code, str(mask_file), text, str(image_file), index)
+                for code, text in self._mask_notes(mask_file)
+            ]
+        return found
+
     def _read_mask(self, path: Path) -> np.ndarray:
         raise NotImplementedError
+
+    def _mask_notes(self, path: Path) -> list[tuple[str, str]]:
+        """Code and text of what is legal but rare in a mask that can be read."""
+        return []
 
     def _checked_mask(self, index: int) -> np.ndarray:
         """A mask whose size is that of its image, of which the header alone is read."""
@@ -86,3 +162,10 @@ class MaskPairs(Inspected):
         part, image, mask = self._files[index]
         folders = self._folders[part]
         return path_inside(folders[0], image, "image folder"), path_inside(folders[1], mask, "mask folder")
+
+
+def _finding(error: DatasetError, file: Path, image: Path, place: int, is_mask: bool) -> Finding:
+    code = error.code or "image-unreadable"
+    if is_mask and code == "image-unreadable":
+        code = "mask-unreadable"
+    return Finding(code, str(file), str(error).removeprefix(f"{file}: "), str(image), place)

@@ -9,15 +9,20 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from res2net_dense.data.images import IMAGE_SUFFIXES
+from res2net_dense.data.images import MASK_SUFFIXES
 from res2net_dense.data.layouts.base import Request
-from res2net_dense.data.layouts.listing import read_lines
+from res2net_dense.data.layouts.class_lists import read_class_lists
+from res2net_dense.data.layouts.listing import remarks_of
 from res2net_dense.data.layouts.mask_pairs import CHECKED_MASKS, MaskPairs
 from res2net_dense.data.layouts.voc_files import VocPart, find_files
-from res2net_dense.data.masks import read_labels, read_palette
+from res2net_dense.data.masks import Labels, is_grey_in_colour, read_labels, read_palette
 from res2net_dense.errors import DatasetError, first_few
+from res2net_dense.findings import Findings
 from res2net_dense.sections import Text
 from res2net_dense.types import IGNORE_INDEX
+
+_MOSTLY = 0.99
+"""Of the pixels that are not 0; VOC's own masks ignore borders, a fifth of them."""
 
 
 class VocMasksPart(VocPart):
@@ -29,7 +34,8 @@ class VocMasksPart(VocPart):
     layout: Literal["voc-masks"] = "voc-masks"
     """How the files are laid out."""
     masks: Text = "SegmentationClass"
-    """Folder of the masks in `root`: PNGs whose pixels are labels, 255 is ignored."""
+    """Folder of the masks in `root`: PNGs whose pixels are labels, 255 is ignored, or colours of a
+    `labelmap.txt`."""
 
     @classmethod
     def open(cls, parts: Sequence[VocMasksPart], request: Request) -> VocMasks:
@@ -47,46 +53,63 @@ class VocMasks(MaskPairs):
     dtype = np.int64
 
     def __init__(self, part: VocMasksPart, request: Request) -> None:
-        _, images, masks, stems = find_files(part, part.masks, "mask", IMAGE_SUFFIXES, ".png")
-        super().__init__(part.root, [(images, masks, stems)])
-        names = _read_class_names(Path(part.root)) if request.class_names is None else request.class_names
-        self.class_names = list(names)
+        findings = Findings()
+        root = Path(part.root)
+        _, images, masks, stems = find_files(
+            part, part.masks, "mask", MASK_SUFFIXES, ".png", findings, request.strict
+        )
+        super().__init__(part.root, [(images, masks, stems)], findings)
+        lists = read_class_lists(root, root / part.masks)
+        if not lists and request.class_names is None:
+            raise DatasetError(
+                f"{root}: the class names are unknown; set data.class_names, or write "
+                f"{root / 'class_names.txt'} with one name per line, the background first"
+            )
+        names = list(lists[0].names if request.class_names is None else request.class_names)
+        self.class_names = names
         if len(set(names)) < len(names) or not 0 < len(names) <= IGNORE_INDEX:
             raise DatasetError(
                 f"{part.root}: there must be 1 to {IGNORE_INDEX} class names, none twice, but there are "
                 f"{len(names)}: {first_few(names)}"
             )
+        of_colours = next((one for one in lists if one.colours), None)
+        self._labels = Labels(len(names))
+        if of_colours is not None:
+            labels = {name: label for label, name in enumerate(names)}
+            colours = {colour: labels[name] for colour, name in of_colours.colours.items() if name in labels}
+            self._labels = Labels(len(names), colours, str(of_colours.file))
+        self.remarks = remarks_of(findings)
 
     def check(self) -> None:
-        """Raise `DatasetError` if one of the first masks has another size than its image or wrong labels."""
-        used = np.zeros(256, dtype=bool)
+        """Raise `DatasetError` if one of the first masks has another size than its image or wrong labels, or
+        nothing but background is learned from them.
+        """
+        counts = np.zeros(256, dtype=np.int64)
         for index in range(len(self)):
-            if index >= CHECKED_MASKS and (used[1:IGNORE_INDEX].any() or not used[IGNORE_INDEX]):
+            if index >= CHECKED_MASKS and (counts[1:IGNORE_INDEX].any() or not counts[IGNORE_INDEX]):
                 break
-            used[np.unique(self._checked_mask(index))] = True
-        if used[IGNORE_INDEX] and not used[1:IGNORE_INDEX].any():
+            counts += np.bincount(self._checked_mask(index).ravel(), minlength=256)
+        ignored, learned = int(counts[IGNORE_INDEX]), int(counts[1:IGNORE_INDEX].sum())
+        folder = self._folders[0][1]
+        remedy = "255 is ignored; for one class before a background write 1, not 255"
+        if ignored and not learned:
             raise DatasetError(
-                f"{self._folders[0][1]}: the masks have only the values 0 and 255, and 255 is ignored; "
-                "for one class before a background write 1, not 255"
+                f"{folder}: the masks have only the values 0 and 255, and {remedy}", "all-ignored"
+            )
+        if ignored > _MOSTLY * (ignored + learned):
+            raise DatasetError(
+                f"{folder}: {ignored} of the {ignored + learned} pixels that are not 0 are 255, and {remedy}",
+                "mostly-ignored",
             )
 
     def _read_mask(self, path: Path) -> np.ndarray:
-        return read_labels(path, len(self.class_names), lambda: self._first_palette)
+        return read_labels(path, self._labels, lambda: self._first_palette)
+
+    def _mask_notes(self, path: Path) -> list[tuple[str, str]]:
+        if is_grey_in_colour(path, self._labels):
+            return [("mask-grey", "it is grey saved as colour; its grey values are taken as the labels")]
+        return []
 
     @functools.cached_property
     def _first_palette(self) -> np.ndarray | None:
         return read_palette(self._paths(0)[1])
-
-
-def _read_class_names(root: Path) -> Sequence[str]:
-    """The names in `class_names.txt`, or in CVAT's `labelmap.txt` (`name:colour:parts:actions`)."""
-    names, labelmap = root / "class_names.txt", root / "labelmap.txt"
-    if names.is_file():
-        return list(read_lines(names).values())
-    if labelmap.is_file():
-        lines = read_lines(labelmap).values()
-        return [line.rsplit(":", 3)[0].strip() for line in lines if not line.startswith("#")]
-    raise DatasetError(
-        f"{root}: the class names are unknown; set data.class_names, or write {names} with one name per "
-        "line, the background first"
-    )
