@@ -171,7 +171,8 @@ def fuzz(kind, folder, examples):
             assert "\n" not in str(error)  # noqa: PT017  # all others are failures
         assert time.process_time() - start < 2
 
-    OPEN[kind](folder, CLEAN[kind], True)  # libraries are imported once
+    for strict in (True, False):
+        OPEN[kind](folder, CLEAN[kind], strict)  # libraries are imported once
     one()
 
 
