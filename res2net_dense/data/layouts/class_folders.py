@@ -76,9 +76,9 @@ class ClassFolders(Inspected):
         self.labels = np.repeat(np.arange(len(names)), counts)
         self.remarks = remarks_of(self.findings)
         if others:
-            self._say(
-                "not-images", f"left out: {len(others)} files do not end as images do: {first_few(others)}"
-            )
+            text = f"left out: {len(others)} files do not end as images do: {first_few(others)}"
+            self.findings.add(Finding("not-images", str(root), text))
+            self.remarks.append(f"{root}: {text}")
         if empty:
             problem = f"{len(empty)} of {len(names)} classes have no image"
             if not files or (request.train and request.strict):
@@ -87,7 +87,8 @@ class ClassFolders(Inspected):
                     f"{' '.join(sorted(IMAGE_SUFFIXES))}), or set data.val=null to train without evaluation",
                     "class-unused",
                 )
-            self._say("class-unused", f"{problem}, such as {empty[0]}; their accuracy is n/a")
+            text = f"{problem}, such as {empty[0]}; their accuracy is n/a"
+            self.findings.add(Finding("class-unused", str(root), text))
         # One block of bytes: reading Python strings writes their reference counts, and each worker would end
         # up with a copy of a million of them.
         self._files = np.array([os.fsencode(file) for file in files], dtype=bytes)
@@ -108,11 +109,6 @@ class ClassFolders(Inspected):
                 raise DatasetError(f"{self._root}: {text}", "class-unknown")
             self.findings.add(Finding("class-unknown", str(self._root), text))
         return {name: name for name in exact} | {name: folder for folder, name in found.items()}
-
-    def _say(self, code: str, text: str) -> None:
-        """Add a finding that a user should read in any case."""
-        self.findings.add(Finding(code, str(self._root), text))
-        self.remarks.append(f"{self._root}: {text}")
 
     def __len__(self) -> int:
         return len(self._files)
