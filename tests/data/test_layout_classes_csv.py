@@ -162,6 +162,7 @@ def test_a_link_out_of_the_folder_is_refused(folder, tmp_path_factory):
         source.sample(0)
     (finding,) = source.inspect(0, thorough=False)
     assert (finding.code, finding.place) == ("path-outside", 0)
+    assert source.inspect(1, thorough=True) == []
 
 
 def test_a_configuration_takes_the_path_of_a_csv_file(folder):
