@@ -20,6 +20,7 @@ from res2net_dense.cli._check_parts import Opened, of_config, of_layout
 from res2net_dense.data.check import check_sources
 from res2net_dense.data.images import IMAGE_SUFFIXES, image_size, read_for_display
 from res2net_dense.data.pixels import to_display
+from res2net_dense.data.statistics import describe_statistics
 from res2net_dense.errors import ConfigError, DatasetError, counted, printable
 from res2net_dense.files import write_atomically
 from res2net_dense.findings import KINDS, REMEDIES, Finding
@@ -58,6 +59,8 @@ def check(args: argparse.Namespace) -> int:
     classes = class_rows([one.source for one in opened.values()], found_in, workers=args.workers)
     _print_sets(sets)
     _print_table(sets, notes=args.notes)
+    for title, source in sources.items() if args.statistics else ():
+        print(f"{title}: {describe_statistics(source)}")
     if args.fix_list:
         print(*_fix_list(sets), sep="\n")
     _print_classes(sets, classes)

@@ -5,7 +5,8 @@ Everything is measured on images that are drawn evenly from the whole set, alway
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -82,6 +83,35 @@ def pixel_statistics(
     return PixelStatistics(np.round(mean, 3).tolist(), np.round(std, 3).tolist(), images)
 
 
+def find_channels(source: Any) -> int:
+    """3, unless the first image that can be read is not of a form that RGB is made of: then its channels."""
+    for index in range(min(len(source), RANGE_SAMPLE)):
+        path = source.file(index)
+        if path is None:
+            return 3
+        try:
+            read_image(path)
+        except DatasetError as error:
+            if error.code == "image-channels":
+                return int(read_bands(path, 3).values.shape[2])
+        else:
+            return 3
+    return 3
+
+
+def describe_statistics(source: Any) -> str:
+    """The settings of a data set that are measured, as a line for people: `data.channels=4 ...`."""
+    form: PixelFormat = source.form
+    if form.value_range is None and (found := find_range(source, form.channels)):
+        form = form._replace(value_range=(found.low, found.high))
+    mean, std, images = pixel_statistics(source, form)
+    settings = [f"data.channels={form.channels}"] if form.channels != 3 else []
+    if form.value_range is not None:
+        settings.append("data.value_range=[{:g}, {:g}]".format(*form.value_range))
+    settings += [f"model.pixel_mean={mean}", f"model.pixel_std={std}"]
+    return f"measured on {counted(images, 'image')}: {' '.join(settings)}"
+
+
 def find_range(source: Source, channels: int, *, sample: int = RANGE_SAMPLE) -> FoundRange | None:
     """Find out the range of the values of images of more than 8 bits; None where there are none.
 
@@ -93,10 +123,10 @@ def find_range(source: Source, channels: int, *, sample: int = RANGE_SAMPLE) -> 
     kinds: set[str] = set()
     values: list[np.ndarray] = []
     for index in even_sample(len(source), sample):
-        path = source.file(index)
-        if path is None:
-            return None
         try:
+            path = _file(source, index)
+            if path is None:
+                return None
             if not has_more_than_8_bits(path):
                 continue
             found = read_bands(path, channels).values
@@ -143,9 +173,17 @@ def _range(values: np.ndarray, *, is_float: bool) -> tuple[float, float]:
     return (low, high) if high > low else (low, low + 1)
 
 
+def _file(source: Source, index: int) -> Path | None:
+    """The file of an image; raises the `DatasetError` of one that is missing or leads out of the data set."""
+    for finding in source.inspect(index, thorough=False):
+        if finding.severity == "error":
+            raise DatasetError(str(finding), finding.code)
+    return source.file(index)
+
+
 def _pixels(source: Source, index: int, form: PixelFormat) -> np.ndarray:
     """(N, channels) float64."""
-    path = source.file(index)
+    path = _file(source, index)
     if path is not None:
         values = read_image(path, form)
     else:

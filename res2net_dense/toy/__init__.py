@@ -6,6 +6,6 @@ LAYOUTS = {
     "voc": {"train": 400, "val": 100, "size": 160},
     "yolo": {"train": 400, "val": 40, "size": 160},
     "duts": {"train": 400, "val": 100, "size": 160},
-    "warm": {"train": 300, "val": 60, "size": 128},
+    "warm": {"train": 300, "val": 60, "size": 96},
 }
 """The layouts in which a set can be drawn: the usual number of its images, and their side in pixels."""

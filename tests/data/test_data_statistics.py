@@ -7,7 +7,13 @@ from PIL import Image
 
 from res2net_dense.data.layouts import ClassFoldersPart, open_source
 from res2net_dense.data.pixels import PixelFormat
-from res2net_dense.data.statistics import even_sample, find_range, pixel_statistics
+from res2net_dense.data.statistics import (
+    describe_statistics,
+    even_sample,
+    find_channels,
+    find_range,
+    pixel_statistics,
+)
 from res2net_dense.errors import DatasetError
 
 
@@ -107,3 +113,17 @@ def test_samples_are_spread_evenly():
     assert even_sample(5, 64) == [0, 1, 2, 3, 4]
     assert even_sample(1001, 3) == [0, 500, 1000]
     assert even_sample(1, 64) == [0]
+
+
+def test_what_is_measured_is_told_as_settings(tmp_path):
+    root = write_set(tmp_path, [np.full((20, 30, 5), 819, np.uint16)] * 4, "npy")
+    source = opened(root, 5)
+    text = describe_statistics(source)
+    assert "measured on 4 images: data.channels=5 data.value_range=[0, 1023] model.pixel_mean=[204.15" in text
+
+
+@pytest.mark.parametrize(("channels", "expected"), [(1, 3), (3, 3), (4, 4), (6, 6)])
+def test_channels_are_those_of_the_images_where_rgb_cannot_be_made_of_them(tmp_path, channels, expected):
+    root = write_set(tmp_path, [np.zeros((20, 30, channels), np.uint8)] * 2, "npy")
+    (root / "a/000.npy").write_bytes(b"")
+    assert find_channels(opened(root)) == expected
