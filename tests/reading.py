@@ -41,6 +41,6 @@ def write_png(file, width, height, bits, colour, data):
 
 
 def found_in(source, **options):
-    """The codes that a check of a source finds, each with its text."""
+    """The codes of the errors that a check of a source finds, each with its text."""
     findings = check_sources({"data.val": source}, **options)["data.val"]
-    return {finding.code: str(finding) for finding in findings}
+    return {finding.code: str(finding) for finding in findings if finding.severity == "error"}

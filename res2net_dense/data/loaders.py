@@ -7,6 +7,7 @@ and the main process raises or logs them, so that a user reads one line and not 
 
 from __future__ import annotations
 
+import gc
 import itertools
 import logging
 import sys
@@ -316,6 +317,7 @@ def _samples(items: list[Item]) -> list[dict[str, Any]]:
 
 
 def _init_worker(worker: int) -> None:
+    gc.freeze()  # a collection writes into all objects, which would copy the memory that is shared
     torch.set_num_threads(1)
     if cv2 := sys.modules.get("cv2"):  # its threads would compete with the other workers
         cv2.setNumThreads(0)

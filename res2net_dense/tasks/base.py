@@ -208,6 +208,7 @@ class Task(ABC, Generic[C]):
             raise ConfigError(f"data.{name} is not set: name the data there")
         strict = not (train and config.data.on_error == "skip")
         options = {"strict": strict, "form": pixel_format(config), **self.source_options(config)}
+        options["tiled"] = self.tile_size(config) is not None
         return open_source(parts, train=train, class_names=config.data.class_names, **options)
 
     def adapt(self, config: C, source: Source) -> C:

@@ -12,7 +12,7 @@ import numpy as np
 
 from res2net_dense.data.images import read_sample
 from res2net_dense.data.layouts import coco_masks
-from res2net_dense.data.layouts.base import Inspected, Request, inspect_image
+from res2net_dense.data.layouts.base import Inspected, Request, inspect_image, inspect_regions
 from res2net_dense.data.layouts.listing import find_near, path_inside
 from res2net_dense.data.layouts.packed_boxes import BoxImage, BoxObject, PackedBoxes
 from res2net_dense.data.pixels import RGB, PixelFormat
@@ -171,12 +171,15 @@ class Boxes(Inspected):
         except DatasetError as error:
             return told(error, "path-outside")
         size, found = inspect_image(path, index, thorough=False)
+        large = bool(found) and found[0].code == "image-too-large" and self.tiled
+        if large:
+            size, found = inspect_regions(path, index, thorough=thorough, form=self.form)
         if found and found[0].code == "file-missing":
             hint = find_near(self.folders[image.folder], image.file_name)[1] or "check the path"
             found = [found[0]._replace(text=f"image not found; {hint}")]
         elif size is not None and size != (image.height, image.width):
             found = [Finding("image-size", file, self._other_size(image, size), file, index)]
-        elif thorough and not found:
+        elif thorough and not found and not large:
             try:
                 self.sample(index)
             except DatasetError as error:
