@@ -188,19 +188,18 @@ def _fix_list(sets: Sequence[Checked]) -> Iterator[str]:
                 continue
             change = "" if finding.box is None else _corners(finding.box)
             if finding.fix == "clip" and finding.box is not None:
-                change += f" -> {_clipped(finding)}"
+                change += f" -> {_clipped(finding.box, finding.image)}"
             where = finding.text.partition(":")[0]
             yield "\t".join(map(printable, (finding.file, where, finding.fix, finding.code, change)))
 
 
-def _clipped(finding: Finding) -> str:
+def _clipped(box: Sequence[float], image: str) -> str:
     """The box inside its image."""
-    assert finding.box is not None
     try:
-        height, width = _image_size(finding.image)
+        height, width = _image_size(image)
     except DatasetError:
         return "unknown"
-    x1, y1, x2, y2 = finding.box
+    x1, y1, x2, y2 = box
     return _corners((max(x1, 0), max(y1, 0), min(x2, width), min(y2, height)))
 
 
