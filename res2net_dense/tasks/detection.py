@@ -138,13 +138,19 @@ class Detection(Task[DetectionConfig]):
 
     def truth(self, config: DetectionConfig, source: Any, index: int) -> tuple[Sample, Prediction]:
         sample = source.annotated(index)
-        limit = config.model.detections_per_image
+        limit = self._most_detections(config, sample)
         kept: Prediction = {"boxes": sample["boxes"][:limit], "labels": sample["labels"][:limit]}
         kept["scores"] = torch.ones(len(kept["labels"]))
         if _has_masks(config):
             size = sample["original_height"], sample["original_width"]
             kept["masks"] = coco_masks.to_bitmaps(sample["masks"][:limit], *size)
         return sample, kept
+
+    def _most_detections(self, config: DetectionConfig, sample: Sample) -> int:
+        """How many objects of an image can be found: the limit of a network holds for a tile."""
+        size = self.tile_size(config)
+        tiles = size.grid(sample["original_height"], sample["original_width"]) if size else [None]
+        return config.model.detections_per_image * len(tiles)
 
     def truth_metrics(self, config: DetectionConfig) -> list[Metric]:
         return [metric for metric in self.metrics(config) if metric.name.endswith("/AP")]
@@ -153,7 +159,8 @@ class Detection(Task[DetectionConfig]):
         limit, counts = config.model.detections_per_image, Counter[str]()
         for sample in map(source.annotated, range(len(source))):
             boxes, labels = sample["boxes"], sample["labels"]
-            counts[f"with more than {limit} objects (model.detections_per_image)"] += len(labels) > limit
+            most = self._most_detections(config, sample)
+            counts[f"with more than {limit} objects (model.detections_per_image)"] += len(labels) > most
             if source.benchmark == "coco":
                 counts["with more than 100 objects of a class, of which COCO scores 100"] += bool(
                     len(labels) and int(labels.bincount().max()) > 100
