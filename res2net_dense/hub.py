@@ -27,6 +27,7 @@ from res2net_dense.convert.load import check_structure, load_backbone_weights, o
 from res2net_dense.convert.report import Checkpoint
 from res2net_dense.convert.structure import structure_of
 from res2net_dense.data.images import to_pixels
+from res2net_dense.data.pixels import PixelFormat
 from res2net_dense.data.transforms import Pipeline, ResizeAndCenterCrop
 from res2net_dense.engine.inference import evaluation_mode
 from res2net_dense.errors import CheckpointError, ConfigError
@@ -38,13 +39,15 @@ from res2net_dense.weight_files import WeightFile, is_path
 @dataclass(frozen=True)
 class Preprocessing:
     """How an image enters a network: its shorter edge is resized (bilinear, with antialiasing), the middle
-    square is cropped, each channel is normalized. Sizes are in pixels, mean and std of R, G, B from 0 to 255.
+    square is cropped, each channel is normalized. Sizes are in pixels, mean and std of R, G, B from 0 to 255;
+    for `value_range` see `data.value_range` of a configuration.
     """
 
     mean: tuple[float, ...] = (123.675, 116.28, 103.53)
     std: tuple[float, ...] = (58.395, 57.12, 57.375)
     resize_size: int = 256
     crop_size: int = 224
+    value_range: tuple[float, float] | None = None
 
 
 class ClassPrediction(TypedDict):
@@ -142,22 +145,27 @@ def predict_image(
     Args:
         model: of `get_model`, or any network with its `preprocessing` and `class_names`; without them
             ImageNet's preprocessing is used, and a label is "class 17".
-        image: the path of an image, a PIL image of 8 bits a channel, or (H, W, 3) uint8 RGB.
+        image: the path of an image, a PIL image of 8 bits a channel, or (H, W, 3) uint8 RGB; of other
+            channels where the network takes them.
         top: how many classes to return at most, the likeliest first.
 
     Raises:
         DatasetError: the image cannot be read.
-        ConfigError: `top` is below 1, or the network does not take RGB.
+        ConfigError: `top` is below 1, or the network takes other channels than its preprocessing has.
     """
     if not isinstance(top, (int, np.integer)) or top < 1:
         raise ConfigError(f"top is {top!r}; it must be a positive integer")
     first = next(model.parameters())
-    if first.ndim == 4 and first.shape[1] != 3:
-        raise ConfigError(f"the network takes {first.shape[1]} channels and an image has 3: RGB")
     how: Preprocessing = getattr(model, "preprocessing", Preprocessing())
-    pixels = torch.from_numpy(to_pixels(image)).permute(2, 0, 1)
+    channels = first.shape[1] if first.ndim == 4 else 3
+    if len(how.mean) != channels:
+        raise ConfigError(
+            f"the network takes {channels} channels and its preprocessing has {len(how.mean)}: set "
+            "model.preprocessing to a Preprocessing with mean and std of as many"
+        )
+    pixels = torch.from_numpy(to_pixels(image, PixelFormat(channels, how.value_range))).permute(2, 0, 1)
     square = Pipeline(ResizeAndCenterCrop(how.resize_size, how.crop_size))(Sample(image=pixels))["image"]
-    mean, std = (torch.tensor(values).reshape(3, 1, 1) for values in (how.mean, how.std))
+    mean, std = (torch.tensor(values).reshape(-1, 1, 1) for values in (how.mean, how.std))
     batch = ((square - mean) / std)[None].to(first.device, first.dtype)
     with torch.inference_mode(), evaluation_mode(model):
         outputs = model(batch)
@@ -196,7 +204,9 @@ def _preprocessing(found: Checkpoint) -> Preprocessing | None:
     try:
         model, data = found.config["model"], found.config["data"]
         mean, std = (tuple(map(float, model[key])) for key in ("pixel_mean", "pixel_std"))
-        return Preprocessing(mean, std, int(data["resize_size"]), int(data["crop_size"]))
+        found_range = data.get("value_range")
+        value_range = (float(found_range[0]), float(found_range[1])) if found_range else None
+        return Preprocessing(mean, std, int(data["resize_size"]), int(data["crop_size"]), value_range)
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"{found.report.file} carries a damaged configuration (pixel_mean, pixel_std, resize_size or "

@@ -86,15 +86,17 @@ def part_of(name: str, words: Sequence[str]) -> tuple[Part, DataConfig]:
     kind = kinds[full]
     fields = {key: field for key, field in kind.model_fields.items() if key != "layout"}
     order = [*kind.places, *(k for k, f in fields.items() if f.is_required() and k not in kind.places)]
+    order += [key for key in ("split",) if key in fields and key not in order]
     keys = {*fields, *READING}
     settings = {word: key for word in words if "=" in word and (key := word.partition("=")[0]) in keys}
     given = [word for word in words if word not in settings]
     values: dict[str, Any] = dict(zip(order, given, strict=False))
     for word, key in settings.items():
         values[key] = parse_yaml(word.partition("=")[2], lambda _: f"--layout {name}")
-    optional = {key for key in order if type(None) in get_args(fields[key].annotation)}
-    values = dict.fromkeys(optional) | values
-    missing = [key for key in order if key not in values]
+    nullable = {key for key in order if type(None) in get_args(fields[key].annotation)}
+    optional = nullable | {key for key in order if not fields[key].is_required()}
+    values = dict.fromkeys(nullable) | values
+    missing = [key for key in order if key not in values and key not in optional]
     if missing or len(given) > len(order):
         usage = " ".join(f"[{key.upper()}]" if key in optional else key.upper() for key in order)
         others = " ".join(f"[{key}=...]" for key in (*fields, *READING) if key not in order)

@@ -93,8 +93,8 @@ def add_res2net_config(cfg: CfgNode) -> None:
 def use_res2net(cfg: CfgNode, name: str, weights: str = "") -> None:
     """Put a backbone of ours in the place of the ResNet of a config, such as one of the model zoo, in place.
 
-    Sets the builder (for C4 the heads too), `MODEL.RES2NET.NAME` and `.WEIGHTS`, RGB, and the mean and std of
-    ImageNet. Empties `MODEL.WEIGHTS`, which are a ResNet's.
+    Sets the builder (for C4 the heads too), `MODEL.RES2NET.NAME` and `.WEIGHTS`, and where `MODEL.PIXEL_MEAN`
+    has three numbers RGB and the mean and std of ImageNet. Empties `MODEL.WEIGHTS`, which are a ResNet's.
 
     Args:
         name: one of `list_backbones()` or an alias.
@@ -113,8 +113,9 @@ def use_res2net(cfg: CfgNode, name: str, weights: str = "") -> None:
     if cfg.MODEL.ROI_HEADS.NAME == "Res5ROIHeads":
         cfg.MODEL.ROI_HEADS.NAME = Res2NetRes5ROIHeads.__name__
     cfg.MODEL.RES2NET.NAME, cfg.MODEL.RES2NET.WEIGHTS, cfg.MODEL.WEIGHTS = name, str(weights), ""
-    cfg.INPUT.FORMAT = "RGB"
-    cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD = list(Weights.mean), list(Weights.std)
+    if len(cfg.MODEL.PIXEL_MEAN) == 3:  # other images are the user's own, and so is what they are read as
+        cfg.INPUT.FORMAT = "RGB"
+        cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD = list(Weights.mean), list(Weights.std)
 
 
 def build_res2net_backbone_dense(cfg: CfgNode, input_shape: ShapeSpec) -> Res2NetBackbone:

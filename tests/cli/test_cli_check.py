@@ -40,6 +40,8 @@ def change(root, edit):
         ("voc root train images=photos", {"split": "train", "images": "photos"}),
         ("voc-masks root val", {"layout": "voc-masks", "split": "val"}),
         ("pairs root list=train.txt", {"layout": "image-masks", "list": "train.txt"}),
+        ("yolo data.yaml", {"layout": "yolo", "yaml": "data.yaml", "split": "train"}),
+        ("yolo data.yaml val", {"split": "val"}),
         ("folders root", {"layout": "class-folders", "root": "root"}),
         ("cifar10 root", {"layout": "cifar10", "root": "root"}),
     ],

@@ -118,7 +118,16 @@ BOXES, CLASSES, MAPS, SALIENT = "detection", "classification", "semantic_segment
         (BOXES, "model.arch=yolo", "model.arch = 'yolo': expected one of 'mask_rcnn', 'faster_rcnn'"),
         (BOXES, "model.anchor_sizes=[1, 2]", "model.anchor_sizes"),
         (BOXES, "model.anchor_sizes=[1, 2, 3, 4, -5]", "model.anchor_sizes[4] = -5"),
-        (BOXES, "model.pixel_mean=[1.0, 2.0]", "model.pixel_mean"),
+        (BOXES, "model.pixel_mean=[1.0, 2.0]", "one number for each of data.channels = 3, or be null"),
+        (BOXES, "data.channels=0", "data.channels = 0: should be greater than or equal to 1"),
+        (BOXES, "data.channels=17", "data.channels = 17: should be less than or equal to 16"),
+        (BOXES, "data.value_range=[5, 5]", "data.value_range = [5, 5]: must be two rising numbers"),
+        (BOXES, "data.value_range=[0, .inf]", "data.value_range[1] = inf"),
+        (
+            BOXES,
+            "backbone.in_channels=4",
+            "unknown key 'backbone.in_channels'; did you mean 'data.channels'?",
+        ),
         (BOXES, "data.flip=1.5", "data.flip = 1.5"),
         (BOXES, "data.flip=.nan", "data.flip = nan"),
         (BOXES, "data.photometric=wild", "data.photometric = 'wild': should be 'none', 'light'"),
@@ -219,3 +228,13 @@ def test_class_names_and_num_classes_agree():
     parse_config(data, overrides=["model.num_classes=2"])
     said = message(data, "model.num_classes=3")
     assert "model.num_classes = 3: must equal the number of data.class_names, 2" in said
+
+
+def test_mean_and_deviation_of_other_channels_are_to_be_measured():
+    raw = data_of()
+    assert parse_config(raw).model.pixel_mean == [123.675, 116.28, 103.53]
+    four = parse_config(raw, overrides=["data.channels=4"])
+    assert (four.model.pixel_mean, four.model.pixel_std) == (None, None)
+    given = parse_config(raw, overrides=["data.channels=2", "model.pixel_std=[1.0, 2.0]"])
+    assert (given.model.pixel_mean, given.model.pixel_std) == (None, [1.0, 2.0])
+    assert parse_config(config_to_dict(four)) == four

@@ -377,9 +377,14 @@ def pair(**fields):
 
 def test_encodings(both, load):
     assert len(both(pair(), encoding="utf-8-sig")) == 2
-    (load.images.parent / "set.json").write_bytes('{"images": "ä"}'.encode("latin-1"))
-    with pytest.raises(DatasetError, match="save the file as UTF-8"):
-        read(load.images.parent / "set.json", load.images)
+    named = pair()
+    named["categories"][0]["name"] = "hündchen"
+    for data in ({"images": "ä"}, named):
+        text = json.dumps(data, ensure_ascii=False)
+        (load.images.parent / "set.json").write_bytes(text.encode("latin-1"))
+        with pytest.raises(DatasetError, match="save the file as UTF-8"):
+            read(load.images.parent / "set.json", load.images)
+    assert both(json.dumps(named, ensure_ascii=False)).class_names == ["cat", "hündchen"]
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,7 @@ NUMBERS = {
     "imagenet": ("--train", "25", "--val", "20", "--size", "64"),
     "voc": ("--train", "30", "--val", "6"),
     "duts": ("--train", "30", "--val", "12"),
+    "warm": ("--train", "20", "--val", "12"),
 }
 
 
@@ -82,6 +83,7 @@ def test_a_seed_gives_the_same_bytes_and_another_other_images(layout, drawn, tmp
     other = tree(tmp_path / "other" / layout)
     assert other.keys() == files.keys()
     images = [path for path in files if path.suffix == ".jpg" or (path.suffix == ".png" and layout != "voc")]
+    images = [path for path in images if "SegmentationClass" not in path.parts]
     images = [path for path in images if "masks" not in path.parts]
     assert not {other[path] for path in images} & set(files.values())
     assert len({files[path] for path in images}) == len(images)  # none comes twice, train or val
@@ -411,3 +413,21 @@ def test_a_file_in_the_place_of_the_folder_is_named(tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert run_toy("--output", tmp_path / "file", "--train", "1", "--val", "1") == 1
     assert capsys.readouterr().err == f"error: {tmp_path / 'file'}: File exists\n"
+
+
+def test_the_fourth_channel_alone_tells_cold_from_warm(drawn):
+    root = drawn("warm")
+    assert (root / "class_names.txt").read_text().split() == ["background", "cold", "warm"]
+    pixels = {1: [], 2: []}
+    for path in sorted((root / "JPEGImages").iterdir()):
+        image = np.asarray(Image.open(path))
+        labels = np.asarray(Image.open(root / "SegmentationClass" / path.name))
+        assert image.shape == (*labels.shape, 4)
+        assert labels.max() <= 2
+        for label, found in pixels.items():
+            inside = cv2.erode((labels == label).astype(np.uint8), np.ones((5, 5), np.uint8)) > 0
+            found.append(image[inside])
+    cold, warm = (np.concatenate(found).astype(float) for found in pixels.values())
+    assert np.percentile(cold[:, 3], 99) < np.percentile(warm[:, 3], 1)
+    # of colours no threshold tells more than the few shapes of so small a set do by chance
+    assert np.abs(cold[:, :3].mean(axis=0) - warm[:, :3].mean(axis=0)).max() < 45

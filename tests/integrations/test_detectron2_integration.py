@@ -307,3 +307,11 @@ def test_a_traced_backbone_is_scripted():
     )
     scripted = torch.jit.script(torch.fx.symbolic_trace(backbone))
     torch.testing.assert_close(scripted(x), backbone(x))
+
+
+def test_use_res2net_keeps_the_channels_of_other_images_than_rgb():
+    cfg = get_cfg()
+    cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD = [10.0, 20.0, 30.0, 40.0], [1.0, 2.0, 3.0, 4.0]
+    integration.use_res2net(cfg, TINY)
+    assert list(cfg.MODEL.PIXEL_MEAN) == [10, 20, 30, 40]
+    assert build_backbone(cfg).net.conv1.weight.shape[1] == 4

@@ -113,11 +113,12 @@ def learn(folder):
 
 
 def test_a_training_that_skips_ends_and_counts_them(folder, learn, caplog, capsys):
-    for name, content in {**UNREADABLE, **READ}.items():
+    readable = {name: content for name, content in READ.items() if name not in ("deep.png", "float.tif")}
+    for name, content in {**UNREADABLE, **readable}.items():  # without those that set a range of values
         (folder / "train/one" / name).write_bytes(content)
     with caplog.at_level(logging.WARNING):
         learn("data.on_error=skip", "train.iterations=8")
-    total = len(UNREADABLE) + len(READ) + 8
+    total = len(UNREADABLE) + len(readable) + 8
     assert f"2 of {total} images have errors and are left out (data.on_error=skip)" in caplog.text
     met = {name for name in UNREADABLE if f"skipped: {folder}/train/one/{name}" in caplog.text}
     assert met == UNREADABLE.keys() - IN_HEADER  # all are drawn

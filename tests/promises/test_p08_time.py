@@ -22,9 +22,16 @@ def large(tmp_path_factory):
     content = (folder / "one.jpg").read_bytes()
     for number in range(IMAGES):
         (folder / f"{number}.jpg").write_bytes(content)
-    images = [{"id": n, "file_name": f"{n}.jpg", "height": 48, "width": 64} for n in range(IMAGES)]
+    images = [{"id": n + 1, "file_name": f"{n}.jpg", "height": 48, "width": 64} for n in range(IMAGES)]
     entries = [
-        {"id": n, "image_id": n % IMAGES, "category_id": 1, "bbox": [5, 6, 7, 8], "area": 56, "iscrowd": 0}
+        {
+            "id": n + 1,
+            "image_id": n % IMAGES + 1,
+            "category_id": 1,
+            "bbox": [5, 6, 7, 8],
+            "area": 56,
+            "iscrowd": 0,
+        }
         for n in range(7 * IMAGES)
     ]
     content = {"images": images, "categories": [{"id": 1, "name": "one"}], "annotations": entries}

@@ -52,6 +52,7 @@ def test_real_images_train_evaluate_and_predict(tiny, shared_data, run_tool, tmp
          "{{images: {toy}/{part}, annotations: {toy}/annotations/{part}.json}}",
          {"bbox/AP": 50, "segm/AP": 50}),
         ("deeplabv3plus_res2net50", "voc", "{{root: {toy}, split: {part}}}", {"mIoU": 80}),
+        ("deeplabv3plus_res2net50_warm", "warm", "{{root: {toy}, split: {part}}}", {"mIoU": 80}),
         ("sod_res2net50", "duts", "{{root: {toy}/{part}}}", {"max_F": 0.95}),
         ("classification_res2net50", "imagenet", "{toy}/{part}", {"top1": 95}),
         ("classification_res2net50 backbone.name=resnet50", "imagenet", "{toy}/{part}", {"top1": 95}),
