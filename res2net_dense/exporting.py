@@ -250,7 +250,7 @@ class _Work:
         exported = load_exported(draft)
         exported.path = output  # what messages call it
         try:
-            config = self.job.task.prepare(self.config, training=False)
+            config = self.job.task.prepare(self.config, training=False, inspect=False)
             scores = score_both(config, CPU, self.model, exported)
         except Res2NetDenseError as error:
             self.skip_or_raise(error)
@@ -296,7 +296,7 @@ def _open_work(
         raise ConfigError(f"int8 files are not for the task {job.task.name}: leave --int8 out")
     prepared = job.with_classes()
     if evaluate or prepared.model.num_classes is None:
-        prepared = job.prepared()
+        prepared = job.prepared(inspect=evaluate)
     single = job.task.single_view(prepared)
     if lost := training.changes(config_to_dict(prepared), single):
         log(f"left out: {', '.join(lost)}; the file sees each image once and whole")

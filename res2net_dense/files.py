@@ -13,6 +13,13 @@ NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 """Errors of a file system, of a cluster for example, that cannot lock files."""
 
 
+def cache_folder() -> Path:
+    """Return the folder of downloads and of what is remembered: `RES2NET_DENSE_CACHE`, or one below the home
+    folder. It need not be there.
+    """
+    return Path(os.environ.get("RES2NET_DENSE_CACHE") or "~/.cache/res2net_dense").expanduser()
+
+
 def write_atomically(
     path: Path,
     write: Callable[[BinaryIO], object],

@@ -117,6 +117,9 @@ KINDS: dict[str, Kind] = {
 }  # fmt: skip
 """By code. `docs/data.md` has the same table."""
 
+OF_WHOLE = ("all-ignored", "mostly-ignored", "nothing-salient")
+"""Codes of what concerns all masks of a set together."""
+
 REMEDIES: dict[str, str] = {
     # files
     "file-missing": "Add the file, or correct the name; names are compared with their case",
@@ -243,12 +246,15 @@ class Findings:
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
+        self.broken: set[int] = set()
+        """Places of the samples that have an error, those of findings that are not kept too."""
         self._kept: list[Finding] = []
 
     def add(self, finding: Finding) -> None:
         """Add one; its code is a key of `KINDS`."""
-        KINDS[finding.code]
         self.counts[finding.code] += 1
+        if finding.severity == "error" and finding.place is not None:
+            self.broken.add(finding.place)
         if self.counts[finding.code] <= KEPT:
             self._kept.append(finding)
 
@@ -256,6 +262,7 @@ class Findings:
         """Add those of another list, with the counts of those that it did not keep."""
         for finding in others:
             self.add(finding)
+        self.broken |= others.broken
         kept = Counter(finding.code for finding in others)
         self.counts.update({code: count - kept[code] for code, count in others.counts.items()})
 
@@ -271,5 +278,5 @@ class Findings:
         first = next((finding for finding in self if finding.severity == "error"), None)
         if first is not None:
             more = self.number("error") - 1
-            others = f" (and {counted(more, 'more error')})" if more else ""
-            raise DatasetError(f"{first}{others}", code=first.code)
+            others = f" (and {counted(more, 'more error')}: `res2net-dense check --config ...` shows all)"
+            raise DatasetError(f"{first}{others if more else ''}", code=first.code)

@@ -15,6 +15,7 @@ from res2net_dense.engine import distributed
 from res2net_dense.engine.distributed import print_rank0
 from res2net_dense.engine.run_folder import open_run_folder, own_folder
 from res2net_dense.tasks import get_task, training
+from res2net_dense.tasks.sanity import describe_data
 from res2net_dense.trained import ConfigLike, check_overrides, open_job, read_config, write_to
 
 
@@ -67,7 +68,9 @@ def train(
     loaded = read_config(config, [*overrides, *write_to(output_dir)])
     try:
         device = training.set_up_device(loaded)
-        loaded = get_task(loaded.task).prepare(loaded)
+        task = get_task(loaded.task)
+        loaded = task.prepare(loaded)
+        describe_data(task, loaded, training=True)
         if dry_run:
             with tempfile.TemporaryDirectory() as temporary:
                 run = Path(distributed.gather_objects(temporary)[0])
@@ -111,6 +114,7 @@ def evaluate(
     try:
         job, device = open_job(config, weights, [*overrides, *write_to(output_dir)])
         prepared = job.prepared()
+        describe_data(job.task, prepared, training=False)
         with own_folder(prepared.runtime.output_dir):
             print_rank0(f"evaluating {job.weights.path}")
             model = job.model(prepared)

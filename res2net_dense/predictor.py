@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from res2net_dense.config import Config
 from res2net_dense.data.images import read_sample, sample_of, to_pixels
 from res2net_dense.data.pixels import PixelFormat, to_display
-from res2net_dense.data.regions import MAX_DRAWN_PIXELS, Pixels, WholeImage, open_pixels
+from res2net_dense.data.regions import Pixels, WholeImage, open_pixels, shrink_factor
 from res2net_dense.data.tiles import tile_of
 from res2net_dense.deploy.exported import ExportedModel
 from res2net_dense.deploy.rewrite import optimize_for_inference
@@ -49,7 +49,7 @@ class Predictor:
     def __init__(self, job: Job, device: torch.device) -> None:
         config = job.with_classes()
         if config.model.num_classes is None or config.model.pixel_mean is None:
-            config = job.prepared()
+            config = job.prepared(inspect=False)
         self.config: Config = config
         self.class_names: list[str] = job.task.class_names(config)
         self.device = device
@@ -164,10 +164,10 @@ class Predictor:
         """Return all images that the task makes of a prediction, one for each of `task.folders`; other images
         than RGB of 8 bits are shown as `data.pixels.to_display` says.
 
-        Those that show an image of more than `MAX_DRAWN_PIXELS` are smaller than it; maps have its size.
+        Those that show an image of more than `regions.MAX_DRAWN_PIXELS` are smaller than it; maps have its size.
         """
         pixels = self._open(image)
-        if pixels.size[0] * pixels.size[1] > MAX_DRAWN_PIXELS:
+        if shrink_factor(pixels.size) > 1:
             return self.task.draw_large(pixels, prediction, self.class_names, score)
         shown = to_display(pixels.read(0, 0, *pixels.size))
         return self.task.draw(shown, prediction, self.class_names, score)

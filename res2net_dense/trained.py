@@ -90,12 +90,14 @@ class Job:
             )
         return updated(self.config, data={"class_names": names}, model={"num_classes": len(names)})
 
-    def prepared(self) -> Config:
-        """The config with the settings derived from weights and data, both checked."""
+    def prepared(self, *, inspect: bool = True) -> Config:
+        """The config with the settings derived from weights and data, both checked; `inspect` reads the
+        header of every image.
+        """
         config = self.with_classes()
         if not self.exported:  # no library of the network is needed for an exported one
             self.task.check(config, weights=False)
-        return self.task.prepare(config, training=False)
+        return self.task.prepare(config, training=False, inspect=inspect)
 
     def model(self, config: Config) -> nn.Module:
         """Build the model with its weights for `config`: `with_classes()`, or what `prepare` made of it.

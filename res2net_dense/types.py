@@ -16,7 +16,7 @@ pixel is 255.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, TypedDict
 
@@ -162,13 +162,22 @@ class Source(Protocol):
     def findings(self) -> Findings:
         """What was found on opening, without reading an image."""
 
-    def __len__(self) -> int: ...
+    @property
+    def looked_into(self) -> Collection[int]:
+        """Places of the samples that a quick check inspects thoroughly."""
 
-    def file(self, index: int) -> Path | None:
-        """The file of one image; None if it is not in a file of its own."""
+    def __len__(self) -> int: ...
 
     def sample(self, index: int) -> Sample:
         """Read one, untransformed; raises `DatasetError`."""
+
+    def file(self, index: int) -> Path | None:
+        """The image file of one sample, there or not; None where it is not a file of its own."""
+
+    def classes(self) -> Sequence[tuple[int | str | None, int]]:
+        """By label: the id of the class in the annotation file, if it has one, and the number of its objects.
+        Empty where this is not known without reading masks.
+        """
 
     def inspect(self, index: int, *, thorough: bool) -> list[Finding]:
         """What is wrong with the files of one sample: whether they are there and their sizes fit, from the
@@ -176,7 +185,7 @@ class Source(Protocol):
         """
 
     def check(self) -> None:
-        """Look for what would stop a run, such as missing files; raises `DatasetError` with the first."""
+        """Ask what concerns the set as a whole, such as whether a pixel is salient; raises `DatasetError`."""
 
 
 class BoxSource(Source, Protocol):
@@ -193,6 +202,12 @@ class BoxSource(Source, Protocol):
     @property
     def aspect_ratios(self) -> np.ndarray:
         """(len,) float64, width / height."""
+
+    def annotated(self, index: int) -> Sample:
+        """A sample without its image."""
+
+    def subset(self, places: Sequence[int]) -> BoxSource:
+        """The same set with some of its images, in this order."""
 
     def indices_with_objects(self) -> np.ndarray:
         """(N,) int64, N > 0; raises `DatasetError` if there is none."""

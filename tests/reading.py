@@ -6,6 +6,7 @@ import zlib
 
 import pytest
 
+from res2net_dense.data.check import check_sources
 from res2net_dense.errors import DatasetError
 
 
@@ -37,3 +38,9 @@ def write_png(file, width, height, bits, colour, data):
     for kind, part in ((b"IHDR", header), (b"IDAT", zlib.compress(data)), (b"IEND", b"")):
         png += struct.pack(">I", len(part)) + kind + part + struct.pack(">I", zlib.crc32(kind + part))
     file.write_bytes(png)
+
+
+def found_in(source, **options):
+    """The codes of the errors that a check of a source finds, each with its text."""
+    findings = check_sources({"data.val": source}, **options)["data.val"]
+    return {finding.code: str(finding) for finding in findings if finding.severity == "error"}

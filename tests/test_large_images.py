@@ -13,7 +13,8 @@ from tiny_tasks import detection, saliency, segmentation, write_config, write_we
 
 from res2net_dense import Predictor, evaluate, export, train
 from res2net_dense.cli import main
-from res2net_dense.data import regions
+from res2net_dense.data import bands, regions
+from res2net_dense.errors import DatasetError
 
 TASKS = [detection, segmentation, saliency]
 TILES = "data.tiles={size: 80, overlap: 24}"
@@ -121,7 +122,9 @@ def test_exported_files_of_one_size_take_large_images_in_tiles(run, tmp_path):
     assert_nearly_same(expected, found)
 
 
-@pytest.mark.parametrize("kind", ["random", "grid", "none"])
+@pytest.mark.parametrize(
+    "kind", ["random", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("grid", "none"))]
+)
 def test_training_and_evaluation_take_tiles(run, tmp_path, kind):
     overrides = [
         f"data.tiles={{size: 48, overlap: 16, train: {kind}}}",
@@ -132,6 +135,34 @@ def test_training_and_evaluation_take_tiles(run, tmp_path, kind):
     assert result.metrics
     again = evaluate(tmp_path / "run").metrics
     assert again == pytest.approx(result.metrics, abs=0, nan_ok=True)
+
+
+def test_boxes_may_be_on_tiffs_that_are_too_large_to_be_read_whole(draw_toy, tmp_path, monkeypatch):
+    """They are checked, learned from and scored, in tiles alone."""
+    config = write_config(detection, draw_toy, tmp_path)
+    (tmp_path / "images").mkdir()
+    objects, images = [], []
+    for number in (1, 2):
+        image = blobs(150, 200, number)
+        tifffile.imwrite(tmp_path / f"images/{number}.tif", image, tile=(32, 48), compression="deflate")
+        images.append({"id": number, "file_name": f"{number}.tif", "height": 150, "width": 200})
+        for left in (10, 75, 150):
+            right = left + 30
+            one = {"id": len(objects) + 1, "image_id": number, "category_id": 1, "area": 750, "iscrowd": 0}
+            outline = [[left, 60, right, 60, right, 85, left, 85]]
+            objects.append({**one, "bbox": [left, 60, 30, 25], "segmentation": outline})
+    document = {"images": images, "annotations": objects, "categories": [{"id": 1, "name": "thing"}]}
+    (tmp_path / "a.json").write_text(json.dumps(document))
+    part = f"{{images: {tmp_path}/images, annotations: {tmp_path}/a.json}}"
+    overrides = [f"data.{name}={part}" for name in ("train", "val")]
+    overrides += ["train.iterations=2", "model.score_threshold=0.3"]
+    for module in (bands, regions):
+        monkeypatch.setattr(module, "MAX_PIXELS", 20000)
+    monkeypatch.setattr(regions, "WHOLE_PIXELS", 1000)
+    with pytest.raises(DatasetError, match=r"1\.tif: refused, the header claims"):
+        train(config, overrides=overrides, output_dir=tmp_path / "whole")
+    result = train(config, overrides=[*overrides, TILES], output_dir=tmp_path / "tiles")
+    assert "bbox/AP" in result.metrics
 
 
 def test_a_broken_part_of_an_image_is_one_error(run, tmp_path, monkeypatch):
@@ -164,7 +195,7 @@ sys.exit(code)
 def test_a_tiff_of_400_megapixels_takes_less_than_2_gb(run, tmp_path, run_code):
     """All of it: reading, predicting, merging, records, and the images that show the predictions."""
     (tmp_path / "in").mkdir()
-    tile = blobs(512, 512)
+    tile = blobs(32, 32).repeat(16, axis=0).repeat(16, axis=1)  # compresses well
     tifffile.imwrite(
         tmp_path / "in/a.tif", (tile for _ in range(40 * 40)), shape=(20000, 20000, 3), dtype=np.uint8,
         photometric="rgb", tile=(512, 512), compression="deflate", compressionargs={"level": 1},

@@ -11,7 +11,6 @@ Holocron, torchvision; `timm_*` are timm's own measurements of the same weights.
 from __future__ import annotations
 
 import csv
-import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -25,6 +24,7 @@ import torch
 from res2net_dense.backbones.registry import ALIASES, canonical_name, create_classifier
 from res2net_dense.download import download
 from res2net_dense.errors import CheckpointError, DownloadError
+from res2net_dense.files import cache_folder
 
 IMAGENETTE = (
     "n01440764", "n02102040", "n02979186", "n03000684", "n03028079",
@@ -155,11 +155,6 @@ def fetch(row: Weights) -> Path:
 def cached_path(row: Weights) -> Path:
     """Where the file of `row` is kept, there or not."""
     return cache_folder() / row.file_name
-
-
-def cache_folder() -> Path:
-    """Where downloads are kept."""
-    return Path(os.environ.get("RES2NET_DENSE_CACHE") or "~/.cache/res2net_dense").expanduser()
 
 
 _NOT_STATED = "not stated for the weights; "

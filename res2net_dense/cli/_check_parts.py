@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, get_args
 from pydantic import ValidationError
 
 from res2net_dense.config import load_config
+from res2net_dense.config.schema import DataConfig
 from res2net_dense.config.yaml_text import parse_yaml
 from res2net_dense.data.layouts import Part, open_source
 from res2net_dense.data.pixels import PixelFormat
@@ -18,6 +19,8 @@ from res2net_dense.findings import Finding, Findings
 from res2net_dense.tasks import get_task
 from res2net_dense.tasks.pixels import pixel_format
 
+READING = ("class_names", "channels", "value_range")
+"""Keys of the section `data` that concern the images of any layout."""
 SHORT_NAMES = {"voc": "voc-boxes", "pairs": "image-masks", "folders": "class-folders"}
 
 
@@ -45,8 +48,8 @@ def of_config(name: str, overrides: Sequence[str]) -> dict[str, Opened]:
         parts = getattr(config.data, key)
         if parts is None:
             continue
-        options = {**task.source_options(config), "form": pixel_format(config)}
-        opened = _open(parts, train=key == "train", class_names=config.data.class_names, **options)
+        options = {"form": pixel_format(config), "class_names": config.data.class_names}
+        opened = _open(parts, train=key == "train", **options, **task.source_options(config))
         sets[f"data.{key}"] = opened
         if opened.source is not None and key == "train":
             config = task.adapt(config, opened.source)
@@ -57,25 +60,23 @@ def of_config(name: str, overrides: Sequence[str]) -> dict[str, Opened]:
 
 def of_layout(name: str, words: Sequence[str]) -> dict[str, Opened]:
     """The set that is given in words, `coco my/train.json my/images`; raises as `of_config`."""
-    named = [word for word in words if word.startswith("class_names=")]
-    part = part_of(name, [word for word in words if word not in named])
-    names = parse_yaml(named[-1].partition("=")[2], lambda _: f"--layout {name}") if named else None
-    if named and not (isinstance(names, list) and names and all(isinstance(own, str) for own in names)):
-        raise ConfigError(f"{named[-1]!r:.80}: expected a list of names, such as class_names=[sky, tree]")
+    part, reading = part_of(name, words)
+    form = PixelFormat(reading.channels, reading.value_range)
+    options = {"train": True, "class_names": reading.class_names, "form": form}
     try:
-        opened = _open([part], train=True, class_names=names, needs=part.gives)
+        opened = _open([part], needs=part.gives, **options)
     except ConfigError:  # boxes alone are a data set too
         if "masks" not in part.gives:
             raise
-        opened = _open([part], train=True, class_names=names, needs=part.gives - {"masks"})
-    if opened.source is not None:
-        opened.source.form = PixelFormat(find_channels(opened.source))
+        opened = _open([part], needs=part.gives - {"masks"}, **options)
+    if opened.source is not None and "channels" not in reading.model_fields_set:
+        opened.source.form = form._replace(channels=find_channels(opened.source))
     return {"data": opened}
 
 
-def part_of(name: str, words: Sequence[str]) -> Part:
+def part_of(name: str, words: Sequence[str]) -> tuple[Part, DataConfig]:
     """The part of a layout from its paths in order (`Part.places`, then other keys that it must have), and
-    `key=value`; raises `ConfigError`.
+    `key=value`, of it or of how the images are read (`READING`); raises `ConfigError`.
     """
     kinds = layouts()
     full = SHORT_NAMES.get(name, name)
@@ -85,21 +86,26 @@ def part_of(name: str, words: Sequence[str]) -> Part:
     kind = kinds[full]
     fields = {key: field for key, field in kind.model_fields.items() if key != "layout"}
     order = [*kind.places, *(k for k, f in fields.items() if f.is_required() and k not in kind.places)]
-    settings = {word: key for word in words if "=" in word and (key := word.partition("=")[0]) in fields}
+    order += [key for key in ("split",) if key in fields and key not in order]
+    keys = {*fields, *READING}
+    settings = {word: key for word in words if "=" in word and (key := word.partition("=")[0]) in keys}
     given = [word for word in words if word not in settings]
     values: dict[str, Any] = dict(zip(order, given, strict=False))
     for word, key in settings.items():
         values[key] = parse_yaml(word.partition("=")[2], lambda _: f"--layout {name}")
-    optional = {key for key in order if type(None) in get_args(fields[key].annotation)}
-    values = dict.fromkeys(optional) | values
-    missing = [key for key in order if key not in values]
+    nullable = {key for key in order if type(None) in get_args(fields[key].annotation)}
+    optional = nullable | {key for key in order if not fields[key].is_required()}
+    values = dict.fromkeys(nullable) | values
+    missing = [key for key in order if key not in values and key not in optional]
     if missing or len(given) > len(order):
         usage = " ".join(f"[{key.upper()}]" if key in optional else key.upper() for key in order)
-        others = " ".join(f"[{key}=...]" for key in (*fields, "class_names") if key not in order)
+        others = " ".join(f"[{key}=...]" for key in (*fields, *READING) if key not in order)
         problem = f"{missing[0].upper()} is missing" if missing else f"{given[len(order)]!r} is too much"
         raise ConfigError(f"{problem}; write: res2net-dense check --layout {name} {usage} {others}".rstrip())
+    own = {key: value for key, value in values.items() if key in fields}
+    reading = {key: value for key, value in values.items() if key not in fields}
     try:
-        return kind.model_validate({"layout": full, **values})
+        return kind.model_validate({"layout": full, **own}), DataConfig.model_validate(reading)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))

@@ -145,9 +145,17 @@ def _merge(base: Mapping[str, Any], change: Section) -> Section:
 
 
 def _are_two_layouts(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
-    """Whether one is a part in COCO's layout and one in VOC's: half of each would name the wrong folders."""
-    coco = [{"images", "annotations"} <= part.keys() and "root" not in part for part in (old, new)]
-    return (coco[0] and "root" in new) or (coco[1] and "root" in old)
+    """Whether two parts have different layouts: half of each would name the wrong folders."""
+    kinds = [_layout_key(part) for part in (old, new)]
+    return None not in kinds and (
+        kinds[0] != kinds[1] or new.get("layout", "") not in ("", old.get("layout"))
+    )
+
+
+def _layout_key(part: Mapping[str, Any]) -> str | None:
+    """The key that tells the layout of a part, None if it has none."""
+    is_coco = {"images", "annotations"} <= part.keys()
+    return next((key for key in ("yaml", "csv", "root") if key in part), "annotations" if is_coco else None)
 
 
 def _parse_override(text: str, data: Mapping[str, Any]) -> Section:

@@ -70,8 +70,8 @@ class DataConfig(Section):
     photometric: Literal["none", "light", "strong"] = "none"
     """Changes of colour, brightness, sharpness and noise in training; hue and saturation of RGB alone."""
     on_error: Literal["raise", "skip"] = "raise"
-    """What happens at an unreadable image in training: the run ends, or the next readable one replaces it.
-    Evaluation always ends: a score without some images would be another score."""
+    """What happens at an image in training that cannot be read or whose annotations are wrong: the run ends,
+    or goes on without it. Evaluation always ends: a score without some images would be another score."""
     workers: NonNegativeInt = 2
     """Processes that load images, for each training process; 0 loads in the training process."""
 

@@ -1,20 +1,186 @@
-"""A stand-in until the real module is there."""
+"""What is wrong with the files of data sets: all samples are looked at before anything is learned.
+
+The quick form reads headers, in threads, and remembers the sizes of good images (`header_sizes`). The
+thorough form reads images and masks whole, in processes.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from typing import NamedTuple
 
-from res2net_dense.findings import Findings
+from tqdm import tqdm
+
+from res2net_dense.data.header_sizes import remembered_sizes
+from res2net_dense.errors import DatasetError
+from res2net_dense.files import sha256_of
+from res2net_dense.findings import OF_WHOLE, Finding, Findings
 from res2net_dense.types import Source
 
+_THREADS = 4
+"""More only wait for each other on a local disk."""
+_CHUNK = 16
+"""Samples that a thread takes at a time."""
+_BAR_AFTER_SECONDS = 1.0
 
-def check_sources(sources: Mapping[str, Source], *, thorough: bool, workers: int) -> dict[str, Findings]:
-    """All findings of each source."""
-    found = {}
+
+class _Look(NamedTuple):
+    """What was seen of a sample."""
+
+    found: list[Finding]
+    file: str
+    """Its image as it is named; empty where it is not a file of its own."""
+    target: str = ""
+    """The same file behind all links."""
+    digest: str = ""
+    """Of its content, in the thorough form of two sets."""
+
+
+def check_sources(
+    sources: Mapping[str, Source], *, thorough: bool = False, workers: int | None = None
+) -> dict[str, Findings]:
+    """Look at all samples of one or more sets that belong together; nothing is written next to the data.
+
+    Args:
+        sources: by what messages call them, such as `data.train` and `data.val`.
+        thorough: whether images and masks are read whole; else their headers alone.
+        workers: processes of the thorough form, 0 for none; None for one for each core.
+
+    Returns:
+        By the same names: what was found on opening, of each sample, of the set, and, with the later of two
+        sets, which images are in both.
+    """
+    found: dict[str, Findings] = {}
+    looks: dict[str, list[_Look]] = {}
+    several = len(sources) > 1
     for name, source in sources.items():
-        found[name] = Findings()
-        found[name].extend(source.findings)
-        for index in range(len(source)):
-            for finding in source.inspect(index, thorough=thorough):
-                found[name].add(finding)
+        found[name] = findings = Findings()
+        findings.extend(source.findings)
+        looks[name] = list(_look_at_all(name, source, thorough, several, workers))
+        for look in looks[name]:
+            for finding in look.found:
+                findings.add(finding)
+        if not source.findings.counts["duplicate-file-name"]:
+            _find_repeated(looks[name], findings)
+        _ask_of_whole(source, findings)
+    names = list(sources)
+    for place, later in enumerate(names):
+        for earlier in names[:place]:
+            _find_shared(earlier, looks[earlier], looks[later], found[later])
     return found
+
+
+def _look_at_all(
+    name: str, source: Source, thorough: bool, compare: bool, workers: int | None
+) -> Iterator[_Look]:
+    """Look at each sample, in order, with a bar where it takes longer."""
+    chunks = [range(i, min(i + _CHUNK, len(source))) for i in range(0, len(source), _CHUNK)]
+    task = _Chunks(source, chunks, thorough, compare)
+    bar = tqdm(
+        total=len(source), desc=f"checking {name}", unit="image", disable=None, leave=False,
+        delay=_BAR_AFTER_SECONDS,
+    )  # fmt: skip
+    with bar:
+        for part in _in_processes(task, workers) if thorough else _in_threads(task, source.name):
+            bar.update(len(part))
+            yield from part
+
+
+class _Chunks(Sequence[list[_Look]]):
+    """What is seen of each chunk of samples; asking for an item looks at it. It is a `Dataset` of PyTorch."""
+
+    def __init__(self, source: Source, chunks: Sequence[range], thorough: bool, compare: bool) -> None:
+        self.source, self.chunks, self.thorough, self.compare = source, chunks, thorough, compare
+
+    def __len__(self) -> int:
+        return len(self.chunks)
+
+    def __getitem__(self, number: int) -> list[_Look]:  # type: ignore[override]  # no slices
+        return [self._look(place) for place in self.chunks[number]]
+
+    def _look(self, place: int) -> _Look:
+        thorough = self.thorough or place in self.source.looked_into
+        found = self.source.inspect(place, thorough=thorough)
+        file = self.source.file(place)
+        if file is None:
+            return _Look(found, "")
+        if not self.compare:
+            return _Look(found, str(file))
+        digest = ""
+        with suppress(OSError, ValueError):  # `found` says why
+            if self.thorough and file.is_file():
+                digest = sha256_of(file)
+            return _Look(found, str(file), os.path.realpath(file), digest)
+        return _Look(found, str(file))
+
+
+def _in_threads(task: _Chunks, name: str) -> Iterator[list[_Look]]:
+    with remembered_sizes(name), ThreadPoolExecutor(_THREADS) as pool:
+        try:
+            yield from pool.map(task.__getitem__, range(len(task)))
+        except BaseException:  # Ctrl-C: leave at once
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _in_processes(task: _Chunks, workers: int | None) -> Iterator[list[_Look]]:
+    workers = _cores() if workers is None else workers
+    if not workers or len(task) < 2:
+        return map(task.__getitem__, range(len(task)))
+    import torch
+    from torch.utils.data import DataLoader
+
+    loader: DataLoader[list[_Look]] = DataLoader(
+        task,  # type: ignore[arg-type]  # it has the methods of a Dataset
+        batch_size=None,
+        num_workers=min(workers, len(task)),
+        collate_fn=_same,
+        generator=torch.Generator(),  # starting draws a number: not from the global one
+    )
+    return iter(loader)
+
+
+def _same(part: list[_Look]) -> list[_Look]:
+    return part
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _ask_of_whole(source: Source, findings: Findings) -> None:
+    try:
+        source.check()
+    except DatasetError as error:
+        if findings.broken and error.code not in OF_WHOLE:
+            return  # it is what was found in a sample
+        file, _, text = str(error).partition(": ")
+        findings.add(Finding(error.code or "file-format", file, text))
+
+
+def _find_repeated(looks: Sequence[_Look], findings: Findings) -> None:
+    """Images of one set that are the same file."""
+    first: dict[str, int] = {}
+    for place, look in enumerate(looks):
+        if look.file and first.setdefault(look.file, place) != place:
+            text = f"it is image {first[look.file]} and image {place} of the set, from 0; remove one of them"
+            findings.add(Finding("duplicate-file-name", look.file, text, look.file, place))
+
+
+def _find_shared(name: str, earlier: Sequence[_Look], later: Sequence[_Look], findings: Findings) -> None:
+    """Images of the later set that are in the earlier one, which is called `name`, too."""
+    targets = {look.target: look for look in earlier if look.target}
+    digests = {look.digest: look for look in earlier if look.digest}
+    for place, look in enumerate(later):
+        if look.target and look.target in targets:
+            text = (
+                f"it is in {name} too: remove it from one of them, or its score says nothing of other images"
+            )
+        elif look.digest and look.digest in digests:
+            text = f"{digests[look.digest].file} in {name} has the same content; remove one of them"
+        else:
+            continue
+        findings.add(Finding("train-val-overlap", look.file, text, look.file, place))

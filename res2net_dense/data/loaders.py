@@ -7,6 +7,7 @@ and the main process raises or logs them, so that a user reads one line and not 
 
 from __future__ import annotations
 
+import gc
 import itertools
 import logging
 import sys
@@ -169,17 +170,23 @@ class BatchLoader:
     """Iterates over batches of `list[Sample]`; each pass starts from the beginning.
 
     A broken image raises its `DatasetError` here. One that was replaced (`on_error="skip"`) is logged as a
-    warning and counted in `skipped`. `batches` are the keys of the samples of each batch, such as
-    `TrainBatches`; with 0 workers this process reads.
+    warning, once, and counted in `skipped` and `broken`. `batches` are the keys of the samples of each batch,
+    such as `TrainBatches`; with 0 workers this process reads.
     """
 
     def __init__(self, dataset: Dataset[Item], batches: Iterable[list[Any]], *, workers: int) -> None:
         self.loader = _data_loader(dataset, batches, workers)
         self.skipped = 0
+        self._told: set[str] = set()
 
     def __len__(self) -> int:
         """Number of batches of this process; a TypeError for endless batches."""
         return len(self.loader)
+
+    @property
+    def broken(self) -> int:
+        """How many images could not be read so far."""
+        return len(self._told)
 
     def __iter__(self) -> Iterator[list[Sample]]:
         for batch in self.loader:
@@ -191,7 +198,9 @@ class BatchLoader:
                 raise errors[0]
             raise DatasetError(f"{errors[-1]} ({len(errors)} in a row are broken)")
         for error in errors:
-            _logger.warning("skipped: %s", error)
+            if str(error) not in self._told:  # it comes again in each epoch
+                _logger.warning("skipped: %s", error)
+                self._told.add(str(error))
         self.skipped += len(errors)
         return sample
 
@@ -308,6 +317,7 @@ def _samples(items: list[Item]) -> list[dict[str, Any]]:
 
 
 def _init_worker(worker: int) -> None:
+    gc.freeze()  # a collection writes into all objects, which would copy the memory that is shared
     torch.set_num_threads(1)
     if cv2 := sys.modules.get("cv2"):  # its threads would compete with the other workers
         cv2.setNumThreads(0)

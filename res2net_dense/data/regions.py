@@ -239,6 +239,14 @@ class _Upright:
     value = 1
 
 
+def read_through(pixels: Pixels) -> None:
+    """Read all of an image, block by block; raises `DatasetError` if a part cannot be read."""
+    height, width = pixels.size
+    rows = max(1, _BLOCK_PIXELS // width)
+    for top in range(0, height, rows):
+        pixels.read(top, 0, min(rows, height - top), width)
+
+
 def shrink_factor(size: tuple[int, int]) -> int:
     """By which whole number an image, (height, width), is made smaller to be drawn on."""
     return -(-max(size) // _DRAWN_SIDE) if size[0] * size[1] > MAX_DRAWN_PIXELS else 1

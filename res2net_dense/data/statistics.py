@@ -5,6 +5,7 @@ Everything is measured on images that are drawn evenly from the whole set, alway
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -122,10 +123,10 @@ def find_range(source: Source, channels: int, *, sample: int = RANGE_SAMPLE) -> 
     kinds: set[str] = set()
     values: list[np.ndarray] = []
     for index in even_sample(len(source), sample):
-        path = source.file(index)
-        if path is None:
-            return None
         try:
+            path = _file(source, index)
+            if path is None:
+                return None
             if not has_more_than_8_bits(path):
                 continue
             found = read_bands(path, channels).values
@@ -172,9 +173,17 @@ def _range(values: np.ndarray, *, is_float: bool) -> tuple[float, float]:
     return (low, high) if high > low else (low, low + 1)
 
 
+def _file(source: Source, index: int) -> Path | None:
+    """The file of an image; raises the `DatasetError` of one that is missing or leads out of the data set."""
+    for finding in source.inspect(index, thorough=False):
+        if finding.severity == "error":
+            raise DatasetError(str(finding), finding.code)
+    return source.file(index)
+
+
 def _pixels(source: Source, index: int, form: PixelFormat) -> np.ndarray:
     """(N, channels) float64."""
-    path = source.file(index)
+    path = _file(source, index)
     if path is not None:
         values = read_image(path, form)
     else:

@@ -6,13 +6,14 @@ torchrun --nproc_per_node 8 -m res2net_dense.cli train ...
 from __future__ import annotations
 
 import os
-from typing import TypeVar
+from collections.abc import Callable
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from res2net_dense.errors import ConfigError
+from res2net_dense.errors import ConfigError, Res2NetDenseError
 
 T = TypeVar("T")
 
@@ -105,6 +106,20 @@ def gather_objects(item: T) -> list[T]:
     gathered: list[T | None] = [None] * world_size()
     distributed.all_gather_object(gathered, item)
     return gathered  # type: ignore[return-value]  # all_gather_object has filled every place
+
+
+def compute_once(compute: Callable[[], T]) -> T:
+    """Compute in the main process while the others wait; all get the result, or the error of the user's."""
+    outcome: T | Res2NetDenseError | None = None
+    if is_main():
+        try:
+            outcome = compute()
+        except Res2NetDenseError as error:
+            outcome = error
+    outcome = gather_objects(outcome)[0]
+    if isinstance(outcome, Res2NetDenseError):
+        raise outcome
+    return cast(T, outcome)
 
 
 def maximum(values: list[int], device: torch.device) -> list[int]:

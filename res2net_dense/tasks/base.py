@@ -37,8 +37,10 @@ from res2net_dense.data.tiles import TileSize, TrainTiles, grids, starts
 from res2net_dense.engine import distributed
 from res2net_dense.engine.distributed import print_rank0
 from res2net_dense.errors import ConfigError, DatasetError, counted, first_few
+from res2net_dense.evaluation.base import Gather
 from res2net_dense.models.graphs import Graph
 from res2net_dense.report.shrink import shrunk
+from res2net_dense.tasks.checking import check_data, left_out
 from res2net_dense.tasks.pixels import measured, pixel_format
 from res2net_dense.types import Merger, Prediction, ReportingEvaluator, Sample, Source, Tile
 
@@ -86,6 +88,8 @@ class Task(ABC, Generic[C]):
     """Whether the outputs of an exported file have one row per image."""
     quantizable: ClassVar[bool] = False
     """Whether its exported files may be in int8."""
+    truth_images: ClassVar[int] = 0
+    """How many images are scored by their own annotations before a run, as `truth` returns them."""
     weights_are_whole: ClassVar[bool] = False
     """Whether `backbone.weights` may hold the whole model."""
 
@@ -116,8 +120,10 @@ class Task(ABC, Generic[C]):
         """Return what is done to a sample in evaluation and prediction."""
 
     @abstractmethod
-    def build_evaluator(self, config: C) -> ReportingEvaluator:
-        """Return the evaluator of `data.val`; label maps it reads itself, at their own size."""
+    def build_evaluator(self, config: C, source: Any = None) -> ReportingEvaluator:
+        """Return the evaluator of `data.val`, or of a part of it in this process alone; label maps it reads
+        itself, at their own size.
+        """
 
     @abstractmethod
     def decode(self, outputs: Mapping[str, Tensor], place: int, sample: Sample) -> Prediction:
@@ -173,6 +179,18 @@ class Task(ABC, Generic[C]):
         """The keys of a `Prediction` of the model; by default those that it learns."""
         return frozenset(self.needs)
 
+    def truth(self, config: C, source: Any, index: int) -> tuple[Sample, Prediction]:
+        """Return the annotations of an image as a prediction, and what the evaluator reads of the sample."""
+        raise NotImplementedError
+
+    def truth_metrics(self, config: C) -> list[Metric]:
+        """The scores that the ground truth must reach in full."""
+        return [metric for metric in self.metrics(config) if metric.headline]
+
+    def truth_losses(self, config: C, source: Any) -> list[str]:
+        """Why the ground truth of a source does not reach the full score, in words."""
+        return []
+
     def source_options(self, config: C) -> dict[str, Any]:
         """What `data.layouts.open_source` has to know of the task."""
         return {"needs": self.needs}
@@ -188,9 +206,10 @@ class Task(ABC, Generic[C]):
         parts = getattr(config.data, name)
         if parts is None:
             raise ConfigError(f"data.{name} is not set: name the data there")
-        options = self.source_options(config)
-        form = pixel_format(config)
-        return open_source(parts, train=train, class_names=config.data.class_names, form=form, **options)
+        strict = not (train and config.data.on_error == "skip")
+        options = {"strict": strict, "form": pixel_format(config), **self.source_options(config)}
+        options["tiled"] = self.tile_size(config) is not None
+        return open_source(parts, train=train, class_names=config.data.class_names, **options)
 
     def adapt(self, config: C, source: Source) -> C:
         """Fill in the settings that are derived from the data: by default class names and their number."""
@@ -238,26 +257,27 @@ class Task(ABC, Generic[C]):
         with torch.device("meta"):
             self.build_model(config, load_weights=False)
 
-    def prepare(self, config: C, *, training: bool = True) -> C:
+    def prepare(self, config: C, *, training: bool = True, inspect: bool = True) -> C:
         """Check config and data before a run; return the config with the settings derived from the data.
 
         Args:
             config: as it was loaded.
             training: False leaves the training set alone; without class names in the config those of the
                 validation set are taken.
+            inspect: whether the header of every image is read.
         """
         if training:
             self.check(config)
         config = measured(self, config, training=training)
         source = self.open_source(config, train=training)
         config = self.adapt(config, source)
-        sources = [source]
-        if training and config.data.val is not None:
-            sources.append(self.open_source(config, train=False))
-        for one in sources:
-            if not (training and one is source and config.data.on_error == "skip"):
-                one.check()  # better now than after a day of training
-        for remark in dict.fromkeys(remark for one in sources for remark in one.remarks):
+        sources = {"data.train": self.open_source(config, train=True)} if training else {}
+        if config.data.val is not None:
+            sources["data.val"] = self.open_source(config, train=False)
+        if inspect:
+            skip = "data.train" if training and config.data.on_error == "skip" else None
+            check_data(sources, skip=skip)  # better now than after a day of training
+        for remark in dict.fromkeys(remark for one in sources.values() for remark in one.remarks):
             warn_rank0(remark)
         name = config.train.best_metric
         if name is not None and name not in (allowed := self.metric_names(config)):
@@ -289,6 +309,8 @@ class Task(ABC, Generic[C]):
         )
         indices, groups = self.sampling(config, source)
         indices = np.arange(len(source)) if indices is None else indices
+        good = ~np.isin(indices, left_out(source))
+        indices, groups = indices[good], None if groups is None else groups[good]
         said = f"{counted(len(indices), 'image')} of {source.name}, {counted(len(names), 'class')}"
         tiles = self.train_tiles(config, source, indices)
         if tiles is not None:
@@ -331,6 +353,12 @@ class Task(ABC, Generic[C]):
     def merger(self, config: C, first: Tile) -> Merger:
         """Return what makes the prediction for an image out of those for its tiles; this is the first."""
         raise NotImplementedError(f"{self.name} does not divide images into tiles")
+
+    def scored(self, config: C, source: Any) -> tuple[Any, Gather | None]:
+        """What an evaluator is for, and how it gathers; see `build_evaluator`."""
+        if source is not None:
+            return source, None
+        return self.open_source(config, train=False), distributed.gather_objects
 
     def build_eval_loader(self, config: C) -> BatchLoader:
         """Return this process's part of the validation images, each once, or the tiles of each."""

@@ -19,7 +19,6 @@ from res2net_dense.data.transforms import (
     Step,
     colour_changes,
 )
-from res2net_dense.engine.distributed import gather_objects
 from res2net_dense.errors import ConfigError
 from res2net_dense.evaluation.classification import METRICS, ClassificationEvaluator
 from res2net_dense.models.classification import build_classifier_model
@@ -81,9 +80,9 @@ class Classification(Task[ClassificationConfig]):
     def image_size(self, config: ClassificationConfig) -> tuple[int, int] | None:
         return config.data.crop_size, config.data.crop_size
 
-    def build_evaluator(self, config: ClassificationConfig) -> ReportingEvaluator:
-        source = self.open_source(config, train=False)
-        return ClassificationEvaluator(source.labels, class_names=source.class_names, gather=gather_objects)
+    def build_evaluator(self, config: ClassificationConfig, source: Any = None) -> ReportingEvaluator:
+        source, gather = self.scored(config, source)
+        return ClassificationEvaluator(source.labels, class_names=source.class_names, gather=gather)
 
     def decode(self, outputs: Mapping[str, Tensor], place: int, sample: Sample) -> Prediction:
         return {"logits": outputs["logits"][place]}

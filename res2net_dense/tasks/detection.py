@@ -5,11 +5,13 @@ What is imported inside methods needs detectron2 or pycocotools, which an export
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor, nn
 
@@ -18,7 +20,7 @@ from res2net_dense.data.layouts import coco_masks
 from res2net_dense.data.loaders import aspect_ratio_groups
 from res2net_dense.data.tiles import TrainTiles
 from res2net_dense.data.transforms import Pipeline, RandomFlip, ResizeShortestEdge, colour_changes
-from res2net_dense.engine.distributed import gather_objects
+from res2net_dense.errors import counted
 from res2net_dense.evaluation import voc
 from res2net_dense.models.detections import to_prediction
 from res2net_dense.models.graphs import Graph
@@ -35,6 +37,7 @@ class Detection(Task[DetectionConfig]):
     config_class = DetectionConfig
     usual_classes = 80
     batched_outputs = False
+    truth_images = 200
 
     def metrics(self, config: DetectionConfig) -> list[Metric]:
         if self._is_voc(config):
@@ -116,12 +119,12 @@ class Detection(Task[DetectionConfig]):
     def merger(self, config: DetectionConfig, first: Tile) -> Merger:
         return DetectionMerger(config.model.nms_threshold)
 
-    def build_evaluator(self, config: DetectionConfig) -> ReportingEvaluator:
-        source: BoxSource = self.open_source(config, train=False)
+    def build_evaluator(self, config: DetectionConfig, source: Any = None) -> ReportingEvaluator:
+        source, gather = self.scored(config, source)
         truth, names = source.ground_truth(), source.class_names
         if source.benchmark == "voc":
             method = config.eval.method
-            return voc.VocEvaluator(truth, class_names=names, method=method, gather=gather_objects)
+            return voc.VocEvaluator(truth, class_names=names, method=method, gather=gather)
         from res2net_dense.evaluation.coco import CocoEvaluator
 
         return CocoEvaluator(
@@ -130,8 +133,41 @@ class Detection(Task[DetectionConfig]):
             name=source.name,
             iou_types=_iou_types(config),
             backend=config.eval.backend,
-            gather=gather_objects,
+            gather=gather,
         )
+
+    def truth(self, config: DetectionConfig, source: Any, index: int) -> tuple[Sample, Prediction]:
+        sample = source.annotated(index)
+        limit = config.model.detections_per_image
+        kept: Prediction = {"boxes": sample["boxes"][:limit], "labels": sample["labels"][:limit]}
+        kept["scores"] = torch.ones(len(kept["labels"]))
+        if _has_masks(config):
+            size = sample["original_height"], sample["original_width"]
+            kept["masks"] = coco_masks.to_bitmaps(sample["masks"][:limit], *size)
+        return sample, kept
+
+    def truth_metrics(self, config: DetectionConfig) -> list[Metric]:
+        return [metric for metric in self.metrics(config) if metric.name.endswith("/AP")]
+
+    def truth_losses(self, config: DetectionConfig, source: Any) -> list[str]:
+        limit, counts = config.model.detections_per_image, Counter[str]()
+        for sample in map(source.annotated, range(len(source))):
+            boxes, labels = sample["boxes"], sample["labels"]
+            counts[f"with more than {limit} objects (model.detections_per_image)"] += len(labels) > limit
+            if source.benchmark == "coco":
+                counts["with more than 100 objects of a class, of which COCO scores 100"] += bool(
+                    len(labels) and int(labels.bincount().max()) > 100
+                )
+            sides = boxes[:, 2:] - boxes[:, :2]
+            counts["with a box under one pixel wide or high"] += bool((sides < 1).any())
+            objects = torch.cat([boxes, labels[:, None].float()], dim=1)
+            twins = len(torch.unique(objects, dim=0)) < len(objects)
+            counts["where two objects of a class have the same box"] += twins
+            if "masks" in sample:
+                size = sample["original_height"], sample["original_width"]
+                areas = coco_masks.to_bitmaps(sample["masks"], *size).flatten(1).sum(dim=1)
+                counts["with a mask that covers no pixel"] += bool((areas == 0).any())
+        return [f"{counted(count, 'image')} {reason}" for reason, count in counts.items() if count]
 
     def decode(self, outputs: Mapping[str, Tensor], place: int, sample: Sample) -> Prediction:
         height, width = sample["image"].shape[-2:]

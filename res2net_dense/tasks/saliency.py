@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor, nn
 
@@ -23,7 +24,7 @@ from res2net_dense.data.transforms import (
     drop_maps,
     random_rotation,
 )
-from res2net_dense.engine.distributed import gather_objects
+from res2net_dense.errors import counted
 from res2net_dense.models.graphs import Graph, SaliencyGraph
 from res2net_dense.models.saliency import build_saliency_model, resized_saliency
 from res2net_dense.models.tile_maps import SaliencyMerger
@@ -40,6 +41,7 @@ class Saliency(Task[SaliencyConfig]):
     needs = ("saliency",)
     folders = ("maps", "overlays", "cutouts")
     overlay = "overlays"
+    truth_images = 100
     quantizable = True
 
     def metrics(self, config: SaliencyConfig) -> list[Metric]:
@@ -96,11 +98,18 @@ class Saliency(Task[SaliencyConfig]):
     def merger(self, config: SaliencyConfig, first: Tile) -> Merger:
         return SaliencyMerger(first, *self.tile_places(config, first))
 
-    def build_evaluator(self, config: SaliencyConfig) -> ReportingEvaluator:
+    def build_evaluator(self, config: SaliencyConfig, source: Any = None) -> ReportingEvaluator:
         from res2net_dense.evaluation.saliency import SaliencyEvaluator
 
-        source, rescale = self.open_source(config, train=False), config.eval.rescale
-        return SaliencyEvaluator(source.mask, source.parts, rescale=rescale, gather=gather_objects)
+        source, gather = self.scored(config, source)
+        return SaliencyEvaluator(source.mask, source.parts, rescale=config.eval.rescale, gather=gather)
+
+    def truth(self, config: SaliencyConfig, source: Any, index: int) -> tuple[Sample, Prediction]:
+        return {"image_id": index}, {"saliency": torch.from_numpy(source.mask(index).astype(np.float32))}
+
+    def truth_losses(self, config: SaliencyConfig, source: Any) -> list[str]:
+        empty = sum(not source.mask(index).any() for index in range(len(source)))
+        return [f"{counted(empty, 'mask')} without a salient pixel, whose F is 0"] if empty else []
 
     def decode(self, outputs: Mapping[str, Tensor], place: int, sample: Sample) -> Prediction:
         size = sample["original_height"], sample["original_width"]

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor, nn
 
@@ -23,7 +24,6 @@ from res2net_dense.data.transforms import (
     colour_changes,
     drop_maps,
 )
-from res2net_dense.engine.distributed import gather_objects
 from res2net_dense.errors import ConfigError
 from res2net_dense.evaluation.semantic import METRICS, SemanticEvaluator
 from res2net_dense.models.graphs import Graph, SegmentationGraph
@@ -32,7 +32,16 @@ from res2net_dense.models.tile_maps import SemanticMerger
 from res2net_dense.palette import voc_palette
 from res2net_dense.report.segments import draw_segmentation, palette_image
 from res2net_dense.tasks.base import Images, Metric, Task, Transform, network_settings, updated
-from res2net_dense.types import Merger, Prediction, ReportingEvaluator, Sample, Source, Tile, is_part
+from res2net_dense.types import (
+    IGNORE_INDEX,
+    Merger,
+    Prediction,
+    ReportingEvaluator,
+    Sample,
+    Source,
+    Tile,
+    is_part,
+)
 
 ROWS_AT_A_TIME = 1024
 """Of a large label map: sorting it whole would take its memory several times."""
@@ -48,6 +57,7 @@ class SemanticSegmentation(Task[SegmentationConfig]):
     overlay = "overlays"
     first_category_id = 0  # ids are the pixels of the masks
     usual_classes = 21
+    truth_images = 100
     quantizable = True
 
     def metrics(self, config: SegmentationConfig) -> list[Metric]:
@@ -98,10 +108,15 @@ class SemanticSegmentation(Task[SegmentationConfig]):
     def merger(self, config: SegmentationConfig, first: Tile) -> Merger:
         return SemanticMerger(first, *self.tile_places(config, first))
 
-    def build_evaluator(self, config: SegmentationConfig) -> ReportingEvaluator:
-        source = self.open_source(config, train=False)
+    def build_evaluator(self, config: SegmentationConfig, source: Any = None) -> ReportingEvaluator:
+        source, gather = self.scored(config, source)
         names = source.class_names
-        return SemanticEvaluator(source.mask, len(source), class_names=names, gather=gather_objects)
+        return SemanticEvaluator(source.mask, len(source), class_names=names, gather=gather)
+
+    def truth(self, config: SegmentationConfig, source: Any, index: int) -> tuple[Sample, Prediction]:
+        mask = source.mask(index)
+        labels = torch.from_numpy(np.where(mask == IGNORE_INDEX, 0, mask).astype(np.int64))
+        return {"image_id": index}, {"sem_seg": labels}
 
     def decode(self, outputs: Mapping[str, Tensor], place: int, sample: Sample) -> Prediction:
         likely = outputs["logits"][place].softmax(0)

@@ -78,9 +78,10 @@ def train_and_evaluate(
     evaluator = task.build_evaluator(config) if config.data.val else None
     names = {one.name for one in fields(LoopOptions)}
     loop_options = LoopOptions(seed=config.runtime.seed, **options.model_dump(include=names))
+    loader = task.build_train_loader(config, start_iteration=state.iteration)
     trainer = Trainer(
         state,
-        task.build_train_loader(config, start_iteration=state.iteration),
+        loader,
         build_schedule(iterations=options.iterations, **options.schedule.model_dump()),
         replace(loop_options, iterations=2) if dry_run else loop_options,
         evaluation=_evaluation(config, device, evaluator, short=dry_run) if evaluator else None,
@@ -88,6 +89,11 @@ def train_and_evaluate(
         checkpointer=checkpointer,
     )
     metrics = trainer.run()
+    if broken := sum(distributed.gather_objects(loader.broken)):
+        print_rank0(
+            f"{counted(broken, 'image')} could not be read in this training, and others took their place "
+            "(data.on_error=skip)"
+        )
     if dry_run:
         distributed.barrier()  # only the main process writes
         newest = checkpointer.open_latest()

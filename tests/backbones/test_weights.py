@@ -14,9 +14,10 @@ import torchvision
 
 import res2net_dense
 from res2net_dense.backbones.registry import ALIASES, ARCHITECTURES
-from res2net_dense.backbones.weights import WEIGHTS, Weights, cache_folder, fetch, find_weights
+from res2net_dense.backbones.weights import WEIGHTS, Weights, fetch, find_weights
 from res2net_dense.convert import list_dialects
 from res2net_dense.errors import CheckpointError, ConfigError
+from res2net_dense.files import cache_folder
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 ROWS = list(WEIGHTS.values())

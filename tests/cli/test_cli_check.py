@@ -40,13 +40,15 @@ def change(root, edit):
         ("voc root train images=photos", {"split": "train", "images": "photos"}),
         ("voc-masks root val", {"layout": "voc-masks", "split": "val"}),
         ("pairs root list=train.txt", {"layout": "image-masks", "list": "train.txt"}),
+        ("yolo data.yaml", {"layout": "yolo", "yaml": "data.yaml", "split": "train"}),
+        ("yolo data.yaml val", {"split": "val"}),
         ("folders root", {"layout": "class-folders", "root": "root"}),
         ("cifar10 root", {"layout": "cifar10", "root": "root"}),
     ],
 )
 def test_a_set_is_named_by_its_layout_and_paths(words, expected):
     name, *rest = words.split()
-    found = part_of(name, rest).model_dump()
+    found = part_of(name, rest)[0].model_dump()
     assert {key: found[key] for key in expected} == expected
 
 
@@ -65,6 +67,21 @@ def test_what_is_named_wrongly_is_explained(words, parts):
         part_of(name, rest)
     assert "\n" not in str(error.value)
     assert all(part in str(error.value) for part in parts), error.value
+
+
+def test_class_names_and_channels_may_be_given_to_any_layout():
+    words = ["root", "class_names=[sky, tree]", "channels=4", "value_range=[0, 4095]"]
+    reading = part_of("voc-masks", words)[1]
+    assert (reading.class_names, reading.channels, reading.value_range) == (["sky", "tree"], 4, (0, 4095))
+    with pytest.raises(ConfigError, match="channels = 99"):
+        part_of("voc-masks", ["root", "channels=99"])
+
+
+def test_statistics_are_printed_as_settings(coco, capsys):
+    assert cli.main(["check", *paths(coco), "--statistics"]) == 0
+    line = next(line for line in capsys.readouterr().out.splitlines() if "measured on" in line)
+    assert line.startswith("data: measured on 12 images: model.pixel_mean=[")
+    assert "model.pixel_std=[" in line
 
 
 def test_a_new_layout_appears_by_itself():

@@ -5,6 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
+from noisy import noisy
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from tiny_tasks import classification, detection, segmentation, write_config, write_weights
@@ -257,20 +258,3 @@ def test_results_of_saved_predictions_score_as_our_evaluator(toy, tmp_path):
         expected = 100 * scorer.stats[0]
         assert 5 < expected < 95
         assert evaluator.evaluate()[f"{prefix}AP"] == pytest.approx(expected, abs=1e-9)
-
-
-def noisy(source, number, rng):
-    import torch
-
-    from res2net_dense.data.layouts import coco_masks
-
-    sample, image = source.sample(number), source.images[number]
-    masks = [coco_masks.decode(one.segmentation, image.height, image.width) for one in image.objects]
-    shifts = rng.integers(-3, 4, (len(masks), 2)).tolist()
-    moved = [np.roll(mask, shift, (0, 1)) for mask, shift in zip(masks, shifts, strict=True)]
-    noise = torch.from_numpy(rng.normal(0, 2, (len(masks), 4)).astype(np.float32))
-    return {
-        "boxes": sample["boxes"] + noise, "labels": sample["labels"],
-        "scores": torch.from_numpy(rng.random(len(masks)).astype(np.float32)),
-        "masks": torch.from_numpy(np.array(moved, dtype=bool).reshape(-1, image.height, image.width)),
-    }  # fmt: skip

@@ -28,6 +28,8 @@ train:
 """
 COCO = "{images: a, annotations: b}"
 VOC = "{root: c, split: d}"
+YOLO = "{yaml: e, split: f}"
+LABELME = "{layout: labelme, root: g}"
 
 
 @pytest.fixture
@@ -449,7 +451,9 @@ def test_parts_of_classification(write):
     assert "expected one of 'class-folders'" in message(path, "data.train={layout: coco, root: a}")
 
 
-@pytest.mark.parametrize(("below", "above"), [(COCO, VOC), (VOC, COCO)])
+@pytest.mark.parametrize(
+    ("below", "above"), [(COCO, VOC), (VOC, COCO), (COCO, YOLO), (YOLO, VOC), (VOC, LABELME)]
+)
 def test_a_split_of_the_other_layout_takes_the_place_of_one(below, above, write):
     """Half of each would name folders that are in neither."""
     base = write(f"{TEXT}data: {{train: {below}}}\n", "base.yaml")

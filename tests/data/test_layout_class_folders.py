@@ -104,6 +104,46 @@ def test_other_classes_than_the_models(tmp_path):
     assert len(load(tmp_path, class_names=["cat", "cow", "dog"], train=False)) == 2
 
 
+def test_class_folders_in_another_case_are_read_with_a_line(tmp_path):
+    plant(tmp_path, ["Cat/0.png", "cafe\u0301/0.png", "dog/0.png"])
+    dataset = load(tmp_path, class_names=["cat", "dog", "caf\u00e9"])
+    assert dataset.labels.tolist() == [0, 1, 2]
+    assert [dataset.sample(index)["label"] for index in range(3)] == [0, 1, 2]
+    assert dataset.sample(0)["file_name"].endswith(os.path.join("Cat", "0.png"))
+    assert dataset.findings.counts == {"name-near": 1}
+    assert "'Cat' for cat" in dataset.remarks[0]
+    plant(tmp_path, ["cat/0.png"])
+    assert "1 folders are not classes of the model: Cat" in said(
+        tmp_path, class_names=["cat", "dog", "caf\u00e9"]
+    )
+
+
+def test_a_lenient_reader_leaves_out_what_is_wrong(tmp_path):
+    plant(tmp_path, ["a/0.png", "b/notes.txt", "new/0.png"])
+    part = ClassFoldersPart(root=str(tmp_path))
+    dataset = ClassFolders(part, Request(True, ("a", "b"), strict=False))
+    assert dataset.labels.tolist() == [0]
+    assert dataset.findings.counts == {"class-unknown": 1, "not-images": 1, "class-unused": 1}
+
+
+def test_the_fault_of_an_image_has_a_code(tmp_path):
+    plant(tmp_path / "set", ["a/0.png", "a/1.png", "b/0.png", "b/1.png"])
+    plant(tmp_path, ["outside/0.png"])
+    dataset = load(tmp_path / "set")
+    (tmp_path / "set/a/1.png").write_bytes(b"<html>")
+    (tmp_path / "set/b/0.png").unlink()
+    (tmp_path / "set/b/1.png").unlink()
+    (tmp_path / "set/b/1.png").symlink_to(tmp_path / "outside/0.png")
+    for thorough in (False, True):
+        found = [dataset.inspect(index, thorough=thorough) for index in range(4)]
+        codes = [[finding.code for finding in one] for one in found]
+        assert codes == [[], ["image-unreadable"], ["file-missing"], ["path-outside"]]
+        assert found[1][0].place == 1
+        assert found[1][0].image == str(dataset.file(1))
+    with pytest.raises(DatasetError, match="leads out of the class folder"):
+        dataset.sample(3)
+
+
 def test_a_class_order_of_ones_own(tmp_path):
     plant(tmp_path, ["a/0.png", "b/0.png"])
     dataset = load(tmp_path, class_names=["b", "a"])

@@ -160,8 +160,9 @@ def test_a_link_out_of_the_folder_is_refused(folder, tmp_path_factory):
     source = source_of(folder, "filename,label\na.jpg,cat\nb.jpg,dog\n")
     with pytest.raises(DatasetError, match="leads out of the image folder"):
         source.sample(0)
-    with pytest.raises(DatasetError, match="leads out of the image folder"):
-        source.check()
+    (finding,) = source.inspect(0, thorough=False)
+    assert (finding.code, finding.place) == ("path-outside", 0)
+    assert source.inspect(1, thorough=True) == []
 
 
 def test_a_configuration_takes_the_path_of_a_csv_file(folder):

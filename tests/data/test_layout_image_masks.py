@@ -287,6 +287,56 @@ def test_images_and_masks_that_have_no_partner(mine):
     fails(lambda: load(mine, "val.txt"), "val.txt: 2 of 3 images are not in", "b, x")
 
 
+def test_masks_with_an_addition_to_their_names(mine):
+    for name in "abc":
+        (mine / "masks" / f"{name}.png").rename(mine / "masks" / f"{name}_mask.png")
+    dataset = load(mine)
+    assert dataset.sample(1)["file_name"] == "b.jpg"
+    assert (dataset.mask(1) == SALIENT).all()
+    assert dataset.findings.counts == {"name-near": 1}
+    assert "a_mask.png for a.jpg; it is clear which are meant" in dataset.remarks[0]
+    for text in ("b\n", "images/b.jpg masks/b_mask.png\n", "b.jpg b_mask.png\n", "B.JPG\n"):
+        (mine / "train.txt").write_text(text)
+        assert load(mine, "train.txt").sample(0)["file_name"] == "b.jpg"
+    (mine / "train.txt").write_text("b.jpg c_mask.png\n")
+    fails(lambda: load(mine, "train.txt"), "line 1", "neither a name nor an image and its mask")
+    for name in "abc":
+        (mine / "masks" / f"{name}_mask.png").rename(mine / "images" / f"{name}_mask.png")
+    assert len(load(mine, images="images", masks="images")) == 3
+
+
+def test_masks_of_0_and_1_are_read_where_all_are(mine):
+    dataset = load(mine)
+    for name in "abc":
+        Image.fromarray(MASK // 255).save(mine / "masks" / f"{name}.png")
+    dataset.check()
+    assert (dataset.mask(1) == (MASK == 255)).all()
+    (finding,) = dataset.inspect(1, thorough=True)
+    assert finding.code == "mask-ones"
+    Image.fromarray(MASK).save(mine / "masks" / "c.png")
+    mixed = load(mine)
+    fails(lambda: mixed.mask(0), "a.png: the mask's values only go to 1")
+    assert [found.code for found in mixed.inspect(0, thorough=True)] == ["mask-values"]
+    assert mixed.inspect(2, thorough=True) == []
+
+
+def test_a_lenient_reader_leaves_out_what_has_no_partner(mine):
+    (mine / "masks" / "a.png").unlink()
+    (mine / "images" / "b.jpg").unlink()
+    Image.fromarray(PHOTO).save(mine / "images" / "c.bmp")
+    dataset = ImageMasks([part(mine, name="ecssd")], strict=False)
+    assert [dataset.sample(index)["file_name"] for index in range(len(dataset))] in (["c.jpg"], ["c.bmp"])
+    codes = {"duplicate-file-name": 1, "mask-missing": 1, "image-missing": 1, "count": 1}
+    assert dataset.findings.counts == codes
+    missing = next(finding for finding in dataset.findings if finding.code == "mask-missing")
+    assert missing.image == str(mine / "images" / "a.jpg")
+    (mine / "train.txt").write_text("c\nc\n../x\nnone\n")
+    dataset = ImageMasks([part(mine, "train.txt")], strict=False)
+    assert len(dataset) == 1
+    assert dataset.findings.counts["list-entry"] == dataset.findings.counts["path-outside"] == 1
+    assert dataset.findings.counts["image-missing"] == 1
+
+
 def test_two_files_of_one_name(mine):
     for folder in ("masks", "images"):
         (mine / folder / "a.bmp").write_bytes(b"")

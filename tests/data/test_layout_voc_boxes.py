@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from reading import fails
+from reading import fails, found_in
 
 from res2net_dense.data.layouts import voc_boxes
 from res2net_dense.data.layouts.base import Request
@@ -91,7 +91,7 @@ def test_a_clean_set_has_no_finding(voc):
     dataset = load(voc)
     assert len(dataset) == 2
     assert (dataset.class_names, dataset.dropped, dataset.has_masks) == (["dog"], {}, False)
-    dataset.check()
+    assert not found_in(dataset)
     assert dataset.indices_with_objects().tolist() == [0, 1]
     assert dataset.aspect_ratios.tolist() == [1.5, 1.5]
     assert dataset.name == str(voc / "ImageSets" / "Main" / "train.txt")
@@ -161,6 +161,56 @@ def test_bad_lists(voc, text, part):
     fails(lambda: load(voc), "train.txt", part)
 
 
+@pytest.mark.parametrize(
+    ("text", "first"),
+    [
+        ("a.png\nb.png\n", "'a.png' for a.png"),
+        ("A\nB\n", "'A' for a.png"),
+        ("JPEGImages/a\nJPEGImages/b\n", "'JPEGImages/a' for a.png"),
+        ("JPEGImages\\a.png\nb\n", "'JPEGImages\\\\a.png' for a.png"),
+        ("/home/me/VOC/JPEGImages/a.png\n./b\n", "'/home/me/VOC/JPEGImages/a.png' for a.png"),
+        ("../JPEGImages/a.png\nb", "'../JPEGImages/a.png' for a.png"),
+        ("%61\nb", "'%61' for a.png"),
+        ("/JPEGImages/a.png /Masks/a.png\n/JPEGImages/b.png /Masks/b.png\n", "'/JPEGImages/a.png' for a.png"),
+    ],
+)
+def test_names_that_mean_a_file_beyond_doubt_are_read_with_one_line(voc, text, first):
+    write_list(voc, text)
+    dataset = load(voc)
+    assert [image.file_name for image in dataset.images] == ["a.png", "b.png"]
+    assert dataset.findings.counts == {"name-near": 1}
+    (line,) = dataset.remarks
+    assert line.startswith(f"{voc}/ImageSets/Main/train.txt: ")
+    assert "of 2 are not written as the files are, such as" in line
+    assert first in line
+
+
+@pytest.mark.parametrize("encoding", ["gbk", "utf-16", "big5"])
+def test_lists_in_other_encodings(voc, encoding):
+    for folder, suffix in (("JPEGImages", ".png"), ("Annotations", ".xml")):
+        (voc / folder / f"a{suffix}").rename(voc / folder / f"貓一{suffix}")
+    write_list(voc, "貓一\r\nb\r\n".encode(encoding))
+    dataset = load(voc)
+    assert [image.file_name for image in dataset.images] == ["貓一.png", "b.png"]
+    marked = encoding == "utf-16"
+    assert dataset.findings.counts == ({} if marked else {"text-encoding": 1})
+    assert [("read as" in line) for line in dataset.remarks] == ([] if marked else [True])
+
+
+def test_annotations_that_are_called_otherwise_are_joined_by_their_file_name(voc):
+    for name in "abc":
+        text = annotation(thing(f"of {name}")).replace("other.jpg", f"{name}.png")
+        (voc / "Annotations" / f"{name}.xml").rename(voc / "Annotations" / f"task7-{ord(name)}.xml")
+        (voc / "Annotations" / f"task7-{ord(name)}.xml").write_text(text)
+    dataset = load(voc)
+    assert [image.file_name for image in dataset.images] == ["a.png", "b.png"]
+    assert dataset.class_names == ["of a", "of b"]
+    assert "are named otherwise than their images and joined by <filename>" in dataset.remarks[0]
+    for name in "abc":
+        (voc / "Annotations" / f"task7-{ord(name)}.xml").write_text(annotation(thing()))
+    fails(lambda: load(voc), "train.txt: 2 of 2 annotations are not in", ": a, b;")
+
+
 def test_missing_files_say_where_was_looked(voc, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     fails(lambda: load("VOC", "test"), "VOC/ImageSets/Main/test.txt: list not found", str(voc), "train, val")
@@ -176,7 +226,7 @@ def test_missing_files_say_where_was_looked(voc, tmp_path, monkeypatch):
     fails(lambda: load(voc), "1 of 3 annotations are not in", ": b;")
     dataset = load(voc, "val")
     (voc / "JPEGImages" / "c.png").unlink()
-    fails(dataset.check, "1 of 1 images", "are missing: c.png")
+    assert "c.png: image not found" in found_in(dataset)["file-missing"]
     fails(lambda: dataset.sample(0), "c.png: image not found")
 
 
@@ -290,6 +340,88 @@ def test_boxes_of_parts_are_not_boxes_of_the_object(voc):
     dataset = load(voc)
     assert dataset.class_names == ["dog"]
     assert dataset.sample(0)["boxes"].tolist() == [[10, 5, 30, 25]]
+
+
+def test_each_box_of_an_object_is_an_object(voc):
+    second = "<bndbox><xmin>31</xmin><ymin>2</ymin><xmax>40</xmax><ymax>9</ymax></bndbox>"
+    text = annotation(thing(), thing("cat")).replace("</bndbox>", f"</bndbox>{second}", 1)
+    (voc / "Annotations" / "a.xml").write_text(text)
+    dataset = load(voc)
+    assert dataset.sample(0)["boxes"].tolist() == [[10, 5, 30, 25], [30, 1, 40, 9], [10, 5, 30, 25]]
+    assert [dataset.class_names[label] for label in dataset.sample(0)["labels"]] == ["dog", "dog", "cat"]
+    (finding,) = dataset.findings
+    assert (finding.code, finding.place, finding.severity) == ("box-several", 0, "note")
+    assert dataset.remarks == [
+        f"{voc}/Annotations/a.xml: object 1 (dog) has 2 boxes; each is an object of its own"
+    ]
+
+
+def test_boxes_that_count_from_0(voc):
+    write(voc, thing(box=(0, 5, 30.5, 25)), thing(box=(0, 0, 9, 9)))
+    dataset = load(voc)
+    assert dataset.sample(0)["boxes"].tolist() == [[0, 4, 30.5, 25], [0, 0, 9, 9]]
+    assert dataset.findings.counts == {"box-from-zero": 1}
+    assert "set first_pixel: 0" in dataset.remarks[0]
+    dataset = load(voc, first_pixel=0)
+    assert dataset.sample(0)["boxes"].tolist() == [[0, 5, 30.5, 25], [0, 0, 9, 9]]
+    assert (dataset.findings.counts, dataset.remarks) == ({}, [])
+
+
+FOUND = {
+    "no xml": ("", "file-format"),
+    "html": ("<html/>", "file-format"),
+    "DTD": ("<!DOCTYPE a><annotation/>", "xml-dtd"),
+    "no name": (annotation(thing(), thing(name=None)), "entry-format"),
+    "no box": (annotation(thing(), thing(bndbox=None)), "entry-format"),
+    "text": (annotation(thing(), thing(box=(1, 2, "x", 4))), "entry-format"),
+    "difficult": (annotation(thing(), thing(difficult="maybe")), "entry-format"),
+    "size": (annotation(thing(), size=SIZE.replace("60", "6.5")), "entry-format"),
+    "no size": (annotation(thing(), size=""), "xml-no-size"),
+    "nan": (annotation(thing(), thing(box=("nan", 2, 3, 4))), "box-not-finite"),
+    "zero area": (annotation(thing(), thing(box=(5, 5, 5, 9))), "box-zero-area"),
+    "negative": (annotation(thing(), thing(box=(9, 5, 5, 9))), "box-negative-size"),
+    "outside": (annotation(thing(), thing(box=(99, 5, 199, 9))), "box-outside"),
+    "partly outside": (annotation(thing(), thing(box=(50, 5, 90, 9))), "box-partly-outside"),
+    "tiny": (annotation(thing(), thing(box=(60.5, 40, 60.9, 40.9))), "box-tiny"),
+}
+
+
+@pytest.mark.parametrize("name", FOUND)
+def test_a_lenient_reader_names_the_fault_and_reads_the_rest(voc, name):
+    text, code = FOUND[name]
+    (voc / "Annotations" / "a.xml").write_text(text)
+    part = VocBoxesPart(root=str(voc), split="train")
+    voc_boxes._read_once.cache_clear()
+    dataset = VocBoxesPart.open([part], Request(train=True, strict=False))
+    (finding,) = dataset.findings
+    assert (finding.code, finding.file) == (code, str(voc / "Annotations" / "a.xml"))
+    assert finding.image == str(voc / "JPEGImages" / "a.png")
+    assert len(dataset) == (1 if finding.place is None else 2)
+    assert dataset.sample(len(dataset) - 1)["boxes"].tolist() == [[10, 5, 30, 25]]
+    if finding.severity == "error":
+        fails(lambda: load(voc), str(finding))
+    else:
+        assert len(load(voc)) == 2
+
+
+def test_a_lenient_reader_leaves_out_names_without_a_file(voc):
+    write_list(voc, "a\nnone\n../x\na\nb\n")
+    (voc / "Annotations" / "b.xml").unlink()
+    voc_boxes._read_once.cache_clear()
+    part = VocBoxesPart(root=str(voc), split="train")
+    dataset = VocBoxesPart.open([part], Request(train=True, strict=False))
+    assert [image.file_name for image in dataset.images] == ["a.png"]
+    codes = {"path-outside": 1, "list-entry": 1, "image-missing": 1, "file-missing": 1}
+    assert dataset.findings.counts == codes
+
+
+def test_difficult_objects_are_a_note(voc):
+    write(voc, thing(difficult="1"), thing())
+    (finding,) = load(voc).findings
+    assert (finding.code, finding.text) == (
+        "crowd",
+        "1 object marked as difficult are not counted in an evaluation",
+    )
 
 
 def test_class_names(voc):

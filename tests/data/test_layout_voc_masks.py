@@ -12,6 +12,7 @@ from res2net_dense.data.images import MAX_PIXELS
 from res2net_dense.data.layouts.base import Request
 from res2net_dense.data.layouts.voc_boxes import VOC_CLASSES
 from res2net_dense.data.layouts.voc_masks import VocMasks, VocMasksPart
+from res2net_dense.errors import DatasetError
 from res2net_dense.palette import voc_palette
 
 NAMES = ("background", "cat", "dog", "owl")
@@ -195,6 +196,211 @@ def test_other_modes_are_refused(voc, mode):
     mask_file(voc).unlink()
     Image.fromarray(LABELS).convert(mode).save(mask_file(voc).with_suffix(".tif"))
     fails(lambda: load(voc).mask(0), "a.tif", f"mode {mode}", "palette PNGs whose indices are the labels")
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA"])
+def test_grey_that_is_saved_as_colour_is_read_with_a_note(voc, mode):
+    Image.fromarray(LABELS).convert(mode).save(mask_file(voc))
+    dataset = load(voc)
+    assert (dataset.mask(0) == LABELS).all()
+    (finding,) = dataset.inspect(0, thorough=True)
+    assert (finding.code, finding.place) == ("mask-grey", 0)
+    assert dataset.inspect(0, thorough=False) == dataset.inspect(1, thorough=True) == []
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_transparent_masks_are_refused(voc, mode):
+    image = Image.fromarray(LABELS).convert(mode)
+    image.putalpha(Image.fromarray(np.where(LABELS == 1, 0, 255).astype(np.uint8)))
+    image.save(mask_file(voc))
+    fails(lambda: load(voc).mask(0), "a.png: the mask has transparent pixels", "palette or grey PNG")
+
+
+COLOURS = np.array([[0, 0, 0], [250, 50, 83], [50, 183, 250], [9, 9, 9]], np.uint8)
+LABELMAP = "# label:color_rgb:parts:actions\n" + "".join(
+    f"{name}:{','.join(map(str, colour))}::\n" for name, colour in zip(NAMES, COLOURS.tolist(), strict=True)
+)
+OF_VOC = np.concatenate([COLOURS, np.full((251, 3), 77, np.uint8), [[224, 224, 192]]]).astype(np.uint8)
+
+
+@pytest.fixture
+def coloured(voc):
+    """Masks in the colours of a labelmap.txt, with VOC's colour where a pixel is ignored."""
+    (voc / "labelmap.txt").write_text(LABELMAP)
+    for name in "abc":
+        Image.fromarray(OF_VOC[LABELS]).save(mask_file(voc, name))
+    return voc
+
+
+def test_colours_of_a_labelmap_are_labels(coloured):
+    for class_names in (None, NAMES):
+        dataset = load(coloured, class_names=class_names)
+        assert dataset.class_names == list(NAMES)
+        assert (dataset.mask(0) == LABELS).all()
+        dataset.check()
+        assert dataset.inspect(0, thorough=True) == []
+    swapped = load(coloured, class_names=["background", "dog", "cat", "owl"])
+    assert (swapped.mask(0) == np.array([0, 2, 1, 3, *range(4, 256)])[LABELS]).all()
+    Image.fromarray(OF_VOC[LABELS]).convert("RGBA").save(mask_file(coloured))
+    assert (load(coloured).mask(0) == LABELS).all()
+
+
+def test_a_colour_that_is_not_in_the_labelmap_is_named(coloured):
+    pixels = OF_VOC[LABELS]
+    pixels[3, 7] = (250, 50, 84)
+    Image.fromarray(pixels).save(mask_file(coloured))
+    dataset = load(coloured)
+    fails(
+        lambda: dataset.mask(0),
+        f"a.png: the mask has the colour (250, 50, 84) at x=7, y=3, which is none of {coloured}/labelmap.txt",
+        "(250, 50, 83)",
+    )
+    (finding,) = dataset.inspect(0, thorough=True)
+    assert finding.code == "mask-colour"
+
+
+def test_a_palette_of_the_labelmaps_colours_may_have_any_order(coloured):
+    order = np.array([2, 0, 1, 3])
+    image = Image.fromarray(np.argsort(order)[LABELS.clip(max=3)].astype(np.uint8))
+    image.putpalette(COLOURS[order].tobytes())
+    image.save(mask_file(coloured))
+    assert (load(coloured).mask(0) == LABELS.clip(max=3)).all()
+    image.putpalette(OTHER.tobytes())
+    image.save(mask_file(coloured))
+    image.putpalette(OTHER[::-1].tobytes())
+    image.save(mask_file(coloured, "b"))
+    fails(lambda: load(coloured).mask(1), "b.png: index 1 of the palette has the colour (250, 250, 250)")
+
+
+def test_index_masks_next_to_a_labelmap(coloured):
+    save_palette(mask_file(coloured), LABELS)
+    Image.fromarray(LABELS).save(mask_file(coloured, "b"))
+    for index in range(2):
+        assert (load(coloured).mask(index) == LABELS).all()
+    only_classes = np.concatenate([COLOURS, np.zeros((252, 3), np.uint8)])
+    save_palette(mask_file(coloured), LABELS, only_classes)
+    assert (load(coloured).mask(0) == LABELS).all()
+
+
+def test_other_files_of_class_names(voc):
+    (voc / "class_dict.csv").write_text("name,r,g,b\nvoid,0,0,0\ncar,64,0,128\nroad, 128,64,128\n")
+    pixels = np.array([[0, 0, 0], [64, 0, 128], [128, 64, 128]], np.uint8)[LABELS.clip(max=2)]
+    Image.fromarray(pixels).save(mask_file(voc))
+    dataset = load(voc, class_names=None)
+    assert dataset.class_names == ["void", "car", "road"]
+    assert (dataset.mask(0) == LABELS.clip(max=2)).all()
+    (voc / "class_dict.csv").unlink()
+    table = voc / "SegmentationClass" / "_classes.csv"
+    table.write_text("Pixel Value, Class\n1, nut\n0, background\n2, bolt\n")
+    assert load(voc, class_names=None).class_names == ["background", "nut", "bolt"]
+    table.write_text("Pixel Value, Class\n0, background\n2, bolt\n")
+    fails(lambda: load(voc, class_names=None), "_classes.csv: the pixel values are not 0, 1, 2, ...")
+
+
+def test_roboflows_images_and_masks_in_one_folder(voc):
+    folder = voc / "train"
+    folder.mkdir()
+    for name in "abc":
+        (voc / "JPEGImages" / f"{name}.png").rename(folder / f"{name}_jpg.rf.0{name}.png")
+        mask_file(voc, name).rename(folder / f"{name}_jpg.rf.0{name}_mask.png")
+    (folder / "_classes.csv").write_text("Pixel Value, Class\n" + "".join(f"{i}, c{i}\n" for i in range(4)))
+    dataset = load(voc, None, class_names=None, images="train", masks="train")
+    assert dataset.class_names == ["c0", "c1", "c2", "c3"]
+    assert dataset.sample(2)["file_name"] == "c_jpg.rf.0c.png"
+    assert (dataset.mask(2) == LABELS).all()
+    assert "a_jpg.rf.0a_mask.png for a_jpg.rf.0a.png; it is clear which are meant" in dataset.remarks[0]
+
+
+def test_two_plain_folders_without_lists(voc):
+    (voc / "JPEGImages").rename(voc / "pictures")
+    (voc / "SegmentationClass").rename(voc / "labels")
+    (voc / "ImageSets" / "Segmentation" / "train.txt").unlink()
+    dataset = load(voc, None, images="pictures", masks="labels")
+    assert [dataset.sample(index)["file_name"] for index in range(3)] == ["a.png", "b.png", "c.png"]
+
+
+def test_a_folder_of_other_files_names_the_one_next_to_it(voc):
+    mask_file(voc).parent.rename(voc / "SegmentationClassPNG")
+    (voc / "SegmentationClass").mkdir()
+    (voc / "SegmentationClass" / "a.npy").write_bytes(b"x")
+    fails(
+        lambda: load(voc), "SegmentationClass: the mask folder has no file", "the folder SegmentationClassPNG"
+    )
+    Image.fromarray(LABELS).save(voc / "SegmentationClass" / "x.png")
+    fails(
+        lambda: load(voc),
+        "2 of 2 masks are not in",
+        "a, b; the sibling folder SegmentationClassPNG has it; add them",
+    )
+
+
+def test_nearly_all_ignored_is_noticed(voc):
+    for name in "ab":
+        stray = np.where(LABELS > 0, 255, 0).astype(np.uint8)
+        stray[0, 0] = name == "a"
+        Image.fromarray(stray).save(mask_file(voc, name))
+    fails(
+        load(voc).check,
+        "840 of the 841 pixels that are not 0 are 255, and 255 is ignored",
+        "write 1, not 255",
+    )
+
+
+def test_a_forgotten_background_is_suspected(voc):
+    fails(
+        lambda: load(voc, class_names=NAMES[1:3]).mask(0),
+        "labels 2",
+        "in which the background may be missing",
+    )
+    Image.fromarray(PAST).save(mask_file(voc))
+    with pytest.raises(DatasetError) as error:
+        load(voc).mask(0)
+    assert "may be missing" not in str(error.value)
+
+
+CODES = {
+    "missing image": (lambda voc: (voc / "JPEGImages/a.png").unlink(), "file-missing", True),
+    "missing mask": (lambda voc: mask_file(voc).unlink(), "file-missing", True),
+    "damaged image": (lambda voc: (voc / "JPEGImages/a.png").write_bytes(b"x"), "image-unreadable", True),
+    "damaged mask": (lambda voc: half(mask_file(voc)), "mask-unreadable", True),
+    "no mask": (lambda voc: mask_file(voc).write_text("<html>"), "mask-unreadable", True),
+    "large image": (lambda voc: write_png(voc / "JPEGImages/a.png", SIDE, SIDE, 8, 0, b""), "image-too-large",
+                    True),
+    "size": (lambda voc: save_palette(mask_file(voc), LABELS[:, :50].copy()), "mask-size", True),
+    "link": (lambda voc: link(voc), "path-outside", True),
+    "label": (lambda voc: Image.fromarray(PAST).save(mask_file(voc)), "label-unknown", False),
+    "colour": (lambda voc: Image.fromarray(voc_palette()[LABELS]).save(mask_file(voc)), "mask-colour", False),
+    "palette": (lambda voc: save_palette(mask_file(voc), LABELS, voc_palette()[::-1].copy()), "mask-palette",
+                False),
+    "bits": (lambda voc: few_bits(mask_file(voc), 2), "mask-values", False),
+}  # fmt: skip
+
+
+def link(voc):
+    mask_file(voc).rename(voc.parent / "a.png")
+    mask_file(voc).symlink_to(voc.parent / "a.png")
+
+
+@pytest.mark.parametrize("name", CODES)
+def test_the_fault_of_a_pair_has_a_code(voc, name):
+    make, code, quick = CODES[name]
+    dataset = load(voc)
+    assert dataset.inspect(0, thorough=False) == dataset.inspect(0, thorough=True) == []
+    make(voc)
+    (finding,) = dataset.inspect(0, thorough=True)
+    assert (finding.code, finding.place, finding.severity) == (code, 0, "error")
+    assert finding.image == str(voc / "JPEGImages" / "a.png")
+    assert finding.file not in finding.text[:20]
+    assert [found.code for found in dataset.inspect(0, thorough=False)] == ([code] if quick else [])
+    assert dataset.inspect(1, thorough=True) == []
+
+
+def test_a_lenient_reader_leaves_out_images_without_mask(voc):
+    mask_file(voc).unlink()
+    dataset = VocMasks(VocMasksPart(root=str(voc), split="train"), Request(True, NAMES, strict=False))
+    assert [dataset.sample(index)["file_name"] for index in range(len(dataset))] == ["b.png"]
+    (finding,) = dataset.findings
+    assert (finding.code, finding.image) == ("mask-missing", str(voc / "JPEGImages" / "a.png"))
 
 
 def test_a_mask_of_another_size(voc):

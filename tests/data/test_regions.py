@@ -122,7 +122,7 @@ def test_what_is_kept_is_bounded():
     for key in (1, 2, 2, 1, 3, 1, 2):
         recent.get(key, lambda key=key: load(key))
         assert sum(value.nbytes for value in recent._kept.values()) <= 160
-    assert loads == [1, 2, 3, 1, 2], "3 takes the place of 2, 1 of 3"
+    assert loads == [1, 2, 3, 2], "3 took the place of 2, which was used longer ago than 1"
 
 
 def test_an_overview_is_the_mean_of_its_pixels(monkeypatch):

@@ -21,6 +21,7 @@ from pycocotools.cocoeval import COCOeval  # noqa: E402
 from res2net_dense.data.layouts.coco import read_coco  # noqa: E402
 from res2net_dense.errors import ConfigError, DatasetError, MissingDependencyError  # noqa: E402
 from res2net_dense.evaluation.coco import CocoEvaluator, prediction_to_records  # noqa: E402
+from res2net_dense.types import MaskPart  # noqa: E402
 
 BACKENDS = ["pycocotools", "hotcoco"]
 STATS = ["AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl"]
@@ -413,3 +414,25 @@ def test_the_faster_scorer_need_not_be_installed(monkeypatch, caplog):
     assert not caplog.text
     with pytest.raises(MissingDependencyError, match="hotcoco is not installed"):
         build(random_truth(images=2), backend="hotcoco")
+
+
+def test_masks_in_parts_are_the_same_records_as_whole_ones():
+    rng = np.random.default_rng(0)
+    masks, parts = torch.zeros(5, 23, 31, dtype=torch.bool), []
+    for mask, (top, left, height, width) in zip(
+        masks, [(0, 0, 23, 31), (3, 4, 9, 7), (22, 30, 1, 1), (0, 5, 23, 3), (4, 4, 0, 0)], strict=True
+    ):
+        part = torch.from_numpy(rng.random((height, width)) < 0.6)
+        mask[top : top + height, left : left + width] = part
+        parts.append(MaskPart(top, left, part, (23, 31)))
+    boxes = torch.tensor([[0.0, 0, 31, 23]] * 5)
+    found = {"boxes": boxes, "labels": torch.zeros(5, dtype=torch.int64), "scores": torch.full((5,), 0.5)}
+    found["boxes"][1, 0] = float("nan")  # is left out
+    whole = prediction_to_records({**found, "masks": masks}, 1, [1])
+    in_parts = prediction_to_records({**found, "mask_parts": parts}, 1, [1])
+    assert len(whole) == len(in_parts) == 4
+    for one, other in zip(whole, in_parts, strict=True):
+        assert one.keys() == other.keys()
+        assert one["segmentation"]["size"] == other["segmentation"]["size"] == [23, 31]
+        decoded = [mask_utils.decode(record["segmentation"]) for record in (one, other)]
+        assert np.array_equal(*decoded)

@@ -14,8 +14,10 @@ from res2net_dense.cli import main
 from res2net_dense.config.load import CONFIGS
 from res2net_dense.config.schema import Config, DataConfig, ModelConfig, Text
 from res2net_dense.data.images import list_images, read_sample
+from res2net_dense.data.layouts.base import Inspected, inspect_image
 from res2net_dense.engine.run_folder import own_folder
 from res2net_dense.errors import CheckpointError, ConfigError
+from res2net_dense.findings import Findings
 from res2net_dense.models.graphs import Graph
 from res2net_dense.tasks import _REGISTERED as REGISTERED
 from res2net_dense.tasks import Metric, Task, get_task, register_task
@@ -38,14 +40,14 @@ class BrightnessConfig(Config):
     data: BrightnessData = BrightnessData()
 
 
-class Photos:
+class Photos(Inspected):
     """A folder; an image is bright if its mean is above the middle."""
 
     class_names = NAMES
     remarks = ()
 
     def __init__(self, folder):
-        self.name = folder
+        self.name, self.findings = folder, Findings()
         self._files = list_images(folder)
 
     def __len__(self):
@@ -55,9 +57,8 @@ class Photos:
         sample = read_sample(self._files[index], index)
         return {**sample, "label": int(sample["image"].float().mean() > 127)}
 
-    def check(self):
-        for index in range(len(self)):
-            self.sample(index)
+    def inspect(self, index, *, thorough):
+        return inspect_image(self._files[index], index, thorough=True)[1]
 
 
 class Network(nn.Module):
@@ -131,8 +132,8 @@ class Brightness(Task[BrightnessConfig]):
     def eval_transform(self, config):
         return lambda sample: sample
 
-    def build_evaluator(self, config):
-        return Accuracy(self.open_source(config, train=False))
+    def build_evaluator(self, config, source=None):
+        return Accuracy(self.scored(config, source)[0])
 
     def decode(self, outputs, place, sample):
         return {"logits": outputs["logits"][place]}

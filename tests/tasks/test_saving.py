@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from noisy import noisy
 from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
@@ -38,30 +39,52 @@ def evaluated(draw_toy, tmp_path):
 
 def test_detections_join_to_the_annotation_file(evaluated):
     run, metrics, config = evaluated(detection)
-    truth = COCO(config.data.val[0].annotations)
-    results = truth.loadRes(str(run / "predictions.json"))
+    results = assert_scores_as_pycocotools(config, run / "predictions.json", metrics)
+    assert results.anns
     assert {one["category_id"] for one in results.anns.values()} <= {1, 3, 7, 12}
-    for kind in ("bbox", "segm"):
-        scorer = COCOeval(truth, results, kind)
+
+
+def test_detections_that_are_right_have_the_scores_of_the_evaluation(draw_toy, tmp_path):
+    task, config = get_task(detection), load_config(write_config(detection, draw_toy, tmp_path))
+    (tmp_path / "run").mkdir()
+    config = task.prepare(config)
+    saving, source = (
+        SavingEvaluator(task.build_evaluator(config), task, config),
+        task.open_source(config, train=False),
+    )
+    rng = np.random.default_rng(0)
+    for number in range(len(source)):
+        saving.process([source.sample(number)], [noisy(source, number, rng)])
+    metrics = saving.evaluate()
+    assert all(5 < metrics[name] < 95 for name in ("bbox/AP", "segm/AP"))
+    assert_scores_as_pycocotools(config, saving.write(), metrics)
+
+
+def assert_scores_as_pycocotools(config, file, metrics):
+    """Check the metrics against those of a list of results; returns what `loadRes` made of it."""
+    truth = COCO(config.data.val[0].annotations)
+    records = json.loads(file.read_text())
+    # Where there are boxes too, loadRes takes their areas for the sizes of masks.
+    masks = [{key: value for key, value in one.items() if key != "bbox"} for one in records]
+    names = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+    for kind, given in (("bbox", str(file)), ("segm", masks)):
+        scorer = COCOeval(truth, truth.loadRes(given), kind)
         scorer.evaluate()
         scorer.accumulate()
         scorer.summarize()
-        names = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
         for name, value in zip(names, scorer.stats, strict=True):
             expected = metrics[f"{kind}/{name}"]
             assert (np.isnan(expected) and value == -1) or 100 * value == pytest.approx(expected, abs=1e-9)
-        assert metrics[f"{kind}/AR100"] > 0
+    return truth.loadRes(str(file))
 
 
-def test_detections_in_vocs_layout_name_their_image(evaluated, draw_toy):
-    root = draw_toy("voc", train=16, val=5)
-    part = f"{{root: {root}, split: val}}"
-    run, _, _ = evaluated(detection, f"data.val={part}", "data.train=null", "model.arch=mask_rcnn")
+def test_detections_of_a_layout_without_ids_name_their_image(evaluated, draw_toy):
+    root = draw_toy("yolo", train=12, val=4)
+    run, _, _ = evaluated(detection, f"data.val={{yaml: {root}, split: val}}", "data.train=null")
     records = json.loads((run / "predictions.json").read_text())
-    names = set((root / "ImageSets/Main/val.txt").read_text().split())
     assert records
-    assert {Path(one["file_name"]).stem for one in records} <= names
-    assert {one["category_id"] for one in records} <= {1, 2, 3, 4}
+    assert {one["file_name"] for one in records} <= {f"images/val/{n:06d}.png" for n in range(4)}
+    assert {one["category_id"] for one in records} <= {0, 1, 2, 3}  # as in data.yaml
 
 
 def test_label_maps_are_images(evaluated):

@@ -10,7 +10,10 @@ from typing import Annotated, Any, ClassVar, NamedTuple, TypeVar, get_args
 from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer
 from pydantic_core import PydanticCustomError
 
+from res2net_dense.data.header_sizes import known_size
+from res2net_dense.data.images import read_image
 from res2net_dense.data.pixels import RGB, PixelFormat
+from res2net_dense.data.regions import open_pixels, read_through
 from res2net_dense.errors import ConfigError, DatasetError
 from res2net_dense.findings import Finding, Findings
 from res2net_dense.sections import Section
@@ -26,21 +29,61 @@ class Request(NamedTuple):
     difficult: bool = True
     strict: bool = True
     form: PixelFormat = RGB
+    tiled: bool = False
+
+
+def inspect_image(
+    path: Path, place: int, *, thorough: bool, form: PixelFormat = RGB
+) -> tuple[tuple[int, int] | None, list[Finding]]:
+    """Look at the image file of a sample, as `types.Source.inspect` does.
+
+    Returns:
+        Its (height, width), None if it has none, and what is wrong with it.
+    """
+    try:
+        if path.exists() and not path.is_file():  # to open a pipe would wait for ever
+            raise DatasetError(f"{path}: not a file; replace or remove it")
+        return (read_image(path, form).shape[:2] if thorough else known_size(path)), []
+    except DatasetError as error:
+        text = str(error).removeprefix(f"{path}: ")
+        return None, [Finding(error.code or "image-unreadable", str(path), text, str(path), place)]
+
+
+def inspect_regions(
+    path: Path, place: int, *, thorough: bool, form: PixelFormat = RGB
+) -> tuple[tuple[int, int] | None, list[Finding]]:
+    """As `inspect_image`, of an image that is read in tiles only."""
+    try:
+        pixels = open_pixels(path, form)
+        if thorough:
+            read_through(pixels)
+        return pixels.size, []
+    except DatasetError as error:
+        text = str(error).removeprefix(f"{path}: ")
+        return None, [Finding(error.code or "image-unreadable", str(path), text, str(path), place)]
 
 
 class Inspected:
     """A source whose samples are inspected by reading them; layouts that can tell more say more."""
 
     findings: Findings
+    looked_into: Collection[int] = ()
+    """See `types.Source`."""
     form: PixelFormat = RGB
     """What the images are read as; set by `open_source`."""
-
-    def file(self, index: int) -> Path | None:
-        """The file of one image; None if it is not in a file of its own."""
-        return None
+    tiled: bool = False
+    """Whether images are read in tiles, so that TIFFs may be larger than others; set by `open_source`."""
 
     def sample(self, index: int) -> Sample:
         raise NotImplementedError
+
+    def file(self, index: int) -> Path | None:
+        """See `types.Source`."""
+        return None
+
+    def classes(self) -> Sequence[tuple[int | str | None, int]]:
+        """See `types.Source`."""
+        return []
 
     def inspect(self, index: int, *, thorough: bool) -> list[Finding]:
         """See `types.Source`."""
@@ -51,6 +94,9 @@ class Inspected:
                 file, _, text = str(error).partition(": ")
                 return [Finding(error.code or "image-unreadable", file, text, file, index)]
         return []
+
+    def check(self) -> None:
+        """See `types.Source`: by default there is nothing to ask."""
 
 
 class Part(Section):
@@ -89,6 +135,7 @@ def open_source(
     difficult: bool = True,
     strict: bool = True,
     form: PixelFormat = RGB,
+    tiled: bool = False,
 ) -> Any:
     """Open parts of one layout, joined where there are several; the same ones are read once in a process.
 
@@ -101,6 +148,7 @@ def open_source(
         strict: whether the first error in the files is raised. Else `findings` of the source has all that can
             be passed over, and the source is without what is wrong.
         form: what the images are read as.
+        tiled: whether they are read in tiles, so that TIFFs with boxes may be larger than others.
 
     Returns:
         A `Source`, with what the protocol in `types` that the needs ask for has.
@@ -125,13 +173,13 @@ def open_source(
                 f"`res2net-dense toy --layout {parts[0].toy} --output datasets/toy`"
             )
     names = None if class_names is None else tuple(class_names)
-    return _open_once(tuple(parts), Request(train, names, frozenset(needs), difficult, strict, form))
+    return _open_once(tuple(parts), Request(train, names, frozenset(needs), difficult, strict, form, tiled))
 
 
 @functools.lru_cache(maxsize=8)
 def _open_once(parts: tuple[Part, ...], request: Request) -> Any:
     source: Any = type(parts[0]).open(parts, request)
-    source.form = request.form
+    source.form, source.tiled = request.form, request.tiled
     return source
 
 

@@ -10,9 +10,9 @@ from typing import Any, ClassVar, cast
 
 import numpy as np
 
-from res2net_dense.data.images import image_size, read_sample
+from res2net_dense.data.images import read_sample
 from res2net_dense.data.layouts import coco_masks
-from res2net_dense.data.layouts.base import Request
+from res2net_dense.data.layouts.base import Inspected, Request, inspect_image, inspect_regions
 from res2net_dense.data.layouts.listing import find_near, path_inside
 from res2net_dense.data.layouts.packed_boxes import BoxImage, BoxObject, PackedBoxes
 from res2net_dense.data.pixels import RGB, PixelFormat
@@ -22,11 +22,9 @@ from res2net_dense.types import Sample, Tile
 
 __all__ = ["BoxImage", "BoxObject", "Boxes", "CocoBoxes", "VocBoxes", "clip_box", "is_empty"]
 
-_CHECKED_SIZES = 1000
-
 
 @dataclass(eq=False)
-class Boxes:
+class Boxes(Inspected):
     """Images with boxes as a layout has read them; `labelled` makes them a `types.BoxSource`.
 
     A subclass is a benchmark: it says how a box is written, and has the `ground_truth` of its evaluator.
@@ -59,14 +57,16 @@ class Boxes:
     """What the images are read as; set by `open_source`."""
 
     def __post_init__(self) -> None:
-        packed = self.images if isinstance(self.images, PackedBoxes) else PackedBoxes.pack(self.images)
+        self._use(self.images if isinstance(self.images, PackedBoxes) else PackedBoxes.pack(self.images))
+        self.folders = [folder.resolve() for folder in self.folders]
+        self._learn_ignored = False
+        self._labels: list[int] = []
+
+    def _use(self, packed: PackedBoxes) -> None:
         self.images = self._packed = packed
         self.aspect_ratios = np.maximum(packed.files[:, 2], 1) / np.maximum(packed.files[:, 1], 1)
         self.ignored_counts = packed.count_objects(packed.objects.ignored)
         self._object_counts = packed.count_objects()
-        self.folders = [folder.resolve() for folder in self.folders]
-        self._learn_ignored = False
-        self._labels: list[int] = []
 
     @property
     def all_ignored(self) -> bool:
@@ -123,6 +123,25 @@ class Boxes:
     def __len__(self) -> int:
         return len(self.images)
 
+    def classes(self) -> list[tuple[int | str | None, int]]:
+        """See `types.Source`."""
+        objects = self._packed.objects
+        learned = objects.categories[(~objects.ignored) | self._learn_ignored]
+        counts = np.bincount(learned, minlength=len(self.counts)).tolist()
+        ids: Sequence[int | str | None] = self.category_ids or [None] * len(counts)
+        found = {label: (ids[place], counts[place]) for place, label in enumerate(self._labels)}
+        return [found.get(label, (None, 0)) for label in range(len(self.class_names))]
+
+    def subset(self, places: Sequence[int]) -> Boxes:
+        """See `types.BoxSource`."""
+        part = copy.copy(self)
+        part._use(PackedBoxes.pack(part._numbered([self.images[place] for place in places])))
+        return part
+
+    def _numbered(self, images: list[BoxImage]) -> list[BoxImage]:
+        """Images with the ids that the evaluator of this benchmark wants."""
+        return images
+
     def indices_with_objects(self) -> np.ndarray:
         """Images with at least one object to learn from, (N,) int64, N > 0; raises `DatasetError`."""
         indices = np.flatnonzero(self._object_counts)
@@ -134,43 +153,38 @@ class Boxes:
             )
         return indices
 
-    def check(self) -> None:
-        """Raise `DatasetError` if an image is missing, or one of the first thousand has another size."""
-        images = list(map(self._packed.without_objects, range(len(self))))
-        missing = [image for image in images if not self._path(image).is_file()]
-        if missing:
-            hint = find_near(self.folders[missing[0].folder], missing[0].file_name)[1]
-            names = first_few([image.file_name for image in missing])
-            raise DatasetError(
-                f"{len(missing)} of {len(self)} images of {self.name} are missing: {names}"
-                f"{f'; {hint}' if hint else ''}",
-                code="file-missing",
-            )
-        for image in images[:_CHECKED_SIZES]:
-            self._check_size(image, image_size(self._path(image)))
-
     def file(self, index: int) -> Path:
-        """The file of one image."""
-        return self._path(self._packed.without_objects(index))
+        """See `types.Source`."""
+        image = self._packed.without_objects(index)
+        return self.folders[image.folder] / image.file_name
 
     def inspect(self, index: int, *, thorough: bool) -> list[Finding]:
         """See `types.Source`."""
         image = self._packed.without_objects(index)
-        file, code = str(self.folders[image.folder] / image.file_name), "path-outside"
+        file = str(self.folders[image.folder] / image.file_name)
+
+        def told(error: DatasetError, code: str) -> list[Finding]:
+            return [Finding(error.code or code, file, str(error).removeprefix(f"{file}: "), file, index)]
+
         try:
             path = self._path(image)
-            code = "file-missing"
-            if not path.is_file():
-                hint = find_near(self.folders[image.folder], image.file_name)[1] or "check the path"
-                raise DatasetError(f"{path}: image not found; {hint}")
-            code = "image-unreadable"
-            self._check_size(image, image_size(path))
-            if thorough:
-                self.sample(index)
         except DatasetError as error:
-            text = str(error).removeprefix(f"{file}: ")
-            return [Finding(error.code or code, file, text, file, index)]
-        return []
+            return told(error, "path-outside")
+        size, found = inspect_image(path, index, thorough=False)
+        large = bool(found) and found[0].code == "image-too-large" and self.tiled
+        if large:
+            size, found = inspect_regions(path, index, thorough=thorough, form=self.form)
+        if found and found[0].code == "file-missing":
+            hint = find_near(self.folders[image.folder], image.file_name)[1] or "check the path"
+            found = [found[0]._replace(text=f"image not found; {hint}")]
+        elif size is not None and size != (image.height, image.width):
+            found = [Finding("image-size", file, self._other_size(image, size), file, index)]
+        elif thorough and not found and not large:
+            try:
+                self.sample(index)
+            except DatasetError as error:
+                return told(error, "image-unreadable")
+        return found
 
     def sample(self, index: int) -> Sample:
         """Read one image with its objects, untransformed; `masks` are there if `has_masks`.
@@ -180,9 +194,16 @@ class Boxes:
                 the annotations give.
         """
         image = self._packed.without_objects(index)
-        sample = read_sample(self._path(image), image.image_id, image.file_name, self.form)
-        self._check_size(image, (sample["original_height"], sample["original_width"]))
+        sample = read_sample(path := self._path(image), image.image_id, image.file_name, self.form)
+        if (size := (sample["original_height"], sample["original_width"])) != (image.height, image.width):
+            raise DatasetError(f"{path}: {self._other_size(image, size)}")
         return cast(Sample, {**sample, **self.annotations(index)})
+
+    def annotated(self, index: int) -> Sample:
+        """See `types.BoxSource`."""
+        image = self._packed.without_objects(index)
+        size = {"original_height": image.height, "original_width": image.width}
+        return cast(Sample, {**size, **self.annotations(index)})
 
     def boxes(self, index: int) -> np.ndarray:
         """The objects of an image to learn from, (N, 4) float64 xyxy."""
@@ -225,13 +246,11 @@ class Boxes:
     def _path(self, image: BoxImage) -> Path:
         return path_inside(self.folders[image.folder], image.file_name, "image folder")
 
-    def _check_size(self, image: BoxImage, size: tuple[int, int]) -> None:
-        if size != (image.height, image.width):
-            raise DatasetError(
-                f"{self._path(image)}: the image is {size[1]} x {size[0]} (EXIF orientation applied) but "
-                f"{self.sizes} says {image.width} x {image.height}; correct one of them",
-                code="image-size",
-            )
+    def _other_size(self, image: BoxImage, size: tuple[int, int]) -> str:
+        return (
+            f"the image is {size[1]} x {size[0]} (EXIF orientation applied) but {self.sizes} says "
+            f"{image.width} x {image.height}; correct one of them"
+        )
 
 
 class CocoBoxes(Boxes):
@@ -289,6 +308,9 @@ class VocBoxes(Boxes):
 
     benchmark = "voc"
     ignored = "difficult object"
+
+    def _numbered(self, images: list[BoxImage]) -> list[BoxImage]:
+        return [image._replace(image_id=place) for place, image in enumerate(images)]
 
     def ground_truth(self) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """Boxes (N, 4) float64 xyxy, labels (N,) int64 and difficult (N,) bool of each image, by index, for

@@ -112,6 +112,10 @@ class Cifar(Inspected):
     def __len__(self) -> int:
         return len(self.labels)
 
+    def classes(self) -> list[tuple[int | str | None, int]]:
+        """See `types.Source`."""
+        return [(None, count) for count in np.bincount(self.labels, minlength=len(self.class_names)).tolist()]
+
     def sample(self, index: int) -> Sample:
         """One image; its `image_id` is the index."""
         import torch
@@ -124,9 +128,6 @@ class Cifar(Inspected):
             original_width=SHAPE[2],
             label=int(self.labels[index]),
         )
-
-    def check(self) -> None:
-        """Nothing is left to check: all is in memory."""
 
 
 def _read(path: Path, size: int, layout: str) -> bytes:

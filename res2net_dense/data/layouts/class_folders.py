@@ -9,8 +9,8 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from res2net_dense.data.images import IMAGE_SUFFIXES, image_size, read_image, read_sample, without_copies
-from res2net_dense.data.layouts.base import Inspected, Part, Request
+from res2net_dense.data.images import IMAGE_SUFFIXES, read_sample, without_copies
+from res2net_dense.data.layouts.base import Inspected, Part, Request, inspect_image
 from res2net_dense.data.layouts.listing import (
     add_near,
     check_folder,
@@ -131,10 +131,9 @@ class ClassFolders(Inspected):
         file = str(self.file(index))
         try:
             path = self._path(index)
-            _ = read_image(path, self.form) if thorough else image_size(path)
         except DatasetError as error:
             return [Finding(error.code, file, str(error).removeprefix(f"{file}: "), file, index)]
-        return []
+        return inspect_image(path, index, thorough=thorough, form=self.form)[1]
 
     def _path(self, index: int) -> Path:
         """The image, which does not lead out of the folder of its class; that may be a link itself."""
@@ -144,8 +143,9 @@ class ClassFolders(Inspected):
             path_inside((self._root / name[0]).resolve(), name[2], "class folder")
         return path
 
-    def check(self) -> None:
-        """Nothing is left to check: the images were listed when this was made."""
+    def classes(self) -> list[tuple[int | str | None, int]]:
+        """See `types.Source`."""
+        return [(None, count) for count in np.bincount(self.labels, minlength=len(self.class_names)).tolist()]
 
 
 def _check_folders(root: Path, folders: Sequence[str]) -> None:

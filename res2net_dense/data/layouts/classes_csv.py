@@ -17,7 +17,7 @@ from typing import ClassVar, Literal, NamedTuple
 import numpy as np
 
 from res2net_dense.data.images import IMAGE_SUFFIXES, read_sample
-from res2net_dense.data.layouts.base import Inspected, Part, Request
+from res2net_dense.data.layouts.base import Inspected, Part, Request, inspect_image
 from res2net_dense.data.layouts.listing import (
     add_near,
     check_folder,
@@ -140,17 +140,27 @@ class ClassesCsv(Inspected):
     def sample(self, index: int) -> Sample:
         """Read one image; raises `DatasetError`."""
         name = os.fsdecode(self._files[index])
-        sample = read_sample(self.file(index), index, name, self.form)
+        path = path_inside(self._folder, name, "image folder")
+        sample = read_sample(path, index, name, self.form)
         return {**sample, "label": int(self.labels[index])}
 
     def file(self, index: int) -> Path:
-        """The file of one image."""
-        return path_inside(self._folder, os.fsdecode(self._files[index]), "image folder")
+        """See `types.Source`."""
+        return self._folder / os.fsdecode(self._files[index])
 
-    def check(self) -> None:
-        """Raise the `DatasetError` of an image that a link leads out of the folder for."""
-        for name in self._files:
-            path_inside(self._folder, os.fsdecode(name), "image folder")
+    def classes(self) -> list[tuple[int | str | None, int]]:
+        """See `types.Source`."""
+        return [(None, count) for count in np.bincount(self.labels, minlength=len(self.class_names)).tolist()]
+
+    def inspect(self, index: int, *, thorough: bool) -> list[Finding]:
+        """See `types.Source`."""
+        file = self.file(index)
+        try:
+            path_inside(self._folder, os.fsdecode(self._files[index]), "image folder")
+        except DatasetError as error:
+            text = str(error).removeprefix(f"{file}: ")
+            return [Finding("path-outside", str(file), text, str(file), index)]
+        return inspect_image(file, index, thorough=thorough, form=self.form)[1]
 
     def _report(self, code: str, text: str) -> None:
         self.findings.add(Finding(code, self.name, text))

@@ -6,6 +6,7 @@ The usual form of an entry is decoded by its type, fast. What is written in anot
 
 from __future__ import annotations
 
+import codecs
 import json
 import math
 from collections.abc import Iterable, Mapping
@@ -64,14 +65,23 @@ UNUSUAL = (msgspec.MsgspecError, RecursionError, UnicodeError)
 
 def read_document(file: Path) -> Document:
     """Read a file; raises `DatasetError` if it is not json in COCO's format."""
-    content = memoryview(read_bytes(file, "annotation file"))
-    if content[:3].tobytes() == b"\xef\xbb\xbf":
-        content = content[3:]
+    content = read_bytes(file, "annotation file")
     try:
-        lists = _decode_lists(content)
+        _check_utf8(content)
+        lists = _decode_lists(memoryview(content)[3 if content.startswith(codecs.BOM_UTF8) else 0 :])
     except UNUSUAL:
+        del content
         return document(read_json(file), str(file))
     return Document(lists.images, lists.categories, lists.annotations)
+
+
+def _check_utf8(content: bytes) -> None:
+    """Raise `UnicodeDecodeError` unless all of it is UTF-8; entries that are not decoded would not tell."""
+    if not content.isascii():
+        decoder = codecs.getincrementaldecoder("utf-8")()
+        for begin in range(0, len(content), 1 << 24):
+            decoder.decode(content[begin : begin + (1 << 24)])
+        decoder.decode(b"", final=True)
 
 
 def document(content: Any, name: str) -> Document:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from res2net_dense.errors import MissingDependencyError
+from res2net_dense.types import Polygons
+
+if TYPE_CHECKING:
+    from torch import Tensor  # a configuration is read without it
 
 Segmentation = list[list[float]] | dict[str, Any]
 """COCO's polygons, or its run-length code {"size": [height, width], "counts": text or list}."""
@@ -31,6 +35,16 @@ def encode_mask(mask: np.ndarray) -> dict[str, Any]:
 def decode(segmentation: Segmentation, height: int, width: int) -> np.ndarray:
     """The mask of valid polygons or a valid code, (height, width) uint8."""
     return _mask_utils().decode(encode(segmentation, height, width))
+
+
+def to_bitmaps(masks: Tensor | Polygons, height: int, width: int) -> Tensor:
+    """The masks of a sample, (N, height, width) bool."""
+    import torch
+
+    if isinstance(masks, torch.Tensor):
+        return masks
+    bitmaps = [decode([polygon.tolist() for polygon in one], height, width) for one in masks]
+    return torch.from_numpy(np.array(bitmaps, dtype=bool).reshape(-1, height, width))
 
 
 def area(segmentation: Segmentation, height: int, width: int) -> float:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import itertools
 import os
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
@@ -268,11 +269,21 @@ class ImageMasks(MaskPairs):
                 findings.add(Finding("count", str(files.source), text))
                 self.remarks.append(text)
 
+    def subset(self, places: Sequence[int]) -> ImageMasks:
+        part = super().subset(places)
+        counts = Counter(self._files[place][0] for place in places)
+        part.parts = [(name, counts[number]) for number, (name, _) in enumerate(self.parts)]
+        return part
+
     @functools.cached_property
     def aspect_ratios(self) -> np.ndarray:
-        """Width / height of each image, (len,) float64, from the headers; raises `DatasetError`."""
-        sizes = np.array([image_size(self._paths(index)[0]) for index in range(len(self))], dtype=np.float64)
-        return sizes[:, 1] / sizes[:, 0]
+        """Width / height of each image, (len,) float64, from the headers; 1 where that cannot be read."""
+        ratios = np.ones(len(self))
+        for index in range(len(self)):
+            with suppress(DatasetError):
+                height, width = image_size(self._paths(index)[0])
+                ratios[index] = width / height
+        return ratios
 
     def check(self) -> None:
         """Raise `DatasetError` if one of the first masks of a part has another size than its image or wrong

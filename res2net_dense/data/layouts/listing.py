@@ -323,7 +323,7 @@ def keep_present(
         missing = next((name for name in names if name not in files.by_stem), None)
         if missing is not None and not hint:
             partners = [partner.folder.resolve()] if partner else ()
-            hint = near_files(files.folder).find(missing, partners)[1]
+            hint = NearFiles(files.folder, files.by_stem.values()).find(missing, partners)[1]
         check_present(names, files.by_stem, what, files.folder, source, hint)
         return list(names)
     kept = []

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import copy
+import itertools
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import numpy as np
 
-from res2net_dense.data.images import image_size, read_image, read_sample
-from res2net_dense.data.layouts.base import Inspected
+from res2net_dense.data.header_sizes import known_size
+from res2net_dense.data.images import image_size, read_sample
+from res2net_dense.data.layouts.base import Inspected, inspect_image
 from res2net_dense.data.layouts.listing import Files, check_size, path_inside
 from res2net_dense.data.packed import PackedRecords
 from res2net_dense.data.regions import Recent, identity, open_pixels
@@ -17,8 +20,11 @@ from res2net_dense.errors import DatasetError
 from res2net_dense.findings import Finding, Findings
 from res2net_dense.types import Sample, Tile
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
 CHECKED_MASKS = 50
-"""How many masks of a part are read by `check`."""
+"""How many masks of a part are read by `check`, and by a quick check of all files."""
 
 _recent = Recent()
 
@@ -48,7 +54,13 @@ class MaskPairs(Inspected):
         self.name = name
         self.findings = findings
         self._folders = [(images.folder.resolve(), masks.folder.resolve()) for images, masks, _ in parts]
-        self._files: PackedRecords[tuple[int, str, str]] = PackedRecords(
+        starts = itertools.accumulate((len(names) for _, _, names in parts), initial=0)
+        self.looked_into = {
+            start + place
+            for start, (_, _, names) in zip(starts, parts, strict=False)
+            for place in range(min(len(names), CHECKED_MASKS))
+        }
+        self._files: Sequence[tuple[int, str, str]] = PackedRecords(
             (
                 [number, images.by_stem[name], masks.by_stem[name]]
                 for number, (images, masks, names) in enumerate(parts)
@@ -89,6 +101,12 @@ class MaskPairs(Inspected):
         names = {"image_id": index, "file_name": self._files[index][1]}
         return {**names, self.key: torch.from_numpy(values)}
 
+    def subset(self, places: Sequence[int]) -> Self:
+        """The same set with some of its images, in this order."""
+        part = copy.copy(self)
+        part._files = [self._files[place] for place in places]
+        return part
+
     def mask(self, index: int) -> np.ndarray:
         """Read one mask, (H, W); the image is not looked at. Raises `DatasetError` as `sample`."""
         return self._read_mask(self._paths(index)[1])
@@ -96,32 +114,27 @@ class MaskPairs(Inspected):
     def inspect(self, index: int, *, thorough: bool) -> list[Finding]:
         """See `types.Source`."""
         part, image, mask = self._files[index]
-        image_file, mask_file = self._folders[part][0] / image, self._folders[part][1] / mask
+        image_folder, mask_folder = self._folders[part]
+        shown, file = image_folder / image, mask_folder / mask
+        size: tuple[int, int] | None = None
         found: list[Finding] = []
-        sizes = []
-        for folder, name, file in zip(
-            self._folders[part], (image, mask), (image_file, mask_file), strict=True
-        ):
-            is_mask = file is mask_file
-            try:
-                path_inside(folder, name, "mask folder" if is_mask else "image folder")
-                if thorough:
-                    sizes.append(
-                        (self._read_mask(file) if is_mask else read_image(file, self.form)).shape[:2]
-                    )
-                else:
-                    sizes.append(image_size(file))
-            except DatasetError as error:
-                found.append(_finding(error, file, image_file, index, is_mask))
-        if len(sizes) == 2:
-            try:
-                check_size(mask_file, sizes[1], image_file, sizes[0])
-            except DatasetError as error:
-                found.append(_finding(error, mask_file, image_file, index, True))
+        try:
+            path_inside(image_folder, image, "image folder")
+            size, found = inspect_image(shown, index, thorough=thorough, form=self.form)
+        except DatasetError as error:
+            found.append(_finding(error, shown, shown, index))
+        try:
+            path_inside(mask_folder, mask, "mask folder")
+            if file.exists() and not file.is_file():  # to open a pipe would wait for ever
+                raise DatasetError(f"{file}: not a file; replace or remove it", "mask-unreadable")
+            shape: tuple[int, ...] = self._read_mask(file).shape if thorough else known_size(file)
+            if size is not None:
+                check_size(file, shape, shown, size)
+        except DatasetError as error:
+            found.append(_finding(error, file, shown, index))
         if thorough and not found:
             found += [
-                Finding(code, str(mask_file), text, str(image_file), index)
-                for code, text in self._mask_notes(mask_file)
+                Finding(code, str(file), text, str(shown), index) for code, text in self._mask_notes(file)
             ]
         return found
 
@@ -146,8 +159,9 @@ class MaskPairs(Inspected):
         return path_inside(folders[0], image, "image folder"), path_inside(folders[1], mask, "mask folder")
 
 
-def _finding(error: DatasetError, file: Path, image: Path, place: int, is_mask: bool) -> Finding:
+def _finding(error: DatasetError, file: Path, image: Path, place: int) -> Finding:
+    """What is wrong with a file of a pair, of which the image is shown."""
     code = error.code or "image-unreadable"
-    if is_mask and code == "image-unreadable":
+    if file != image and code == "image-unreadable":
         code = "mask-unreadable"
     return Finding(code, str(file), str(error).removeprefix(f"{file}: "), str(image), place)

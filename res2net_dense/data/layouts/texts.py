@@ -36,16 +36,25 @@ def decode(file: Path, content: bytes, is_right: Callable[[str], bool] | None = 
     """
     marked = next((encoding for mark, encoding in _MARKS if content.startswith(mark)), "utf-8")
     try:
-        return content.decode(marked), ""
+        text = content.decode(marked)
+        if is_right is None or content.isascii() or is_right(text):
+            return text, ""
+        return _other_text(content, is_right) or (text, "")  # two letters in GBK may be UTF-8 too
     except UnicodeDecodeError as error:
-        for encoding in _ENCODINGS if is_right else ():
-            with suppress(UnicodeDecodeError):
-                if is_right is not None and is_right(text := content.decode(encoding)):
-                    return text, encoding
+        if is_right is not None and (found := _other_text(content, is_right)):
+            return found
         raise DatasetError(
             f"{file}: not text in UTF-8 ({error.reason}), perhaps {_likely(content)}; save the file as UTF-8",
             "file-format",
         ) from error
+
+
+def _other_text(content: bytes, is_right: Callable[[str], bool]) -> tuple[str, str] | None:
+    for encoding in _ENCODINGS:
+        with suppress(UnicodeDecodeError):
+            if is_right(text := content.decode(encoding)):
+                return text, encoding
+    return None
 
 
 def _likely(content: bytes) -> str:
