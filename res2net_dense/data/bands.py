@@ -22,6 +22,7 @@ MAX_PIXELS = 178_000_000
 _FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM", "JPEG2000")
 _ORIENTATION_TAG = 0x0112
 _SAMPLES_TAG = 0x0115
+_PALETTE = 3  # among the kinds of colour of a TIFF
 _TURNS = "FLIP_LEFT_RIGHT ROTATE_180 FLIP_TOP_BOTTOM TRANSPOSE ROTATE_270 TRANSVERSE ROTATE_90"
 _TRANSPOSES = {value: Image.Transpose[name] for value, name in enumerate(_TURNS.split(), start=2)}
 _TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
@@ -114,6 +115,26 @@ def has_more_than_8_bits(path: str | Path) -> bool:
             raise
     with _open_tiff(path) as file:
         return bool(file.pages[0].dtype not in (np.uint8, bool))
+
+
+def header_bands(path: str | Path, channels: int) -> Bands:
+    """One black pixel with the bands that `read_bands` gives, from the header; raises as that."""
+    if is_array(path):
+        return Bands(np.zeros((1, 1, _open_array(path).shape[2]), np.uint8))
+    try:
+        with open_with_pillow(path) as image:
+            if image.format != "TIFF":
+                number = len(image.getbands()) if image.mode in _WHOLE_MODES else 3
+                number = 1 if image.mode.startswith("I") else number
+                return Bands(np.zeros((1, 1, number), np.uint8), image.mode in ("LA", "RGBA"))
+    except UnidentifiedImageError:
+        if not is_tiff(path):
+            raise
+    with _open_tiff(path) as file:
+        page = file.pages[0]
+        together = channels in (len(file.pages), _grey_pages(file.series[0]))
+        number = channels if together else 3 if page.photometric == _PALETTE else page.samplesperpixel
+        return Bands(np.zeros((1, 1, number), np.uint8), _has_alpha(page))
 
 
 def size_of(path: str | Path) -> tuple[int, int]:
@@ -223,7 +244,7 @@ def _read_tiff(path: str | Path, channels: int) -> Bands:
     """The first page of a TIFF, or as many grey pages as channels are wanted."""
     with _open_tiff(path) as file:
         page = file.pages[0]
-        found, axes, has_alpha = page, page.axes, bool(page.extrasamples) and page.extrasamples[-1] in (1, 2)
+        found, axes, has_alpha = page, page.axes, _has_alpha(page)
         if page.samplesperpixel != channels and len(file.pages) == channels:
             return _read_pages(file.pages)
         if page.samplesperpixel != channels and _grey_pages(file.series[0]) == channels:
@@ -237,6 +258,10 @@ def _read_tiff(path: str | Path, channels: int) -> Bands:
         rest = [number for number in range(len(axes)) if number not in order]
         values = _decoded(found).transpose(*order, *rest).reshape(*(shape[axis] for axis in "YX"), -1)
         return Bands(_turned_array(np.array(values), _tiff_orientation(page)), has_alpha)
+
+
+def _has_alpha(page: Any) -> bool:
+    return bool(page.extrasamples) and page.extrasamples[-1] in (1, 2)
 
 
 def _read_pages(pages: Any) -> Bands:

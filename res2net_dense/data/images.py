@@ -79,6 +79,19 @@ def image_size(path: str | Path) -> tuple[int, int]:
         raise _as_dataset_error(path, error) from error
 
 
+def check_channels(path: str | Path, form: PixelFormat) -> None:
+    """Raise the `DatasetError` of an image whose header has other channels than a form takes.
+
+    What else is wrong with it is left to those who read it.
+    """
+    try:
+        to_form(bands.header_bands(path, form.channels), form)
+    except Exception as error:
+        found = _as_dataset_error(path, error)
+        if found.code == "image-channels":
+            raise found from None
+
+
 def read_sample(
     path: str | Path, image_id: int | str, file_name: str | None = None, form: PixelFormat = RGB
 ) -> Sample:
