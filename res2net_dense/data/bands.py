@@ -257,7 +257,7 @@ def _read_tiff(path: str | Path, channels: int) -> Bands:
         order = [axes.index(axis) for axis in ("Y", "X", *others)]
         rest = [number for number in range(len(axes)) if number not in order]
         values = _decoded(found).transpose(*order, *rest).reshape(*(shape[axis] for axis in "YX"), -1)
-        return Bands(_turned_array(np.array(values), _tiff_orientation(page)), has_alpha)
+        return Bands(turned_array(np.array(values), _tiff_orientation(page)), has_alpha)
 
 
 def _has_alpha(page: Any) -> bool:
@@ -271,7 +271,7 @@ def _read_pages(pages: Any) -> Bands:
         raise DatasetError("the pages of this TIFF are not grey images of one size; save one page, (H, W, C)")
     _check_pixels(first.imagelength * first.imagewidth, len(pages))
     values = np.stack([_decoded(page) for page in pages], axis=-1)
-    return Bands(_turned_array(values, _tiff_orientation(first)))
+    return Bands(turned_array(values, _tiff_orientation(first)))
 
 
 def _decoded(page: Any) -> np.ndarray:
@@ -303,7 +303,7 @@ def _turned_size(height: int, width: int, value: int) -> tuple[int, int]:
     return (width, height) if value >= 5 else (height, width)
 
 
-def _turned_array(values: np.ndarray, value: int) -> np.ndarray:
+def turned_array(values: np.ndarray, value: int) -> np.ndarray:
     """(H, W, C) with an EXIF orientation applied: the transposed form first, then the flips."""
     if value >= 5:
         values = values.transpose(1, 0, 2)

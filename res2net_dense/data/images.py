@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from res2net_dense.data import bands
+from res2net_dense.data import bands, decoding
 from res2net_dense.data.bands import MAX_PIXELS
 from res2net_dense.data.pixels import RGB, Bands, PixelFormat, to_display, to_form
 from res2net_dense.errors import DatasetError, one_line
@@ -204,6 +204,9 @@ def _read_rgb(path: str | Path) -> np.ndarray:
         if not bands.has_all_bands(image):
             raise UnidentifiedImageError
         orientation = bands.orientation(image)
+        pixels = decoding.decode_jpeg(image)
+        if pixels is not None:
+            return bands.turned_array(pixels, orientation)
         image.load()
         # `format` is lost by transposing, and the bit depth of an integer image depends on it.
         is_16_bit = image.mode.startswith("I;16") or image.format in ("PNG", "PPM")
@@ -212,7 +215,7 @@ def _read_rgb(path: str | Path) -> np.ndarray:
 
 def _to_rgb(image: Image.Image, is_16_bit: bool) -> np.ndarray:
     if not image.mode.startswith(("F", "I")):
-        return np.array(image.convert("RGB"))
+        return np.array(image if image.mode == "RGB" else image.convert("RGB"))
     values = np.asarray(image)[:, :, None]
     return to_form(Bands(values.astype(np.uint16) if is_16_bit else values), RGB)
 

@@ -26,6 +26,7 @@ from res2net_dense.data.geometry import (
     horizontal_flip,
     resize_to,
     to_array,
+    to_contiguous,
     to_tensor,
 )
 from res2net_dense.errors import MissingDependencyError
@@ -41,7 +42,7 @@ of 1 x 2500 pixels, and 256 x 640,000 would be made of it."""
 class Pipeline:
     """Steps that are applied in turn; the outcome depends on the sample and the generator alone.
 
-    Objects of which nothing is left are dropped at the end, and `image` is contiguous.
+    Objects of which nothing is left are dropped at the end, and `image` and the maps are contiguous.
     """
 
     def __init__(self, *steps: Step) -> None:
@@ -53,7 +54,9 @@ class Pipeline:
         for step in self.steps:
             sample = step(sample, rng)
         sample = drop_empty_objects(sample)
-        return cast(Sample, {**sample, "image": sample["image"].contiguous()})
+        grids = {key: value for key, value in sample.items() if key == "image" or key in OUTSIDE}
+        contiguous = {key: to_contiguous(cast(torch.Tensor, value)) for key, value in grids.items()}
+        return cast(Sample, {**sample, **contiguous})
 
 
 def shortest_edge_size(height: int, width: int, short: int, max_size: int) -> tuple[int, int]:

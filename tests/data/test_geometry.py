@@ -1,11 +1,15 @@
 """Moving a sample: detectron2's own transforms and OpenCV as the reference."""
 
+import itertools
+
 import cv2
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from pycocotools import mask as mask_utils
+from resizing import assert_as_pillow
+from torch import nn
 
 from res2net_dense.data.geometry import crop, drop_empty_objects, horizontal_flip, resize_to
 from res2net_dense.data.images import sample_of
@@ -89,7 +93,7 @@ def test_resize_and_flip_equal_detectron2(size):
     flip = reference.HFlipTransform(resize.new_w)
     both = reference.TransformList([resize, flip])
     done = horizontal_flip(resized(sample, *size))
-    np.testing.assert_array_equal(done["image"].permute(1, 2, 0), both.apply_image(pixels))
+    assert_as_pillow(done["image"].permute(1, 2, 0), both.apply_image(pixels), share=0.0079)
     np.testing.assert_allclose(done["boxes"], both.apply_box(sample["boxes"].numpy()), rtol=1e-6, atol=1e-4)
     for polygons, before in zip(done["masks"], sample["masks"], strict=True):
         expected = both.apply_polygons([polygon.reshape(-1, 2) for polygon in before])
@@ -98,6 +102,65 @@ def test_resize_and_flip_equal_detectron2(size):
     label_map = both.apply_segmentation(sample["sem_seg"].numpy().astype(np.uint8))
     np.testing.assert_array_equal(done["sem_seg"].numpy()[sure], label_map[sure])
     assert done["image"].shape[1:] == done["sem_seg"].shape == done["saliency"].shape
+
+
+def pillow_resized(pixels, height, width):
+    """(H, W) by Pillow, in our order: along the rows first, unless they become a single pixel."""
+    image = Image.fromarray(pixels)
+    between = (pixels.shape[1], height) if width == 1 < height else (width, pixels.shape[0])
+    for size in (between, (width, height)):
+        image = image.resize(size, Image.Resampling.BILINEAR)
+    return np.asarray(image)
+
+
+@pytest.mark.parametrize("size", [(31, 40), (97, 200), (20, 130), (120, 30), (1, 1), (300, 1), (1, 50)])
+@pytest.mark.parametrize("channels", [1, 2, 3, 4, 5, 16])
+@pytest.mark.parametrize("layout", ["as read", "planes", "crop"])
+def test_an_image_of_any_channels_is_resized_as_pillow_does_each(channels, size, layout):
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (48, 64, channels), dtype=np.uint8)
+    image = torch.from_numpy(pixels).permute(2, 0, 1)
+    if layout == "crop":
+        image, pixels = image[:, 5:40, 7:50], pixels[5:40, 7:50]
+    done = resize_to({"image": image.contiguous() if layout == "planes" else image}, *size)["image"]
+    assert done.dtype == torch.uint8
+    planes = np.ascontiguousarray(pixels.transpose(2, 0, 1))
+    assert_as_pillow(done, [pillow_resized(plane, *size) for plane in planes], share=0.0224)
+    values = image.float() * 3.7 - 200
+    exact = resize_to({"image": values}, *size)["image"]
+    for plane, channel in zip(exact, values.numpy(), strict=True):
+        expected = pillow_resized(np.ascontiguousarray(channel), *size)
+        np.testing.assert_allclose(plane, expected, atol=0.0033)
+
+
+def test_thin_images_are_resized_as_their_definition_says():
+    """Where PyTorch has faults: edges of one pixel in any layout of the memory."""
+
+    def weights(old, new):
+        centres = (np.arange(new) + 0.5) * old / new
+        tent = 1 - np.abs(np.arange(old) + 0.5 - centres[:, None]) / max(1, old / new)
+        return tent.clip(0) / tent.clip(0).sum(axis=1, keepdims=True)
+
+    sizes = [(1, 1), (1, 2), (2, 1), (1, 33), (33, 1), (5, 3), (9, 9)]
+    for channels, old, new in itertools.product((1, 3, 5), sizes, sizes):
+        if old == new:
+            continue
+        image = torch.randint(256, (channels, *old), dtype=torch.uint8, generator=torch.manual_seed(0))
+        as_read = image.permute(1, 2, 0).contiguous().permute(2, 0, 1)
+        padded = nn.functional.pad(as_read, (1, 2, 3, 1))[:, 3 : 3 + old[0], 1 : 1 + old[1]]
+        rows, columns = (weights(*edges) for edges in zip(old, new, strict=True))
+        exact = np.einsum("yh,chw,xw->cyx", rows, image.double().numpy(), columns)
+        for form in (image, as_read, padded, image.mT.contiguous().mT):
+            np.testing.assert_allclose(resize_to({"image": form}, *new)["image"], exact, atol=1)
+            values = resize_to({"image": form.float()}, *new)["image"]
+            np.testing.assert_allclose(values, exact, atol=0.001)
+
+
+@pytest.mark.parametrize("level", [0, 1, 127, 254, 255])
+@pytest.mark.parametrize("size", [(7, 9), (333, 501), (800, 1), (64, 63)])
+def test_an_even_area_stays_even(level, size):
+    image = torch.full((3, 64, 64), level, dtype=torch.uint8)
+    assert resize_to({"image": image}, *size)["image"].unique().tolist() == [level]
 
 
 def test_nearest_takes_pixel_centres_as_opencv_exact():
@@ -186,6 +249,9 @@ def test_a_crop_beyond_the_border_is_filled():
     assert (done["sem_seg"][outside] == 255).all()
     assert (done["saliency"][outside] == 0).all()
     assert torch.equal(done["masks"][0], ~outside)
+    inside = crop(sample, 1, 2, 2, 3, (9, 8, 7))
+    assert torch.equal(inside["image"], sample["image"][:, 1:3, 2:5])
+    assert inside["image"].data_ptr() == sample["image"][:, 1:, 2:].data_ptr()
     filled = crop(sample, -1, 4, 6, 3, (9, 8, 7))["image"]
     assert torch.equal(filled[:, ~outside], expected[:, ~outside])
     assert (filled[:, outside] == torch.tensor([[9], [8], [7]])).all()
