@@ -128,7 +128,7 @@ class Prediction(TypedDict, total=False):
     probabilities: Tensor
     """(num_classes, h, w) float32 at any size: in place of `sem_seg` of one of several tiles of an image."""
     saliency: Tensor
-    """(H, W) float32 in [0, 1]."""
+    """(H, W) float32 in [0, 1]; of a large image merged from tiles uint8, 0 to 255."""
     logits: Tensor
     """(num_classes,) float32."""
 

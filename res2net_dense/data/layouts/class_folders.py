@@ -149,7 +149,8 @@ def _check_folders(root: Path, folders: Sequence[str]) -> None:
         flat = sum(name.lower().endswith(tuple(IMAGE_SUFFIXES)) for name in os.listdir(root))
         raise DatasetError(
             f"{root}: {flat or 'no'} images and no class folders; put each image into a folder named "
-            "after its class (ImageNet's validation images come flat and must be sorted first)"
+            "after its class (ImageNet's validation images come flat and must be sorted first), or give "
+            "{csv: FILE, images: FOLDER} if a csv file has the classes"
         )
     names = set(map(str.lower, folders))
     if names <= _TRAIN | _HELD_OUT or (names & _TRAIN and names & _HELD_OUT):
