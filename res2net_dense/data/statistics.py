@@ -86,13 +86,13 @@ def pixel_statistics(
 def find_channels(source: Any) -> int:
     """3, unless the first image that can be read is not of a form that RGB is made of: then its channels."""
     for index in range(min(len(source), RANGE_SAMPLE)):
-        path = source.file(index)
-        if path is None:
-            return 3
+        path = None
         try:
-            read_image(path)
+            path = _file(source, index)
+            if path is not None:
+                read_image(path)
         except DatasetError as error:
-            if error.code == "image-channels":
+            if path is not None and error.code == "image-channels":
                 return int(read_bands(path, 3).values.shape[2])
         else:
             return 3
