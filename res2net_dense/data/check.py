@@ -104,7 +104,10 @@ class _Chunks(Sequence[list[_Look]]):
     def _look(self, place: int) -> _Look:
         thorough = self.thorough or place in self.source.looked_into
         found = self.source.inspect(place, thorough=thorough)
-        file = self.source.file(place)
+        try:
+            file = self.source.file(place)
+        except DatasetError:  # `found` says it
+            file = None
         if file is None:
             return _Look(found, "")
         if not self.compare:
