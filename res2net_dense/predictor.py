@@ -164,7 +164,7 @@ class Predictor:
         """Return all images that the task makes of a prediction, one for each of `task.folders`; other images
         than RGB of 8 bits are shown as `data.pixels.to_display` says.
 
-        Those that show an image of more than `regions.MAX_DRAWN_PIXELS` are smaller than it; maps have its size.
+        Those that show an image of more than `regions.MAX_DRAWN_PIXELS` are smaller; maps have its size.
         """
         pixels = self._open(image)
         if shrink_factor(pixels.size) > 1:

@@ -128,7 +128,7 @@ class Prediction(TypedDict, total=False):
     probabilities: Tensor
     """(num_classes, h, w) float32 at any size: in place of `sem_seg` of one of several tiles of an image."""
     saliency: Tensor
-    """(H, W) float32 in [0, 1]."""
+    """(H, W) float32 in [0, 1]; of a large image merged from tiles uint8, 0 to 255."""
     logits: Tensor
     """(num_classes,) float32."""
 
@@ -172,7 +172,9 @@ class Source(Protocol):
         """Read one, untransformed; raises `DatasetError`."""
 
     def file(self, index: int) -> Path | None:
-        """The image file of one sample, there or not; None where it is not a file of its own."""
+        """The image file of one sample, there or not; None where it is not a file of its own. Raises
+        `DatasetError` if it leads out of the data set.
+        """
 
     def classes(self) -> Sequence[tuple[int | str | None, int]]:
         """By label: the id of the class in the annotation file, if it has one, and the number of its objects.
@@ -202,9 +204,6 @@ class BoxSource(Source, Protocol):
     @property
     def aspect_ratios(self) -> np.ndarray:
         """(len,) float64, width / height."""
-
-    def annotated(self, index: int) -> Sample:
-        """A sample without its image."""
 
     def subset(self, places: Sequence[int]) -> BoxSource:
         """The same set with some of its images, in this order."""

@@ -17,6 +17,7 @@ from networks import hollow
 from res2net_dense import cli, create_classifier
 from res2net_dense.backbones.weights import WEIGHTS
 from res2net_dense.config.find import find_config
+from res2net_dense.errors import MissingDependencyError
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -88,7 +89,11 @@ def test_python_snippets_name_what_exists(page):
             continue  # signatures
         for node in ast.walk(ast.parse(block)):
             if isinstance(node, ast.ImportFrom) and node.module.startswith("res2net_dense"):
-                module = importlib.import_module(node.module)
+                try:
+                    module = importlib.import_module(node.module)
+                except MissingDependencyError:
+                    assert node.module.endswith(".sahi"), block  # which no extra installs
+                    continue
                 assert all(hasattr(module, alias.name) for alias in node.names), block
             if (
                 isinstance(node, ast.Attribute)

@@ -1,5 +1,6 @@
 """Images in tiles: the same as without where a tile holds them, and one way for all models and inputs."""
 
+import itertools
 import json
 import shutil
 
@@ -13,8 +14,11 @@ from tiny_tasks import detection, saliency, segmentation, write_config, write_we
 
 from res2net_dense import Predictor, evaluate, export, train
 from res2net_dense.cli import main
+from res2net_dense.config import load_config
 from res2net_dense.data import bands, regions
-from res2net_dense.errors import DatasetError
+from res2net_dense.data.tiles import visible_shares
+from res2net_dense.errors import ConfigError, DatasetError
+from res2net_dense.tasks import get_task
 
 TASKS = [detection, segmentation, saliency]
 TILES = "data.tiles={size: 80, overlap: 24}"
@@ -211,3 +215,59 @@ def test_a_tiff_of_400_megapixels_takes_less_than_2_gb(run, tmp_path, run_code):
         if (tmp_path / "out" / folder / "a.png").exists() and folder:
             Image.MAX_IMAGE_PIXELS = None
             assert Image.open(tmp_path / "out" / folder / "a.png").size == (20000, 20000)
+
+
+def train_samples(config, count=12, **changes):
+    """Samples of `data.train` as they go into a detector."""
+    config = load_config(config, [f"{key}={value}" for key, value in changes.items()])
+    task = get_task(config.task)
+    batches = itertools.islice(
+        task.build_train_loader(task.prepare(config)), count // config.train.batch_size
+    )
+    return [sample for batch in batches for sample in batch]
+
+
+@pytest.fixture
+def detector(draw_toy, tmp_path):
+    """A config whose images of 96 pixels are not resized."""
+    plain = {"flip": 0.0, "photometric": "none", "aspect_ratio_grouping": False}
+    sizes = {key: [40] if key == "min_size_train" else 40 for key in ("min_size_train", "max_size_train")}
+    return write_config(detection, draw_toy, tmp_path, **plain, **sizes)
+
+
+def test_random_tiles_are_drawn_around_objects_and_differ_between_epochs(detector):
+    settings = {"data.tiles": "{size: 40, overlap: 8}"}
+    samples = train_samples(detector, **settings)
+    assert {tuple(sample["image"].shape) for sample in samples} == {(3, 40, 40)}
+    objects = [sample["boxes"] for sample in samples]
+    assert sum(len(boxes) > 0 for boxes in objects) >= 9, "but for objects that are larger than a tile"
+    assert len({sample["tile"][:2] for sample in samples}) > 8
+    again = train_samples(detector, **settings)
+    assert [sample["tile"] for sample in again] == [sample["tile"] for sample in samples]
+
+
+def test_a_grid_leaves_out_tiles_without_objects_unless_they_are_kept(detector):
+    grid = "{size: 40, overlap: 8, train: grid}"
+    samples = train_samples(detector, 60, **{"data.tiles": grid})
+    places = {sample["tile"][:2] for sample in samples}
+    assert places <= {(top, left) for top in (0, 32, 56) for left in (0, 32, 56)}
+    assert all(len(sample["boxes"]) for sample in samples)
+    kept = train_samples(detector, 60, **{"data.tiles": grid, "data.keep_empty": "true"})
+    assert not all(len(sample["boxes"]) for sample in kept)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.9])
+def test_objects_below_the_visible_share_are_not_learned(detector, share):
+    tiles = f"{{size: 40, overlap: 8, train: grid, min_visible: {share}}}"
+    samples = train_samples(detector, 60, **{"data.tiles": tiles, "data.keep_empty": "true"})
+    source = get_task(detection).open_source(load_config(detector), train=True)
+    ids = [source.annotations(index)["image_id"] for index in range(len(source))]
+    for sample in samples:
+        shares = visible_shares(source.boxes(ids.index(sample["image_id"])), sample["tile"])
+        assert len(sample["boxes"]) == ((shares > 0) & (shares >= share)).sum()
+    assert sum(len(sample["boxes"]) for sample in samples)
+
+
+def test_an_overlap_as_large_as_the_tile_is_refused(detector):
+    with pytest.raises(ConfigError, match=r"data\.tiles\.overlap.*must be below size = 40"):
+        load_config(detector, ["data.tiles={size: 40, overlap: 40}"])

@@ -24,7 +24,7 @@ from res2net_dense.data.statistics import describe_statistics
 from res2net_dense.errors import ConfigError, DatasetError, counted, printable
 from res2net_dense.files import write_atomically
 from res2net_dense.findings import KINDS, REMEDIES, Finding
-from res2net_dense.report.findings import MARK, Checked, ClassRow, codes_of, page, totals_of
+from res2net_dense.report.findings import MARK, Checked, ClassRow, by_code, codes_of, page, totals_of
 from res2net_dense.report.marked import Annotated
 from res2net_dense.types import Source
 from res2net_dense.version import __version__
@@ -136,12 +136,12 @@ def _print_table(sets: Sequence[Checked], *, notes: bool) -> None:
     """A row for each code with its first example, and below it what to do."""
     width = max(60, shutil.get_terminal_size((_WIDTH, 24)).columns)
     codes = codes_of(sets, notes=notes)
-    column = max(map(len, codes), default=4)
+    column, found = max(map(len, codes), default=4), by_code(sets)
     if codes:
         print(f"\n{'code':{column}}  severity   count")
     for code in codes:
         number = sum(one.findings.counts[code] for one in sets)
-        example = next(finding for one in sets for finding in one.findings if finding.code == code)
+        _, example = found[code][0]
         print(f"{code:{column}}  {KINDS[code].severity:8}  {number:6}  {KINDS[code].meaning}")
         for label, text in (
             ("first", printable(str(example))),
@@ -188,19 +188,18 @@ def _fix_list(sets: Sequence[Checked]) -> Iterator[str]:
                 continue
             change = "" if finding.box is None else _corners(finding.box)
             if finding.fix == "clip" and finding.box is not None:
-                change += f" -> {_clipped(finding)}"
+                change += f" -> {_clipped(finding.box, finding.image)}"
             where = finding.text.partition(":")[0]
             yield "\t".join(map(printable, (finding.file, where, finding.fix, finding.code, change)))
 
 
-def _clipped(finding: Finding) -> str:
+def _clipped(box: Sequence[float], image: str) -> str:
     """The box inside its image."""
-    assert finding.box is not None
     try:
-        height, width = _image_size(finding.image)
+        height, width = _image_size(image)
     except DatasetError:
         return "unknown"
-    x1, y1, x2, y2 = finding.box
+    x1, y1, x2, y2 = box
     return _corners((max(x1, 0), max(y1, 0), min(x2, width), min(y2, height)))
 
 

@@ -8,6 +8,7 @@ image that is not larger than a tile is one tile, itself.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -68,17 +69,26 @@ def starts(length: int, size: int, overlap: int) -> list[int]:
 def random_tile(
     height: int, width: int, size: int, rng: np.random.Generator, boxes: np.ndarray | None = None
 ) -> Tile:
-    """Draw a tile, evenly from all places; with boxes, (N, 4) xyxy, N > 0, from those that have the centre of
-    one of them, drawn first.
+    """Draw a tile, evenly from all places; with boxes, (N, 4) xyxy, N > 0, from those that have one of them
+    inside, drawn first, or its centre where it is too large for a tile.
     """
     tall, wide = min(size, height), min(size, width)
     pick, down, right = rng.random(3).tolist()
-    last = height - tall, width - wide
-    if boxes is None or not len(boxes):
-        return Tile(int(down * (last[0] + 1)), int(right * (last[1] + 1)), tall, wide, height, width)
-    x1, y1, x2, y2 = boxes[int(pick * len(boxes))].tolist()
-    top, left = int((y1 + y2) / 2 - down * tall), int((x1 + x2) / 2 - right * wide)
-    return Tile(min(max(top, 0), last[0]), min(max(left, 0), last[1]), tall, wide, height, width)
+    ranges = [(0, height - tall), (0, width - wide)]
+    if boxes is not None and len(boxes):
+        x1, y1, x2, y2 = boxes[int(pick * len(boxes))].tolist()
+        ranges = [_around(y1, y2, tall, height), _around(x1, x2, wide, width)]
+    (first, last), (left, end) = ranges
+    top, left = first + int(down * (last - first + 1)), left + int(right * (end - left + 1))
+    return Tile(top, left, tall, wide, height, width)
+
+
+def _around(low: float, high: float, size: int, length: int) -> tuple[int, int]:
+    """Smallest and largest start of a tile that has an object from `low` to `high`, or its middle."""
+    if high - low > size - 1:
+        low = high = (low + high) / 2
+    first = min(max(0, math.ceil(high) - size), length - size)
+    return first, max(first, min(math.floor(low), length - size))
 
 
 def visible_shares(boxes: np.ndarray | Tensor, tile: Tile) -> np.ndarray:

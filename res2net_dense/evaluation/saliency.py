@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
+import torch
 
 from res2net_dense.errors import DatasetError
 from res2net_dense.evaluation.base import Gather, ImageEvaluator
@@ -127,7 +128,8 @@ class SaliencyEvaluator(ImageEvaluator):
 
     def _add(self, image_id: int, sample: Sample, prediction: Prediction) -> None:
         """Only sums are kept."""
-        mask, saliency = self._read_mask(image_id), prediction["saliency"].detach().float().cpu().numpy()
+        mask, given = self._read_mask(image_id), prediction["saliency"].detach().cpu()
+        saliency = (given / 255 if given.dtype == torch.uint8 else given.float()).numpy()
         try:
             scores = score_map(saliency, mask, rescale=self.rescale)
         except DatasetError as error:

@@ -14,7 +14,7 @@ from res2net_dense.models.semantic_inference import resized_argmax
 from res2net_dense.types import Prediction, Tile
 
 LARGE_PIXELS = 1 << 26
-"""Saliency of larger images is float16."""
+"""Saliency of larger images is uint8, 0 to 255."""
 _BYTE_CLASSES = 256
 
 
@@ -111,13 +111,16 @@ class SaliencyMerger(MapMerger):
     def __init__(self, first: Tile, rows: Sequence[int], columns: Sequence[int]) -> None:
         super().__init__(first, rows, columns)
         large = self.size[0] * self.size[1] > LARGE_PIXELS
-        self._saliency = torch.zeros(self.size, dtype=torch.float16 if large else torch.float32)
+        self._saliency = torch.zeros(self.size, dtype=torch.uint8 if large else torch.float32)
 
     def add(self, tile: Tile, prediction: Prediction) -> None:
         """See `types.Merger`."""
 
         def take(rows: slice, columns: slice, total: Tensor) -> None:
-            self._saliency[rows, columns] = total[0].clamp(0, 1)
+            values = total[0].clamp(0, 1)
+            if self._saliency.dtype == torch.uint8:
+                values = values.mul(255).round()
+            self._saliency[rows, columns] = values.to(self._saliency.dtype)
 
         self.blend(tile, prediction["saliency"][None], take)
 

@@ -13,6 +13,8 @@ from res2net_dense.types import Prediction
 
 _MASK_ALPHA = 0.45
 _EDGE = (60, 60, 60)  # thin and dark round every line, for objects of their class's colour
+_MOST_COVERED = 0.25
+"""Share of the image that names may hide; if there are more, all are left out."""
 _GOLDEN = 0.6180339887498949
 
 _Rect = tuple[int, int, int, int]
@@ -36,7 +38,8 @@ def class_colors(n: int) -> np.ndarray:
 def draw_prediction(
     image: np.ndarray, prediction: Prediction, class_names: Sequence[str], *, score_threshold: float = 0.5
 ) -> np.ndarray:
-    """Draw the detections of one image: filled masks with an outline, boxes, and `name 0.97`.
+    """Draw the detections of one image: filled masks with an outline, boxes, and `name 0.97`, unless the
+    names of many small objects would hide the image.
 
     Args:
         image: (H, W, 3) uint8, RGB.
@@ -54,7 +57,8 @@ def draw_prediction(
 
     canvas = enlarge(image)
     line = max(3, round(min(canvas.size) / 250))
-    font = ImageFont.load_default(max(14, round(min(canvas.size) / 40)))
+    font_size = max(14, round(min(canvas.size) / 40))
+    font = ImageFont.load_default(font_size)
     colors = class_colors(int(labels.max(initial=-1)) + 1)[labels]
     if "masks" in prediction:
         masks = prediction["masks"].detach().cpu().numpy()
@@ -71,8 +75,12 @@ def draw_prediction(
         draw.rectangle((x0, y0, x1, y1), outline=tuple(colors[i].tolist()), width=line)
     taken: list[_Rect] = []
     # the most certain detections choose their place first
+    texts = {i: f"{label_name(int(labels[i]), class_names)} {scores[i]:.2f}".strip() for i in order}
+    covered = sum(font.getlength(text) for text in texts.values()) * 1.2 * font_size
+    if covered > _MOST_COVERED * canvas.width * canvas.height:
+        return np.asarray(canvas).copy()
     for i in sorted(order, key=lambda i: -scores[i]):
-        text = f"{label_name(int(labels[i]), class_names)} {scores[i]:.2f}".strip()
+        text = texts[i]
         _draw_label(draw, text, corners[i].tolist(), colors[i], font, line, taken)
     return np.asarray(canvas).copy()
 

@@ -59,6 +59,15 @@ def codes_of(sets: Sequence[Checked], *, notes: bool) -> list[str]:
     return [code for level in levels for code in KINDS if code in found and KINDS[code].severity == level]
 
 
+def by_code(sets: Sequence[Checked]) -> Mapping[str, Sequence[tuple[Checked, Finding]]]:
+    """The findings of each code, with the set that they are in."""
+    found: dict[str, list[tuple[Checked, Finding]]] = {}
+    for one in sets:
+        for finding in one.findings:
+            found.setdefault(finding.code, []).append((one, finding))
+    return found
+
+
 def totals_of(sets: Sequence[Checked]) -> dict[Severity, int]:
     """How many findings of each severity all sets have."""
     return {level: sum(one.findings.number(level) for one in sets) for level in _SEVERITIES}
@@ -105,9 +114,9 @@ def _common_folder(sets: Sequence[Checked]) -> str:
 
 def _sections(sets: Sequence[Checked], codes: Sequence[str]) -> list[Mapping[str, Any]]:
     """One of each code, errors first, which also get the space for images first."""
-    left, sections = _BYTES, list[Mapping[str, Any]]()
+    left, sections, found = _BYTES, list[Mapping[str, Any]](), by_code(sets)
     for code in codes:
-        pairs = [(one, finding) for one in sets for finding in one.findings if finding.code == code]
+        pairs = found[code]
         figures: list[Mapping[str, Any]] = []
         for one, finding in _spread(pairs):
             if len(figures) == _SHOWN or left <= 0:

@@ -14,7 +14,6 @@ from res2net_dense.report.sheet import rows_sheet
 
 _TINT, _TINT_ALPHA = (255, 120, 0), 0.15
 _DIMMED = 0.5  # brightness of what is not salient
-_ROWS_AT_A_TIME = 1024
 _LIGHT, _DARK = (255, 255, 255), (40, 40, 40)  # outlines
 _TITLES = ("image", "mask", "map", "overlay")
 
@@ -33,23 +32,22 @@ class SheetRow(NamedTuple):
 
 
 def saliency_image(saliency: np.ndarray) -> Image.Image:
-    """A saliency map, (H, W) float in [0, 1], as an image of mode L: round(255 * probability).
+    """A saliency map, (H, W) float in [0, 1], as an image of mode L: round(255 * probability), which a map of
+    uint8 has already.
 
     Raises:
         ConfigError: it is not a map, or a value is outside [0, 1].
     """
     if saliency.ndim != 2 or not saliency.size:
         raise ConfigError(f"a saliency map has a height and a width, not the shape {saliency.shape}")
+    if saliency.dtype == np.uint8:
+        return Image.fromarray(saliency)
     # written so that NaN is refused too
     if not (saliency.min() >= 0 and saliency.max() <= 1):
         raise ConfigError(
             f"saliency goes from {saliency.min():g} to {saliency.max():g}, but probabilities are in [0, 1]"
         )
-    grey = np.empty(saliency.shape, dtype=np.uint8)
-    for top in range(0, len(grey), _ROWS_AT_A_TIME):  # in float64 a large map would fill the memory
-        rows = slice(top, top + _ROWS_AT_A_TIME)
-        grey[rows] = np.rint(saliency[rows] * np.float64(255))
-    return Image.fromarray(grey)
+    return Image.fromarray(np.rint(saliency * np.float64(255)).astype(np.uint8))
 
 
 def draw_saliency(image: np.ndarray, saliency: np.ndarray) -> np.ndarray:

@@ -29,7 +29,8 @@ def shrunk(prediction: Prediction, factor: int, size: tuple[int, int]) -> Predic
     if "sem_seg" in small:
         small["sem_seg"] = small["sem_seg"][::factor, ::factor]
     if "saliency" in small:
-        small["saliency"] = small["saliency"][::factor, ::factor].float()
+        saliency = small["saliency"][::factor, ::factor]
+        small["saliency"] = saliency / 255 if saliency.dtype == torch.uint8 else saliency
     return small
 
 

@@ -183,6 +183,10 @@ class Task(ABC, Generic[C]):
         """Return the annotations of an image as a prediction, and what the evaluator reads of the sample."""
         raise NotImplementedError
 
+    def truth_fits(self, config: C, source: Any, index: int) -> bool:
+        """Whether `truth` of an image takes little memory."""
+        return True
+
     def truth_metrics(self, config: C) -> list[Metric]:
         """The scores that the ground truth must reach in full."""
         return [metric for metric in self.metrics(config) if metric.headline]

@@ -47,7 +47,7 @@ def _check(sources: Mapping[str, Source], skip: str | None) -> list[int]:
         for finding in findings:
             if finding.severity == "error":
                 (skipped if name == skip and finding.place is not None else errors).add(finding)
-        _log_warnings(findings)
+        _log_warnings(findings, "\n".join(sources[name].remarks))
     if skip is None:  # with the numbers of those that were not kept
         errors = Findings()
         for findings in found.values():
@@ -67,11 +67,11 @@ def _check(sources: Mapping[str, Source], skip: str | None) -> list[int]:
     return broken
 
 
-def _log_warnings(findings: Findings) -> None:
-    """One line for each kind, with its number and the first of it."""
+def _log_warnings(findings: Findings, remarks: str) -> None:
+    """One line for each kind, with its number and the first of it, unless a remark says it."""
     shown = set()
     for finding in findings:
-        if finding.severity == "warning" and finding.code not in shown:
+        if finding.severity == "warning" and finding.code not in shown and finding.text not in remarks:
             shown.add(finding.code)
             more = findings.counts[finding.code] - 1
             _log.warning("%s (%s%s)", finding, finding.code, f", and {more} more of it" if more else "")

@@ -29,6 +29,9 @@ from res2net_dense.report.draw import class_colors, draw_prediction
 from res2net_dense.tasks.base import Images, Metric, Task, Transform, network_settings, warn_rank0
 from res2net_dense.types import BoxSource, Merger, Prediction, ReportingEvaluator, Sample, Tile
 
+_TRUTH_PIXELS = 200_000_000
+"""Of all masks of an image that is scored by its own annotations: a byte each."""
+
 
 class Detection(Task[DetectionConfig]):
     """See the module."""
@@ -137,23 +140,28 @@ class Detection(Task[DetectionConfig]):
         )
 
     def truth(self, config: DetectionConfig, source: Any, index: int) -> tuple[Sample, Prediction]:
-        sample = source.annotated(index)
-        limit = config.model.detections_per_image
+        sample, limit = source.annotations(index), self._limit(config)
         kept: Prediction = {"boxes": sample["boxes"][:limit], "labels": sample["labels"][:limit]}
         kept["scores"] = torch.ones(len(kept["labels"]))
         if _has_masks(config):
-            size = sample["original_height"], sample["original_width"]
-            kept["masks"] = coco_masks.to_bitmaps(sample["masks"][:limit], *size)
+            image = source.images[index]
+            kept["masks"] = coco_masks.to_bitmaps(sample["masks"][:limit], image.height, image.width)
         return sample, kept
+
+    def truth_fits(self, config: DetectionConfig, source: Any, index: int) -> bool:
+        image = source.images[index]
+        return not _has_masks(config) or len(image.objects) * image.height * image.width <= _TRUTH_PIXELS
 
     def truth_metrics(self, config: DetectionConfig) -> list[Metric]:
         return [metric for metric in self.metrics(config) if metric.name.endswith("/AP")]
 
     def truth_losses(self, config: DetectionConfig, source: Any) -> list[str]:
-        limit, counts = config.model.detections_per_image, Counter[str]()
-        for sample in map(source.annotated, range(len(source))):
+        limit, counts = self._limit(config), Counter[str]()
+        for index in range(len(source)):
+            sample = source.annotations(index)
             boxes, labels = sample["boxes"], sample["labels"]
-            counts[f"with more than {limit} objects (model.detections_per_image)"] += len(labels) > limit
+            if limit is not None:
+                counts[f"with more than {limit} objects (model.detections_per_image)"] += len(labels) > limit
             if source.benchmark == "coco":
                 counts["with more than 100 objects of a class, of which COCO scores 100"] += bool(
                     len(labels) and int(labels.bincount().max()) > 100
@@ -164,8 +172,9 @@ class Detection(Task[DetectionConfig]):
             twins = len(torch.unique(objects, dim=0)) < len(objects)
             counts["where two objects of a class have the same box"] += twins
             if "masks" in sample:
-                size = sample["original_height"], sample["original_width"]
-                areas = coco_masks.to_bitmaps(sample["masks"], *size).flatten(1).sum(dim=1)
+                image = source.images[index]
+                bitmaps = coco_masks.to_bitmaps(sample["masks"], image.height, image.width)
+                areas = bitmaps.flatten(1).sum(dim=1)
                 counts["with a mask that covers no pixel"] += bool((areas == 0).any())
         return [f"{counted(count, 'image')} {reason}" for reason, count in counts.items() if count]
 
@@ -195,6 +204,10 @@ class Detection(Task[DetectionConfig]):
             record["area"] = width * height if code is None else coco_masks.area(code, *code["size"])
             record["iscrowd"] = 0
         return records
+
+    def _limit(self, config: DetectionConfig) -> int | None:
+        """How many objects are predicted in an image; None in tiles, each of which may have as many."""
+        return None if self.tile_size(config) else config.model.detections_per_image
 
     def _is_voc(self, config: DetectionConfig) -> bool:
         """Whether VOC's rules score `data.val`; COCO's do where there is none."""

@@ -128,7 +128,8 @@ class Saliency(Task[SaliencyConfig]):
         in pixels, and as score the mean of the map inside. Without such pixels there is no object.
         """
         saliency = prediction["saliency"].numpy()
-        inside = saliency > 0.5
+        most = 255 if saliency.dtype == np.uint8 else 1
+        inside = saliency > most / 2
         area = int(inside.sum())
         if not area:
             return []
@@ -140,7 +141,7 @@ class Saliency(Task[SaliencyConfig]):
                 "category_id": self.first_category_id,
                 "bbox": [left, top, right - left + 1, bottom - top + 1],
                 "area": area,
-                "score": float(saliency.sum(where=inside, dtype=np.float64) / area),
+                "score": float(saliency.sum(where=inside, dtype=np.float64) / area / most),
             }
         ]
 

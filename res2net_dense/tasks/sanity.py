@@ -11,9 +11,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
-
 from res2net_dense.config import Config
+from res2net_dense.data.statistics import even_sample
 from res2net_dense.engine import distributed
 from res2net_dense.engine.distributed import print_rank0
 from res2net_dense.errors import first_few
@@ -81,8 +80,11 @@ def score_truth(task: Task[Any], config: Any) -> tuple[str, list[Finding]]:
     whole = task.open_source(config, train=False)
     if not task.truth_images:
         return "", []
-    count = min(len(whole), task.truth_images)
-    source = whole.subset(np.unique(np.linspace(0, len(whole) - 1, count).round().astype(int)).tolist())
+    places = even_sample(len(whole), task.truth_images)
+    places = [place for place in places if task.truth_fits(config, whole, place)]
+    if not places:
+        return "", []
+    source = whole.subset(places)
     with _quiet_evaluators():
         evaluator = task.build_evaluator(config, source)
         for place in range(len(source)):

@@ -318,3 +318,46 @@ def test_an_outline_of_very_many_points_is_not_tested():
     points = np.random.default_rng(0).random((20_000, 2))
     found = cross(np.concatenate([points, [[0, 0], [1, 1], [1, 0], [0, 1]]]), np.array([20_000, 4]))
     assert found.tolist() == [False, True]
+
+
+def unusual(rng, data):
+    """A value somewhere is replaced by one that is rare or wrong."""
+    values = [None, -1, 0, 1, 2.0, "1", " 2", float("nan"), 1e308, [], {}, [[]], "", [[1, 1, 2, 2]], [SQUARE]]
+    for _ in range(rng.integers(0, 4)):
+        entries = data[rng.choice(["images", "categories", "annotations", "annotations"])]
+        entry = entries[rng.integers(len(entries))]
+        key = rng.choice(list(entry))
+        entry[key] = values[rng.integers(len(values))]
+        if key == "bbox" and rng.random() < 0.5:
+            entry[key] = rng.choice([*rng.normal(20, 20, 6).round(2), -0.0, 60, 1e-9], 4).tolist()
+
+
+def everything(source):
+    findings = [(f.code, f.text, f.place, f.box, f.fix) for f in source.findings]
+    truth = source.ground_truth()
+    return findings, list(source.images), truth["images"], truth["categories"], list(truth["annotations"])
+
+
+def test_entries_of_the_usual_type_and_plain_json_give_the_same(tmp_path):
+    """A file is decoded by type, content that is handed over is not."""
+    rng = np.random.default_rng(0)
+    read = 0
+    for number in range(300):
+        data = content()
+        data["annotations"] += [
+            {**data["annotations"][0], "id": 3, "segmentation": [rng.normal(20, 9, 12).round(2).tolist()]},
+            {**data["annotations"][1], "id": 4, "segmentation": {"size": [HEIGHT, WIDTH], "counts": CODE}},
+        ]
+        unusual(rng, data)
+        file = tmp_path / f"{number}.json"
+        file.write_text(json.dumps(data))
+        for strict in (True, False):
+            results = []
+            for source in (file, json.loads(file.read_text())):
+                try:
+                    results.append(everything(read_coco(source, masks=True, name=str(file), strict=strict)))
+                    read += 1
+                except DatasetError as error:
+                    results.append(str(error))
+            assert results[0] == results[1]
+    assert read > 500

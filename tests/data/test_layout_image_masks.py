@@ -306,17 +306,20 @@ def test_masks_with_an_addition_to_their_names(mine):
 
 
 def test_masks_of_0_and_1_are_read_where_all_are(mine):
-    dataset = load(mine)
     for name in "abc":
-        Image.fromarray(MASK // 255).save(mine / "masks" / f"{name}.png")
+        Image.fromarray(MASK // 255 * (name != "a")).save(mine / "masks" / f"{name}.png")
+    dataset = load(mine)
     dataset.check()
     assert (dataset.mask(1) == (MASK == 255)).all()
-    (finding,) = dataset.inspect(1, thorough=True)
-    assert finding.code == "mask-ones"
+    assert dataset.inspect(1, thorough=True) == []
+    assert dataset.findings.counts == {"mask-ones": 1}
+    assert dataset.remarks == [
+        f"{mine}/masks: the masks have the values 0 and 1, not 0 and 255: 1 is taken as salient"
+    ]
     Image.fromarray(MASK).save(mine / "masks" / "c.png")
     mixed = load(mine)
-    fails(lambda: mixed.mask(0), "a.png: the mask's values only go to 1")
-    assert [found.code for found in mixed.inspect(0, thorough=True)] == ["mask-values"]
+    fails(lambda: mixed.mask(1), "b.png: the mask's values only go to 1")
+    assert [found.code for found in mixed.inspect(1, thorough=True)] == ["mask-values"]
     assert mixed.inspect(2, thorough=True) == []
 
 

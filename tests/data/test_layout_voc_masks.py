@@ -205,6 +205,10 @@ def test_grey_that_is_saved_as_colour_is_read_with_a_note(voc, mode):
     assert (dataset.mask(0) == LABELS).all()
     (finding,) = dataset.inspect(0, thorough=True)
     assert (finding.code, finding.place) == ("mask-grey", 0)
+    assert dataset.remarks == [
+        f"{mask_file(voc)}: it is grey saved as colour; its grey values are taken as the labels "
+        "(and perhaps more)"
+    ]
     assert dataset.inspect(0, thorough=False) == dataset.inspect(1, thorough=True) == []
 
 

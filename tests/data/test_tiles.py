@@ -64,21 +64,23 @@ def test_random_tiles_reach_everywhere_and_stay_inside():
     )
 
 
-def test_random_tiles_around_objects_always_have_the_centre_of_one():
+def test_random_tiles_around_objects_always_have_one_inside():
     rng = np.random.default_rng(0)
-    boxes = np.array([[0, 0, 4, 4], [80, 50, 90, 60], [40, 30, 44, 31]], dtype=float)
-    centres = (boxes[:, :2] + boxes[:, 2:]) / 2
-    seen = np.zeros(3, dtype=int)
-    for _ in range(300):
+    boxes = np.array([[0, 0, 4, 4], [80, 50, 90, 60], [40.5, 30.5, 44.5, 31.5]], dtype=float)
+    seen, places = np.zeros(3, dtype=int), set()
+    for _ in range(900):
         tile = random_tile(60, 90, 16, rng, boxes)
         assert 0 <= tile.top <= 44
         assert 0 <= tile.left <= 74
-        inside = (centres >= [tile.left, tile.top]).all(1) & (centres <= [tile.left + 17, tile.top + 17]).all(
-            1
-        )
+        inside = visible_shares(boxes, tile) == 1
         assert inside.any()
         seen += inside
-    assert seen.min() > 40
+        places.add((tile.top, tile.left))
+    assert seen.min() > 200
+    assert {left for top, left in places if 16 <= top <= 30 and 28 < left < 41} == set(range(29, 41))
+    large = random_tile(60, 90, 16, rng, np.array([[10.0, 5, 70, 50]]))
+    assert large.left <= 40 <= large.left + 16
+    assert large.top <= 27.5 <= large.top + 16
 
 
 TILE = Tile(10, 20, 30, 40, 100, 100)

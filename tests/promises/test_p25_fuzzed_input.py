@@ -3,6 +3,7 @@
 Mutated files are opened as a training does and as a check does, and all their samples are looked at.
 """
 
+import contextlib
 import copy
 import itertools
 import json
@@ -174,6 +175,14 @@ def fuzz(kind, folder, examples):
     for strict in (True, False):
         OPEN[kind](folder, CLEAN[kind], strict)  # libraries are imported once
     one()
+
+
+@pytest.mark.parametrize("strict", [True, False])
+@pytest.mark.parametrize("part", ["images", "categories", "annotations"])
+def test_bytes_that_are_not_text_give_errors_of_ours(part, strict, folder):
+    data = json.dumps({**DOCUMENT, part: [{"x": "bad", **entry} for entry in DOCUMENT[part]]}).encode()
+    with contextlib.suppress(Res2NetDenseError):
+        open_coco(folder, data.replace(b"bad", b"\xff"), strict)
 
 
 @pytest.mark.parametrize("kind", FILES)

@@ -133,3 +133,17 @@ def test_colors():
     gaps = np.linalg.norm(colors[:10, None].astype(float) - colors[None, :10], axis=2) + 999 * np.eye(10)
     assert gaps.min() > 50
     assert class_colors(0).shape == (0, 3)
+
+
+def test_names_of_many_small_objects_are_left_out():
+    """Then every box is to be seen: nothing but their lines is drawn."""
+    places = [(x, y) for x in range(5, 590, 30) for y in range(5, 490, 30)]
+    boxes = [[x, y, x + 20, y + 20] for x, y in places]
+    few, many = (
+        draw_prediction(grey(500, 600), prediction(boxes[:n], [0] * n, [0.9] * n), NAMES)
+        for n in (5, len(boxes))
+    )
+    plain = (many[17:21, 17:21] == 90).all(), (many[10:13, 10:13] == 90).all()
+    assert plain == (True, True), "inside of the first box"
+    lines = has_color(many, class_colors(1)[0]).sum() / len(boxes)
+    assert has_color(few, class_colors(1)[0]).sum() / 5 > 3 * lines, "few have plates with their names"

@@ -15,14 +15,14 @@ def test_boxes_maps_and_masks_shrink_together():
         "boxes": torch.tensor([[7.0, 3, 33, 20]]),
         "masks": masks,
         "sem_seg": torch.arange(31 * 50).reshape(31, 50),
-        "saliency": torch.rand(31, 50, generator=generator).half(),
+        "saliency": torch.randint(0, 256, (31, 50), generator=generator, dtype=torch.uint8),
         "labels": torch.tensor([1]),
     }
     small = shrunk(prediction, 3, (31, 50))
     assert torch.allclose(small["boxes"], torch.tensor([[7 / 3, 1, 11, 20 / 3]]))
     assert small["sem_seg"].shape == small["saliency"].shape == (11, 17)
     assert small["sem_seg"][2, 5] == 6 * 50 + 15
-    assert small["saliency"].dtype == torch.float32
+    assert torch.equal(small["saliency"], prediction["saliency"][::3, ::3] / 255)
     assert small["masks"].shape == (2, 11, 17)
     assert prediction["masks"] is masks, "what was given stays"
     parts = [

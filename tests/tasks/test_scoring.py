@@ -32,6 +32,7 @@ def compare(monkeypatch):
         task = SimpleNamespace(
             build_evaluator=lambda config: None,
             build_eval_loader=lambda config: None,
+            merger=lambda config, first: None,
             best_metric=lambda config: best,
             metrics=lambda config: [best, Metric("top5")],
         )

@@ -155,8 +155,7 @@ class Boxes(Inspected):
 
     def file(self, index: int) -> Path:
         """See `types.Source`."""
-        image = self._packed.without_objects(index)
-        return self.folders[image.folder] / image.file_name
+        return self._path(self._packed.without_objects(index))
 
     def inspect(self, index: int, *, thorough: bool) -> list[Finding]:
         """See `types.Source`."""
@@ -198,12 +197,6 @@ class Boxes(Inspected):
         if (size := (sample["original_height"], sample["original_width"])) != (image.height, image.width):
             raise DatasetError(f"{path}: {self._other_size(image, size)}")
         return cast(Sample, {**sample, **self.annotations(index)})
-
-    def annotated(self, index: int) -> Sample:
-        """See `types.BoxSource`."""
-        image = self._packed.without_objects(index)
-        size = {"original_height": image.height, "original_width": image.width}
-        return cast(Sample, {**size, **self.annotations(index)})
 
     def boxes(self, index: int) -> np.ndarray:
         """The objects of an image to learn from, (N, 4) float64 xyxy."""

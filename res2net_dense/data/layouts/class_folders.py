@@ -119,29 +119,25 @@ class ClassFolders(Inspected):
 
     def sample(self, index: int) -> Sample:
         """Read one image; raises `DatasetError`."""
-        sample = read_sample(self._path(index), index, form=self.form)
+        sample = read_sample(self.file(index), index, form=self.form)
         return {**sample, "label": int(self.labels[index])}
 
     def file(self, index: int) -> Path:
-        """See `types.Source`."""
-        return self._root / os.fsdecode(self._files[index])
-
-    def inspect(self, index: int, *, thorough: bool) -> list[Finding]:
-        """See `types.Source`."""
-        file = str(self.file(index))
-        try:
-            path = self._path(index)
-        except DatasetError as error:
-            return [Finding(error.code, file, str(error).removeprefix(f"{file}: "), file, index)]
-        return inspect_image(path, index, thorough=thorough, form=self.form)[1]
-
-    def _path(self, index: int) -> Path:
-        """The image, which does not lead out of the folder of its class; that may be a link itself."""
-        path = self.file(index)
+        """See `types.Source`; the folder of a class may be a link itself."""
+        path = self._root / os.fsdecode(self._files[index])
         if path.is_symlink():
             name = os.fsdecode(self._files[index]).partition("/")
             path_inside((self._root / name[0]).resolve(), name[2], "class folder")
         return path
+
+    def inspect(self, index: int, *, thorough: bool) -> list[Finding]:
+        """See `types.Source`."""
+        try:
+            file = self.file(index)
+        except DatasetError as error:
+            name, _, text = str(error).partition(": ")
+            return [Finding("path-outside", name, text, name, index)]
+        return inspect_image(file, index, thorough=thorough, form=self.form)[1]
 
     def classes(self) -> list[tuple[int | str | None, int]]:
         """See `types.Source`."""
@@ -153,7 +149,8 @@ def _check_folders(root: Path, folders: Sequence[str]) -> None:
         flat = sum(name.lower().endswith(tuple(IMAGE_SUFFIXES)) for name in os.listdir(root))
         raise DatasetError(
             f"{root}: {flat or 'no'} images and no class folders; put each image into a folder named "
-            "after its class (ImageNet's validation images come flat and must be sorted first)"
+            "after its class (ImageNet's validation images come flat and must be sorted first), or give "
+            "{csv: FILE, images: FOLDER} if a csv file has the classes"
         )
     names = set(map(str.lower, folders))
     if names <= _TRAIN | _HELD_OUT or (names & _TRAIN and names & _HELD_OUT):

@@ -139,14 +139,12 @@ class ClassesCsv(Inspected):
 
     def sample(self, index: int) -> Sample:
         """Read one image; raises `DatasetError`."""
-        name = os.fsdecode(self._files[index])
-        path = path_inside(self._folder, name, "image folder")
-        sample = read_sample(path, index, name, self.form)
+        sample = read_sample(self.file(index), index, os.fsdecode(self._files[index]), self.form)
         return {**sample, "label": int(self.labels[index])}
 
     def file(self, index: int) -> Path:
         """See `types.Source`."""
-        return self._folder / os.fsdecode(self._files[index])
+        return path_inside(self._folder, os.fsdecode(self._files[index]), "image folder")
 
     def classes(self) -> list[tuple[int | str | None, int]]:
         """See `types.Source`."""
@@ -154,12 +152,11 @@ class ClassesCsv(Inspected):
 
     def inspect(self, index: int, *, thorough: bool) -> list[Finding]:
         """See `types.Source`."""
-        file = self.file(index)
         try:
-            path_inside(self._folder, os.fsdecode(self._files[index]), "image folder")
+            file = self.file(index)
         except DatasetError as error:
-            text = str(error).removeprefix(f"{file}: ")
-            return [Finding("path-outside", str(file), text, str(file), index)]
+            name, _, text = str(error).partition(": ")
+            return [Finding("path-outside", name, text, name, index)]
         return inspect_image(file, index, thorough=thorough, form=self.form)[1]
 
     def _report(self, code: str, text: str) -> None:

@@ -18,7 +18,11 @@ def check_keypoints(rows: Annotations, entries: Sequence[Any], counts: Sequence[
         entry = entries[place]
         if type(entry) is Raw and b'"keypoints"' not in bytes(entry):
             continue
-        value = plain(entry)
+        try:
+            value = plain(entry)
+        except ValueError as error:
+            rows.add("entry-format", row, f"{error}; correct the file")
+            continue
         points = value.get("keypoints")
         if points is None or points == []:
             continue

@@ -82,6 +82,7 @@ def cross(points: np.ndarray, counts: np.ndarray) -> np.ndarray:
     a, b, polygon = points[order], ends[order], polygon[order]
     origin, scale = low[polygon, 0], 2 * extent[polygon]
     begin, end = (polygon + (side[order] - origin) / scale for side in (left, right))
+    top, bottom = np.minimum(a[:, 1], b[:, 1]), np.maximum(a[:, 1], b[:, 1])
     overlaps = np.searchsorted(begin, end + 1e-9) - np.arange(len(a)) - 1
     overlaps[np.bincount(polygon, overlaps)[polygon] > _PAIRS] = 0
     found = np.zeros(len(counts), dtype=bool)
@@ -93,6 +94,8 @@ def cross(points: np.ndarray, counts: np.ndarray) -> np.ndarray:
         n = overlaps[place:stop]
         i = np.repeat(np.arange(place, stop), n)
         j = i + 1 + np.arange(len(i)) - np.repeat(totals[place:stop] - n - before, n)
+        near = (top[i] < bottom[j]) & (top[j] < bottom[i])
+        i, j = i[near], j[near]
         limit = 1e-12 * extent[polygon[i]] ** 2
         crossing = _opposite(a[i], b[i], a[j], b[j], limit) & _opposite(a[j], b[j], a[i], b[i], limit)
         found[polygon[i[crossing]]] = True

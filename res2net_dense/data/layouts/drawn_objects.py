@@ -82,8 +82,12 @@ class DrawnObjects:
             box: xyxy in pixels; None for that of the outline.
             segmentation: polygons in pixels, or a valid run-length code of the size of the image.
         """
+        area = 0.0
+        is_thin = not isinstance(segmentation, list)
         if isinstance(segmentation, list):
-            segmentation = [p for p in segmentation if self._is_polygon(p, image, where)] or None
+            kept = [(p, *found) for p in segmentation if (found := self._measure(p, image, where))]
+            segmentation = [polygon for polygon, _, _ in kept] or None
+            area, is_thin = sum(area for _, area, _ in kept), any(area <= length for _, area, length in kept)
         if box is None:
             if segmentation is None:
                 self.dropped["object without a valid outline"] += 1
@@ -95,22 +99,23 @@ class DrawnObjects:
         if clipped is None:
             return
         left, top, right, bottom = clipped
-        area = _area(segmentation) if isinstance(segmentation, list) else (right - left) * (bottom - top)
+        area = area or (right - left) * (bottom - top)
         if self.masks:
             if segmentation is None:
                 text = "it is a box without an outline, which masks need; draw one, or learn boxes alone"
                 self.leave_out("mask-invalid", "box without an outline", where, text, box=clipped)
                 return
-            area = coco_masks.area(segmentation, image.height, image.width)
+            if is_thin or clipped != list(box):  # else it surrounds a pixel
+                area = coco_masks.area(segmentation, image.height, image.width)
             if not area:
                 text = "its outline covers no pixel of the image; correct or remove it"
                 self.leave_out("mask-no-pixel", "mask without a pixel", where, text, box=clipped)
                 return
         self.counts[name] = self.counts.get(name, 0) + 1
         category = self._places.setdefault(name, len(self._places))
-        kept = segmentation if self.masks else None
         bbox = [left, top, right - left, bottom - top]
-        image.objects.append(BoxObject(category, bbox, False, area, kept))
+        mask = segmentation if self.masks else None
+        image.objects.append(BoxObject(category, bbox, False, area, mask))
 
     def boxes(
         self, name: str, images: Sequence[BoxImage], folders: Sequence[Path], names: Sequence[str], sizes: str
@@ -159,24 +164,29 @@ class DrawnObjects:
             self.report("box-tiny", where, f"its box is {size}; is it a slip?", box=tuple(clipped))
         return clipped
 
-    def _is_polygon(self, polygon: list[float], image: BoxImage, where: Where) -> bool:
-        """Whether a polygon can be used; otherwise it is reported."""
+    def _measure(self, polygon: list[float], image: BoxImage, where: Where) -> tuple[float, float] | None:
+        """Area and length of the outline of a polygon; None if it cannot be used, which is reported."""
         limit = 4.0 * max(image.height, image.width)
-        flaw = flaws(np.array(polygon), np.array([len(polygon)]), np.array([limit]))[0]
-        if flaw:
-            code = FLAWS[flaw]
-            few = f", it has {len(polygon) // 2}" if code == "polygon-too-short" else ""
-            self.report(code, where, f"{_FLAW_TEXTS[code]}{few}; draw it again", fix="drop")
-        return not flaw
+        area, length = _area_and_length(polygon)
+        if area <= 0.01 * length or max(map(abs, polygon)) > limit:  # others are good, and tests take time
+            flaw = flaws(np.array(polygon), np.array([len(polygon)]), np.array([limit]))[0]
+            if flaw:
+                code = FLAWS[flaw]
+                few = f", it has {len(polygon) // 2}" if code == "polygon-too-short" else ""
+                self.report(code, where, f"{_FLAW_TEXTS[code]}{few}; draw it again", fix="drop")
+                return None
+        return area, length
 
 
-def _area(polygons: list[list[float]]) -> float:
-    """The area of polygons that do not overlap, in pixels."""
-    total = 0.0
-    for polygon in polygons:
-        x, y = np.array(polygon).reshape(-1, 2).T
-        total += abs(float(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1)))) / 2
-    return total
+def _area_and_length(polygon: list[float]) -> tuple[float, float]:
+    """The area of a polygon, and the length of its outline along the axes, which exceeds the true one."""
+    area = length = 0.0
+    before, above = polygon[-2:]
+    for x, y in zip(polygon[::2], polygon[1::2], strict=True):
+        area += before * y - x * above
+        length += abs(x - before) + abs(y - above)
+        before, above = x, y
+    return abs(area) / 2, length
 
 
 def _numbers(values: Sequence[float]) -> str:

@@ -235,8 +235,8 @@ def _shared(root: Path, place: str) -> list[tuple[str, str]]:
 
 
 class ImageMasks(MaskPairs):
-    """Images and masks of parts, paired by their names; a mask is (H, W) bool. None is opened: `check` reads
-    some. With a list, masks that are not in it are ignored.
+    """Images and masks of parts, paired by their names; a mask is (H, W) bool. The first of these are read
+    until one has an object, and more by `check`. With a list, masks that are not in it are ignored.
 
     Attributes:
         parts: name and count of each part.
@@ -263,6 +263,10 @@ class ImageMasks(MaskPairs):
             findings,
         )
         self.parts = [(files.name, len(names)) for files, names in zip(found, usable, strict=True)]
+        self._of_ones = self._are_of_ones()
+        if self._of_ones:
+            line = "the masks have the values 0 and 1, not 0 and 255: 1 is taken as salient"
+            findings.add(Finding("mask-ones", str(found[0].masks.folder), line))
         self.remarks = remarks_of(findings)
         for files, (name, count) in zip(found, self.parts, strict=True):
             if text := count_warning(name, count):
@@ -302,14 +306,8 @@ class ImageMasks(MaskPairs):
     def _read_mask(self, path: Path) -> np.ndarray:
         return read_saliency_mask(path, lambda: self._of_ones)
 
-    def _mask_notes(self, path: Path) -> list[tuple[str, str]]:
-        if is_of_ones(path):
-            return [("mask-ones", "its values are 0 and 1, as those of the set's other masks: 1 is salient")]
-        return []
-
-    @functools.cached_property
-    def _of_ones(self) -> bool:
-        """Whether the first masks with an object have all the values 0 and 1 alone."""
+    def _are_of_ones(self) -> bool:
+        """Whether the first masks with an object have all the values 0 and 1 alone; one tells mostly."""
         found = False
         for index in range(min(len(self), CHECKED_MASKS)):
             with suppress(DatasetError):

@@ -89,7 +89,7 @@ class MaskPairs(Inspected):
     def file(self, index: int) -> Path:
         """See `types.Source`."""
         part, image, _ = self._files[index]
-        return self._folders[part][0] / image
+        return path_inside(self._folders[part][0], image, "image folder")
 
     def annotations(self, index: int, within: Tile | None = None) -> dict[str, Any]:
         """What `sample` has besides the image and its size; the mask is as read, and not to be changed."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -45,8 +46,8 @@ class VocMasksPart(VocPart):
 class VocMasks(MaskPairs):
     """Images and their masks, (H, W) uint8: labels of `class_names`, and 255 for pixels to ignore.
 
-    They are listed and not opened (`check` reads some). The class names, background first, are those asked
-    for or those of a file in the root.
+    They are listed and not opened but for the first (`check` reads more). The class names, background first,
+    are those asked for or those of a file in the root.
     """
 
     key = "sem_seg"
@@ -79,6 +80,10 @@ class VocMasks(MaskPairs):
             colours = {colour: labels[name] for colour, name in of_colours.colours.items() if name in labels}
             self._labels = Labels(len(names), colours, str(of_colours.file))
         self.remarks = remarks_of(findings)
+        with suppress(DatasetError):  # `inspect` says what is wrong with it
+            if len(self) and (file := self._paths(0)[1]).is_file():
+                self._read_mask(file)
+                self.remarks += [f"{file}: {text} (and perhaps more)" for _, text in self._mask_notes(file)]
 
     def check(self) -> None:
         """Raise `DatasetError` if one of the first masks has another size than its image or wrong labels, or
