@@ -24,6 +24,8 @@ def resized(x: Tensor, size: Sequence[int]) -> Tensor:
     """Resize `(N, C, H, W)` bilinearly, corners not aligned, with antialiasing where it shrinks."""
     if x.shape[-2:] == tuple(size):
         return x
+    if size[1] == 1 < size[0]:  # PyTorch 2.14 gives wrong values for a new width of 1 with antialiasing
+        return resized(x.mT, size[::-1]).mT
     shrinks = size[0] < x.shape[-2] or size[1] < x.shape[-1]
     return F.interpolate(x, tuple(size), mode="bilinear", align_corners=False, antialias=shrinks)
 

@@ -3,17 +3,19 @@
 import copy
 from typing import get_args
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from comparison import like_trained
 from networks import TINY, TINY_V1B, every_network
+from PIL import Image
 
 from res2net_dense.backbones import list_backbones
 from res2net_dense.config.saliency import SaliencyLosses, SaliencyModelConfig
 from res2net_dense.errors import ConfigError
 from res2net_dense.models.decoders.poolnet import BINS
-from res2net_dense.models.resizing import cell_means
+from res2net_dense.models.resizing import cell_means, resized
 from res2net_dense.models.saliency import DECODERS, build_saliency_model
 from res2net_dense.models.saliency_losses import LOSSES
 
@@ -206,6 +208,13 @@ def test_means_of_cells_are_those_of_torch(size, bins):
     weights = torch.randn_like(expected)
     gradients = [torch.autograd.grad((y * weights).sum(), x) for y in (cell_means(x, (bins, bins)), expected)]
     torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize("size", [(40, 1), (1, 40), (1, 1), (7, 5), (40, 60)])
+def test_maps_of_any_size_are_resized_as_pillow_does(size):
+    x = torch.rand(20, 30)
+    expected = Image.fromarray(x.numpy()).resize(size[::-1], Image.Resampling.BILINEAR)
+    torch.testing.assert_close(resized(x[None, None], size)[0, 0], torch.from_numpy(np.array(expected)))
 
 
 @pytest.mark.parametrize("channels", [2, 4, 12, 64])
