@@ -173,7 +173,7 @@ def _print_classes(sets: Sequence[Checked], classes: Sequence[ClassRow]) -> None
         own = [] if classes[0].category_id == "" else [printable(str(row.category_id))]
         rows.append([str(row.label), *own, *counts, printable(row.name)])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    print()
+    print(f"\n{counted(len(classes), 'class')}")
     for cells in rows:
         *numbers, name = (f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
         print("  ".join([*numbers, name.strip()]))

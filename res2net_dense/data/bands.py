@@ -7,7 +7,7 @@ tifffile, PNGs of 16-bit colour through OpenCV, arrays (.npy) through NumPy, whi
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -22,10 +22,22 @@ MAX_PIXELS = 178_000_000
 _FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM", "JPEG2000")
 _ORIENTATION_TAG = 0x0112
 _SAMPLES_TAG = 0x0115
+_PALETTE = 3  # among the kinds of colour of a TIFF
 _TURNS = "FLIP_LEFT_RIGHT ROTATE_180 FLIP_TOP_BOTTOM TRANSPOSE ROTATE_270 TRANSVERSE ROTATE_90"
 _TRANSPOSES = {value: Image.Transpose[name] for value, name in enumerate(_TURNS.split(), start=2)}
 _TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _WHOLE_MODES = ("1", "L", "LA", "RGB", "RGBA", "RGBX", "F")  # and those of integers
+
+
+class Header(NamedTuple):
+    """What is known of an image before it is decoded."""
+
+    height: int
+    width: int
+    channels: int
+    has_alpha: bool
+    is_deep: bool
+    """Whether values have more than 8 bits."""
 
 
 def open_with_pillow(path: str | Path) -> Image.Image:
@@ -102,29 +114,29 @@ def read_bands(path: str | Path, channels: int) -> Bands:
     return _read_tiff(path, channels)
 
 
-def has_more_than_8_bits(path: str | Path) -> bool:
-    """Whether values of an image have more than 8 bits, from its header; raises as `read_bands`."""
+def read_header(path: str | Path, channels: int = 3) -> Header:
+    """What the header of an image tells of what `read_bands` gives; raises as that."""
     if is_array(path):
-        return _open_array(path).dtype not in (np.uint8, bool)
+        array = _open_array(path)
+        height, width, number = array.shape
+        return Header(height, width, number, False, array.dtype not in (np.uint8, bool))
     try:
         with open_with_pillow(path) as image:
-            return _is_deep(image)
+            number = len(image.getbands()) if image.mode in _WHOLE_MODES else 3
+            number = 1 if image.mode.startswith("I") else number
+            if has_all_bands(image) and (image.format != "TIFF" or channels in (3, number)):
+                size = _turned_size(image.height, image.width, orientation(image))
+                return Header(*size, number, image.mode in ("LA", "RGBA"), _is_deep(image))
     except UnidentifiedImageError:
         if not is_tiff(path):
             raise
     with _open_tiff(path) as file:
-        return bool(file.pages[0].dtype not in (np.uint8, bool))
-
-
-def size_of(path: str | Path) -> tuple[int, int]:
-    """(height, width) of an array or a TIFF that Pillow does not know, from the header; raises as above."""
-    if is_array(path):
-        height, width, _ = _open_array(path).shape
-        return height, width
-    with _open_tiff(path) as file:
         page = file.pages[0]
         _check_pixels(page.imagelength * page.imagewidth, page.samplesperpixel)
-        return _turned_size(page.imagelength, page.imagewidth, _tiff_orientation(page))
+        size = _turned_size(page.imagelength, page.imagewidth, _tiff_orientation(page))
+        together = channels in (len(file.pages), _grey_pages(file.series[0]))
+        number = channels if together else 3 if page.photometric == _PALETTE else page.samplesperpixel
+        return Header(*size, number, _has_alpha(page), page.dtype not in (np.uint8, bool))
 
 
 def _raw_modes(image: Image.Image) -> str:
@@ -223,7 +235,7 @@ def _read_tiff(path: str | Path, channels: int) -> Bands:
     """The first page of a TIFF, or as many grey pages as channels are wanted."""
     with _open_tiff(path) as file:
         page = file.pages[0]
-        found, axes, has_alpha = page, page.axes, bool(page.extrasamples) and page.extrasamples[-1] in (1, 2)
+        found, axes, has_alpha = page, page.axes, _has_alpha(page)
         if page.samplesperpixel != channels and len(file.pages) == channels:
             return _read_pages(file.pages)
         if page.samplesperpixel != channels and _grey_pages(file.series[0]) == channels:
@@ -237,6 +249,10 @@ def _read_tiff(path: str | Path, channels: int) -> Bands:
         rest = [number for number in range(len(axes)) if number not in order]
         values = _decoded(found).transpose(*order, *rest).reshape(*(shape[axis] for axis in "YX"), -1)
         return Bands(turned_array(np.array(values), _tiff_orientation(page)), has_alpha)
+
+
+def _has_alpha(page: Any) -> bool:
+    return bool(page.extrasamples) and page.extrasamples[-1] in (1, 2)
 
 
 def _read_pages(pages: Any) -> Bands:

@@ -10,11 +10,14 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from pathlib import Path
 from typing import NamedTuple
 
 from tqdm import tqdm
 
 from res2net_dense.data.header_sizes import remembered_sizes
+from res2net_dense.data.images import check_channels
+from res2net_dense.data.pixels import RGB, PixelFormat
 from res2net_dense.errors import DatasetError
 from res2net_dense.files import sha256_of
 from res2net_dense.findings import OF_WHOLE, Finding, Findings
@@ -110,6 +113,8 @@ class _Chunks(Sequence[list[_Look]]):
             file = None
         if file is None:
             return _Look(found, "")
+        if not (found or thorough):
+            found = self._look_at_channels(place, file)
         if not self.compare:
             return _Look(found, str(file))
         digest = ""
@@ -118,6 +123,16 @@ class _Chunks(Sequence[list[_Look]]):
                 digest = sha256_of(file)
             return _Look(found, str(file), os.path.realpath(file), digest)
         return _Look(found, str(file))
+
+    def _look_at_channels(self, place: int, file: Path) -> list[Finding]:
+        form: PixelFormat = getattr(self.source, "form", RGB)
+        try:
+            if form.channels != 3:  # as RGB nearly all images can be read
+                check_channels(file, form)
+        except DatasetError as error:
+            text = str(error).removeprefix(f"{file}: ")
+            return [Finding(error.code, str(file), text, str(file), place)]
+        return []
 
 
 def _in_threads(task: _Chunks, name: str) -> Iterator[list[_Look]]:

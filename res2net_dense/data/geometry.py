@@ -72,18 +72,19 @@ def crop(
     Boxes are clipped to the rectangle; polygons are not, as they are only read inside their box.
     """
     old_height, old_width = sample["image"].shape[1:]
-    edges = -left, left + width - old_width, -top, top + height - old_height
-    is_inside = max(edges) <= 0
+    bottom, right = min(top + height, old_height), min(left + width, old_width)
+    first_row, first_column = max(top, 0), max(left, 0)
 
-    def cut(grid: Tensor, outside: int) -> Tensor:
-        if is_inside:
-            return grid[..., top : top + height, left : left + width]
-        return nn.functional.pad(grid, edges, value=outside)
+    def cut(grid: Tensor, outside: int | Tensor) -> Tensor:
+        part = grid[..., first_row:bottom, first_column:right]
+        if part.shape[-2:] == (height, width):
+            return part
+        whole = torch.empty(*grid.shape[:-2], height, width, dtype=grid.dtype)
+        whole[...] = outside
+        whole[..., first_row - top : bottom - top, first_column - left : right - left] = part
+        return whole
 
-    image = cut(sample["image"], 0)
-    if any(fill) and not is_inside:
-        outside = cut(torch.zeros(old_height, old_width, dtype=torch.bool), 1)
-        image[:, outside] = torch.tensor(fill, dtype=image.dtype)[:, None]
+    image = cut(sample["image"], torch.tensor(fill, dtype=sample["image"].dtype).reshape(-1, 1, 1))
     moved = _moved(sample, image, cut, shift=(-left, -top))
     if "boxes" in moved:
         moved["boxes"] = moved["boxes"].clamp(torch.zeros(4), torch.tensor([width, height] * 2))

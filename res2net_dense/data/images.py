@@ -65,18 +65,24 @@ def read_image(path: str | Path, form: PixelFormat = RGB) -> np.ndarray:
 def image_size(path: str | Path) -> tuple[int, int]:
     """Read (height, width) from the header; EXIF orientation and errors are as in `read_image`."""
     try:
-        if bands.is_array(path):
-            return bands.size_of(path)
-        try:
-            with bands.open_with_pillow(path) as image:
-                width, height = image.size
-                return (width, height) if bands.orientation(image) >= 5 else (height, width)
-        except UnidentifiedImageError:
-            if not bands.is_tiff(path):
-                raise
-        return bands.size_of(path)
+        return bands.read_header(path)[:2]
     except Exception as error:
         raise _as_dataset_error(path, error) from error
+
+
+def check_channels(path: str | Path, form: PixelFormat) -> None:
+    """Raise the `DatasetError` of an image whose header has other channels than a form takes.
+
+    What else is wrong with it is left to those who read it.
+    """
+    try:
+        header = bands.read_header(path, form.channels)
+        black = np.zeros((1, 1, header.channels), np.uint8)
+        to_form(Bands(black, header.has_alpha), form)
+    except Exception as error:
+        found = _as_dataset_error(path, error)
+        if found.code == "image-channels":
+            raise found from None
 
 
 def read_sample(

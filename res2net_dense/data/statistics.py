@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from res2net_dense.data.bands import has_more_than_8_bits, read_bands
+from res2net_dense.data.bands import read_bands, read_header
 from res2net_dense.data.images import read_image
 from res2net_dense.data.pixels import PixelFormat
 from res2net_dense.errors import DatasetError, counted
@@ -86,13 +86,13 @@ def pixel_statistics(
 def find_channels(source: Any) -> int:
     """3, unless the first image that can be read is not of a form that RGB is made of: then its channels."""
     for index in range(min(len(source), RANGE_SAMPLE)):
-        path = source.file(index)
-        if path is None:
-            return 3
+        path = None
         try:
-            read_image(path)
+            path = _file(source, index)
+            if path is not None:
+                read_image(path)
         except DatasetError as error:
-            if error.code == "image-channels":
+            if path is not None and error.code == "image-channels":
                 return int(read_bands(path, 3).values.shape[2])
         else:
             return 3
@@ -127,7 +127,7 @@ def find_range(source: Source, channels: int, *, sample: int = RANGE_SAMPLE) -> 
             path = _file(source, index)
             if path is None:
                 return None
-            if not has_more_than_8_bits(path):
+            if not read_header(path, channels).is_deep:
                 continue
             found = read_bands(path, channels).values
         except DatasetError as error:

@@ -38,8 +38,8 @@ def class_colors(n: int) -> np.ndarray:
 def draw_prediction(
     image: np.ndarray, prediction: Prediction, class_names: Sequence[str], *, score_threshold: float = 0.5
 ) -> np.ndarray:
-    """Draw the detections of one image: filled masks with an outline, boxes, and `name 0.97`, unless the names
-    of many small objects would hide the image.
+    """Draw the detections of one image: filled masks with an outline, boxes, and `name 0.97`, unless the
+    names of many small objects would hide the image.
 
     Args:
         image: (H, W, 3) uint8, RGB.

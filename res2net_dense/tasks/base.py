@@ -306,11 +306,8 @@ class Task(ABC, Generic[C]):
 
     def build_train_loader(self, config: C, *, start_iteration: int = 0) -> BatchLoader:
         """Return endless batches of this process, from `start_iteration` on."""
-        source, seed, names = (
-            self.open_source(config, train=True),
-            config.runtime.seed,
-            self.class_names(config),
-        )
+        source, names = self.open_source(config, train=True), self.class_names(config)
+        seed = config.runtime.seed
         indices, groups = self.sampling(config, source)
         indices = np.arange(len(source)) if indices is None else indices
         good = ~np.isin(indices, left_out(source))

@@ -10,6 +10,7 @@ import numpy as np
 
 from res2net_dense.data.check import check_sources
 from res2net_dense.engine import distributed
+from res2net_dense.errors import printable
 from res2net_dense.findings import Findings
 from res2net_dense.types import Source
 
@@ -62,7 +63,7 @@ def _check(sources: Mapping[str, Source], skip: str | None) -> list[int]:
         first = next(iter(skipped))
         _log.warning(
             "%s: %d of %d images have errors and are left out (data.on_error=skip), the first: %s",
-            *(skip, len(broken), total, first),
+            *(skip, len(broken), total, printable(str(first))),
         )
     return broken
 
@@ -74,4 +75,6 @@ def _log_warnings(findings: Findings, remarks: str) -> None:
         if finding.severity == "warning" and finding.code not in shown and finding.text not in remarks:
             shown.add(finding.code)
             more = findings.counts[finding.code] - 1
-            _log.warning("%s (%s%s)", finding, finding.code, f", and {more} more of it" if more else "")
+            _log.warning(
+                "%s (%s%s)", printable(str(finding)), finding.code, f", and {more} more of it" if more else ""
+            )

@@ -15,7 +15,7 @@ from res2net_dense.config import Config
 from res2net_dense.data.statistics import even_sample
 from res2net_dense.engine import distributed
 from res2net_dense.engine.distributed import print_rank0
-from res2net_dense.errors import first_few
+from res2net_dense.errors import first_few, printable
 from res2net_dense.evaluation.tables import align
 from res2net_dense.findings import Finding
 from res2net_dense.tasks.base import Metric, Task
@@ -44,7 +44,7 @@ def describe_data(task: Task[Any], config: Any, *, training: bool) -> None:
         if line:
             print_rank0(line)
         for finding in findings if distributed.is_main() else ():
-            _log.warning("%s", finding)
+            _log.warning("%s", printable(str(finding)))
 
 
 def class_table(sources: Mapping[str, Source], limit: int | None = None) -> str:
@@ -63,9 +63,9 @@ def class_table(sources: Mapping[str, Source], limit: int | None = None) -> str:
     with_ids = any(one is not None for one in ids)
     rows = [["class", "label", *(["id in the file"] if with_ids else []), *known]]
     for label, name in enumerate(class_names[:limit]):
-        own = "" if ids[label] is None else str(ids[label])
+        own = "" if ids[label] is None else printable(str(ids[label]))
         counts = [str(classes[label][1]) for classes in known.values()]
-        rows.append([name, str(label), *([own] if with_ids else []), *counts])
+        rows.append([printable(name), str(label), *([own] if with_ids else []), *counts])
     more = len(class_names) - (len(rows) - 1)
     return align(rows) + (f"\n... and {more} more (`res2net-dense check` lists all)" if more else "")
 

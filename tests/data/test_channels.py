@@ -10,7 +10,14 @@ import torch
 from PIL import Image
 
 from res2net_dense.data.geometry import crop, horizontal_flip, resize_to
-from res2net_dense.data.images import image_size, list_images, read_image, read_sample, to_pixels
+from res2net_dense.data.images import (
+    check_channels,
+    image_size,
+    list_images,
+    read_image,
+    read_sample,
+    to_pixels,
+)
 from res2net_dense.data.pixels import Bands, PixelFormat, to_display, to_form
 from res2net_dense.data.transforms import PadToSquare, Pipeline, colour_changes, random_rotation
 from res2net_dense.errors import DatasetError
@@ -54,6 +61,9 @@ def test_twelve_bits_of_any_channels_are_exact_in_every_file(tmp_path, channels,
     assert pixels.dtype == np.float32
     np.testing.assert_array_equal(pixels, exact(values, *TWELVE_BITS))
     assert image_size(path) == (30, 50)
+    check_channels(path, PixelFormat(channels, TWELVE_BITS))
+    with pytest.raises(DatasetError, match="data.channels is 7"):
+        check_channels(path, PixelFormat(7))
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
@@ -118,6 +128,10 @@ def test_other_channels_are_an_error_that_names_file_channels_and_remedy(tmp_pat
     with pytest.raises(DatasetError) as error:
         read_image(path, PixelFormat(wanted))
     text = str(error.value)
+    if wanted != 1:  # colours may all be grey
+        with pytest.raises(DatasetError) as early:  # from the header
+            check_channels(path, PixelFormat(wanted))
+        assert str(early.value) == text
     assert error.value.code == "image-channels"
     assert text.startswith(f"{path}: the image has {found} channel")
     assert f"data.channels is {wanted}" in text

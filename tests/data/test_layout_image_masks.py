@@ -459,10 +459,11 @@ def test_published_counts():
 
 
 def test_another_count_than_published_is_remarked(mine):
-    assert load(mine).remarks == []
-    first, second = ImageMasks([part(mine, name=name) for name in ("ecssd", "hku-is", "other")]).remarks
-    assert "ECSSD has 3 pairs here but 1000 as published" in first
-    assert "HKU-IS has 3 pairs here but 4447 as published: scores do not compare" in second
+    assert list(load(mine).findings) == []
+    first, second = ImageMasks([part(mine, name=name) for name in ("ecssd", "hku-is", "other")]).findings
+    assert first.code == second.code == "count"
+    assert "ECSSD has 3 pairs here but 1000 as published" in first.text
+    assert "HKU-IS has 3 pairs here but 4447 as published: scores do not compare" in second.text
 
 
 def test_a_set_without_any_object_is_refused(mine):

@@ -50,6 +50,7 @@ def test_names_that_differ_by_one_rule_are_paired(tmp_path, images, masks):
         (["1.jpg", "2.jpg"], ["10.png", "20.png"]),  # parts of numbers
         (["a.jpg", "a_1.jpg"], ["a_1_mask.png"]),  # one mask of two images
         (["a.jpg"], ["ab.png"]),
+        (["A.jpg", "B.jpg"], ["\u00e0_mask.png"]),
         (["cat_1.jpg", "cat_2.jpg"], ["dog_1.png", "dog_2.png"]),  # too few to tell
         (["cat_1.jpg", "cat_2.jpg", "cat_3.jpg"], ["dog_7.png", "dog_8.png", "dog_9.png"]),
         (["x/a.jpg", "y/a.jpg"], ["a.png"]),
@@ -66,6 +67,12 @@ def test_equal_names_stay_as_they_are(tmp_path):
     images, masks = ["a.jpg", "a_mask.jpg"], ["a.png", "a_mask.png"]
     assert paired(tmp_path, images, masks) == ({"a.png": "a.jpg", "a_mask.png": "a_mask.jpg"}, "")
     assert paired(tmp_path, ["a.jpg"], ["a.png", "b_mask.png"])[1] == ""
+
+
+def test_a_single_mask_with_an_addition_may_be_a_copy(tmp_path):
+    found, line = paired(tmp_path, ["a.jpg", "b.jpg", "c.jpg"], ["a_old.png", "b.png", "c.png"])
+    assert found == {"a_old.png": None, "b.png": "b.jpg", "c.png": "c.jpg"}
+    assert line == ""
 
 
 def test_a_few_masks_without_an_image_do_not_hide_the_rule(tmp_path):

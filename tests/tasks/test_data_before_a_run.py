@@ -159,3 +159,14 @@ def test_a_large_set_is_scored_in_part(coco, monkeypatch):
     line, findings = score_truth(task, config)
     assert "(4 of 9 images)" in line
     assert not findings
+
+
+def test_what_a_remark_says_is_said_once(tmp_path, caplog):
+    for place in ("train/cat", "train/dog", "val/cat"):
+        (tmp_path / place).mkdir(parents=True)
+        noise = np.random.default_rng(len(place)).integers(0, 256, (8, 9, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(tmp_path / place / "0.png")
+    data = [f"data.train={tmp_path}/train", f"data.val={tmp_path}/val", "runtime.device=cpu"]
+    with caplog.at_level(logging.WARNING):
+        prepared(load_config("quick/classification_res2net50", data))
+    assert caplog.text.count("1 of 2 classes have no image") == 1

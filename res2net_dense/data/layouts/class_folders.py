@@ -15,7 +15,6 @@ from res2net_dense.data.layouts.listing import (
     add_near,
     check_folder,
     list_folders,
-    path_inside,
     remarks_of,
     walk,
 )
@@ -76,9 +75,9 @@ class ClassFolders(Inspected):
         self.labels = np.repeat(np.arange(len(names)), counts)
         self.remarks = remarks_of(self.findings)
         if others:
-            self._say(
-                "not-images", f"left out: {len(others)} files do not end as images do: {first_few(others)}"
-            )
+            text = f"left out: {len(others)} files do not end as images do: {first_few(others)}"
+            self.findings.add(Finding("not-images", str(root), text))
+            self.remarks.append(f"{root}: {text}")
         if empty:
             problem = f"{len(empty)} of {len(names)} classes have no image"
             if not files or (request.train and request.strict):
@@ -87,7 +86,8 @@ class ClassFolders(Inspected):
                     f"{' '.join(sorted(IMAGE_SUFFIXES))}), or set data.val=null to train without evaluation",
                     "class-unused",
                 )
-            self._say("class-unused", f"{problem}, such as {empty[0]}; their accuracy is n/a")
+            text = f"{problem}, such as {empty[0]}; their accuracy is n/a"
+            self.findings.add(Finding("class-unused", str(root), text))
         # One block of bytes: reading Python strings writes their reference counts, and each worker would end
         # up with a copy of a million of them.
         self._files = np.array([os.fsencode(file) for file in files], dtype=bytes)
@@ -109,11 +109,6 @@ class ClassFolders(Inspected):
             self.findings.add(Finding("class-unknown", str(self._root), text))
         return {name: name for name in exact} | {name: folder for folder, name in found.items()}
 
-    def _say(self, code: str, text: str) -> None:
-        """Add a finding that a user should read in any case."""
-        self.findings.add(Finding(code, str(self._root), text))
-        self.remarks.append(f"{self._root}: {text}")
-
     def __len__(self) -> int:
         return len(self._files)
 
@@ -123,21 +118,14 @@ class ClassFolders(Inspected):
         return {**sample, "label": int(self.labels[index])}
 
     def file(self, index: int) -> Path:
-        """See `types.Source`; the folder of a class may be a link itself."""
-        path = self._root / os.fsdecode(self._files[index])
-        if path.is_symlink():
-            name = os.fsdecode(self._files[index]).partition("/")
-            path_inside((self._root / name[0]).resolve(), name[2], "class folder")
-        return path
+        """See `types.Source`. Images and class folders may be links: no file names a path here, so the links
+        are the user's own.
+        """
+        return self._root / os.fsdecode(self._files[index])
 
     def inspect(self, index: int, *, thorough: bool) -> list[Finding]:
         """See `types.Source`."""
-        try:
-            file = self.file(index)
-        except DatasetError as error:
-            name, _, text = str(error).partition(": ")
-            return [Finding("path-outside", name, text, name, index)]
-        return inspect_image(file, index, thorough=thorough, form=self.form)[1]
+        return inspect_image(self.file(index), index, thorough=thorough, form=self.form)[1]
 
     def classes(self) -> list[tuple[int | str | None, int]]:
         """See `types.Source`."""

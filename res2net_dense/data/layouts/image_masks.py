@@ -271,7 +271,6 @@ class ImageMasks(MaskPairs):
         for files, (name, count) in zip(found, self.parts, strict=True):
             if text := count_warning(name, count):
                 findings.add(Finding("count", str(files.source), text))
-                self.remarks.append(text)
 
     def subset(self, places: Sequence[int]) -> ImageMasks:
         part = super().subset(places)

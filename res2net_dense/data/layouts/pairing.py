@@ -43,7 +43,8 @@ def pair_up(images: Files, masks: Files, what: str = "masks", whose: str = "imag
     lacking = [stem for stem in images.by_stem if stem not in masks.by_stem]
     if not odd or not lacking:
         return masks, ""
-    renamed = _affix_rule(lacking, odd)
+    # A few of many are perhaps copies, such as `x_old`.
+    renamed = _affix_rule(lacking, odd) if 2 * len(odd) > len(masks.by_stem) else None
     if renamed is None:
         paths = [images.by_stem[stem] for stem in lacking]
         found, _ = NearFiles(images.folder, paths).match(odd, ())

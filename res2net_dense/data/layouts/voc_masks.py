@@ -46,8 +46,8 @@ class VocMasksPart(VocPart):
 class VocMasks(MaskPairs):
     """Images and their masks, (H, W) uint8: labels of `class_names`, and 255 for pixels to ignore.
 
-    They are listed and not opened but for the first (`check` reads more). The class names, background first, are those asked
-    for or those of a file in the root.
+    They are listed and not opened but for the first (`check` reads more). The class names, background first,
+    are those asked for or those of a file in the root.
     """
 
     key = "sem_seg"
