@@ -206,7 +206,7 @@ def test_a_tiff_of_400_megapixels_takes_less_than_2_gb(run, tmp_path, run_code):
         photometric="rgb", tile=(512, 512), compression="deflate", compressionargs={"level": 1},
     )  # fmt: skip
     command = ["predict", "--weights", run, "--input", tmp_path / "in", "--output", tmp_path / "out"]
-    command += ["data.tiles={size: 2048, overlap: 128}", "data.workers=0"]
+    command += ["data.tiles={size: 1024, overlap: 128}", "data.workers=0"]
     command += ["model.score_threshold=0.5"] if "detection" in str(run) else []
     done = run_code(PEAK, *command, timeout=1700)
     assert done.returncode == 0, done.stderr

@@ -27,8 +27,8 @@ MAX_TIFF_PIXELS = 1 << 36
 MAX_DRAWN_PIXELS = 1 << 25
 """Predictions on larger images are drawn on smaller ones."""
 _DRAWN_SIDE = 4096
-_BLOCK_PIXELS = 1 << 24
-_KEPT_BYTES = 192 << 20
+_BLOCK_PIXELS = 1 << 22
+_KEPT_BYTES = 128 << 20
 _TIFF_SUFFIXES = (".tif", ".tiff")
 
 
@@ -63,6 +63,12 @@ class Recent:
             self._kept[key] = value
             self._bytes += value.nbytes
             return value
+
+    def clear(self) -> None:
+        """Keep nothing."""
+        with self._lock:
+            self._kept.clear()
+            self._bytes = 0
 
 
 _recent = Recent()
@@ -258,6 +264,7 @@ def overview(pixels: Pixels, factor: int) -> np.ndarray:
     rows = max(1, _BLOCK_PIXELS // width // factor) * factor
     blocks = (pixels.read(top, 0, min(rows, height - top), width) for top in range(0, height, rows))
     small = [_reduced(block, factor) for block in blocks]
+    _recent.clear()  # of a large image: what is drawn next needs the memory
     return to_display(np.concatenate(small))
 
 
