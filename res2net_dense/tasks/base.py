@@ -281,7 +281,8 @@ class Task(ABC, Generic[C]):
         if inspect:
             skip = "data.train" if training and config.data.on_error == "skip" else None
             check_data(sources, skip=skip)  # better now than after a day of training
-        for remark in dict.fromkeys(remark for one in sources.values() for remark in one.remarks):
+        # Those of the first source are about the class names that the data have.
+        for remark in dict.fromkeys(remark for one in (source, *sources.values()) for remark in one.remarks):
             warn_rank0(remark)
         name = config.train.best_metric
         if name is not None and name not in (allowed := self.metric_names(config)):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -48,7 +48,9 @@ def _check(sources: Mapping[str, Source], skip: str | None) -> list[int]:
         for finding in findings:
             if finding.severity == "error":
                 (skipped if name == skip and finding.place is not None else errors).add(finding)
-        _log_warnings(findings, "\n".join(sources[name].remarks))
+    lines = [line for name in found for line in _warnings(found[name], "\n".join(sources[name].remarks))]
+    for line in dict.fromkeys(lines):  # both sets may have one annotation file
+        _log.warning("%s", line)
     if skip is None:  # with the numbers of those that were not kept
         errors = Findings()
         for findings in found.values():
@@ -68,13 +70,11 @@ def _check(sources: Mapping[str, Source], skip: str | None) -> list[int]:
     return broken
 
 
-def _log_warnings(findings: Findings, remarks: str) -> None:
+def _warnings(findings: Findings, remarks: str) -> Iterator[str]:
     """One line for each kind, with its number and the first of it, unless a remark says it."""
     shown = set()
     for finding in findings:
         if finding.severity == "warning" and finding.code not in shown and finding.text not in remarks:
             shown.add(finding.code)
             more = findings.counts[finding.code] - 1
-            _log.warning(
-                "%s (%s%s)", printable(str(finding)), finding.code, f", and {more} more of it" if more else ""
-            )
+            yield f"{printable(str(finding))} ({finding.code}{f', and {more} more of it' if more else ''})"

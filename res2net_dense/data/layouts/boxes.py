@@ -13,7 +13,7 @@ import numpy as np
 from res2net_dense.data.images import read_sample
 from res2net_dense.data.layouts import coco_masks
 from res2net_dense.data.layouts.base import Inspected, Request, inspect_image, inspect_regions
-from res2net_dense.data.layouts.listing import find_near, path_inside
+from res2net_dense.data.layouts.listing import find_near, path_inside, remarks_of
 from res2net_dense.data.layouts.packed_boxes import BoxImage, BoxObject, PackedBoxes
 from res2net_dense.data.pixels import RGB, PixelFormat
 from res2net_dense.errors import DatasetError, counted, first_few
@@ -109,7 +109,8 @@ class Boxes(Inspected):
             f"{self.name}: {counted(count, 'object')} left out: {reason}"
             for reason, count in source.dropped.items()
         ]
-        source.remarks = [*left_out, *(self.remarks if request.class_names is None else ())]
+        of_classes = self.remarks if request.class_names is None else ()
+        source.remarks = [*remarks_of(self.findings), *left_out, *of_classes]
         return source
 
     def _leave_out_unlabelled(self) -> None:

@@ -134,22 +134,17 @@ def read_coco(
         name,
         list(categories),
         has_masks,
-        _remarks(name, above, findings),
+        _remarks(name, above),
         findings,
     )
 
 
-def _remarks(name: str, above: list[str], findings: Findings) -> list[str]:
-    remarks = [
+def _remarks(name: str, above: list[str]) -> list[str]:
+    return [
         f"{name}: the category {group!r} has no object and only groups others, so it is not a class; name it "
         "in data.class_names if it is one"
         for group in above[:1]
     ]
-    near = next((finding for finding in findings if finding.code == "name-near"), None)
-    if near is not None:
-        others = findings.counts["name-near"] - 1
-        remarks.append(f"{near}{f' (and {others} others so)' if others else ''}")
-    return remarks
 
 
 def _read_objects(

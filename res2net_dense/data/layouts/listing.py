@@ -18,7 +18,7 @@ from res2net_dense.errors import DatasetError, counted, first_few
 from res2net_dense.findings import Finding, Findings
 
 _MAX_LISTED = 1_000_000
-_REMARKED = ("name-near", "text-encoding", "box-several", "box-from-zero", "mask-ones")
+_REMARKED = ("name-near", "rle-bytes", "text-encoding", "box-several", "box-from-zero", "mask-ones")
 _MISSING = {"images": "image-missing", "masks": "mask-missing"}
 """Codes by what messages call the files."""
 

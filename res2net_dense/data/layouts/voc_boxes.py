@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 from res2net_dense.data.images import image_size
 from res2net_dense.data.layouts.base import Request
 from res2net_dense.data.layouts.boxes import Boxes, BoxImage, BoxObject, VocBoxes, clip_box, is_empty
-from res2net_dense.data.layouts.listing import path_inside, read_bytes, remarks_of
+from res2net_dense.data.layouts.listing import path_inside, read_bytes
 from res2net_dense.data.layouts.texts import decode
 from res2net_dense.data.layouts.voc_files import VocPart, find_files
 from res2net_dense.errors import DatasetError, MissingDependencyError, counted, one_line
@@ -52,9 +52,7 @@ class VocBoxesPart(VocPart):
             boxes.findings.raise_errors()
         if request.strict and request.class_names is None and not boxes.counts:
             raise DatasetError(f"{boxes.name}: no objects, so no classes; check the xml or give class names")
-        labelled = boxes.labelled(request, learn_ignored=request.difficult)
-        labelled.remarks = [*remarks_of(boxes.findings), *labelled.remarks]
-        return labelled
+        return boxes.labelled(request, learn_ignored=request.difficult)
 
 
 def read_voc(parts: Sequence[VocBoxesPart], strict: bool = True) -> VocBoxes:
