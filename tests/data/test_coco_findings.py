@@ -267,9 +267,8 @@ def test_many_findings_are_counted(check):
 
 def test_names_of_files_are_found_in_the_folder(check, tmp_path):
     source = check(changed("images", file_name="sub\\2.png"))
-    assert source.remarks == [
-        f"{tmp_path}/set.json: image 2: its file_name 'sub\\\\2.png' is read as '2.png'"
-    ]
+    line = f"{tmp_path}/set.json: image 2: its file_name 'sub\\\\2.png' is read as '2.png'"
+    assert source.labelled(Request(train=True)).remarks == [line]
     source.check()
     with pytest.raises(DatasetError, match="path inside the image folder"):
         check(changed("images", file_name="../1.png"), strict=True)  # which is the other image
