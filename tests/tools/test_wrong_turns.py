@@ -164,7 +164,9 @@ def test_every_config_builds_its_model():
         config = load_config(path)
         from_data = ["model.num_classes=3"] if config.model.num_classes is None else []
         if config.model.pixel_mean is None:
-            from_data += [f"model.{key}={[1.0] * config.data.channels}" for key in ("pixel_mean", "pixel_std")]
+            from_data += [
+                f"model.{key}={[1.0] * config.data.channels}" for key in ("pixel_mean", "pixel_std")
+            ]
         config = load_config(path, from_data)
         with torch.device("meta"):
             model = get_task(config.task).build_model(config, load_weights=False)
