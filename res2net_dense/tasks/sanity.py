@@ -48,14 +48,14 @@ def describe_data(task: Task[Any], config: Any, *, training: bool) -> None:
 
 
 def class_table(sources: Mapping[str, Source], limit: int | None = None) -> str:
-    """A table of label, name, id in the annotation file and number of objects in each set; empty without
-    classes that have objects. `limit` is the number of rows, None for all.
+    """A table of label, name, id in the annotation file and number of objects in each set, which label maps
+    do not tell unread; empty for a single class of such maps. `limit` is the number of rows, None for all.
     """
     known = {name: list(source.classes()) for name, source in sources.items()}
     known = {name: classes for name, classes in known.items() if classes}
-    if not known:
-        return ""
     class_names = next(iter(sources.values())).class_names
+    if not known and len(class_names) < 2:
+        return ""
     ids = [
         next((one[label][0] for one in known.values() if one[label][0] is not None), None)
         for label in range(len(class_names))

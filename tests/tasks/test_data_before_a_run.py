@@ -170,3 +170,16 @@ def test_what_a_remark_says_is_said_once(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         prepared(load_config("quick/classification_res2net50", data))
     assert caplog.text.count("1 of 2 classes have no image") == 1
+
+
+@pytest.mark.parametrize(("names", "rows"), [(["salient object"], 0), (["background", "cat"], 3)])
+def test_classes_of_label_maps_are_printed_without_numbers(names, rows):
+    class Maps:
+        class_names = names
+
+        def classes(self):
+            return []
+
+    table = class_table({"data.train": Maps()})
+    assert len(table.splitlines()) == rows
+    assert rows == 0 or [line.split() for line in table.splitlines()][2] == ["cat", "1"]
