@@ -77,6 +77,8 @@ def parse_yaml(text: str, place: Callable[[int], str]) -> Any:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         problem = ", ".join(filter(None, (error.context, error.problem)))
         hint = "; indent with spaces" if "'\\t'" in problem else ""
+        if "flow mapping" in problem:
+            hint = """; quote texts with # or a comma, such as {images: "set #2"}"""
         raise ConfigError(fold(f"{place(line)}: {problem}{hint}")) from None
     except (ValueError, OverflowError) as error:
         # PyYAML lets these through for an escape beyond Unicode and for a monstrous version number.

@@ -395,6 +395,7 @@ def test_overrides(write):
         ("zzz=1", "Known keys at the top: task, backbone"),
         ("data.train.img=1", "Known keys of 'data.train': layout, images, annotations"),
         # parts of the data
+        ("data.train={images: set #2, annotations: b}", "quote texts with # or a comma"),
         ("data.train=[]", "data.train = []"),
         ("data.train=a/b", "data.train = 'a/b': expected the keys of a layout, such as {root: a/b}"),
         ("data.train=[{split: x}]", "data.train[0].root is missing"),

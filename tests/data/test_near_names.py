@@ -73,6 +73,7 @@ def test_a_file_that_is_meant_beyond_doubt_is_found(images, name, meant):
         ("1a2b3c4d-IMG_1.JPG", "did you mean IMG_1.JPG?"),
         ("my_cat.jpg", "did you mean my cat.jpg?"),
         ("nothing like it.jpg", ""),
+        ("IMG_12.jpg", ""),  # another number is another image
         ("", ""),
         ("..", ""),
         ("a\0.jpg", ""),

@@ -152,7 +152,9 @@ class NearFiles:
                 return f"did you mean {paths[0]}?"
             if key.startswith(stem) and not key[len(stem)].isalnum():
                 return f"there is {paths[0]}"
-        near = get_close_matches(stem, self._by_key, n=1, cutoff=0.8) if len(self) <= _COMPARED else []
+        near = get_close_matches(stem, self._by_key, n=3, cutoff=0.8) if len(self) <= _COMPARED else []
+        # in names that are numbered, p3.jpg is near p23.jpg and another image
+        near = [key for key in near if re.findall(r"\d+", key) == re.findall(r"\d+", stem)]
         return f"did you mean {self._by_key[near[0]][0]}?" if near else ""
 
     def __len__(self) -> int:
