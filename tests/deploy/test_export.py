@@ -355,7 +355,8 @@ def test_a_description_comes_back_as_it_was():
     )  # fmt: skip
     assert Description.from_json(one.model_dump_json()) == one
     assert one.input == {
-        "name": "images", "layout": "NCHW", "dtype": "uint8", "range": [0, 255], "colours": "RGB"
+        "name": "images", "layout": "NCHW", "dtype": "uint8", "range": [0, 255], "colours": "RGB",
+        "channels": 3,
     }  # fmt: skip
     later = json.dumps({**one.model_dump(mode="json"), "parity": {}, "new": 1})
     assert Description.from_json(later) == one

@@ -169,6 +169,7 @@ def test_backends_are_equal_on_real_objects(shared_data):
     """Polygons and crowds of COCO's own files, found again a few pixels off, each at two scores."""
     for path in sorted((shared_data / "coco_tiny").rglob("instances_val*.json")):
         truth = read_coco(path, masks=True).ground_truth()
+        truth["annotations"] = list(truth["annotations"])  # each is made when it is asked for
         images = {image["id"]: n for n, image in enumerate(truth["images"], 1)}
         categories = {category["id"]: n for n, category in enumerate(truth["categories"], 1)}
         rng, detections = np.random.default_rng(0), []
