@@ -137,7 +137,7 @@ REMEDIES: dict[str, str] = {
     "file-format": "Export the file again, or give the layout that it has",
     "entry-format": "Correct the entry",
     "duplicate-image-id": "Give each image an id of its own, and check which annotations belong to it",
-    "duplicate-annotation-id": "Nothing has to be done; number the annotations anew for other programs",
+    "duplicate-annotation-id": "Nothing has to be done; renumber the annotations for other programs",
     "unknown-image": "Add the image to the list, or remove the annotation",
     "unknown-category": "Add the category, or correct category_id",
     "category-gaps": "Nothing has to be done",

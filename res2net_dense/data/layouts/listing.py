@@ -154,7 +154,7 @@ def find_near(folder: Path, name: str) -> tuple[str | None, str]:
 
 
 def near_files(folder: Path) -> NearFiles:
-    """The files of a folder and its subfolders for `NearFiles.match`; a folder that changes is listed anew,
+    """The files of a folder and its subfolders for `NearFiles.match`; a folder that changes is listed again,
     and one that is missing or too large (over a million files) has none.
     """
     try:
