@@ -14,6 +14,7 @@ from pathlib import Path
 from res2net_dense.engine import distributed
 from res2net_dense.engine.distributed import print_rank0
 from res2net_dense.engine.run_folder import open_run_folder, own_folder
+from res2net_dense.engine.terminal import outlasting_terminal
 from res2net_dense.tasks import get_task, training
 from res2net_dense.tasks.sanity import describe_data
 from res2net_dense.trained import ConfigLike, check_overrides, open_job, read_config, write_to
@@ -63,10 +64,11 @@ def train(
 
     Raises:
         Res2NetDenseError: whatever a user can correct; the errors that the config alone shows come first.
+        SystemExit: 143 after SIGTERM, 130 after SIGINT, 129 after SIGHUP, while it trains; it is saved then.
     """
     check_overrides(overrides)
     loaded = read_config(config, [*overrides, *write_to(output_dir)])
-    try:
+    with outlasting_terminal() as terminal, distributed.leaving_group():
         device = training.set_up_device(loaded)
         task = get_task(loaded.task)
         loaded = task.prepare(loaded)
@@ -81,10 +83,10 @@ def train(
             )
             return TrainingResult(run, metrics, as_expected=True)
         with open_run_folder(loaded.runtime.output_dir, resume=resume) as run:
+            if distributed.is_main():
+                terminal.keep_note_in(run)
             metrics = training.train_and_evaluate(loaded, device, run, resume=resume)
         return TrainingResult(run, metrics, training.check_expected(loaded, metrics))
-    finally:
-        distributed.shutdown()
 
 
 def evaluate(
@@ -111,7 +113,7 @@ def evaluate(
         Res2NetDenseError: whatever a user can correct.
     """
     check_overrides(overrides)
-    try:
+    with distributed.leaving_group():
         job, device = open_job(config, weights, [*overrides, *write_to(output_dir)])
         prepared = job.prepared()
         describe_data(job.task, prepared, training=False)
@@ -122,6 +124,4 @@ def evaluate(
                 prepared, device, model, save_predictions=save_predictions
             )
         as_expected = training.check_expected(prepared, metrics)
-    finally:
-        distributed.shutdown()
     return EvaluationResult(job.weights.path, metrics, table, as_expected)

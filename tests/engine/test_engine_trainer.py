@@ -23,12 +23,12 @@ from res2net_dense.engine.checkpointer import Checkpointer, TrainState, open_che
 from res2net_dense.engine.inference import evaluate
 from res2net_dense.engine.metric_log import MetricLog
 from res2net_dense.engine.optim import Ema, build_optimizer, build_schedule
+from res2net_dense.engine.out_of_memory import OutOfMemoryError
 from res2net_dense.engine.trainer import (
     MAX_SKIPPED,
     DivergedError,
     Evaluation,
     LoopOptions,
-    OutOfMemoryError,
     Trainer,
 )
 from res2net_dense.errors import CheckpointError, ConfigError, DatasetError
