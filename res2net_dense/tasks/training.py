@@ -173,7 +173,7 @@ def _build_or_resume(config: Config, device: torch.device, checkpointer: Checkpo
     found = checkpointer.open_latest() if checkpointer else None
     if found:
         check_same_run(found.config, config)
-    state = _build_state(config, device, load_weights=found is None)
+    state = build_state(config, device, load_weights=found is None)
     if found:
         restore(found.content, state)
         print_rank0(f"resuming from {found.path}, after {state.iteration} iterations")
@@ -186,7 +186,7 @@ def _build_or_resume(config: Config, device: torch.device, checkpointer: Checkpo
     return state
 
 
-def _build_state(config: Config, device: torch.device, *, load_weights: bool) -> TrainState:
+def build_state(config: Config, device: torch.device, *, load_weights: bool) -> TrainState:
     """Build model, optimizer, moving average and scaler; each process gets the same random weights."""
     options = config.train
     seed_everything(config.runtime.seed)
