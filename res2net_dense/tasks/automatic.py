@@ -164,7 +164,7 @@ def _two_digits(value: float) -> float:
 
 
 def _giga(size: int) -> str:
-    return f"{size / 1e9:.2f} GB"
+    return f"{size / 1e9:.3g} GB"
 
 
 def _short(value: object) -> str:

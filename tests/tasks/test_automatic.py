@@ -80,9 +80,10 @@ def test_the_largest_part_of_a_batch_that_fits_is_found(prepared, monkeypatch):
     whole, line = fit_batch(task, config, torch.device("cpu"))
     assert whole.train.accumulate == 1
     assert whole.train.batch_size == config.train.batch_size
-    each = float(re.search(r"([\d.]+) GB for an image", line)[1]) * 1e9
-    fixed = float(re.search(r"([\d.]+) GB for the model", line)[1]) * 1e9
-    with_free_memory(monkeypatch, int((fixed + 1.5 * max(each, 5e6)) / 0.8))
+    each, fixed = (
+        1e9 * float(re.search(rf"([\d.e-]+) GB for {what}", line)[1]) for what in ("an image", "the model")
+    )
+    with_free_memory(monkeypatch, int((fixed + 1.5 * each) / 0.8))
     part, _ = fit_batch(task, config, torch.device("cpu"))
     assert part.train.batch_size == config.train.batch_size
     assert part.train.optimizer == config.train.optimizer
