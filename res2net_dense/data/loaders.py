@@ -26,6 +26,7 @@ from res2net_dense.data.pixels import RGB, PixelFormat
 from res2net_dense.data.tiles import TileSize, TileSource, TrainTiles, grids, read_tile
 from res2net_dense.errors import ConfigError, DatasetError
 from res2net_dense.types import Sample, Source, Tile
+from res2net_dense.workers import leave_signals_to_parent, starting_workers
 
 Key = tuple[int, int]
 """(epoch, position) of one training sample."""
@@ -272,8 +273,14 @@ def _chunks(keys: Sequence[Any], size: int) -> list[list[Any]]:
     return [list(keys[first : first + size]) for first in range(0, len(keys), size)]
 
 
+class _Loader(DataLoader[Any]):
+    def __iter__(self) -> Any:  # its type is private to PyTorch
+        with starting_workers():
+            return super().__iter__()
+
+
 def _data_loader(dataset: Dataset[Item], batches: Iterable[list[Any]], workers: int) -> DataLoader[Any]:
-    return DataLoader(
+    return _Loader(
         dataset,
         batch_sampler=batches,
         num_workers=workers,
@@ -317,6 +324,7 @@ def _samples(items: list[Item]) -> list[dict[str, Any]]:
 
 
 def _init_worker(worker: int) -> None:
+    leave_signals_to_parent()
     gc.freeze()  # a collection writes into all objects, which would copy the memory that is shared
     torch.set_num_threads(1)
     if cv2 := sys.modules.get("cv2"):  # its threads would compete with the other workers
