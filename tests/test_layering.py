@@ -13,7 +13,7 @@ PACKAGE = ROOT / "res2net_dense"
 
 # These are open to everybody and import nothing but each other.
 OPEN = {
-    "types", "errors", "findings", "version", "files", "weight_files", "download", "palette", "sections",
+    "types", "errors", "findings", "version", "files", "opening", "weight_files", "download", "palette", "sections",
     "network_options", "workers",
 }  # fmt: skip
 ALLOWED = {

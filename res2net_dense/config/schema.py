@@ -74,6 +74,9 @@ class DataConfig(Section):
     or goes on without it. Evaluation always ends: a score without some images would be another score."""
     workers: NonNegativeInt = 2
     """Processes that load images, for each training process; 0 loads in the training process."""
+    timeout: Annotated[int, Field(ge=0, le=7 * 24 * 3600)] = 120
+    """Seconds that the images of one batch may take to load. After them the run is saved and ends, with the
+    name of the image; 0 sets no limit."""
 
     @model_validator(mode="after")
     def _check_names(self) -> DataConfig:

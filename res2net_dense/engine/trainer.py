@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import random
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -19,8 +20,10 @@ from res2net_dense.engine.checkpointer import Checkpointer, TrainState
 from res2net_dense.engine.inference import autocast
 from res2net_dense.engine.metric_log import MetricLog
 from res2net_dense.engine.stopping import Stop, Stopped, stop_on_signals
-from res2net_dense.errors import ConfigError, DatasetError, Res2NetDenseError
+from res2net_dense.errors import ConfigError, DatasetError, OutOfMemoryError, Res2NetDenseError, one_line
 from res2net_dense.types import Losses, Sample
+
+_log = logging.getLogger(__name__)
 
 MAX_SKIPPED = 3
 """How many iterations in a row may be skipped because of a NaN; one more ends the run."""
@@ -28,10 +31,6 @@ MAX_SKIPPED = 3
 
 class DivergedError(Res2NetDenseError):
     """A loss or a gradient is NaN or infinite. The state is as before the iteration."""
-
-
-class OutOfMemoryError(Res2NetDenseError):
-    """The GPU's memory does not suffice for a step."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +101,8 @@ class Trainer:
         self.device = self.parameters[0].device
         self.last_saved = state.iteration  # a resumed run starts from a checkpoint
         self.skipped = 0
+        self.is_stepping = False
+        self.buffers_before: list[Tensor] = []
         self.samples: list[Sample] = []
         for group in self.groups:
             group.setdefault("initial_lr", group["lr"])
@@ -128,7 +129,7 @@ class Trainer:
             dynamic_ncols=True,
             disable=None if distributed.is_main() else True,  # None is for what is not a terminal
         )
-        with stop_on_signals() as stop, bar, closing(self.batches()) as batches, self.explaining_memory():
+        with stop_on_signals() as stop, bar, closing(self.batches()) as batches, self.saving():
             while True:
                 # First in the loop, so that a resumed run begins with the evaluation it was stopped in.
                 if self.evaluation and state.iteration and self.is_due(options.eval_every):
@@ -143,6 +144,7 @@ class Trainer:
                 else:
                     self.skip()
                 state.iteration += 1
+                self.buffers_before = []
                 bar.update()
                 if self.log and self.is_due(options.log_every):
                     self.log_losses(self.log)
@@ -240,7 +242,7 @@ class Trainer:
     def step(self) -> None:
         """Change the weights, and the moving average with them."""
         state = self.state
-        self.skipped = 0
+        self.skipped, self.is_stepping = 0, True
         if state.scaler:
             state.scaler.step(state.optimizer)
             state.scaler.update()
@@ -248,13 +250,13 @@ class Trainer:
             state.optimizer.step()
         if state.ema and not self.bad_norm:
             state.ema.update(state.model)
+        self.is_stepping = False
 
     def skip(self) -> None:
         """Leave the weights and restore the buffers, which the forward pass has changed; end the run if that
         is asked for, or happens too often.
         """
-        for buffer, before in zip(self.buffers, self.buffers_before, strict=True):
-            buffer.copy_(before)
+        self.restore_buffers()
         if self.state.scaler:
             self.state.scaler.update()
         self.skipped += 1
@@ -283,8 +285,8 @@ class Trainer:
     def save(self) -> None:
         """Write a checkpoint if there is none of this iteration."""
         if self.checkpointer and self.last_saved != self.state.iteration:
+            self.last_saved = self.state.iteration  # or tried to: an error ends the run
             self.checkpointer.save(self.state)
-            self.last_saved = self.state.iteration
 
     def finish(self) -> None:
         """Publish the last model where no evaluation chose one, and close the log."""
@@ -292,6 +294,27 @@ class Trainer:
             self.checkpointer.save_best(self.scored.state_dict(), self.state)
         if self.log:
             self.log.close()
+
+    def restore_buffers(self) -> None:
+        """Undo what the forward passes of this iteration have changed."""
+        if self.buffers_before:
+            for buffer, before in zip(self.buffers, self.buffers_before, strict=True):
+                buffer.copy_(before)
+
+    @contextmanager
+    def saving(self) -> Iterator[None]:
+        """When an error ends the run, save the state after the last finished iteration first."""
+        try:
+            with self.explaining_memory():
+                yield
+        except Exception:
+            if not self.is_stepping:  # half of the weights may have changed
+                try:
+                    self.restore_buffers()
+                    self.save()
+                except Exception as error:  # what ended the run is more important
+                    _log.warning("the last iteration could not be saved: %s", one_line(error))
+            raise
 
     @contextmanager
     def explaining_memory(self) -> Iterator[None]:

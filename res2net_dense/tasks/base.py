@@ -332,7 +332,7 @@ class Task(ABC, Generic[C]):
         )
         transform, on_error = self.train_transform(config), config.data.on_error
         samples = TrainSet(source, indices, transform, seed=seed, on_error=on_error, tiles=tiles)
-        return BatchLoader(samples, batches, workers=config.data.workers)
+        return BatchLoader(samples, batches, workers=config.data.workers, timeout=config.data.timeout)
 
     def tile_size(self, config: C) -> TileSize | None:
         """How images are divided in evaluation and prediction; None where they are not."""
@@ -368,6 +368,7 @@ class Task(ABC, Generic[C]):
         options: dict[str, int] = {
             "batch_size": config.eval.batch_size,
             "workers": config.data.workers,
+            "timeout": config.data.timeout,
             "rank": distributed.rank(),
             "world_size": distributed.world_size(),
         }
@@ -385,6 +386,7 @@ class Task(ABC, Generic[C]):
             self.eval_transform(config),
             batch_size=config.eval.batch_size,
             workers=config.data.workers,
+            timeout=config.data.timeout,
             form=pixel_format(config),
             tiles=self.tile_size(config),
         )

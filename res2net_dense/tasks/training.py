@@ -29,8 +29,8 @@ from res2net_dense.types import Evaluator
 # What a resumed run may change without being another run.
 _FREE_ON_RESUME = (
     *("runtime.output_dir", "runtime.device", "runtime.threads", "eval.", "data.val", "data.workers"),
-    *("data.on_error", "train.iterations", "train.log_every", "train.eval_every", "train.save_every"),
-    *("train.keep_checkpoints", "train.compile"),
+    *("data.timeout", "data.on_error", "train.iterations", "train.log_every", "train.eval_every"),
+    *("train.save_every", "train.keep_checkpoints", "train.compile"),
 )
 
 
