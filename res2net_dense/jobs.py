@@ -14,7 +14,9 @@ from pathlib import Path
 from res2net_dense.engine import distributed
 from res2net_dense.engine.distributed import print_rank0
 from res2net_dense.engine.run_folder import open_run_folder, own_folder
+from res2net_dense.errors import ConfigError
 from res2net_dense.tasks import get_task, training
+from res2net_dense.tasks.base import updated, warn_rank0
 from res2net_dense.tasks.sanity import describe_data
 from res2net_dense.trained import ConfigLike, check_overrides, open_job, read_config, write_to
 
@@ -50,6 +52,7 @@ def train(
     overrides: Sequence[str] = (),
     output_dir: str | Path | None = None,
     resume: bool = False,
+    extend: bool = False,
     dry_run: bool = False,
 ) -> TrainingResult:
     """Train a model of any task, and evaluate it.
@@ -59,12 +62,16 @@ def train(
         overrides: changes to it, such as `train.batch_size=2`.
         output_dir: the run folder; None for `runtime.output_dir`.
         resume: continue from the newest whole checkpoint in the run folder.
+        extend: with `resume`, where another length or schedule would make the learning rate jump, go on from
+            the present one and let it fall over the iterations that are left.
         dry_run: take two steps of everything and keep nothing.
 
     Raises:
         Res2NetDenseError: whatever a user can correct; the errors that the config alone shows come first.
     """
     check_overrides(overrides)
+    if extend and not resume:
+        raise ConfigError("extend (--extend) goes with resume (--resume): it changes how a run continues")
     loaded = read_config(config, [*overrides, *write_to(output_dir)])
     try:
         device = training.set_up_device(loaded)
@@ -81,7 +88,7 @@ def train(
             )
             return TrainingResult(run, metrics, as_expected=True)
         with open_run_folder(loaded.runtime.output_dir, resume=resume) as run:
-            metrics = training.train_and_evaluate(loaded, device, run, resume=resume)
+            metrics = training.train_and_evaluate(loaded, device, run, resume=resume, extend=extend)
         return TrainingResult(run, metrics, training.check_expected(loaded, metrics))
     finally:
         distributed.shutdown()
@@ -114,6 +121,11 @@ def evaluate(
     try:
         job, device = open_job(config, weights, [*overrides, *write_to(output_dir)])
         prepared = job.prepared()
+        if job.exported and prepared.eval.loss:
+            warn_rank0(
+                f"{job.weights.path} is an exported file, which has no losses: eval.loss has no effect"
+            )
+            prepared = updated(prepared, eval={"loss": False})
         describe_data(job.task, prepared, training=False)
         with own_folder(prepared.runtime.output_dir):
             print_rank0(f"evaluating {job.weights.path}")

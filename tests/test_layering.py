@@ -55,7 +55,7 @@ OPTIONAL_LIBRARIES = {
         "data/bands.py",
     },
     "tifffile": {"data/bands.py", "data/regions.py"},
-    "matplotlib": {"report/saliency_curves.py"},
+    "matplotlib": {"report/saliency_curves.py", "report/training_curves.py"},
     "onnx": {"deploy/onnx_format.py", "deploy/quantize.py"},
     "onnxscript": {"deploy/onnx_format.py"},
     "onnxruntime": {"deploy/onnx_format.py", "deploy/quantize.py"},
