@@ -20,6 +20,7 @@ from res2net_dense.engine.trainer import LoopOptions
 from res2net_dense.errors import ConfigError, counted
 from res2net_dense.tasks import get_task, training
 from res2net_dense.tasks.automatic import fit_batch, suit_little_data
+from res2net_dense.tasks.base import updated, warn_rank0
 from res2net_dense.tasks.sanity import describe_data
 from res2net_dense.trained import ConfigLike, check_overrides, open_job, read_config, write_to
 
@@ -66,6 +67,7 @@ def train(
     overrides: Sequence[str] = (),
     output_dir: str | Path | None = None,
     resume: bool = False,
+    extend: bool = False,
     dry_run: bool = False,
     auto: bool = False,
     auto_batch: bool = False,
@@ -77,6 +79,8 @@ def train(
         overrides: changes to it, such as `train.batch_size=2`.
         output_dir: the run folder; None for `runtime.output_dir`.
         resume: continue from the newest whole checkpoint in the run folder.
+        extend: with `resume`, where another length or schedule would make the learning rate jump, go on from
+            the present one and let it fall over the iterations that are left.
         dry_run: take two steps of everything and keep nothing.
         auto: lower batch size, learning rate, iterations and warm-up for less than 200 images, and print what
             was chosen; what `overrides` set stays.
@@ -92,6 +96,8 @@ def train(
             "--auto-batch chose when the run was started, and another choice would be another run: leave it "
             "out and continue with the config.yaml of the run"
         )
+    if extend and not resume:
+        raise ConfigError("extend (--extend) goes with resume (--resume): it changes how a run continues")
     loaded = read_config(config, [*overrides, *write_to(output_dir)])
     try:
         device = training.set_up_device(loaded)
@@ -113,7 +119,7 @@ def train(
             )
             return TrainingResult(run, metrics, as_expected=True)
         with open_run_folder(loaded.runtime.output_dir, resume=resume) as run:
-            metrics = training.train_and_evaluate(loaded, device, run, resume=resume)
+            metrics = training.train_and_evaluate(loaded, device, run, resume=resume, extend=extend)
         return TrainingResult(run, metrics, training.check_expected(loaded, metrics))
     finally:
         distributed.shutdown()
@@ -160,6 +166,11 @@ def evaluate(
     try:
         job, device = open_job(config, weights, [*overrides, *write_to(output_dir)])
         prepared = job.prepared()
+        if job.exported and prepared.eval.loss:
+            warn_rank0(
+                f"{job.weights.path} is an exported file, which has no losses: eval.loss has no effect"
+            )
+            prepared = updated(prepared, eval={"loss": False})
         describe_data(job.task, prepared, training=False)
         with own_folder(prepared.runtime.output_dir):
             print_rank0(f"evaluating {job.weights.path}")

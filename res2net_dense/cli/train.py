@@ -27,9 +27,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--resume", action="store_true", help="continue from the newest whole checkpoint")
     add("--eval-only", action="store_true", help="evaluate, do not train")
     add("--dry-run", action="store_true", help="try everything for two steps, keep nothing")
+    what = "with --resume and another length or schedule, go on from the present learning rate without a jump"
+    parser.add_argument("--extend", action="store_true", help=what)
 
 
 def main(args: argparse.Namespace) -> int:
+    if args.extend and not args.resume:
+        raise ConfigError("--extend goes with --resume: it changes how a run continues")
     if args.eval_only:
         if args.auto or args.auto_batch:
             raise ConfigError("--auto and --auto-batch are for training: leave them out with --eval-only")
@@ -46,6 +50,6 @@ def main(args: argparse.Namespace) -> int:
         raise ConfigError("--config is missing: give the path of a configuration, or the name of one")
     settings = {
         key: getattr(args, key)
-        for key in ("overrides", "output_dir", "resume", "dry_run", "auto", "auto_batch")
+        for key in ("overrides", "output_dir", "resume", "extend", "dry_run", "auto", "auto_batch")
     }
     return 0 if train(args.config, **settings).as_expected else 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from itertools import islice
@@ -83,10 +84,11 @@ def suit_little_data(config: C, images: int, overrides: Sequence[str] = ()) -> t
     if not choose("optimizer.lr", train.optimizer.lr, rate, f"times the third root of {images} / {FEW}"):
         rate = train.optimizer.lr
     most = max(EPOCHS * images // batch, FEWEST_ITERATIONS)
-    iterations = min(train.iterations, most)
-    if not choose("iterations", train.iterations, iterations, f"{EPOCHS} epochs at most"):
-        iterations = train.iterations
-    schedule, share = train.schedule, iterations / train.iterations
+    wanted = train.iterations or math.ceil((train.epochs or 1) * images / batch)
+    iterations = min(wanted, most)
+    if "train.epochs" in given or not choose("iterations", wanted, iterations, f"{EPOCHS} epochs at most"):
+        iterations = wanted
+    schedule, share = train.schedule, iterations / wanted
     warmup = min(schedule.warmup_iterations, int(WARM_UP * iterations))
     if not choose(
         "schedule.warmup_iterations", schedule.warmup_iterations, warmup, "a tenth of the iterations"
@@ -97,7 +99,8 @@ def suit_little_data(config: C, images: int, overrides: Sequence[str] = ()) -> t
         "schedule.milestones", schedule.milestones, milestones, "at the same parts of the training"
     ):
         milestones = schedule.milestones
-    new = train.model_dump(exclude_unset=True) | {"batch_size": batch, "iterations": iterations}
+    length = {"iterations": iterations, "epochs": None} if iterations < wanted else {}
+    new = train.model_dump(exclude_unset=True) | {"batch_size": batch, **length}
     new["optimizer"] |= {"lr": rate}
     changed = {"warmup_iterations": warmup, "milestones": milestones}
     new["schedule"] = schedule.model_dump(exclude_unset=True) | {
