@@ -8,12 +8,8 @@ from contextlib import contextmanager
 
 import torch
 
-from res2net_dense.errors import Res2NetDenseError
+from res2net_dense.errors import OutOfMemoryError, Res2NetDenseError, is_out_of_memory
 from res2net_dense.types import Sample
-
-
-class OutOfMemoryError(Res2NetDenseError):
-    """The memory of the GPU, or of the machine, does not suffice."""
 
 
 @contextmanager
@@ -27,20 +23,13 @@ def explaining_memory(device: torch.device, doing: Callable[[], str], remedy: st
     """
     try:
         yield
-    except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError
-        if not is_about_memory(error):
+    except Exception as error:
+        if isinstance(error, Res2NetDenseError) or not is_out_of_memory(error):
             raise
         wanted = re.search(r"allocate ([\d.]+ ?\w+)", str(error))
         amount = f" ({wanted[1]} more were needed)" if wanted else ""
         kind = "GPU memory" if device.type == "cuda" else "memory"
         raise OutOfMemoryError(f"out of {kind} {doing()}{amount}; {remedy}") from error
-
-
-def is_about_memory(error: BaseException) -> bool:
-    """Whether an error says that there is not enough memory."""
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and bool(re.search("can't allocate|out of memory", str(error)))
 
 
 def describe_images(samples: Sequence[Sample], precision: str) -> str:

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from res2net_dense.engine import distributed
 from res2net_dense.engine.checkpointer import Checkpointer, TrainState
+from res2net_dense.engine.early_stop import EarlyStop
 from res2net_dense.engine.inference import autocast
 from res2net_dense.engine.metric_log import MetricLog
 from res2net_dense.engine.out_of_memory import describe_images, explaining_memory
@@ -60,6 +61,8 @@ class Evaluation:
     best_metric: str | None = None
     """The model with its best value becomes `model_best.safetensors`; without it, the last model does."""
     lower_is_better: bool = False
+    early_stop: EarlyStop | None = None
+    """None trains to the last iteration."""
 
 
 class Trainer:
@@ -110,7 +113,10 @@ class Trainer:
         state.model.train()
 
     def run(self) -> dict[str, float]:
-        """Train until `options.iterations` optimizer steps are done, and return the last scores.
+        """Train until `options.iterations` optimizer steps are done or `EarlyStop` ends it.
+
+        Returns:
+            The last scores.
 
         Raises:
             ConfigError: `evaluation` has no metric of this name, or the model returns no losses.
@@ -121,7 +127,7 @@ class Trainer:
             SystemExit: 143 after SIGTERM, 130 after SIGINT, 129 after SIGHUP, once the iteration is finished
                 and saved. One that takes more than `GRACE` seconds is given up, and the one before is saved.
         """
-        state, options = self.state, self.options
+        state, options, ending = self.state, self.options, ""
         bar = tqdm(
             total=options.iterations,
             initial=state.iteration,
@@ -141,7 +147,8 @@ class Trainer:
                 # First in the loop, so that a resumed run begins with the evaluation it was stopped in.
                 if self.evaluation and state.iteration and self.is_due(options.eval_every):
                     self.evaluate(self.evaluation, stop)
-                if state.iteration >= options.iterations:
+                    ending = self.early_ending(self.evaluation.early_stop)
+                if ending or state.iteration >= options.iterations:
                     break
                 with stop.interrupts(GRACE):
                     self.begin_iteration()
@@ -164,6 +171,8 @@ class Trainer:
                 if signal:
                     raise Stopped(signal)
         self.finish()
+        if ending:
+            distributed.print_rank0(ending)
         return state.metrics
 
     def batches(self) -> Generator[list[Sample]]:
@@ -195,6 +204,19 @@ class Trainer:
                 self.checkpointer.save_best(self.scored.state_dict(), state)
             value = float(state.metrics[name])
             state.best = {"metric": name, "value": value, "iteration": state.iteration}
+
+    def early_ending(self, rule: EarlyStop | None) -> str:
+        """Why the run ends after this evaluation, in words; empty where it goes on."""
+        state, last = self.state, self.options.iterations
+        if rule is None or state.iteration >= last:
+            return ""
+        seen = rule.after(state.early_stop, state.metrics, state.iteration)
+        reason = rule.reason(seen)
+        (ends,) = distributed.maximum([int(bool(reason))], self.device)  # all processes together
+        if ends:
+            self.save()  # as it is before the evaluation, which a resumed run makes again
+        state.early_stop = seen
+        return f"stopped early after iteration {state.iteration} of {last}: {reason}" if ends else ""
 
     def begin_iteration(self) -> None:
         """Set random state and learning rate, and forget the last iteration."""
@@ -275,18 +297,15 @@ class Trainer:
 
     def what_is_not_finite(self) -> str:
         """The message, the same in all processes; it names the images of those with a bad loss, if any."""
-        names = [f"{sample.get('image_id')} ({sample.get('file_name')})" for sample in self.samples]
+        images = [f"{sample.get('image_id')} ({sample.get('file_name')})" for sample in self.samples]
         losses = [f"{name} {float(value):.4g}" for name, value in self.losses.items()]
-        gathered = distributed.gather_objects((names, losses, self.bad_loss))
-        names, losses = gathered[0][:2]
-        if any(is_bad for *_, is_bad in gathered):
-            names = [name for names, _, is_bad in gathered if is_bad for name in names]
-            losses = next(losses for _, losses, is_bad in gathered if is_bad)
-        else:  # the gradient is that of all processes
-            names = [name for names, *_ in gathered for name in names]
+        gathered = distributed.gather_objects((self.bad_loss, losses, images))
+        # A bad gradient is that of all processes.
+        blamed = [one for one in gathered if one[0]] or gathered
+        losses, images = blamed[0][1], [image for *_, images in blamed for image in images]
         return (
             f"NaN or infinity in iteration {self.state.iteration + 1}, nothing of it was applied: "
-            f"{', '.join(losses)}, gradient norm {float(self.norm):.4g}; images {', '.join(names)}; "
+            f"{', '.join(losses)}, gradient norm {float(self.norm):.4g}; images {', '.join(images)}; "
             "lower the learning rate, lengthen the warm-up or clip the gradient, try precision fp32, and "
             "check these images and their annotations"
         )

@@ -23,7 +23,6 @@ from res2net_dense.engine.checkpointer import Checkpointer, TrainState, open_che
 from res2net_dense.engine.inference import evaluate
 from res2net_dense.engine.metric_log import MetricLog
 from res2net_dense.engine.optim import Ema, build_optimizer, build_schedule
-from res2net_dense.engine.out_of_memory import OutOfMemoryError
 from res2net_dense.engine.trainer import (
     MAX_SKIPPED,
     DivergedError,
@@ -31,7 +30,7 @@ from res2net_dense.engine.trainer import (
     LoopOptions,
     Trainer,
 )
-from res2net_dense.errors import CheckpointError, ConfigError, DatasetError
+from res2net_dense.errors import CheckpointError, ConfigError, DatasetError, OutOfMemoryError
 from res2net_dense.types import Sample
 from res2net_dense.weight_files import open_weights
 
