@@ -247,11 +247,11 @@ class CocoEvaluator(ImageEvaluator):
     def operating_points(self, precision: float) -> list[OperatingPoint]:
         records = [record for i in self._images if i in self._seen for record in self._seen[i]]
         matches = match_boxes(self._truth, self._detections(records, "bbox"))
-        empty = np.zeros(0), np.zeros(0, dtype=bool)
-        return [
-            find_point(name, *matches.get(number or 0, empty), self._object_counts[number], precision)
-            for name, number in self._reported.items()
-        ]
+        points = []
+        for name, number in self._reported.items():
+            scores, right = matches.get(number or 0, (np.zeros(0), np.zeros(0, dtype=bool)))
+            points.append(find_point(name, scores, right, self._object_counts[number], precision))
+        return points
 
     def _table(self) -> str:
         def shown(metric: str) -> list[str]:
