@@ -6,9 +6,10 @@ evaluate(result.folder).metrics["bbox/AP"]
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from res2net_dense.config import Config
@@ -20,7 +21,7 @@ from res2net_dense.engine.trainer import LoopOptions
 from res2net_dense.errors import ConfigError, counted
 from res2net_dense.tasks import get_task, training
 from res2net_dense.tasks.automatic import fit_batch, suit_little_data
-from res2net_dense.tasks.base import updated, warn_rank0
+from res2net_dense.tasks.base import on_split, updated, warn_rank0
 from res2net_dense.tasks.sanity import describe_data
 from res2net_dense.trained import ConfigLike, check_overrides, open_job, read_config, write_to
 
@@ -146,8 +147,10 @@ def evaluate(
     overrides: Sequence[str] = (),
     output_dir: str | Path | None = None,
     save_predictions: bool = False,
+    split: str | None = None,
+    precision: float | None = None,
 ) -> EvaluationResult:
-    """Score a model on `data.val`.
+    """Score a model on `data.val`, or on other images.
 
     Args:
         weights: a run folder, a weight file of a whole model, or an exported file; None for the newest
@@ -158,13 +161,20 @@ def evaluate(
             training or another evaluation.
         save_predictions: write them there too: `predictions.json`, COCO's list of results with the ids of the
             annotation file for a detector, and label maps or saliency maps as PNGs in `predictions/`.
+        split: `train` for the images of `data.train`, or another split of the data in `data.val`, such as
+            `test`; the scores go to `results_<split>.json`. None for `data.val`.
+        precision: also find the lowest threshold of each class with this precision, in (0, 1], and write them
+            to `thresholds.json`.
 
     Raises:
         Res2NetDenseError: whatever a user can correct.
     """
     check_overrides(overrides)
+    if precision is not None and not (type(precision) in (int, float) and 0 < precision <= 1):
+        raise ConfigError(f"precision is {precision!r}; it must be a number above 0 and at most 1")
     try:
         job, device = open_job(config, weights, [*overrides, *write_to(output_dir)])
+        job = job if split is None else replace(job, config=on_split(job.config, split))
         prepared = job.prepared()
         if job.exported and prepared.eval.loss:
             warn_rank0(
@@ -176,7 +186,12 @@ def evaluate(
             print_rank0(f"evaluating {job.weights.path}")
             model = job.model(prepared)
             metrics, table = training.evaluate_only(
-                prepared, device, model, save_predictions=save_predictions
+                prepared,
+                device,
+                model,
+                save_predictions=save_predictions,
+                precision=precision,
+                results=f"results_{re.sub('[^0-9A-Za-z.-]', '_', split)}.json" if split else "results.json",
             )
         as_expected = training.check_expected(prepared, metrics)
     finally:

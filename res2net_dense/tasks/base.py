@@ -415,6 +415,27 @@ def updated(config: C, **sections: Mapping[str, Any]) -> C:
     )
 
 
+def on_split(config: C, split: str) -> C:
+    """Return the config with `data.val` on other images: those of `data.train`, or those of another split of
+    the same data.
+
+    Raises:
+        ConfigError: there are no such images.
+    """
+    if split == "train" and config.data.train is not None:
+        return updated(config, data={"val": config.data.train})
+    parts: Any = config.data.val
+    if not parts:
+        raise ConfigError(
+            f"--split {split}: data.val is not set, so it has no splits; set it to these images"
+        )
+    if not all(hasattr(part, "split") for part in parts):
+        raise ConfigError(
+            f"--split {split}: the data in data.val have no splits; name these images with data.val=..."
+        )
+    return updated(config, data={"val": [part.model_copy(update={"split": split}) for part in parts]})
+
+
 def warn_rank0(text: str) -> None:
     """Log a warning in the main process alone."""
     if distributed.is_main():
