@@ -17,6 +17,7 @@ from res2net_dense.engine import distributed
 from res2net_dense.engine.distributed import print_rank0
 from res2net_dense.engine.lr_finder import LrCurve, sweep_lr
 from res2net_dense.engine.run_folder import open_run_folder, own_folder
+from res2net_dense.engine.terminal import outlasting_terminal
 from res2net_dense.engine.trainer import LoopOptions
 from res2net_dense.errors import ConfigError, counted
 from res2net_dense.tasks import get_task, training
@@ -90,6 +91,7 @@ def train(
 
     Raises:
         Res2NetDenseError: whatever a user can correct; the errors that the config alone shows come first.
+        SystemExit: 143 after SIGTERM, 130 after SIGINT, 129 after SIGHUP, while it trains; it is saved then.
     """
     check_overrides(overrides)
     if auto_batch and resume:
@@ -100,7 +102,7 @@ def train(
     if extend and not resume:
         raise ConfigError("extend (--extend) goes with resume (--resume): it changes how a run continues")
     loaded = read_config(config, [*overrides, *write_to(output_dir)])
-    try:
+    with outlasting_terminal() as terminal, distributed.leaving_group():
         device = training.set_up_device(loaded)
         task = get_task(loaded.task)
         loaded = task.prepare(loaded)
@@ -120,10 +122,10 @@ def train(
             )
             return TrainingResult(run, metrics, as_expected=True)
         with open_run_folder(loaded.runtime.output_dir, resume=resume) as run:
+            if distributed.is_main():
+                terminal.keep_note_in(run)
             metrics = training.train_and_evaluate(loaded, device, run, resume=resume, extend=extend)
         return TrainingResult(run, metrics, training.check_expected(loaded, metrics))
-    finally:
-        distributed.shutdown()
 
 
 def _suited(config: Config, overrides: Sequence[str]) -> Config:
@@ -172,7 +174,7 @@ def evaluate(
     check_overrides(overrides)
     if precision is not None and not (type(precision) in (int, float) and 0 < precision <= 1):
         raise ConfigError(f"precision is {precision!r}; it must be a number above 0 and at most 1")
-    try:
+    with distributed.leaving_group():
         job, device = open_job(config, weights, [*overrides, *write_to(output_dir)])
         job = job if split is None else replace(job, config=on_split(job.config, split))
         prepared = job.prepared()
@@ -194,8 +196,6 @@ def evaluate(
                 results=f"results_{re.sub('[^0-9A-Za-z.-]', '_', split)}.json" if split else "results.json",
             )
         as_expected = training.check_expected(prepared, metrics)
-    finally:
-        distributed.shutdown()
     return EvaluationResult(job.weights.path, metrics, table, as_expected)
 
 
@@ -223,7 +223,7 @@ def find_lr(
     """
     check_overrides(overrides)
     loaded = read_config(config, overrides)
-    try:
+    with distributed.leaving_group():
         device = training.set_up_device(loaded)
         if distributed.world_size() > 1:
             raise ConfigError("a learning rate is found in one process: start without torchrun")
@@ -235,7 +235,5 @@ def find_lr(
             iterations, options.accumulate, options.precision, options.clip_grad_norm, seed=seed
         )
         curve = sweep_lr(state, task.build_train_loader(loaded), steps, first=first, last=last)
-    finally:
-        distributed.shutdown()
     scale = options.reference_batch / options.batch_size
     return FoundLr(curve, None if curve.suggestion is None else curve.suggestion * scale)

@@ -22,6 +22,7 @@ from res2net_dense.errors import DatasetError
 from res2net_dense.files import sha256_of
 from res2net_dense.findings import OF_WHOLE, Finding, Findings
 from res2net_dense.types import Source
+from res2net_dense.workers import leave_signals_to_parent, starting_workers
 
 _THREADS = 4
 """More only wait for each other on a local disk."""
@@ -156,13 +157,19 @@ def _in_processes(task: _Chunks, workers: int | None) -> Iterator[list[_Look]]:
         batch_size=None,
         num_workers=min(workers, len(task)),
         collate_fn=_same,
+        worker_init_fn=_init_worker,
         generator=torch.Generator(),  # starting draws a number: not from the global one
     )
-    return iter(loader)
+    with starting_workers():
+        return iter(loader)
 
 
 def _same(part: list[_Look]) -> list[_Look]:
     return part
+
+
+def _init_worker(worker: int) -> None:
+    leave_signals_to_parent()
 
 
 def _cores() -> int:
