@@ -32,9 +32,10 @@ _PLACE = 4096
 _GRACE = 2.0
 """Seconds that a worker has to end by itself when it is not needed any more."""
 LESS_MEMORY = "take fewer data.workers, smaller batches or smaller images"
+_SHARED_MEMORY = "the shared memory (/dev/shm) may be full: enlarge it, or set data.workers=0"
 _REMEDIES = {
     signal.SIGKILL: f"the system kills processes where memory runs out: {LESS_MEMORY}",
-    getattr(signal, "SIGBUS", 0): "the shared memory (/dev/shm) is full: enlarge it, or set data.workers=0",
+    getattr(signal, "SIGBUS", 0): _SHARED_MEMORY,
 }
 
 
@@ -133,13 +134,13 @@ class WorkerBatches:
             return hangs_error(noted(), "this process", self.timeout, self.setting)
         reads = _read_notes(processes, notes)
         _kill(processes)
-        for worker, (batch, what) in enumerate(reads):
-            if batch == number:
-                who = f"worker {worker} (process {processes[worker].pid})"
-                return hangs_error(what, who, self.timeout, self.setting)
+        # It may have read the batch and be stopped before that is sent. PyTorch gives batches by turns.
+        worker = next((n for n, (batch, _) in enumerate(reads) if batch == number), number % len(reads))
+        who, what = f"worker {worker} (process {processes[worker].pid})", reads[worker][1]
+        if what:
+            return hangs_error(what, who, self.timeout, self.setting)
         return ReadingError(
-            f"no worker has handed over the batch that is waited for, after {self.timeout} seconds; the "
-            "shared memory (/dev/shm) may be full: enlarge it, or set data.workers=0"
+            f"{who} has read a batch and not sent it after {self.timeout} seconds; {_SHARED_MEMORY}"
         )
 
 
