@@ -145,13 +145,20 @@ class WorkerBatches:
 
 
 @contextmanager
-def limited(timeout: int, setting: str = "data.timeout") -> Iterator[None]:
+def limited(
+    timeout: int = TIMEOUT, setting: str = "data.timeout", what: Callable[[], str] = noted
+) -> Iterator[None]:
     """Limit the seconds that reading in this process may take inside; 0 for no limit.
 
     Only where Python gets control again, as at a named pipe or a sleep, and not inside a library.
 
+    Args:
+        timeout: the seconds.
+        setting: what a message calls them.
+        what: tells what is being read.
+
     Raises:
-        ReadingError: it took too long; with what was noted last.
+        ReadingError: it took too long.
     """
     look = _watch(timeout)
     look()
@@ -159,7 +166,7 @@ def limited(timeout: int, setting: str = "data.timeout") -> Iterator[None]:
         with every_second(look):
             yield
     except _HangsError:
-        raise hangs_error(noted(), "this process", timeout, setting) from None
+        raise hangs_error(what(), "this process", timeout, setting) from None
 
 
 def hangs_error(what: str, who: str, timeout: int, setting: str) -> ReadingError:
@@ -290,6 +297,8 @@ def _explained(error: Exception) -> Res2NetDenseError:
     """An error of ours for one that the code has met, which is not a fault of a file."""
     if isinstance(error, Res2NetDenseError):
         return error
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return ReadingError(f"{os.fsdecode(error.filename)}: {error.strerror}; check the file and its disk")
     who = "" if _slot is None else f" (worker {_slot.worker})"
     text = f"{noted()}: {type(error).__name__}: {one_line(error)}{who}"
     if is_out_of_memory(error):

@@ -34,6 +34,7 @@ from res2net_dense.data.loaders import (
 )
 from res2net_dense.data.regions import Pixels, overview, shrink_factor
 from res2net_dense.data.tiles import TileSize, TrainTiles, grids, starts
+from res2net_dense.data.workers import limited
 from res2net_dense.engine import distributed
 from res2net_dense.engine.distributed import print_rank0
 from res2net_dense.errors import ConfigError, DatasetError, counted, first_few
@@ -280,7 +281,9 @@ class Task(ABC, Generic[C]):
             sources["data.val"] = self.open_source(config, train=False)
         if inspect:
             skip = "data.train" if training and config.data.on_error == "skip" else None
-            check_data(sources, skip=skip)  # better now than after a day of training
+            check_data(
+                sources, skip=skip, timeout=config.data.timeout
+            )  # better now than after a day of training
         # Those of the first source are about the class names that the data have.
         for remark in dict.fromkeys(remark for one in (source, *sources.values()) for remark in one.remarks):
             warn_rank0(remark)
@@ -361,6 +364,15 @@ class Task(ABC, Generic[C]):
         if source is not None:
             return source, None
         return self.open_source(config, train=False), distributed.gather_objects
+
+    def in_time(self, config: C, read: Callable[[int], np.ndarray]) -> Callable[[int], np.ndarray]:
+        """Limit what this process reads itself to `data.timeout` seconds each time."""
+
+        def read_in_time(index: int) -> np.ndarray:
+            with limited(config.data.timeout):
+                return read(index)
+
+        return read_in_time
 
     def build_eval_loader(self, config: C) -> BatchLoader:
         """Return this process's part of the validation images, each once, or the tiles of each."""

@@ -102,7 +102,9 @@ class Saliency(Task[SaliencyConfig]):
         from res2net_dense.evaluation.saliency import SaliencyEvaluator
 
         source, gather = self.scored(config, source)
-        return SaliencyEvaluator(source.mask, source.parts, rescale=config.eval.rescale, gather=gather)
+        return SaliencyEvaluator(
+            self.in_time(config, source.mask), source.parts, rescale=config.eval.rescale, gather=gather
+        )
 
     def truth(self, config: SaliencyConfig, source: Any, index: int) -> tuple[Sample, Prediction]:
         return {"image_id": index}, {"saliency": torch.from_numpy(source.mask(index).astype(np.float32))}

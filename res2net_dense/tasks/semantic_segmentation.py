@@ -111,7 +111,9 @@ class SemanticSegmentation(Task[SegmentationConfig]):
     def build_evaluator(self, config: SegmentationConfig, source: Any = None) -> ReportingEvaluator:
         source, gather = self.scored(config, source)
         names = source.class_names
-        return SemanticEvaluator(source.mask, len(source), class_names=names, gather=gather)
+        return SemanticEvaluator(
+            self.in_time(config, source.mask), len(source), class_names=names, gather=gather
+        )
 
     def truth(self, config: SegmentationConfig, source: Any, index: int) -> tuple[Sample, Prediction]:
         mask = source.mask(index)

@@ -2,15 +2,8 @@
 training is saved first, and what is not a file is never opened.
 """
 
-import os
-
 import pytest
-from running import TRAIN, assert_error_line, assert_one_line
-
-from res2net_dense.data.images import image_size, read_image
-from res2net_dense.data.layouts import ClassFoldersPart, open_source
-from res2net_dense.data.loaders import BatchLoader, EvalSet, TrainBatches, TrainSet, eval_loader, predict_loader
-from res2net_dense.errors import DatasetError, ReadingError
+from running import assert_error_line
 
 
 @pytest.mark.parametrize(
