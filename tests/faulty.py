@@ -1,8 +1,8 @@
 """Run a script in which the process that reads one image hangs or dies: faulty.py KIND NAME FOLDER SCRIPT
 [ARGUMENTS].
 
-NAME is the name of the image's file, which is read well once. Each process that reads images leaves a file in FOLDER, named by its id, and
-the one that meets NAME a file `met` with the time.
+NAME is the name of the image's file, which is read well once. Each process that reads images leaves a file in
+FOLDER, named by its id, and the one that meets NAME a file `met` with the time.
 """
 
 import os

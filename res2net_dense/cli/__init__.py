@@ -22,6 +22,7 @@ PROGRAM = "res2net-dense"
 COMMANDS = {
     "demo": "train, evaluate and predict on drawn data, in any folder",
     "train": "train any task of a configuration",
+    "lr-find": "find a learning rate, and draw the curve",
     "evaluate": "score weights or an exported file on the validation data",
     "predict": "run a trained model on images",
     "export": "write a model as ONNX, OpenVINO, torch.export or TorchScript",

@@ -162,10 +162,12 @@ class TileSet(Dataset[Item]):
 
     source: TileSource
     transform: Callable[[Sample], Sample]
+    min_visible: float = 0.0
+    """See `tiles.cut_annotations`."""
 
     def __getitem__(self, key: tuple[int, Tile | None]) -> Item:
         try:
-            return self.transform(read_tile(self.source, *key)), []
+            return self.transform(read_tile(self.source, *key, self.min_visible)), []
         except DatasetError as error:
             return None, [error]
 
@@ -182,7 +184,7 @@ class BatchLoader:
     def __init__(
         self, dataset: Dataset[Item], batches: Iterable[list[Any]], *, workers: int, timeout: int = TIMEOUT
     ) -> None:
-        self.dataset = dataset
+        self.dataset, self.batches = dataset, batches
         self.loader = _loader(dataset, batches, workers, timeout)
         self.skipped = 0
         self._told: set[str] = set()
@@ -190,6 +192,20 @@ class BatchLoader:
     def __len__(self) -> int:
         """Number of batches of this process; a TypeError for endless batches."""
         return len(self.loader)
+
+    @property
+    def images(self) -> int:
+        """How many images, or tiles, an epoch of endless batches has."""
+        return self._endless.size
+
+    def start_at(self, iteration: int) -> None:
+        """Begin the endless batches after so many optimizer steps."""
+        self._endless.start_iteration = iteration
+
+    @property
+    def _endless(self) -> TrainBatches:
+        assert isinstance(self.batches, TrainBatches)
+        return self.batches
 
     @property
     def broken(self) -> int:

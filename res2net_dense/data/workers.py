@@ -17,13 +17,16 @@ from contextlib import contextmanager
 from functools import partial
 from multiprocessing.sharedctypes import RawArray
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from res2net_dense.errors import OutOfMemoryError, ReadingError, Res2NetDenseError, is_out_of_memory, one_line
 from res2net_dense.opening import note, noted, pass_notes_to
+from res2net_dense.workers import leave_signals_to_parent, starting_workers
+
+T = TypeVar("T")
 
 TIMEOUT = 120
 """Seconds that one batch may take where no configuration says another number."""
@@ -95,7 +98,7 @@ class WorkerBatches:
             # Starting draws a number: not from the global generator, which a resumed run restores.
             generator=torch.Generator(),
         )
-        with _without_pytorchs_handler():
+        with _without_pytorchs_handler(), starting_workers():
             iterator = iter(loader)
         processes: Sequence[Any] = getattr(iterator, "_workers", ())
         number = 0
@@ -167,6 +170,16 @@ def limited(
             yield
     except _HangsError:
         raise hangs_error(what(), "this process", timeout, setting) from None
+
+
+def in_time(read: Callable[[int], T], timeout: int) -> Callable[[int], T]:
+    """The function, each call of which is `limited`."""
+
+    def read_in_time(index: int) -> T:
+        with limited(timeout):
+            return read(index)
+
+    return read_in_time
 
 
 def hangs_error(what: str, who: str, timeout: int, setting: str) -> ReadingError:
@@ -275,6 +288,7 @@ _slot: _Slot | None = None
 
 def _init_worker(notes: Any, worker: int) -> None:
     global _slot
+    leave_signals_to_parent()
     _slot = _Slot(notes, worker)
     pass_notes_to(_slot.write)
     gc.freeze()  # a collection writes into all objects, which would copy the memory that is shared

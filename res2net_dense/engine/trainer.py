@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from res2net_dense.engine import distributed
 from res2net_dense.engine.checkpointer import Checkpointer, TrainState
+from res2net_dense.engine.early_stop import EarlyStop
 from res2net_dense.engine.inference import autocast
 from res2net_dense.engine.metric_log import MetricLog
 from res2net_dense.engine.stopping import Stop, Stopped, stop_on_signals
@@ -61,6 +62,8 @@ class Evaluation:
     best_metric: str | None = None
     """The model with its best value becomes `model_best.safetensors`; without it, the last model does."""
     lower_is_better: bool = False
+    early_stop: EarlyStop | None = None
+    """None trains to the last iteration."""
 
 
 class Trainer:
@@ -111,7 +114,10 @@ class Trainer:
         state.model.train()
 
     def run(self) -> dict[str, float]:
-        """Train until `options.iterations` optimizer steps are done, and return the last scores.
+        """Train until `options.iterations` optimizer steps are done or `EarlyStop` ends it.
+
+        Returns:
+            The last scores.
 
         Raises:
             ConfigError: `evaluation` has no metric of this name, or the model returns no losses.
@@ -121,7 +127,7 @@ class Trainer:
             CheckpointError: A checkpoint cannot be written.
             SystemExit: 143 after SIGTERM, 130 after SIGINT, once the iteration is finished and saved.
         """
-        state, options = self.state, self.options
+        state, options, ending = self.state, self.options, ""
         bar = tqdm(
             total=options.iterations,
             initial=state.iteration,
@@ -134,7 +140,8 @@ class Trainer:
                 # First in the loop, so that a resumed run begins with the evaluation it was stopped in.
                 if self.evaluation and state.iteration and self.is_due(options.eval_every):
                     self.evaluate(self.evaluation, stop)
-                if state.iteration >= options.iterations:
+                    ending = self.early_ending(self.evaluation.early_stop)
+                if ending or state.iteration >= options.iterations:
                     break
                 self.begin_iteration()
                 for micro in range(options.accumulate):
@@ -155,6 +162,8 @@ class Trainer:
                 if signal:
                     raise SystemExit(128 + signal)
         self.finish()
+        if ending:
+            distributed.print_rank0(ending)
         return state.metrics
 
     def batches(self) -> Generator[list[Sample]]:
@@ -187,6 +196,19 @@ class Trainer:
             state.best = {"metric": name, "value": value, "iteration": state.iteration}
             if self.checkpointer:
                 self.checkpointer.save_best(self.scored.state_dict(), state)
+
+    def early_ending(self, rule: EarlyStop | None) -> str:
+        """Why the run ends after this evaluation, in words; empty where it goes on."""
+        state, last = self.state, self.options.iterations
+        if rule is None or state.iteration >= last:
+            return ""
+        seen = rule.after(state.early_stop, state.metrics, state.iteration)
+        reason = rule.reason(seen)
+        (ends,) = distributed.maximum([int(bool(reason))], self.device)  # all processes together
+        if ends:
+            self.save()  # as it is before the evaluation, which a resumed run makes again
+        state.early_stop = seen
+        return f"stopped early after iteration {state.iteration} of {last}: {reason}" if ends else ""
 
     def begin_iteration(self) -> None:
         """Set random state and learning rate, and forget the last iteration."""

@@ -24,6 +24,7 @@ from res2net_dense.data.transforms import (
     colour_changes,
     drop_maps,
 )
+from res2net_dense.data.workers import in_time
 from res2net_dense.errors import ConfigError
 from res2net_dense.evaluation.semantic import METRICS, SemanticEvaluator
 from res2net_dense.models.graphs import Graph, SegmentationGraph
@@ -101,19 +102,20 @@ class SemanticSegmentation(Task[SegmentationConfig]):
         )
 
     def eval_transform(self, config: SegmentationConfig) -> Transform:
+        return Pipeline(drop_maps, self.loss_transform(config))
+
+    def loss_transform(self, config: SegmentationConfig) -> Pipeline:
         data = config.data
         sizes = [] if data.min_size_test is None else [data.min_size_test]
-        return Pipeline(drop_maps, ResizeShortestEdge(sizes, data.max_size_test))
+        return Pipeline(ResizeShortestEdge(sizes, data.max_size_test))
 
     def merger(self, config: SegmentationConfig, first: Tile) -> Merger:
         return SemanticMerger(first, *self.tile_places(config, first))
 
     def build_evaluator(self, config: SegmentationConfig, source: Any = None) -> ReportingEvaluator:
         source, gather = self.scored(config, source)
-        names = source.class_names
-        return SemanticEvaluator(
-            self.in_time(config, source.mask), len(source), class_names=names, gather=gather
-        )
+        read, names = in_time(source.mask, config.data.timeout), source.class_names
+        return SemanticEvaluator(read, len(source), class_names=names, gather=gather)
 
     def truth(self, config: SegmentationConfig, source: Any, index: int) -> tuple[Sample, Prediction]:
         mask = source.mask(index)
