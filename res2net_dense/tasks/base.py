@@ -274,7 +274,9 @@ class Task(ABC, Generic[C]):
             sources["data.val"] = self.open_source(config, train=False)
         if inspect:
             skip = "data.train" if training and config.data.on_error == "skip" else None
-            check_data(sources, skip=skip)  # better now than after a day of training
+            check_data(
+                sources, skip=skip, timeout=config.data.timeout
+            )  # better now than after a day of training
         # Those of the first source are about the class names that the data have.
         for remark in dict.fromkeys(remark for one in (source, *sources.values()) for remark in one.remarks):
             warn_rank0(remark)
