@@ -24,13 +24,19 @@ from torch.utils._pytree import tree_leaves
 
 from res2net_dense.engine.distributed import is_main, unwrap
 from res2net_dense.engine.optim import Ema
+from res2net_dense.engine.saved_state import check_entries, check_part
 from res2net_dense.errors import CheckpointError, one_line
 from res2net_dense.files import remove_leftovers, sha256_of, write_atomically
 from res2net_dense.version import __version__
-from res2net_dense.weight_files import WeightFile, load_strictly, open_weights, save_weights
-
-FORMAT = 1
-"""Goes up when an older version could not read what this one writes."""
+from res2net_dense.weight_files import (
+    FORMAT,
+    WeightFile,
+    is_ours,
+    load_strictly,
+    open_weights,
+    save_weights,
+    sidecar_of,
+)
 
 _NAME = re.compile(r"iter_(\d+)\.pt")
 
@@ -140,8 +146,8 @@ class Checkpointer:
         reason = None
         for path in reversed(self._published()):
             try:
-                if not _sidecar(path).is_file():
-                    raise CheckpointError(f"{path} has no {_sidecar(path).name} next to it")
+                if not sidecar_of(path).is_file():
+                    raise CheckpointError(f"{path} has no {sidecar_of(path).name} next to it")
                 return open_checkpoint(path)
             except CheckpointError as error:
                 reason = error
@@ -164,7 +170,7 @@ class Checkpointer:
         for path in published[: max(end - self.keep, 0)] + published[end:]:
             # In this order: a file without a sidecar counts as damaged, a sidecar alone is a leftover.
             path.unlink(missing_ok=True)
-            _sidecar(path).unlink(missing_ok=True)
+            sidecar_of(path).unlink(missing_ok=True)
 
 
 def open_checkpoint(path: str | Path) -> WeightFile:
@@ -173,20 +179,10 @@ def open_checkpoint(path: str | Path) -> WeightFile:
     Raises:
         CheckpointError: It is missing, damaged, not a checkpoint of ours, or from a newer version.
     """
-    path = Path(path)
-    expected: list[str] = []
-    if _sidecar(path).is_file():
-        words = _sidecar(path).read_text(errors="replace").split()
-        expected = [word for word in words if len(word) == 64] or ["nothing"]
-    file = open_weights(path, sha256=expected)
-    content = file.content
-    if not isinstance(content.get("format"), int) or not {"iteration", "model", "optimizer"} <= set(content):
+    file = open_weights(path)
+    if not is_ours(file.content):
         raise CheckpointError(
             f"{path} is not a checkpoint of this package: weights alone cannot be resumed from"
-        )
-    if content["format"] > FORMAT:
-        raise CheckpointError(
-            f"{path} was written by version {content.get('version')}, this is {__version__}: upgrade"
         )
     return file
 
@@ -195,9 +191,10 @@ def restore(content: Mapping[str, Any], state: TrainState) -> None:
     """Put the content of a checkpoint into `state`: the resumed run goes on after its iteration.
 
     Raises:
-        CheckpointError: Keys or shapes differ, or the checkpoint lacks the moving average or the scaler.
+        CheckpointError: Keys, shapes or types differ, or the checkpoint lacks the moving average or the
+            scaler; a part that was loaded before stays loaded.
     """
-    source = f"the checkpoint of iteration {content['iteration']}"
+    source = check_entries(content, unwrap(state.model).state_dict())
     load_strictly(unwrap(state.model), content["model"], source=source)
     for name, part in state.parts().items():
         if not content.get(name):
@@ -205,19 +202,20 @@ def restore(content: Mapping[str, Any], state: TrainState) -> None:
                 f"{source} has no {name} state: resume with the settings of the run that wrote it"
             )
         try:
+            check_part(part, content[name])
             part.load_state_dict(content[name])
         except (ValueError, KeyError) as error:
             raise CheckpointError(
                 f"the {name} in {source} does not fit ({one_line(error)}): resume with the settings it was "
                 "written with"
             ) from None
-    state.iteration = int(content["iteration"])
+    state.iteration = content["iteration"]
     state.best = content.get("best")
 
 
 def _publish(path: Path, content: dict[str, Any]) -> None:
     """Write a checkpoint and its sidecar."""
-    sidecar = _sidecar(path)
+    sidecar = sidecar_of(path)
     # A crash between the two renames must leave a sidecar that knows the file, be it the old one or the new.
     old = sidecar.read_text() if path.exists() and sidecar.exists() else ""
     line = ""
@@ -231,16 +229,12 @@ def _publish(path: Path, content: dict[str, Any]) -> None:
         file.flush()
         line = f"{sha256_of(Path(file.name))}  {path.name}\n"
 
-    def publish_sidecar(old: str = "") -> None:
+    def publishsidecar_of(old: str = "") -> None:
         write_atomically(sidecar, lambda file: file.write((line + old).encode()))
 
-    write_atomically(path, write, before_publish=lambda: publish_sidecar(old))
+    write_atomically(path, write, before_publish=lambda: publishsidecar_of(old))
     if old:
-        publish_sidecar()
-
-
-def _sidecar(path: Path) -> Path:
-    return path.with_name(path.name + ".sha256")
+        publishsidecar_of()
 
 
 def _cannot_write(path: Path, content: dict[str, Any], error: OSError) -> str:
