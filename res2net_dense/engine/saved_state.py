@@ -12,51 +12,47 @@ import torch
 from torch import Tensor
 from torch.optim import Adam, AdamW, Optimizer
 
-from res2net_dense.errors import CheckpointError
+from res2net_dense.errors import first_few
 
 _LARGEST = 2**53
 """Of whole numbers: what a float, and JSON, holds exactly."""
+_NONE = type(None)
+_PLAIN: dict[str, dict[str, tuple[type, ...]]] = {
+    "best": {"metric": (str,), "value": (float,), "iteration": (int,)},
+    "early_stop": {"metric": (str,), "value": (float, _NONE), "iteration": (int, _NONE), "waited": (int,)},
+    "anchor": {"iteration": (int,), "factor": (float,)},
+}
+"""Entries of plain data that may be missing, and what they have at least."""
 _ADAM = {"step", "exp_avg", "exp_avg_sq"}
 
 
-def check_entries(content: Mapping[str, Any], own: Mapping[str, Tensor]) -> str:
-    """Check the entries of a checkpoint that are not the state of a part; `own` is the state of the model.
-
-    Returns:
-        What messages call the checkpoint.
+def check_entries(content: Mapping[str, Any]) -> None:
+    """Check the entries of a checkpoint that need no model to compare with.
 
     Raises:
-        CheckpointError: one is not of its type.
+        ValueError: one is not of its type.
     """
-    iteration = content["iteration"]
+    iteration, model = content["iteration"], content["model"]
     if type(iteration) is not int or not 0 <= iteration <= _LARGEST:
-        raise CheckpointError(
-            f"the iteration of the checkpoint is {_shown(iteration)}, not a number of steps"
-        )
-    source = f"the checkpoint of iteration {iteration}"
-    model, best = content["model"], content.get("best")
+        raise ValueError(f"its iteration is {_shown(iteration)}, not a number of steps")
     if not (isinstance(model, dict) and all(map(_is_plain, model.values()))):
-        raise CheckpointError(f"the model in {source} is {_shown(model)}, not a dict of tensors")
+        raise ValueError(f"its model is {_shown(model)}, not a dict of tensors")
     if not all(isinstance(name, str) for name in model):
-        raise CheckpointError(f"the model in {source} has names that are not text")
-    for name in model.keys() & own.keys():
-        if model[name].dtype != own[name].dtype:
-            raise CheckpointError(
-                f"{name} in {source} is {_shown(model[name])}, in the model {_shown(own[name])}: resume with "
-                "the settings of the run that wrote it"
+        raise ValueError("its model has names that are not text")
+    for name, form in _PLAIN.items():
+        value = content.get(name)
+        fits = isinstance(value, dict) and all(
+            type(value.get(key)) in kinds or (float in kinds and _is_number(value.get(key)))
+            for key, kinds in form.items()
+        )
+        if value is not None and not fits:
+            raise ValueError(
+                f"its entry {name} is {_shown(value)}, without {first_few([*form])} of their types"
             )
-    is_best = isinstance(best, dict) and (
-        isinstance(best.get("metric"), str)
-        and isinstance(best.get("value"), float | int)
-        and type(best.get("iteration")) is int
-    )
-    if best is not None and not is_best:
-        raise CheckpointError(f"the best evaluation in {source} is {_shown(best)}, not one of this package")
-    return source
 
 
 def check_part(part: Any, saved: Any) -> None:
-    """Compare the saved state of an optimizer, a moving average or a scaler with that of `part`.
+    """Compare the saved state of a model, an optimizer, a moving average or a scaler with that of `part`.
 
     Raises:
         ValueError: it has another form.
