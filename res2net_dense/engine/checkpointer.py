@@ -6,10 +6,8 @@ before stay until it is published. Reading never runs code.
 
 from __future__ import annotations
 
-import errno
 import json
 import re
-import shutil
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -26,7 +24,7 @@ from res2net_dense.engine.distributed import is_main, unwrap
 from res2net_dense.engine.optim import Anchor, Ema
 from res2net_dense.engine.saved_state import check_entries, check_part
 from res2net_dense.errors import CheckpointError, one_line
-from res2net_dense.files import remove_leftovers, sha256_of, write_atomically
+from res2net_dense.files import cannot_write, remove_leftovers, sha256_of, write_atomically
 from res2net_dense.version import __version__
 from res2net_dense.weight_files import (
     FORMAT,
@@ -129,7 +127,11 @@ class Checkpointer:
             _publish(path, content)
             self._delete_all_but_newest(path)
         except OSError as error:
-            raise CheckpointError(_cannot_write(path, content, error)) from None
+            needed = sum(leaf.nbytes for leaf in tree_leaves(content) if isinstance(leaf, Tensor))
+            said = cannot_write(path, needed, error)
+            raise CheckpointError(
+                f"{said} and continue with --resume, the checkpoints before are untouched"
+            ) from None
         return path
 
     def save_best(self, weights: Mapping[str, Tensor], state: TrainState) -> None:
@@ -252,14 +254,3 @@ def _publish(path: Path, content: dict[str, Any]) -> None:
     write_atomically(path, write, before_publish=lambda: publishsidecar_of(old))
     if old:
         publishsidecar_of()
-
-
-def _cannot_write(path: Path, content: dict[str, Any], error: OSError) -> str:
-    place = next(folder for folder in path.parents if folder.exists())
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    needed = sum(leaf.nbytes for leaf in tree_leaves(content) if isinstance(leaf, Tensor))
-    return (
-        f"cannot write {path}: {error.strerror}; it needs {needed} bytes, "
-        f"{shutil.disk_usage(place).free} are free: {'make room' if full else 'check the folder'} and "
-        "continue with --resume, the checkpoints before are untouched"
-    )

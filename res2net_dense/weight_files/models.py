@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from res2net_dense.errors import CheckpointError, first_few
-from res2net_dense.files import write_atomically
+from res2net_dense.files import cannot_write, write_atomically
 from res2net_dense.weight_files.formats import FORMAT
 from res2net_dense.weight_files.reading import WeightFile, open_weights
 from res2net_dense.weight_files.whole import BLANK, SEAL, seal
@@ -40,7 +40,7 @@ def save_weights(path: str | Path, state_dict: Mapping[str, Tensor], metadata: d
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, lambda file: file.writelines(seal(content)))
     except OSError as error:
-        raise CheckpointError(f"cannot write {path} ({len(content)} bytes): {error.strerror}") from None
+        raise CheckpointError(cannot_write(path, len(content), error)) from None
     return path
 
 
