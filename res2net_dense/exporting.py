@@ -137,7 +137,8 @@ def _check_numbers(size: object, batch: object, max_drop: object) -> None:
         )
     if batch is not None:
         check_count("batch", batch, MAX_BATCH)
-    if max_drop is not None and not (type(max_drop) in (int, float) and 0 <= max_drop <= 1):
+    is_number = isinstance(max_drop, (int, float)) and not isinstance(max_drop, bool)
+    if max_drop is not None and not (is_number and 0 <= max_drop <= 1):  # type: ignore[operator]
         raise ConfigError(f"max_drop is {shown(max_drop)}; it must be a number from 0 to 1")
 
 
