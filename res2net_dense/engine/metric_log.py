@@ -187,5 +187,5 @@ def _was_before(line: bytes, iteration: int) -> bool:
     try:
         entry = json.loads(line)
         return bool(entry["iteration"] < iteration + ("metrics" not in entry)) and line.endswith(b"\n")
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return False
