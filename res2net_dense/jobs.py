@@ -69,7 +69,7 @@ def train(
     try:
         device = training.set_up_device(loaded)
         task = get_task(loaded.task)
-        loaded = task.prepare(loaded)
+        loaded = task.prepare(loaded, weights=not resume)  # a checkpoint has all weights
         describe_data(task, loaded, training=True)
         if dry_run:
             with tempfile.TemporaryDirectory() as temporary:

@@ -24,6 +24,7 @@ from res2net_dense.engine.trainer import Evaluation, LoopOptions, Trainer, seed_
 from res2net_dense.errors import CheckpointError, ConfigError, counted
 from res2net_dense.tasks import get_task
 from res2net_dense.tasks.saving import SavingEvaluator
+from res2net_dense.tasks.starting import open_model, start_model
 from res2net_dense.types import Evaluator
 
 # What a resumed run may change without being another run.
@@ -190,7 +191,13 @@ def _build_state(config: Config, device: torch.device, *, load_weights: bool) ->
     """Build model, optimizer, moving average and scaler; each process gets the same random weights."""
     options = config.train
     seed_everything(config.runtime.seed)
-    plain = get_task(config.task).build_model(config, load_weights=load_weights).to(device)
+    start = config.model.weights if load_weights else None
+    plain = get_task(config.task).build_model(config, load_weights=load_weights and not start)
+    if start:
+        file = open_model(start)
+        changed = changes(file.config, config) if file.config else {}
+        print_rank0(start_model(config, plain, file, changed).text())
+    plain.to(device)
     if options.channels_last:
         plain.to(memory_format=torch.channels_last)
     if options.compile:
