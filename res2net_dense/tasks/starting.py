@@ -20,6 +20,7 @@ from res2net_dense.convert.load import check_weights, fit_backbone
 from res2net_dense.convert.report import Report, printable
 from res2net_dense.engine.checkpointer import Checkpointer
 from res2net_dense.errors import CheckpointError, ConfigError, first_few
+from res2net_dense.tasks.resuming import changes
 from res2net_dense.types import ClassRows
 from res2net_dense.weight_files import WeightFile, is_path, open_weights
 from res2net_dense.weight_files.models import AVERAGED
@@ -120,18 +121,17 @@ def check_start(config: Config) -> None:
     )
 
 
-def start_model(config: Config, model: nn.Module, file: WeightFile, changes: Changes) -> Start:
+def start_model(config: Config, model: nn.Module, file: WeightFile) -> Start:
     """Load what fits of `file` into `model`, in place.
 
-    Args:
-        config: of the model, with the names of its classes.
-        changes: how its settings differ from those in the file; empty where the file has none.
+    `config` is that of the model, with the names of its classes.
 
     Raises:
         CheckpointError: not even the backbone fits, or equal tensors would be another network.
         ConfigError: the model has no backbone of ours.
     """
-    _check_settings(file, changes)
+    changed = changes(file.config, config) if file.config else {}
+    _check_settings(file, changed)
     place: str = getattr(model, "backbone_path", "backbone")
     layers: Mapping[str, ClassRows] = getattr(model, "class_layers", {})
     try:
@@ -144,7 +144,7 @@ def start_model(config: Config, model: nn.Module, file: WeightFile, changes: Cha
     report = fit_backbone(backbone, config.backbone.name, found, head=False)
     others = _others(file, report, place)
     # What has the same names in another task is something else.
-    available = {} if "task" in changes else others | head
+    available = {} if "task" in changed else others | head
     own = model.state_dict()
     wanted = {key: own[key] for key in own if _layer(key) in layers or not key.startswith(f"{place}.")}
     classes = Classes(found.class_names or [], config.data.class_names or [])
@@ -162,20 +162,20 @@ def start_model(config: Config, model: nn.Module, file: WeightFile, changes: Cha
         is_taken = item.group == "fc" and f"{place}.fc" in layers
         if not is_taken and (not report.prefix or item.reason != "not part of the backbone"):
             rows[printable(item.group), f"left out: {item.reason}"] += item.count
-    return Start(file.path, +rows, classes.old, _notes(config, changes))
+    return Start(file.path, +rows, classes.old, _notes(config, changed))
 
 
-def _check_settings(file: WeightFile, changes: Changes) -> None:
+def _check_settings(file: WeightFile, changed: Changes) -> None:
     """Refuse a file of a network that computes something else with the same tensors."""
     same = set()
-    if "data.channels" in changes:  # the first convolution is adapted, its images have other statistics
+    if "data.channels" in changed:  # the first convolution is adapted, its images have other statistics
         same |= {"model.pixel_mean", "model.pixel_std"}
-    if "task" in changes or set(changes.get("model.norm", ())) == {"BN", "SyncBN"}:
+    if "task" in changed or set(changed.get("model.norm", ())) == {"BN", "SyncBN"}:
         same |= {"model.norm"}  # the backbone has its own, and SyncBN is BN in several processes
-    wrong = [key for key in _REFUSED if key in changes and key not in same and None not in changes[key]]
+    wrong = [key for key in _REFUSED if key in changed and key not in same and None not in changed[key]]
     if wrong:
-        now = ", ".join(f"{key}={changes[key][1]}" for key in wrong)
-        then = " ".join(f"'{key}={changes[key][0]}'" for key in wrong)
+        now = ", ".join(f"{key}={changed[key][1]}" for key in wrong)
+        then = " ".join(f"'{key}={changed[key][0]}'" for key in wrong)
         raise CheckpointError(
             f"{file.path} was trained with other settings than {now}, and its tensors mean something else "
             f"with those: give {then}"
@@ -262,22 +262,20 @@ def _layer(key: str) -> str:
 
 
 def _part(key: str) -> str:
-    """The part of a model that a row of the table is about: `roi_heads.box_head` of `...box_head.fc1.bias`."""
+    """The part of a model that a row is about: `roi_heads.box_head` of `roi_heads.box_head.fc1.bias`."""
     return printable(re.sub(r"\d+$", "", ".".join(_layer(key).split(".")[:2])).rstrip("."))
 
 
-def _notes(config: Config, changes: Changes) -> list[str]:
+def _notes(config: Config, changed: Changes) -> list[str]:
     """Lines below the table: what it cannot show."""
     notes = []
     if config.backbone.weights:
-        notes.append(
-            f"backbone.weights={config.backbone.weights} has no effect: model.weights has a backbone"
-        )
-    if "task" in changes:
-        return [*notes, f"the file is of task {changes['task'][0]}: its backbone alone is taken"]
-    changed = [
+        notes.append(f"backbone.weights={config.backbone.weights} has no effect: model.weights has one")
+    if "task" in changed:
+        return [*notes, f"the file is of task {changed['task'][0]}: its backbone alone is taken"]
+    others = [
         f"{key} {old} -> {new}"
-        for key, (old, new) in changes.items()
+        for key, (old, new) in changed.items()
         if key.startswith("model.") and key not in _SHOWN and None not in (old, new)
     ]
-    return [*notes, *([f"not as in the file: {first_few(changed)}"] if changed else [])]
+    return [*notes, *([f"not as in the file: {first_few(others)}"] if others else [])]
