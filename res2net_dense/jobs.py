@@ -105,7 +105,7 @@ def train(
     with outlasting_terminal() as terminal, distributed.leaving_group():
         device = training.set_up_device(loaded)
         task = get_task(loaded.task)
-        loaded = task.prepare(loaded)
+        loaded = task.prepare(loaded, weights=not resume)  # a checkpoint has all weights
         if auto:
             loaded = _suited(loaded, overrides)
         if auto_batch:

@@ -28,6 +28,7 @@ from res2net_dense.tasks.base import updated
 from res2net_dense.tasks.curves import save_curves
 from res2net_dense.tasks.resuming import check_same_run, continued_schedule, curve
 from res2net_dense.tasks.saving import SavingEvaluator
+from res2net_dense.tasks.starting import open_model, start_model
 from res2net_dense.tasks.watching import build_evaluation, validation_losses
 
 
@@ -232,7 +233,11 @@ def build_state(config: Config, device: torch.device, *, load_weights: bool) -> 
     """Build model, optimizer, moving average and scaler; each process gets the same random weights."""
     options = config.train
     seed_everything(config.runtime.seed)
-    plain = get_task(config.task).build_model(config, load_weights=load_weights).to(device)
+    start = config.model.weights if load_weights else None
+    plain = get_task(config.task).build_model(config, load_weights=load_weights and not start)
+    if start:
+        print_rank0(start_model(config, plain, open_model(start)).text())
+    plain.to(device)
     if options.channels_last:
         plain.to(memory_format=torch.channels_last)
     if options.compile:
