@@ -13,7 +13,7 @@ from torchvision.transforms import v2
 
 from res2net_dense.backbones.registry import Classifier, create_classifier
 from res2net_dense.convert import load_backbone_weights
-from res2net_dense.models.base import ImageModel
+from res2net_dense.models.base import ImageModel, check_class_weights
 from res2net_dense.types import Losses, Prediction, Sample
 
 
@@ -38,9 +38,13 @@ class ClassificationModel(ImageModel):
         label_smoothing: float = 0.0,
         mixup_alpha: float = 0.0,
         cutmix_alpha: float = 0.0,
+        class_weights: Sequence[float] | None = None,
         **pixels: Sequence[float],
     ) -> None:
         super().__init__(**pixels)
+        check_class_weights(class_weights, backbone.num_classes)
+        weights = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
+        self.register_buffer("class_weights", weights, persistent=False)
         self.backbone = backbone
         self.label_smoothing = label_smoothing
         with torch.device("cpu"):  # where they draw, wherever the model is built
@@ -60,7 +64,9 @@ class ClassificationModel(ImageModel):
             mix = self.mixes[int(torch.randint(len(self.mixes), ()))]
             images, targets = mix(images, targets)
         logits = self.backbone(images).float()
-        return {"loss_cls": functional.cross_entropy(logits, targets, label_smoothing=self.label_smoothing)}
+        weights = self.class_weights if isinstance(self.class_weights, Tensor) else None
+        loss = functional.cross_entropy(logits, targets, weights, label_smoothing=self.label_smoothing)
+        return {"loss_cls": loss}
 
     def _stacked(self, batch: Sequence[Sample]) -> Tensor:
         return self.normalize(torch.stack([sample["image"] for sample in batch]))
