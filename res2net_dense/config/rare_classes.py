@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, NonNegativeFloat, model_validator
+from pydantic import BeforeValidator, model_validator
 from pydantic_core import PydanticCustomError
 
 from res2net_dense.config.schema import ModelConfig
-from res2net_dense.sections import Section, Share
+from res2net_dense.limits import MAX_CLASSES
+from res2net_dense.sections import Section, Share, Weight
 
+MAX_WEIGHT = 1e6
 REPEAT_THRESHOLD = 0.001
 
 
@@ -19,19 +20,19 @@ def _check_weights(value: object) -> object:
     if value is None or value == "balanced":
         return value
     numbers = [*value.values()] if isinstance(value, dict) else value if isinstance(value, list) else []
-    if not numbers or not all(
-        isinstance(one, int | float) and not isinstance(one, bool) and math.isfinite(one) and one >= 0
+    if not 0 < len(numbers) <= MAX_CLASSES or not all(
+        isinstance(one, int | float) and not isinstance(one, bool) and 0 <= one <= MAX_WEIGHT
         for one in numbers
     ):
         raise PydanticCustomError(
             "class_weights",
-            "expected 'balanced', a list with a number >= 0 for each class, or names with such numbers",
+            "expected 'balanced', a list with a number from 0 to 1e6 for each class, or names with these",
         )
     return value
 
 
 ClassWeights = Annotated[
-    Literal["balanced"] | list[NonNegativeFloat] | dict[str, NonNegativeFloat] | None,
+    Literal["balanced"] | list[Weight] | dict[str, Weight] | None,
     BeforeValidator(_check_weights),
 ]
 
