@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -57,9 +58,16 @@ class ClassificationModel(ImageModel):
         targets = torch.tensor([sample["label"] for sample in batch], device=images.device)
         images, targets = self.mixing(images, targets)
         logits = self.backbone(images).float()
+        return {"loss_cls": self._loss(logits, targets)}
+
+    def _loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Cross-entropy, the mean by the weights of the classes."""
         weights = self.class_weights if isinstance(self.class_weights, Tensor) else None
-        loss = functional.cross_entropy(logits, targets, weights, label_smoothing=self.label_smoothing)
-        return {"loss_cls": loss}
+        entropy = partial(functional.cross_entropy, weight=weights, label_smoothing=self.label_smoothing)
+        if weights is None or targets.is_floating_point():  # mixed
+            return entropy(logits, targets)
+        total = weights[targets].sum()
+        return entropy(logits, targets, reduction="sum") / torch.where(total > 0, total, 1)
 
     def _stacked(self, batch: Sequence[Sample]) -> Tensor:
         return self.normalize(torch.stack([sample["image"] for sample in batch]))

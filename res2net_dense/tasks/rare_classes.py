@@ -47,7 +47,8 @@ def with_class_weights(task: Task[Any], config: C, source: Source | None) -> C:
         return config
     found = balanced_weights(task.class_counts(config, source).totals(len(names)))
     numbers = [float(f"{weight:.4g}") for weight in found]
-    shown = [f"{name} {number:g}" for number, name in sorted(zip(numbers, names, strict=True), reverse=True)]
+    heaviest = sorted(zip(numbers, names, strict=True), key=lambda pair: -pair[0])
+    shown = [f"{name} {number:g}" for number, name in heaviest]
     print_rank0(f"model.class_weights=balanced: {first_few(shown, SHOWN_CLASSES)}")
     return updated(config, model={"class_weights": numbers})
 

@@ -144,3 +144,29 @@ def test_repeats_of_an_image_are_changed_differently():
     draws = [dataset[key][0]["draw"] for key in ((0, 2), (0, 2, 1), (0, 2, 2), (1, 2))]
     assert len(set(draws)) == 4
     assert draws[0] == np.random.default_rng([0, 0, 2]).random()
+
+
+def test_a_rare_class_is_found_where_it_comes_more_often():
+    """A linear network on points of which one in forty is of class 1, and whose features overlap."""
+    rng = np.random.default_rng(0)
+    labels = (rng.random(800) < 0.025).astype(np.int64)
+    points = torch.tensor(rng.normal(size=(800, 2)) + 1.5 * labels[:, None]).float()
+    counts = ClassCounts(np.arange(800), labels, np.ones(800))
+
+    def recall(repeats):
+        torch.manual_seed(0)
+        network = torch.nn.Linear(2, 2)
+        optimizer = torch.optim.Adam(network.parameters(), lr=0.03)
+        for batch in take(TrainBatches(800, 32, seed=0, repeats=repeats), 250):
+            places = np.array([key[1] for key in batch])
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(
+                network(points[places]), torch.tensor(labels[places])
+            ).backward()
+            optimizer.step()
+        return float((network(points).argmax(1) == 1)[labels == 1].float().mean())
+
+    plain = recall(None)
+    assert plain < 0.4
+    assert recall(repeat_factors(counts, 800, 2, 1.0)) > plain + 0.1
+    assert recall(balanced_factors(counts, 800, 2)) > plain + 0.3
