@@ -22,8 +22,9 @@ from res2net_dense.engine.trainer import LoopOptions
 from res2net_dense.errors import ConfigError, counted
 from res2net_dense.tasks import get_task, training
 from res2net_dense.tasks.automatic import fit_batch, suit_little_data
-from res2net_dense.tasks.base import on_split, updated, warn_rank0
+from res2net_dense.tasks.base import warn_rank0
 from res2net_dense.tasks.sanity import describe_data
+from res2net_dense.tasks.settings import on_split, updated
 from res2net_dense.trained import ConfigLike, check_overrides, open_job, read_config, write_to
 
 

@@ -19,7 +19,8 @@ from res2net_dense.deploy.exported import ExportedModel, is_exported, open_expor
 from res2net_dense.engine.checkpointer import Checkpointer
 from res2net_dense.errors import CheckpointError, ConfigError, ExportError, first_few
 from res2net_dense.tasks import get_task, resuming, training
-from res2net_dense.tasks.base import Task, updated
+from res2net_dense.tasks.base import Task
+from res2net_dense.tasks.settings import updated
 from res2net_dense.tasks.starting import open_model
 from res2net_dense.weight_files import WeightFile, load_weights_into, open_weights
 

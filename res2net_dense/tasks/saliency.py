@@ -30,7 +30,8 @@ from res2net_dense.models.graphs import Graph, SaliencyGraph
 from res2net_dense.models.saliency import build_saliency_model, resized_saliency
 from res2net_dense.models.tile_maps import SaliencyMerger
 from res2net_dense.report.saliency import cut_out, draw_saliency, saliency_image
-from res2net_dense.tasks.base import Images, Metric, Task, Transform, network_settings
+from res2net_dense.tasks.base import Images, Metric, Task, Transform
+from res2net_dense.tasks.settings import network_settings
 from res2net_dense.types import Merger, Prediction, ReportingEvaluator, Sample, Source, Tile
 
 

@@ -24,10 +24,10 @@ from res2net_dense.engine.trainer import LoopOptions, Trainer, seed_everything
 from res2net_dense.errors import CheckpointError, ConfigError, counted
 from res2net_dense.evaluation.operating_points import points_table, write_points
 from res2net_dense.tasks import get_task
-from res2net_dense.tasks.base import updated
 from res2net_dense.tasks.curves import save_curves
 from res2net_dense.tasks.resuming import check_same_run, continued_schedule, curve
 from res2net_dense.tasks.saving import SavingEvaluator
+from res2net_dense.tasks.settings import updated
 from res2net_dense.tasks.starting import open_model, start_model
 from res2net_dense.tasks.watching import build_evaluation, validation_losses
 
