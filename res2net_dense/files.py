@@ -36,9 +36,10 @@ def write_atomically(
     Raises:
         OSError: The disk is full or the folder cannot be written; nothing is left behind.
     """
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    temporary = draft_of(path)
     try:
-        with open(temporary, "wb") as file:
+        temporary.unlink(missing_ok=True)  # or a link of that name would be followed
+        with open(temporary, "xb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
@@ -54,6 +55,11 @@ def write_atomically(
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def draft_of(path: Path) -> Path:
+    """Where this process writes a file until it is whole; short enough where `path` has the longest name."""
+    return path.with_name(f".{path.name[:50]}.tmp-{os.getpid()}")
 
 
 def remove_leftovers(folder: Path) -> None:

@@ -40,6 +40,12 @@ def add_workers_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workers", type=positive, default=count, metavar="N", help=what)
 
 
+def add_overwrite_argument(parser: argparse.ArgumentParser) -> None:
+    """Add `--overwrite`, the same word everywhere."""
+    what = "replace files that are not of an earlier run of this command, too"
+    parser.add_argument("--overwrite", action="store_true", help=what)
+
+
 def parse_size(text: str) -> tuple[int, int]:
     """`480x640` is height and width, `224` both."""
     match = re.fullmatch(r"([1-9]\d*)(?:x([1-9]\d*))?", text)
