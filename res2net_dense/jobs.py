@@ -15,9 +15,11 @@ from res2net_dense.config import Config
 from res2net_dense.engine import distributed
 from res2net_dense.engine.distributed import print_rank0
 from res2net_dense.engine.lr_finder import LrCurve, sweep_lr
+from res2net_dense.engine.metric_log import is_results
 from res2net_dense.engine.run_folder import open_run_folder, own_folder
 from res2net_dense.engine.trainer import LoopOptions
 from res2net_dense.errors import ConfigError, counted
+from res2net_dense.outputs import Outputs
 from res2net_dense.tasks import get_task, training
 from res2net_dense.tasks.automatic import fit_batch, suit_little_data
 from res2net_dense.tasks.base import updated, warn_rank0
@@ -146,6 +148,7 @@ def evaluate(
     overrides: Sequence[str] = (),
     output_dir: str | Path | None = None,
     save_predictions: bool = False,
+    overwrite: bool = False,
 ) -> EvaluationResult:
     """Score a model on `data.val`.
 
@@ -158,6 +161,7 @@ def evaluate(
             training or another evaluation.
         save_predictions: write them there too: `predictions.json`, COCO's list of results with the ids of the
             annotation file for a detector, and label maps or saliency maps as PNGs in `predictions/`.
+        overwrite: replace files there that are not of a run or an earlier evaluation, too.
 
     Raises:
         Res2NetDenseError: whatever a user can correct.
@@ -171,12 +175,17 @@ def evaluate(
                 f"{job.weights.path} is an exported file, which has no losses: eval.loss has no effect"
             )
             prepared = updated(prepared, eval={"loss": False})
+        folder = Path(prepared.runtime.output_dir)
+        source = job.task.open_source(prepared, train=False)
+        images = (source.file(index) for index in range(len(source)))
+        outputs = Outputs(folder, inputs=[job.weights.path, *images], overwrite=overwrite)
+        outputs.claim([folder / "results.json"], own=is_results)
         describe_data(job.task, prepared, training=False)
-        with own_folder(prepared.runtime.output_dir):
+        with own_folder(folder):
             print_rank0(f"evaluating {job.weights.path}")
             model = job.model(prepared)
             metrics, table = training.evaluate_only(
-                prepared, device, model, save_predictions=save_predictions
+                prepared, device, model, save_predictions=save_predictions, outputs=outputs
             )
         as_expected = training.check_expected(prepared, metrics)
     finally:

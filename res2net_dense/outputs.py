@@ -60,7 +60,7 @@ class Outputs:
         """
         paths = list(paths)
         self._check(paths, own)
-        _remove_drafts(paths)
+        remove_drafts(paths)
 
     def write(self, path: Path, content: bytes) -> None:
         """Write a file, which is there as a whole or not at all; raises as `claim`, and `OSError`."""
@@ -100,13 +100,11 @@ class Outputs:
         self._check_way(self._ledger)
         foreign = [path for path in paths if not self._is_free(path) and not own(path)]
         if foreign:
-            verb, them = ("is", "it") if len(foreign) == 1 else ("are", "them")
-            other = (
-                "there already" if self._keep else "not of an earlier run of this command, or changed since"
-            )
+            them = "it" if len(foreign) == 1 else "them"
+            known = "" if self._keep else f", and no earlier run left {them} like that"
             raise ConfigError(
-                f"{first_few(foreign, 3)} {verb} {other}: choose another place, or replace {them} with "
-                "--overwrite"
+                f"there is {first_few(foreign, 3)} already{known}: choose another place, or replace {them} "
+                "with --overwrite"
             )
 
     def _publish(self, draft: Path, path: Path, digest: str) -> None:
@@ -203,6 +201,21 @@ def output_file(
     return outputs
 
 
+def remove_drafts(paths: Iterable[Path]) -> None:
+    """Remove what killed processes have left of these files."""
+    starts = defaultdict[Path, set[str]](set)
+    for path in paths:
+        starts[path.parent].add(_start_of(draft_of(path).name))
+    for folder, names in starts.items():
+        for entry in os.scandir(folder) if folder.is_dir() else ():
+            if _start_of(entry.name) not in names:
+                continue
+            if entry.is_dir(follow_symlinks=False):
+                shutil.rmtree(entry.path, ignore_errors=True)
+            else:
+                os.unlink(entry.path)
+
+
 def _json_parts(content: Any) -> Iterator[str]:
     """The text that `json.dumps` makes, in pieces."""
     if isinstance(content, Mapping):
@@ -233,16 +246,7 @@ def _identity(path: Path) -> tuple[int, int] | None:
     return status.st_dev, status.st_ino
 
 
-def _remove_drafts(paths: Iterable[Path]) -> None:
-    """Remove what killed processes have left of these files."""
-    starts = defaultdict[Path, set[str]](set)
-    for path in paths:
-        starts[path.parent].add(draft_of(path).name.rpartition("-")[0])
-    for folder, names in starts.items():
-        for entry in os.scandir(folder) if folder.is_dir() else ():
-            if entry.name.rpartition("-")[0] not in names:
-                continue
-            if entry.is_dir(follow_symlinks=False):
-                shutil.rmtree(entry.path, ignore_errors=True)
-            else:
-                os.unlink(entry.path)
+def _start_of(draft: str) -> str:
+    """The name of a draft without what is of its process."""
+    start, mark, _ = draft.rpartition(".tmp-")
+    return start + mark

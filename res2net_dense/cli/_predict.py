@@ -8,11 +8,9 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
 from tqdm import tqdm
 
 from res2net_dense.cli._outcome import (
@@ -29,6 +27,7 @@ from res2net_dense.errors import ConfigError, Res2NetDenseError, counted, one_li
 from res2net_dense.journal import Journal
 from res2net_dense.outputs import Outputs
 from res2net_dense.predictor import Predictor
+from res2net_dense.report.canvas import png
 from res2net_dense.report.formats import FORMATS
 from res2net_dense.tasks.base import Task
 from res2net_dense.trained import open_job
@@ -126,13 +125,6 @@ def said_of(file: Path, error: Exception) -> str:
     _log.debug("%s", file, exc_info=error)
     text = str(error) if isinstance(error, Res2NetDenseError) else one_line(error)
     return text if str(file) in text else f"{file}: {text}"
-
-
-def png(image: Image.Image) -> bytes:
-    """An image as a file."""
-    stream = BytesIO()
-    image.save(stream, "PNG")
-    return stream.getvalue()
 
 
 def is_complete(output: Path, settings: str) -> bool:

@@ -31,6 +31,7 @@ def add_run_arguments(parser: argparse.ArgumentParser, when: str = "") -> None:
     parser.add_argument("--weights", metavar="PATH", help=what)
     what = f"{when}write the predictions on data.val into the run folder too"
     parser.add_argument("--save-predictions", action="store_true", help=what)
+    add_overwrite_argument(parser, when)
 
 
 def add_workers_argument(parser: argparse.ArgumentParser) -> None:
@@ -40,9 +41,9 @@ def add_workers_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workers", type=positive, default=count, metavar="N", help=what)
 
 
-def add_overwrite_argument(parser: argparse.ArgumentParser) -> None:
+def add_overwrite_argument(parser: argparse.ArgumentParser, when: str = "") -> None:
     """Add `--overwrite`, the same word everywhere."""
-    what = "replace files that are not of an earlier run of this command, too"
+    what = f"{when}replace files that are not of an earlier run of this command, too"
     parser.add_argument("--overwrite", action="store_true", help=what)
 
 

@@ -17,6 +17,7 @@ __all__ = ["add_arguments", "main"]
 def main(args: argparse.Namespace) -> int:
     from res2net_dense import evaluate
 
-    settings = {key: getattr(args, key) for key in ("config", "overrides", "output_dir", "save_predictions")}
+    names = ("config", "overrides", "output_dir", "save_predictions", "overwrite")
+    settings = {key: getattr(args, key) for key in names}
     result = evaluate(args.weights, **settings)
     return 0 if result.as_expected else 1

@@ -16,7 +16,13 @@ import sys
 import time
 from pathlib import Path
 
-from res2net_dense.cli._shared import EXPORT_FORMATS, add_config_arguments, parse_size, positive
+from res2net_dense.cli._shared import (
+    EXPORT_FORMATS,
+    add_config_arguments,
+    add_overwrite_argument,
+    parse_size,
+    positive,
+)
 from res2net_dense.errors import ConfigError
 
 
@@ -35,6 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--calibration", metavar="PATH", help="images for --int8: a folder or a quoted glob")
     add("--eval", action="store_true", help="score the model and the file on data.val")
     add("--max-drop", type=float, metavar="X", help=drop)
+    add_overwrite_argument(parser)
 
 
 def main(args: argparse.Namespace) -> int:
@@ -54,7 +61,7 @@ def main(args: argparse.Namespace) -> int:
     def log(text: str) -> None:
         print(f"[{time.monotonic() - start:.0f} s] {text}", file=sys.stderr, flush=True)
 
-    names = ("config", "overrides", "size", "batch", "dynamic", "calibration", "max_drop")
+    names = ("config", "overrides", "size", "batch", "dynamic", "calibration", "max_drop", "overwrite")
     settings = {name: getattr(args, name) for name in names}
     result = export(args.weights, args.output, evaluate=args.eval, log=log, **settings)
     print(result.parity.table())

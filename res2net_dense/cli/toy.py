@@ -53,6 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--output", type=Path, required=True, help="folder to write to, such as datasets/toy")
     add("--layout", choices=list(LAYOUTS), default="coco", help="what to draw (coco)")
     add("--seed", type=int, default=0, help="another number draws other images (0)")
+    add("--overwrite", action="store_true", help="replace a toy set of other arguments")
     sides = "side of the square images in pixels, of those of duts the longer edge"
     for name, what in (("train", "training images"), ("val", "validation images"), ("size", sides)):
         usual = ", ".join(f"{numbers[name]} for {key}" for key, numbers in LAYOUTS.items())
@@ -66,5 +67,5 @@ def main(args: argparse.Namespace) -> int:
     numbers = usual | {name: getattr(args, name) for name in usual if getattr(args, name) is not None}
     if min(args.seed, numbers["train"], numbers["val"]) < 0 or not 64 <= numbers["size"] <= 2048:
         raise ConfigError("--seed, --train and --val must not be negative, --size must be 64 to 2048")
-    print(make(args.output, args.layout, {"seed": args.seed, **numbers}))
+    print(make(args.output, args.layout, {"seed": args.seed, **numbers}, overwrite=args.overwrite))
     return 0

@@ -22,6 +22,7 @@ from PIL import Image
 
 from res2net_dense.errors import counted
 from res2net_dense.outputs import Outputs
+from res2net_dense.report.canvas import png
 from res2net_dense.report.outlines import Outline, joined, outline_of
 from res2net_dense.types import Prediction
 
@@ -222,9 +223,7 @@ class InstanceIds(Writer):
         numbers = np.zeros((image.entry["height"], image.entry["width"]), dtype=kind)
         for number, place in reversed(list(enumerate(order, start=1))):  # the best is on top
             numbers[image.prediction["masks"][place].numpy()] = number
-        data = io.BytesIO()
-        Image.fromarray(numbers).save(data, "PNG")
-        self._write(image, data.getvalue())
+        self._write(image, png(Image.fromarray(numbers)))
         labels, scores = image.prediction["labels"].tolist(), image.prediction["scores"].tolist()
         return [
             {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from fractions import Fraction
@@ -22,6 +23,7 @@ from res2net_dense.engine.metric_log import MetricLog, write_results
 from res2net_dense.engine.optim import Ema, build_optimizer, scale_lr
 from res2net_dense.engine.trainer import LoopOptions, Trainer, seed_everything
 from res2net_dense.errors import CheckpointError, ConfigError, counted
+from res2net_dense.outputs import Outputs
 from res2net_dense.tasks import get_task
 from res2net_dense.tasks.base import updated
 from res2net_dense.tasks.curves import save_curves
@@ -115,25 +117,35 @@ def train_and_evaluate(
 
 
 def evaluate_only(
-    config: Config, device: torch.device, model: nn.Module, *, save_predictions: bool = False
+    config: Config,
+    device: torch.device,
+    model: nn.Module,
+    *,
+    save_predictions: bool = False,
+    outputs: Outputs | None = None,
 ) -> tuple[dict[str, float], str]:
     """Score a model on `data.val`, write `results.json` into the run folder, print the table.
 
     Takes a config as `prepare` of its task returned it. With `save_predictions` the predictions are written
-    there too, see `tasks.saving`. Returns metrics and table.
+    there too, into `outputs`, see `tasks.saving`. Returns metrics and table.
     """
     task, options = get_task(config.task), config.train
     evaluator, loader = task.build_evaluator(config), task.build_eval_loader(config)
-    saving = SavingEvaluator(evaluator, task, config) if save_predictions else None
-    metrics = evaluate(
-        model.to(device),
-        loader,
-        saving or evaluator,
-        device=device,
-        precision=options.precision,
-        channels_last=options.channels_last,
-        merger=partial(task.merger, config),
-    )
+    saving = SavingEvaluator(evaluator, task, config, outputs) if save_predictions else None
+    try:
+        metrics = evaluate(
+            model.to(device),
+            loader,
+            saving or evaluator,
+            device=device,
+            precision=options.precision,
+            channels_last=options.channels_last,
+            merger=partial(task.merger, config),
+        )
+    except BaseException:  # whatever ends it, what is done stays
+        if saving:
+            print(saving.describe(), file=sys.stderr)
+        raise
     if saving:
         print_rank0(f"predictions: {saving.write()}")
     losses = validation_losses(task, config, device, model)

@@ -1,5 +1,6 @@
-"""P29: an interrupted prediction, evaluation or export keeps what is done: finished images are in the results, the
-same command with `--continue` adds the rest and equals an undisturbed run, an export leaves whole files alone.
+"""P29: an interrupted prediction, evaluation or export keeps what is done: finished images are in the
+results, the same command with `--continue` adds the rest and equals an undisturbed run, an export leaves
+nothing but whole files.
 """
 
 import json
@@ -15,10 +16,8 @@ from tiny_runs import TINY_RUNS
 from tiny_tasks import classification, detection, saliency, segmentation, write_config, write_weights
 
 from res2net_dense.cli import main
-from res2net_dense.errors import ConfigError
 from res2net_dense.journal import Journal
-from res2net_dense.outputs import LEDGER, Outputs
-from res2net_dense.report import draw
+from res2net_dense.outputs import LEDGER
 
 SAVED = {detection: "coco,voc,yolo,png,polygons", classification: "csv"}
 CODES = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGHUP: 129}
@@ -119,7 +118,9 @@ def test_what_is_done_stays_and_the_rest_is_added(task, number, last, predict, t
         assert code == CODES[number]
         lines = (output / "predictions.jsonl").read_text().splitlines()[1:]
         assert len(lines) >= done
-        assert re.search(rf"^{len(lines)} of \d images done, in .*: the same command with --continue", said, re.M)
+        assert re.search(
+            rf"^{len(lines)} of \d images done, in .*: the same command with --continue", said, re.M
+        )
         assert not (output / "predictions.json").exists()
         for line in lines:
             place = f"{json.loads(line)['image']['file_name'].rpartition('.')[0]}.png"
