@@ -14,13 +14,13 @@ import math
 import sys
 from pathlib import Path
 
-from res2net_dense.cli._shared import add_config_arguments, positive
+from res2net_dense.cli._shared import add_config_arguments, whole
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_config_arguments(parser)
     add = parser.add_argument
-    add("--iterations", type=positive, default=100, metavar="N", help="steps of the sweep (100)")
+    add("--iterations", type=whole(1, 1_000_000), default=100, metavar="N", help="steps of the sweep (100)")
     add("--first", type=_rate, default=1e-6, metavar="LR", help="rate of the first step (1e-6)")
     add("--last", type=_rate, default=1.0, metavar="LR", help="rate of the last step (1)")
     what = "where lr_curve.png and lr_curve.json go (output/lr_find)"
