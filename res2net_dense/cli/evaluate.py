@@ -25,8 +25,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     from res2net_dense import evaluate
 
-    names = ("config", "overrides", "output_dir", "save_predictions", "split", "precision")
+    names = ("config", "overrides", "output_dir", "save_predictions", "overwrite", "split", "precision")
     # `train --eval-only` has some of them.
-    settings: Any = {key: getattr(args, key, None) for key in names}
+    settings: Any = {key: getattr(args, key) for key in names if hasattr(args, key)}
     result = evaluate(args.weights, **settings)
     return 0 if result.as_expected else 1
