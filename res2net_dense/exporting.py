@@ -24,7 +24,7 @@ from res2net_dense.errors import ConfigError, DatasetError, ExportError, Res2Net
 from res2net_dense.limits import MAX_BATCH, MAX_PIXELS
 from res2net_dense.models.graphs import Graph
 from res2net_dense.network_options import check_count
-from res2net_dense.tasks import training
+from res2net_dense.tasks import resuming
 from res2net_dense.tasks.scoring import MAX_DROP, BothScores, score_both
 from res2net_dense.trained import ConfigLike, Job, load_exported, open_job
 from res2net_dense.weight_files import WeightFile
@@ -305,7 +305,7 @@ def _open_work(
     if evaluate or prepared.model.num_classes is None:
         prepared = job.prepared(inspect=evaluate)
     single = job.task.single_view(prepared)
-    if lost := training.changes(config_to_dict(prepared), single):
+    if lost := resuming.changes(config_to_dict(prepared), single):
         log(f"left out: {', '.join(lost)}; the file sees each image once and whole")
     model = job.model(single).eval()
     return _Work(job, single, model, job.task.build_graph(model), evaluate, log)

@@ -11,10 +11,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from res2net_dense.config import Config
 from res2net_dense.engine import distributed
 from res2net_dense.engine.distributed import print_rank0
+from res2net_dense.engine.lr_finder import LrCurve, sweep_lr
 from res2net_dense.engine.run_folder import open_run_folder, own_folder
+from res2net_dense.engine.trainer import LoopOptions
+from res2net_dense.errors import ConfigError, counted
 from res2net_dense.tasks import get_task, training
+from res2net_dense.tasks.automatic import fit_batch, suit_little_data
+from res2net_dense.tasks.base import updated, warn_rank0
 from res2net_dense.tasks.sanity import describe_data
 from res2net_dense.trained import ConfigLike, check_overrides, open_job, read_config, write_to
 
@@ -44,13 +50,27 @@ class EvaluationResult:
     """Whether they are within `eval.expected`."""
 
 
+@dataclass(frozen=True)
+class FoundLr:
+    """The outcome of a learning rate range test."""
+
+    curve: LrCurve
+    """Rates and losses of a step."""
+    setting: float | None
+    """The suggested `train.optimizer.lr`, which is for `train.reference_batch`; None where the loss did not
+    fall."""
+
+
 def train(
     config: ConfigLike,
     *,
     overrides: Sequence[str] = (),
     output_dir: str | Path | None = None,
     resume: bool = False,
+    extend: bool = False,
     dry_run: bool = False,
+    auto: bool = False,
+    auto_batch: bool = False,
 ) -> TrainingResult:
     """Train a model of any task, and evaluate it.
 
@@ -59,17 +79,35 @@ def train(
         overrides: changes to it, such as `train.batch_size=2`.
         output_dir: the run folder; None for `runtime.output_dir`.
         resume: continue from the newest whole checkpoint in the run folder.
+        extend: with `resume`, where another length or schedule would make the learning rate jump, go on from
+            the present one and let it fall over the iterations that are left.
         dry_run: take two steps of everything and keep nothing.
+        auto: lower batch size, learning rate, iterations and warm-up for less than 200 images, and print what
+            was chosen; what `overrides` set stays.
+        auto_batch: choose `train.accumulate` so that the images fit into memory; the batch size of a step and
+            the learning rate stay.
 
     Raises:
         Res2NetDenseError: whatever a user can correct; the errors that the config alone shows come first.
     """
     check_overrides(overrides)
+    if auto_batch and resume:
+        raise ConfigError(
+            "--auto-batch chose when the run was started, and another choice would be another run: leave it "
+            "out and continue with the config.yaml of the run"
+        )
+    if extend and not resume:
+        raise ConfigError("extend (--extend) goes with resume (--resume): it changes how a run continues")
     loaded = read_config(config, [*overrides, *write_to(output_dir)])
     try:
         device = training.set_up_device(loaded)
         task = get_task(loaded.task)
         loaded = task.prepare(loaded)
+        if auto:
+            loaded = _suited(loaded, overrides)
+        if auto_batch:
+            loaded, line = fit_batch(task, loaded, device)
+            print_rank0(f"--auto-batch: {line}")
         describe_data(task, loaded, training=True)
         if dry_run:
             with tempfile.TemporaryDirectory() as temporary:
@@ -81,10 +119,24 @@ def train(
             )
             return TrainingResult(run, metrics, as_expected=True)
         with open_run_folder(loaded.runtime.output_dir, resume=resume) as run:
-            metrics = training.train_and_evaluate(loaded, device, run, resume=resume)
+            metrics = training.train_and_evaluate(loaded, device, run, resume=resume, extend=extend)
         return TrainingResult(run, metrics, training.check_expected(loaded, metrics))
     finally:
         distributed.shutdown()
+
+
+def _suited(config: Config, overrides: Sequence[str]) -> Config:
+    """The config for little data; prints what was chosen."""
+    task = get_task(config.task)
+    source = task.open_source(config, train=True)
+    indices, _ = task.sampling(config, source)
+    images = len(source) if indices is None else len(indices)
+    config, choices = suit_little_data(config, images, overrides)
+    heading = "" if choices else ": the configuration stays as it is"
+    print_rank0(f"--auto: {counted(images, 'training image')}{heading}")
+    for choice in choices:
+        print_rank0(str(choice))
+    return config
 
 
 def evaluate(
@@ -114,6 +166,11 @@ def evaluate(
     try:
         job, device = open_job(config, weights, [*overrides, *write_to(output_dir)])
         prepared = job.prepared()
+        if job.exported and prepared.eval.loss:
+            warn_rank0(
+                f"{job.weights.path} is an exported file, which has no losses: eval.loss has no effect"
+            )
+            prepared = updated(prepared, eval={"loss": False})
         describe_data(job.task, prepared, training=False)
         with own_folder(prepared.runtime.output_dir):
             print_rank0(f"evaluating {job.weights.path}")
@@ -125,3 +182,45 @@ def evaluate(
     finally:
         distributed.shutdown()
     return EvaluationResult(job.weights.path, metrics, table, as_expected)
+
+
+def find_lr(
+    config: ConfigLike,
+    *,
+    overrides: Sequence[str] = (),
+    iterations: int = 100,
+    first: float = 1e-6,
+    last: float = 1.0,
+) -> FoundLr:
+    """Train with a learning rate that grows from `first` to `last`, to find the one to train with.
+
+    Model, data, batch size and optimizer are those of the config; nothing is written.
+
+    Args:
+        config: what is to be trained.
+        overrides: changes to it.
+        iterations: steps of the sweep; it ends earlier where the loss is lost.
+        first: rate of the first step.
+        last: rate of the last step.
+
+    Raises:
+        Res2NetDenseError: whatever a user can correct.
+    """
+    check_overrides(overrides)
+    loaded = read_config(config, overrides)
+    try:
+        device = training.set_up_device(loaded)
+        if distributed.world_size() > 1:
+            raise ConfigError("a learning rate is found in one process: start without torchrun")
+        task = get_task(loaded.task)
+        loaded = task.prepare(loaded)
+        options, seed = loaded.train, loaded.runtime.seed
+        state = training.build_state(loaded, device, load_weights=True)
+        steps = LoopOptions(
+            iterations, options.accumulate, options.precision, options.clip_grad_norm, seed=seed
+        )
+        curve = sweep_lr(state, task.build_train_loader(loaded), steps, first=first, last=last)
+    finally:
+        distributed.shutdown()
+    scale = options.reference_batch / options.batch_size
+    return FoundLr(curve, None if curve.suggestion is None else curve.suggestion * scale)

@@ -18,7 +18,7 @@ from res2net_dense.convert import load_backbone_weights, open_named_weights
 from res2net_dense.deploy.exported import ExportedModel, is_exported, open_exported
 from res2net_dense.engine.checkpointer import Checkpointer
 from res2net_dense.errors import CheckpointError, ConfigError, ExportError, first_few
-from res2net_dense.tasks import get_task, training
+from res2net_dense.tasks import get_task, resuming, training
 from res2net_dense.tasks.base import Task, updated
 from res2net_dense.weight_files import WeightFile, load_weights_into, open_weights
 
@@ -123,7 +123,7 @@ class Job:
         return model
 
     def _check_same_network(self, carried: Mapping[str, Any]) -> None:
-        path, changed = self.weights.path, training.changes(carried, self.config)
+        path, changed = self.weights.path, resuming.changes(carried, self.config)
         for key in sorted(changed, key=lambda key: key != "task"):  # another task explains all else
             old, new = changed[key]
             if any(_is_below(key, section) for section in _NETWORK):
@@ -280,7 +280,7 @@ def _carried(weights: WeightFile | ExportedModel) -> dict[str, Any]:
 def _warn_of_built_in(exported: ExportedModel, config: Config) -> None:
     if exported.description.task != config.task:  # an error follows that explains all differences
         return
-    for key, (old, new) in training.changes(_carried(exported), config).items():
+    for key, (old, new) in resuming.changes(_carried(exported), config).items():
         is_built_in = any(_is_below(key, section) for section in _BUILT_IN) and key != "backbone.weights"
         if is_built_in and new is not None:
             _log.warning("%s was exported with %s=%s: %s has no effect", exported.path, key, old, new)

@@ -1,13 +1,16 @@
-"""What all tests share: thread count, the folder of real data, a small set in COCO layout."""
+"""What all tests share: thread count, the folder of real data, toy sets, a tiny training of each task."""
 
 import os
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
 from filelock import FileLock  # comes with torch
 from launcher import Launcher
+from running import TRAIN
+from tiny_runs import TINY_RUNS, write_tiny_config
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
@@ -88,3 +91,35 @@ def draw_toy(run_tool, run_folder):
 def toy(draw_toy):
     """A tiny toy set in COCO layout: 12 images to train, 4 to validate."""
     return draw_toy("coco", train=12, val=4).parent
+
+
+@pytest.fixture(scope="session")
+def toy_set(draw_toy):
+    """The toy set of a task."""
+    return lambda task: draw_toy(**TINY_RUNS[task].toy)
+
+
+@pytest.fixture(scope="session")
+def tiny(toy_set, tmp_path_factory):
+    """The config of a task's tiny run."""
+    return cache(
+        lambda task: write_tiny_config(task, toy_set(task), tmp_path_factory.mktemp("config") / "tiny.yaml")
+    )
+
+
+@pytest.fixture(scope="session")
+def trained(tiny, run_tool, run_folder):
+    """The run folder of 8 iterations, never interrupted; of the first process that asks for it, for all."""
+
+    @cache
+    def train(task):
+        folder = run_folder / f"trained_{task}"
+        with FileLock(f"{folder}.lock"):
+            if not folder.exists():
+                process = run_tool(TRAIN, "--config", tiny(task), "--output-dir", f"{folder}.new")
+                assert process.returncode == 0, process.stderr
+                assert TINY_RUNS[task].shown in process.stdout  # the table of scores
+                Path(f"{folder}.new").rename(folder)
+        return folder
+
+    return train

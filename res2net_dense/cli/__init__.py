@@ -11,18 +11,18 @@ import argparse
 import importlib
 import logging
 import os
-import re
 import sys
 from collections.abc import Sequence
 from typing import Any
 
-from res2net_dense.errors import Res2NetDenseError, did_you_mean
+from res2net_dense.errors import Res2NetDenseError, did_you_mean, is_out_of_memory
 from res2net_dense.version import __version__
 
 PROGRAM = "res2net-dense"
 COMMANDS = {
     "demo": "train, evaluate and predict on drawn data, in any folder",
     "train": "train any task of a configuration",
+    "lr-find": "find a learning rate, and draw the curve",
     "evaluate": "score weights or an exported file on the validation data",
     "predict": "run a trained model on images",
     "export": "write a model as ONNX, OpenVINO, torch.export or TorchScript",
@@ -132,11 +132,10 @@ def _explain_error(error: Exception) -> str | None:
         return str(error)
     if isinstance(error, ModuleNotFoundError) and not (error.name or "").startswith("res2net_dense"):
         return f"{error.name} is not installed; `{PROGRAM} doctor` says how to get it"
+    if is_out_of_memory(error):
+        return "not enough memory; lower the number of images at a time, or their size"
     if isinstance(error, OSError) and error.strerror and not isinstance(error, BrokenPipeError):
         name = error.filename
         name = name.decode(errors="replace") if isinstance(name, bytes) else name
         return error.strerror if name is None else f"{name}: {error.strerror}"
-    no_memory = isinstance(error, RuntimeError) and re.search("can't allocate|out of memory", str(error))
-    if no_memory or isinstance(error, MemoryError):
-        return "not enough memory; lower the number of images at a time, or their size"
     return None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -12,6 +11,7 @@ from typing import TypeVar
 from tqdm import tqdm
 
 from res2net_dense.errors import DatasetError
+from res2net_dense.workers import leave_signals_to_parent, starting_workers
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -29,12 +29,8 @@ def in_processes(function: Callable[[T], R], jobs: Sequence[T], workers: int, wh
     """
     workers = min(workers, len(jobs))
     pool = ProcessPoolExecutor(workers, initializer=_init_worker) if workers > 1 else None
-    # Ctrl-C is for this process, which ends the workers: they inherit that it is ignored.
-    usual = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
+    with starting_workers():
         results = pool.map(function, jobs, chunksize=4) if pool else map(function, jobs)
-    finally:
-        signal.signal(signal.SIGINT, usual)
     bar = tqdm(results, what, len(jobs), unit="img", disable=None)
     try:
         for number, result in enumerate(bar, start=1):
@@ -51,7 +47,7 @@ def in_processes(function: Callable[[T], R], jobs: Sequence[T], workers: int, wh
 
 
 def _init_worker() -> None:
-    """One thread each, and no interrupts where they are not inherited."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """One thread each, and no signals: they are for the main process, which ends the workers."""
+    leave_signals_to_parent()
     if cv2 := sys.modules.get("cv2"):
         cv2.setNumThreads(0)

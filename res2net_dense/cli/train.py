@@ -16,14 +16,27 @@ from res2net_dense.errors import ConfigError
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_run_arguments(parser, "for --eval-only, ")
+    add = parser.add_argument
+    what = (
+        "lower batch size, learning rate, iterations and warm-up for less than 200 images; says what and why"
+    )
+    add("--auto", action="store_true", help=what)
+    what = "choose train.accumulate so that the images fit into memory; the learning rate stays"
+    add("--auto-batch", action="store_true", help=what)
     add = parser.add_mutually_exclusive_group().add_argument
     add("--resume", action="store_true", help="continue from the newest whole checkpoint")
     add("--eval-only", action="store_true", help="evaluate, do not train")
     add("--dry-run", action="store_true", help="try everything for two steps, keep nothing")
+    what = "with --resume and another length or schedule, go on from the present learning rate without a jump"
+    parser.add_argument("--extend", action="store_true", help=what)
 
 
 def main(args: argparse.Namespace) -> int:
+    if args.extend and not args.resume:
+        raise ConfigError("--extend goes with --resume: it changes how a run continues")
     if args.eval_only:
+        if args.auto or args.auto_batch:
+            raise ConfigError("--auto and --auto-batch are for training: leave them out with --eval-only")
         return evaluate.main(args)
     from res2net_dense import train
 
@@ -35,5 +48,8 @@ def main(args: argparse.Namespace) -> int:
         raise ConfigError("--save-predictions goes with --eval-only: evaluate the run when it has ended")
     if not args.config:
         raise ConfigError("--config is missing: give the path of a configuration, or the name of one")
-    settings = {key: getattr(args, key) for key in ("overrides", "output_dir", "resume", "dry_run")}
+    settings = {
+        key: getattr(args, key)
+        for key in ("overrides", "output_dir", "resume", "extend", "dry_run", "auto", "auto_batch")
+    }
     return 0 if train(args.config, **settings).as_expected else 1

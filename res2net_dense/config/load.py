@@ -34,6 +34,8 @@ CONFIGS: dict[str, type[Config]] = {
 
 MAX_BYTES = 1_000_000
 _BASE = "_base_"
+_ALTERNATIVES = {"iterations": "epochs", "epochs": "iterations"}
+"""Of these keys the later one replaces the earlier one: a base has either."""
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -141,6 +143,9 @@ def _merge(base: Mapping[str, Any], change: Section) -> Section:
         else:
             merged[key] = value
             merged.places[key] = change.places[key]
+        other = _ALTERNATIVES.get(key)
+        if other and value is not None and other not in change:
+            merged.pop(other, None)
     return merged
 
 

@@ -92,6 +92,9 @@ class DataConfig(Section):
     or goes on without it. Evaluation always ends: a score without some images would be another score."""
     workers: Annotated[int, Field(ge=0, le=MAX_PROCESSES)] = 2
     """Processes that load images, for each training process; 0 loads in the training process."""
+    timeout: Annotated[int, Field(ge=0, le=7 * 24 * 3600)] = 120
+    """Seconds that the images of one batch may take to load. After them the run is saved and ends, with the
+    name of the image; 0 sets no limit."""
 
     @model_validator(mode="after")
     def _check_names(self) -> DataConfig:
@@ -148,11 +151,25 @@ class ScheduleConfig(Section):
         return self
 
 
+class EarlyStopConfig(Section):
+    """When a training ends before its last iteration."""
+
+    metric: Text | None = None
+    """The metric that has to improve, such as `val_loss`; null for the one that chooses the best model."""
+    patience: Steps
+    """Evaluations in a row that may pass without an improvement; the last of them ends the training."""
+    min_delta: Weight = 0.0
+    """An improvement is better than the best value so far by more than this, in units of the metric."""
+
+
 class TrainConfig(Section):
     """The training loop."""
 
-    iterations: Steps
-    """Optimizer steps."""
+    iterations: Steps | None = None
+    """Optimizer steps; null computes them from `epochs`."""
+    epochs: Annotated[float, Field(gt=0, le=1e6)] | None = None
+    """Passes over the training images, in place of `iterations`, which becomes the smallest number of batches
+    that has them all."""
     batch_size: BatchSize
     """Images of one optimizer step, over all processes and accumulated parts."""
     reference_batch: BatchSize = 16
@@ -185,14 +202,23 @@ class TrainConfig(Section):
     keep_checkpoints: Steps = 2
     """How many of the latest checkpoints are kept."""
     best_metric: Text | None = None
-    """The metric that chooses the best model, such as `segm/AP`; null for the task's own."""
+    """The metric that chooses the best model, such as `segm/AP`, or `val_loss`; null for the task's own."""
+    early_stop: EarlyStopConfig | None = None
+    """When to end before the last iteration; null for never. Needs `eval_every`."""
 
     @model_validator(mode="after")
     def _check(self) -> TrainConfig:
+        if self.iterations is None and self.epochs is None:
+            raise self.conflict("iterations", "set it, or train.epochs")
+        if self.iterations is not None and self.epochs is not None:
+            raise self.conflict("epochs", f"leave it out, or train.iterations = {self.iterations}")
+        if self.early_stop and not self.eval_every:
+            raise self.conflict("eval_every", "train.early_stop needs evaluations on the way: set it above 0")
         if self.batch_size % self.accumulate:
             raise self.conflict("accumulate", f"must divide batch_size = {self.batch_size}")
-        if self.schedule.milestones and self.schedule.milestones[-1] >= self.iterations:
-            raise self.conflict("schedule.milestones", f"must be below train.iterations = {self.iterations}")
+        milestones, iterations = self.schedule.milestones, self.iterations
+        if milestones and iterations and milestones[-1] >= iterations:
+            raise self.conflict("schedule.milestones", f"must be below train.iterations = {iterations}")
         return self
 
 
@@ -201,6 +227,9 @@ class EvalConfig(Section):
 
     batch_size: BatchSize = 1
     """Images at a time, in each process."""
+    loss: bool = False
+    """Compute the losses on `data.val` too, the metrics `val_loss` and `val_loss/NAME`: as in training, but
+    without augmentation and with norms as in evaluation. Reads the images once more."""
     expected: dict[str, Pair] = {}
     """Metrics the model must reach, each with its tolerance: `segm/AP: [35.6, 0.2]`."""
 

@@ -23,7 +23,7 @@ from torch.optim import Optimizer
 from torch.utils._pytree import tree_leaves
 
 from res2net_dense.engine.distributed import is_main, unwrap
-from res2net_dense.engine.optim import Ema
+from res2net_dense.engine.optim import Anchor, Ema
 from res2net_dense.errors import CheckpointError, one_line
 from res2net_dense.files import remove_leftovers, sha256_of, write_atomically
 from res2net_dense.version import __version__
@@ -52,6 +52,10 @@ class TrainState:
     """`metric`, `value` and `iteration` of the best evaluation."""
     metrics: dict[str, float] = field(default_factory=dict)
     """Of the last evaluation."""
+    early_stop: dict[str, Any] | None = None
+    """What `EarlyStop` has seen."""
+    anchor: Anchor | None = None
+    """From where on the learning rate follows a curve of another length."""
 
     def parts(self) -> dict[str, Any]:
         """What has a state besides the model, by its name in a checkpoint."""
@@ -111,6 +115,8 @@ class Checkpointer:
             **{name: part.state_dict() for name, part in state.parts().items()},
             "best": state.best,
             "metrics": {name: float(value) for name, value in state.metrics.items()} or None,
+            "early_stop": state.early_stop,
+            "anchor": None if state.anchor is None else state.anchor._asdict(),
         }
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
@@ -213,6 +219,13 @@ def restore(content: Mapping[str, Any], state: TrainState) -> None:
             ) from None
     state.iteration = int(content["iteration"])
     state.best = content.get("best")
+    state.early_stop = content.get("early_stop")
+    state.anchor = anchor_of(content)
+
+
+def anchor_of(content: Mapping[str, Any]) -> Anchor | None:
+    """Where the curve of the learning rate goes on in a checkpoint; None where it is that of the settings."""
+    return Anchor(**content["anchor"]) if content.get("anchor") else None
 
 
 def _publish(path: Path, content: dict[str, Any]) -> None:

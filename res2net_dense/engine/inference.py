@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sized
@@ -13,8 +14,12 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from res2net_dense.engine.distributed import is_main
-from res2net_dense.types import Evaluator, Merger, Prediction, Sample, Tile
+from res2net_dense.engine.distributed import gather_objects, is_main
+from res2net_dense.errors import ConfigError
+from res2net_dense.types import Evaluator, Losses, Merger, Prediction, Sample, Tile
+
+VAL_LOSS = "val_loss"
+"""The metric of `mean_losses`; those of single losses are `val_loss/NAME`."""
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _SECONDS_BETWEEN_LINES = 10.0
@@ -55,6 +60,63 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
+
+
+@contextmanager
+def losses_mode(model: nn.Module) -> Iterator[None]:
+    """Inside, the model returns losses, and its layers behave as in evaluation: norms use their running
+    statistics and keep them, nothing is dropped or mixed. Afterwards each module has the mode it had.
+
+    Only the model itself is in training mode, and what its method `loss_modules` returns, if it has one:
+    modules inside it that choose by their own mode whether to compute losses.
+    """
+    with evaluation_mode(model):
+        for module in (model, *getattr(model, "loss_modules", tuple)()):
+            module.training = True
+        yield
+
+
+def mean_losses(
+    model: nn.Module, loader: Iterable[list[Sample]], *, device: str | torch.device, precision: str = "fp32"
+) -> dict[str, float]:
+    """The mean over the images of all processes of each loss, and of their sum, `VAL_LOSS`.
+
+    Each image is a batch of its own and finds the same random numbers, so that the outcome does not depend on
+    batch sizes, the order of the images or the number of processes. Random state, buffers and modes are
+    afterwards as before.
+
+    Args:
+        model: on `device`.
+        loader: samples with their targets.
+
+    Returns:
+        `{"val_loss": 0.9, "val_loss/loss_cls": 0.5, ...}`; NaN without an image.
+
+    Raises:
+        ConfigError: the model returns no losses.
+    """
+    device = torch.device(device)
+    rows: list[dict[str, float]] = []
+    batches = _with_progress(loader) if is_main() else loader
+    devices = [device] if device.type == "cuda" else []
+    with losses_mode(model), torch.no_grad(), torch.random.fork_rng(devices):
+        for sample in (sample for samples in batches for sample in samples):
+            torch.manual_seed(0)
+            with autocast(device, precision):
+                losses: Losses = model([sample])
+            if not isinstance(losses, dict) or not losses:
+                raise ConfigError(
+                    "eval.loss: the model returned no losses; where modules inside it compute them, it needs "
+                    "a method loss_modules that returns these"
+                )
+            values = torch.stack([value.float() for value in losses.values()]).tolist()
+            rows.append(dict(zip(losses, values, strict=True)))
+    rows = [row for part in gather_objects(rows) for row in part]
+    # fsum: its result does not depend on the order, and so on the number of processes
+    names = dict.fromkeys(name for row in rows for name in row)
+    means = {name: math.fsum(row.get(name, 0.0) for row in rows) / len(rows) for name in names}
+    total = math.fsum(value for row in rows for value in row.values()) / len(rows) if rows else math.nan
+    return {VAL_LOSS: total, **{f"{VAL_LOSS}/{name}": mean for name, mean in means.items()}}
 
 
 def evaluate(

@@ -7,15 +7,20 @@ import math
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
 from tqdm import tqdm
 
 from res2net_dense.engine.distributed import is_main
+from res2net_dense.engine.inference import VAL_LOSS
 from res2net_dense.errors import CheckpointError
 from res2net_dense.files import write_atomically
+
+RESULTS_VERSION = 1
+"""`schema_version` of `results.json`: goes up when a metric that stays gets another name or meaning."""
+_VERSION = "schema_version"
 
 
 class MetricLog:
@@ -90,10 +95,14 @@ class MetricLog:
             return
         self._write({"iteration": iteration, "metrics": _all_finite(metrics)})
         write_results(self.folder, metrics)
-        self._add_events("eval", metrics, iteration)
+        losses = {name: value for name, value in metrics.items() if name.split("/")[0] == VAL_LOSS}
+        scores = {name: value for name, value in metrics.items() if name not in losses}
+        self._add_events("eval", scores, iteration)
+        self._add_events("train", losses, iteration)  # a chart next to that of the training losses
         groups: dict[str, list[str]] = {}  # three of each kind: the table and the files have the rest
         for name, value in metrics.items():
-            groups.setdefault(name.split("/")[0] if "/" in name else "", []).append(f"{name} {value:.3f}")
+            kind = name.split("/")[0] if "/" in name or name in losses else ""
+            groups.setdefault(kind, []).append(f"{name} {value:.3f}")
         shown = "  ".join(text for group in groups.values() for text in group[:3])
         _print(f"evaluation after {iteration}  {shown}")
         self._start_clock(iteration)  # the next iteration's time does not include the evaluation
@@ -135,12 +144,29 @@ class MetricLog:
             self._events.add_scalar(f"{group}/{name}", value, iteration)
 
 
+def read_metrics(folder: str | Path) -> Iterator[dict[str, Any]]:
+    """Yield the lines of `metrics.jsonl` in a run folder; none where there is no such file."""
+    path = Path(folder) / "metrics.jsonl"
+    if path.exists():
+        with open(path, encoding="utf-8") as file:
+            yield from map(json.loads, file)
+
+
 def write_results(folder: str | Path, metrics: Mapping[str, float]) -> None:
-    """Write `results.json`, a flat map with null for a score that does not exist (NaN), atomically."""
+    """Write `results.json` atomically: a flat map of `schema_version` and the metrics, with null for a score
+    that does not exist (NaN).
+    """
     path = Path(folder) / "results.json"
-    text = json.dumps(_all_finite(metrics), indent=2) + "\n"
+    text = json.dumps({_VERSION: RESULTS_VERSION, **_all_finite(metrics)}, indent=2) + "\n"
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def read_results(folder: str | Path) -> dict[str, float | None]:
+    """The metrics in `results.json` of a run folder, without its `schema_version`."""
+    results: dict[str, float | None] = json.loads((Path(folder) / "results.json").read_text())
+    results.pop(_VERSION, None)  # files of older versions have none
+    return results
 
 
 def _print(line: str) -> None:

@@ -7,7 +7,7 @@ import math
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -18,6 +18,7 @@ from res2net_dense.engine.distributed import unwrap
 from res2net_dense.errors import ConfigError
 from res2net_dense.weight_files import load_strictly
 
+_ONECYCLE_START, _ONECYCLE_END = 1.0 / 25.0, 1.0 / 25.0 / 1e4
 _NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm)  # _NormBase: every batch, sync batch and instance norm
 
 
@@ -76,6 +77,13 @@ def scale_lr(lr: float, batch_size: int, reference_batch: int) -> float:
     return lr * batch_size / reference_batch
 
 
+class Anchor(NamedTuple):
+    """A point that the curve of a learning rate goes through, so that it can end elsewhere without a jump."""
+
+    iteration: int
+    factor: float
+
+
 def build_schedule(
     *,
     name: str,
@@ -87,28 +95,40 @@ def build_schedule(
     power: float = 0.9,
     final_factor: float = 0.0,
     warmup_fraction: float = 0.3,
+    anchor: Anchor | None = None,
 ) -> Callable[[int], float]:
     """Return the factor on the learning rate as a pure function of the iteration (from 0): nothing of it
     needs saving.
 
     The arguments are the settings `train.schedule`, see `config/schema.py`, and the length of the run; later
     iterations keep the last value. `onecycle` is torch's OneCycleLR: from 1/25 up to 1 and down to 4e-6.
+
+    With an `anchor` the curve starts there, at its factor, and falls to its usual end, by the same shape over
+    the iterations that are left: there is no warm-up, and no milestone from before.
     """
+    start, peak = anchor or Anchor(0, 1.0)
+    passed = bisect_right(milestones, start) if anchor else 0
+    end = min(_ONECYCLE_END if name == "onecycle" else final_factor, peak)
 
     def decayed(share: float) -> float:
-        return final_factor + (1.0 - final_factor) * share
+        return end + (peak - end) * share
+
+    def onecycle(iteration: int) -> float:
+        if anchor is None:
+            return _onecycle(iteration, iterations, warmup_fraction)
+        return _between(peak, end, (iteration - start) / max(iterations - 1 - start, 1))
 
     curve: Callable[[int, float], float] = {
-        "multistep": lambda iteration, t: gamma ** bisect_right(milestones, iteration),
+        "multistep": lambda iteration, t: peak * gamma ** (bisect_right(milestones, iteration) - passed),
         "poly": lambda iteration, t: decayed((1.0 - t) ** power),
         "cosine": lambda iteration, t: decayed(0.5 * (1.0 + math.cos(math.pi * t))),
-        "onecycle": lambda iteration, t: _onecycle(iteration, iterations, warmup_fraction),
-        "constant": lambda iteration, t: 1.0,
+        "onecycle": lambda iteration, t: onecycle(iteration),
+        "constant": lambda iteration, t: peak,
     }[name]
 
     def factor(iteration: int) -> float:
-        value = curve(iteration, min(iteration / max(iterations, 1), 1.0))
-        if iteration < warmup_iterations and name != "onecycle":
+        value = curve(iteration, min(max(iteration - start, 0) / max(iterations - start, 1), 1.0))
+        if iteration < warmup_iterations and name != "onecycle" and anchor is None:
             alpha = iteration / warmup_iterations
             value *= warmup_factor * (1.0 - alpha) + alpha
         return value
@@ -118,15 +138,15 @@ def build_schedule(
 
 def _onecycle(iteration: int, iterations: int, warmup_fraction: float) -> float:
     """Smith and Topin, Super-Convergence, https://arxiv.org/abs/1708.07120, with torch's constants."""
-    start, end = 1.0 / 25.0, 1.0 / 25.0 / 1e4
     top, last = warmup_fraction * iterations - 1.0, iterations - 1.0
-
-    def between(a: float, b: float, t: float) -> float:
-        return b + (a - b) * 0.5 * (1.0 + math.cos(math.pi * min(max(t, 0.0), 1.0)))
-
     if iteration <= top:
-        return between(start, 1.0, iteration / top if top > 0 else 1.0)
-    return between(1.0, end, (iteration - top) / (last - top) if last > top else 1.0)
+        return _between(_ONECYCLE_START, 1.0, iteration / top if top > 0 else 1.0)
+    return _between(1.0, _ONECYCLE_END, (iteration - top) / (last - top) if last > top else 1.0)
+
+
+def _between(a: float, b: float, t: float) -> float:
+    """From `a` to `b` along half a cosine."""
+    return b + (a - b) * 0.5 * (1.0 + math.cos(math.pi * min(max(t, 0.0), 1.0)))
 
 
 class Ema:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import random
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -16,11 +17,14 @@ from tqdm import tqdm
 
 from res2net_dense.engine import distributed
 from res2net_dense.engine.checkpointer import Checkpointer, TrainState
+from res2net_dense.engine.early_stop import EarlyStop
 from res2net_dense.engine.inference import autocast
 from res2net_dense.engine.metric_log import MetricLog
 from res2net_dense.engine.stopping import Stop, Stopped, stop_on_signals
-from res2net_dense.errors import ConfigError, DatasetError, Res2NetDenseError
+from res2net_dense.errors import ConfigError, DatasetError, OutOfMemoryError, Res2NetDenseError, one_line
 from res2net_dense.types import Losses, Sample
+
+_log = logging.getLogger(__name__)
 
 MAX_SKIPPED = 3
 """How many iterations in a row may be skipped because of a NaN; one more ends the run."""
@@ -28,10 +32,6 @@ MAX_SKIPPED = 3
 
 class DivergedError(Res2NetDenseError):
     """A loss or a gradient is NaN or infinite. The state is as before the iteration."""
-
-
-class OutOfMemoryError(Res2NetDenseError):
-    """The GPU's memory does not suffice for a step."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,8 @@ class Evaluation:
     best_metric: str | None = None
     """The model with its best value becomes `model_best.safetensors`; without it, the last model does."""
     lower_is_better: bool = False
+    early_stop: EarlyStop | None = None
+    """None trains to the last iteration."""
 
 
 class Trainer:
@@ -102,6 +104,8 @@ class Trainer:
         self.device = self.parameters[0].device
         self.last_saved = state.iteration  # a resumed run starts from a checkpoint
         self.skipped = 0
+        self.is_stepping = False
+        self.buffers_before: list[Tensor] = []
         self.samples: list[Sample] = []
         for group in self.groups:
             group.setdefault("initial_lr", group["lr"])
@@ -110,7 +114,10 @@ class Trainer:
         state.model.train()
 
     def run(self) -> dict[str, float]:
-        """Train until `options.iterations` optimizer steps are done, and return the last scores.
+        """Train until `options.iterations` optimizer steps are done or `EarlyStop` ends it.
+
+        Returns:
+            The last scores.
 
         Raises:
             ConfigError: `evaluation` has no metric of this name, or the model returns no losses.
@@ -120,7 +127,7 @@ class Trainer:
             CheckpointError: A checkpoint cannot be written.
             SystemExit: 143 after SIGTERM, 130 after SIGINT, once the iteration is finished and saved.
         """
-        state, options = self.state, self.options
+        state, options, ending = self.state, self.options, ""
         bar = tqdm(
             total=options.iterations,
             initial=state.iteration,
@@ -128,12 +135,13 @@ class Trainer:
             dynamic_ncols=True,
             disable=None if distributed.is_main() else True,  # None is for what is not a terminal
         )
-        with stop_on_signals() as stop, bar, closing(self.batches()) as batches, self.explaining_memory():
+        with stop_on_signals() as stop, bar, closing(self.batches()) as batches, self.saving():
             while True:
                 # First in the loop, so that a resumed run begins with the evaluation it was stopped in.
                 if self.evaluation and state.iteration and self.is_due(options.eval_every):
                     self.evaluate(self.evaluation, stop)
-                if state.iteration >= options.iterations:
+                    ending = self.early_ending(self.evaluation.early_stop)
+                if ending or state.iteration >= options.iterations:
                     break
                 self.begin_iteration()
                 for micro in range(options.accumulate):
@@ -143,6 +151,7 @@ class Trainer:
                 else:
                     self.skip()
                 state.iteration += 1
+                self.buffers_before = []
                 bar.update()
                 if self.log and self.is_due(options.log_every):
                     self.log_losses(self.log)
@@ -153,6 +162,8 @@ class Trainer:
                 if signal:
                     raise SystemExit(128 + signal)
         self.finish()
+        if ending:
+            distributed.print_rank0(ending)
         return state.metrics
 
     def batches(self) -> Generator[list[Sample]]:
@@ -185,6 +196,19 @@ class Trainer:
             state.best = {"metric": name, "value": value, "iteration": state.iteration}
             if self.checkpointer:
                 self.checkpointer.save_best(self.scored.state_dict(), state)
+
+    def early_ending(self, rule: EarlyStop | None) -> str:
+        """Why the run ends after this evaluation, in words; empty where it goes on."""
+        state, last = self.state, self.options.iterations
+        if rule is None or state.iteration >= last:
+            return ""
+        seen = rule.after(state.early_stop, state.metrics, state.iteration)
+        reason = rule.reason(seen)
+        (ends,) = distributed.maximum([int(bool(reason))], self.device)  # all processes together
+        if ends:
+            self.save()  # as it is before the evaluation, which a resumed run makes again
+        state.early_stop = seen
+        return f"stopped early after iteration {state.iteration} of {last}: {reason}" if ends else ""
 
     def begin_iteration(self) -> None:
         """Set random state and learning rate, and forget the last iteration."""
@@ -240,7 +264,7 @@ class Trainer:
     def step(self) -> None:
         """Change the weights, and the moving average with them."""
         state = self.state
-        self.skipped = 0
+        self.skipped, self.is_stepping = 0, True
         if state.scaler:
             state.scaler.step(state.optimizer)
             state.scaler.update()
@@ -248,13 +272,13 @@ class Trainer:
             state.optimizer.step()
         if state.ema and not self.bad_norm:
             state.ema.update(state.model)
+        self.is_stepping = False
 
     def skip(self) -> None:
         """Leave the weights and restore the buffers, which the forward pass has changed; end the run if that
         is asked for, or happens too often.
         """
-        for buffer, before in zip(self.buffers, self.buffers_before, strict=True):
-            buffer.copy_(before)
+        self.restore_buffers()
         if self.state.scaler:
             self.state.scaler.update()
         self.skipped += 1
@@ -283,8 +307,8 @@ class Trainer:
     def save(self) -> None:
         """Write a checkpoint if there is none of this iteration."""
         if self.checkpointer and self.last_saved != self.state.iteration:
+            self.last_saved = self.state.iteration  # or tried to: an error ends the run
             self.checkpointer.save(self.state)
-            self.last_saved = self.state.iteration
 
     def finish(self) -> None:
         """Publish the last model where no evaluation chose one, and close the log."""
@@ -292,6 +316,27 @@ class Trainer:
             self.checkpointer.save_best(self.scored.state_dict(), self.state)
         if self.log:
             self.log.close()
+
+    def restore_buffers(self) -> None:
+        """Undo what the forward passes of this iteration have changed."""
+        if self.buffers_before:
+            for buffer, before in zip(self.buffers, self.buffers_before, strict=True):
+                buffer.copy_(before)
+
+    @contextmanager
+    def saving(self) -> Iterator[None]:
+        """When an error ends the run, save the state after the last finished iteration first."""
+        try:
+            with self.explaining_memory():
+                yield
+        except Exception:
+            if not self.is_stepping:  # half of the weights may have changed
+                try:
+                    self.restore_buffers()
+                    self.save()
+                except Exception as error:  # what ended the run is more important
+                    _log.warning("the last iteration could not be saved: %s", one_line(error))
+            raise
 
     @contextmanager
     def explaining_memory(self) -> Iterator[None]:

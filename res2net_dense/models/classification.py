@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.transforms import v2
 
@@ -43,12 +43,7 @@ class ClassificationModel(ImageModel):
         super().__init__(**pixels)
         self.backbone = backbone
         self.label_smoothing = label_smoothing
-        with torch.device("cpu"):  # where they draw, wherever the model is built
-            self.mixes = [
-                mix(alpha=alpha, num_classes=backbone.num_classes)
-                for mix, alpha in ((v2.MixUp, mixup_alpha), (v2.CutMix, cutmix_alpha))
-                if alpha
-            ]
+        self.mixing = Mixing(backbone.num_classes, mixup_alpha, cutmix_alpha)
 
     def predictions(self, batch: Sequence[Sample]) -> list[Prediction]:
         return [{"logits": logits.float()} for logits in self.backbone(self._stacked(batch))]
@@ -56,14 +51,34 @@ class ClassificationModel(ImageModel):
     def losses(self, batch: Sequence[Sample]) -> Losses:
         images = self._stacked(batch)
         targets = torch.tensor([sample["label"] for sample in batch], device=images.device)
-        if self.mixes:
-            mix = self.mixes[int(torch.randint(len(self.mixes), ()))]
-            images, targets = mix(images, targets)
+        images, targets = self.mixing(images, targets)
         logits = self.backbone(images).float()
         return {"loss_cls": functional.cross_entropy(logits, targets, label_smoothing=self.label_smoothing)}
 
     def _stacked(self, batch: Sequence[Sample]) -> Tensor:
         return self.normalize(torch.stack([sample["image"] for sample in batch]))
+
+
+class Mixing(nn.Module):
+    """Mixup or CutMix of a batch, one of them drawn where both have an alpha above 0; as dropout, in training
+    mode only.
+    """
+
+    def __init__(self, num_classes: int, mixup_alpha: float, cutmix_alpha: float) -> None:
+        super().__init__()
+        with torch.device("cpu"):  # where they draw, wherever the model is built
+            self.kinds = [
+                mix(alpha=alpha, num_classes=num_classes)
+                for mix, alpha in ((v2.MixUp, mixup_alpha), (v2.CutMix, cutmix_alpha))
+                if alpha
+            ]
+
+    def forward(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Mix `(N, C, H, W)` images and `(N,)` labels, which become `(N, num_classes)` shares."""
+        if not self.training or not self.kinds:
+            return images, targets
+        mixed: tuple[Tensor, Tensor] = self.kinds[int(torch.randint(len(self.kinds), ()))](images, targets)
+        return mixed
 
 
 def build_classifier_model(

@@ -96,6 +96,13 @@ class RCNN(GeneralizedRCNN):  # type: ignore[misc]  # detectron2 is untyped
         detections = self.inference(inputs, do_postprocess=False)
         return [_to_prediction(found, sample) for found, sample in zip(detections, batch, strict=True)]
 
+    def loss_modules(self) -> list[nn.Module]:
+        """What computes losses in its own training mode: detectron2's heads and their parts, but for layers,
+        which have no parts.
+        """
+        heads = (self.proposal_generator, self.roi_heads)
+        return [module for head in heads for module in head.modules() if next(module.children(), None)]
+
 
 def build_rcnn(
     *,

@@ -9,9 +9,8 @@ from __future__ import annotations
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, ClassVar, Generic, Literal, NamedTuple, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -36,12 +35,15 @@ from res2net_dense.data.regions import Pixels, overview, shrink_factor
 from res2net_dense.data.tiles import TileSize, TrainTiles, grids, starts
 from res2net_dense.engine import distributed
 from res2net_dense.engine.distributed import print_rank0
+from res2net_dense.engine.inference import VAL_LOSS
 from res2net_dense.errors import ConfigError, DatasetError, counted, first_few
 from res2net_dense.evaluation.base import Gather
 from res2net_dense.models.graphs import Graph
 from res2net_dense.report.shrink import shrunk
 from res2net_dense.tasks.checking import check_data, left_out
+from res2net_dense.tasks.metric import Metric as Metric  # it is part of what a task defines
 from res2net_dense.tasks.pixels import measured, pixel_format
+from res2net_dense.tasks.watching import check_metrics, check_watched
 from res2net_dense.types import Merger, Prediction, ReportingEvaluator, Sample, Source, Tile
 
 _log = logging.getLogger(__name__)
@@ -51,19 +53,6 @@ C = TypeVar("C", bound=Config)
 Transform = Callable[..., Sample]
 """Takes a sample, in training a `numpy.random.Generator` too: a `data.transforms.Pipeline`."""
 Images = list[Image.Image]
-
-
-class Metric(NamedTuple):
-    """A score that an evaluation reports."""
-
-    name: str
-    """As in the evaluator's results, such as `segm/AP`."""
-    direction: Literal["max", "min"] = "max"
-    """Whether the largest or the smallest value is the best."""
-    scale: float = 100.0
-    """The range of its values: 100 for percentages, 1 for shares."""
-    headline: bool = False
-    """Whether it chooses the best checkpoint unless the config names another; one metric of a task."""
 
 
 class Task(ABC, Generic[C]):
@@ -118,6 +107,10 @@ class Task(ABC, Generic[C]):
     @abstractmethod
     def eval_transform(self, config: C) -> Transform:
         """Return what is done to a sample in evaluation and prediction."""
+
+    def loss_transform(self, config: C) -> Transform:
+        """Return what is done to a sample in evaluation whose losses are computed: it keeps the targets."""
+        return self.eval_transform(config)
 
     @abstractmethod
     def build_evaluator(self, config: C, source: Any = None) -> ReportingEvaluator:
@@ -271,6 +264,7 @@ class Task(ABC, Generic[C]):
             inspect: whether the header of every image is read.
         """
         if training:
+            check_watched(config)
             self.check(config)
         config = measured(self, config, training=training)
         source = self.open_source(config, train=training)
@@ -284,26 +278,27 @@ class Task(ABC, Generic[C]):
         # Those of the first source are about the class names that the data have.
         for remark in dict.fromkeys(remark for one in (source, *sources.values()) for remark in one.remarks):
             warn_rank0(remark)
-        name = config.train.best_metric
-        if name is not None and name not in (allowed := self.metric_names(config)):
-            near = get_close_matches(name, allowed)
-            hint = f"did you mean {' or '.join(near)}? " if near else ""
-            raise ConfigError(f"train.best_metric is {name!r}; {hint}there are {first_few(allowed, 12)}")
+        if training:
+            check_metrics(config, self.metric_names(config))
         return config
 
     def metric_names(self, config: C) -> list[str]:
         """The names of all scores, those of single classes too."""
         names = config.data.class_names or ()
         of_classes = [f"{score}/{name}" for score in self.class_scores(config) for name in names]
-        return [metric.name for metric in self.metrics(config)] + of_classes
+        losses = [VAL_LOSS] if config.eval.loss else []
+        return [metric.name for metric in self.metrics(config)] + of_classes + losses
 
     def best_metric(self, config: C) -> Metric:
         """The metric that chooses the best checkpoint: `train.best_metric`, or the headline of the task."""
-        metrics = {metric.name: metric for metric in self.metrics(config)}
+        return self.metric_named(config, config.train.best_metric)
+
+    def metric_named(self, config: C, name: str | None) -> Metric:
+        """A score of `metric_names`; None is the headline."""
+        metrics = {metric.name: metric for metric in (*self.metrics(config), Metric(VAL_LOSS, "min", 1))}
         headline = next(metric for metric in metrics.values() if metric.headline)
-        name = config.train.best_metric or headline.name
         # The scores of single classes are of the headline's kind.
-        return metrics.get(name, headline._replace(name=name))
+        return headline if name is None else metrics.get(name, headline._replace(name=name))
 
     def build_train_loader(self, config: C, *, start_iteration: int = 0) -> BatchLoader:
         """Return endless batches of this process, from `start_iteration` on."""
@@ -332,7 +327,7 @@ class Task(ABC, Generic[C]):
         )
         transform, on_error = self.train_transform(config), config.data.on_error
         samples = TrainSet(source, indices, transform, seed=seed, on_error=on_error, tiles=tiles)
-        return BatchLoader(samples, batches, workers=config.data.workers)
+        return BatchLoader(samples, batches, workers=config.data.workers, timeout=config.data.timeout)
 
     def tile_size(self, config: C) -> TileSize | None:
         """How images are divided in evaluation and prediction; None where they are not."""
@@ -362,19 +357,24 @@ class Task(ABC, Generic[C]):
             return source, None
         return self.open_source(config, train=False), distributed.gather_objects
 
-    def build_eval_loader(self, config: C) -> BatchLoader:
-        """Return this process's part of the validation images, each once, or the tiles of each."""
-        source, transform = self.open_source(config, train=False), self.eval_transform(config)
+    def build_eval_loader(self, config: C, *, targets: bool = False) -> BatchLoader:
+        """Return this process's part of the validation images, each once, or the tiles of each; one at a time
+        with all that is learned from it where `targets` is true.
+        """
+        source = self.open_source(config, train=False)
+        transform = self.loss_transform(config) if targets else self.eval_transform(config)
         options: dict[str, int] = {
-            "batch_size": config.eval.batch_size,
+            "batch_size": 1 if targets else config.eval.batch_size,
             "workers": config.data.workers,
+            "timeout": config.data.timeout,
             "rank": distributed.rank(),
             "world_size": distributed.world_size(),
         }
         size = self.tile_size(config)
         if size is None:
             return eval_loader(EvalSet(source, transform), **options)
-        return tile_loader(TileSet(source, transform), size, **options)
+        min_visible = getattr(getattr(config.data, "tiles", None), "min_visible", 0.0) if targets else 0.0
+        return tile_loader(TileSet(source, transform, min_visible), size, **options)
 
     def build_predict_loader(
         self, config: C, files: Sequence[Path]
@@ -385,6 +385,7 @@ class Task(ABC, Generic[C]):
             self.eval_transform(config),
             batch_size=config.eval.batch_size,
             workers=config.data.workers,
+            timeout=config.data.timeout,
             form=pixel_format(config),
             tiles=self.tile_size(config),
         )

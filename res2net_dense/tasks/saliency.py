@@ -84,8 +84,11 @@ class Saliency(Task[SaliencyConfig]):
         )
 
     def eval_transform(self, config: SaliencyConfig) -> Transform:
+        return Pipeline(drop_maps, self.loss_transform(config))
+
+    def loss_transform(self, config: SaliencyConfig) -> Pipeline:
         data = config.data
-        return Pipeline(drop_maps, ResizeLongestEdge(data.size, data.keep_aspect, data.max_size))
+        return Pipeline(ResizeLongestEdge(data.size, data.keep_aspect, data.max_size))
 
     def sampling(self, config: SaliencyConfig, source: Any) -> tuple[np.ndarray | None, np.ndarray | None]:
         # Portrait and landscape images apart, or half of a batch would be padding.

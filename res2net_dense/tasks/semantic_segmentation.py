@@ -101,9 +101,12 @@ class SemanticSegmentation(Task[SegmentationConfig]):
         )
 
     def eval_transform(self, config: SegmentationConfig) -> Transform:
+        return Pipeline(drop_maps, self.loss_transform(config))
+
+    def loss_transform(self, config: SegmentationConfig) -> Pipeline:
         data = config.data
         sizes = [] if data.min_size_test is None else [data.min_size_test]
-        return Pipeline(drop_maps, ResizeShortestEdge(sizes, data.max_size_test))
+        return Pipeline(ResizeShortestEdge(sizes, data.max_size_test))
 
     def merger(self, config: SegmentationConfig, first: Tile) -> Merger:
         return SemanticMerger(first, *self.tile_places(config, first))

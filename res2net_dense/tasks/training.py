@@ -2,36 +2,32 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import fields, replace
+from fractions import Fraction
 from functools import partial
-from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
-from res2net_dense.config import Config, config_to_dict, parse_config, save_config
+from res2net_dense.config import Config, config_to_dict, save_config
 from res2net_dense.engine import distributed
 from res2net_dense.engine.checkpointer import Checkpointer, TrainState, restore
 from res2net_dense.engine.distributed import print_rank0
 from res2net_dense.engine.inference import evaluate, resolve_precision
 from res2net_dense.engine.metric_log import MetricLog, write_results
-from res2net_dense.engine.optim import Ema, build_optimizer, build_schedule, scale_lr
-from res2net_dense.engine.trainer import Evaluation, LoopOptions, Trainer, seed_everything
+from res2net_dense.engine.optim import Ema, build_optimizer, scale_lr
+from res2net_dense.engine.trainer import LoopOptions, Trainer, seed_everything
 from res2net_dense.errors import CheckpointError, ConfigError, counted
 from res2net_dense.tasks import get_task
+from res2net_dense.tasks.base import updated
+from res2net_dense.tasks.curves import save_curves
+from res2net_dense.tasks.resuming import check_same_run, continued_schedule, curve
 from res2net_dense.tasks.saving import SavingEvaluator
-from res2net_dense.types import Evaluator
-
-# What a resumed run may change without being another run.
-_FREE_ON_RESUME = (
-    *("runtime.output_dir", "runtime.device", "runtime.threads", "eval.", "data.val", "data.workers"),
-    *("data.on_error", "train.iterations", "train.log_every", "train.eval_every", "train.save_every"),
-    *("train.keep_checkpoints", "train.compile"),
-)
+from res2net_dense.tasks.watching import build_evaluation, validation_losses
 
 
 def set_up_device(config: Config, device: str | torch.device | None = None) -> torch.device:
@@ -53,24 +49,35 @@ def set_up_device(config: Config, device: str | torch.device | None = None) -> t
 
 
 def train_and_evaluate(
-    config: Config, device: torch.device, folder: Path, *, resume: bool = False, dry_run: bool = False
+    config: Config,
+    device: torch.device,
+    folder: Path,
+    *,
+    resume: bool = False,
+    extend: bool = False,
+    dry_run: bool = False,
 ) -> dict[str, float]:
     """Train into `folder` and return the last evaluation, empty without `data.val`.
 
     Args:
         config: as `prepare` of its task returned it.
         resume: whether to go on from the newest whole checkpoint in `folder`, or begin if it has none.
+        extend: whether its learning rate may leave its curve for one of another length or schedule.
         dry_run: take two training and two evaluation steps only, and read the checkpoint back.
     """
-    task, options = get_task(config.task), config.train
+    task = get_task(config.task)
+    loader = task.build_train_loader(config)
+    config = with_iterations(config, loader.images)
+    options, iterations = config.train, config.train.iterations or 0
     metadata = {"config": config_to_dict(config)}
     checkpointer = Checkpointer(folder, keep=options.keep_checkpoints, metadata=metadata)
     checkpointer.remove_leftovers()
-    state = _build_or_resume(config, device, checkpointer if resume else None)
+    state = _build_or_resume(config, device, checkpointer if resume else None, extend=extend)
+    loader.start_at(state.iteration)
     if distributed.is_main():
         save_config(config, folder / "config.yaml")
     print_rank0(
-        f"{config.model.arch} on {config.backbone.name}: {counted(options.iterations, 'iteration')} of "
+        f"{config.model.arch} on {config.backbone.name}: {counted(iterations, 'iteration')} of "
         f"{counted(options.batch_size, 'image')}, lr {state.optimizer.defaults['lr']:g} "
         f"({options.optimizer.lr:g} for {counted(options.reference_batch, 'image')}), "
         f"{resolve_precision(device, options.precision)} on {device}, in {folder}"
@@ -78,14 +85,13 @@ def train_and_evaluate(
     evaluator = task.build_evaluator(config) if config.data.val else None
     names = {one.name for one in fields(LoopOptions)}
     loop_options = LoopOptions(seed=config.runtime.seed, **options.model_dump(include=names))
-    loader = task.build_train_loader(config, start_iteration=state.iteration)
     trainer = Trainer(
         state,
         loader,
-        build_schedule(iterations=options.iterations, **options.schedule.model_dump()),
+        curve(config, state.anchor),
         replace(loop_options, iterations=2) if dry_run else loop_options,
-        evaluation=_evaluation(config, device, evaluator, short=dry_run) if evaluator else None,
-        log=MetricLog(folder, iterations=options.iterations),
+        evaluation=build_evaluation(task, config, device, evaluator, short=dry_run) if evaluator else None,
+        log=MetricLog(folder, iterations=iterations),
         checkpointer=checkpointer,
     )
     metrics = trainer.run()
@@ -100,8 +106,11 @@ def train_and_evaluate(
         if newest is None:
             raise CheckpointError(f"the dry run left no checkpoint in {folder}")
         restore(newest.content, state)
-    elif evaluator:
+        return metrics
+    if evaluator:
         print_rank0(evaluator.table())
+    if distributed.is_main():
+        save_curves(folder, metric=task.best_metric(config).name if evaluator else None, best=state.best)
     return metrics
 
 
@@ -127,10 +136,14 @@ def evaluate_only(
     )
     if saving:
         print_rank0(f"predictions: {saving.write()}")
+    losses = validation_losses(task, config, device, model)
+    metrics |= losses
     if distributed.is_main():
         write_results(config.runtime.output_dir, metrics)
-    print_rank0(evaluator.table())
-    return metrics, evaluator.table()
+    lines = [evaluator.table(), *(f"{name} {value:.4f}" for name, value in losses.items())]
+    table = "\n".join(lines)
+    print_rank0(table)
+    return metrics, table
 
 
 def check_expected(config: Config, metrics: Mapping[str, float]) -> bool:
@@ -145,37 +158,40 @@ def check_expected(config: Config, metrics: Mapping[str, float]) -> bool:
     return good
 
 
-def changes(before: Mapping[str, Any], config: Config) -> dict[str, tuple[Any, Any]]:
-    """The settings of a config that differ from others, by their dotted names: what they were, what they are.
+def with_iterations(config: Config, images: int) -> Config:
+    """Return the config with the iterations that `train.epochs` over so many images are.
 
-    An older version did not know all settings: they had their defaults.
+    Raises:
+        ConfigError: a milestone of the schedule is not below them.
     """
-    new = _flat(config_to_dict(config))
-    try:
-        old = _flat(config_to_dict(parse_config(before)))
-    except ConfigError:  # of a version that does not fit this one: what it does not have is not compared
-        old = {**new, **_flat(before)}
-    keys = sorted({*old, *new})
-    return {key: (old.get(key), new.get(key)) for key in keys if old.get(key) != new.get(key)}
+    options = config.train
+    if options.epochs is None:
+        return config
+    # As it is written: 1.1 epochs of 10 images are 11, and not the 11.000000000000002 of binary floats.
+    iterations = math.ceil(Fraction(str(options.epochs)) * images / options.batch_size)
+    said = f"train.epochs={options.epochs:g} of {counted(images, 'image')}, {options.batch_size} at a time"
+    if options.schedule.milestones and options.schedule.milestones[-1] >= iterations:
+        raise ConfigError(
+            f"train.schedule.milestones = {options.schedule.milestones}: must be below {iterations}, the "
+            f"iterations of {said}"
+        )
+    print_rank0(f"{said}: {counted(iterations, 'iteration')}")
+    return updated(config, train={"iterations": iterations, "epochs": None})
 
 
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Settings by their dotted names."""
-    found: dict[str, Any] = {}
-    for key, value in settings.items():
-        path = f"{prefix}{key}"
-        found |= _flat(value, f"{path}.") if isinstance(value, Mapping) and value else {path: value}
-    return found
-
-
-def _build_or_resume(config: Config, device: torch.device, checkpointer: Checkpointer | None) -> TrainState:
+def _build_or_resume(
+    config: Config, device: torch.device, checkpointer: Checkpointer | None, *, extend: bool
+) -> TrainState:
     """Build what is trained; with a checkpointer in the state of its newest checkpoint, if it has one."""
     found = checkpointer.open_latest() if checkpointer else None
+    anchor = None
     if found:
         check_same_run(found.config, config)
-    state = _build_state(config, device, load_weights=found is None)
+        anchor = continued_schedule(found.config, config, found.content, extend=extend)
+    state = build_state(config, device, load_weights=found is None)
     if found:
         restore(found.content, state)
+        state.anchor = anchor
         print_rank0(f"resuming from {found.path}, after {state.iteration} iterations")
     elif checkpointer:
         print_rank0(f"{checkpointer.folder} has no checkpoint to resume from; starting at iteration 0")
@@ -186,7 +202,7 @@ def _build_or_resume(config: Config, device: torch.device, checkpointer: Checkpo
     return state
 
 
-def _build_state(config: Config, device: torch.device, *, load_weights: bool) -> TrainState:
+def build_state(config: Config, device: torch.device, *, load_weights: bool) -> TrainState:
     """Build model, optimizer, moving average and scaler; each process gets the same random weights."""
     options = config.train
     seed_everything(config.runtime.seed)
@@ -202,31 +218,3 @@ def _build_state(config: Config, device: torch.device, *, load_weights: bool) ->
         ema=Ema(plain, decay=options.ema_decay) if options.ema_decay else None,
         scaler=torch.amp.GradScaler(device.type) if options.precision == "fp16" else None,
     )
-
-
-def _evaluation(config: Config, device: torch.device, evaluator: Evaluator, *, short: bool) -> Evaluation:
-    """How the training loop scores a model on `data.val`, or on two batches of it."""
-    task = get_task(config.task)
-
-    def score(model: nn.Module) -> dict[str, float]:
-        loader = task.build_eval_loader(config)
-        batches = list(islice(loader, 2)) if short else loader
-        precision, merger = config.train.precision, partial(task.merger, config)
-        return evaluate(model, batches, evaluator, device=device, precision=precision, merger=merger)
-
-    best = task.best_metric(config)
-    return Evaluation(score, best.name, lower_is_better=best.direction == "min")
-
-
-def check_same_run(before: Mapping[str, Any], config: Config) -> None:
-    """Raise a `ConfigError` that names settings of a run which may not change in it; its task is first."""
-    changed = [
-        f"{key} was {old!r} and is {new!r}"
-        for key, (old, new) in sorted(changes(before, config).items(), key=lambda item: item[0] != "task")
-        if not key.startswith(_FREE_ON_RESUME)
-    ]
-    if changed:
-        raise ConfigError(
-            f"--resume continues the same run, but {'; '.join(changed[:3] + ['...'] * (len(changed) > 3))}: "
-            "take the settings back, or start a new run with another --output-dir"
-        )

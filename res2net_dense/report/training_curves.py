@@ -1,0 +1,94 @@
+"""The curves of a training in one figure: its losses, its metric and its learning rate."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from res2net_dense.errors import MissingDependencyError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_SMOOTHED = 40
+"""Points of the smoothed loss: fewer than that are not smoothed."""
+
+
+class Curve(NamedTuple):
+    """Values by iteration; NaN where there is none."""
+
+    iterations: Sequence[int]
+    values: Sequence[float]
+
+
+def plot_training(
+    loss: Curve | None,
+    lr: Curve | None,
+    *,
+    val_loss: Curve | None = None,
+    metric: Curve | None = None,
+    metric_name: str = "",
+    best: tuple[int, float] | None = None,
+) -> Figure:
+    """Draw the losses in one plot, the metric with its best value and the learning rate in others.
+
+    Args:
+        loss, lr: of the logged iterations; None for none.
+        val_loss, metric: of the evaluations; None for none.
+        metric_name: of the metric.
+        best: iteration and value of its best.
+
+    Returns:
+        A figure, to be stored with `savefig`.
+
+    Raises:
+        MissingDependencyError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MissingDependencyError(
+            "curves need matplotlib; install it with: pip install 'res2net_dense[saliency]'"
+        ) from error
+
+    count = 2 if metric is None else 3
+    # a figure of its own, without pyplot, changes no setting of a notebook and needs no screen
+    figure = Figure(figsize=(5.4 * count, 4.4), dpi=110, layout="constrained")
+    plots = figure.subplots(1, count)
+    _plot_losses(plots[0], loss, val_loss)
+    if metric is not None:
+        plots[1].plot(*metric, "C2.-", linewidth=1.6)
+        plots[1].set(title=_plain(f"{metric_name} on data.val"))
+        if best is not None:
+            plots[1].plot(*best, "o", color="C2", markersize=8, label=f"best: {best[1]:.4g} after {best[0]}")
+            plots[1].legend(frameon=False)
+    if lr is not None:
+        plots[-1].plot(*lr, "C7", linewidth=1.6)
+    plots[-1].set(title="learning rate", ylim=(0, None))
+    for axes in plots:
+        axes.set(xlabel="iteration")
+        axes.grid(color="0.9")
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def _plot_losses(axes: Axes, loss: Curve | None, val_loss: Curve | None) -> None:
+    window = max(len(loss.values) // _SMOOTHED, 1) if loss else 1
+    if loss and window > 1:
+        axes.plot(*loss, "C0", linewidth=0.8, alpha=0.3)
+    if loss:
+        mean = np.convolve(loss.values, np.ones(window) / window, "valid")
+        label = "training" + (f", mean of {window} points" if window > 1 else "")
+        axes.plot(loss.iterations[window - 1 :], mean, "C0", linewidth=1.8, label=label)
+    if val_loss:
+        axes.plot(*val_loss, "C1.-", linewidth=1.6, label="data.val (val_loss)")
+    axes.set(title="loss")
+    if axes.lines:
+        axes.legend(frameon=False)
+
+
+def _plain(text: str) -> str:
+    return text.replace("$", r"\$")  # not a formula

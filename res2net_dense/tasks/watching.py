@@ -1,0 +1,85 @@
+"""What is watched in a training: scores and losses on `data.val`, the best model, and when to stop early."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
+from functools import partial
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from res2net_dense.config import Config
+from res2net_dense.engine.early_stop import EarlyStop
+from res2net_dense.engine.inference import VAL_LOSS, evaluate, mean_losses
+from res2net_dense.engine.trainer import Evaluation
+from res2net_dense.errors import ConfigError, first_few
+from res2net_dense.types import Evaluator, Sample
+
+if TYPE_CHECKING:
+    from res2net_dense.tasks.base import Task  # which checks by this module
+
+
+def check_watched(config: Config) -> None:
+    """Raise a `ConfigError` where a training watches what its evaluation does not compute."""
+    remedies = {"eval.loss": "false", "train.early_stop": "null"}
+    for key, is_set in zip(remedies, (config.eval.loss, config.train.early_stop), strict=True):
+        if is_set and config.data.val is None:
+            raise ConfigError(
+                f"{key} needs data.val, which is not set: name the data, or set {key}={remedies[key]}"
+            )
+    for key, name in _watched_metrics(config).items():
+        if name == VAL_LOSS and not config.eval.loss:
+            raise ConfigError(f"{key} is {name}, which is not computed: set eval.loss=true")
+
+
+def check_metrics(config: Config, known: Sequence[str]) -> None:
+    """Raise a `ConfigError` where a training watches a metric that is not one of its evaluation."""
+    for key, name in _watched_metrics(config).items():
+        if name not in known:
+            near = get_close_matches(name, known)
+            hint = f"did you mean {' or '.join(near)}? " if near else ""
+            raise ConfigError(f"{key} is {name!r}; {hint}there are {first_few(known, 12)}")
+
+
+def _watched_metrics(config: Config) -> dict[str, str]:
+    """The metrics that a config names, by their settings."""
+    stop = config.train.early_stop
+    named = {
+        "train.best_metric": config.train.best_metric,
+        "train.early_stop.metric": stop.metric if stop else None,
+    }
+    return {key: name for key, name in named.items() if name is not None}
+
+
+def build_evaluation(
+    task: Task[Any], config: Config, device: torch.device, evaluator: Evaluator, *, short: bool = False
+) -> Evaluation:
+    """Return how the training loop scores a model on `data.val`, or on two batches of it (`short`)."""
+
+    def score(model: nn.Module) -> dict[str, float]:
+        loader = task.build_eval_loader(config)
+        batches = list(islice(loader, 2)) if short else loader
+        precision, merger = config.train.precision, partial(task.merger, config)
+        metrics = evaluate(model, batches, evaluator, device=device, precision=precision, merger=merger)
+        return metrics | validation_losses(task, config, device, model, short=short)
+
+    best, stop = task.best_metric(config), config.train.early_stop
+    rule = None
+    if stop:
+        metric = task.metric_named(config, stop.metric) if stop.metric else best
+        rule = EarlyStop(metric.name, stop.patience, stop.min_delta, metric.direction == "min")
+    return Evaluation(score, best.name, lower_is_better=best.direction == "min", early_stop=rule)
+
+
+def validation_losses(
+    task: Task[Any], config: Config, device: torch.device, model: nn.Module, *, short: bool = False
+) -> dict[str, float]:
+    """The mean losses on `data.val`, see `mean_losses`; empty without `eval.loss`."""
+    if not config.eval.loss:
+        return {}
+    loader: Iterable[list[Sample]] = task.build_eval_loader(config, targets=True)
+    batches = list(islice(loader, 2)) if short else loader
+    return mean_losses(model, batches, device=device, precision=config.train.precision)
