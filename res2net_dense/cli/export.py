@@ -16,7 +16,7 @@ import sys
 import time
 from pathlib import Path
 
-from res2net_dense.cli._shared import EXPORT_FORMATS, add_config_arguments, parse_size, share, whole
+from res2net_dense.cli._shared import EXPORT_FORMATS, add_config_arguments, parse_size, real, whole
 from res2net_dense.errors import ConfigError
 from res2net_dense.limits import MAX_BATCH
 
@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--int8", action="store_true", help="quantize (onnx; segmentation and saliency)")
     add("--calibration", metavar="PATH", help="images for --int8: a folder or a quoted glob")
     add("--eval", action="store_true", help="score the model and the file on data.val")
-    add("--max-drop", type=share, metavar="X", help=drop)
+    add("--max-drop", type=real(0, 1), metavar="X", help=drop)
 
 
 def main(args: argparse.Namespace) -> int:
