@@ -76,15 +76,19 @@ def whole(low: int, high: int) -> Callable[[str], int]:
     return whole_number
 
 
-def share(text: str) -> float:
-    """A number from 0 to 1."""
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    if not 0 <= number <= 1:
-        raise argparse.ArgumentTypeError(f"{shown(text)} is not a number from 0 to 1")
-    return number
+def real(low: float, high: float) -> Callable[[str], float]:
+    """The type of an argument that takes the numbers from `low` to `high`."""
+
+    def real_number(text: str) -> float:
+        try:
+            number = float(text)
+        except ValueError:
+            number = math.nan
+        if not low <= number <= high:
+            raise argparse.ArgumentTypeError(f"{shown(text)} is not a number from {low:g} to {high:g}")
+        return number
+
+    return real_number
 
 
 SEED = whole(0, MAX_SEED)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from res2net_dense.cli._shared import add_run_arguments, share
+from res2net_dense.cli._shared import add_run_arguments, real
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what = "score data.train (train), or another split of the data in data.val; writes results_NAME.json"
     add("--split", metavar="NAME", help=what)
     what = "also find the lowest score threshold of each class with this precision, such as 0.9"
-    add("--precision", type=share, metavar="X", help=f"{what}; writes thresholds.json")
+    add("--precision", type=real(0, 1), metavar="X", help=f"{what}; writes thresholds.json")
 
 
 def main(args: argparse.Namespace) -> int:
