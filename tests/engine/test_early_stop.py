@@ -12,7 +12,7 @@ from res2net_dense.engine.optim import build_optimizer
 from res2net_dense.engine.trainer import Evaluation, LoopOptions, Trainer
 from res2net_dense.errors import ConfigError
 
-FALLING, NAN = [5.0, 4.0, 4.0, 3.0, 3.5, 3.2, 3.0, 2.9, 1.0], math.nan
+FALLING, NAN = [5.0, 4.0, 4.0, 3.0, 3.5, 3.2, 3.0, 2.9, 1.0, 1.0], math.nan
 
 
 def stopped_at(values, *, metric="val_loss", **options):

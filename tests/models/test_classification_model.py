@@ -102,8 +102,8 @@ def test_mixed_targets_have_the_share_of_the_pixels():
 def test_with_both_each_batch_takes_one():
     model = build(mixup_alpha=0.4, cutmix_alpha=1.0)
     taken = [0, 0]
-    for number, mix in enumerate(model.mixes):
-        model.mixes[number] = lambda *a, n=number, m=mix: taken.__setitem__(n, taken[n] + 1) or m(*a)
+    for number, mix in enumerate(model.mixing.kinds):
+        model.mixing.kinds[number] = lambda *a, n=number, m=mix: taken.__setitem__(n, taken[n] + 1) or m(*a)
     model.backbone = torch.nn.Sequential(
         torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(3, 5)
     )

@@ -51,7 +51,7 @@ def test_the_best_loss_is_marked_where_it_chooses_the_model():
 def run(tmp_path):
     """A run folder with a log."""
     entries = [
-        {"iteration": 1, "lr": 0.1, "losses": {"loss": 2.0}, "total_loss": 2.0, "grad_norm": 1.0, "image_ids": [1]},
+        {"iteration": 1, "lr": 0.1, "losses": {"loss": 2.0}, "total_loss": 2.0, "grad_norm": 1.0},
         {"iteration": 1, "metrics": {"mIoU": 10.0, "val_loss": None, "val_loss/loss": None}},
     ]  # fmt: skip
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries))

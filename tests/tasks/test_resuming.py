@@ -122,7 +122,7 @@ def test_settings_of_an_older_version():
     assert changes(before, config_of(**STEPS)) == {}
     before["train"]["schedule"] = {"name": "cosine", "gone": 1}
     with pytest.raises(
-        ConfigError, match="after 50 iterations the learning rate is 0.5, by the new settings 0.8"
+        ConfigError, match="after 50 iterations the learning rate is 0.5, by the new settings 0.724"
     ):
         continued_schedule(before, config_of(name="cosine", iterations=142), {"iteration": 50}, extend=False)
 
