@@ -6,8 +6,14 @@ bug of ours.
 
 from __future__ import annotations
 
+import errno
+import re
+import reprlib
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
+
+# As PyTorch, OpenCV, C++ and the system say it.
+_NO_MEMORY = re.compile("can't allocate|out of memory|Cannot allocate memory|Insufficient memory|bad_alloc")
 
 
 class Res2NetDenseError(Exception):
@@ -32,6 +38,14 @@ class DatasetError(Res2NetDenseError):
     def __init__(self, message: str = "", code: str = "") -> None:
         super().__init__(message)
         self.code = code
+
+
+class ReadingError(Res2NetDenseError):
+    """What reads the data hangs, died, or failed in a way that no file explains."""
+
+
+class OutOfMemoryError(Res2NetDenseError):
+    """The memory of the machine or of the GPU does not suffice."""
 
 
 class MissingDependencyError(Res2NetDenseError):
@@ -61,11 +75,28 @@ def one_line(error: BaseException, limit: int = 200) -> str:
     return " ".join(str(error).split())[:limit] or type(error).__name__
 
 
+def shown(value: object) -> str:
+    """A value, shortly."""
+    shortener = reprlib.Repr()
+    shortener.maxstring = shortener.maxother = shortener.maxlong = 80
+    try:
+        return shortener.repr(value)
+    except ValueError:  # Python writes no integers of more than 4300 digits
+        return "a number of thousands of digits"
+
+
 def did_you_mean(name: object, known: Iterable[str], count: int = 1) -> str:
     """A hint for a message: `did you mean a or b?`, or all that is known if nothing is near."""
     known = sorted(known)
     near = get_close_matches(str(name), known, n=count, cutoff=0.5)
     return f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known)}"
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error, of any library, is that memory could not be had."""
+    if isinstance(error, MemoryError | OutOfMemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
+        return True
+    return isinstance(error, Exception) and _NO_MEMORY.search(str(error)) is not None
 
 
 def printable(text: str) -> str:

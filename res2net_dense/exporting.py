@@ -18,10 +18,13 @@ from res2net_dense.data.images import list_images
 from res2net_dense.deploy.description import Description, describe_input
 from res2net_dense.deploy.export import MODULES, format_of
 from res2net_dense.deploy.export import export as write_export
+from res2net_dense.deploy.hashes import description_file, hashes_of
 from res2net_dense.deploy.parity import ParityReport, gate
 from res2net_dense.deploy.quantize import quantize
-from res2net_dense.errors import ConfigError, DatasetError, ExportError, Res2NetDenseError
+from res2net_dense.errors import ConfigError, DatasetError, ExportError, Res2NetDenseError, shown
+from res2net_dense.limits import MAX_BATCH, MAX_PIXELS
 from res2net_dense.models.graphs import Graph
+from res2net_dense.network_options import check_count
 from res2net_dense.tasks import resuming
 from res2net_dense.tasks.scoring import MAX_DROP, BothScores, score_both
 from res2net_dense.trained import ConfigLike, Job, load_exported, open_job
@@ -108,12 +111,14 @@ def export(
             description = description.model_copy(update={"precision": "int8"})
             quantize(draft, draft, work.calibration_images(photos, description.size))
             parity = gate(work.graph, draft, work.job.task, images, model=work.model, name=output)
+        hashes = hashes_of(draft, sorted(Path(folder).iterdir()))
+        document = {**description.model_dump(mode="json"), "sha256": hashes, "parity": parity.to_dict()}
+        about = description_file(draft)
+        about.write_text(json.dumps(document, indent=1, allow_nan=False))
         scores = work.score(draft, output, max_drop) if scored else None
-        document = {**description.model_dump(mode="json"), "parity": parity.to_dict()}
         if scores:
             document["eval"] = scores.to_dict()
-        text = json.dumps(document, indent=1, allow_nan=False)
-        draft.with_name(f"{output.name}.json").write_text(text)
+        about.write_text(json.dumps(document, indent=1, allow_nan=False))
         made = sorted(Path(folder).iterdir())
         total = sum(file.stat().st_size for file in made if file.suffix != ".json")
         files = [file.replace(output.with_name(file.name)) for file in made]
@@ -123,12 +128,18 @@ def export(
 def _check_numbers(size: object, batch: object, max_drop: object) -> None:
     """Raise a `ConfigError` for a number without a meaning."""
     pair = size if isinstance(size, (tuple, list)) else ()
-    if size is not None and (len(pair) != 2 or not all(type(edge) is int and edge > 0 for edge in pair)):
-        raise ConfigError(f"size is {size!r}; it must be (height, width), two positive integers")
-    if batch is not None and (type(batch) is not int or batch < 1):
-        raise ConfigError(f"batch is {batch!r}; it must be a positive integer")
-    if max_drop is not None and not (isinstance(max_drop, (int, float)) and 0 <= max_drop <= 1):
-        raise ConfigError(f"max_drop is {max_drop!r}; it must be a number from 0 to 1")
+    if size is not None and (
+        len(pair) != 2 or not all(type(edge) is int and 0 < edge <= MAX_PIXELS for edge in pair)
+    ):
+        raise ConfigError(
+            f"size is {shown(size)}; it must be (height, width), two positive integers, at most "
+            f"{MAX_PIXELS:,}"
+        )
+    if batch is not None:
+        check_count("batch", batch, MAX_BATCH)
+    is_number = isinstance(max_drop, (int, float)) and not isinstance(max_drop, bool)
+    if max_drop is not None and not (is_number and 0 <= max_drop <= 1):  # type: ignore[operator]
+        raise ConfigError(f"max_drop is {shown(max_drop)}; it must be a number from 0 to 1")
 
 
 def _make_folder(output: Path) -> tempfile.TemporaryDirectory[str]:

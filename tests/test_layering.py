@@ -13,8 +13,8 @@ PACKAGE = ROOT / "res2net_dense"
 
 # These are open to everybody and import nothing but each other.
 OPEN = {
-    "types", "errors", "findings", "version", "files", "weight_files", "download", "palette", "sections",
-    "network_options",
+    "types", "errors", "findings", "version", "files", "opening", "weight_files", "download", "palette",
+    "sections", "limits", "network_options", "workers",
 }  # fmt: skip
 ALLOWED = {
     "__init__": {"backbones", "deploy", "exporting", "hub", "jobs", "predictor", "trained"},  # when asked for
@@ -34,7 +34,7 @@ ALLOWED = {
     "deploy": {"models", "backbones"},
     "tasks": {"models", "data", "evaluation", "config", "engine", "convert", "report"},
     "trained": {"tasks", "deploy", "config", "convert", "engine"},
-    "jobs": {"trained", "tasks", "engine"},
+    "jobs": {"trained", "tasks", "engine", "config"},
     "exporting": {"trained", "tasks", "deploy", "models", "config", "data"},
     "predictor": {"trained", "deploy", "config", "data", "engine"},
 }
@@ -55,7 +55,7 @@ OPTIONAL_LIBRARIES = {
         "data/bands.py",
     },
     "tifffile": {"data/bands.py", "data/regions.py"},
-    "matplotlib": {"report/saliency_curves.py", "report/training_curves.py"},
+    "matplotlib": {"report/saliency_curves.py", "report/lr_curve.py", "report/training_curves.py"},
     "onnx": {"deploy/onnx_format.py", "deploy/quantize.py"},
     "onnxscript": {"deploy/onnx_format.py"},
     "onnxruntime": {"deploy/onnx_format.py", "deploy/quantize.py"},

@@ -11,18 +11,20 @@ import argparse
 import importlib
 import logging
 import os
-import re
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
-from res2net_dense.errors import Res2NetDenseError, did_you_mean
+from res2net_dense.engine.stopping import Stopped, leave_on_signals
+from res2net_dense.errors import Res2NetDenseError, did_you_mean, is_out_of_memory
 from res2net_dense.version import __version__
 
 PROGRAM = "res2net-dense"
 COMMANDS = {
     "demo": "train, evaluate and predict on drawn data, in any folder",
     "train": "train any task of a configuration",
+    "lr-find": "find a learning rate, and draw the curve",
     "evaluate": "score weights or an exported file on the validation data",
     "predict": "run a trained model on images",
     "export": "write a model as ONNX, OpenVINO, torch.export or TorchScript",
@@ -49,14 +51,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
         SystemExit: after `--help` and `--version` (0), and where the arguments cannot be parsed (2).
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
+    _open_closed_streams()
     try:
         try:
-            return _run(given[0], given[1:]) if given and given[0] in COMMANDS else _answer(given)
+            with leave_on_signals():
+                return _run(given[0], given[1:]) if given and given[0] in COMMANDS else _answer(given)
         finally:
             sys.stdout.flush()
+    except Stopped as stopped:
+        _tell(str(stopped))
+        return stopped.code
     except BrokenPipeError:  # the program that reads our output, such as `head`, has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes again at exit
         return SIGPIPE_CODE
+
+
+def _open_closed_streams() -> None:
+    """Connect standard streams that were closed (`>&-`) to nothing: the next file that is opened would be in
+    their place, and get what libraries print.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            descriptor = os.open(os.devnull, os.O_RDWR)  # the lowest that is free, which is this number
+            if descriptor == number:
+                setattr(sys, name, open(number, "w" if number else "r", closefd=False))  # noqa: SIM115
+
+
+def _tell(message: str) -> None:
+    """Print to standard error, if anybody still reads it."""
+    with suppress(OSError):
+        print(message, file=sys.stderr)
 
 
 def _answer(given: Sequence[str]) -> int:
@@ -107,14 +131,11 @@ def _run(name: str, given: Sequence[str]) -> int:
     try:
         code: int = command.main(args)
         return code
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        return 130
     except Exception as error:
         message = None if args.debug else _explain_error(error)
         if message is None:
             raise
-        print(f"error: {message}", file=sys.stderr)
+        _tell(f"error: {message}")
         return 1
 
 
@@ -132,11 +153,10 @@ def _explain_error(error: Exception) -> str | None:
         return str(error)
     if isinstance(error, ModuleNotFoundError) and not (error.name or "").startswith("res2net_dense"):
         return f"{error.name} is not installed; `{PROGRAM} doctor` says how to get it"
+    if is_out_of_memory(error):
+        return "not enough memory; lower the number of images at a time, or their size"
     if isinstance(error, OSError) and error.strerror and not isinstance(error, BrokenPipeError):
         name = error.filename
         name = name.decode(errors="replace") if isinstance(name, bytes) else name
         return error.strerror if name is None else f"{name}: {error.strerror}"
-    no_memory = isinstance(error, RuntimeError) and re.search("can't allocate|out of memory", str(error))
-    if no_memory or isinstance(error, MemoryError):
-        return "not enough memory; lower the number of images at a time, or their size"
     return None

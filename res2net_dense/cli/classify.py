@@ -13,8 +13,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from res2net_dense.cli._shared import whole
 from res2net_dense.errors import ConfigError, DatasetError
 from res2net_dense.files import write_atomically
+from res2net_dense.limits import MAX_CLASSES
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("images", nargs="+", metavar="IMAGE", help="image, folder or quoted glob")
     add("--model", metavar="NAME", help="network, with a tag or without: NAME.in1k")
     add("--weights", metavar="TAG|FILE", help=what)
-    add("--top", type=int, default=5, metavar="K", help="classes per image (5)")
+    add("--top", type=whole(1, MAX_CLASSES), default=5, metavar="K", help="classes per image (5)")
     add("--json", type=Path, metavar="FILE", help="write all of it there too")
     add("--trust-pickle", action="store_true", help="read a file that can run code")
 

@@ -29,7 +29,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from res2net_dense.cli._shared import add_config_arguments
+from res2net_dense.cli._shared import add_config_arguments, share
 from res2net_dense.errors import ConfigError, Res2NetDenseError, counted
 
 SAVED_FORMATS = ("coco", "voc", "yolo", "png", "polygons", "csv")
@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--input", required=True, metavar="PATH", help="an image, a folder or a quoted glob")
     add("--output", required=True, metavar="FOLDER", help="where overlays and predictions.json go")
     what = "lowest score of a detection that is drawn or saved as an annotation (voc, yolo, png, polygons); "
-    add("--score", type=float, default=0.5, help=f"{what}predictions.json and coco_results.json have all")
+    add("--score", type=share, default=0.5, help=f"{what}predictions.json and coco_results.json have all")
     formats = ", ".join(SAVED_FORMATS)
     what = f"other formats to write, joined by commas: {formats}"
     add("--save", type=_formats, action="extend", default=[], metavar="FORMATS", help=what)

@@ -11,15 +11,17 @@ import json
 import random
 from pathlib import Path
 
+from res2net_dense.cli._shared import SEED, whole
 from res2net_dense.errors import ConfigError, counted
+from res2net_dense.limits import MAX_IMAGES
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("annotations", type=Path, help="the file to split")
-    add("--val", type=int, required=True, help="how many images to evaluate on")
+    add("--val", type=whole(1, MAX_IMAGES), required=True, help="how many images to evaluate on")
     add("--output", type=Path, required=True, help="folder of train.json and val.json")
-    add("--seed", type=int, default=0, help="another number chooses other images (0)")
+    add("--seed", type=SEED, default=0, help="another number chooses other images (0)")
 
 
 def main(args: argparse.Namespace) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import reprlib
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any, get_args
@@ -14,7 +13,7 @@ from pydantic_core import ErrorDetails
 
 from res2net_dense.config.schema import Config
 from res2net_dense.config.yaml_text import KeyPath, fold, format_path
-from res2net_dense.errors import ConfigError, first_few
+from res2net_dense.errors import ConfigError, first_few, shown
 
 Fields = Mapping[str, FieldInfo]
 Sections = Sequence[type[BaseModel]]
@@ -39,20 +38,13 @@ def explain_task(data: Mapping[str, Any], source: str, tasks: Sequence[str]) -> 
     """Return the error of data that name none of the tasks."""
     expected = f"expected one of {', '.join(map(repr, tasks))}"
     if "task" in data:
-        return _error(("task",), f"task = {show(data['task'])}: {expected}", data, source)
+        return _error(("task",), f"task = {shown(data['task'])}: {expected}", data, source)
     fields = Config.model_fields
     missing: list[KeyPath] = [(key,) for key in fields if fields[key].is_required() and key not in data]
     for key in data:
         if key not in fields:
             return _error((key,), _explain_unknown((key,), fields, Config), data, source, missing)
     return _error(("task",), f"task is missing; {expected}", data, source, missing[1:])
-
-
-def show(value: Any) -> str:
-    """Write a value shortly."""
-    shortener = reprlib.Repr()
-    shortener.maxstring = shortener.maxother = shortener.maxlong = 80
-    return shortener.repr(value)
 
 
 def _error(
@@ -74,11 +66,11 @@ def _explain_one(detail: ErrorDetails, data: Mapping[str, Any], schema: type[Con
         return path, _explain_unknown(path, fields, schema)
     if kind == "conflict":
         path = (*path, *context["key"].split("."))
-        return path, f"{format_path(path)} = {show(context['value'])}: {context['reason']}"
+        return path, f"{format_path(path)} = {shown(context['value'])}: {context['reason']}"
     if kind.startswith("union_tag"):
         tag = context["discriminator"].strip("'")
         path = (*path, tag)
-        found = f" = {show(context['tag'])}:" if "tag" in context else " is missing;"
+        found = f" = {shown(context['tag'])}:" if "tag" in context else " is missing;"
         allowed = ", ".join(repr(value) for section in sections for value in _values(section, tag))
         return path, f"{format_path(path)}{found} expected one of {allowed}"
     field = fields.get(str(path[-1])) if path else None
@@ -93,7 +85,7 @@ def _explain_one(detail: ErrorDetails, data: Mapping[str, Any], schema: type[Con
         # Limits are in the metadata of a field, or somewhere inside its annotation.
         limits = re.findall(r"\b(gt|ge|lt|le)=([-+.\w]+)", repr((field.annotation, field.metadata)))
         message += ",".join(f" {_SIGNS[name]} {limit}" for name, limit in limits)
-    return path, f"{format_path(path)} = {show(detail['input'])}: {message}"
+    return path, f"{format_path(path)} = {shown(detail['input'])}: {message}"
 
 
 def _explain_unknown(path: KeyPath, fields: Fields, schema: type[Config]) -> str:

@@ -15,13 +15,13 @@ from pydantic import ValidationError
 
 from res2net_dense.config.classification import ClassificationConfig
 from res2net_dense.config.detection import DetectionConfig
-from res2net_dense.config.explain import explain, explain_task, show
+from res2net_dense.config.explain import explain, explain_task
 from res2net_dense.config.find import find_config, missing_file
 from res2net_dense.config.saliency import SaliencyConfig
 from res2net_dense.config.schema import Config
 from res2net_dense.config.semantic_segmentation import SegmentationConfig
 from res2net_dense.config.yaml_text import Section, dump_yaml, fold, parse_yaml
-from res2net_dense.errors import ConfigError
+from res2net_dense.errors import ConfigError, shown
 from res2net_dense.files import write_atomically
 
 CONFIGS: dict[str, type[Config]] = {
@@ -105,11 +105,11 @@ def _read(path: Path, parents: tuple[Path, ...] = ()) -> Section:
     if data is None:
         data = Section()
     if not isinstance(data, Section):
-        raise ConfigError(f"{path}: expected a mapping of sections, not {show(data)}")
+        raise ConfigError(f"{path}: expected a mapping of sections, not {shown(data)}")
     place, bases = data.places.get(_BASE), data.pop(_BASE, [])
     names = [bases] if isinstance(bases, str) else bases
     if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
-        raise ConfigError(f"{place}: {_BASE} = {show(bases)}: expected a path or a list of paths")
+        raise ConfigError(f"{place}: {_BASE} = {shown(bases)}: expected a path or a list of paths")
     merged = Section()
     for name in names:
         base = path.parent / os.path.expanduser(name)

@@ -14,6 +14,7 @@ from PIL import Image, UnidentifiedImageError
 
 from res2net_dense.data.pixels import MAX_CHANNELS, Bands
 from res2net_dense.errors import DatasetError
+from res2net_dense.opening import check_file
 
 MAX_PIXELS = 178_000_000
 """Larger images are refused before decoding: a few kilobytes of file can otherwise fill the memory."""
@@ -42,6 +43,7 @@ class Header(NamedTuple):
 
 def open_with_pillow(path: str | Path) -> Image.Image:
     """Open an image; raises whatever Pillow raises, and `DecompressionBombError` beyond `MAX_PIXELS`."""
+    check_file(path)
     image = Image.open(path, formats=_FORMATS)
     if image.width * image.height > MAX_PIXELS:
         image.close()
@@ -80,6 +82,7 @@ def is_array(path: str | Path) -> bool:
 
 def is_tiff(path: str | Path) -> bool:
     """Whether a file begins as a TIFF does."""
+    check_file(path)
     with open(path, "rb") as file:
         return file.read(4) in _TIFF_STARTS
 
@@ -193,6 +196,7 @@ def _read_png(path: str | Path, image: Image.Image) -> Bands:
 
 def _open_array(path: str | Path) -> np.ndarray:
     """The array in a file, (H, W, C), of which the header alone is read."""
+    check_file(path)
     with open(path, "rb") as file:  # `np.load` would take what is not an array for a pickle
         if file.read(6) != b"\x93NUMPY":
             raise DatasetError("empty or not an array of NumPy; write it with numpy.save")
@@ -228,6 +232,7 @@ def _open_tiff(path: str | Path) -> Any:
         import tifffile
     except ImportError:
         raise DatasetError("a TIFF of this kind is read with tifffile; pip install tifffile") from None
+    check_file(path)
     return tifffile.TiffFile(path)
 
 

@@ -17,7 +17,14 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from res2net_dense.data import bands, decoding
 from res2net_dense.data.bands import MAX_PIXELS
 from res2net_dense.data.pixels import RGB, Bands, PixelFormat, to_display, to_form
-from res2net_dense.errors import DatasetError, one_line
+from res2net_dense.errors import (
+    DatasetError,
+    OutOfMemoryError,
+    Res2NetDenseError,
+    is_out_of_memory,
+    one_line,
+)
+from res2net_dense.opening import NotAFileError
 from res2net_dense.types import Sample
 
 if TYPE_CHECKING:
@@ -47,8 +54,9 @@ def read_image(path: str | Path, form: PixelFormat = RGB) -> np.ndarray:
         (H, W, channels), writable: uint8, or float32 in 0..255 where the form has a range of values.
 
     Raises:
-        DatasetError: the file is missing, empty, not an image, cut off, damaged, or larger than `MAX_PIXELS`,
-            or has other channels.
+        DatasetError: the file is missing, not a file, empty, not an image, cut off, damaged, or larger than
+            `MAX_PIXELS`, or has other channels.
+        OutOfMemoryError: there is no memory for it.
     """
     try:
         if form == RGB and not bands.is_array(path):
@@ -81,7 +89,7 @@ def check_channels(path: str | Path, form: PixelFormat) -> None:
         to_form(Bands(black, header.has_alpha), form)
     except Exception as error:
         found = _as_dataset_error(path, error)
-        if found.code == "image-channels":
+        if isinstance(found, DatasetError) and found.code == "image-channels":
             raise found from None
 
 
@@ -213,13 +221,24 @@ def _to_rgb(image: Image.Image, is_16_bit: bool) -> np.ndarray:
     return to_form(Bands(values.astype(np.uint16) if is_16_bit else values), RGB)
 
 
-def _as_dataset_error(path: str | Path, error: Exception) -> DatasetError:
+def no_memory_for(path: str | Path) -> OutOfMemoryError:
+    """The error of a file that may be a good one, but for which there is no memory."""
+    return OutOfMemoryError(
+        f"{path}: not enough memory to read it; take fewer data.workers, a smaller batch, or a smaller image"
+    )
+
+
+def _as_dataset_error(path: str | Path, error: Exception) -> Res2NetDenseError:
+    if is_out_of_memory(error):
+        return no_memory_for(path)
     if isinstance(error, DatasetError):
         return DatasetError(f"{path}: {error}", error.code or "image-unreadable")
     code = "image-unreadable"
     if isinstance(error, FileNotFoundError):
         code = "file-missing"
         problem = f"image not found (looked in {Path(path).absolute()}); check the path"
+    elif isinstance(error, NotAFileError):
+        problem = str(error.strerror)
     elif isinstance(error, Image.DecompressionBombError):
         code = "image-too-large"
         problem = f"refused, the header claims over {MAX_PIXELS // 10**6} Mpx; scale the image down"

@@ -2,15 +2,14 @@
 
 Everything random depends on (seed, epoch, position), never on a process: any number of workers gives the same
 bits, and a run continues at iteration k as if it had never stopped. Workers return their errors as values
-and the main process raises or logs them, so that a user reads one line and not a worker's traceback.
+and the main process raises or logs them, so that a user reads one line and not a worker's traceback. What
+hangs or dies is `workers`' affair.
 """
 
 from __future__ import annotations
 
-import gc
 import itertools
 import logging
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
@@ -19,12 +18,14 @@ from typing import Any, Literal, cast
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, get_worker_info
+from torch.utils.data import Dataset, get_worker_info
 
 from res2net_dense.data.images import read_sample
 from res2net_dense.data.pixels import RGB, PixelFormat
 from res2net_dense.data.tiles import TileSize, TileSource, TrainTiles, grids, read_tile
+from res2net_dense.data.workers import TIMEOUT, WorkerBatches
 from res2net_dense.errors import ConfigError, DatasetError
+from res2net_dense.opening import note_sample
 from res2net_dense.types import Sample, Source, Tile
 
 Key = tuple[int, int]
@@ -127,6 +128,8 @@ class TrainSet(Dataset[Item]):
             index = int(self.indices[(position + offset) % len(self.indices)])
             rng = np.random.default_rng([self.seed, epoch, position])
             try:
+                if self.tiles is None:
+                    note_sample(self.source, index)
                 raw = self.tiles(index, rng) if self.tiles else self.source.sample(index)
             except DatasetError as error:
                 errors.append(error)
@@ -147,6 +150,7 @@ class EvalSet(Dataset[Item]):
 
     def __getitem__(self, index: int) -> Item:
         try:
+            note_sample(self.source, index)
             return self.transform(self.source.sample(index)), []
         except DatasetError as error:
             return None, [error]
@@ -173,12 +177,15 @@ class BatchLoader:
 
     A broken image raises its `DatasetError` here. One that was replaced (`on_error="skip"`) is logged as a
     warning, once, and counted in `skipped` and `broken`. `batches` are the keys of the samples of each batch,
-    such as `TrainBatches`; with 0 workers this process reads.
+    such as `TrainBatches`; with 0 workers this process reads. A batch that takes longer than `timeout`
+    seconds (0 for no limit), and a worker that dies, is a `ReadingError`; see `workers`.
     """
 
-    def __init__(self, dataset: Dataset[Item], batches: Iterable[list[Any]], *, workers: int) -> None:
-        self.batches = batches
-        self.loader = _data_loader(dataset, batches, workers)
+    def __init__(
+        self, dataset: Dataset[Item], batches: Iterable[list[Any]], *, workers: int, timeout: int = TIMEOUT
+    ) -> None:
+        self.dataset, self.batches = dataset, batches
+        self.loader = _loader(dataset, batches, workers, timeout)
         self.skipped = 0
         self._told: set[str] = set()
 
@@ -223,20 +230,34 @@ class BatchLoader:
 
 
 def eval_loader(
-    dataset: EvalSet, *, batch_size: int, workers: int, rank: int = 0, world_size: int = 1
+    dataset: EvalSet,
+    *,
+    batch_size: int,
+    workers: int,
+    timeout: int = TIMEOUT,
+    rank: int = 0,
+    world_size: int = 1,
 ) -> BatchLoader:
     """One pass in which every image comes exactly once over all processes; this one gets every
     `world_size`-th image, `batch_size` at a time.
     """
-    return BatchLoader(dataset, _chunks(range(rank, len(dataset), world_size), batch_size), workers=workers)
+    batches = _chunks(range(rank, len(dataset), world_size), batch_size)
+    return BatchLoader(dataset, batches, workers=workers, timeout=timeout)
 
 
 def tile_loader(
-    dataset: TileSet, size: TileSize, *, batch_size: int, workers: int, rank: int = 0, world_size: int = 1
+    dataset: TileSet,
+    size: TileSize,
+    *,
+    batch_size: int,
+    workers: int,
+    timeout: int = TIMEOUT,
+    rank: int = 0,
+    world_size: int = 1,
 ) -> BatchLoader:
     """The same in tiles: this process gets all tiles of every `world_size`-th image, one after the other."""
     keys = grids(dataset.source, range(rank, len(dataset.source), world_size), size)
-    return BatchLoader(dataset, _chunks(keys, batch_size), workers=workers)
+    return BatchLoader(dataset, _chunks(keys, batch_size), workers=workers, timeout=timeout)
 
 
 def predict_loader(
@@ -245,6 +266,7 @@ def predict_loader(
     *,
     batch_size: int,
     workers: int,
+    timeout: int = TIMEOUT,
     form: PixelFormat = RGB,
     tiles: TileSize | None = None,
 ) -> Iterator[tuple[list[Sample], list[tuple[int, DatasetError]]]]:
@@ -259,7 +281,8 @@ def predict_loader(
         grids(source, range(len(files)), tiles) if tiles else [(index, None) for index in range(len(files))]
     )
     chunks = _chunks(places, batch_size)
-    for keys, batch in zip(chunks, _data_loader(TileSet(source, transform), chunks, workers), strict=True):
+    loader = _loader(TileSet(source, transform), chunks, workers, timeout)
+    for keys, batch in zip(chunks, loader, strict=True):
         items = _unpack(batch)
         samples = [sample for sample, _ in items if sample is not None]
         yield (
@@ -289,16 +312,10 @@ def _chunks(keys: Sequence[Any], size: int) -> list[list[Any]]:
     return [list(keys[first : first + size]) for first in range(0, len(keys), size)]
 
 
-def _data_loader(dataset: Dataset[Item], batches: Iterable[list[Any]], workers: int) -> DataLoader[Any]:
-    return DataLoader(
-        dataset,
-        batch_sampler=batches,
-        num_workers=workers,
-        collate_fn=_pack,
-        worker_init_fn=_init_worker,
-        # Starting draws a number: not from the global generator, which a resumed run restores.
-        generator=torch.Generator(),
-    )
+def _loader(
+    dataset: Dataset[Item], batches: Iterable[list[Any]], workers: int, timeout: int
+) -> WorkerBatches:
+    return WorkerBatches(dataset.__getitem__, batches, workers=workers, timeout=timeout, collate=_pack)
 
 
 def _pack(items: list[Item]) -> tuple[list[Item], dict[str, Tensor]]:
@@ -331,10 +348,3 @@ def _unpack(batch: tuple[list[Item], dict[str, Tensor]]) -> list[Item]:
 
 def _samples(items: list[Item]) -> list[dict[str, Any]]:
     return [cast(dict[str, Any], sample) for sample, _ in items if sample is not None]
-
-
-def _init_worker(worker: int) -> None:
-    gc.freeze()  # a collection writes into all objects, which would copy the memory that is shared
-    torch.set_num_threads(1)
-    if cv2 := sys.modules.get("cv2"):  # its threads would compete with the other workers
-        cv2.setNumThreads(0)

@@ -15,8 +15,9 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 
-from res2net_dense.data.images import image_size, read_image
-from res2net_dense.errors import DatasetError, first_few, one_line
+from res2net_dense.data.images import image_size, no_memory_for, read_image
+from res2net_dense.errors import DatasetError, first_few, is_out_of_memory, one_line
+from res2net_dense.opening import check_file
 from res2net_dense.palette import voc_palette
 from res2net_dense.types import IGNORE_INDEX
 
@@ -166,6 +167,8 @@ def read_labels(path: Path, labels: Labels, shared_palette: Callable[[], np.ndar
             f"{path}: a format that changes labels, as JPEG and PNM do; {_SAVE_LABELS}", "mask-unreadable"
         ) from None
     except Exception as error:  # decoders raise nearly every type on damaged bytes
+        if is_out_of_memory(error):
+            raise no_memory_for(path) from error
         raise DatasetError(
             f"{path}: the mask cannot be read ({one_line(error)}); replace the file", "mask-unreadable"
         ) from error
@@ -223,6 +226,7 @@ def is_grey_in_colour(path: Path, labels: Labels) -> bool:
 def read_palette(path: Path) -> np.ndarray | None:
     """The palette of a mask, (N, 3) uint8; None if it has none or cannot be read."""
     try:
+        check_file(path)
         with Image.open(path, formats=_LABEL_FORMATS) as image:
             return _palette(image)
     except Exception:  # `read_labels` reports what is wrong with the file

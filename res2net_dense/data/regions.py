@@ -16,9 +16,10 @@ import numpy as np
 from PIL import Image
 
 from res2net_dense.data.bands import MAX_PIXELS
-from res2net_dense.data.images import image_size, read_image
+from res2net_dense.data.images import image_size, no_memory_for, read_image
 from res2net_dense.data.pixels import RGB, Bands, PixelFormat, to_display, to_form
-from res2net_dense.errors import DatasetError, MissingDependencyError, one_line
+from res2net_dense.errors import DatasetError, MissingDependencyError, is_out_of_memory, one_line
+from res2net_dense.opening import check_file, note
 
 WHOLE_PIXELS = 1 << 25
 """Smaller images are decoded whole, whatever their format."""
@@ -119,6 +120,8 @@ class _Tiff:
         except DatasetError:
             raise
         except Exception as error:  # decoders raise nearly every type on damaged bytes
+            if is_out_of_memory(error):
+                raise no_memory_for(self.path) from error
             raise DatasetError(
                 f"{self.path}: rows {top} to {top + height} cannot be read ({one_line(error)}); "
                 "write the file again"
@@ -157,6 +160,7 @@ class _Tiff:
 
     def _decode(self, number: int) -> np.ndarray:
         page = self._page
+        note(self.path)
         offset, count = page.dataoffsets[number], page.databytecounts[number]
         with open(self.path, "rb") as file:
             file.seek(offset)
@@ -215,6 +219,7 @@ def _open_tiff(path: Path, form: PixelFormat) -> _Tiff | None:
             "reading TIFFs by region needs tifffile; install it with: pip install 'res2net_dense[detection]'"
         ) from error
     try:
+        check_file(path)
         with tifffile.TiffFile(path) as file:
             page = file.pages[0].aspage()
             page.dataoffsets, page.databytecounts, page.is_memmappable  # noqa: B018  # read while it is open

@@ -16,7 +16,14 @@ from res2net_dense.errors import ConfigError, counted
 # Without being another run. Length and schedule are for `continued_schedule`.
 _FREE_ON_RESUME = (
     *("runtime.output_dir", "runtime.device", "runtime.threads", "eval.", "data.val", "data.workers"),
-    *("data.on_error", "train.log_every", "train.eval_every", "train.save_every", "train.keep_checkpoints"),
+    *(
+        "data.timeout",
+        "data.on_error",
+        "train.log_every",
+        "train.eval_every",
+        "train.save_every",
+        "train.keep_checkpoints",
+    ),
     *("train.compile", "train.early_stop", "train.iterations", "train.epochs", "train.schedule."),
 )
 _LENGTH = ("train.iterations", "train.schedule.")

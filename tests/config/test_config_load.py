@@ -244,7 +244,11 @@ def test_bases_in_a_circle_and_absent_ones(write):
 @pytest.mark.parametrize(
     ("old", "new", "expected"),
     [
-        ("size: 4", "size: four", "{path}:6: train.batch_size = 'four': should be a valid integer > 0$"),
+        (
+            "size: 4",
+            "size: four",
+            "{path}:6: train.batch_size = 'four': should be a valid integer > 0, <= 100000$",
+        ),
         ("size: 4", "size: 4.0", "train.batch_size = 4.0: "),
         ("size: 4", "size: '4'", "train.batch_size = '4': "),
         ("size: 4", "size: true", "train.batch_size = True: "),
@@ -380,7 +384,7 @@ def test_overrides(write):
         ("train.batchsize=3", "did you mean 'train.batch_size'?"),
         ("train.batch_size.x=3", "train.batch_size = {'x': 3}"),
         ("data.min_size_train.0=3", "data.min_size_train = {'0': 3}"),
-        ("train.batch_size=x", "train.batch_size = 'x': should be a valid integer > 0"),
+        ("train.batch_size=x", "train.batch_size = 'x': should be a valid integer > 0, <= 100000"),
         ("train.accumulate=3", "train.accumulate = 3: must divide batch_size = 4"),
         ("train.iterations=[1", "expected"),
         ("train=3", "train = 3"),

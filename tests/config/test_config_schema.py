@@ -177,7 +177,11 @@ BOXES, CLASSES, MAPS, SALIENT = "detection", "classification", "semantic_segment
         (CLASSES, "model.arch=mask_rcnn", "model.arch = 'mask_rcnn': should be 'classifier'"),
         (CLASSES, "model.label_smooth=0.1", "did you mean 'model.label_smoothing'?"),
         (CLASSES, "model.label_smoothing=1.0", "model.label_smoothing = 1.0"),
-        (CLASSES, "model.num_classes=ten", "model.num_classes = 'ten': should be a valid integer > 0"),
+        (
+            CLASSES,
+            "model.num_classes=ten",
+            "model.num_classes = 'ten': should be a valid integer > 0, <= 100000",
+        ),
         (CLASSES, "data.format=zip", "'folder', 'cifar10' or 'cifar100'"),
         (CLASSES, "data.train={images: x}", "data.train"),
         (CLASSES, "data.crop_size=300", "data.crop_size = 300: must not exceed resize_size = 256"),

@@ -46,7 +46,7 @@ def draw(draw_toy):
 
 
 @pytest.fixture
-def toy_set(request, draw):
+def toy_folder(request, draw):
     """The toy set for `CONFIG` of the module."""
     return draw(request.module.CONFIG)
 

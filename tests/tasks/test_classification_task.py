@@ -31,8 +31,8 @@ def test_every_task_has_a_configuration():
         assert (task.name, task.config_class) == (name, config_class)
 
 
-def test_the_top_five_of_four_classes_choose_no_checkpoint(load, toy_set, tmp_path):
-    for place in sorted((toy_set / "train").iterdir())[:5]:
+def test_the_top_five_of_four_classes_choose_no_checkpoint(load, toy_folder, tmp_path):
+    for place in sorted((toy_folder / "train").iterdir())[:5]:
         shutil.copytree(place, tmp_path / "some" / place.name)
     classification.prepare(load(f"data.train={tmp_path}/some", "data.val=null", "train.best_metric=top5"))
     shutil.rmtree(tmp_path / "some" / place.name)
@@ -42,19 +42,19 @@ def test_the_top_five_of_four_classes_choose_no_checkpoint(load, toy_set, tmp_pa
         classification.prepare(config)
 
 
-def test_training_says_what_it_learns_from(load, train, toy_set, tmp_path, capsys, caplog):
-    shutil.copytree(toy_set / "train", tmp_path / "train")
+def test_training_says_what_it_learns_from(load, train, toy_folder, tmp_path, capsys, caplog):
+    shutil.copytree(toy_folder / "train", tmp_path / "train")
     (tmp_path / "train/star/list.txt").write_text("x")
     train(load(f"data.train={tmp_path}/train"))
     said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("data.train: ")]
-    names = sorted(path.name for path in (toy_set / "train").iterdir())
+    names = sorted(path.name for path in (toy_folder / "train").iterdir())
     folder = tmp_path / "train"
     assert said == [f"data.train: 20 images of {folder}, 10 classes: {', '.join(names[:5])}, ..."]
     assert caplog.text.count("left out: 1 files do not end as images do: star/list.txt") == 1
 
 
-def test_a_class_without_validation_images_is_not_scored(load, train, toy_set, tmp_path, caplog):
-    shutil.copytree(toy_set / "val", tmp_path / "val")
+def test_a_class_without_validation_images_is_not_scored(load, train, toy_folder, tmp_path, caplog):
+    shutil.copytree(toy_folder / "val", tmp_path / "val")
     shutil.rmtree(tmp_path / "val/star")
     with caplog.at_level(logging.WARNING):
         metrics = train(load(f"data.val={tmp_path / 'val'}"))

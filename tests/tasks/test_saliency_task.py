@@ -42,9 +42,9 @@ def test_the_masks_themselves_have_no_error(load):
     assert scores["MAE"] == 0
 
 
-def test_several_sets_are_scored_apart(load, toy_set):
+def test_several_sets_are_scored_apart(load, toy_folder):
     """Each as if it were alone, and the first one's score chooses the best model."""
-    several = load(f"data.val=[{{root: {toy_set}/val}}, {{root: {toy_set}/train, name: seen}}]")
+    several = load(f"data.val=[{{root: {toy_folder}/val}}, {{root: {toy_folder}/train, name: seen}}]")
     assert saliency.best_metric(several).name == "val/max_F"
     assert saliency.best_metric(load()).name == "max_F"
     assert saliency.best_metric(load("train.best_metric=MAE")).direction == "min"
@@ -52,13 +52,13 @@ def test_several_sets_are_scored_apart(load, toy_set):
     model = saliency.build_model(several, load_weights=False)
     together, table = score(model, several)
     assert [line.split()[0] for line in table.splitlines()[1:3]] == ["val", "seen"]
-    for name, config in (("val", load()), ("seen", load(f"data.val={{root: {toy_set}/train}}"))):
+    for name, config in (("val", load()), ("seen", load(f"data.val={{root: {toy_folder}/train}}"))):
         alone, _ = score(model, config)
         assert {key: together[f"{name}/{key}"] for key in METRICS} == alone
 
 
-def test_sets_to_train_on_are_joined(load, toy_set, capsys):
-    parts = f"data.train=[{{root: {toy_set}/train}}, {{root: {toy_set}/val}}]"
+def test_sets_to_train_on_are_joined(load, toy_folder, capsys):
+    parts = f"data.train=[{{root: {toy_folder}/train}}, {{root: {toy_folder}/val}}]"
     config = load(parts, "data.size=null", "data.keep_aspect=true")
     batch = next(iter(saliency.build_train_loader(config)))
     assert len(saliency.open_source(config, train=True)) == 12

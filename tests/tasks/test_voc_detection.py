@@ -13,10 +13,10 @@ detection = get_task("detection")
 CONFIG = "quick/faster_rcnn_res2net50"
 
 
-def test_parts_are_joined(load, toy_set):
-    parts = f"[{{root: {toy_set}, split: train}}, {{root: {toy_set}, split: val}}]"
+def test_parts_are_joined(load, toy_folder):
+    parts = f"[{{root: {toy_folder}, split: train}}, {{root: {toy_folder}, split: val}}]"
     config = detection.prepare(load(f"data.train={parts}"))
-    assert len(detection.build_train_loader(config).loader.dataset.source) == 16
+    assert len(detection.build_train_loader(config).dataset.source) == 16
     parts = parts.replace("train}", "train, images: A}")
     with pytest.raises(DatasetError, match="A: image folder not found"):
         detection.prepare(load(f"data.train={parts}"))

@@ -41,8 +41,6 @@ def inspect_image(
         Its (height, width), None if it has none, and what is wrong with it.
     """
     try:
-        if path.exists() and not path.is_file():  # to open a pipe would wait for ever
-            raise DatasetError(f"{path}: not a file; replace or remove it")
         return (read_image(path, form).shape[:2] if thorough else known_size(path)), []
     except DatasetError as error:
         text = str(error).removeprefix(f"{path}: ")

@@ -16,6 +16,7 @@ from res2net_dense.data.layouts.near_names import NearFiles
 from res2net_dense.data.layouts.texts import decode
 from res2net_dense.errors import DatasetError, counted, first_few
 from res2net_dense.findings import Finding, Findings
+from res2net_dense.opening import check_file
 
 _MAX_LISTED = 1_000_000
 _REMARKED = ("name-near", "rle-bytes", "text-encoding", "box-several", "box-from-zero", "mask-ones")
@@ -178,6 +179,7 @@ def _near_files(folder: Path, changed: int) -> NearFiles:
 def read_bytes(file: Path, what: str, limit: int = -1) -> bytes:
     """The first `limit` bytes of a file, by default all; raises `DatasetError`, which calls it `what`."""
     try:
+        check_file(file)
         with open(file, "rb") as stream:
             return stream.read(limit)
     except FileNotFoundError:

@@ -1,0 +1,76 @@
+"""Find a learning rate: train some iterations with a rate that grows, and see where the loss falls fastest.
+
+res2net-dense lr-find --config small/mask_rcnn_res2net50 [--output FOLDER] [key=value ...]
+
+Prints the rate to set and draws the curve; the model is thrown away. The rate is that of the optimizer of the
+configuration, on its data and with its batch size: change one of them, and another rate is the best.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from pathlib import Path
+
+from res2net_dense.cli._shared import add_config_arguments, whole
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_config_arguments(parser)
+    add = parser.add_argument
+    add("--iterations", type=whole(1, 1_000_000), default=100, metavar="N", help="steps of the sweep (100)")
+    add("--first", type=_rate, default=1e-6, metavar="LR", help="rate of the first step (1e-6)")
+    add("--last", type=_rate, default=1.0, metavar="LR", help="rate of the last step (1)")
+    what = "where lr_curve.png and lr_curve.json go (output/lr_find)"
+    add("--output", type=Path, default=Path("output/lr_find"), metavar="FOLDER", help=what)
+
+
+def main(args: argparse.Namespace) -> int:
+    from res2net_dense.errors import MissingDependencyError
+    from res2net_dense.files import write_atomically
+    from res2net_dense.jobs import find_lr
+    from res2net_dense.report.lr_curve import plot_lr_curve
+
+    args.output.mkdir(parents=True, exist_ok=True)
+    names = ("overrides", "iterations", "first", "last")
+    found = find_lr(args.config, **{name: getattr(args, name) for name in names})
+    curve = found.curve
+    content = {
+        "lrs": curve.lrs,
+        "losses": curve.losses,
+        "smoothed": curve.smoothed,
+        "steepest": curve.steepest,
+        "lowest": curve.lowest,
+        "suggestion": curve.suggestion,
+        "train.optimizer.lr": found.setting,
+    }
+    text = json.dumps(content, indent=1) + "\n"
+    write_atomically(args.output / "lr_curve.json", lambda file: file.write(text.encode()))
+    try:
+        figure = plot_lr_curve(curve.lrs, curve.losses, curve.smoothed, curve.suggestion)
+        write_atomically(args.output / "lr_curve.png", lambda file: figure.savefig(file, format="png"))
+    except MissingDependencyError as error:
+        print(f"no picture: {error}", file=sys.stderr)
+    print(f"{len(curve.lrs)} iterations from lr {curve.lrs[0]:.1e} to {curve.lrs[-1]:.1e}: {args.output}")
+    lowest = f"lowest loss {min(curve.smoothed):.3g} at lr {curve.lowest:.1e}"
+    print(f"{lowest}, falling fastest at {curve.steepest:.1e}")
+    if found.setting is None:
+        print("the loss fell by less than a tenth: take more --iterations or a larger --last")
+        return 1
+    print(
+        f"suggested: train.optimizer.lr={found.setting:.2g} (in a step of this batch: {curve.suggestion:.2g})"
+    )
+    return 0
+
+
+def _rate(text: str) -> float:
+    """A positive number."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
+    return value

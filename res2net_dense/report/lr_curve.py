@@ -1,0 +1,48 @@
+"""The curve of a learning rate range test."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from res2net_dense.errors import MissingDependencyError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def plot_lr_curve(
+    lrs: Sequence[float], losses: Sequence[float], smoothed: Sequence[float], suggestion: float | None
+) -> Figure:
+    """Draw the losses over the rates, with a line at the suggested rate, if there is one.
+
+    Returns:
+        A figure, to be stored with `savefig`.
+
+    Raises:
+        MissingDependencyError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MissingDependencyError(
+            "curves need matplotlib; install it with: pip install 'res2net_dense[saliency]'"
+        ) from error
+
+    figure = Figure(figsize=(8, 4.6), dpi=120, layout="constrained")
+    axes = figure.subplots()
+    axes.plot(lrs, losses, color="0.75", linewidth=1, label="loss of each iteration")
+    axes.plot(lrs, smoothed, color="C0", linewidth=1.8, label="smoothed")
+    if suggestion is not None:
+        axes.axvline(
+            suggestion, color="C3", linestyle="--", linewidth=1.4, label=f"suggested: {suggestion:.1e}"
+        )
+    low, high = min(smoothed), smoothed[0]
+    margin = 0.25 * max(high - low, abs(high), 1e-6)
+    axes.set(
+        xscale="log", xlabel="learning rate of a step", ylabel="loss", ylim=(low - margin, high + 2 * margin)
+    )
+    axes.grid(color="0.9")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    return figure
