@@ -50,6 +50,7 @@ def test_why_in_one_line():
         "val_loss has not improved by more than 0.5 in 1 evaluation, the best was 2 after iteration 10; "
         "to go on, --resume with a larger train.early_stop.patience or with train.early_stop=null"
     )
+    assert rule.after(seen, {"val_loss": 1.9}, 20) == seen  # a resumed run evaluates again
     assert "it never had a value" in rule.reason(rule.after(None, {"val_loss": NAN}, 10))
     assert rule.after({**seen, "metric": "mIoU"}, {"val_loss": 7.0}, 30)["value"] == 7.0  # another metric
     with pytest.raises(ConfigError, match="'val_loss' is not among the metrics: choose one of mIoU"):
