@@ -18,7 +18,6 @@ from PIL import Image
 from torch import Tensor, nn
 
 from res2net_dense.config import Config
-from res2net_dense.convert import check_weights
 from res2net_dense.data.layouts import open_source
 from res2net_dense.data.loaders import (
     BatchLoader,
@@ -43,6 +42,7 @@ from res2net_dense.report.shrink import shrunk
 from res2net_dense.tasks.checking import check_data, left_out
 from res2net_dense.tasks.metric import Metric as Metric  # it is part of what a task defines
 from res2net_dense.tasks.pixels import measured, pixel_format
+from res2net_dense.tasks.starting import check_start
 from res2net_dense.tasks.watching import check_metrics, check_watched
 from res2net_dense.types import Merger, Prediction, ReportingEvaluator, Sample, Source, Tile
 
@@ -244,8 +244,8 @@ class Task(ABC, Generic[C]):
         """Raise the first error that a config shows without any data: in backbone, architecture, or weights
         (where they will be needed).
         """
-        if weights and config.backbone.weights:
-            check_weights(config.backbone.name, config.backbone.weights)
+        if weights:
+            check_start(config)
         if config.model.num_classes is None:
             config = updated(config, model={"num_classes": self.usual_classes})
         count = config.data.channels
@@ -254,7 +254,7 @@ class Task(ABC, Generic[C]):
         with torch.device("meta"):
             self.build_model(config, load_weights=False)
 
-    def prepare(self, config: C, *, training: bool = True, inspect: bool = True) -> C:
+    def prepare(self, config: C, *, training: bool = True, inspect: bool = True, weights: bool = True) -> C:
         """Check config and data before a run; return the config with the settings derived from the data.
 
         Args:
@@ -262,10 +262,11 @@ class Task(ABC, Generic[C]):
             training: False leaves the training set alone; without class names in the config those of the
                 validation set are taken.
             inspect: whether the header of every image is read.
+            weights: whether a training starts from those in the config, which must be there then.
         """
         if training:
             check_watched(config)
-            self.check(config)
+            self.check(config, weights=weights)
         config = measured(self, config, training=training)
         source = self.open_source(config, train=training)
         config = self.adapt(config, source)
@@ -274,7 +275,9 @@ class Task(ABC, Generic[C]):
             sources["data.val"] = self.open_source(config, train=False)
         if inspect:
             skip = "data.train" if training and config.data.on_error == "skip" else None
-            check_data(sources, skip=skip)  # better now than after a day of training
+            check_data(
+                sources, skip=skip, timeout=config.data.timeout
+            )  # better now than after a day of training
         # Those of the first source are about the class names that the data have.
         for remark in dict.fromkeys(remark for one in (source, *sources.values()) for remark in one.remarks):
             warn_rank0(remark)
@@ -405,7 +408,8 @@ def network_settings(config: Config, load_weights: bool) -> dict[str, Any]:
     backbone = config.backbone.model_dump(exclude_defaults=True)
     backbone |= {"norm": config.backbone.norm, "freeze_at": config.backbone.freeze_at}
     backbone |= {"in_channels": config.data.channels} if config.data.channels != 3 else {}
-    return {"backbone": backbone | ({} if load_weights else {"weights": None}), **config.model.model_dump()}
+    backbone |= {} if load_weights else {"weights": None}
+    return {"backbone": backbone, **config.model.model_dump(exclude={"weights"})}
 
 
 def updated(config: C, **sections: Mapping[str, Any]) -> C:
@@ -413,6 +417,27 @@ def updated(config: C, **sections: Mapping[str, Any]) -> C:
     return config.model_copy(
         update={name: getattr(config, name).model_copy(update=dict(v)) for name, v in sections.items()}
     )
+
+
+def on_split(config: C, split: str) -> C:
+    """Return the config with `data.val` on other images: those of `data.train`, or those of another split of
+    the same data.
+
+    Raises:
+        ConfigError: there are no such images.
+    """
+    if split == "train" and config.data.train is not None:
+        return updated(config, data={"val": config.data.train})
+    parts: Any = config.data.val
+    if not parts:
+        raise ConfigError(
+            f"--split {split}: data.val is not set, so it has no splits; set it to these images"
+        )
+    if not all(hasattr(part, "split") for part in parts):
+        raise ConfigError(
+            f"--split {split}: the data in data.val have no splits; name these images with data.val=..."
+        )
+    return updated(config, data={"val": [part.model_copy(update={"split": split}) for part in parts]})
 
 
 def warn_rank0(text: str) -> None:

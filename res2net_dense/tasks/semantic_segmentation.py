@@ -24,6 +24,7 @@ from res2net_dense.data.transforms import (
     colour_changes,
     drop_maps,
 )
+from res2net_dense.data.workers import in_time
 from res2net_dense.errors import ConfigError
 from res2net_dense.evaluation.semantic import METRICS, SemanticEvaluator
 from res2net_dense.models.graphs import Graph, SegmentationGraph
@@ -113,8 +114,8 @@ class SemanticSegmentation(Task[SegmentationConfig]):
 
     def build_evaluator(self, config: SegmentationConfig, source: Any = None) -> ReportingEvaluator:
         source, gather = self.scored(config, source)
-        names = source.class_names
-        return SemanticEvaluator(source.mask, len(source), class_names=names, gather=gather)
+        read, names = in_time(source.mask, config.data.timeout), source.class_names
+        return SemanticEvaluator(read, len(source), class_names=names, gather=gather)
 
     def truth(self, config: SegmentationConfig, source: Any, index: int) -> tuple[Sample, Prediction]:
         mask = source.mask(index)
