@@ -339,7 +339,7 @@ def test_a_training_starts_from_a_run_and_does_not_need_it_later(load, train, tm
     assert "what became of them" not in capsys.readouterr().out
     job, _ = open_job(None, tmp_path / "run")
     assert job.config.model.weights == str(source)
-    assert job.model(job.prepared()).state_dict().keys() == after.keys()
+    assert job.model(job.with_classes()).state_dict().keys() == after.keys()
     with pytest.raises(ConfigError, match=r"model\.weights: .*source does not exist"):
         get_task(config.task).prepare(config)
 
