@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import re
+import reprlib
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
@@ -72,6 +73,16 @@ def counted(number: int, noun: str) -> str:
 def one_line(error: BaseException, limit: int = 200) -> str:
     """The first `limit` letters of an error of another library on one line; its class if it has no text."""
     return " ".join(str(error).split())[:limit] or type(error).__name__
+
+
+def shown(value: object) -> str:
+    """A value, shortly."""
+    shortener = reprlib.Repr()
+    shortener.maxstring = shortener.maxother = shortener.maxlong = 80
+    try:
+        return shortener.repr(value)
+    except ValueError:  # Python writes no integers of more than 4300 digits
+        return "a number of thousands of digits"
 
 
 def did_you_mean(name: object, known: Iterable[str], count: int = 1) -> str:

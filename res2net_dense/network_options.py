@@ -9,15 +9,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveInt, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
-from res2net_dense.errors import ConfigError, did_you_mean
-from res2net_dense.sections import BelowOne, Section
+from res2net_dense.errors import ConfigError, did_you_mean, shown
+from res2net_dense.limits import MAX_CLASSES
+from res2net_dense.sections import BelowOne, Channels, OnlyWith, Section
 
 FEATURES = ("stem", "res2", "res3", "res4", "res5")
 
+Blocks = Annotated[int, Field(gt=0, le=1000)]
 # Strict mode would refuse a list for a tuple.
-Depths = Annotated[tuple[PositiveInt, ...], Field(strict=False, min_length=1, max_length=4)]
+Depths = Annotated[tuple[Blocks, ...], Field(strict=False, min_length=1, max_length=4)]
 Features = Annotated[tuple[str, ...], Field(strict=False)]
 Stages = Annotated[tuple[Literal["res2", "res3", "res4", "res5"], ...], Field(strict=False)]
 
@@ -25,13 +27,18 @@ Stages = Annotated[tuple[Literal["res2", "res3", "res4", "res5"], ...], Field(st
 def check(name: str, value: object, allowed: Sequence[object]) -> None:
     """Raise a `ConfigError` that lists what is allowed, unless `value` is."""
     if value not in allowed:
-        raise ConfigError(f"{name} is {value!r}; allowed: {', '.join(map(str, allowed))}")
+        raise ConfigError(f"{name} is {shown(value)}; allowed: {', '.join(map(str, allowed))}")
+
+
+def check_count(name: str, number: object, most: int) -> None:
+    """Raise a `ConfigError` unless it is a positive integer, `most` at most."""
+    if type(number) is not int or not 1 <= number <= most:
+        raise ConfigError(f"{name} is {shown(number)}; it must be a positive integer, at most {most:,}")
 
 
 def check_num_classes(number: int) -> None:
-    """Raise a `ConfigError` unless it is a positive integer."""
-    if type(number) is not int or number < 1:
-        raise ConfigError(f"num_classes is {number!r}; it must be a positive integer")
+    """Raise a `ConfigError` unless it is a positive integer, `MAX_CLASSES` at most."""
+    check_count("num_classes", number, MAX_CLASSES)
 
 
 class NetworkSettings(Section):
@@ -47,7 +54,7 @@ class NetworkSettings(Section):
     checkpoint_activations: bool = False
     """Keep only the inputs of the blocks for the backward pass and compute the rest again: less memory, about
     a third more time, the same result."""
-    norm_eps: BelowOne = 1e-5
+    norm_eps: Annotated[BelowOne, OnlyWith("norm", "BN", "FrozenBN", "SyncBN")] = 1e-5
     """Added to the variance in batch norm; maskrcnn-benchmark's frozen one has 0."""
 
 
@@ -79,14 +86,14 @@ class BackboneOptions(NetworkSettings):
 
     depths: Depths = (3, 4, 6, 3)
     """Blocks in each stage, at most four stages; in a DLA the heights of its four trees."""
-    base_width: PositiveInt = 26
+    base_width: Channels = 26
     """A split has `floor(planes * base_width / 64) * cardinality` channels, in a DLA
     `floor(out_channels * base_width / 64) * cardinality / 2`."""
-    scale: PositiveInt = 4
+    scale: Annotated[int, Field(gt=0, le=64)] = 4
     """Splits of a block; 1 is ResNet's bottleneck."""
-    cardinality: PositiveInt = 1
+    cardinality: Channels = 1
     """Groups of the 3x3 convolutions."""
-    in_channels: PositiveInt = 3
+    in_channels: Channels = 3
     """Channels of the image."""
     output_stride: Literal[8, 16, 32] = 32
     """The largest stride of a feature; the last stages dilate instead."""
@@ -108,7 +115,7 @@ class BackboneOptions(NetworkSettings):
             else:  # "Input should be 8, 16 or 32"
                 subject = f"item {item[0]}" if item else "it"
                 rule = detail["msg"].partition(" ")[2].replace(" after validation", "")
-                message = f"{name} is {options[str(name)]!r}; {subject} {rule}"
+                message = f"{name} is {shown(options[str(name)])}; {subject} {rule}"
             raise ConfigError(message) from None
 
     @model_validator(mode="after")
@@ -141,14 +148,14 @@ class DLAOptions(BackboneOptions):
 
     depths: Annotated[Depths, Field(min_length=4)] = (1, 2, 3, 1)
     """Heights of the four trees."""
-    base_width: PositiveInt = 28
+    base_width: Channels = 28
     """A split has `floor(out_channels * base_width / 64) * cardinality / 2` channels."""
 
 
 class Res2NetOptions(BlockSettings, BackboneOptions):
     """The options of a Res2Net; see also `SEMANTICS` and `DILATION_RULES`."""
 
-    planes: PositiveInt = 64
+    planes: Channels = 64
     """Of the first stage, 64 in every published network; they double from stage to stage. A stage has
     `4 * planes` channels, the stem has `planes`."""
     se: bool = False

@@ -6,8 +6,26 @@ import os
 from operator import attrgetter
 from typing import Annotated
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveFloat
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic_core import PydanticCustomError
+
+from res2net_dense.limits import MAX_BATCH, MAX_CLASSES, MAX_PIXELS, MAX_STEPS
+
+
+class OnlyWith:
+    """Metadata of a field: it acts only where another one has one of some values.
+
+    Args:
+        key: a dotted path from the section of the field, or after a `/` from the top of the configuration.
+        values: None among them is for what is not set; without any, whatever is set and not empty or 0.
+    """
+
+    def __init__(self, key: str, *values: object) -> None:
+        self.key, self.values = key, values
+
+    def fits(self, value: object) -> bool:
+        """Whether the field acts where the other one is `value`."""
+        return value in self.values if self.values else bool(value)
 
 
 class Section(BaseModel):
@@ -49,11 +67,28 @@ def _check_rising(pair: tuple[float, float]) -> tuple[float, float]:
 Text = Annotated[str, Field(min_length=1)]
 PathText = Annotated[Text, AfterValidator(os.path.expanduser)]
 """A path; `~` is the home folder."""
+
+Steps = Annotated[int, Field(gt=0, le=MAX_STEPS)]
+StepsOrNone = Annotated[int, Field(ge=0, le=MAX_STEPS)]
+BatchSize = Annotated[int, Field(gt=0, le=MAX_BATCH)]
+Classes = Annotated[int, Field(gt=0, le=MAX_CLASSES)]
+Edge = Annotated[int, Field(gt=0, le=MAX_PIXELS)]
+"""Pixels of an edge."""
+Channels = Annotated[int, Field(gt=0, le=16_384)]
+Layers = Annotated[int, Field(ge=0, le=64)]
+Number = Annotated[int, Field(gt=0, le=1_000_000)]
+"""Of things in an image."""
 Fraction = Annotated[float, Field(ge=0, le=1)]
 BelowOne = Annotated[float, Field(ge=0, lt=1)]
 Share = Annotated[float, Field(gt=0, le=1)]
+Weight = Annotated[float, Field(ge=0, le=1e6)]
+Positive = Annotated[float, Field(gt=0, le=1e6)]
+Score = Annotated[float, Field(ge=-1e6, le=1e6)]
+PixelValue = Annotated[float, Field(ge=-1e12, le=1e12)]
+Scale = Annotated[float, Field(gt=0, le=16)]
+"""Factor on the size of an image."""
 # YAML has no tuples, and strict mode would refuse a list for one.
-Pair = Annotated[tuple[float, float], Field(strict=False)]
-ValueRange = Annotated[Pair, AfterValidator(_check_rising)]
-Range = Annotated[tuple[PositiveFloat, PositiveFloat], Field(strict=False), AfterValidator(_check_ascending)]
+Pair = Annotated[tuple[Score, Score], Field(strict=False)]
+ValueRange = Annotated[tuple[PixelValue, PixelValue], Field(strict=False), AfterValidator(_check_rising)]
+Range = Annotated[tuple[Scale, Scale], Field(strict=False), AfterValidator(_check_ascending)]
 Shares = Annotated[tuple[Share, Share], Field(strict=False), AfterValidator(_check_ascending)]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from res2net_dense.errors import ConfigError
+from res2net_dense.errors import ConfigError, shown
+from res2net_dense.limits import MAX_PIXELS, MAX_PROCESSES, MAX_SEED
 
 EXPORT_FORMATS = ("onnx", "openvino", "torch-export", "torchscript")
 """The keys of `deploy.export.MODULES`, here so that parsing a command does not import torch."""
@@ -33,28 +35,63 @@ def add_run_arguments(parser: argparse.ArgumentParser, when: str = "", *, start:
     parser.add_argument("--weights", metavar="PATH", help=what)
     what = f"{when}write the predictions on data.val into the run folder too"
     parser.add_argument("--save-predictions", action="store_true", help=what)
+    add_overwrite_argument(parser, when)
 
 
 def add_workers_argument(parser: argparse.ArgumentParser) -> None:
     """Add `--workers`, by default the processors that this process may use."""
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     what = "processes (default: all processors)"
-    parser.add_argument("--workers", type=positive, default=count, metavar="N", help=what)
+    parser.add_argument(
+        "--workers", type=whole(1, MAX_PROCESSES), default=min(count, MAX_PROCESSES), metavar="N", help=what
+    )
+
+
+def add_overwrite_argument(parser: argparse.ArgumentParser, when: str = "") -> None:
+    """Add `--overwrite`, the same word everywhere."""
+    what = f"{when}replace files that are not of an earlier run of this command, too"
+    parser.add_argument("--overwrite", action="store_true", help=what)
 
 
 def parse_size(text: str) -> tuple[int, int]:
     """`480x640` is height and width, `224` both."""
-    match = re.fullmatch(r"([1-9]\d*)(?:x([1-9]\d*))?", text)
-    if not match:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a size; write HEIGHTxWIDTH, such as 480x640")
-    return int(match[1]), int(match[2] or match[1])
+    match = re.fullmatch(r"([1-9][0-9]{0,4})(?:x([1-9][0-9]{0,4}))?", text)
+    size = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
+    if not match or max(size) > MAX_PIXELS:
+        raise argparse.ArgumentTypeError(
+            f"{shown(text)} is not a size; write HEIGHTxWIDTH, such as 480x640, each at most {MAX_PIXELS}"
+        )
+    return size
 
 
-def positive(text: str) -> int:
-    """A positive integer."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive integer")
-    return int(text)
+def whole(low: int, high: int) -> Callable[[str], int]:
+    """The type of an argument that takes the integers from `low` to `high`."""
+
+    def whole_number(text: str) -> int:
+        number = int(text) if re.fullmatch(r"[0-9]{1,15}", text) else -1
+        if not low <= number <= high:
+            raise argparse.ArgumentTypeError(f"{shown(text)} is not an integer from {low} to {high}")
+        return number
+
+    return whole_number
+
+
+def real(low: float, high: float) -> Callable[[str], float]:
+    """The type of an argument that takes the numbers from `low` to `high`."""
+
+    def real_number(text: str) -> float:
+        try:
+            number = float(text)
+        except ValueError:
+            number = math.nan
+        if not low <= number <= high:
+            raise argparse.ArgumentTypeError(f"{shown(text)} is not a number from {low:g} to {high:g}")
+        return number
+
+    return real_number
+
+
+SEED = whole(0, MAX_SEED)
 
 
 def check_output(option: str, file: Path | None, suffixes: Sequence[str] = ()) -> None:

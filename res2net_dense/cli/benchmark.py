@@ -19,7 +19,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from res2net_dense.cli._shared import EXPORT_FORMATS, parse_size, positive
+from res2net_dense.cli._shared import EXPORT_FORMATS, add_overwrite_argument, parse_size, whole
+from res2net_dense.limits import MAX_BATCH
 
 TRAINING_WAYS = ("eager", "channels-last", "compiled")
 TIMM = {"timm": "eager", "timm-channels-last": "channels-last", "timm-compiled": "compiled"}
@@ -31,15 +32,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     either.add_argument("--config", metavar="CONFIG", help="the model of a configuration, a file or a name")
     ways = (*TRAINING_WAYS, "optimized", *EXPORT_FORMATS)
     add("overrides", nargs="*", metavar="key=value", help="changes, such as backbone.norm=BN")
-    add("--batch", nargs="+", type=positive, default=[1, 8], metavar="N", help="images at a time (1 8)")
+    add(
+        "--batch",
+        nargs="+",
+        type=whole(1, MAX_BATCH),
+        default=[1, 8],
+        metavar="N",
+        help="images at a time (1 8)",
+    )
     add("--size", nargs="+", type=parse_size, default=[(224, 224)], metavar="HxW", help="of the images (224)")
     add("--formats", nargs="+", choices=ways, help="how our networks run (eager optimized)")
     add("--dtypes", nargs="+", choices=("fp32", "bf16"), default=["fp32"], help="the baseline's first (fp32)")
     add("--against", nargs="*", default=["timm"], metavar="WHAT", help=f"{', '.join(TIMM)}, or a backbone")
     add("--train", action="store_true", help="forward and backward")
-    add("--repeats", type=positive, default=15, metavar="N", help="measured rounds (15)")
-    add("--warmup", type=positive, default=3, metavar="N", help="rounds before them (3)")
+    add("--repeats", type=whole(1, 100_000), default=15, metavar="N", help="measured rounds (15)")
+    add("--warmup", type=whole(1, 100_000), default=3, metavar="N", help="rounds before them (3)")
     add("--json", type=Path, metavar="FILE", help="write all figures there, those of each round too")
+    add_overwrite_argument(parser)
 
 
 def main(args: argparse.Namespace) -> int:

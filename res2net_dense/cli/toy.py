@@ -44,7 +44,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from res2net_dense.errors import ConfigError
+from res2net_dense.cli._shared import SEED, whole
 from res2net_dense.toy import LAYOUTS
 
 
@@ -52,11 +52,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--output", type=Path, required=True, help="folder to write to, such as datasets/toy")
     add("--layout", choices=list(LAYOUTS), default="coco", help="what to draw (coco)")
-    add("--seed", type=int, default=0, help="another number draws other images (0)")
+    add("--seed", type=SEED, default=0, help="another number draws other images (0)")
+    add("--overwrite", action="store_true", help="replace a toy set of other arguments")
     sides = "side of the square images in pixels, of those of duts the longer edge"
-    for name, what in (("train", "training images"), ("val", "validation images"), ("size", sides)):
+    count, side = whole(0, 1_000_000), whole(64, 2048)
+    for name, kind, what in (
+        ("train", count, "training images"),
+        ("val", count, "validation images"),
+        ("size", side, sides),
+    ):
         usual = ", ".join(f"{numbers[name]} for {key}" for key, numbers in LAYOUTS.items())
-        add(f"--{name}", type=int, help=f"{what} ({usual})")
+        add(f"--{name}", type=kind, help=f"{what} ({usual})")
 
 
 def main(args: argparse.Namespace) -> int:
@@ -64,7 +70,5 @@ def main(args: argparse.Namespace) -> int:
 
     usual = LAYOUTS[args.layout]
     numbers = usual | {name: getattr(args, name) for name in usual if getattr(args, name) is not None}
-    if min(args.seed, numbers["train"], numbers["val"]) < 0 or not 64 <= numbers["size"] <= 2048:
-        raise ConfigError("--seed, --train and --val must not be negative, --size must be 64 to 2048")
-    print(make(args.output, args.layout, {"seed": args.seed, **numbers}))
+    print(make(args.output, args.layout, {"seed": args.seed, **numbers}, overwrite=args.overwrite))
     return 0

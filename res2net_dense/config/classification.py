@@ -4,36 +4,39 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
+from pydantic import Field, model_validator
 
-from res2net_dense.config.schema import Config, DataConfig, ModelConfig
+from res2net_dense.config.rare_classes import ClassWeighted, SampledData
+from res2net_dense.config.schema import Config, DataConfig
 from res2net_dense.data.layouts import CifarPart, ClassesCsvPart, ClassFoldersPart, Parts, find_layout
-from res2net_dense.sections import BelowOne, Range, Shares, conflict
+from res2net_dense.limits import MAX_PIXELS
+from res2net_dense.sections import BelowOne, Edge, OnlyWith, Range, Shares, conflict
 
 ClassPart = ClassFoldersPart | ClassesCsvPart | CifarPart
 ClassParts = Parts[Annotated[ClassPart, Field(discriminator="layout"), find_layout(ClassPart)]]
 
+Alpha = Annotated[float, Field(ge=0, le=1000)]
 _FORMATS = {"folder": "class-folders", "cifar10": "cifar10", "cifar100": "cifar100"}
 
 
-class ClassifierConfig(ModelConfig):
+class ClassifierConfig(ClassWeighted):
     """The published network: the backbone, a mean over the last map, and one linear layer."""
 
     arch: Literal["classifier"] = "classifier"
     """The architecture."""
-    keep_head: bool = True
+    keep_head: Annotated[bool, OnlyWith("/backbone.weights")] = True
     """Start from the last layer of `backbone.weights` too if it has as many classes."""
     label_smoothing: BelowOne = 0.0
     """Share of the target that is spread over all classes (Szegedy et al., arXiv 1512.00567)."""
-    mixup_alpha: NonNegativeFloat = 0.0
+    mixup_alpha: Alpha = 0.0
     """Blend the images of a batch, with weights from Beta(alpha, alpha) (arXiv 1710.09412); 0 for never.
     With CutMix too, each batch takes one of the two."""
-    cutmix_alpha: NonNegativeFloat = 0.0
+    cutmix_alpha: Alpha = 0.0
     """Paste a rectangle from image to image, its area drawn from Beta(alpha, alpha) (arXiv 1905.04899); 0 for
     never."""
 
 
-class ClassificationData(DataConfig):
+class ClassificationData(SampledData, DataConfig):
     """The images, and how they are prepared."""
 
     train: ClassParts | None = None
@@ -41,18 +44,18 @@ class ClassificationData(DataConfig):
     is trained. Of CIFAR it gives the training part."""
     val: ClassParts | None = None
     """The part to evaluate on; null for none. Of CIFAR it gives the test part."""
-    crop_size: PositiveInt = 224
+    crop_size: Edge = 224
     """Side of the square images that enter the network."""
-    resize_size: PositiveInt = 256
+    resize_size: Edge = 256
     """Length of the shorter edge in evaluation, before the square is cut from the middle. Published networks
     have crop_size / resize_size = 0.875."""
     train_crop: Literal["resized", "padded"] = "resized"
     """In training, cut out and resize a part (ImageNet), or shift by up to `padding` pixels."""
-    crop_scale: Shares = (0.08, 1.0)
+    crop_scale: Annotated[Shares, OnlyWith("train_crop", "resized")] = (0.08, 1.0)
     """Smallest and largest share of the image's area that a `resized` crop takes."""
-    crop_ratio: Range = (3 / 4, 4 / 3)
+    crop_ratio: Annotated[Range, OnlyWith("train_crop", "resized")] = (3 / 4, 4 / 3)
     """Smallest and largest width / height of it."""
-    padding: NonNegativeInt = 4
+    padding: Annotated[Annotated[int, Field(ge=0, le=MAX_PIXELS)], OnlyWith("train_crop", "padded")] = 4
     """Black pixels added on each side before a `padded` crop."""
 
     @model_validator(mode="before")

@@ -4,46 +4,47 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, model_validator
 
-from res2net_dense.config.schema import Config, EvalConfig, ModelConfig
+from res2net_dense.config.rare_classes import ClassWeighted, SampledData
+from res2net_dense.config.schema import Config, EvalConfig
 from res2net_dense.config.tiles import DetectionTilesConfig, TiledData
 from res2net_dense.data.layouts import CocoPart, LabelmePart, Parts, VocBoxesPart, YoloPart, find_layout
-from res2net_dense.sections import Fraction
+from res2net_dense.sections import Channels, Edge, Fraction, Layers, Number, OnlyWith, Positive
 
 
-class RCNNConfig(ModelConfig):
+class RCNNConfig(ClassWeighted):
     """What Faster and Mask R-CNN share."""
 
-    fpn_channels: PositiveInt = 256
+    fpn_channels: Channels = 256
     """Channels of each level of the feature pyramid."""
     norm: Literal["", "BN", "GN", "SyncBN"] = ""
     """Normalization in the pyramid and the heads; empty for none."""
-    anchor_sizes: Annotated[list[PositiveFloat], Field(min_length=5, max_length=5)] = [32, 64, 128, 256, 512]
+    anchor_sizes: Annotated[list[Positive], Field(min_length=5, max_length=5)] = [32, 64, 128, 256, 512]
     """Anchor sizes in pixels, one for each of p2, p3, p4, p5, p6."""
-    anchor_ratios: Annotated[list[PositiveFloat], Field(min_length=1)] = [0.5, 1.0, 2.0]
+    anchor_ratios: Annotated[list[Positive], Field(min_length=1, max_length=100)] = [0.5, 1.0, 2.0]
     """Height to width ratios of the anchors."""
-    box_head_dim: PositiveInt = 1024
+    box_head_dim: Channels = 1024
     """Width of the fully connected layers of the box head."""
-    box_head_convs: NonNegativeInt = 0
+    box_head_convs: Layers = 0
     """3x3 convolutions of the box head before its fully connected layers."""
-    rpn_batch: PositiveInt = 256
+    rpn_batch: Number = 256
     """Anchors sampled per image for the proposal losses."""
-    roi_batch: PositiveInt = 512
+    roi_batch: Number = 512
     """Proposals sampled per image for the losses of the heads."""
-    rpn_pre_nms_train: PositiveInt = 2000
+    rpn_pre_nms_train: Number = 2000
     """Best proposals of a level that enter non-maximum suppression in training."""
-    rpn_post_nms_train: PositiveInt = 1000
+    rpn_post_nms_train: Number = 1000
     """Best proposals of an image that are kept after it in training."""
-    rpn_pre_nms_test: PositiveInt = 1000
+    rpn_pre_nms_test: Number = 1000
     """Best proposals of a level that enter non-maximum suppression in evaluation."""
-    rpn_post_nms_test: PositiveInt = 1000
+    rpn_post_nms_test: Number = 1000
     """Best proposals of an image that are kept after it in evaluation."""
     score_threshold: Fraction = 0.05
     """Detections below this score are dropped."""
     nms_threshold: Fraction = 0.5
     """Of two detections of a class that overlap more than this IoU, the weaker one is dropped."""
-    detections_per_image: PositiveInt = 100
+    detections_per_image: Number = 100
     """The most detections kept of one image."""
     detectron2: dict[str, Any] = {}
     """detectron2's own keys, passed through, such as `MODEL.ROI_BOX_HEAD.SMOOTH_L1_BETA: 0.5`."""
@@ -61,9 +62,9 @@ class MaskRCNNConfig(RCNNConfig):
 
     arch: Literal["mask_rcnn"]
     """The architecture."""
-    mask_head_convs: NonNegativeInt = 4
+    mask_head_convs: Layers = 4
     """3x3 convolutions of the mask head."""
-    mask_head_dim: PositiveInt = 256
+    mask_head_dim: Channels = 256
     """Channels of the mask head."""
 
 
@@ -71,7 +72,7 @@ BoxPart = CocoPart | VocBoxesPart | YoloPart | LabelmePart
 BoxParts = Parts[Annotated[BoxPart, Field(discriminator="layout"), find_layout(BoxPart)]]
 
 
-class DetectionData(TiledData):
+class DetectionData(SampledData, TiledData):
     """The images, and how they are prepared."""
 
     train: BoxParts | None = None
@@ -81,15 +82,15 @@ class DetectionData(TiledData):
     """The part to evaluate on, in any of these layouts; null for none."""
     tiles: DetectionTilesConfig | None = None
     """Tiles of large images, in training, evaluation and prediction; null takes images whole."""
-    difficult: bool = True
+    difficult: Annotated[bool, OnlyWith("train.layout", "voc-boxes", None)] = True
     """Learn objects that VOC's files mark as difficult too; in evaluation they never count."""
-    min_size_train: Annotated[list[PositiveInt], Field(min_length=1)] = [800]
+    min_size_train: Annotated[list[Edge], Field(min_length=1, max_length=1000)] = [800]
     """Lengths of the shorter edge in training; one is drawn for each image."""
-    max_size_train: PositiveInt = 1333
+    max_size_train: Edge = 1333
     """The longer edge never exceeds this in training."""
-    min_size_test: PositiveInt = 800
+    min_size_test: Edge = 800
     """Length of the shorter edge in evaluation."""
-    max_size_test: PositiveInt = 1333
+    max_size_test: Edge = 1333
     """The longer edge never exceeds this in evaluation."""
     aspect_ratio_grouping: bool = True
     """Batch wide images with wide ones and tall with tall: less padding."""
@@ -106,9 +107,12 @@ class DetectionData(TiledData):
 class DetectionEval(EvalConfig):
     """The evaluation."""
 
-    backend: Literal["auto", "pycocotools", "hotcoco"] = "auto"
+    backend: Annotated[
+        Literal["auto", "pycocotools", "hotcoco"],
+        OnlyWith("/data.val.layout", "coco", "yolo", "labelme", None),
+    ] = "auto"
     """The library that scores on COCO's layout; auto takes the faster one where it is installed."""
-    method: Literal["area", "11point"] = "area"
+    method: Annotated[Literal["area", "11point"], OnlyWith("/data.val.layout", "voc-boxes", None)] = "area"
     """How the average precision is computed on VOC's layout: the area under the curve, as since 2010, or the
     mean over 11 recalls, as in 2007."""
 

@@ -4,27 +4,24 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
+from pydantic import Field, model_validator
 
 from res2net_dense.config.schema import Config, EvalConfig, ModelConfig
 from res2net_dense.config.tiles import TiledData
 from res2net_dense.data.layouts import ImageMasksPart, Parts
-from res2net_dense.sections import Section, Shares
-
-Edge = Annotated[int, Field(gt=0, le=32766)]
-"""Pixels; OpenCV refuses to rotate what is larger."""
+from res2net_dense.sections import Channels, Edge, OnlyWith, Section, Shares, Weight
 
 
 class SaliencyLosses(Section):
     """Weight of each loss of a map; 0 for none."""
 
-    bce: NonNegativeFloat = 1.0
+    bce: Weight = 1.0
     """Binary cross-entropy, the mean over the pixels."""
-    iou: NonNegativeFloat = 1.0
+    iou: Weight = 1.0
     """1 - intersection / union of probability and mask."""
-    ssim: NonNegativeFloat = 0.0
+    ssim: Weight = 0.0
     """1 - structural similarity of probability and mask, as in BASNet."""
-    structure: NonNegativeFloat = 0.0
+    structure: Weight = 0.0
     """Cross-entropy and IoU with more weight near the objects' borders, as in F3Net."""
 
     @model_validator(mode="after")
@@ -41,15 +38,15 @@ class SaliencyModelConfig(ModelConfig):
     """The architecture: PoolNet's pyramid pooling, global guide and feature aggregation."""
     num_classes: Literal[1] = 1
     """A pixel is salient or not."""
-    channels: PositiveInt = 64
+    channels: Channels = 64
     """Channels of the decoder."""
     norm: Literal["BN", "SyncBN", "GN"] = "BN"
     """Normalization in the decoder. Batches of a few images need GN."""
     losses: SaliencyLosses = SaliencyLosses()
     """The losses of a map."""
-    side_weight: NonNegativeFloat = 1.0
+    side_weight: Weight = 1.0
     """Weight of the losses of the decoder's deeper levels (deep supervision); 0 for none."""
-    edge_weight: NonNegativeFloat = 0.0
+    edge_weight: Weight = 0.0
     """Weight of the loss of a branch that learns the objects' borders; 0 for no such branch."""
 
 
@@ -68,7 +65,7 @@ class SaliencyData(TiledData):
     keep_aspect: bool = True
     """Keep the shape of images; false warps them to squares of `size`, which is fastest and the only case in
     which `train.compile` pays off: it compiles again for every new set of sizes."""
-    max_size: Edge = 1024
+    max_size: Annotated[Edge, OnlyWith("size", None)] = 1024
     """The longer edge never exceeds this where `size` is null."""
     crop: Shares = (1.0, 1.0)
     """Smallest and largest share of an image's height, and of its width, that a random crop keeps."""

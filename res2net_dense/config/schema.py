@@ -12,14 +12,33 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, model_validator
 
 from res2net_dense.data.pixels import MAX_CHANNELS
+from res2net_dense.limits import MAX_CLASSES, MAX_PROCESSES, MAX_SEED, MAX_THREADS
 from res2net_dense.network_options import BlockSettings, NetworkSettings
-from res2net_dense.sections import BelowOne, Fraction, Pair, PathText, Section, Share, Text, ValueRange
+from res2net_dense.sections import (
+    BatchSize,
+    BelowOne,
+    Classes,
+    Fraction,
+    OnlyWith,
+    Pair,
+    PathText,
+    PixelValue,
+    Positive,
+    Section,
+    Share,
+    Steps,
+    StepsOrNone,
+    Text,
+    ValueRange,
+    Weight,
+)
 
-Means = Annotated[list[float], Field(min_length=1, max_length=MAX_CHANNELS)]
-Deviations = Annotated[list[PositiveFloat], Field(min_length=1, max_length=MAX_CHANNELS)]
+Means = Annotated[list[PixelValue], Field(min_length=1, max_length=MAX_CHANNELS)]
+Names = Annotated[list[Text], Field(min_length=1, max_length=MAX_CLASSES)]
+Deviations = Annotated[list[Positive], Field(min_length=1, max_length=MAX_CHANNELS)]
 
 
 class WeightsConfig(Section):
@@ -45,7 +64,7 @@ class ModelConfig(Section):
     weights: PathText | None = None
     """A run folder or weight file of a whole model to start from, also of one with other classes; null for
     none. It takes the place of `backbone.weights`."""
-    num_classes: PositiveInt | None = None
+    num_classes: Classes | None = None
     """Number of classes without the background; null counts them in the data set."""
     pixel_mean: Means | None = [123.675, 116.28, 103.53]
     """Mean of the pixels in each channel, 0 to 255; null measures it on the training images, which is the
@@ -61,7 +80,7 @@ class DataConfig(Section):
     """The part to learn from; null where nothing is trained."""
     val: object | None = None
     """The part to evaluate on; null for none."""
-    class_names: Annotated[list[Text], Field(min_length=1)] | None = None
+    class_names: Names | None = None
     """Names of the classes in the order of their labels; null takes them from the data set."""
     channels: Annotated[int, Field(ge=1, le=MAX_CHANNELS)] = 3
     """Channels of the images; 3 are RGB. The first convolution of weights for RGB is adapted to others."""
@@ -75,7 +94,7 @@ class DataConfig(Section):
     on_error: Literal["raise", "skip"] = "raise"
     """What happens at an image in training that cannot be read or whose annotations are wrong: the run ends,
     or goes on without it. Evaluation always ends: a score without some images would be another score."""
-    workers: NonNegativeInt = 2
+    workers: Annotated[int, Field(ge=0, le=MAX_PROCESSES)] = 2
     """Processes that load images, for each training process; 0 loads in the training process."""
     timeout: Annotated[int, Field(ge=0, le=7 * 24 * 3600)] = 120
     """Seconds that the images of one batch may take to load. After them the run is saved and ends, with the
@@ -93,19 +112,21 @@ class OptimizerConfig(Section):
 
     name: Literal["sgd", "adam", "adamw"] = "sgd"
     """The method; adam has its weight decay in the gradient, adamw apart from it."""
-    lr: PositiveFloat
+    lr: Annotated[float, Field(gt=0, le=1000)]
     """Peak learning rate at `train.reference_batch`; it is scaled linearly to `train.batch_size`."""
-    momentum: BelowOne = 0.9
+    momentum: Annotated[BelowOne, OnlyWith("name", "sgd")] = 0.9
     """Momentum of SGD."""
-    betas: Annotated[tuple[BelowOne, BelowOne], Field(strict=False)] = (0.9, 0.999)
+    betas: Annotated[
+        Annotated[tuple[BelowOne, BelowOne], Field(strict=False)], OnlyWith("name", "adam", "adamw")
+    ] = (0.9, 0.999)
     """Decay rates of the two averages of Adam and AdamW."""
-    weight_decay: NonNegativeFloat = 1e-4
+    weight_decay: Weight = 1e-4
     """Weight decay."""
-    norm_weight_decay: NonNegativeFloat | None = 0.0
+    norm_weight_decay: Weight | None = 0.0
     """Weight decay of normalization layers; null for the same as everywhere."""
-    bias_lr_factor: NonNegativeFloat = 1.0
+    bias_lr_factor: Weight = 1.0
     """Factor on the learning rate of biases."""
-    backbone_lr_factor: NonNegativeFloat = 1.0
+    backbone_lr_factor: Weight = 1.0
     """Factor on the learning rate of the backbone."""
 
 
@@ -114,19 +135,19 @@ class ScheduleConfig(Section):
 
     name: Literal["multistep", "poly", "cosine", "onecycle", "constant"] = "multistep"
     """The curve after the warm-up."""
-    warmup_iterations: NonNegativeInt = 0
+    warmup_iterations: Annotated[StepsOrNone, OnlyWith("name", "multistep", "poly", "cosine", "constant")] = 0
     """Iterations of linear warm-up; not for onecycle, which has its own."""
-    warmup_factor: Fraction = 0.001
+    warmup_factor: Annotated[Fraction, OnlyWith("warmup_iterations")] = 0.001
     """Factor on the learning rate at the start of the warm-up."""
-    milestones: list[PositiveInt] = []
+    milestones: Annotated[Annotated[list[Steps], Field(max_length=1000)], OnlyWith("name", "multistep")] = []
     """Iterations at which multistep multiplies the learning rate by `gamma`."""
-    gamma: Share = 0.1
+    gamma: Annotated[Share, OnlyWith("milestones")] = 0.1
     """Factor of multistep."""
-    power: PositiveFloat = 0.9
+    power: Annotated[Annotated[float, Field(gt=0, le=100)], OnlyWith("name", "poly")] = 0.9
     """Exponent of poly."""
-    final_factor: Fraction = 0.0
+    final_factor: Annotated[Fraction, OnlyWith("name", "poly", "cosine")] = 0.0
     """Factor on the learning rate at the end of poly and cosine."""
-    warmup_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.3
+    warmup_fraction: Annotated[Annotated[float, Field(gt=0, lt=1)], OnlyWith("name", "onecycle")] = 0.3
     """Part of the iterations over which onecycle rises."""
 
     @model_validator(mode="after")
@@ -141,31 +162,31 @@ class EarlyStopConfig(Section):
 
     metric: Text | None = None
     """The metric that has to improve, such as `val_loss`; null for the one that chooses the best model."""
-    patience: PositiveInt
+    patience: Steps
     """Evaluations in a row that may pass without an improvement; the last of them ends the training."""
-    min_delta: NonNegativeFloat = 0.0
+    min_delta: Weight = 0.0
     """An improvement is better than the best value so far by more than this, in units of the metric."""
 
 
 class TrainConfig(Section):
     """The training loop."""
 
-    iterations: PositiveInt | None = None
+    iterations: Steps | None = None
     """Optimizer steps; null computes them from `epochs`."""
     epochs: Annotated[float, Field(gt=0, le=1e6)] | None = None
     """Passes over the training images, in place of `iterations`, which becomes the smallest number of batches
     that has them all."""
-    batch_size: PositiveInt
+    batch_size: BatchSize
     """Images of one optimizer step, over all processes and accumulated parts."""
-    reference_batch: PositiveInt = 16
+    reference_batch: BatchSize = 16
     """The batch size for which `optimizer.lr` is stated."""
-    accumulate: PositiveInt = 1
+    accumulate: BatchSize = 1
     """Parts into which a batch is cut to fit into memory; their gradients add up."""
     optimizer: OptimizerConfig
     """How the weights change."""
     schedule: ScheduleConfig = ScheduleConfig()
     """How the learning rate changes."""
-    clip_grad_norm: PositiveFloat | None = None
+    clip_grad_norm: Positive | None = None
     """Longest allowed gradient (2-norm over all weights); null for no limit."""
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Decay of the moving average of the weights that is evaluated and saved; null for none."""
@@ -178,17 +199,17 @@ class TrainConfig(Section):
     """Compile the backbone with torch.compile."""
     on_non_finite: Literal["raise", "skip"] = "raise"
     """At a NaN or infinite loss or gradient: end the run, or skip the step (at most three in a row)."""
-    log_every: PositiveInt = 20
+    log_every: Steps = 20
     """Iterations between two lines of the log."""
-    eval_every: NonNegativeInt = 0
+    eval_every: Annotated[StepsOrNone, OnlyWith("/data.val")] = 0
     """Iterations between two evaluations; 0 evaluates at the end only."""
-    save_every: PositiveInt = 5000
+    save_every: Steps = 5000
     """Iterations between two checkpoints; the last one is always saved."""
-    keep_checkpoints: PositiveInt = 2
+    keep_checkpoints: Steps = 2
     """How many of the latest checkpoints are kept."""
-    best_metric: Text | None = None
+    best_metric: Annotated[Text | None, OnlyWith("/data.val")] = None
     """The metric that chooses the best model, such as `segm/AP`, or `val_loss`; null for the task's own."""
-    early_stop: EarlyStopConfig | None = None
+    early_stop: Annotated[EarlyStopConfig | None, OnlyWith("/data.val")] = None
     """When to end before the last iteration; null for never. Needs `eval_every`."""
 
     @model_validator(mode="after")
@@ -202,7 +223,8 @@ class TrainConfig(Section):
         if self.batch_size % self.accumulate:
             raise self.conflict("accumulate", f"must divide batch_size = {self.batch_size}")
         milestones, iterations = self.schedule.milestones, self.iterations
-        if milestones and iterations and milestones[-1] >= iterations:
+        steps = self.schedule.name == "multistep"  # others leave the milestones of a base out
+        if steps and milestones and iterations and milestones[-1] >= iterations:
             raise self.conflict("schedule.milestones", f"must be below train.iterations = {iterations}")
         return self
 
@@ -210,7 +232,7 @@ class TrainConfig(Section):
 class EvalConfig(Section):
     """The evaluation."""
 
-    batch_size: PositiveInt = 1
+    batch_size: BatchSize = 1
     """Images at a time, in each process."""
     loss: bool = False
     """Compute the losses on `data.val` too, the metrics `val_loss` and `val_loss/NAME`: as in training, but
@@ -224,11 +246,11 @@ class RuntimeConfig(Section):
 
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda|cuda:[0-9]+)$")] = "auto"
     """`auto` (CUDA where there is one), `cpu`, `cuda` or `cuda:N`."""
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    seed: Annotated[int, Field(ge=0, le=MAX_SEED)] = 0
     """Start of all random numbers."""
     output_dir: PathText = "output/run"
     """The run folder, relative to the current working directory."""
-    threads: PositiveInt | None = None
+    threads: Annotated[int, Field(gt=0, le=MAX_THREADS)] | None = None
     """CPU threads of a process; null leaves the choice to PyTorch."""
     deterministic: bool = False
     """Use only reproducible algorithms; slower."""

@@ -4,15 +4,38 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, model_validator
 
-from res2net_dense.config.schema import Config, EvalConfig, ModelConfig
+from res2net_dense.config.rare_classes import ClassWeighted, SampledData
+from res2net_dense.config.schema import Config, EvalConfig, Names
 from res2net_dense.config.tiles import TiledData
 from res2net_dense.data.layouts import Parts, VocMasksPart
-from res2net_dense.sections import Range, Text
+from res2net_dense.sections import BelowOne, Classes, Edge, OnlyWith, Range, Scale, Section, Weight
+
+FOCAL_GAMMA = 2.0
 
 
-class SegmenterConfig(ModelConfig):
+class SegmentationLosses(Section):
+    """Weight of each loss of the logits; 0 for none. The second head has the same."""
+
+    cross_entropy: Weight = 1.0
+    """Cross-entropy, the mean over the labelled pixels."""
+    dice: Weight = 0.0
+    """1 - Dice coefficient of each class, the mean over the classes of a batch."""
+    focal: Weight = 0.0
+    """Cross-entropy with less weight on pixels that are nearly right (arXiv 1708.02002)."""
+    lovasz: Weight = 0.0
+    """The Lovasz extension of 1 - IoU of each class, the mean over the classes of a batch (arXiv
+    1705.08790)."""
+
+    @model_validator(mode="after")
+    def _check(self) -> SegmentationLosses:
+        if not (self.cross_entropy or self.dice or self.focal or self.lovasz):
+            raise self.conflict("cross_entropy", "one of the losses must be above 0")
+        return self
+
+
+class SegmenterConfig(ClassWeighted):
     """A network of segmentation_models_pytorch on a backbone of ours."""
 
     arch: Literal[
@@ -29,53 +52,61 @@ class SegmenterConfig(ModelConfig):
         "upernet",
     ]
     """The architecture."""
-    num_classes: PositiveInt | None = None
+    num_classes: Classes | None = None
     """Number of classes, the background counted as one; null takes those of the data set."""
-    output_stride: Literal[8, 16, 32] | None = None
+    output_stride: Annotated[
+        Literal[8, 16, 32] | None, OnlyWith("arch", "deeplabv3plus", "deeplabv3", "pan")
+    ] = None
     """Stride of the backbone's last map; null for the architecture's usual one: 16 for the DeepLabs and PAN,
     32 for the others, which have no choice."""
-    atrous_rates: Annotated[list[PositiveInt], Field(min_length=3, max_length=3)] | None = None
+    atrous_rates: Annotated[
+        Annotated[list[Edge], Field(min_length=3, max_length=3)] | None,
+        OnlyWith("arch", "deeplabv3plus", "deeplabv3"),
+    ] = None
     """Dilation rates of the DeepLabs' pyramid; null for (6, 12, 18), at output stride 8 (12, 24, 36)."""
     norm: Literal["BN", "SyncBN", "GN"] = "BN"
     """Normalization in what is built on the backbone. Batches of one or two images need GN."""
-    aux_weight: NonNegativeFloat = 0.0
+    aux_weight: Weight = 0.0
     """Weight of the loss of a second, simple head on the last map but one, used in training only; 0 for
     none. PSPNet's authors use 0.4."""
-    class_weights: Annotated[list[NonNegativeFloat], Field(min_length=1)] | None = None
-    """Weight of each class in the loss, for rare classes; null for equal ones."""
+    losses: SegmentationLosses = SegmentationLosses()
+    """The losses of the logits."""
+    label_smoothing: BelowOne = 0.0
+    """Share of the target of `losses.cross_entropy` that is spread over all classes."""
+    focal_gamma: Weight = FOCAL_GAMMA
+    """Exponent of `losses.focal`; the larger, the less pixels count that are nearly right."""
     smp: dict[str, Any] = {}
     """Further arguments of the class in segmentation_models_pytorch, such as `decoder_channels: 128`."""
 
     @model_validator(mode="after")
-    def _check(self) -> SegmenterConfig:
-        weights, count = self.class_weights, self.num_classes
-        if weights is not None and count is not None and len(weights) != count:
-            raise self.conflict("class_weights", f"must be one for each of {count} classes")
-        if weights is not None and not any(weights):
-            raise self.conflict("class_weights", "at least one must be above 0")
+    def _check_losses(self) -> SegmenterConfig:
+        if self.label_smoothing and not self.losses.cross_entropy:
+            raise self.conflict("label_smoothing", "needs model.losses.cross_entropy above 0")
+        if self.focal_gamma != FOCAL_GAMMA and not self.losses.focal:
+            raise self.conflict("focal_gamma", "needs model.losses.focal above 0")
         return self
 
 
-class SegmentationData(TiledData):
+class SegmentationData(SampledData, TiledData):
     """The images, and how they are prepared."""
 
     train: Parts[VocMasksPart] | None = None
     """The part to learn from; null where nothing is trained."""
     val: Parts[VocMasksPart] | None = None
     """The part to evaluate on; null for none."""
-    class_names: Annotated[list[Text], Field(min_length=1)] | None = None
+    class_names: Names | None = None
     """Names of the classes in the order of their labels, the background included; null takes them from
     `class_names.txt` or `labelmap.txt` in the data set's folder."""
-    crop_size: PositiveInt = 513
+    crop_size: Edge = 513
     """Side of the square that is cut out of an image in training."""
-    base_size: PositiveInt | None = None
+    base_size: Edge | None = None
     """Length of an image's shorter edge before it is scaled at random; null takes images as they are."""
     scale: Range = (0.5, 2.0)
     """Smallest and largest factor by which an image is scaled at random before the crop."""
-    min_size_test: PositiveInt | None = None
+    min_size_test: Edge | None = None
     """Length of the shorter edge in evaluation; null takes images as they are. The result has the image's
     own size in any case."""
-    max_size_test: PositiveInt = 2048
+    max_size_test: Edge = 2048
     """The longer edge never exceeds this in evaluation."""
 
     @model_validator(mode="after")
@@ -87,19 +118,19 @@ class SegmentationData(TiledData):
 class SegmentationEval(EvalConfig):
     """The evaluation."""
 
-    scales: Annotated[list[PositiveFloat], Field(min_length=1)] = [1.0]
+    scales: Annotated[list[Scale], Field(min_length=1, max_length=100)] = [1.0]
     """Sizes, as factors, at which each image is seen; the results are averaged."""
     flip: bool = False
     """See the mirrored image too."""
-    window: PositiveInt | None = None
+    window: Edge | None = None
     """Side of the window that slides over the resized image; null sees the whole image at once."""
-    window_stride: PositiveInt | None = None
+    window_stride: Annotated[Edge | None, OnlyWith("window")] = None
     """Pixels from one window to the next; null for two thirds of `window`."""
 
     @model_validator(mode="after")
     def _check_window(self) -> SegmentationEval:
-        if self.window_stride is not None and (self.window is None or self.window_stride > self.window):
-            raise self.conflict("window_stride", "must not exceed eval.window, which it needs")
+        if self.window_stride and self.window and self.window_stride > self.window:
+            raise self.conflict("window_stride", f"must not exceed eval.window = {self.window}")
         return self
 
 

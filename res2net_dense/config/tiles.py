@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import NonNegativeInt, PositiveInt, model_validator
+from pydantic import Field, model_validator
 
 from res2net_dense.config.schema import DataConfig
-from res2net_dense.sections import Fraction, Section
+from res2net_dense.limits import MAX_PIXELS
+from res2net_dense.sections import Edge, Fraction, OnlyWith, Section
 
 
 class TilesConfig(Section):
     """How images that are larger than a tile are divided; every tile is then resized as an image would be."""
 
-    size: PositiveInt
+    size: Edge
     """Side of a tile in pixels of the image as it is."""
-    overlap: NonNegativeInt = 0
+    overlap: Annotated[int, Field(ge=0, le=MAX_PIXELS)] = 0
     """Pixels that neighbouring tiles share in evaluation and prediction. Objects up to this size are seen
     whole by one tile at least."""
     train: Literal["random", "grid", "none"] = "random"
@@ -32,7 +33,7 @@ class TilesConfig(Section):
 class DetectionTilesConfig(TilesConfig):
     """How images that are larger than a tile are divided; every tile is then resized as an image would be."""
 
-    min_visible: Fraction = 0.4
+    min_visible: Annotated[Fraction, OnlyWith("train", "random", "grid")] = 0.4
     """Share of an object's box that must be inside a tile for the object to be learned there, clipped to the
     tile; below it the object counts as background."""
 

@@ -18,7 +18,7 @@ from running import assert_one_line, run_afresh
 
 from res2net_dense.cli import _benchmark as tool
 from res2net_dense.cli._model_table import multiply_adds
-from res2net_dense.cli._shared import parse_size, positive
+from res2net_dense.cli._shared import parse_size, whole
 from res2net_dense.config import load_config, parse_config
 from res2net_dense.errors import ConfigError, Res2NetDenseError
 from res2net_dense.tasks import get_task
@@ -90,13 +90,13 @@ def test_a_file_that_cannot_be_written_is_an_error_before_the_work(tmp_path):
 def test_sizes_and_counts_of_the_command_line():
     assert parse_size("224") == (224, 224)
     assert parse_size("480x640") == (480, 640)
-    assert positive("12") == 12
+    assert whole(1, 99)("12") == 12
     for parse, texts in (
         (parse_size, ["", "0", "12x", "1x2x3", "-5", "a", "224X0"]),
-        (positive, ["0", "-1", "a"]),
+        (whole(1, 99), ["0", "-1", "a", "100"]),
     ):
         for text in texts:
-            with pytest.raises(argparse.ArgumentTypeError, match="is not a"):
+            with pytest.raises(argparse.ArgumentTypeError, match="is not an?"):
                 parse(text)
 
 
@@ -394,8 +394,8 @@ def test_training_and_a_config_are_measured(capsys, tmp_path):
 
 
 def test_too_little_memory_is_one_line(run_tool):
-    process = run_tool(TOOL, "--model", TINY, "--size", "10000000", "--formats", "eager")
+    process = run_tool(TOOL, "--model", TINY, "--size", "32000", "--batch", "100000", "--formats", "eager")
     assert process.returncode == 1
     assert "Traceback" not in process.stderr
-    assert f"[1/2] {TINY}, batch 1, 10000000x10000000" in process.stderr
+    assert f"[1/1] {TINY}, batch 100000, 32000x32000" in process.stderr
     assert process.stderr.splitlines()[-1].startswith("error: not enough memory; lower the number of images")
