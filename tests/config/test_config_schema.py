@@ -114,7 +114,11 @@ BOXES, CLASSES, MAPS, SALIENT = "detection", "classification", "semantic_segment
         (BOXES, "backbone.dcn_stages=res3", "backbone.dcn_stages = 'res3': should be a valid list"),
         (BOXES, "backbone.norm_eps=1.0", "backbone.norm_eps = 1.0: should be less than 1"),
         (BOXES, "backbone.stage_split=never", "backbone.stage_split"),
-        (BOXES, "model={arch: faster_rcnn, mask_head_convs: 2}", "unknown key 'model.mask_head_convs'"),
+        (
+            BOXES,
+            "model={arch: faster_rcnn, mask_head_convs: 2}",
+            "unknown key 'model.mask_head_convs': only mask_rcnn has it",
+        ),
         (BOXES, "model.arch=yolo", "model.arch = 'yolo': expected one of 'mask_rcnn', 'faster_rcnn'"),
         (BOXES, "model.anchor_sizes=[1, 2]", "model.anchor_sizes"),
         (BOXES, "model.anchor_sizes=[1, 2, 3, 4, -5]", "model.anchor_sizes[4] = -5"),
