@@ -20,8 +20,11 @@ _NONE = type(None)
 _PLAIN: dict[str, dict[str, tuple[type, ...]]] = {
     "best": {"metric": (str,), "value": (float,), "iteration": (int,)},
     "early_stop": {
-        **{"metric": (str,), "value": (float, _NONE), "iteration": (int, _NONE)},
-        **{"waited": (int,), "last": (int,)},
+        "metric": (str,),
+        "value": (float, _NONE),
+        "iteration": (int, _NONE),
+        "waited": (int,),
+        "last": (int,),
     },
     "anchor": {"iteration": (int,), "factor": (float,)},
 }
