@@ -133,6 +133,15 @@ class Prediction(TypedDict, total=False):
     """(num_classes,) float32."""
 
 
+class ClassRows(NamedTuple):
+    """How the rows (the first axis) of a layer's tensors belong to classes, in the order of their labels."""
+
+    each: int = 1
+    """Rows of a class."""
+    background: int = 0
+    """Rows after those of the classes that are of no class."""
+
+
 class Merger(Protocol):
     """What makes the prediction for an image out of those for its tiles, which come in their order."""
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -26,7 +25,7 @@ from res2net_dense.data.pixels import RGB, PixelFormat
 from res2net_dense.data.tiles import TileSize, TileSource, TrainTiles, grids, read_tile
 from res2net_dense.data.workers import TIMEOUT, WorkerBatches
 from res2net_dense.errors import ConfigError, DatasetError
-from res2net_dense.opening import note, noted
+from res2net_dense.opening import note_sample
 from res2net_dense.types import Sample, Source, Tile
 
 Key = tuple[int, ...]
@@ -332,13 +331,6 @@ class _Files(list[str]):
 
 def _chunks(keys: Sequence[Any], size: int) -> list[list[Any]]:
     return [list(keys[first : first + size]) for first in range(0, len(keys), size)]
-
-
-def note_sample(source: Source, index: int) -> None:
-    """Note the sample that this process reads from now on, by its file where it has one."""
-    note(f"sample {index} of {getattr(source, 'name', 'the images')}")
-    with suppress(DatasetError, AttributeError):  # what is wrong with it is told by reading it
-        note(source.file(index) or noted())
 
 
 def _loader(

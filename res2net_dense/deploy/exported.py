@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from res2net_dense.deploy.description import Description, Run
 from res2net_dense.deploy.export import FORMATS, MODULES, format_of
+from res2net_dense.deploy.hashes import check_hashes
 from res2net_dense.errors import ConfigError, ExportError, MissingDependencyError
 from res2net_dense.types import Prediction, Sample
 
@@ -133,6 +134,8 @@ def is_exported(path: str | Path) -> bool:
 def open_exported(path: str | Path, find_decoder: Callable[[str], Decoder]) -> ExportedModel:
     """Open an exported file of ours: ONNX, OpenVINO, torch.export or TorchScript.
 
+    Its bytes are compared with the hashes in FILE.json; a warning says that this file is not there.
+
     Files of the latter two are programs: open those of people you trust; their modules say more.
 
     Args:
@@ -151,6 +154,7 @@ def open_exported(path: str | Path, find_decoder: Callable[[str], Decoder]) -> E
     if not path.is_file():
         what = "is a folder" if path.exists() else "does not exist"
         raise ExportError(f"{path} {what}; make the file with `res2net-dense export --output {path}`")
+    check_hashes(path)
     try:
         text, run = module.open_file(path)
     except (ExportError, MissingDependencyError):

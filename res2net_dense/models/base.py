@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from res2net_dense.errors import ConfigError
 from res2net_dense.models.norms import single_values_explained
-from res2net_dense.types import Losses, Prediction, Sample
+from res2net_dense.types import ClassRows, Losses, Prediction, Sample
 
 PIXEL_MEAN = (123.675, 116.28, 103.53)
 PIXEL_STD = (58.395, 57.12, 57.375)
@@ -30,6 +30,8 @@ class ImageModel(nn.Module, ABC):
     size_setting: ClassVar[str]
     """The setting of the images' size in training."""
     norm_settings: ClassVar[str] = "backbone.norm and model.norm"
+    class_layers: ClassVar[Mapping[str, ClassRows]] = {}
+    """The layers that depend on the classes, by their names."""
 
     def __init__(
         self, pixel_mean: Sequence[float] = PIXEL_MEAN, pixel_std: Sequence[float] = PIXEL_STD

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from torchvision.transforms import v2
 from res2net_dense.backbones.registry import Classifier, create_classifier
 from res2net_dense.convert import load_backbone_weights
 from res2net_dense.models.base import ImageModel, check_class_weights
-from res2net_dense.types import Losses, Prediction, Sample
+from res2net_dense.types import ClassRows, Losses, Prediction, Sample
 
 
 class ClassificationModel(ImageModel):
@@ -31,6 +31,7 @@ class ClassificationModel(ImageModel):
 
     size_setting = "data.crop_size"
     norm_settings = "backbone.norm"
+    class_layers: ClassVar = {"backbone.fc": ClassRows()}
 
     def __init__(
         self,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +20,7 @@ from res2net_dense.integrations.detectron2 import (  # first: a clear message wh
     build_fpn,
 )
 from res2net_dense.models.base import PIXEL_MEAN, PIXEL_STD, check_class_weights
-from res2net_dense.types import Losses, Prediction, Sample
+from res2net_dense.types import ClassRows, Losses, Prediction, Sample
 
 # isort: split
 from detectron2.config import CfgNode, get_cfg
@@ -57,7 +57,7 @@ OWNED = {key: f"model.{name}" for name, key in SETTINGS.items()} | {
     "MODEL.BACKBONE.NAME": "backbone.name",
     "MODEL.BACKBONE.FREEZE_AT": "backbone.freeze_at",
     "MODEL.DEVICE": "runtime.device",
-    "MODEL.WEIGHTS": "backbone.weights",
+    "MODEL.WEIGHTS": "backbone.weights, or model.weights for a whole detector",
     "MODEL.MASK_ON": "model.arch",
     "MODEL.PIXEL_MEAN": "model.pixel_mean",
     "MODEL.PIXEL_STD": "model.pixel_std",
@@ -86,10 +86,27 @@ _FPN_RCNN = {
 """What makes detectron2's default configuration an R-CNN with FPN, as in its `Base-RCNN-FPN.yaml`."""
 
 
+_CLASS_LAYERS = {"cls_score": ClassRows(background=1), "bbox_pred": ClassRows(4), "predictor": ClassRows()}
+"""By detectron2's names."""
+
+
 class RCNN(GeneralizedRCNN):  # type: ignore[misc]  # detectron2 is untyped
     """detectron2's `GeneralizedRCNN` that takes `Sample`s and returns losses or `Prediction`s; same
     state-dict keys.
     """
+
+    backbone_path: ClassVar[str] = "backbone.bottom_up.net"
+
+    @property
+    def class_layers(self) -> dict[str, ClassRows]:
+        """The layers that depend on the classes, by their names; not those that serve all."""
+        count = self.roi_heads.num_classes
+        found = {}
+        for name, module in self.roi_heads.named_modules(prefix="roi_heads"):
+            rows = _CLASS_LAYERS.get(name.split(".")[-1])
+            if rows and len(module.weight) == rows.each * count + rows.background:
+                found[name] = rows
+        return found
 
     def forward(self, batch: Sequence[Sample]) -> Losses | list[Prediction]:
         """See `res2net_dense.types`. Boxes and masks of the predictions are at each image's original size."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +26,7 @@ from res2net_dense.models.norms import replace_norms
 from res2net_dense.models.resizing import fitted, resized, rounded_up
 from res2net_dense.models.segmentation_losses import SegmentationCriterion
 from res2net_dense.models.semantic_inference import class_probabilities, resized_argmax
-from res2net_dense.types import IGNORE_INDEX, Losses, Prediction, Sample, is_part
+from res2net_dense.types import IGNORE_INDEX, ClassRows, Losses, Prediction, Sample, is_part
 
 # isort: split
 import segmentation_models_pytorch as smp
@@ -79,6 +79,7 @@ class SegmentationModel(ImageModel):
     """
 
     size_setting = "data.crop_size"
+    class_layers: ClassVar = {"segmentation_head.0": ClassRows(), "aux_head.4": ClassRows()}
 
     def __init__(
         self,

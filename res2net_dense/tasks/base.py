@@ -18,7 +18,6 @@ from PIL import Image
 from torch import Tensor, nn
 
 from res2net_dense.config import Config
-from res2net_dense.convert import check_weights
 from res2net_dense.data.layouts import open_source
 from res2net_dense.data.loaders import (
     BatchLoader,
@@ -46,6 +45,7 @@ from res2net_dense.tasks.metric import Metric as Metric  # it is part of what a 
 from res2net_dense.tasks.pixels import measured, pixel_format
 from res2net_dense.tasks.rare_classes import image_repeats, with_class_weights, without_class_weights
 from res2net_dense.tasks.settings import updated
+from res2net_dense.tasks.starting import check_start
 from res2net_dense.tasks.watching import check_metrics, check_watched
 from res2net_dense.types import Merger, Prediction, ReportingEvaluator, Sample, Source, Tile
 
@@ -251,8 +251,8 @@ class Task(ABC, Generic[C]):
         """Raise the first error that a config shows without any data: in backbone, architecture, or weights
         (where they will be needed).
         """
-        if weights and config.backbone.weights:
-            check_weights(config.backbone.name, config.backbone.weights)
+        if weights:
+            check_start(config)
         if config.model.num_classes is None:
             config = without_class_weights(config)
             config = updated(config, model={"num_classes": self.usual_classes})
@@ -262,7 +262,7 @@ class Task(ABC, Generic[C]):
         with torch.device("meta"):
             self.build_model(config, load_weights=False)
 
-    def prepare(self, config: C, *, training: bool = True, inspect: bool = True) -> C:
+    def prepare(self, config: C, *, training: bool = True, inspect: bool = True, weights: bool = True) -> C:
         """Check config and data before a run; return the config with the settings derived from the data.
 
         Args:
@@ -270,10 +270,11 @@ class Task(ABC, Generic[C]):
             training: False leaves the training set alone; without class names in the config those of the
                 validation set are taken.
             inspect: whether the header of every image is read.
+            weights: whether a training starts from those in the config, which must be there then.
         """
         if training:
             check_watched(config)
-            self.check(config)
+            self.check(config, weights=weights)
         config = measured(self, config, training=training)
         source = self.open_source(config, train=training)
         config = self.adapt(config, source)
@@ -282,7 +283,9 @@ class Task(ABC, Generic[C]):
             sources["data.val"] = self.open_source(config, train=False)
         if inspect:
             skip = "data.train" if training and config.data.on_error == "skip" else None
-            check_data(sources, skip=skip)  # better now than after a day of training
+            check_data(
+                sources, skip=skip, timeout=config.data.timeout
+            )  # better now than after a day of training
         config = with_class_weights(self, config, sources.get("data.train"))
         # Those of the first source are about the class names that the data have.
         for remark in dict.fromkeys(remark for one in (source, *sources.values()) for remark in one.remarks):

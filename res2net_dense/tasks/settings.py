@@ -32,7 +32,29 @@ def network_settings(config: Config, load_weights: bool) -> dict[str, Any]:
     backbone = config.backbone.model_dump(exclude_defaults=True)
     backbone |= {"norm": config.backbone.norm, "freeze_at": config.backbone.freeze_at}
     backbone |= {"in_channels": config.data.channels} if config.data.channels != 3 else {}
-    model = config.model.model_dump()
+    backbone |= {} if load_weights else {"weights": None}
+    model = config.model.model_dump(exclude={"weights"})
     if not isinstance(model.get("class_weights", []), list):
         model["class_weights"] = None  # not yet numbers, see `rare_classes`: nothing is trained
-    return {"backbone": backbone | ({} if load_weights else {"weights": None}), **model}
+    return {"backbone": backbone, **model}
+
+
+def on_split(config: C, split: str) -> C:
+    """Return the config with `data.val` on other images: those of `data.train`, or those of another split of
+    the same data.
+
+    Raises:
+        ConfigError: there are no such images.
+    """
+    if split == "train" and config.data.train is not None:
+        return updated(config, data={"val": config.data.train})
+    parts: Any = config.data.val
+    if not parts:
+        raise ConfigError(
+            f"--split {split}: data.val is not set, so it has no splits; set it to these images"
+        )
+    if not all(hasattr(part, "split") for part in parts):
+        raise ConfigError(
+            f"--split {split}: the data in data.val have no splits; name these images with data.val=..."
+        )
+    return updated(config, data={"val": [part.model_copy(update={"split": split}) for part in parts]})
