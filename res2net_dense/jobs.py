@@ -16,10 +16,12 @@ from res2net_dense.config import Config
 from res2net_dense.engine import distributed
 from res2net_dense.engine.distributed import print_rank0
 from res2net_dense.engine.lr_finder import LrCurve, sweep_lr
+from res2net_dense.engine.metric_log import is_results
 from res2net_dense.engine.run_folder import open_run_folder, own_folder
 from res2net_dense.engine.terminal import outlasting_terminal
 from res2net_dense.engine.trainer import LoopOptions
 from res2net_dense.errors import ConfigError, counted
+from res2net_dense.outputs import Outputs
 from res2net_dense.tasks import get_task, training
 from res2net_dense.tasks.automatic import fit_batch, suit_little_data
 from res2net_dense.tasks.base import warn_rank0
@@ -152,6 +154,7 @@ def evaluate(
     save_predictions: bool = False,
     split: str | None = None,
     precision: float | None = None,
+    overwrite: bool = False,
 ) -> EvaluationResult:
     """Score a model on `data.val`, or on other images.
 
@@ -168,6 +171,7 @@ def evaluate(
             `test`; the scores go to `results_<split>.json`. None for `data.val`.
         precision: also find the lowest threshold of each class with this precision, in (0, 1], and write them
             to `thresholds.json`.
+        overwrite: replace files there that are not of a run or an earlier evaluation, too.
 
     Raises:
         Res2NetDenseError: whatever a user can correct.
@@ -184,8 +188,15 @@ def evaluate(
                 f"{job.weights.path} is an exported file, which has no losses: eval.loss has no effect"
             )
             prepared = updated(prepared, eval={"loss": False})
+        folder = Path(prepared.runtime.output_dir)
+        source = job.task.open_source(prepared, train=False)
+        images = (source.file(index) for index in range(len(source)))
+        outputs = Outputs(folder, inputs=[job.weights.path, *images], overwrite=overwrite)
+        results = f"results_{re.sub('[^0-9A-Za-z.-]', '_', split)}.json" if split else "results.json"
+        outputs.claim([folder / results], own=is_results)
+        outputs.claim([folder / "thresholds.json"] if precision is not None else [])
         describe_data(job.task, prepared, training=False)
-        with own_folder(prepared.runtime.output_dir):
+        with own_folder(folder):
             print_rank0(f"evaluating {job.weights.path}")
             model = job.model(prepared)
             metrics, table = training.evaluate_only(
@@ -194,7 +205,8 @@ def evaluate(
                 model,
                 save_predictions=save_predictions,
                 precision=precision,
-                results=f"results_{re.sub('[^0-9A-Za-z.-]', '_', split)}.json" if split else "results.json",
+                results=results,
+                outputs=outputs,
             )
         as_expected = training.check_expected(prepared, metrics)
     return EvaluationResult(job.weights.path, metrics, table, as_expected)

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -167,7 +167,7 @@ class SemanticSegmentation(Task[SegmentationConfig]):
             for label, area in sorted(areas.items())
         ]
 
-    def summary(self, records: Sequence[Mapping[str, Any]], class_names: Sequence[str], score: float) -> str:
+    def summary(self, records: Iterable[Mapping[str, Any]], class_names: Sequence[str], score: float) -> str:
         found = {record["category_id"] for record in records}
         return f"{len(found)} of {len(class_names)} classes found"
 
