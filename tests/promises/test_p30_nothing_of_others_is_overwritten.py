@@ -195,7 +195,7 @@ INPUTS = {
         ("classification/model.safetensors", "out/classes.csv"),
     ],
     "evaluate": [("classification/model.safetensors", "out/results.json")],
-    "export": [("classification/model.safetensors", "out/m.torchscript")],
+    "export": [("classification/model.safetensors", "out/m.pt2")],
     "convert": [("net.pth", "out/new.safetensors"), ("net.pth", "out/r.json")],
     "split": [("coco/annotations/train.json", "out/val.json")],
     "classify": [("coco/val/000001.png", "out/c.json")],
