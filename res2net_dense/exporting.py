@@ -18,6 +18,7 @@ from res2net_dense.data.images import list_images
 from res2net_dense.deploy.description import Description, describe_input
 from res2net_dense.deploy.export import MODULES, format_of
 from res2net_dense.deploy.export import export as write_export
+from res2net_dense.deploy.hashes import description_file, hashes_of
 from res2net_dense.deploy.parity import ParityReport, gate
 from res2net_dense.deploy.quantize import quantize
 from res2net_dense.errors import ConfigError, DatasetError, ExportError, Res2NetDenseError, shown
@@ -117,12 +118,14 @@ def export(
             description = description.model_copy(update={"precision": "int8"})
             quantize(draft, draft, work.calibration_images(photos, description.size))
             parity = gate(work.graph, draft, work.job.task, images, model=work.model, name=output)
+        hashes = hashes_of(draft, sorted(Path(folder).iterdir()))
+        document = {**description.model_dump(mode="json"), "sha256": hashes, "parity": parity.to_dict()}
+        about = description_file(draft)
+        about.write_text(json.dumps(document, indent=1, allow_nan=False))
         scores = work.score(draft, output, max_drop) if scored else None
-        document = {**description.model_dump(mode="json"), "parity": parity.to_dict()}
         if scores:
             document["eval"] = scores.to_dict()
-        text = json.dumps(document, indent=1, allow_nan=False)
-        draft.with_name(f"{output.name}.json").write_text(text)
+        about.write_text(json.dumps(document, indent=1, allow_nan=False))
         made = sorted(Path(folder).iterdir())
         total = sum(file.stat().st_size for file in made if file.suffix != ".json")
         files = [output.with_name(file.name) for file in made]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
@@ -55,6 +56,14 @@ def write_atomically(
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def cannot_write(path: Path, needed: int, error: OSError) -> str:
+    """What a message says of a file of `needed` bytes that could not be written, and what to do."""
+    place = next(folder for folder in path.absolute().parents if folder.exists())
+    free, full = shutil.disk_usage(place).free, error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    remedy = "make room" if full else "check the folder"
+    return f"cannot write {path}: {error.strerror}; it needs {needed} bytes, {free} are free: {remedy}"
 
 
 def draft_of(path: Path) -> Path:

@@ -19,7 +19,9 @@ from res2net_dense.deploy.exported import ExportedModel, is_exported, open_expor
 from res2net_dense.engine.checkpointer import Checkpointer
 from res2net_dense.errors import CheckpointError, ConfigError, ExportError, first_few
 from res2net_dense.tasks import get_task, resuming, training
-from res2net_dense.tasks.base import Task, updated
+from res2net_dense.tasks.base import Task
+from res2net_dense.tasks.settings import updated
+from res2net_dense.tasks.starting import open_model
 from res2net_dense.weight_files import WeightFile, load_weights_into, open_weights
 
 _log = logging.getLogger(__name__)
@@ -164,18 +166,21 @@ def open_job(
     check_overrides(overrides)
     opened: WeightFile | ExportedModel | None = None
     path = None if weights is None else Path(os.path.expanduser(weights))
+    saved = config is None
     if path is not None and path.is_dir():
         config, overrides = path / "config.yaml" if config is None else config, [*write_to(path), *overrides]
-        opened = _open_best(path)
+        opened = open_model(path)
     elif path is not None:
         opened = load_exported(path) if is_exported(path) else open_weights(path)
     if config is not None:
-        loaded = read_config(config, overrides)
+        loaded = read_config(config, overrides, saved=saved)
     elif opened is None:
         raise ConfigError("--config is missing; only weights (--weights FILE) bring their own configuration")
     elif carried := _carried(opened):
         # A folder of its own: the scores of a file are not those of its run.
-        loaded = parse_config(carried, source=str(path), overrides=[*write_to(f"{path}.eval"), *overrides])
+        loaded = parse_config(
+            carried, source=str(path), overrides=[*write_to(f"{path}.eval"), *overrides], saved=True
+        )
     else:
         raise ConfigError(f"{path} carries no configuration: give the one of its run with --config")
     threads = torch.get_num_threads()
@@ -207,10 +212,10 @@ def load_exported(path: str | Path) -> ExportedModel:
     return open_exported(path, find)
 
 
-def read_config(config: ConfigLike, overrides: Sequence[str]) -> Config:
-    """Return the configuration that `config` means, with the overrides."""
+def read_config(config: ConfigLike, overrides: Sequence[str], *, saved: bool = False) -> Config:
+    """Return the configuration that `config` means, with the overrides; see `config.parse_config`."""
     if isinstance(config, (str, Path)):
-        return load_config(config, overrides)
+        return load_config(config, overrides, saved=saved)
     content = config_to_dict(config) if isinstance(config, Config) else config
     if not isinstance(content, Mapping):
         raise ConfigError(f"a {type(content).__name__} is not a configuration: pass a path, a name or a dict")
@@ -226,17 +231,6 @@ def check_overrides(overrides: Sequence[str]) -> None:
 def write_to(folder: str | Path | None) -> list[str]:
     """The override that names the run folder."""
     return [f"runtime.output_dir={json.dumps(str(folder))}"] if folder else []
-
-
-def _open_best(folder: Path) -> WeightFile:
-    """Open the best model in a run folder, or its newest whole checkpoint."""
-    best = folder / "model_best.safetensors"
-    file = open_weights(best) if best.is_file() else Checkpointer(folder).open_latest()
-    if file is None:
-        raise CheckpointError(
-            f"{folder} has no model_best.safetensors and no checkpoint: is it a run folder?"
-        )
-    return file
 
 
 def _find_weights(config: Config) -> Job:
@@ -281,7 +275,7 @@ def _warn_of_built_in(exported: ExportedModel, config: Config) -> None:
     if exported.description.task != config.task:  # an error follows that explains all differences
         return
     for key, (old, new) in resuming.changes(_carried(exported), config).items():
-        is_built_in = any(_is_below(key, section) for section in _BUILT_IN) and key != "backbone.weights"
+        is_built_in = any(_is_below(key, section) for section in _BUILT_IN) and not key.endswith(".weights")
         if is_built_in and new is not None:
             _log.warning("%s was exported with %s=%s: %s has no effect", exported.path, key, old, new)
 

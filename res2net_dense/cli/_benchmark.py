@@ -37,7 +37,8 @@ from res2net_dense.errors import ConfigError, Res2NetDenseError, one_line
 from res2net_dense.evaluation.tables import align
 from res2net_dense.outputs import output_file
 from res2net_dense.tasks import get_task
-from res2net_dense.tasks.base import Task, updated
+from res2net_dense.tasks.base import Task
+from res2net_dense.tasks.settings import updated
 
 _PROCESS = Path("/proc/self")
 ALLOWED = {"logits fp32": 1e-3, "logits bf16": 0.15, "detections fp32": 0.05, "gradient fp32": 1e-6}

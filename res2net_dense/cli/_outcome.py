@@ -86,7 +86,8 @@ class Outcome:
             "height": sample["original_height"],
             "width": sample["original_width"],
         }
-        records, joins = list[dict[str, Any]](), list[int]()
+        records: list[dict[str, Any]] = []
+        joins: list[int] = []
         for record in self.task.to_records(prediction, image["id"]):
             label = record["category_id"] - self.task.first_category_id
             if self._joins[label] and (self.known is None or entry is not None):

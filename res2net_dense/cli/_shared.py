@@ -24,11 +24,13 @@ def add_config_arguments(parser: argparse.ArgumentParser, *, carried: bool = Fal
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as train.batch_size=2")
 
 
-def add_run_arguments(parser: argparse.ArgumentParser, when: str = "") -> None:
-    """Add the arguments of a run that may be an evaluation; `when` it is one, `--weights` has a meaning."""
+def add_run_arguments(parser: argparse.ArgumentParser, when: str = "", *, start: str = "") -> None:
+    """Add the arguments of a run that may be an evaluation; the words tell `when` it is one, and what
+    `--weights` means otherwise (`start`).
+    """
     add_config_arguments(parser, carried=True)
     usual = "default: the newest checkpoint; without one, a classifier's backbone.weights"
-    what = f"{when}a weight file, a run folder or an exported file; {usual}"
+    what = f"{when}a weight file, a run folder or an exported file; {usual}{start}"
     parser.add_argument("--output-dir", metavar="DIR", help="run folder (runtime.output_dir)")
     parser.add_argument("--weights", metavar="PATH", help=what)
     what = f"{when}write the predictions on data.val into the run folder too"
@@ -74,15 +76,19 @@ def whole(low: int, high: int) -> Callable[[str], int]:
     return whole_number
 
 
-def share(text: str) -> float:
-    """A number from 0 to 1."""
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    if not 0 <= number <= 1:
-        raise argparse.ArgumentTypeError(f"{shown(text)} is not a number from 0 to 1")
-    return number
+def real(low: float, high: float) -> Callable[[str], float]:
+    """The type of an argument that takes the numbers from `low` to `high`."""
+
+    def real_number(text: str) -> float:
+        try:
+            number = float(text)
+        except ValueError:
+            number = math.nan
+        if not low <= number <= high:
+            raise argparse.ArgumentTypeError(f"{shown(text)} is not a number from {low:g} to {high:g}")
+        return number
+
+    return real_number
 
 
 SEED = whole(0, MAX_SEED)

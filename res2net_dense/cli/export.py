@@ -21,7 +21,7 @@ from res2net_dense.cli._shared import (
     add_config_arguments,
     add_overwrite_argument,
     parse_size,
-    share,
+    real,
     whole,
 )
 from res2net_dense.errors import ConfigError
@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--int8", action="store_true", help="quantize (onnx; segmentation and saliency)")
     add("--calibration", metavar="PATH", help="images for --int8: a folder or a quoted glob")
     add("--eval", action="store_true", help="score the model and the file on data.val")
-    add("--max-drop", type=share, metavar="X", help=drop)
+    add("--max-drop", type=real(0, 1), metavar="X", help=drop)
     add_overwrite_argument(parser)
 
 

@@ -28,7 +28,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from res2net_dense.cli._shared import add_config_arguments, add_overwrite_argument, share
+from res2net_dense.cli._shared import add_config_arguments, add_overwrite_argument, real
 
 SAVED_FORMATS = ("coco", "voc", "yolo", "png", "polygons", "csv")
 """The keys of `report.formats.FORMATS`, here so that parsing a command does not import torch."""
@@ -41,7 +41,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--input", required=True, metavar="PATH", help="an image, a folder or a quoted glob")
     add("--output", required=True, metavar="FOLDER", help="where overlays and predictions.json go")
     what = "lowest score of a detection that is drawn or saved as an annotation (voc, yolo, png, polygons); "
-    add("--score", type=share, default=0.5, help=f"{what}predictions.json and coco_results.json have all")
+    add(
+        "--score", type=real(0, 1), default=0.5, help=f"{what}predictions.json and coco_results.json have all"
+    )
     formats = ", ".join(SAVED_FORMATS)
     what = f"other formats to write, joined by commas: {formats}"
     add("--save", type=_formats, action="extend", default=[], metavar="FORMATS", help=what)
