@@ -6,22 +6,27 @@ evaluate(result.folder).metrics["bbox/AP"]
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from res2net_dense.config import Config
 from res2net_dense.engine import distributed
 from res2net_dense.engine.distributed import print_rank0
 from res2net_dense.engine.lr_finder import LrCurve, sweep_lr
+from res2net_dense.engine.metric_log import is_results
 from res2net_dense.engine.run_folder import open_run_folder, own_folder
+from res2net_dense.engine.terminal import outlasting_terminal
 from res2net_dense.engine.trainer import LoopOptions
 from res2net_dense.errors import ConfigError, counted
+from res2net_dense.outputs import Outputs
 from res2net_dense.tasks import get_task, training
 from res2net_dense.tasks.automatic import fit_batch, suit_little_data
-from res2net_dense.tasks.base import updated, warn_rank0
+from res2net_dense.tasks.base import warn_rank0
 from res2net_dense.tasks.sanity import describe_data
+from res2net_dense.tasks.settings import on_split, updated
 from res2net_dense.trained import ConfigLike, check_overrides, open_job, read_config, write_to
 
 
@@ -89,6 +94,7 @@ def train(
 
     Raises:
         Res2NetDenseError: whatever a user can correct; the errors that the config alone shows come first.
+        SystemExit: 143 after SIGTERM, 130 after SIGINT, 129 after SIGHUP, while it trains; it is saved then.
     """
     check_overrides(overrides)
     if auto_batch and resume:
@@ -99,10 +105,10 @@ def train(
     if extend and not resume:
         raise ConfigError("extend (--extend) goes with resume (--resume): it changes how a run continues")
     loaded = read_config(config, [*overrides, *write_to(output_dir)])
-    try:
+    with outlasting_terminal() as terminal, distributed.leaving_group():
         device = training.set_up_device(loaded)
         task = get_task(loaded.task)
-        loaded = task.prepare(loaded)
+        loaded = task.prepare(loaded, weights=not resume)  # a checkpoint has all weights
         if auto:
             loaded = _suited(loaded, overrides)
         if auto_batch:
@@ -119,10 +125,10 @@ def train(
             )
             return TrainingResult(run, metrics, as_expected=True)
         with open_run_folder(loaded.runtime.output_dir, resume=resume) as run:
+            if distributed.is_main():
+                terminal.keep_note_in(run)
             metrics = training.train_and_evaluate(loaded, device, run, resume=resume, extend=extend)
         return TrainingResult(run, metrics, training.check_expected(loaded, metrics))
-    finally:
-        distributed.shutdown()
 
 
 def _suited(config: Config, overrides: Sequence[str]) -> Config:
@@ -146,8 +152,11 @@ def evaluate(
     overrides: Sequence[str] = (),
     output_dir: str | Path | None = None,
     save_predictions: bool = False,
+    split: str | None = None,
+    precision: float | None = None,
+    overwrite: bool = False,
 ) -> EvaluationResult:
-    """Score a model on `data.val`.
+    """Score a model on `data.val`, or on other images.
 
     Args:
         weights: a run folder, a weight file of a whole model, or an exported file; None for the newest
@@ -158,29 +167,48 @@ def evaluate(
             training or another evaluation.
         save_predictions: write them there too: `predictions.json`, COCO's list of results with the ids of the
             annotation file for a detector, and label maps or saliency maps as PNGs in `predictions/`.
+        split: `train` for the images of `data.train`, or another split of the data in `data.val`, such as
+            `test`; the scores go to `results_<split>.json`. None for `data.val`.
+        precision: also find the lowest threshold of each class with this precision, in (0, 1], and write them
+            to `thresholds.json`.
+        overwrite: replace files there that are not of a run or an earlier evaluation, too.
 
     Raises:
         Res2NetDenseError: whatever a user can correct.
     """
     check_overrides(overrides)
-    try:
+    if precision is not None and not (type(precision) in (int, float) and 0 < precision <= 1):
+        raise ConfigError(f"precision is {precision!r}; it must be a number above 0 and at most 1")
+    with distributed.leaving_group():
         job, device = open_job(config, weights, [*overrides, *write_to(output_dir)])
+        job = job if split is None else replace(job, config=on_split(job.config, split))
         prepared = job.prepared()
         if job.exported and prepared.eval.loss:
             warn_rank0(
                 f"{job.weights.path} is an exported file, which has no losses: eval.loss has no effect"
             )
             prepared = updated(prepared, eval={"loss": False})
+        folder = Path(prepared.runtime.output_dir)
+        source = job.task.open_source(prepared, train=False)
+        images = (source.file(index) for index in range(len(source)))
+        outputs = Outputs(folder, inputs=[job.weights.path, *images], overwrite=overwrite)
+        results = f"results_{re.sub('[^0-9A-Za-z.-]', '_', split)}.json" if split else "results.json"
+        outputs.claim([folder / results], own=is_results)
+        outputs.claim([folder / "thresholds.json"] if precision is not None else [])
         describe_data(job.task, prepared, training=False)
-        with own_folder(prepared.runtime.output_dir):
+        with own_folder(folder):
             print_rank0(f"evaluating {job.weights.path}")
             model = job.model(prepared)
             metrics, table = training.evaluate_only(
-                prepared, device, model, save_predictions=save_predictions
+                prepared,
+                device,
+                model,
+                save_predictions=save_predictions,
+                precision=precision,
+                results=results,
+                outputs=outputs,
             )
         as_expected = training.check_expected(prepared, metrics)
-    finally:
-        distributed.shutdown()
     return EvaluationResult(job.weights.path, metrics, table, as_expected)
 
 
@@ -208,7 +236,7 @@ def find_lr(
     """
     check_overrides(overrides)
     loaded = read_config(config, overrides)
-    try:
+    with distributed.leaving_group():
         device = training.set_up_device(loaded)
         if distributed.world_size() > 1:
             raise ConfigError("a learning rate is found in one process: start without torchrun")
@@ -220,7 +248,5 @@ def find_lr(
             iterations, options.accumulate, options.precision, options.clip_grad_norm, seed=seed
         )
         curve = sweep_lr(state, task.build_train_loader(loaded), steps, first=first, last=last)
-    finally:
-        distributed.shutdown()
     scale = options.reference_batch / options.batch_size
     return FoundLr(curve, None if curve.suggestion is None else curve.suggestion * scale)

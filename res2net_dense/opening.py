@@ -11,7 +11,11 @@ import os
 import stat
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+
+from res2net_dense.errors import Res2NetDenseError
+from res2net_dense.types import Source
 
 _KINDS = {
     stat.S_IFIFO: "a named pipe",
@@ -38,6 +42,13 @@ def note(what: object) -> None:
 def noted(thread: int | None = None) -> str:
     """What a thread, by default this one, has noted last; empty before."""
     return _reading.get(threading.get_ident() if thread is None else thread, "")
+
+
+def note_sample(source: Source, index: int) -> None:
+    """Note the sample that this thread reads from now on, by its file where it has one."""
+    note(f"sample {index} of {getattr(source, 'name', 'the images')}")
+    with suppress(Res2NetDenseError, AttributeError):  # what is wrong with it, reading it will say
+        note(source.file(index) or noted())
 
 
 def pass_notes_to(listener: Callable[[str], object]) -> None:

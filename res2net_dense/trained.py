@@ -19,7 +19,9 @@ from res2net_dense.deploy.exported import ExportedModel, is_exported, open_expor
 from res2net_dense.engine.checkpointer import Checkpointer
 from res2net_dense.errors import CheckpointError, ConfigError, ExportError, first_few
 from res2net_dense.tasks import get_task, resuming, training
-from res2net_dense.tasks.base import Task, updated
+from res2net_dense.tasks.base import Task
+from res2net_dense.tasks.settings import updated
+from res2net_dense.tasks.starting import open_model
 from res2net_dense.weight_files import WeightFile, load_weights_into, open_weights
 
 _log = logging.getLogger(__name__)
@@ -167,7 +169,7 @@ def open_job(
     saved = config is None
     if path is not None and path.is_dir():
         config, overrides = path / "config.yaml" if config is None else config, [*write_to(path), *overrides]
-        opened = _open_best(path)
+        opened = open_model(path)
     elif path is not None:
         opened = load_exported(path) if is_exported(path) else open_weights(path)
     if config is not None:
@@ -231,17 +233,6 @@ def write_to(folder: str | Path | None) -> list[str]:
     return [f"runtime.output_dir={json.dumps(str(folder))}"] if folder else []
 
 
-def _open_best(folder: Path) -> WeightFile:
-    """Open the best model in a run folder, or its newest whole checkpoint."""
-    best = folder / "model_best.safetensors"
-    file = open_weights(best) if best.is_file() else Checkpointer(folder).open_latest()
-    if file is None:
-        raise CheckpointError(
-            f"{folder} has no model_best.safetensors and no checkpoint: is it a run folder?"
-        )
-    return file
-
-
 def _find_weights(config: Config) -> Job:
     """Open the newest whole checkpoint of the run folder, else the `backbone.weights` of a classifier.
 
@@ -284,7 +275,7 @@ def _warn_of_built_in(exported: ExportedModel, config: Config) -> None:
     if exported.description.task != config.task:  # an error follows that explains all differences
         return
     for key, (old, new) in resuming.changes(_carried(exported), config).items():
-        is_built_in = any(_is_below(key, section) for section in _BUILT_IN) and key != "backbone.weights"
+        is_built_in = any(_is_below(key, section) for section in _BUILT_IN) and not key.endswith(".weights")
         if is_built_in and new is not None:
             _log.warning("%s was exported with %s=%s: %s has no effect", exported.path, key, old, new)
 

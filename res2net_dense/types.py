@@ -133,6 +133,15 @@ class Prediction(TypedDict, total=False):
     """(num_classes,) float32."""
 
 
+class ClassRows(NamedTuple):
+    """How the rows (the first axis) of a layer's tensors belong to classes, in the order of their labels."""
+
+    each: int = 1
+    """Rows of a class."""
+    background: int = 0
+    """Rows after those of the classes that are of no class."""
+
+
 class Merger(Protocol):
     """What makes the prediction for an image out of those for its tiles, which come in their order."""
 
@@ -210,6 +219,9 @@ class BoxSource(Source, Protocol):
 
     def indices_with_objects(self) -> np.ndarray:
         """(N,) int64, N > 0; raises `DatasetError` if there is none."""
+
+    def learned_objects(self) -> tuple[np.ndarray, np.ndarray]:
+        """The places of their images and the labels of all objects to learn from, (N,) int64 each."""
 
     def ground_truth(self) -> Any:
         """What `evaluation.coco.CocoEvaluator` or `evaluation.voc.VocEvaluator` takes, by `benchmark`."""

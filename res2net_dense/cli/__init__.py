@@ -13,8 +13,10 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
+from res2net_dense.engine.stopping import Stopped, leave_on_signals
 from res2net_dense.errors import Res2NetDenseError, did_you_mean, is_out_of_memory
 from res2net_dense.version import __version__
 
@@ -49,14 +51,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
         SystemExit: after `--help` and `--version` (0), and where the arguments cannot be parsed (2).
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
+    _open_closed_streams()
     try:
         try:
-            return _run(given[0], given[1:]) if given and given[0] in COMMANDS else _answer(given)
+            with leave_on_signals():
+                return _run(given[0], given[1:]) if given and given[0] in COMMANDS else _answer(given)
         finally:
             sys.stdout.flush()
+    except Stopped as stopped:
+        _tell(str(stopped))
+        return stopped.code
     except BrokenPipeError:  # the program that reads our output, such as `head`, has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes again at exit
         return SIGPIPE_CODE
+
+
+def _open_closed_streams() -> None:
+    """Connect standard streams that were closed (`>&-`) to nothing: the next file that is opened would be in
+    their place, and get what libraries print.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            descriptor = os.open(os.devnull, os.O_RDWR)  # the lowest that is free, which is this number
+            if descriptor == number:
+                setattr(sys, name, open(number, "w" if number else "r", closefd=False))  # noqa: SIM115
+
+
+def _tell(message: str) -> None:
+    """Print to standard error, if anybody still reads it."""
+    with suppress(OSError):
+        print(message, file=sys.stderr)
 
 
 def _answer(given: Sequence[str]) -> int:
@@ -107,14 +131,11 @@ def _run(name: str, given: Sequence[str]) -> int:
     try:
         code: int = command.main(args)
         return code
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        return 130
     except Exception as error:
         message = None if args.debug else _explain_error(error)
         if message is None:
             raise
-        print(f"error: {message}", file=sys.stderr)
+        _tell(f"error: {message}")
         return 1
 
 

@@ -24,15 +24,18 @@ def add_config_arguments(parser: argparse.ArgumentParser, *, carried: bool = Fal
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as train.batch_size=2")
 
 
-def add_run_arguments(parser: argparse.ArgumentParser, when: str = "") -> None:
-    """Add the arguments of a run that may be an evaluation; `when` it is one, `--weights` has a meaning."""
+def add_run_arguments(parser: argparse.ArgumentParser, when: str = "", *, start: str = "") -> None:
+    """Add the arguments of a run that may be an evaluation; the words tell `when` it is one, and what
+    `--weights` means otherwise (`start`).
+    """
     add_config_arguments(parser, carried=True)
     usual = "default: the newest checkpoint; without one, a classifier's backbone.weights"
-    what = f"{when}a weight file, a run folder or an exported file; {usual}"
+    what = f"{when}a weight file, a run folder or an exported file; {usual}{start}"
     parser.add_argument("--output-dir", metavar="DIR", help="run folder (runtime.output_dir)")
     parser.add_argument("--weights", metavar="PATH", help=what)
     what = f"{when}write the predictions on data.val into the run folder too"
     parser.add_argument("--save-predictions", action="store_true", help=what)
+    add_overwrite_argument(parser, when)
 
 
 def add_workers_argument(parser: argparse.ArgumentParser) -> None:
@@ -42,6 +45,12 @@ def add_workers_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--workers", type=whole(1, MAX_PROCESSES), default=min(count, MAX_PROCESSES), metavar="N", help=what
     )
+
+
+def add_overwrite_argument(parser: argparse.ArgumentParser, when: str = "") -> None:
+    """Add `--overwrite`, the same word everywhere."""
+    what = f"{when}replace files that are not of an earlier run of this command, too"
+    parser.add_argument("--overwrite", action="store_true", help=what)
 
 
 def parse_size(text: str) -> tuple[int, int]:

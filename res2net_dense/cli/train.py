@@ -2,12 +2,14 @@
 
 res2net-dense train --config quick/mask_rcnn_res2net50 [--resume] [key=value ...]
 torchrun --nproc_per_node 8 -m res2net_dense.cli train --config mask_rcnn_res2net50
+res2net-dense train --config small/mask_rcnn_res2net50 --weights output/other_run [key=value ...]
 res2net-dense train --eval-only --weights model.onnx [key=value ...]
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 
 from res2net_dense.cli import evaluate
 from res2net_dense.cli._shared import add_run_arguments
@@ -15,7 +17,7 @@ from res2net_dense.errors import ConfigError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_run_arguments(parser, "for --eval-only, ")
+    add_run_arguments(parser, "for --eval-only, ", start="; without --eval-only, the model to start from")
     add = parser.add_argument
     what = (
         "lower batch size, learning rate, iterations and warm-up for less than 200 images; says what and why"
@@ -40,14 +42,14 @@ def main(args: argparse.Namespace) -> int:
         return evaluate.main(args)
     from res2net_dense import train
 
-    if args.weights:
-        raise ConfigError(
-            "--weights goes with --eval-only; to start training from weights set backbone.weights"
-        )
     if args.save_predictions:
         raise ConfigError("--save-predictions goes with --eval-only: evaluate the run when it has ended")
+    if args.overwrite:
+        raise ConfigError("--overwrite goes with --eval-only: a training starts in an empty folder")
     if not args.config:
         raise ConfigError("--config is missing: give the path of a configuration, or the name of one")
+    if args.weights:
+        args.overrides.append(f"model.weights={json.dumps(args.weights)}")
     settings = {
         key: getattr(args, key)
         for key in ("overrides", "output_dir", "resume", "extend", "dry_run", "auto", "auto_batch")

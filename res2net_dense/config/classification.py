@@ -6,7 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from res2net_dense.config.schema import Config, DataConfig, ModelConfig
+from res2net_dense.config.rare_classes import ClassWeighted, SampledData
+from res2net_dense.config.schema import Config, DataConfig
 from res2net_dense.data.layouts import CifarPart, ClassesCsvPart, ClassFoldersPart, Parts, find_layout
 from res2net_dense.limits import MAX_PIXELS
 from res2net_dense.sections import BelowOne, Edge, OnlyWith, Range, Shares, conflict
@@ -18,7 +19,7 @@ Alpha = Annotated[float, Field(ge=0, le=1000)]
 _FORMATS = {"folder": "class-folders", "cifar10": "cifar10", "cifar100": "cifar100"}
 
 
-class ClassifierConfig(ModelConfig):
+class ClassifierConfig(ClassWeighted):
     """The published network: the backbone, a mean over the last map, and one linear layer."""
 
     arch: Literal["classifier"] = "classifier"
@@ -35,7 +36,7 @@ class ClassifierConfig(ModelConfig):
     never."""
 
 
-class ClassificationData(DataConfig):
+class ClassificationData(SampledData, DataConfig):
     """The images, and how they are prepared."""
 
     train: ClassParts | None = None

@@ -6,13 +6,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from res2net_dense.config.schema import Config, EvalConfig, ModelConfig
+from res2net_dense.config.rare_classes import ClassWeighted, SampledData
+from res2net_dense.config.schema import Config, EvalConfig
 from res2net_dense.config.tiles import DetectionTilesConfig, TiledData
 from res2net_dense.data.layouts import CocoPart, LabelmePart, Parts, VocBoxesPart, YoloPart, find_layout
 from res2net_dense.sections import Channels, Edge, Fraction, Layers, Number, OnlyWith, Positive
 
 
-class RCNNConfig(ModelConfig):
+class RCNNConfig(ClassWeighted):
     """What Faster and Mask R-CNN share."""
 
     fpn_channels: Channels = 256
@@ -71,7 +72,7 @@ BoxPart = CocoPart | VocBoxesPart | YoloPart | LabelmePart
 BoxParts = Parts[Annotated[BoxPart, Field(discriminator="layout"), find_layout(BoxPart)]]
 
 
-class DetectionData(TiledData):
+class DetectionData(SampledData, TiledData):
     """The images, and how they are prepared."""
 
     train: BoxParts | None = None

@@ -78,6 +78,12 @@ def _explain_one(detail: ErrorDetails, data: Mapping[str, Any], schema: type[Con
     if kind == "missing":
         about = f": {field.description}" if field and field.description else ""
         return path, f"{format_path(path)} is missing{about}"
+    if kind == "model_type" and len(sections) == 1:
+        keys = ", ".join(sections[0].model_fields)
+        return (
+            path,
+            f"{format_path(path)} = {shown(detail['input'])}: expected a mapping with the keys {keys}",
+        )
     message = detail["msg"].removeprefix("Input ").replace("valid tuple", "valid list")  # YAML has lists
     if field and kind in ("int_type", "float_type", "int_from_float"):
         # Limits are in the metadata of a field, or somewhere inside its annotation.

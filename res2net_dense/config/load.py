@@ -6,6 +6,7 @@ replace. Every failure is a ConfigError of one line: file, line, key path, value
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -32,6 +33,11 @@ CONFIGS: dict[str, type[Config]] = {
     "saliency": SaliencyConfig,
 }
 """The configuration of each task."""
+
+RENAMED: dict[str, str] = {}
+"""Settings that have another name by now, by their old dotted ones: configurations of older versions load for
+ever.
+"""
 
 MAX_BYTES = 1_000_000
 _BASE = "_base_"
@@ -76,6 +82,8 @@ def parse_config(
     data = mapping if isinstance(mapping, Section) else Section(mapping)
     for text in overrides:
         data = _merge(data, _parse_override(text, data).ranked(_OVERRIDE))
+    for old, new in RENAMED.items():
+        data = _renamed(data, old.split("."), new.split("."))
     task = data.get("task")
     if not isinstance(task, str) or task not in CONFIGS:
         raise explain_task(data, source, list(CONFIGS))
@@ -200,13 +208,30 @@ def _rank(data: Any, path: KeyPath) -> int:
 
 def _without(data: Mapping[str, Any], path: KeyPath) -> Section:
     """A copy without a key."""
-    copy = _merge(data, Section())
+    left = _merge(data, Section())
     key, *rest = map(str, path)
     if rest:
-        copy[key] = _without(copy[key], tuple(rest))
+        left[key] = _without(left[key], tuple(rest))
     else:
-        del copy[key]
-    return copy
+        del left[key]
+    return left
+
+
+def _renamed(data: Section, old: Sequence[str], new: Sequence[str]) -> Section:
+    """Return `data` with a setting under its new name. If both are set, the old one stays, to be refused."""
+
+    def section(data: Any, keys: Sequence[str]) -> Any:
+        for key in keys:
+            data = data.get(key) if isinstance(data, dict) else None
+        return data if isinstance(data, dict) else {}
+
+    if old[-1] not in section(data, old[:-1]) or new[-1] in section(data, new[:-1]):
+        return data
+    data = copy.deepcopy(data)
+    change: Any = section(data, old[:-1]).pop(old[-1])
+    for key in reversed(new):
+        change = Section({key: change}, {key: ""})
+    return _merge(data, change)
 
 
 def _are_two_layouts(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:

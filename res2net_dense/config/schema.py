@@ -61,6 +61,9 @@ class ModelConfig(Section):
 
     arch: str
     """The architecture."""
+    weights: PathText | None = None
+    """A run folder or weight file of a whole model to start from, also of one with other classes; null for
+    none. It takes the place of `backbone.weights`."""
     num_classes: Classes | None = None
     """Number of classes without the background; null counts them in the data set."""
     pixel_mean: Means | None = [123.675, 116.28, 103.53]

@@ -6,14 +6,36 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from res2net_dense.config.schema import Config, EvalConfig, ModelConfig, Names
+from res2net_dense.config.rare_classes import ClassWeighted, SampledData
+from res2net_dense.config.schema import Config, EvalConfig, Names
 from res2net_dense.config.tiles import TiledData
 from res2net_dense.data.layouts import Parts, VocMasksPart
-from res2net_dense.limits import MAX_CLASSES
-from res2net_dense.sections import Classes, Edge, OnlyWith, Range, Scale, Weight
+from res2net_dense.sections import BelowOne, Classes, Edge, OnlyWith, Range, Scale, Section, Weight
+
+FOCAL_GAMMA = 2.0
 
 
-class SegmenterConfig(ModelConfig):
+class SegmentationLosses(Section):
+    """Weight of each loss of the logits; 0 for none. The second head has the same."""
+
+    cross_entropy: Weight = 1.0
+    """Cross-entropy, the mean over the labelled pixels."""
+    dice: Weight = 0.0
+    """1 - Dice coefficient of each class, the mean over the classes of a batch."""
+    focal: Weight = 0.0
+    """Cross-entropy with less weight on pixels that are nearly right (arXiv 1708.02002)."""
+    lovasz: Weight = 0.0
+    """The Lovasz extension of 1 - IoU of each class, the mean over the classes of a batch (arXiv
+    1705.08790)."""
+
+    @model_validator(mode="after")
+    def _check(self) -> SegmentationLosses:
+        if not (self.cross_entropy or self.dice or self.focal or self.lovasz):
+            raise self.conflict("cross_entropy", "one of the losses must be above 0")
+        return self
+
+
+class SegmenterConfig(ClassWeighted):
     """A network of segmentation_models_pytorch on a backbone of ours."""
 
     arch: Literal[
@@ -47,22 +69,25 @@ class SegmenterConfig(ModelConfig):
     aux_weight: Weight = 0.0
     """Weight of the loss of a second, simple head on the last map but one, used in training only; 0 for
     none. PSPNet's authors use 0.4."""
-    class_weights: Annotated[list[Weight], Field(min_length=1, max_length=MAX_CLASSES)] | None = None
-    """Weight of each class in the loss, for rare classes; null for equal ones."""
+    losses: SegmentationLosses = SegmentationLosses()
+    """The losses of the logits."""
+    label_smoothing: BelowOne = 0.0
+    """Share of the target of `losses.cross_entropy` that is spread over all classes."""
+    focal_gamma: Weight = FOCAL_GAMMA
+    """Exponent of `losses.focal`; the larger, the less pixels count that are nearly right."""
     smp: dict[str, Any] = {}
     """Further arguments of the class in segmentation_models_pytorch, such as `decoder_channels: 128`."""
 
     @model_validator(mode="after")
-    def _check(self) -> SegmenterConfig:
-        weights, count = self.class_weights, self.num_classes
-        if weights is not None and count is not None and len(weights) != count:
-            raise self.conflict("class_weights", f"must be one for each of {count} classes")
-        if weights is not None and not any(weights):
-            raise self.conflict("class_weights", "at least one must be above 0")
+    def _check_losses(self) -> SegmenterConfig:
+        if self.label_smoothing and not self.losses.cross_entropy:
+            raise self.conflict("label_smoothing", "needs model.losses.cross_entropy above 0")
+        if self.focal_gamma != FOCAL_GAMMA and not self.losses.focal:
+            raise self.conflict("focal_gamma", "needs model.losses.focal above 0")
         return self
 
 
-class SegmentationData(TiledData):
+class SegmentationData(SampledData, TiledData):
     """The images, and how they are prepared."""
 
     train: Parts[VocMasksPart] | None = None

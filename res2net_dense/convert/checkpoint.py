@@ -249,7 +249,7 @@ def match(found: Checkpoint, *, partial: bool = False, parts: Collection[str] | 
         if keys
     ]
     for key in sorted(matched):
-        if reason := _unusable(key, state[key]):
+        if reason := unusable(key, state[key]):
             raise _unreadable(report.file, f"{key} {reason}")
     if counters and not counters & set(state):
         report.notes.append(f"without {COUNTER}, set to 0")
@@ -267,7 +267,7 @@ def _part(key: str) -> str:
     return key.split(".")[0]
 
 
-def _unusable(key: str, value: Tensor) -> str:
+def unusable(key: str, value: Tensor) -> str:
     """Why a network cannot compute with a tensor; empty if it can."""
     if value.is_meta:
         return "is on the meta device, without numbers: save the weights where they were loaded"

@@ -50,8 +50,20 @@ def load_backbone_weights(
         found = weights
     else:
         found = inspect(open_named_weights(name, weights, trust_pickle=trust_pickle))
+    report = fit_backbone(module, name, found)
+    origin = f"{report.dialect} under {report.prefix}" if report.prefix else report.dialect
+    left = "; ".join(f"{item.group} ({item.count}, {item.reason})" for item in report.dropped)
+    what = "; ".join([f"{report.name} ({origin})", *report.notes, *([f"left out {left}"] if left else [])])
+    _log.info("%s: took %d tensors of %s", report.file, report.matched, what)
+    return report
+
+
+def fit_backbone(module: nn.Module, name: str, found: Checkpoint, *, head: bool = True) -> Report:
+    """Load what `inspect` found, see `load_backbone_weights`; without `head` the network keeps its own."""
     report = found.report
     own = module.state_dict()
+    kept = {} if head else {key: value for key, value in own.items() if key.startswith("fc.")}
+    own = {key: value for key, value in own.items() if key not in kept}
     parts = {key.split(".")[0] for key in own}
     if parts & {"layer1", "level2"}:  # without a block there is nothing to compare
         check_structure(name, structure_of(own), report)
@@ -62,14 +74,10 @@ def load_backbone_weights(
     state = {key: value for key, value in checkpoint.state_dict.items() if key in own}
     _fit_input(own, state, report)
     warnings = [report.differs, _fit_head(own, state, report), _keep_offsets(own, state)]
-    load_strictly(module, state, source=f"{report.file}, given as weights of {name},")
+    load_strictly(module, state | kept, source=f"{report.file}, given as weights of {name},")
     vars(module)["weights_report"] = report
     for warning in filter(None, warnings):
         _log.warning("%s: %s", report.file, warning)
-    origin = f"{report.dialect} under {report.prefix}" if report.prefix else report.dialect
-    left = "; ".join(f"{item.group} ({item.count}, {item.reason})" for item in report.dropped)
-    what = "; ".join([f"{report.name} ({origin})", *report.notes, *([f"left out {left}"] if left else [])])
-    _log.info("%s: took %d tensors of %s", report.file, report.matched, what)
     return report
 
 

@@ -7,9 +7,10 @@ thorough form reads images and masks whole, in processes.
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,9 +19,11 @@ from tqdm import tqdm
 from res2net_dense.data.header_sizes import remembered_sizes
 from res2net_dense.data.images import check_channels
 from res2net_dense.data.pixels import RGB, PixelFormat
+from res2net_dense.data.workers import TIMEOUT, WorkerBatches, limited
 from res2net_dense.errors import DatasetError
 from res2net_dense.files import sha256_of
 from res2net_dense.findings import OF_WHOLE, Finding, Findings
+from res2net_dense.opening import note_sample, noted
 from res2net_dense.types import Source
 
 _THREADS = 4
@@ -43,7 +46,11 @@ class _Look(NamedTuple):
 
 
 def check_sources(
-    sources: Mapping[str, Source], *, thorough: bool = False, workers: int | None = None
+    sources: Mapping[str, Source],
+    *,
+    thorough: bool = False,
+    workers: int | None = None,
+    timeout: int = TIMEOUT,
 ) -> dict[str, Findings]:
     """Look at all samples of one or more sets that belong together; nothing is written next to the data.
 
@@ -51,6 +58,7 @@ def check_sources(
         sources: by what messages call them, such as `data.train` and `data.val`.
         thorough: whether images and masks are read whole; else their headers alone.
         workers: processes of the thorough form, 0 for none; None for one for each core.
+        timeout: seconds that a few samples may take before it is a `ReadingError`; 0 for no limit.
 
     Returns:
         By the same names: what was found on opening, of each sample, of the set, and, with the later of two
@@ -62,7 +70,7 @@ def check_sources(
     for name, source in sources.items():
         found[name] = findings = Findings()
         findings.extend(source.findings)
-        looks[name] = list(_look_at_all(name, source, thorough, several, workers))
+        looks[name] = list(_look_at_all(name, source, thorough, several, workers, timeout))
         for look in looks[name]:
             for finding in look.found:
                 findings.add(finding)
@@ -77,7 +85,7 @@ def check_sources(
 
 
 def _look_at_all(
-    name: str, source: Source, thorough: bool, compare: bool, workers: int | None
+    name: str, source: Source, thorough: bool, compare: bool, workers: int | None, timeout: int
 ) -> Iterator[_Look]:
     """Look at each sample, in order, with a bar where it takes longer."""
     chunks = [range(i, min(i + _CHUNK, len(source))) for i in range(0, len(source), _CHUNK)]
@@ -87,24 +95,28 @@ def _look_at_all(
         delay=_BAR_AFTER_SECONDS,
     )  # fmt: skip
     with bar:
-        for part in _in_processes(task, workers) if thorough else _in_threads(task, source.name):
+        for part in _in_processes(task, workers, timeout) if thorough else _in_threads(task, timeout):
             bar.update(len(part))
             yield from part
 
 
 class _Chunks(Sequence[list[_Look]]):
-    """What is seen of each chunk of samples; asking for an item looks at it. It is a `Dataset` of PyTorch."""
+    """What is seen of each chunk of samples; asking for an item looks at it."""
 
     def __init__(self, source: Source, chunks: Sequence[range], thorough: bool, compare: bool) -> None:
         self.source, self.chunks, self.thorough, self.compare = source, chunks, thorough, compare
+        self.threads: dict[int, int] = {}
+        """Which looks at each chunk."""
 
     def __len__(self) -> int:
         return len(self.chunks)
 
     def __getitem__(self, number: int) -> list[_Look]:  # type: ignore[override]  # no slices
+        self.threads[number] = threading.get_ident()
         return [self._look(place) for place in self.chunks[number]]
 
     def _look(self, place: int) -> _Look:
+        note_sample(self.source, place)
         thorough = self.thorough or place in self.source.looked_into
         found = self.source.inspect(place, thorough=thorough)
         try:
@@ -135,34 +147,21 @@ class _Chunks(Sequence[list[_Look]]):
         return []
 
 
-def _in_threads(task: _Chunks, name: str) -> Iterator[list[_Look]]:
-    with remembered_sizes(name), ThreadPoolExecutor(_THREADS) as pool:
-        try:
-            yield from pool.map(task.__getitem__, range(len(task)))
-        except BaseException:  # Ctrl-C: leave at once
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+def _in_threads(task: _Chunks, timeout: int) -> Iterator[list[_Look]]:
+    # Not those of concurrent.futures, for which a program waits at its end: one may hang.
+    with remembered_sizes(task.source.name), ThreadPool(_THREADS) as pool:
+        parts = pool.imap(task.__getitem__, range(len(task)))
+        for number in range(len(task)):
+            with limited(timeout, what=lambda number=number: noted(task.threads.get(number, 0))):  # type: ignore[misc]
+                part = next(parts)
+            yield part
 
 
-def _in_processes(task: _Chunks, workers: int | None) -> Iterator[list[_Look]]:
-    workers = _cores() if workers is None else workers
-    if not workers or len(task) < 2:
-        return map(task.__getitem__, range(len(task)))
-    import torch
-    from torch.utils.data import DataLoader
-
-    loader: DataLoader[list[_Look]] = DataLoader(
-        task,  # type: ignore[arg-type]  # it has the methods of a Dataset
-        batch_size=None,
-        num_workers=min(workers, len(task)),
-        collate_fn=_same,
-        generator=torch.Generator(),  # starting draws a number: not from the global one
-    )
-    return iter(loader)
-
-
-def _same(part: list[_Look]) -> list[_Look]:
-    return part
+def _in_processes(task: _Chunks, workers: int | None, timeout: int) -> Iterator[list[_Look]]:
+    workers = min(_cores() if workers is None else workers, len(task))
+    numbers = [[number] for number in range(len(task))]
+    for part in WorkerBatches(task.__getitem__, numbers, workers=workers, timeout=timeout):
+        yield from part
 
 
 def _cores() -> int:

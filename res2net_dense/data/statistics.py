@@ -13,6 +13,7 @@ import numpy as np
 from res2net_dense.data.bands import read_bands, read_header
 from res2net_dense.data.images import read_image
 from res2net_dense.data.pixels import PixelFormat
+from res2net_dense.data.workers import limited
 from res2net_dense.errors import DatasetError, counted
 from res2net_dense.types import Source
 
@@ -67,7 +68,8 @@ def pixel_statistics(
     errors: list[DatasetError] = []
     for index in even_sample(len(source), sample):
         try:
-            values = _pixels(source, index, form)
+            with limited():
+                values = _pixels(source, index, form)
         except DatasetError as error:
             errors.append(error)
             continue
@@ -127,9 +129,10 @@ def find_range(source: Source, channels: int, *, sample: int = RANGE_SAMPLE) -> 
             path = _file(source, index)
             if path is None:
                 return None
-            if not read_header(path, channels).is_deep:
-                continue
-            found = read_bands(path, channels).values
+            with limited():
+                if not read_header(path, channels).is_deep:
+                    continue
+                found = read_bands(path, channels).values
         except DatasetError as error:
             if "pip install" in str(error):
                 raise type(error)(f"{path}: {error}") from None

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from functools import partial
 from multiprocessing.sharedctypes import RawArray
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -26,6 +26,8 @@ from res2net_dense.errors import OutOfMemoryError, ReadingError, Res2NetDenseErr
 from res2net_dense.opening import note, noted, pass_notes_to
 from res2net_dense.workers import leave_signals_to_parent, starting_workers
 
+T = TypeVar("T")
+
 TIMEOUT = 120
 """Seconds that one batch may take where no configuration says another number."""
 _PLACE = 4096
@@ -33,9 +35,10 @@ _PLACE = 4096
 _GRACE = 2.0
 """Seconds that a worker has to end by itself when it is not needed any more."""
 LESS_MEMORY = "take fewer data.workers, smaller batches or smaller images"
+_SHARED_MEMORY = "the shared memory (/dev/shm) may be full: enlarge it, or set data.workers=0"
 _REMEDIES = {
     signal.SIGKILL: f"the system kills processes where memory runs out: {LESS_MEMORY}",
-    getattr(signal, "SIGBUS", 0): "the shared memory (/dev/shm) is full: enlarge it, or set data.workers=0",
+    getattr(signal, "SIGBUS", 0): _SHARED_MEMORY,
 }
 
 
@@ -134,24 +137,31 @@ class WorkerBatches:
             return hangs_error(noted(), "this process", self.timeout, self.setting)
         reads = _read_notes(processes, notes)
         _kill(processes)
-        for worker, (batch, what) in enumerate(reads):
-            if batch == number:
-                who = f"worker {worker} (process {processes[worker].pid})"
-                return hangs_error(what, who, self.timeout, self.setting)
+        # It may have read the batch and be stopped before that is sent. PyTorch gives batches by turns.
+        worker = next((n for n, (batch, _) in enumerate(reads) if batch == number), number % len(reads))
+        who, what = f"worker {worker} (process {processes[worker].pid})", reads[worker][1]
+        if what:
+            return hangs_error(what, who, self.timeout, self.setting)
         return ReadingError(
-            f"no worker has handed over the batch that is waited for, after {self.timeout} seconds; the "
-            "shared memory (/dev/shm) may be full: enlarge it, or set data.workers=0"
+            f"{who} has read a batch and not sent it after {self.timeout} seconds; {_SHARED_MEMORY}"
         )
 
 
 @contextmanager
-def limited(timeout: int, setting: str = "data.timeout") -> Iterator[None]:
+def limited(
+    timeout: int = TIMEOUT, setting: str = "data.timeout", what: Callable[[], str] = noted
+) -> Iterator[None]:
     """Limit the seconds that reading in this process may take inside; 0 for no limit.
 
     Only where Python gets control again, as at a named pipe or a sleep, and not inside a library.
 
+    Args:
+        timeout: the seconds.
+        setting: what a message calls them.
+        what: tells what is being read.
+
     Raises:
-        ReadingError: it took too long; with what was noted last.
+        ReadingError: it took too long.
     """
     look = _watch(timeout)
     look()
@@ -159,7 +169,17 @@ def limited(timeout: int, setting: str = "data.timeout") -> Iterator[None]:
         with every_second(look):
             yield
     except _HangsError:
-        raise hangs_error(noted(), "this process", timeout, setting) from None
+        raise hangs_error(what(), "this process", timeout, setting) from None
+
+
+def in_time(read: Callable[[int], T], timeout: int) -> Callable[[int], T]:
+    """The function, each call of which is `limited`."""
+
+    def read_in_time(index: int) -> T:
+        with limited(timeout):
+            return read(index)
+
+    return read_in_time
 
 
 def hangs_error(what: str, who: str, timeout: int, setting: str) -> ReadingError:
@@ -291,6 +311,8 @@ def _explained(error: Exception) -> Res2NetDenseError:
     """An error of ours for one that the code has met, which is not a fault of a file."""
     if isinstance(error, Res2NetDenseError):
         return error
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return ReadingError(f"{os.fsdecode(error.filename)}: {error.strerror}; check the file and its disk")
     who = "" if _slot is None else f" (worker {_slot.worker})"
     text = f"{noted()}: {type(error).__name__}: {one_line(error)}{who}"
     if is_out_of_memory(error):

@@ -14,6 +14,9 @@ from res2net_dense.version import __version__
 METADATA_KEY = "res2net_dense"
 """Every format keeps the description as JSON under this key."""
 
+REVISION = 1
+"""Of the description and what the file gives. It goes up when an older version could not use the file."""
+
 Run = Callable[[pytorch.Tensor], Sequence[pytorch.Tensor]]
 """What runs an opened file: `(N, C, H, W)` -> the outputs in their order."""
 
@@ -66,6 +69,8 @@ class Description(BaseModel):
     """The resolved configuration as plain data."""
     weights: dict[str, str] | None = None
     """`file` and `sha256` of the weights."""
+    revision: int = REVISION
+    """Of the file, see `REVISION`."""
     version: str = __version__
     torch: str = str(pytorch.__version__)
     created_by: str = METADATA_KEY
@@ -98,7 +103,12 @@ class Description(BaseModel):
             ExportError: it is not a description.
         """
         try:
-            return cls.model_validate_json(text)
+            found = cls.model_validate_json(text)
+            if found.revision > REVISION:
+                raise ExportError(
+                    f"{source} was exported by version {found.version}, this is {__version__}: upgrade"
+                )
+            return found
         except ValidationError as error:
             problems = error.errors()
         first = problems[0]

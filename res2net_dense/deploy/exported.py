@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from res2net_dense.deploy.description import Description, Run
 from res2net_dense.deploy.export import FORMATS, MODULES, format_of
+from res2net_dense.deploy.hashes import check_hashes
 from res2net_dense.errors import ConfigError, ExportError, MissingDependencyError
 from res2net_dense.types import Prediction, Sample
 
@@ -130,7 +131,9 @@ def is_exported(path: str | Path) -> bool:
     return Path(path).suffix in FORMATS.values()
 
 
-def open_exported(path: str | Path, find_decoder: Callable[[str], Decoder]) -> ExportedModel:
+def open_exported(
+    path: str | Path, find_decoder: Callable[[str], Decoder], *, verify: bool = True
+) -> ExportedModel:
     """Open an exported file of ours: ONNX, OpenVINO, torch.export or TorchScript.
 
     Files of the latter two are programs: open those of people you trust; their modules say more.
@@ -138,6 +141,7 @@ def open_exported(path: str | Path, find_decoder: Callable[[str], Decoder]) -> E
     Args:
         path: its suffix is that of the format; `~` is the home folder.
         find_decoder: returns what reads the outputs of a task, by the task's name.
+        verify: whether its bytes are compared with the hashes in FILE.json; a warning says that it has none.
 
     Raises:
         ExportError: the file is missing, damaged, or not an export of ours.
@@ -151,6 +155,8 @@ def open_exported(path: str | Path, find_decoder: Callable[[str], Decoder]) -> E
     if not path.is_file():
         what = "is a folder" if path.exists() else "does not exist"
         raise ExportError(f"{path} {what}; make the file with `res2net-dense export --output {path}`")
+    if verify:
+        check_hashes(path)
     try:
         text, run = module.open_file(path)
     except (ExportError, MissingDependencyError):

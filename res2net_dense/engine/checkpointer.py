@@ -6,10 +6,8 @@ before stay until it is published. Reading never runs code.
 
 from __future__ import annotations
 
-import errno
 import json
 import re
-import shutil
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -24,13 +22,19 @@ from torch.utils._pytree import tree_leaves
 
 from res2net_dense.engine.distributed import is_main, unwrap
 from res2net_dense.engine.optim import Anchor, Ema
+from res2net_dense.engine.saved_state import check_entries, check_part
 from res2net_dense.errors import CheckpointError, one_line
-from res2net_dense.files import remove_leftovers, sha256_of, write_atomically
+from res2net_dense.files import cannot_write, remove_leftovers, sha256_of, write_atomically
 from res2net_dense.version import __version__
-from res2net_dense.weight_files import WeightFile, load_strictly, open_weights, save_weights
-
-FORMAT = 1
-"""Goes up when an older version could not read what this one writes."""
+from res2net_dense.weight_files import (
+    FORMAT,
+    WeightFile,
+    is_ours,
+    load_strictly,
+    open_weights,
+    save_weights,
+    sidecar_of,
+)
 
 _NAME = re.compile(r"iter_(\d+)\.pt")
 
@@ -123,7 +127,11 @@ class Checkpointer:
             _publish(path, content)
             self._delete_all_but_newest(path)
         except OSError as error:
-            raise CheckpointError(_cannot_write(path, content, error)) from None
+            needed = sum(leaf.nbytes for leaf in tree_leaves(content) if isinstance(leaf, Tensor))
+            said = cannot_write(path, needed, error)
+            raise CheckpointError(
+                f"{said} and continue with --resume, the checkpoints before are untouched"
+            ) from None
         return path
 
     def save_best(self, weights: Mapping[str, Tensor], state: TrainState) -> None:
@@ -146,8 +154,8 @@ class Checkpointer:
         reason = None
         for path in reversed(self._published()):
             try:
-                if not _sidecar(path).is_file():
-                    raise CheckpointError(f"{path} has no {_sidecar(path).name} next to it")
+                if not sidecar_of(path).is_file():
+                    raise CheckpointError(f"{path} has no {sidecar_of(path).name} next to it")
                 return open_checkpoint(path)
             except CheckpointError as error:
                 reason = error
@@ -170,7 +178,7 @@ class Checkpointer:
         for path in published[: max(end - self.keep, 0)] + published[end:]:
             # In this order: a file without a sidecar counts as damaged, a sidecar alone is a leftover.
             path.unlink(missing_ok=True)
-            _sidecar(path).unlink(missing_ok=True)
+            sidecar_of(path).unlink(missing_ok=True)
 
 
 def open_checkpoint(path: str | Path) -> WeightFile:
@@ -179,21 +187,15 @@ def open_checkpoint(path: str | Path) -> WeightFile:
     Raises:
         CheckpointError: It is missing, damaged, not a checkpoint of ours, or from a newer version.
     """
-    path = Path(path)
-    expected: list[str] = []
-    if _sidecar(path).is_file():
-        words = _sidecar(path).read_text(errors="replace").split()
-        expected = [word for word in words if len(word) == 64] or ["nothing"]
-    file = open_weights(path, sha256=expected)
-    content = file.content
-    if not isinstance(content.get("format"), int) or not {"iteration", "model", "optimizer"} <= set(content):
+    file = open_weights(path)
+    if not is_ours(file.content):
         raise CheckpointError(
             f"{path} is not a checkpoint of this package: weights alone cannot be resumed from"
         )
-    if content["format"] > FORMAT:
-        raise CheckpointError(
-            f"{path} was written by version {content.get('version')}, this is {__version__}: upgrade"
-        )
+    try:
+        check_entries(file.content)
+    except ValueError as error:
+        raise CheckpointError(f"{path} is not as this package writes checkpoints: {error}") from None
     return file
 
 
@@ -201,23 +203,25 @@ def restore(content: Mapping[str, Any], state: TrainState) -> None:
     """Put the content of a checkpoint into `state`: the resumed run goes on after its iteration.
 
     Raises:
-        CheckpointError: Keys or shapes differ, or the checkpoint lacks the moving average or the scaler.
+        CheckpointError: Keys, shapes or types differ, or the checkpoint lacks the moving average or the
+            scaler; a part that was loaded before stays loaded.
     """
     source = f"the checkpoint of iteration {content['iteration']}"
     load_strictly(unwrap(state.model), content["model"], source=source)
-    for name, part in state.parts().items():
+    for name, part in {"model": unwrap(state.model), **state.parts()}.items():
         if not content.get(name):
             raise CheckpointError(
                 f"{source} has no {name} state: resume with the settings of the run that wrote it"
             )
         try:
+            check_part(part, content[name])
             part.load_state_dict(content[name])
         except (ValueError, KeyError) as error:
             raise CheckpointError(
                 f"the {name} in {source} does not fit ({one_line(error)}): resume with the settings it was "
                 "written with"
             ) from None
-    state.iteration = int(content["iteration"])
+    state.iteration = content["iteration"]
     state.best = content.get("best")
     state.early_stop = content.get("early_stop")
     state.anchor = anchor_of(content)
@@ -230,7 +234,7 @@ def anchor_of(content: Mapping[str, Any]) -> Anchor | None:
 
 def _publish(path: Path, content: dict[str, Any]) -> None:
     """Write a checkpoint and its sidecar."""
-    sidecar = _sidecar(path)
+    sidecar = sidecar_of(path)
     # A crash between the two renames must leave a sidecar that knows the file, be it the old one or the new.
     old = sidecar.read_text() if path.exists() and sidecar.exists() else ""
     line = ""
@@ -244,24 +248,9 @@ def _publish(path: Path, content: dict[str, Any]) -> None:
         file.flush()
         line = f"{sha256_of(Path(file.name))}  {path.name}\n"
 
-    def publish_sidecar(old: str = "") -> None:
+    def publishsidecar_of(old: str = "") -> None:
         write_atomically(sidecar, lambda file: file.write((line + old).encode()))
 
-    write_atomically(path, write, before_publish=lambda: publish_sidecar(old))
+    write_atomically(path, write, before_publish=lambda: publishsidecar_of(old))
     if old:
-        publish_sidecar()
-
-
-def _sidecar(path: Path) -> Path:
-    return path.with_name(path.name + ".sha256")
-
-
-def _cannot_write(path: Path, content: dict[str, Any], error: OSError) -> str:
-    place = next(folder for folder in path.parents if folder.exists())
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    needed = sum(leaf.nbytes for leaf in tree_leaves(content) if isinstance(leaf, Tensor))
-    return (
-        f"cannot write {path}: {error.strerror}; it needs {needed} bytes, "
-        f"{shutil.disk_usage(place).free} are free: {'make room' if full else 'check the folder'} and "
-        "continue with --resume, the checkpoints before are untouched"
-    )
+        publishsidecar_of()

@@ -6,14 +6,16 @@ torchrun --nproc_per_node 8 -m res2net_dense.cli train ...
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar, cast
 
 import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from res2net_dense.errors import ConfigError, Res2NetDenseError
+from res2net_dense.errors import ConfigError, Res2NetDenseError, one_line
 
 T = TypeVar("T")
 
@@ -176,3 +178,32 @@ def shutdown() -> None:
     """Leave the group of processes, if there is one; call it at the end."""
     if _active():
         distributed.destroy_process_group()
+
+
+class ProcessLostError(Res2NetDenseError):
+    """Another process of the group has ended, or does not answer."""
+
+
+@contextmanager
+def leaving_group() -> Iterator[None]:
+    """Leave the group of processes at the end, however it comes.
+
+    Raises:
+        ProcessLostError: PyTorch could not reach another process.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not (_active() and is_about_processes(error)):
+            raise
+        raise ProcessLostError(
+            f"process {rank()} of {world_size()} has lost another one, which has ended or does not answer: "
+            f"look for its error, then continue with --resume ({one_line(error, 120)})"
+        ) from error
+    finally:
+        shutdown()
+
+
+def is_about_processes(error: RuntimeError) -> bool:
+    """Whether PyTorch reports with it that a process cannot be reached."""
+    return isinstance(error, distributed.DistError) or bool(re.search("gloo|NCCL", str(error)))

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from res2net_dense.engine.distributed import gather_objects, is_main
-from res2net_dense.errors import ConfigError
+from res2net_dense.engine.out_of_memory import describe_images, explaining_memory
+from res2net_dense.errors import ConfigError, counted
 from res2net_dense.types import Evaluator, Losses, Merger, Prediction, Sample, Tile
 
 VAL_LOSS = "val_loss"
@@ -157,6 +158,7 @@ def predict(
     Arguments as in `evaluate`.
 
     Raises:
+        OutOfMemoryError: With the sizes and what to change.
         ValueError: The model gives another number of predictions than there are samples.
     """
     if channels_last:
@@ -166,7 +168,7 @@ def predict(
         for samples in batches:
             # Only around the model: the consumer of a generator runs between two yields. No inference mode,
             # as a module may keep a tensor of this pass (anchors) for its next training pass.
-            with torch.no_grad(), autocast(device, precision):
+            with torch.no_grad(), autocast(device, precision), _explaining_memory(device, samples, precision):
                 outputs: list[Prediction] = model(samples)
             if len(outputs) != len(samples):
                 raise ValueError(f"the model gave {len(outputs)} predictions for {len(samples)} images")
@@ -197,6 +199,17 @@ class _Merging:
                 size = {"original_height": tile.image_height, "original_width": tile.image_width}
                 yield cast(Sample, {**sample, **size}), self._merger.result()
                 self._merger = None
+
+
+def _explaining_memory(
+    device: str | torch.device, samples: list[Sample], precision: str
+) -> AbstractContextManager[None]:
+    remedy = "smaller images, tiles, or precision bf16"
+    return explaining_memory(
+        torch.device(device),
+        lambda: f"in predicting {counted(len(samples), 'image')}, {describe_images(samples, precision)}",
+        f"take {'a smaller eval.batch_size, ' if len(samples) > 1 else ''}{remedy}",
+    )
 
 
 def _to_cpu(prediction: Prediction) -> Prediction:

@@ -152,14 +152,23 @@ def read_metrics(folder: str | Path) -> Iterator[dict[str, Any]]:
             yield from map(json.loads, file)
 
 
-def write_results(folder: str | Path, metrics: Mapping[str, float]) -> None:
-    """Write `results.json` atomically: a flat map of `schema_version` and the metrics, with null for a score
-    that does not exist (NaN).
+def write_results(folder: str | Path, metrics: Mapping[str, float], name: str = "results.json") -> None:
+    """Write `results.json`, or a file of another name, atomically: a flat map of `schema_version` and the
+    metrics, with null for a score that does not exist (NaN).
     """
-    path = Path(folder) / "results.json"
+    path = Path(folder) / name
     text = json.dumps({_VERSION: RESULTS_VERSION, **_all_finite(metrics)}, indent=2) + "\n"
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def is_results(path: Path) -> bool:
+    """Whether a file is the `results.json` of a run or an evaluation; older ones lie in a run folder."""
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and (_VERSION in content or (path.parent / "metrics.jsonl").is_file())
 
 
 def read_results(folder: str | Path) -> dict[str, float | None]:
@@ -187,5 +196,5 @@ def _was_before(line: bytes, iteration: int) -> bool:
     try:
         entry = json.loads(line)
         return bool(entry["iteration"] < iteration + ("metrics" not in entry)) and line.endswith(b"\n")
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return False

@@ -1,19 +1,38 @@
-"""SIGTERM (a cluster takes the machine back) and SIGINT (Ctrl-C): finish the iteration, save, leave."""
+"""What ends a process from outside: SIGTERM (a cluster takes the machine back), SIGINT (Ctrl-C) and SIGHUP
+(the terminal has gone). A training finishes its iteration and saves; everything else cleans up and leaves.
+"""
 
 from __future__ import annotations
 
 import os
 import signal
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from types import FrameType
 
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+GRACE = 5.0
+"""Seconds that an iteration may go on after a signal. Clusters kill a process half a minute after it."""
+_HANGUP: int | None = getattr(signal, "SIGHUP", None)  # not on Windows
+_HAS_TIMER = hasattr(signal, "setitimer")
 
 
 class Stopped(BaseException):
-    """Raised inside `Stop.at_once`; not an Exception, so that nothing there catches it by accident."""
+    """A signal came. Not an Exception, so that nothing catches it by accident.
+
+    Attributes:
+        signal: Its number.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name}")
+        self.signal = number
+
+    @property
+    def code(self) -> int:
+        """The exit code, as of a program that the signal ended in a shell."""
+        return 128 + self.signal
 
 
 class Stop:
@@ -25,43 +44,116 @@ class Stop:
 
     def __init__(self) -> None:
         self.signal = 0
-        self._raises = False
-        self._pid = os.getpid()
+        self._since = 0.0
+        self._grace: float | None = None
+        self._alarm = ExitStack()
 
     @contextmanager
-    def at_once(self) -> Iterator[None]:
-        """Inside, a signal raises `Stopped` without waiting: for long work that changes nothing, such as an
-        evaluation.
+    def interrupts(self, grace: float = 0.0) -> Iterator[None]:
+        """Inside, a signal raises `Stopped`: at once, or when these seconds have gone by. For what changes
+        nothing that cannot be taken back.
         """
-        self._raises = True
-        try:
-            if self.signal:
-                raise Stopped
-            yield
-        finally:
-            self._raises = False
+        with ExitStack() as self._alarm:
+            try:
+                self._grace = grace
+                if self.signal:
+                    self._interrupt()
+                yield
+            finally:
+                self._grace = None
 
     def handle(self, number: int, frame: FrameType | None) -> None:
         """Note the first signal; the second ends the process at once."""
-        if self.signal:
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
-        self.signal = number
-        # Workers of a loader inherit the handler, and the signal goes to the whole group. They must go on
-        # feeding the iteration that is being finished, and end with the loader.
-        if self._raises and os.getpid() == self._pid:
-            raise Stopped
+        now = time.monotonic()
+        if not self.signal:
+            self.signal, self._since = number, now
+            self._interrupt()
+        # A terminal that closes hangs up more than once, and gives nobody's second thoughts.
+        elif number != _HANGUP and now - self._since > _seconds_of_one_signal():
+            _end_by(number)
+
+    def _interrupt(self) -> None:
+        if self._grace == 0.0:
+            raise Stopped(self.signal)
+        if self._grace and _HAS_TIMER:
+            self._alarm.enter_context(_handlers({signal.SIGALRM: self._on_alarm}))
+            # Again and again, as an exception may be lost, in a destructor for example.
+            signal.setitimer(signal.ITIMER_REAL, self._grace, 1.0)
+            self._alarm.callback(signal.setitimer, signal.ITIMER_REAL, 0)
+
+    def _on_alarm(self, number: int, frame: FrameType | None) -> None:
+        if self._grace is not None:
+            raise Stopped(self.signal)
 
 
 @contextmanager
 def stop_on_signals() -> Iterator[Stop]:
-    """Catch the signals inside; the handlers from before are put back afterwards."""
+    """Note the signals inside; the handlers from before are put back afterwards."""
     stop = Stop()
-    before = {}
-    if threading.current_thread() is threading.main_thread():  # Python allows handlers nowhere else
-        before = {number: signal.signal(number, stop.handle) for number in _SIGNALS}
-    try:
+    with _handlers(dict.fromkeys(_signals(), stop.handle)):
         yield stop
+
+
+@contextmanager
+def leave_on_signals() -> Iterator[None]:
+    """Inside, the first signal raises `Stopped`, so that temporary files and workers go; the second ends the
+    process at once.
+    """
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        for one in _signals():
+            signal.signal(one, signal.SIG_DFL)
+        raise Stopped(number)
+
+    with _handlers(dict.fromkeys(_signals(), leave)):
+        yield
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Inside, the death of a worker is not reported, but afterwards: PyTorch raises an error of it wherever
+    the main thread is, which may be between two weights.
+    """
+    report = signal.getsignal(signal.SIGCHLD) if hasattr(signal, "SIGCHLD") else None
+    if not callable(report):
+        yield
+        return
+    deaths: list[int] = []
+    with _handlers({signal.SIGCHLD: lambda number, _: deaths.append(number)}):
+        yield
+    if deaths:
+        report(signal.SIGCHLD, None)
+
+
+def _signals() -> list[int]:
+    """Those that end a process; of a hang-up only where it would, which it does not under `nohup`."""
+    signals: list[int] = [signal.SIGTERM, signal.SIGINT]
+    if _HANGUP is not None and signal.getsignal(_HANGUP) != signal.SIG_IGN:
+        signals.append(_HANGUP)
+    return signals
+
+
+def _seconds_of_one_signal() -> float:
+    """How long one signal may arrive in several copies: `timeout` signals its child and its group, torchrun
+    passes on what a cluster has sent to all processes already.
+    """
+    return 2.0 if "TORCHELASTIC_RUN_ID" in os.environ else 0.2
+
+
+def _end_by(number: int) -> None:
+    signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)
+
+
+@contextmanager
+def _handlers(handlers: dict[int, Callable[[int, FrameType | None], object]]) -> Iterator[None]:
+    """Set handlers, where Python allows it: in the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)

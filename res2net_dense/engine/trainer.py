@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import random
+import sys
 from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,11 +20,10 @@ from res2net_dense.engine.checkpointer import Checkpointer, TrainState
 from res2net_dense.engine.early_stop import EarlyStop
 from res2net_dense.engine.inference import autocast
 from res2net_dense.engine.metric_log import MetricLog
-from res2net_dense.engine.stopping import Stop, Stopped, stop_on_signals
-from res2net_dense.errors import ConfigError, DatasetError, OutOfMemoryError, Res2NetDenseError, one_line
+from res2net_dense.engine.out_of_memory import describe_images, explaining_memory
+from res2net_dense.engine.stopping import GRACE, Stop, Stopped, stop_on_signals, uninterrupted
+from res2net_dense.errors import ConfigError, DatasetError, Res2NetDenseError, one_line
 from res2net_dense.types import Losses, Sample
-
-_log = logging.getLogger(__name__)
 
 MAX_SKIPPED = 3
 """How many iterations in a row may be skipped because of a NaN; one more ends the run."""
@@ -104,9 +103,9 @@ class Trainer:
         self.device = self.parameters[0].device
         self.last_saved = state.iteration  # a resumed run starts from a checkpoint
         self.skipped = 0
-        self.is_stepping = False
-        self.buffers_before: list[Tensor] = []
         self.samples: list[Sample] = []
+        self.buffers_before: list[Tensor] = []
+        self.is_changing = False
         for group in self.groups:
             group.setdefault("initial_lr", group["lr"])
         if log:
@@ -125,7 +124,8 @@ class Trainer:
             DivergedError: A NaN or infinity; nothing of that iteration is applied.
             OutOfMemoryError: With the sizes and what to change.
             CheckpointError: A checkpoint cannot be written.
-            SystemExit: 143 after SIGTERM, 130 after SIGINT, once the iteration is finished and saved.
+            SystemExit: 143 after SIGTERM, 130 after SIGINT, 129 after SIGHUP, once the iteration is finished
+                and saved. One that takes more than `GRACE` seconds is given up, and the one before is saved.
         """
         state, options, ending = self.state, self.options, ""
         bar = tqdm(
@@ -135,7 +135,14 @@ class Trainer:
             dynamic_ncols=True,
             disable=None if distributed.is_main() else True,  # None is for what is not a terminal
         )
-        with stop_on_signals() as stop, bar, closing(self.batches()) as batches, self.saving():
+        with (
+            stop_on_signals() as stop,
+            bar,
+            closing(self.log) if self.log else nullcontext(),
+            closing(self.batches()) as batches,
+            self.saving_what_is_finished(stop),
+            self.explaining_memory(),
+        ):
             while True:
                 # First in the loop, so that a resumed run begins with the evaluation it was stopped in.
                 if self.evaluation and state.iteration and self.is_due(options.eval_every):
@@ -143,24 +150,26 @@ class Trainer:
                     ending = self.early_ending(self.evaluation.early_stop)
                 if ending or state.iteration >= options.iterations:
                     break
-                self.begin_iteration()
-                for micro in range(options.accumulate):
-                    self.forward_and_backward(batches, micro)
-                if self.check_and_clip(stop):
-                    self.step()
-                else:
-                    self.skip()
-                state.iteration += 1
-                self.buffers_before = []
-                bar.update()
-                if self.log and self.is_due(options.log_every):
-                    self.log_losses(self.log)
+                with stop.interrupts(GRACE):
+                    self.begin_iteration()
+                    for micro in range(options.accumulate):
+                        self.forward_and_backward(batches, micro)
+                    is_finite = self.check_and_clip(stop)
+                with uninterrupted():
+                    if is_finite:
+                        self.step()
+                    else:
+                        self.skip()
+                    self.end_iteration()
+                    bar.update()
+                    if self.log and self.is_due(options.log_every):
+                        self.log_losses(self.log)
                 # Several processes must stop after the same iteration: at the signal they agreed on.
                 signal = stop.signal if distributed.world_size() == 1 else self.signal
                 if signal or self.is_due(options.save_every):
                     self.save()
                 if signal:
-                    raise SystemExit(128 + signal)
+                    raise Stopped(signal)
         self.finish()
         if ending:
             distributed.print_rank0(ending)
@@ -182,33 +191,32 @@ class Trainer:
     def evaluate(self, evaluation: Evaluation, stop: Stop) -> None:
         """Score the model, or the moving average, and publish it if it is the best so far."""
         state, name = self.state, evaluation.best_metric
-        try:
-            distributed.share_buffers(self.scored)
-            with stop.at_once():
-                state.metrics = evaluation.score(self.scored)
-        except Stopped:
-            self.save()
-            raise SystemExit(128 + stop.signal) from None
+        distributed.share_buffers(self.scored)
+        with (
+            stop.interrupts(),
+            self.explaining_memory(f"in the evaluation after iteration {state.iteration}"),
+        ):
+            state.metrics = evaluation.score(self.scored)
         if self.log:
             self.log.evaluation(state.iteration, state.metrics)
         if name and _is_better(state, name, evaluation.lower_is_better):
-            value = float(state.metrics[name])
-            state.best = {"metric": name, "value": value, "iteration": state.iteration}
             if self.checkpointer:
                 self.checkpointer.save_best(self.scored.state_dict(), state)
+            value = float(state.metrics[name])
+            state.best = {"metric": name, "value": value, "iteration": state.iteration}
 
     def early_ending(self, rule: EarlyStop | None) -> str:
         """Why the run ends after this evaluation, in words; empty where it goes on."""
         state, last = self.state, self.options.iterations
         if rule is None or state.iteration >= last:
             return ""
-        seen = rule.after(state.early_stop, state.metrics, state.iteration)
-        reason = rule.reason(seen)
+        state.early_stop = rule.after(state.early_stop, state.metrics, state.iteration)
+        reason = rule.reason(state.early_stop)
         (ends,) = distributed.maximum([int(bool(reason))], self.device)  # all processes together
-        if ends:
-            self.save()  # as it is before the evaluation, which a resumed run makes again
-        state.early_stop = seen
-        return f"stopped early after iteration {state.iteration} of {last}: {reason}" if ends else ""
+        if not ends:
+            return ""
+        self.save()
+        return f"stopped early after iteration {state.iteration} of {last}: {reason}"
 
     def begin_iteration(self) -> None:
         """Set random state and learning rate, and forget the last iteration."""
@@ -252,9 +260,9 @@ class Trainer:
             scaler.unscale_(self.state.optimizer)
         self.norm = get_total_norm([p.grad for p in self.parameters if p.grad is not None])
         total = _sum(self.losses)
-        bad_loss, self.bad_norm = (~torch.isfinite(torch.stack([total, self.norm.to(total)]))).tolist()
+        self.bad_loss, self.bad_norm = (~torch.isfinite(torch.stack([total, self.norm.to(total)]))).tolist()
         # The scaler handles an overflow of half precision. With a scale below 1 it is not an overflow.
-        bad = bad_loss or (self.bad_norm and (not scaler or scaler.get_scale() < 1.0))
+        bad = self.bad_loss or (self.bad_norm and (not scaler or scaler.get_scale() < 1.0))
         # All processes skip, or stop, together.
         bad, self.signal = distributed.maximum([int(bad), stop.signal], self.device)
         if self.options.clip_grad_norm is not None and not self.bad_norm:
@@ -264,7 +272,8 @@ class Trainer:
     def step(self) -> None:
         """Change the weights, and the moving average with them."""
         state = self.state
-        self.skipped, self.is_stepping = 0, True
+        self.is_changing = True
+        self.skipped = 0
         if state.scaler:
             state.scaler.step(state.optimizer)
             state.scaler.update()
@@ -272,25 +281,45 @@ class Trainer:
             state.optimizer.step()
         if state.ema and not self.bad_norm:
             state.ema.update(state.model)
-        self.is_stepping = False
 
     def skip(self) -> None:
-        """Leave the weights and restore the buffers, which the forward pass has changed; end the run if that
-        is asked for, or happens too often.
-        """
-        self.restore_buffers()
-        if self.state.scaler:
-            self.state.scaler.update()
+        """Leave the weights as they were; end the run if that is asked for, or happens too often."""
+        scaler = self.state.scaler
+        scale = scaler.state_dict() if scaler else {}
+        self.undo()
+        if scaler:
+            scaler.update()
         self.skipped += 1
         if self.options.on_non_finite == "raise" or self.skipped > MAX_SKIPPED:
-            images = [f"{sample.get('image_id')} ({sample.get('file_name')})" for sample in self.samples]
-            losses = [f"{name} {float(value):.4g}" for name, value in self.losses.items()]
-            raise DivergedError(
-                f"NaN or infinity in iteration {self.state.iteration + 1}, nothing of it was applied: "
-                f"{', '.join(losses)}, gradient norm {float(self.norm):.4g}; images {', '.join(images)}; "
-                "lower the learning rate, lengthen the warm-up or clip the gradient, try precision fp32, and "
-                "check these images and their annotations"
-            )
+            if scaler:  # the iteration is saved as it was before
+                scaler.load_state_dict(scale)
+            raise DivergedError(self.what_is_not_finite())
+
+    def what_is_not_finite(self) -> str:
+        """The message, the same in all processes; it names the images of those with a bad loss, if any."""
+        images = [f"{sample.get('image_id')} ({sample.get('file_name')})" for sample in self.samples]
+        losses = [f"{name} {float(value):.4g}" for name, value in self.losses.items()]
+        gathered = distributed.gather_objects((self.bad_loss, losses, images))
+        # A bad gradient is that of all processes.
+        blamed = [one for one in gathered if one[0]] or gathered
+        losses, images = blamed[0][1], [image for *_, images in blamed for image in images]
+        return (
+            f"NaN or infinity in iteration {self.state.iteration + 1}, nothing of it was applied: "
+            f"{', '.join(losses)}, gradient norm {float(self.norm):.4g}; images {', '.join(images)}; "
+            "lower the learning rate, lengthen the warm-up or clip the gradient, try precision fp32, and "
+            "check these images and their annotations"
+        )
+
+    def undo(self) -> None:
+        """Take back what the forward passes of an unfinished iteration have changed: the buffers."""
+        for buffer, before in zip(self.buffers, self.buffers_before, strict=False):
+            buffer.copy_(before)
+
+    def end_iteration(self) -> None:
+        """Count the iteration, and leave nothing of it to be undone."""
+        self.state.iteration += 1
+        self.buffers_before = []
+        self.is_changing = False
 
     def log_losses(self, log: MetricLog) -> None:
         """Log the losses of all processes."""
@@ -307,51 +336,55 @@ class Trainer:
     def save(self) -> None:
         """Write a checkpoint if there is none of this iteration."""
         if self.checkpointer and self.last_saved != self.state.iteration:
-            self.last_saved = self.state.iteration  # or tried to: an error ends the run
-            self.checkpointer.save(self.state)
-
-    def finish(self) -> None:
-        """Publish the last model where no evaluation chose one, and close the log."""
-        if self.checkpointer and self.state.best is None:
-            self.checkpointer.save_best(self.scored.state_dict(), self.state)
-        if self.log:
-            self.log.close()
-
-    def restore_buffers(self) -> None:
-        """Undo what the forward passes of this iteration have changed."""
-        if self.buffers_before:
-            for buffer, before in zip(self.buffers, self.buffers_before, strict=True):
-                buffer.copy_(before)
+            self.last_saved = self.state.iteration  # what fails is not tried again
+            with uninterrupted():
+                self.checkpointer.save(self.state)
 
     @contextmanager
-    def saving(self) -> Iterator[None]:
-        """When an error ends the run, save the state after the last finished iteration first."""
-        try:
-            with self.explaining_memory():
-                yield
-        except Exception:
-            if not self.is_stepping:  # half of the weights may have changed
-                try:
-                    self.restore_buffers()
-                    self.save()
-                except Exception as error:  # what ended the run is more important
-                    _log.warning("the last iteration could not be saved: %s", one_line(error))
-            raise
-
-    @contextmanager
-    def explaining_memory(self) -> Iterator[None]:
-        """Turn PyTorch's error into one line with the sizes and the remedy."""
+    def saving_what_is_finished(self, stop: Stop) -> Iterator[None]:
+        """Save the last finished iteration, whatever ends the run: a signal, or an error in the next one."""
         try:
             yield
-        except torch.OutOfMemoryError as error:
-            sizes = {"x".join(map(str, one["image"].shape[-2:])) for one in self.samples if "image" in one}
-            raise OutOfMemoryError(
-                f"out of GPU memory in iteration {self.state.iteration + 1}: {len(self.samples)} images so "
-                f"far of {self.options.accumulate} micro-batches, height x width "
-                f"{', '.join(sorted(sizes)) or 'unknown'}, precision {self.options.precision}; take a "
-                "smaller batch size and as much more accumulation, smaller images, or precision bf16, and "
-                "continue from the last checkpoint"
-            ) from error
+        except (Exception, Stopped) as error:
+            self.rescue()
+            stopped = error if isinstance(error, Stopped) else Stopped(stop.signal) if stop.signal else None
+            if stopped is None:
+                raise
+            _report(f"{stopped} after iteration {self.state.iteration}: continue with --resume")
+            if stopped is not error:  # it may be due to the signal too: another process has left, for example
+                _report(f"an error came with it: {one_line(error)}")
+            raise SystemExit(stopped.code) from None
+
+    def rescue(self) -> None:
+        """Save the last finished iteration, unless the next has begun to change the weights."""
+        if self.is_changing or self.last_saved == self.state.iteration:
+            return
+        self.undo()
+        try:
+            self.save()
+        except Exception as error:
+            _report(f"iteration {self.state.iteration} could not be saved: {one_line(error)}")
+        else:
+            _report(f"iteration {self.state.iteration} is saved")
+
+    def finish(self) -> None:
+        """Publish the last model where no evaluation chose one."""
+        if self.checkpointer and self.state.best is None:
+            self.checkpointer.save_best(self.scored.state_dict(), self.state)
+
+    def explaining_memory(self, doing: str = "") -> AbstractContextManager[None]:
+        """Turn an error about memory into one line: what was done, by default an iteration with its sizes."""
+
+        def in_iteration() -> str:
+            return (
+                f"in iteration {self.state.iteration + 1}: {len(self.samples)} images so far of "
+                f"{self.options.accumulate} micro-batches, "
+                f"{describe_images(self.samples, self.options.precision)}"
+            )
+
+        less = "a smaller eval.batch_size" if doing else "a smaller batch size and as much more accumulation"
+        remedy = f"take {less}, smaller images, or precision bf16, and continue from the last checkpoint"
+        return explaining_memory(self.device, (lambda: doing) if doing else in_iteration, remedy)
 
 
 def seed_everything(*numbers: int) -> None:
@@ -362,6 +395,11 @@ def seed_everything(*numbers: int) -> None:
     torch.manual_seed(int(words[0]))
     np.random.seed(int(words[1]))
     random.seed(int(words[2]))
+
+
+def _report(text: str) -> None:
+    if distributed.is_main():
+        tqdm.write(text, file=sys.stderr)
 
 
 def _sum(losses: Losses) -> Tensor:

@@ -11,6 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from res2net_dense.errors import ConfigError, DatasetError
+from res2net_dense.evaluation.operating_points import OperatingPoint
 from res2net_dense.types import Prediction, Sample
 
 _log = logging.getLogger(__name__)
@@ -88,6 +89,15 @@ class ImageEvaluator(ABC):
     def table(self) -> str:
         """The last results to read; empty before `evaluate`."""
         return self._table() if self._results else ""
+
+    points_of: ClassVar[str] = ""
+    """What is right or wrong at a threshold; empty where there is none."""
+
+    def operating_points(self, precision: float) -> list[OperatingPoint]:
+        """The lowest threshold of each class, or set of images, with a precision in (0, 1]; after `evaluate`,
+        where there is `points_of`.
+        """
+        raise NotImplementedError
 
     @abstractmethod
     def _add(self, image_id: Any, sample: Sample, prediction: Prediction) -> Any:

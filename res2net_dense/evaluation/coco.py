@@ -18,6 +18,7 @@ import torch
 
 from res2net_dense.errors import ConfigError, DatasetError, MissingDependencyError, first_few, one_line
 from res2net_dense.evaluation.base import Gather, ImageEvaluator, finite_detections, mean
+from res2net_dense.evaluation.operating_points import OperatingPoint, find_point
 from res2net_dense.evaluation.tables import align, show
 from res2net_dense.types import MaskPart, Prediction, Sample
 
@@ -120,6 +121,7 @@ class CocoEvaluator(ImageEvaluator):
     """
 
     unseen = "objects of the others count as missed"
+    points_of = "boxes with an IoU of at least 0.5 are right"
 
     def __init__(
         self,
@@ -214,19 +216,7 @@ class CocoEvaluator(ImageEvaluator):
 
     def _score_kind(self, records: Sequence[Record], kind: str) -> dict[str, float]:
         """The scores of `METRICS` and of each class, in [0, 1]."""
-
-        def area(record: Record) -> float:
-            # For the size classes: of the mask where masks are scored. One mask at a time, for pycocotools
-            # 2.0.11 fails on a list of more than 255.
-            if kind == "segm":
-                return int(mask_utils.area(record["segmentation"]))
-            return float(record["bbox"][2] * record["bbox"][3])
-
-        detections = [
-            {**one, "id": n, "image_id": self._images[one["image_id"]]["id"], "iscrowd": 0, "area": area(one)}
-            for n, one in enumerate(records, 1)
-        ]
-        precision, recall = match_detections(self.backend, self._truth, detections, kind)
+        precision, recall = match_detections(self.backend, self._truth, self._detections(records, kind), kind)
         of_all_sizes = precision[..., 0, -1]
         values = [of_all_sizes, of_all_sizes[0], of_all_sizes[5]]
         values += [precision[..., size, -1] for size in (1, 2, 3)]
@@ -238,6 +228,30 @@ class CocoEvaluator(ImageEvaluator):
             column = slice(0) if number is None else number - 1
             scores[f"AP/{name}"] = mean(precision[:, :, column, 0, -1])
         return scores
+
+    def _detections(self, records: Sequence[Record], kind: str) -> list[Record]:
+        """The records as the scorers take them."""
+
+        def area(record: Record) -> float:
+            # For the size classes: of the mask where masks are scored. One mask at a time, for pycocotools
+            # 2.0.11 fails on a list of more than 255.
+            if kind == "segm":
+                return int(mask_utils.area(record["segmentation"]))
+            return float(record["bbox"][2] * record["bbox"][3])
+
+        return [
+            {**one, "id": n, "image_id": self._images[one["image_id"]]["id"], "iscrowd": 0, "area": area(one)}
+            for n, one in enumerate(records, 1)
+        ]
+
+    def operating_points(self, precision: float) -> list[OperatingPoint]:
+        records = [record for i in self._images if i in self._seen for record in self._seen[i]]
+        matches = match_boxes(self._truth, self._detections(records, "bbox"))
+        points = []
+        for name, number in self._reported.items():
+            scores, right = matches.get(number or 0, (np.zeros(0), np.zeros(0, dtype=bool)))
+            points.append(find_point(name, scores, right, self._object_counts[number], precision))
+        return points
 
     def _table(self) -> str:
         def shown(metric: str) -> list[str]:
@@ -299,18 +313,45 @@ def match_detections(
         import hotcoco
 
         coco, evaluation = hotcoco.COCO, hotcoco.COCOeval
-    sides = []
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints and has no switch for it
-        for entries in (truth["annotations"], detections):
-            side = coco()  # not through loadRes, which fails where there are no detections
-            # in copies, for pycocotools adds fields of its own
-            side.dataset = {**truth, "annotations": [dict(entry) for entry in entries]}
-            side.createIndex()
-            sides.append(side)
-        scorer = evaluation(*sides, iou_type)
+        scorer = evaluation(*_sides(coco, truth, detections), iou_type)
         scorer.params.maxDets = _LIMITS
         scorer.evaluate()
         scorer.accumulate()
     arrays = (np.asarray(scorer.eval[key]) for key in ("precision", "recall"))
     precision, recall = (np.where(array < 0, np.nan, array) for array in arrays)
     return precision, recall
+
+
+def _sides(coco: Any, truth: Record, detections: list[Record]) -> list[Any]:
+    """Ground truth and detections as objects of a scorer."""
+    sides = []
+    for entries in (truth["annotations"], detections):
+        side = coco()  # not through loadRes, which fails where there are no detections
+        # in copies, for pycocotools adds fields of its own
+        side.dataset = {**truth, "annotations": [dict(entry) for entry in entries]}
+        side.createIndex()
+        sides.append(side)
+    return sides
+
+
+def match_boxes(truth: Record, detections: list[Record]) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+    """Match boxes to objects at an IoU of 0.5 by COCO's rules; arguments as in `match_detections`.
+
+    Returns:
+        Of each category with detections, the scores and whether each is right, without those that match a
+        crowd.
+    """
+    with contextlib.redirect_stdout(io.StringIO()):
+        scorer = COCOeval(*_sides(COCO, truth, detections), "bbox")
+        scorer.params.maxDets, scorer.params.iouThrs = _LIMITS[-1:], np.array([0.5])
+        scorer.params.areaRng, scorer.params.areaRngLbl = [[0, 1e10]], ["all"]
+        scorer.evaluate()
+    matches: dict[int, list[np.ndarray]] = {}
+    for image in filter(None, scorer.evalImgs):
+        counted = ~np.asarray(image["dtIgnore"][0], dtype=bool)
+        right = np.asarray(image["dtMatches"][0]) > 0
+        of_image = np.stack([np.asarray(image["dtScores"], dtype=float), right])[:, counted]
+        matches.setdefault(image["category_id"], []).append(of_image)
+    joined = {number: np.concatenate(parts, axis=1) for number, parts in matches.items()}
+    return {number: (scores, right > 0) for number, (scores, right) in joined.items()}

@@ -9,6 +9,7 @@ import torch
 
 from res2net_dense.errors import DatasetError
 from res2net_dense.evaluation.base import Gather, ImageEvaluator
+from res2net_dense.evaluation.operating_points import OperatingPoint
 from res2net_dense.evaluation.saliency_measures import ImageScores, f_measure, score_map
 from res2net_dense.evaluation.tables import align, show
 from res2net_dense.types import Prediction, Sample
@@ -107,6 +108,7 @@ class SaliencyEvaluator(ImageEvaluator):
     """
 
     unseen = "the others count as maps of zeros"
+    points_of = "mean of the images, pixels from the threshold on are salient"
 
     def __init__(
         self,
@@ -125,6 +127,7 @@ class SaliencyEvaluator(ImageEvaluator):
     def reset(self) -> None:
         super().reset()
         self._sums = [SaliencyScores() for _ in self.sets]
+        self._totals: list[SaliencyScores] = []
 
     def _add(self, image_id: int, sample: Sample, prediction: Prediction) -> None:
         """Only sums are kept."""
@@ -147,11 +150,25 @@ class SaliencyEvaluator(ImageEvaluator):
             mask = self._read_mask(image_id)
             nothing = np.zeros(mask.shape, dtype=np.uint8)
             totals[self._set_of[image_id]].add(score_map(nothing, mask, rescale=self.rescale))
+        self._totals = totals
         return {
             self._key(name, metric): value
             for (name, _), total in zip(self.sets, totals, strict=True)
             for metric, value in total.metrics().items()
         }
+
+    def operating_points(self, precision: float) -> list[OperatingPoint]:
+        points = []
+        for (name, _), total in zip(self.sets, self._totals, strict=True):
+            curves = total.curves()
+            good = np.flatnonzero(curves["precision"] >= precision)
+            values = (
+                [good[0] / 255, *(curves[key][good[0]] for key in ("precision", "recall"))]
+                if len(good)
+                else [np.nan] * 3
+            )
+            points.append(OperatingPoint(name, *map(float, values)))
+        return points
 
     def _table(self) -> str:
         """One row per set, and the protocols."""

@@ -15,6 +15,7 @@ import numpy as np
 
 from res2net_dense.errors import ConfigError, DatasetError
 from res2net_dense.evaluation.base import Gather, ImageEvaluator, finite_detections, mean
+from res2net_dense.evaluation.operating_points import OperatingPoint, find_point
 from res2net_dense.evaluation.tables import align, show
 from res2net_dense.types import Prediction, Sample
 
@@ -111,12 +112,7 @@ def _average_precision(
     """
     if not count:
         return float("nan")
-    hit = overlaps >= iou
-    counted = ~hit
-    counted[hit] = ~difficult[nearest[hit]]
-    right = np.zeros(len(nearest), dtype=bool)
-    hits = np.flatnonzero(hit & counted)
-    right[hits[np.unique(nearest[hits], return_index=True)[1]]] = True
+    right, counted = _judge(nearest, overlaps, difficult, iou)
     right = right[counted]
     if not right.any():
         return 0.0
@@ -129,6 +125,19 @@ def _average_precision(
     # just these does not reach them. Every published 11-point value in Python was computed so.
     places = np.searchsorted(found / count, np.arange(11) * 0.1, side="left")
     return 100 * float(highest[places[places < len(right)]].sum()) / 11
+
+
+def _judge(
+    nearest: np.ndarray, overlaps: np.ndarray, difficult: np.ndarray, iou: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Which detections, by falling score, are right, and which count at all."""
+    hit = overlaps >= iou
+    counted = ~hit
+    counted[hit] = ~difficult[nearest[hit]]
+    right = np.zeros(len(nearest), dtype=bool)
+    hits = np.flatnonzero(hit & counted)
+    right[hits[np.unique(nearest[hits], return_index=True)[1]]] = True
+    return right, counted
 
 
 class VocEvaluator(ImageEvaluator):
@@ -152,6 +161,7 @@ class VocEvaluator(ImageEvaluator):
     """
 
     unseen = "the objects of the others count as missed"
+    points_of = "boxes with an IoU of at least 0.5 are right"
 
     def __init__(
         self,
@@ -182,9 +192,7 @@ class VocEvaluator(ImageEvaluator):
 
     def _score(self) -> dict[str, float]:
         self._gather_images()
-        # equal scores rank by image, in whatever order they came
-        matches = np.concatenate([np.zeros((0, 4)), *(self._seen[i] for i in sorted(self._seen))])
-        labels, scores, nearest, overlaps = matches[np.argsort(-matches[:, 1], kind="stable")].T
+        labels, _, nearest, overlaps = self._matches()
         precisions = np.full((len(self.class_names), len(_IOUS)), np.nan)
         for label in range(len(self.class_names)):
             own = labels == label
@@ -197,6 +205,23 @@ class VocEvaluator(ImageEvaluator):
             "bbox/AP75": mean(precisions[:, 5]),
             **self._by_class("bbox/AP50", precisions[:, 0]),
         }
+
+    def _matches(self) -> np.ndarray:
+        """What `_add` returned, of all images and by falling score, (4, K)."""
+        # equal scores rank by image, in whatever order they came
+        matches = np.concatenate([np.zeros((0, 4)), *(self._seen[i] for i in sorted(self._seen))])
+        ranked: np.ndarray = matches[np.argsort(-matches[:, 1], kind="stable")].T
+        return ranked
+
+    def operating_points(self, precision: float) -> list[OperatingPoint]:
+        labels, scores, nearest, overlaps = self._matches()
+        points = []
+        for label, name in enumerate(self.class_names):
+            own = labels == label
+            right, counted = _judge(nearest[own].astype(np.int64), overlaps[own], self._difficult, 0.5)
+            count = int((~self._difficult[self._labels == label]).sum())
+            points.append(find_point(name, scores[own][counted], right[counted], count, precision))
+        return points
 
     def _table(self) -> str:
         """The protocol, the overall scores, then each class with its numbers of objects."""

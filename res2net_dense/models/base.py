@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from res2net_dense.errors import ConfigError
 from res2net_dense.models.norms import single_values_explained
-from res2net_dense.types import Losses, Prediction, Sample
+from res2net_dense.types import ClassRows, Losses, Prediction, Sample
 
 PIXEL_MEAN = (123.675, 116.28, 103.53)
 PIXEL_STD = (58.395, 57.12, 57.375)
@@ -29,6 +30,8 @@ class ImageModel(nn.Module, ABC):
     size_setting: ClassVar[str]
     """The setting of the images' size in training."""
     norm_settings: ClassVar[str] = "backbone.norm and model.norm"
+    class_layers: ClassVar[Mapping[str, ClassRows]] = {}
+    """The layers that depend on the classes, by their names."""
 
     def __init__(
         self, pixel_mean: Sequence[float] = PIXEL_MEAN, pixel_std: Sequence[float] = PIXEL_STD
@@ -67,3 +70,15 @@ def warn_if_not_finite(output: Tensor, sample: Sample) -> None:
     if not bool(torch.isfinite(output).all()):
         name = sample.get("file_name", "an image")
         _log.warning("%s: the network's output is not finite, so its prediction means nothing", name)
+
+
+def check_class_weights(weights: Sequence[float] | None, num_classes: int) -> None:
+    """Raise a `ConfigError` unless there is a weight for each class, not all of them 0."""
+    if weights is None:
+        return
+    if len(weights) != num_classes:
+        raise ConfigError(
+            f"model.class_weights has {len(weights)} numbers; it takes one for each of {num_classes} classes"
+        )
+    if not any(weights):
+        raise ConfigError("model.class_weights are all 0; at least one must be above 0")

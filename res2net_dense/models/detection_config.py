@@ -34,11 +34,13 @@ SETTINGS = {
 
 OWNED = {key: f"model.{name}" for name, key in SETTINGS.items()} | {
     "INPUT.FORMAT": "data.channels, of which three are RGB",
+    "DATALOADER.SAMPLER_TRAIN": "data.sampling",
+    "DATALOADER.REPEAT_THRESHOLD": "data.repeat_threshold",
     "MODEL.META_ARCHITECTURE": "model.arch",
     "MODEL.BACKBONE.NAME": "backbone.name",
     "MODEL.BACKBONE.FREEZE_AT": "backbone.freeze_at",
     "MODEL.DEVICE": "runtime.device",
-    "MODEL.WEIGHTS": "backbone.weights",
+    "MODEL.WEIGHTS": "backbone.weights, or model.weights for a whole detector",
     "MODEL.MASK_ON": "model.arch",
     "MODEL.PIXEL_MEAN": "model.pixel_mean",
     "MODEL.PIXEL_STD": "model.pixel_std",

@@ -9,6 +9,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from res2net_dense.data.check import check_sources
+from res2net_dense.data.workers import TIMEOUT
 from res2net_dense.engine import distributed
 from res2net_dense.errors import printable
 from res2net_dense.findings import Findings
@@ -20,17 +21,18 @@ _LEFT_OUT: WeakKeyDictionary[Source, np.ndarray] = WeakKeyDictionary()
 """Places of the images that a training leaves out, by the source that was checked."""
 
 
-def check_data(sources: Mapping[str, Source], *, skip: str | None = None) -> None:
+def check_data(sources: Mapping[str, Source], *, skip: str | None = None, timeout: int = TIMEOUT) -> None:
     """Check all files of the sets by their headers, in the main process; see `data.check.check_sources`.
 
     Args:
         sources: by what messages call them.
+        timeout: see `check_sources`.
         skip: which of them goes on without the images that have errors; errors of the whole set end it too.
 
     Raises:
         DatasetError: with the first error, in every process.
     """
-    broken = distributed.compute_once(lambda: _check(sources, skip))
+    broken = distributed.compute_once(lambda: _check(sources, skip, timeout))
     if skip is not None:
         _LEFT_OUT[sources[skip]] = np.array(broken, dtype=np.int64)
 
@@ -40,9 +42,9 @@ def left_out(source: Source) -> np.ndarray:
     return _LEFT_OUT.get(source, np.zeros(0, dtype=np.int64))
 
 
-def _check(sources: Mapping[str, Source], skip: str | None) -> list[int]:
+def _check(sources: Mapping[str, Source], skip: str | None, timeout: int) -> list[int]:
     """Log the warnings, raise the errors, and return the places of those that are passed over."""
-    found = check_sources(sources)
+    found = check_sources(sources, timeout=timeout)
     errors, skipped = Findings(), Findings()
     for name, findings in found.items():
         for finding in findings:

@@ -5,7 +5,7 @@ The evaluation needs OpenCV and is imported inside methods: an exported file doe
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,12 +24,14 @@ from res2net_dense.data.transforms import (
     drop_maps,
     random_rotation,
 )
+from res2net_dense.data.workers import in_time
 from res2net_dense.errors import counted
 from res2net_dense.models.graphs import Graph, SaliencyGraph
 from res2net_dense.models.saliency import build_saliency_model, resized_saliency
 from res2net_dense.models.tile_maps import SaliencyMerger
 from res2net_dense.report.saliency import cut_out, draw_saliency, saliency_image
-from res2net_dense.tasks.base import Images, Metric, Task, Transform, network_settings
+from res2net_dense.tasks.base import Images, Metric, Task, Transform
+from res2net_dense.tasks.settings import network_settings
 from res2net_dense.types import Merger, Prediction, ReportingEvaluator, Sample, Source, Tile
 
 
@@ -105,7 +107,8 @@ class Saliency(Task[SaliencyConfig]):
         from res2net_dense.evaluation.saliency import SaliencyEvaluator
 
         source, gather = self.scored(config, source)
-        return SaliencyEvaluator(source.mask, source.parts, rescale=config.eval.rescale, gather=gather)
+        read = in_time(source.mask, config.data.timeout)
+        return SaliencyEvaluator(read, source.parts, rescale=config.eval.rescale, gather=gather)
 
     def truth(self, config: SaliencyConfig, source: Any, index: int) -> tuple[Sample, Prediction]:
         return {"image_id": index}, {"saliency": torch.from_numpy(source.mask(index).astype(np.float32))}
@@ -148,8 +151,8 @@ class Saliency(Task[SaliencyConfig]):
             }
         ]
 
-    def summary(self, records: Sequence[Mapping[str, Any]], class_names: Sequence[str], score: float) -> str:
-        return f"{len(records)} with a salient object"
+    def summary(self, records: Iterable[Mapping[str, Any]], class_names: Sequence[str], score: float) -> str:
+        return f"{sum(1 for _ in records)} with a salient object"
 
 
 TASK = Saliency()

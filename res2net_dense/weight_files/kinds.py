@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import re
+import struct
 import zipfile
+import zlib
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from res2net_dense.errors import CheckpointError, ConfigError
 
@@ -15,6 +18,8 @@ SUFFIXES = (".pth", ".pt", ".ckpt", ".bin", ".tar", ".safetensors", ".pkl", ".pd
 
 _LONGEST_HEADER = 100_000_000
 """Bytes of JSON that safetensors reads at most."""
+_SPARE = 512 << 20
+"""Bytes that a file may take in memory besides four times its size."""
 
 # How files begin: torch's before version 1.6, and Python's pickles in every protocol.
 _OLD_TORCH = bytes.fromhex("80028a0a6cfc9c46f9206aa85019")
@@ -35,6 +40,12 @@ _FOREIGN = {
     rb"\x08[\x01-\x1f]\x12": "an ONNX program, not weights: use the checkpoint that it was exported from",
 }
 """How files begin that are not weights, and how a message describes them."""
+
+BROKEN_ARCHIVE = (
+    *(zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError),
+    struct.error,
+)
+"""What reading a zip archive raises if it is damaged."""
 
 _CUT = re.compile("unexpected EOF|truncated|incomplete metadata|header too small|invalid header length")
 """What libraries say of a file that was cut off."""
@@ -95,6 +106,42 @@ def damaged(path: Path, error: Exception) -> CheckpointError:
     return _not_weights(path, text.rpartition("WeightsUnpickler error: ")[2].splitlines()[0][:150])
 
 
+def check_claim(path: Path, needed: int, size: int) -> None:
+    """Refuse a file of `size` bytes that takes far more memory: compressed zeros, or one number for a tensor.
+
+    Raises:
+        CheckpointError: it needs more than 512 MiB and four times its size.
+    """
+    if needed > _SPARE + 4 * size:
+        raise CheckpointError(
+            f"{path} has {size:,} bytes and claims {needed:,} in memory, refused: a weight file takes about "
+            "its size; get it again, or save its tensors uncompressed and one by one where it was made"
+        )
+
+
+def check_pickle(path: Path, file: BinaryIO) -> None:
+    """Refuse a torch file that makes a block of bytes of any size; torch's reader would do it.
+
+    Raises:
+        CheckpointError: it does.
+    """
+    try:
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            pickles: list[Any] = [content]
+            if content[:2] == b"PK":
+                with zipfile.ZipFile(file) as archive:
+                    records = [one for one in archive.infolist() if one.filename.endswith("data.pkl")]
+                    for record in records:
+                        record.CRC = None  # type: ignore[assignment]  # torch can leave it out
+                    pickles = [archive.read(record) for record in records]
+            makes_bytes = any(one.find(b"\nbytearray\n") >= 0 for one in pickles)
+    except BROKEN_ARCHIVE as error:
+        raise damaged(path, error) from None
+    file.seek(0)
+    if makes_bytes:
+        raise _not_weights(path, "it holds a bytearray, which weights do not need")
+
+
 def _not_weights(path: Path, reason: str) -> CheckpointError:
     return CheckpointError(f"{path} is damaged or not a weight file ({reason}): get it again or use another")
 
@@ -112,9 +159,10 @@ def _check_zip(path: Path, file: BinaryIO) -> None:
         raise _cut_off(path)
     try:
         with zipfile.ZipFile(file) as archive:
-            names = archive.namelist()
-    except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
+            names, needed = archive.namelist(), sum(record.file_size for record in archive.infolist())
+    except BROKEN_ARCHIVE as error:
         raise damaged(path, error) from None
+    check_claim(path, needed, path.stat().st_size)
     inner = {name.partition("/")[2] for name in names}
     if "constants.pkl" in inner:
         raise CheckpointError(

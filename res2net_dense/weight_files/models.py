@@ -12,8 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from res2net_dense.errors import CheckpointError, first_few
-from res2net_dense.files import write_atomically
+from res2net_dense.files import cannot_write, write_atomically
+from res2net_dense.weight_files.formats import FORMAT
 from res2net_dense.weight_files.reading import WeightFile, open_weights
+from res2net_dense.weight_files.whole import BLANK, SEAL, seal
 
 AVERAGED = "n_averaged"
 """The counter that `torch.optim.swa_utils.AveragedModel` has besides the tensors of its model."""
@@ -21,6 +23,8 @@ AVERAGED = "n_averaged"
 
 def save_weights(path: str | Path, state_dict: Mapping[str, Tensor], metadata: dict[str, str]) -> Path:
     """Write plain weights and strings as safetensors, atomically; shared tensors once for each name.
+
+    The file carries its hash, which `open_weights` checks.
 
     Raises:
         CheckpointError: The disk is full or the folder cannot be written.
@@ -31,12 +35,12 @@ def save_weights(path: str | Path, state_dict: Mapping[str, Tensor], metadata: d
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
         for name, tensor in state_dict.items()
     }
-    content = safetensors.torch.save(tensors, metadata)
+    content = safetensors.torch.save(tensors, {**metadata, "format": str(FORMAT), SEAL: BLANK})
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, lambda file: file.write(content))
+        write_atomically(path, lambda file: file.writelines(seal(content)))
     except OSError as error:
-        raise CheckpointError(f"cannot write {path} ({len(content)} bytes): {error.strerror}") from None
+        raise CheckpointError(cannot_write(path, len(content), error)) from None
     return path
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import pickle
 import shlex
+import zipfile
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,11 +22,17 @@ import torch
 from torch import Tensor, nn
 
 from res2net_dense.errors import CheckpointError, first_few
-from res2net_dense.weight_files.kinds import damaged, kind_of
+from res2net_dense.weight_files.formats import check_format, up_to_date
+from res2net_dense.weight_files.kinds import check_claim, check_pickle, damaged, kind_of
 from res2net_dense.weight_files.unwrap import Unwrapped, holds_tensors, unwrap, wrappers_in
+from res2net_dense.weight_files.whole import SEAL, check_records, check_seal, check_sha256
+
+_log = logging.getLogger(__name__)
 
 _METADATA = ("version", "iteration", "metadata", "best", "metrics")
 """The entries of our checkpoints that describe them."""
+_MAX_ITEMS = 1_000_000
+"""Of a configuration in a file."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +72,7 @@ class WeightFile:
             if isinstance(about, str):  # safetensors holds strings only
                 about = json.loads(about)
             config = about.get("config") if isinstance(about, dict) else None
+            _check_items(config)
             return json.loads(json.dumps(config)) if isinstance(config, dict) else {}
         except (TypeError, ValueError, RecursionError):  # the metadata of another program
             return {}
@@ -75,7 +84,8 @@ def open_weights(
     """Read a weight file, which is opened once; an opened one is returned.
 
     Nothing in it is run: objects of classes that torch does not read without running code are left out,
-    unless they are the weights themselves.
+    unless they are the weights themselves. A file that is not what was saved is refused, by the hash in it or
+    in `FILE.sha256`, or by the checksums that torch writes; of one that has none a warning says so.
 
     Args:
         file: `.safetensors`, a checkpoint of ours, `.pt` or `.pth`.
@@ -112,41 +122,74 @@ def _read(path: Path, file: BinaryIO, *, trusted: bool, sha256: Sequence[str]) -
             f"{path} is damaged: its sha256 begins {digest[:8]}, not {' or '.join(s[:8] for s in sha256)}; "
             "use another or get it again"
         )
+    size = os.fstat(file.fileno()).st_size
+    is_checked = check_sha256(path, digest) or bool(sha256)
     file.seek(0)
-    content: Any
     left_out: list[str] = []
     if kind == "safetensors":
-        content, metadata = _read_safetensors(path, file)
+        content, metadata, is_sealed = _read_safetensors(path, file)
+        is_checked |= is_sealed
     else:
-        content, left_out = _read_pickled(path, file, kind, trusted=trusted)
-        if isinstance(content, nn.Module):
-            content = content.state_dict()
-        if not isinstance(content, dict):
-            raise CheckpointError(
-                f"{path} is not a weight file: it holds a {type(content).__name__} instead of a dict"
-            )
-        content = {
-            key: value.state_dict() if isinstance(value, nn.Module) else value
-            for key, value in content.items()
-        }
+        is_checked = is_checked or (zipfile.is_zipfile(file) and check_records(path, file))
+        file.seek(0)
+        content, left_out = _read_dict(path, file, kind, trusted=trusted)
+        content = up_to_date(path, content)
         metadata = {key: content[key] for key in _METADATA if key in content}
-    size = os.fstat(file.fileno()).st_size
+    if not is_checked:
+        _log.warning("%s has no hash in it or next to it: it is read, but unverified", path)
     try:
         unwrapped = unwrap(content)
     except CheckpointError as error:
         raise CheckpointError(f"{path} is not a weight file: {error}") from None
+    check_claim(path, sum(one.numel() * one.element_size() for one in unwrapped.tensors.values()), size)
     return WeightFile(path, kind, size, digest, content, metadata, tuple(left_out), unwrapped)
 
 
-def _read_safetensors(path: Path, file: BinaryIO) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The tensors, and the strings stored with them."""
+def _read_safetensors(path: Path, file: BinaryIO) -> tuple[dict[str, Any], dict[str, Any], bool]:
+    """The tensors, the strings stored with them, and whether the file has proved to be whole."""
     data = file.read()
     length = int.from_bytes(data[:8], "little")
     try:
         tensors = safetensors.torch.load(data)
-        return tensors, dict(json.loads(data[8 : 8 + length]).get("__metadata__") or {})
+        metadata = dict(json.loads(data[8 : 8 + length]).get("__metadata__") or {})
+        is_sealed = check_seal(path, data, metadata)
+    except RecursionError:
+        raise damaged(path, ValueError("its header is nested too deeply")) from None
     except (safetensors.SafetensorError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise damaged(path, error) from None
+    if metadata.pop(SEAL, None) is not None:
+        number = str(metadata.pop("format", ""))
+        check_format(path, int(number) if number.isdecimal() else number, metadata.get("version"))
+    return tensors, metadata, is_sealed
+
+
+def _read_dict(path: Path, file: BinaryIO, kind: str, *, trusted: bool) -> tuple[dict[str, Any], list[str]]:
+    """As `_read_pickled`: a dict, in which models are those of their tensors."""
+    content, left_out = _read_pickled(path, file, kind, trusted=trusted)
+    if isinstance(content, nn.Module):
+        content = content.state_dict()
+    if not isinstance(content, dict):
+        raise CheckpointError(
+            f"{path} is not a weight file: it holds a {type(content).__name__} instead of a dict"
+        )
+    models = {key: value.state_dict() for key, value in content.items() if isinstance(value, nn.Module)}
+    return {**content, **models}, left_out
+
+
+def _check_items(value: Any) -> None:
+    """Raise a `ValueError` if plain data that refer to each other would be endless when written out."""
+    counts: dict[int, int] = {}
+
+    def count(value: Any) -> int:
+        if not isinstance(value, (dict, list, tuple)):
+            return 1
+        if id(value) not in counts:
+            items = value.values() if isinstance(value, dict) else value
+            counts[id(value)] = 1 + sum(map(count, items))
+        return counts[id(value)]
+
+    if count(value) > _MAX_ITEMS:
+        raise ValueError("too many items")
 
 
 def _read_pickled(path: Path, file: BinaryIO, kind: str, *, trusted: bool) -> tuple[Any, list[str]]:
@@ -157,6 +200,7 @@ def _read_pickled(path: Path, file: BinaryIO, kind: str, *, trusted: bool) -> tu
         f"{shlex.quote(str(path))} {shlex.quote(f'{path}.safetensors')} --trust-pickle`"
     )
     if kind == "torch":
+        check_pickle(path, file)
         try:  # given a path, torch goes by the suffix
             return torch.load(file, map_location="cpu", weights_only=True), []
         except Exception as error:  # a damaged pickle can raise anything at all

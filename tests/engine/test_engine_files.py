@@ -3,7 +3,6 @@
 import errno
 import json
 import os
-import random
 import signal
 import socket
 import subprocess
@@ -15,28 +14,14 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from saved_runs import network, saved_run, state_of
 from torch import nn
 
-from res2net_dense.engine.checkpointer import Checkpointer, TrainState, open_checkpoint, restore
-from res2net_dense.engine.optim import Ema, build_optimizer
+from res2net_dense.engine.checkpointer import Checkpointer, open_checkpoint, restore
+from res2net_dense.engine.optim import Ema
 from res2net_dense.engine.run_folder import open_run_folder, own_folder
 from res2net_dense.errors import CheckpointError, ConfigError
 from res2net_dense.weight_files import WeightFile, open_weights, save_weights
-
-
-def network() -> nn.Module:
-    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1))
-
-
-def state_of(model: nn.Module, iteration: int = 0, **parts: Any) -> TrainState:
-    return TrainState(model, build_optimizer(model, lr=0.1), iteration=iteration, **parts)
-
-
-def saved_run(folder: Path, iterations: list[int]) -> Checkpointer:
-    checkpointer = Checkpointer(folder, keep=5, metadata={"task": "toy", "sizes": (1, 2)})
-    for iteration in iterations:
-        checkpointer.save(state_of(network(), iteration))
-    return checkpointer
 
 
 def newest(checkpointer: Checkpointer) -> WeightFile:
@@ -83,23 +68,6 @@ def test_save_restore_and_keep(tmp_path: Path) -> None:
     assert newest(checkpointer).path.name == "iter_0000025.pt"
 
 
-@pytest.mark.parametrize("damage", ["flip", "cut", "empty", "no sidecar"])
-def test_damage_is_noticed(tmp_path: Path, damage: str) -> None:
-    checkpointer = saved_run(tmp_path, [10, 20])
-    path = checkpointer.checkpoints / "iter_0000020.pt"
-    content = path.read_bytes()
-    for position in random.Random(0).sample(range(len(content)), 10):
-        flipped = content[:position] + bytes([content[position] ^ 1]) + content[position + 1 :]
-        path.write_bytes({"flip": flipped, "cut": content[:position], "empty": b""}.get(damage, content))
-        if damage == "no sidecar":
-            path.with_name(path.name + ".sha256").unlink(missing_ok=True)
-        else:
-            with pytest.raises(CheckpointError, match="iter_0000020"):
-                open_checkpoint(path)
-        with pytest.warns(UserWarning, match="iter_0000020"):
-            assert newest(checkpointer).path.name == "iter_0000010.pt"
-
-
 def test_restore_is_strict(tmp_path: Path) -> None:
     content = newest(saved_run(tmp_path, [1])).content
     for layers, message in (
@@ -117,69 +85,6 @@ def test_restore_is_strict(tmp_path: Path) -> None:
     torch.save(content, tmp_path / "new.pt")
     with pytest.raises(CheckpointError, match="upgrade"):
         open_checkpoint(tmp_path / "new.pt")
-
-
-KILLED = """
-import os, random, signal, sys, time, warnings, torch
-from torch import nn
-from res2net_dense.engine.checkpointer import Checkpointer, TrainState
-model = nn.Linear(500, 500)
-state = TrainState(model, torch.optim.SGD(model.parameters(), lr=0.1))
-warnings.simplefilter("error")  # the newest itself must load
-chance, newest = random.Random(0), 0
-for _ in range(20):
-    victim = os.fork()
-    if not victim:
-        checkpointer, state.iteration = Checkpointer(sys.argv[1]), newest
-        while True:
-            state.iteration += 1
-            # Every second one is written twice: replacing a file must be as safe as adding one.
-            for _ in range(1 + state.iteration % 2):
-                checkpointer.save(state)
-    time.sleep(chance.uniform(0.0, 0.2))
-    os.kill(victim, signal.SIGKILL)
-    os.waitpid(victim, 0)
-    checkpointer = Checkpointer(sys.argv[1])
-    checkpointer.remove_leftovers()
-    assert not list(checkpointer.checkpoints.glob(".*"))
-    found = checkpointer.open_latest()
-    if found:
-        assert found.content["iteration"] >= newest
-        newest = found.content["iteration"]
-print(newest)
-"""
-
-
-def test_kill_while_saving(tmp_path: Path) -> None:
-    result = subprocess.run([sys.executable, "-c", KILLED, tmp_path], capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    assert int(result.stdout) > 20
-
-
-FULL_DISK = """
-import resource, signal, sys, torch
-from torch import nn
-from res2net_dense.engine.checkpointer import Checkpointer, TrainState
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
-model = nn.Linear(int(sys.argv[2]), 500)
-state = TrainState(model, torch.optim.SGD(model.parameters(), lr=0.1), iteration=20)
-Checkpointer(sys.argv[1]).save(state)
-"""
-
-
-def test_full_disk(run_code, tmp_path: Path) -> None:
-    checkpointer = saved_run(tmp_path, [10])
-    before = sorted(path.name for path in checkpointer.checkpoints.iterdir())
-    result = run_code(FULL_DISK, tmp_path, "500")
-    assert result.returncode != 0
-    message = result.stderr.splitlines()[-1]
-    assert "CheckpointError" in message
-    assert "iter_0000020.pt" in message
-    assert "needs 1002000 bytes" in message
-    assert "are free" in message
-    assert sorted(path.name for path in checkpointer.checkpoints.iterdir()) == before
-    assert checkpointer.open_latest() is not None
 
 
 @pytest.mark.parametrize("content", [{"model": {"a": torch.ones(1)}}, {"a": 1}, {}, [torch.ones(1)], None])

@@ -28,10 +28,9 @@ from res2net_dense.engine.trainer import (
     DivergedError,
     Evaluation,
     LoopOptions,
-    OutOfMemoryError,
     Trainer,
 )
-from res2net_dense.errors import CheckpointError, ConfigError, DatasetError
+from res2net_dense.errors import CheckpointError, ConfigError, DatasetError, OutOfMemoryError
 from res2net_dense.types import Sample
 from res2net_dense.weight_files import open_weights
 
