@@ -37,9 +37,10 @@ def write_atomically(
     Raises:
         OSError: The disk is full or the folder cannot be written, with `path`; nothing is left behind.
     """
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    temporary = draft_of(path)
     try:
-        with open(temporary, "wb") as file:
+        temporary.unlink(missing_ok=True)  # or a link of that name would be followed
+        with open(temporary, "xb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
@@ -73,6 +74,11 @@ def is_full(error: OSError) -> bool:
 def free_bytes(path: Path) -> int:
     """The room where a file is to be, which need not be there, nor its folder."""
     return shutil.disk_usage(next(folder for folder in path.absolute().parents if folder.exists())).free
+
+
+def draft_of(path: Path) -> Path:
+    """Where this process writes a file until it is whole; short enough where `path` has the longest name."""
+    return path.with_name(f".{path.name[:50]}.tmp-{os.getpid()}")
 
 
 def remove_leftovers(folder: Path) -> None:

@@ -16,10 +16,12 @@ from res2net_dense.config import Config
 from res2net_dense.engine import distributed
 from res2net_dense.engine.distributed import print_rank0
 from res2net_dense.engine.lr_finder import LrCurve, sweep_lr
+from res2net_dense.engine.metric_log import is_results
 from res2net_dense.engine.run_folder import open_run_folder, own_folder
 from res2net_dense.engine.terminal import outlasting_terminal
 from res2net_dense.engine.trainer import LoopOptions
 from res2net_dense.errors import ConfigError, counted
+from res2net_dense.outputs import Outputs
 from res2net_dense.tasks import get_task, training
 from res2net_dense.tasks.automatic import fit_batch, suit_little_data
 from res2net_dense.tasks.base import warn_rank0
@@ -71,6 +73,7 @@ def train(
     output_dir: str | Path | None = None,
     resume: bool = False,
     extend: bool = False,
+    allow_changed_data: bool = False,
     dry_run: bool = False,
     auto: bool = False,
     auto_batch: bool = False,
@@ -84,6 +87,8 @@ def train(
         resume: continue from the newest whole checkpoint in the run folder.
         extend: with `resume`, where another length or schedule would make the learning rate jump, go on from
             the present one and let it fall over the iterations that are left.
+        allow_changed_data: with `resume`, go on where images, annotations or classes are not those that the
+            run began with; a line says what has changed.
         dry_run: take two steps of everything and keep nothing.
         auto: lower batch size, learning rate, iterations and warm-up for less than 200 images, and print what
             was chosen; what `overrides` set stays.
@@ -102,6 +107,8 @@ def train(
         )
     if extend and not resume:
         raise ConfigError("extend (--extend) goes with resume (--resume): it changes how a run continues")
+    if allow_changed_data and not resume:
+        raise ConfigError("allow_changed_data (--allow-changed-data) goes with resume (--resume)")
     loaded = read_config(config, [*overrides, *write_to(output_dir)])
     with outlasting_terminal() as terminal, distributed.leaving_group():
         device = training.set_up_device(loaded)
@@ -125,7 +132,9 @@ def train(
         with open_run_folder(loaded.runtime.output_dir, resume=resume) as run:
             if distributed.is_main():
                 terminal.keep_note_in(run)
-            metrics = training.train_and_evaluate(loaded, device, run, resume=resume, extend=extend)
+            metrics = training.train_and_evaluate(
+                loaded, device, run, resume=resume, extend=extend, allow_changed_data=allow_changed_data
+            )
         return TrainingResult(run, metrics, training.check_expected(loaded, metrics))
 
 
@@ -152,6 +161,7 @@ def evaluate(
     save_predictions: bool = False,
     split: str | None = None,
     precision: float | None = None,
+    overwrite: bool = False,
 ) -> EvaluationResult:
     """Score a model on `data.val`, or on other images.
 
@@ -168,6 +178,7 @@ def evaluate(
             `test`; the scores go to `results_<split>.json`. None for `data.val`.
         precision: also find the lowest threshold of each class with this precision, in (0, 1], and write them
             to `thresholds.json`.
+        overwrite: replace files there that are not of a run or an earlier evaluation, too.
 
     Raises:
         Res2NetDenseError: whatever a user can correct.
@@ -184,8 +195,15 @@ def evaluate(
                 f"{job.weights.path} is an exported file, which has no losses: eval.loss has no effect"
             )
             prepared = updated(prepared, eval={"loss": False})
+        folder = Path(prepared.runtime.output_dir)
+        source = job.task.open_source(prepared, train=False)
+        images = (source.file(index) for index in range(len(source)))
+        outputs = Outputs(folder, inputs=[job.weights.path, *images], overwrite=overwrite)
+        results = f"results_{re.sub('[^0-9A-Za-z.-]', '_', split)}.json" if split else "results.json"
+        outputs.claim([folder / results], own=is_results)
+        outputs.claim([folder / "thresholds.json"] if precision is not None else [])
         describe_data(job.task, prepared, training=False)
-        with own_folder(prepared.runtime.output_dir):
+        with own_folder(folder):
             print_rank0(f"evaluating {job.weights.path}")
             model = job.model(prepared)
             metrics, table = training.evaluate_only(
@@ -194,7 +212,8 @@ def evaluate(
                 model,
                 save_predictions=save_predictions,
                 precision=precision,
-                results=f"results_{re.sub('[^0-9A-Za-z.-]', '_', split)}.json" if split else "results.json",
+                results=results,
+                outputs=outputs,
             )
         as_expected = training.check_expected(prepared, metrics)
     return EvaluationResult(job.weights.path, metrics, table, as_expected)

@@ -31,11 +31,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--dry-run", action="store_true", help="try everything for two steps, keep nothing")
     what = "with --resume and another length or schedule, go on from the present learning rate without a jump"
     parser.add_argument("--extend", action="store_true", help=what)
+    what = "with --resume, go on although the data have changed since the start; says what has changed"
+    parser.add_argument("--allow-changed-data", action="store_true", help=what)
 
 
 def main(args: argparse.Namespace) -> int:
     if args.extend and not args.resume:
         raise ConfigError("--extend goes with --resume: it changes how a run continues")
+    if args.allow_changed_data and not args.resume:
+        raise ConfigError("--allow-changed-data goes with --resume: it changes how a run continues")
     if args.eval_only:
         if args.auto or args.auto_batch:
             raise ConfigError("--auto and --auto-batch are for training: leave them out with --eval-only")
@@ -44,12 +48,17 @@ def main(args: argparse.Namespace) -> int:
 
     if args.save_predictions:
         raise ConfigError("--save-predictions goes with --eval-only: evaluate the run when it has ended")
+    if args.overwrite:
+        raise ConfigError("--overwrite goes with --eval-only: a training starts in an empty folder")
     if not args.config:
         raise ConfigError("--config is missing: give the path of a configuration, or the name of one")
     if args.weights:
         args.overrides.append(f"model.weights={json.dumps(args.weights)}")
     settings = {
         key: getattr(args, key)
-        for key in ("overrides", "output_dir", "resume", "extend", "dry_run", "auto", "auto_batch")
+        for key in (
+            *("overrides", "output_dir", "resume", "extend", "allow_changed_data"),
+            *("dry_run", "auto", "auto_batch"),
+        )
     }
     return 0 if train(args.config, **settings).as_expected else 1

@@ -10,7 +10,7 @@ from res2net_dense.config.rare_classes import ClassWeighted, SampledData
 from res2net_dense.config.schema import Config, EvalConfig, Names
 from res2net_dense.config.tiles import TiledData
 from res2net_dense.data.layouts import Parts, VocMasksPart
-from res2net_dense.sections import BelowOne, Classes, Edge, Range, Scale, Section, Weight
+from res2net_dense.sections import BelowOne, Classes, Edge, OnlyWith, Range, Scale, Section, Weight
 
 FOCAL_GAMMA = 2.0
 
@@ -54,10 +54,15 @@ class SegmenterConfig(ClassWeighted):
     """The architecture."""
     num_classes: Classes | None = None
     """Number of classes, the background counted as one; null takes those of the data set."""
-    output_stride: Literal[8, 16, 32] | None = None
+    output_stride: Annotated[
+        Literal[8, 16, 32] | None, OnlyWith("arch", "deeplabv3plus", "deeplabv3", "pan")
+    ] = None
     """Stride of the backbone's last map; null for the architecture's usual one: 16 for the DeepLabs and PAN,
     32 for the others, which have no choice."""
-    atrous_rates: Annotated[list[Edge], Field(min_length=3, max_length=3)] | None = None
+    atrous_rates: Annotated[
+        Annotated[list[Edge], Field(min_length=3, max_length=3)] | None,
+        OnlyWith("arch", "deeplabv3plus", "deeplabv3"),
+    ] = None
     """Dilation rates of the DeepLabs' pyramid; null for (6, 12, 18), at output stride 8 (12, 24, 36)."""
     norm: Literal["BN", "SyncBN", "GN"] = "BN"
     """Normalization in what is built on the backbone. Batches of one or two images need GN."""
@@ -119,13 +124,13 @@ class SegmentationEval(EvalConfig):
     """See the mirrored image too."""
     window: Edge | None = None
     """Side of the window that slides over the resized image; null sees the whole image at once."""
-    window_stride: Edge | None = None
+    window_stride: Annotated[Edge | None, OnlyWith("window")] = None
     """Pixels from one window to the next; null for two thirds of `window`."""
 
     @model_validator(mode="after")
     def _check_window(self) -> SegmentationEval:
-        if self.window_stride is not None and (self.window is None or self.window_stride > self.window):
-            raise self.conflict("window_stride", "must not exceed eval.window, which it needs")
+        if self.window_stride and self.window and self.window_stride > self.window:
+            raise self.conflict("window_stride", f"must not exceed eval.window = {self.window}")
         return self
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -290,18 +290,20 @@ def predict_loader(
     timeout: int = TIMEOUT,
     form: PixelFormat = RGB,
     tiles: TileSize | None = None,
+    done: Collection[int] = (),
 ) -> Iterator[tuple[list[Sample], list[tuple[int, DatasetError]]]]:
     """Yield the samples of each batch of files, read in a form, and number and error of those that cannot be
     read.
 
     Either list may be empty; every file is in exactly one of them. With `tiles` the samples are those of all
-    tiles of the files, and each tile that cannot be read is an error of its file.
+    tiles of the files, and each tile that cannot be read is an error of its file. Batches are left out that
+    none but the files in `done` needs.
     """
     source: Any = _Files(files, form)
     places: list[tuple[int, Tile | None]] = (
         grids(source, range(len(files)), tiles) if tiles else [(index, None) for index in range(len(files))]
     )
-    chunks = _chunks(places, batch_size)
+    chunks = _needed(_chunks(places, batch_size), done)
     loader = _loader(TileSet(source, transform), chunks, workers, timeout)
     for keys, batch in zip(chunks, loader, strict=True):
         items = _unpack(batch)
@@ -310,6 +312,20 @@ def predict_loader(
             samples,
             [(n, error) for (n, _), (_, errors) in zip(keys, items, strict=True) for error in errors],
         )
+
+
+def _needed(
+    chunks: list[list[tuple[int, Tile | None]]], done: Collection[int]
+) -> list[list[tuple[int, Tile | None]]]:
+    """The chunks with all tiles of the files that are not done, and of the files that share a chunk with
+    them: tiles are merged from the first one on.
+    """
+    needed: list[list[tuple[int, Tile | None]]] = []
+    for chunk in reversed(chunks):
+        first = needed[-1][0][1] if needed else None
+        if (first is not None and first.number > 0) or any(number not in done for number, _ in chunk):
+            needed.append(chunk)
+    return needed[::-1]
 
 
 class _Files(list[str]):

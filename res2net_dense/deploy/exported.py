@@ -131,16 +131,17 @@ def is_exported(path: str | Path) -> bool:
     return Path(path).suffix in FORMATS.values()
 
 
-def open_exported(path: str | Path, find_decoder: Callable[[str], Decoder]) -> ExportedModel:
+def open_exported(
+    path: str | Path, find_decoder: Callable[[str], Decoder], *, verify: bool = True
+) -> ExportedModel:
     """Open an exported file of ours: ONNX, OpenVINO, torch.export or TorchScript.
-
-    Its bytes are compared with the hashes in FILE.json; a warning says that this file is not there.
 
     Files of the latter two are programs: open those of people you trust; their modules say more.
 
     Args:
         path: its suffix is that of the format; `~` is the home folder.
         find_decoder: returns what reads the outputs of a task, by the task's name.
+        verify: whether its bytes are compared with the hashes in FILE.json; a warning says that it has none.
 
     Raises:
         ExportError: the file is missing, damaged, or not an export of ours.
@@ -154,7 +155,8 @@ def open_exported(path: str | Path, find_decoder: Callable[[str], Decoder]) -> E
     if not path.is_file():
         what = "is a folder" if path.exists() else "does not exist"
         raise ExportError(f"{path} {what}; make the file with `res2net-dense export --output {path}`")
-    check_hashes(path)
+    if verify:
+        check_hashes(path)
     try:
         text, run = module.open_file(path)
     except (ExportError, MissingDependencyError):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -160,7 +160,7 @@ class Task(ABC, Generic[C]):
     def to_records(self, prediction: Prediction, image_id: int | str) -> list[dict[str, Any]]:
         """Return a prediction as plain data for a JSON file, in COCO's format."""
 
-    def summary(self, records: Sequence[Mapping[str, Any]], class_names: Sequence[str], score: float) -> str:
+    def summary(self, records: Iterable[Mapping[str, Any]], class_names: Sequence[str], score: float) -> str:
         """Return a few words on what was found in all images, such as `12 objects with score >= 0.5`."""
         return f"{sum(record['score'] >= score for record in records)} {self.counted} with score >= {score:g}"
 
@@ -389,7 +389,7 @@ class Task(ABC, Generic[C]):
         return tile_loader(TileSet(source, transform, min_visible), size, **options)
 
     def build_predict_loader(
-        self, config: C, files: Sequence[Path]
+        self, config: C, files: Sequence[Path], *, done: Collection[int] = ()
     ) -> Iterator[tuple[list[Sample], list[tuple[int, DatasetError]]]]:
         """Return the images in batches, see `data.loaders.predict_loader`."""
         return predict_loader(
@@ -400,6 +400,7 @@ class Task(ABC, Generic[C]):
             timeout=config.data.timeout,
             form=pixel_format(config),
             tiles=self.tile_size(config),
+            done=done,
         )
 
 

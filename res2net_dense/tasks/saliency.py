@@ -5,7 +5,7 @@ The evaluation needs OpenCV and is imported inside methods: an exported file doe
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -151,8 +151,8 @@ class Saliency(Task[SaliencyConfig]):
             }
         ]
 
-    def summary(self, records: Sequence[Mapping[str, Any]], class_names: Sequence[str], score: float) -> str:
-        return f"{len(records)} with a salient object"
+    def summary(self, records: Iterable[Mapping[str, Any]], class_names: Sequence[str], score: float) -> str:
+        return f"{sum(1 for _ in records)} with a salient object"
 
 
 TASK = Saliency()

@@ -5,7 +5,9 @@ from __future__ import annotations
 import mmap
 import os
 import re
+import struct
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -38,6 +40,12 @@ _FOREIGN = {
     rb"\x08[\x01-\x1f]\x12": "an ONNX program, not weights: use the checkpoint that it was exported from",
 }
 """How files begin that are not weights, and how a message describes them."""
+
+BROKEN_ARCHIVE = (
+    *(zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError),
+    struct.error,
+)
+"""What reading a zip archive raises if it is damaged."""
 
 _CUT = re.compile("unexpected EOF|truncated|incomplete metadata|header too small|invalid header length")
 """What libraries say of a file that was cut off."""
@@ -117,15 +125,21 @@ def check_pickle(path: Path, file: BinaryIO) -> None:
     Raises:
         CheckpointError: it does.
     """
-    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        pickles: list[Any] = [content]
-        if content[:2] == b"PK":
-            with zipfile.ZipFile(file) as archive:
-                names = [name for name in archive.namelist() if name.endswith("data.pkl")]
-                pickles = [archive.read(name) for name in names]
-            file.seek(0)
-        if any(one.find(b"\nbytearray\n") >= 0 for one in pickles):
-            raise _not_weights(path, "it holds a bytearray, which weights do not need")
+    try:
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            pickles: list[Any] = [content]
+            if content[:2] == b"PK":
+                with zipfile.ZipFile(file) as archive:
+                    records = [one for one in archive.infolist() if one.filename.endswith("data.pkl")]
+                    for record in records:
+                        record.CRC = None  # type: ignore[assignment]  # torch can leave it out
+                    pickles = [archive.read(record) for record in records]
+            makes_bytes = any(one.find(b"\nbytearray\n") >= 0 for one in pickles)
+    except BROKEN_ARCHIVE as error:
+        raise damaged(path, error) from None
+    file.seek(0)
+    if makes_bytes:
+        raise _not_weights(path, "it holds a bytearray, which weights do not need")
 
 
 def _not_weights(path: Path, reason: str) -> CheckpointError:
@@ -146,7 +160,7 @@ def _check_zip(path: Path, file: BinaryIO) -> None:
     try:
         with zipfile.ZipFile(file) as archive:
             names, needed = archive.namelist(), sum(record.file_size for record in archive.infolist())
-    except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
+    except BROKEN_ARCHIVE as error:
         raise damaged(path, error) from None
     check_claim(path, needed, path.stat().st_size)
     inner = {name.partition("/")[2] for name in names}

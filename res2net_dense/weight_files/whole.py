@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import zipfile
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from res2net_dense.errors import CheckpointError
+from res2net_dense.weight_files.kinds import BROKEN_ARCHIVE
 
 SEAL = "res2net_dense_sha256"
 """The key of the hash in the metadata of a safetensors file."""
@@ -96,7 +96,7 @@ def check_records(path: Path, file: BinaryIO) -> bool:
             if not any(record.CRC for record in archive.infolist()):
                 return False
             broken = archive.testzip()
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError):
+    except BROKEN_ARCHIVE:
         broken = "its table of contents"
     if broken is not None:
         raise CheckpointError(f"{path} is damaged in {broken}: its checksum is another; {_AGAIN}")
