@@ -22,9 +22,11 @@ from res2net_dense.deploy.hashes import description_file, hashes_of
 from res2net_dense.deploy.parity import ParityReport, gate
 from res2net_dense.deploy.quantize import quantize
 from res2net_dense.errors import ConfigError, DatasetError, ExportError, Res2NetDenseError, shown
+from res2net_dense.files import draft_of
 from res2net_dense.limits import MAX_BATCH, MAX_PIXELS
 from res2net_dense.models.graphs import Graph
 from res2net_dense.network_options import check_count
+from res2net_dense.outputs import Outputs
 from res2net_dense.tasks import resuming
 from res2net_dense.tasks.scoring import MAX_DROP, BothScores, score_both
 from res2net_dense.trained import ConfigLike, Job, load_exported, open_job
@@ -64,6 +66,7 @@ def export(
     calibration: str | Path | None = None,
     evaluate: bool = False,
     max_drop: float | None = None,
+    overwrite: bool = False,
     log: Log = lambda text: None,
 ) -> ExportResult:
     """Export a model as ONNX, OpenVINO, torch.export or TorchScript, depending on the suffix of `output`.
@@ -84,17 +87,21 @@ def export(
             float32.
         evaluate: score model and file on `data.val`, and refuse a file that loses more than `max_drop`.
         max_drop: of the metric, from 0 to 1; None for `tasks.scoring.MAX_DROP`.
+        overwrite: replace files at `output` that are not of an earlier export, too.
         log: takes lines about the progress.
 
     Raises:
-        Res2NetDenseError: whatever a user can correct; nothing is left at `output` then.
+        Res2NetDenseError: whatever a user can correct; what was at `output` stays then.
     """
     _check_numbers(size, batch, max_drop)
     int8 = calibration is not None
     output = _check_output(output, size=size, batch=batch, dynamic=dynamic, int8=int8)
+    photos = None if calibration is None else list_images(calibration)
+    inputs = [weights, config if isinstance(config, (str, Path)) else None, *(photos or ())]
+    outputs = Outputs(output.parent, inputs=inputs, overwrite=overwrite)
+    outputs.claim(_files_of(output))
     work = _open_work(weights, config, overrides, evaluate=evaluate, int8=int8, log=log)
     description = work.describe(format_of(output), size=size, batch=batch, dynamic=dynamic)
-    photos = None if calibration is None else list_images(calibration)
     images = work.images_to_compare()
     scored = (evaluate or int8) and work.can_score(description, images)
     with _make_folder(output) as folder:
@@ -121,7 +128,12 @@ def export(
         about.write_text(json.dumps(document, indent=1, allow_nan=False))
         made = sorted(Path(folder).iterdir())
         total = sum(file.stat().st_size for file in made if file.suffix != ".json")
-        files = [file.replace(output.with_name(file.name)) for file in made]
+        files = [output.with_name(file.name) for file in made]
+        outputs.claim(files)
+        if len(made) > 2:  # whenever this ends, a file has the weights that belong to it
+            output.unlink(missing_ok=True)
+        for file in sorted(made, key=lambda file: file.name == output.name):
+            outputs.publish(file, output.with_name(file.name))
     return ExportResult(output, files, total, description, parity, scores)
 
 
@@ -146,7 +158,8 @@ def _make_folder(output: Path) -> tempfile.TemporaryDirectory[str]:
     """Make a folder next to `output`, for files that are not complete."""
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        return tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent)
+        # Its name is that of a draft, which the next export removes if this one is killed.
+        return tempfile.TemporaryDirectory(prefix=f"{draft_of(output).name}-", dir=output.parent)
     except OSError as error:
         raise ConfigError(
             f"cannot write to {output.parent} ({error.strerror}): choose another --output"
@@ -163,15 +176,16 @@ def _check_output(
         raise ConfigError(f"--int8 is for onnx, --output {output} is {format}")
     if dynamic and (size or batch):
         raise ConfigError("--dynamic takes any size and number of images: leave --size and --batch out")
-    weights = output.with_suffix(".bin")
-    if format == "openvino" and weights.exists() and not output.exists():
-        raise ConfigError(
-            f"{weights} exists already, and the weights of {output} go there: choose another name"
-        )
     if output.is_dir():
         raise ConfigError(f"--output {output} is a folder; name a file")
     MODULES[format].check_installed()
     return output
+
+
+def _files_of(output: Path) -> list[Path]:
+    """The file and what belongs to it."""
+    weights = [output.with_suffix(".bin")] if format_of(output) == "openvino" else []
+    return [output, output.with_name(f"{output.name}.json"), *weights]
 
 
 def _input_in_words(description: Description) -> str:

@@ -37,9 +37,10 @@ def write_atomically(
     Raises:
         OSError: The disk is full or the folder cannot be written; nothing is left behind.
     """
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    temporary = draft_of(path)
     try:
-        with open(temporary, "wb") as file:
+        temporary.unlink(missing_ok=True)  # or a link of that name would be followed
+        with open(temporary, "xb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
@@ -63,6 +64,11 @@ def cannot_write(path: Path, needed: int, error: OSError) -> str:
     free, full = shutil.disk_usage(place).free, error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     remedy = "make room" if full else "check the folder"
     return f"cannot write {path}: {error.strerror}; it needs {needed} bytes, {free} are free: {remedy}"
+
+
+def draft_of(path: Path) -> Path:
+    """Where this process writes a file until it is whole; short enough where `path` has the longest name."""
+    return path.with_name(f".{path.name[:50]}.tmp-{os.getpid()}")
 
 
 def remove_leftovers(folder: Path) -> None:

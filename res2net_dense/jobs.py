@@ -16,14 +16,17 @@ from res2net_dense.config import Config
 from res2net_dense.engine import distributed
 from res2net_dense.engine.distributed import print_rank0
 from res2net_dense.engine.lr_finder import LrCurve, sweep_lr
+from res2net_dense.engine.metric_log import is_results
 from res2net_dense.engine.run_folder import open_run_folder, own_folder
 from res2net_dense.engine.terminal import outlasting_terminal
 from res2net_dense.engine.trainer import LoopOptions
 from res2net_dense.errors import ConfigError, counted
+from res2net_dense.outputs import Outputs
 from res2net_dense.tasks import get_task, training
 from res2net_dense.tasks.automatic import fit_batch, suit_little_data
-from res2net_dense.tasks.base import on_split, updated, warn_rank0
+from res2net_dense.tasks.base import warn_rank0
 from res2net_dense.tasks.sanity import describe_data
+from res2net_dense.tasks.settings import on_split, updated
 from res2net_dense.trained import ConfigLike, check_overrides, open_job, read_config, write_to
 
 
@@ -158,6 +161,7 @@ def evaluate(
     save_predictions: bool = False,
     split: str | None = None,
     precision: float | None = None,
+    overwrite: bool = False,
 ) -> EvaluationResult:
     """Score a model on `data.val`, or on other images.
 
@@ -174,6 +178,7 @@ def evaluate(
             `test`; the scores go to `results_<split>.json`. None for `data.val`.
         precision: also find the lowest threshold of each class with this precision, in (0, 1], and write them
             to `thresholds.json`.
+        overwrite: replace files there that are not of a run or an earlier evaluation, too.
 
     Raises:
         Res2NetDenseError: whatever a user can correct.
@@ -190,8 +195,15 @@ def evaluate(
                 f"{job.weights.path} is an exported file, which has no losses: eval.loss has no effect"
             )
             prepared = updated(prepared, eval={"loss": False})
+        folder = Path(prepared.runtime.output_dir)
+        source = job.task.open_source(prepared, train=False)
+        images = (source.file(index) for index in range(len(source)))
+        outputs = Outputs(folder, inputs=[job.weights.path, *images], overwrite=overwrite)
+        results = f"results_{re.sub('[^0-9A-Za-z.-]', '_', split)}.json" if split else "results.json"
+        outputs.claim([folder / results], own=is_results)
+        outputs.claim([folder / "thresholds.json"] if precision is not None else [])
         describe_data(job.task, prepared, training=False)
-        with own_folder(prepared.runtime.output_dir):
+        with own_folder(folder):
             print_rank0(f"evaluating {job.weights.path}")
             model = job.model(prepared)
             metrics, table = training.evaluate_only(
@@ -200,7 +212,8 @@ def evaluate(
                 model,
                 save_predictions=save_predictions,
                 precision=precision,
-                results=f"results_{re.sub('[^0-9A-Za-z.-]', '_', split)}.json" if split else "results.json",
+                results=results,
+                outputs=outputs,
             )
         as_expected = training.check_expected(prepared, metrics)
     return EvaluationResult(job.weights.path, metrics, table, as_expected)

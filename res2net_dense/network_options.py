@@ -13,7 +13,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from res2net_dense.errors import ConfigError, did_you_mean, shown
 from res2net_dense.limits import MAX_CLASSES
-from res2net_dense.sections import BelowOne, Channels, Section
+from res2net_dense.sections import BelowOne, Channels, OnlyWith, Section
 
 FEATURES = ("stem", "res2", "res3", "res4", "res5")
 
@@ -54,7 +54,7 @@ class NetworkSettings(Section):
     checkpoint_activations: bool = False
     """Keep only the inputs of the blocks for the backward pass and compute the rest again: less memory, about
     a third more time, the same result."""
-    norm_eps: BelowOne = 1e-5
+    norm_eps: Annotated[BelowOne, OnlyWith("norm", "BN", "FrozenBN", "SyncBN")] = 1e-5
     """Added to the variance in batch norm; maskrcnn-benchmark's frozen one has 0."""
 
 

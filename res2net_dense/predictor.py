@@ -7,7 +7,7 @@ predictor.draw("street.jpg", prediction).save("overlay.png")
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -118,13 +118,19 @@ class Predictor:
         return [prediction for _, prediction in self._predict(batches)]
 
     def stream(
-        self, files: Sequence[Path], on_error: Callable[[int, Res2NetDenseError], None]
+        self,
+        files: Sequence[Path],
+        on_error: Callable[[int, Res2NetDenseError], None],
+        *,
+        done: Collection[int] = (),
     ) -> Iterator[tuple[int, Sample, Prediction]]:
         """Predict on many files, which `data.workers` processes read.
 
         Args:
             files: the images.
             on_error: called with the index of a file that cannot be read or does not fit, and the reason.
+            done: indices of files that are left out. The others get the predictions that they get with them:
+                they are in the batches that they would be in.
 
         Yields:
             The index of a file, its sample with the original size, and its prediction.
@@ -133,7 +139,7 @@ class Predictor:
         failed: set[int] = set()
 
         def fail(number: int, error: Res2NetDenseError) -> None:
-            if number not in failed:  # each tile of an image may fail
+            if number not in failed and number not in done:  # each tile of an image may fail
                 failed.add(number)
                 on_error(number, error)
 
@@ -147,14 +153,15 @@ class Predictor:
             return number not in failed
 
         def batches() -> Iterator[list[Sample]]:
-            for samples, errors in self.task.build_predict_loader(self.config, files):
+            for samples, errors in self.task.build_predict_loader(self.config, files, done=done):
                 for number, error in errors:
                     fail(number, error)
                 if fitting := list(filter(fits, samples)):
                     yield fitting
 
         for sample, prediction in self._predict(batches()):
-            yield int(sample["image_id"]), sample, prediction
+            if int(sample["image_id"]) not in done:
+                yield int(sample["image_id"]), sample, prediction
 
     def draw(self, image: Photo, prediction: Prediction, *, score: float = 0.5) -> Image.Image:
         """Draw a prediction on its image, without detections whose score is below `score`."""

@@ -12,6 +12,22 @@ from pydantic_core import PydanticCustomError
 from res2net_dense.limits import MAX_BATCH, MAX_CLASSES, MAX_PIXELS, MAX_STEPS
 
 
+class OnlyWith:
+    """Metadata of a field: it acts only where another one has one of some values.
+
+    Args:
+        key: a dotted path from the section of the field, or after a `/` from the top of the configuration.
+        values: None among them is for what is not set; without any, whatever is set and not empty or 0.
+    """
+
+    def __init__(self, key: str, *values: object) -> None:
+        self.key, self.values = key, values
+
+    def fits(self, value: object) -> bool:
+        """Whether the field acts where the other one is `value`."""
+        return value in self.values if self.values else bool(value)
+
+
 class Section(BaseModel):
     """Base of all sections: unknown keys, implicit conversions and later changes are refused."""
 

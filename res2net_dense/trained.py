@@ -19,7 +19,8 @@ from res2net_dense.deploy.exported import ExportedModel, is_exported, open_expor
 from res2net_dense.engine.checkpointer import Checkpointer
 from res2net_dense.errors import CheckpointError, ConfigError, ExportError, first_few
 from res2net_dense.tasks import get_task, resuming, training
-from res2net_dense.tasks.base import Task, updated
+from res2net_dense.tasks.base import Task
+from res2net_dense.tasks.settings import updated
 from res2net_dense.tasks.starting import open_model
 from res2net_dense.weight_files import WeightFile, load_weights_into, open_weights
 
@@ -165,18 +166,21 @@ def open_job(
     check_overrides(overrides)
     opened: WeightFile | ExportedModel | None = None
     path = None if weights is None else Path(os.path.expanduser(weights))
+    saved = config is None
     if path is not None and path.is_dir():
         config, overrides = path / "config.yaml" if config is None else config, [*write_to(path), *overrides]
         opened = open_model(path)
     elif path is not None:
         opened = load_exported(path) if is_exported(path) else open_weights(path)
     if config is not None:
-        loaded = read_config(config, overrides)
+        loaded = read_config(config, overrides, saved=saved)
     elif opened is None:
         raise ConfigError("--config is missing; only weights (--weights FILE) bring their own configuration")
     elif carried := _carried(opened):
         # A folder of its own: the scores of a file are not those of its run.
-        loaded = parse_config(carried, source=str(path), overrides=[*write_to(f"{path}.eval"), *overrides])
+        loaded = parse_config(
+            carried, source=str(path), overrides=[*write_to(f"{path}.eval"), *overrides], saved=True
+        )
     else:
         raise ConfigError(f"{path} carries no configuration: give the one of its run with --config")
     threads = torch.get_num_threads()
@@ -208,10 +212,10 @@ def load_exported(path: str | Path) -> ExportedModel:
     return open_exported(path, find)
 
 
-def read_config(config: ConfigLike, overrides: Sequence[str]) -> Config:
-    """Return the configuration that `config` means, with the overrides."""
+def read_config(config: ConfigLike, overrides: Sequence[str], *, saved: bool = False) -> Config:
+    """Return the configuration that `config` means, with the overrides; see `config.parse_config`."""
     if isinstance(config, (str, Path)):
-        return load_config(config, overrides)
+        return load_config(config, overrides, saved=saved)
     content = config_to_dict(config) if isinstance(config, Config) else config
     if not isinstance(content, Mapping):
         raise ConfigError(f"a {type(content).__name__} is not a configuration: pass a path, a name or a dict")

@@ -234,6 +234,9 @@ class BoxSource(Source, Protocol):
     def indices_with_objects(self) -> np.ndarray:
         """(N,) int64, N > 0; raises `DatasetError` if there is none."""
 
+    def learned_objects(self) -> tuple[np.ndarray, np.ndarray]:
+        """The places of their images and the labels of all objects to learn from, (N,) int64 each."""
+
     def ground_truth(self) -> Any:
         """What `evaluation.coco.CocoEvaluator` or `evaluation.voc.VocEvaluator` takes, by `benchmark`."""
 

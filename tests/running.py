@@ -78,8 +78,13 @@ def assert_resumes_as_never_stopped(run_tool, config, folder, straight, *overrid
     process = run_tool(*arguments, "--resume", *overrides)
     assert process.returncode == 0, process.stderr
     assert f"after {at} iterations" in process.stdout
+    assert_same_runs(folder, straight, end=end)
+
+
+def assert_same_runs(folder, straight, *, end):
+    """Two runs of `end` iterations have the same state, log and best model, bit for bit."""
     states = [torch.load(run / f"checkpoints/iter_{end:07d}.pt") for run in (folder, straight)]
-    for part in ("model", "ema", "optimizer"):
+    for part in ("model", "ema", "optimizer", "best", "early_stop"):
         _assert_equal(states[0].get(part), states[1].get(part), part)
     assert (folder / "metrics.jsonl").read_bytes() == (straight / "metrics.jsonl").read_bytes()
     best = [load_file(run / "model_best.safetensors") for run in (folder, straight)]

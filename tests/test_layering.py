@@ -13,8 +13,8 @@ PACKAGE = ROOT / "res2net_dense"
 
 # These are open to everybody and import nothing but each other.
 OPEN = {
-    "types", "errors", "findings", "version", "files", "opening", "weight_files", "download", "palette",
-    "sections", "limits", "network_options", "workers",
+    "types", "errors", "findings", "version", "files", "opening", "outputs", "journal", "weight_files",
+    "download", "palette", "sections", "limits", "network_options", "workers",
 }  # fmt: skip
 ALLOWED = {
     "__init__": {"backbones", "deploy", "exporting", "hub", "jobs", "predictor", "trained"},  # when asked for

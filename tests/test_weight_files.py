@@ -23,7 +23,7 @@ from PIL import Image
 from res2net_dense import cli, create_classifier
 from res2net_dense.cli import convert
 from res2net_dense.convert import read_checkpoint
-from res2net_dense.errors import CheckpointError, Res2NetDenseError
+from res2net_dense.errors import CheckpointError, ConfigError, Res2NetDenseError
 from res2net_dense.weight_files import is_path, open_weights
 
 STATE = {"a.weight": torch.arange(6000.0).reshape(60, 100), "a.bias": torch.ones(60)}
@@ -231,15 +231,15 @@ def converter(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     parser = cli.parser_of("convert", convert)
 
-    def call(source, destination=None, *, force=False, **options):
-        words = [source, *filter(None, [destination]), *["--force"] * force]
+    def call(source, destination=None, *, overwrite=False, **options):
+        words = [source, *filter(None, [destination]), *["--overwrite"] * overwrite]
         words += [word for name, value in options.items() for word in (f"--{name}", value)]
         return convert.main(parser.parse_args(words))
 
     return call
 
 
-@pytest.mark.parametrize("force", [False, True])
+@pytest.mark.parametrize("overwrite", [False, True])
 @pytest.mark.parametrize(("arguments", "words"), [
     ({"report": "net.pth"}, "--report net.pth is the weight file itself"),
     ({"report": "./sub/../net.pth"}, "is the weight file itself"),
@@ -250,12 +250,12 @@ def converter(monkeypatch, tmp_path):
     ({"destination": "new.onnx"}, r"new\.onnx: weights are written as \.safetensors or \.pth"),
     ({"destination": "new"}, "written as"),
 ])  # fmt: skip
-def test_the_converter_notices_wrong_arguments_first(tmp_path, converter, arguments, words, force):
+def test_the_converter_notices_wrong_arguments_first(tmp_path, converter, arguments, words, overwrite):
     """Before it reads: the source of this test is not a weight file."""
     (tmp_path / "sub").mkdir()
     (tmp_path / "net.pth").write_bytes(b"no weights")
     with pytest.raises(Res2NetDenseError, match=words) as caught:
-        converter("net.pth", force=force, **arguments)
+        converter("net.pth", overwrite=overwrite, **arguments)
     assert "\n" not in str(caught.value)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["net.pth", "sub"]
     assert (tmp_path / "net.pth").read_bytes() == b"no weights"
@@ -267,10 +267,10 @@ def test_the_converter_overwrites_when_told(tmp_path, converter, capsys):
     torch.save(state, tmp_path / "net.pth")
     for name in ("new.pth", "r.json"):
         (tmp_path / name).write_text("old")
-        with pytest.raises(CheckpointError, match=f"{name} exists; --force"):
+        with pytest.raises(ConfigError, match=f"there is {name} already: .* with --overwrite"):
             converter("net.pth", **{"report" if name == "r.json" else "destination": name})
         assert (tmp_path / name).read_text() == "old"
-    converter("net.pth", destination="new.pth", report="r.json", force=True)
+    converter("net.pth", destination="new.pth", report="r.json", overwrite=True)
     assert json.loads((tmp_path / "r.json").read_text())["structure"]["num_classes"] == 2
     assert "written" in capsys.readouterr().out
     assert read_checkpoint("new.pth").state_dict["fc.weight"].equal(state["fc.weight"])

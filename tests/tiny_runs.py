@@ -132,6 +132,7 @@ def write_tiny_config(task, toy, path):
         "backbone": {"name": TINY, "drop_path_rate": 0.1},
         "data": {**sections["data"], "workers": 2},
         "train": {**TRAIN, **sections.get("train", {})},
+        "eval": {"loss": True, **sections.get("eval", {})},
         "runtime": {"device": "cpu", "threads": 1},
     }
     path.write_text(yaml.safe_dump(config))

@@ -28,16 +28,17 @@ from torch import Tensor, nn
 from res2net_dense import __version__, load_exported, optimize_for_inference
 from res2net_dense.backbones.registry import ALIASES, canonical_name
 from res2net_dense.cli._model_table import multiply_adds
-from res2net_dense.cli._shared import EXPORT_FORMATS
+from res2net_dense.cli._shared import EXPORT_FORMATS, check_output
 from res2net_dense.cli.benchmark import TIMM, TRAINING_WAYS
 from res2net_dense.config import Config, load_config
 from res2net_dense.deploy.description import Description
 from res2net_dense.deploy.export import FORMATS, export
 from res2net_dense.errors import ConfigError, Res2NetDenseError, one_line
 from res2net_dense.evaluation.tables import align
-from res2net_dense.files import write_atomically
+from res2net_dense.outputs import output_file
 from res2net_dense.tasks import get_task
-from res2net_dense.tasks.base import Task, updated
+from res2net_dense.tasks.base import Task
+from res2net_dense.tasks.settings import updated
 
 _PROCESS = Path("/proc/self")
 ALLOWED = {"logits fp32": 1e-3, "logits bf16": 0.15, "detections fp32": 0.05, "gradient fp32": 1e-6}
@@ -45,6 +46,7 @@ ALLOWED = {"logits fp32": 1e-3, "logits bf16": 0.15, "detections fp32": 0.05, "g
 with equal scores any may be suppressed, and in bfloat16 they are not judged."""
 # Settings without effect on what a trained network computes; timm has none of the others.
 _HARMLESS = {"name", "weights", "freeze_at", "drop_path_rate", "checkpoint_activations", "norm"}
+_NOT_SETTINGS = {"json", "debug", "overwrite"}
 LineUp = tuple[dict[str, Any], list[tuple[str, str, str]], dict[str, str]]
 """Models by name, contestants (model, way to run it, precision), and reasons by what is left out."""
 _NORMS = {"running_mean": (-0.1, 0.1), "running_var": (0.5, 1.5), "weight": (0.2, 1), "bias": (-0.2, 0.2)}
@@ -61,13 +63,13 @@ def benchmark(args: argparse.Namespace) -> None:
     if args.train and min(args.batch) == 1 and any(max(size) <= 32 for size in args.size):
         raise ConfigError("--train: batch norm cannot learn from one pixel; raise --batch or --size")
     if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.open("a").close()  # an error now rather than after minutes
+        check_output("--json", args.json)  # an error now rather than after minutes
+        outputs = output_file("--json", args.json, inputs=[args.config], overwrite=args.overwrite)
     cpu = f"{platform.machine()} with {torch.backends.cpu.get_cpu_capability()}"
     document: dict[str, Any] = {
         "version": __version__, "torch": torch.__version__, "date": time.strftime("%Y-%m-%d %H:%M:%S %z"),
         "machine": torch.cuda.get_device_name() if args.device == "cuda" else cpu, "results": [],
-        "settings": {key: value for key, value in vars(args).items() if key not in ("json", "debug")},
+        "settings": {key: value for key, value in vars(args).items() if key not in _NOT_SETTINGS},
         "threads": torch.get_num_threads(),
     }  # fmt: skip
     print(
@@ -81,7 +83,7 @@ def benchmark(args: argparse.Namespace) -> None:
         document["results"].append(measure(args, name, size, batch))
         print(f"\n{table(document['results'][-1])}", flush=True)
         if args.json:  # an interrupt leaves what has been measured so far
-            write_atomically(args.json, lambda file: file.write(json.dumps(document, indent=1).encode()))
+            outputs.write(args.json, json.dumps(document, indent=1).encode())
 
 
 def measure(args: argparse.Namespace, name: str | None, size: tuple[int, int], batch: int) -> dict[str, Any]:

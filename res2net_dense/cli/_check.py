@@ -22,8 +22,8 @@ from res2net_dense.data.images import IMAGE_SUFFIXES, image_size, read_for_displ
 from res2net_dense.data.pixels import to_display
 from res2net_dense.data.statistics import describe_statistics
 from res2net_dense.errors import ConfigError, DatasetError, counted, printable
-from res2net_dense.files import write_atomically
 from res2net_dense.findings import KINDS, REMEDIES, Finding
+from res2net_dense.outputs import Outputs, output_file
 from res2net_dense.report.findings import MARK, Checked, ClassRow, by_code, codes_of, page, totals_of
 from res2net_dense.report.marked import Annotated
 from res2net_dense.types import Source
@@ -49,9 +49,11 @@ def check(args: argparse.Namespace) -> int:
         opened = of_config(args.config, args.arguments)
     else:
         opened = of_layout(args.layout, args.arguments)
+    outputs = {}
     for option, file in (("--json", args.json), ("--html", args.html)):
         if file is not None:
             _check_place(option, file, opened)
+            outputs[file] = output_file(option, file, inputs=[args.config], overwrite=args.overwrite)
     sources = {title: one.source for title, one in opened.items() if one.source is not None}
     found = check_sources(sources, thorough=True, workers=args.workers)
     sets = [_checked(title, one, found) for title, one in opened.items()]
@@ -65,9 +67,9 @@ def check(args: argparse.Namespace) -> int:
         print(*_fix_list(sets), sep="\n")
     _print_classes(sets, classes)
     if args.json:
-        _write(args.json, json.dumps(_document(sets, classes), indent=1) + "\n")
+        _write(outputs[args.json], args.json, json.dumps(_document(sets, classes), indent=1) + "\n")
     if args.html:
-        _write(args.html, page(sets, classes, notes=args.notes))
+        _write(outputs[args.html], args.html, page(sets, classes, notes=args.notes))
     return 1 if totals_of(sets)["error"] else 0
 
 
@@ -236,7 +238,7 @@ def _document(sets: Sequence[Checked], classes: Sequence[ClassRow]) -> dict[str,
 
 
 def _check_place(option: str, file: Path, opened: Mapping[str, Opened]) -> None:
-    """Raise a `ConfigError` where a file lies in the data, or is there and not of this command."""
+    """Raise a `ConfigError` where a file lies in the data."""
     place = file.resolve()
     for one in opened.values():
         for data in one.places:
@@ -246,10 +248,8 @@ def _check_place(option: str, file: Path, opened: Mapping[str, Opened]) -> None:
                     f"{option} {file}: lies in the data set's folder {folder}, into which nothing is "
                     "written; choose a place outside"
                 )
-    if file.exists() and MARK not in file.read_bytes()[:1000].decode(errors="replace"):
-        raise ConfigError(f"{option} {file}: is there and not a file of this command; choose another name")
 
 
-def _write(file: Path, text: str) -> None:
-    write_atomically(file, lambda stream: stream.write(text.encode("utf-8", "backslashreplace")))
+def _write(outputs: Outputs, file: Path, text: str) -> None:
+    outputs.write(file, text.encode("utf-8", "backslashreplace"))
     print(f"{file}: written")

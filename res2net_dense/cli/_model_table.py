@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 from res2net_dense.backbones import create_classifier
 from res2net_dense.backbones.registry import ARCHITECTURES
-from res2net_dense.files import write_atomically
+from res2net_dense.outputs import output_file
 
 PARAMETERS_TOLERANCE = 0.01  # millions: what rounding to two digits can hide
 GMACS_TOLERANCE = 0.01  # as a fraction: libraries differ on whether norms and pools are operations
@@ -29,8 +29,10 @@ NOTES = {
 }
 
 
-def check_models(json_file: Path | None) -> int:
+def check_models(json_file: Path | None, *, overwrite: bool = False) -> int:
     """Print the table of networks; return 1 if one differs from what was published."""
+    if json_file:
+        outputs = output_file("--json", json_file, overwrite=overwrite)
     rows = [measure(name) for name in ARCHITECTURES]
     print(format_table(rows))
     print(
@@ -38,7 +40,7 @@ def check_models(json_file: Path | None) -> int:
         "224x224 and 1000 classes (res2next29: 32x32, 10 classes)"
     )
     if json_file:
-        write_atomically(json_file, lambda file: file.write(json.dumps(rows, indent=1).encode()))
+        outputs.write(json_file, json.dumps(rows, indent=1).encode())
     differing = [row["name"] for row in rows if not row["agrees"]]
     if differing:
         print(f"PROBLEM: by more than 0.01 M or 1 % differ: {', '.join(differing)}")

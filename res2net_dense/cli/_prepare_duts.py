@@ -20,7 +20,8 @@ from res2net_dense.data.layouts.listing import check_size, path_inside, remarks_
 from res2net_dense.data.layouts.saliency_sets import count_warning
 from res2net_dense.data.masks import RULE, SALIENT_ABOVE, read_mask_values
 from res2net_dense.errors import DatasetError, first_few
-from res2net_dense.files import sha256_of, write_atomically
+from res2net_dense.files import sha256_of
+from res2net_dense.outputs import output_file
 
 
 class Fault(NamedTuple):
@@ -64,6 +65,8 @@ def prepare(options: argparse.Namespace) -> int:
         OSError: the output cannot be written.
     """
     check_places(options.output, options.against, options.root.resolve())
+    if options.output:
+        outputs = output_file("--output", options.output, overwrite=options.overwrite, keep=True)
     settings: dict[str, Any] = {
         key: getattr(options, key) or None for key in ("list", "images", "masks", "name")
     }
@@ -110,17 +113,15 @@ def prepare(options: argparse.Namespace) -> int:
             empty_masks=sum(pair.salient == 0 for pair in pairs),
         )  # fmt: skip
         text = json.dumps(content.model_dump(), indent=1) + "\n"
-        write_atomically(options.output, lambda stream: stream.write(text.encode()))
+        outputs.write(options.output, text.encode())
         print(f"{options.output}: manifest of {len(pairs)} pairs written")
     return 1 if faults else 0
 
 
 def check_places(output: Path | None, against: Path | None, root: Path) -> None:
-    """Raise a `DatasetError` where the manifest would overwrite a file or lie in the set itself, or where the
-    other folder shares images with the set.
+    """Raise a `DatasetError` where the manifest would lie in the set itself, or where the other folder shares
+    images with the set.
     """
-    if output and output.exists():
-        raise DatasetError(f"{output}: already there; give --check {output}, or another --output")
     check_output("--output", output)
     if output and output.resolve().is_relative_to(root):
         raise DatasetError(f"{output}: is in the set's own folder; choose a place outside")

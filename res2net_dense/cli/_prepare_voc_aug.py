@@ -13,7 +13,8 @@ from tqdm import tqdm
 from res2net_dense.data.layouts.listing import check_present, index_files
 from res2net_dense.data.layouts.voc_files import read_names
 from res2net_dense.errors import DatasetError, MissingDependencyError, one_line
-from res2net_dense.files import write_atomically
+from res2net_dense.files import draft_of
+from res2net_dense.outputs import Outputs, remove_drafts
 from res2net_dense.palette import voc_palette
 
 try:
@@ -42,10 +43,9 @@ def read_sbd(file: Path) -> np.ndarray:
     return labels.astype(np.uint8)
 
 
-def write_masks(masks: dict[str, Path], folder: Path) -> None:
+def write_masks(masks: dict[str, Path], folder: Path, outputs: Outputs) -> None:
     """Write all masks as palette PNGs, under another name until the last is there."""
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    partial = draft_of(folder)
     partial.mkdir(parents=True)
     try:
         for name, source in tqdm(masks.items(), desc="masks", unit="img", disable=None):
@@ -57,13 +57,17 @@ def write_masks(masks: dict[str, Path], folder: Path) -> None:
                 image = Image.fromarray(read_sbd(source))
                 image.putpalette(voc_palette().tobytes())
                 image.save(target)
-        partial.replace(folder)
+        if folder.is_dir() and any(folder.iterdir()):
+            for name in masks:
+                outputs.publish(partial / f"{name}.png", folder / f"{name}.png")
+        else:
+            partial.replace(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def prepare(voc: Path, sbd: Path, output: Path) -> None:
-    """Write what is not there yet.
+def prepare(voc: Path, sbd: Path, output: Path, *, overwrite: bool = False) -> None:
+    """Write what is not there yet; with `overwrite` what is there too.
 
     Raises:
         DatasetError: something of VOC or SBD is missing or broken, or the output has other masks or another
@@ -86,22 +90,26 @@ def prepare(voc: Path, sbd: Path, output: Path) -> None:
         if count != expected:
             print(f"warning: {count} {what}; all of SBD and VOC2012 give {expected}", file=sys.stderr)
     folder, file = output / "SegmentationClassAug", output / lists / "trainaug.txt"
-    has_masks = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
+    outputs = Outputs(output, inputs=masks.values(), overwrite=overwrite, keep=True)
+    has_masks = folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and not overwrite
     if has_masks:
         there = index_files(folder, "mask folder", (".png",)).by_stem
         if missing := masks.keys() - there.keys():
             raise DatasetError(
                 f"{folder}: holds {len(there)} masks, but {len(missing)} of {len(masks)} are not among them; "
-                "delete it or give another --output"
+                "delete it, give another --output, or --overwrite"
             )
-    if file.exists() and set(read_names(file)) != set(names):
-        raise DatasetError(f"{file}: is another list; delete it or give another --output")
-    if has_masks and file.exists():
+    has_list = file.exists() and not overwrite
+    if has_list and set(read_names(file)) != set(names):
+        raise DatasetError(f"{file}: is another list; delete it, give another --output, or --overwrite")
+    outputs.claim([] if has_list else [file])
+    outputs.claim([] if has_masks else [folder / f"{name}.png" for name in masks])
+    remove_drafts([folder])
+    if has_masks and has_list:
         print(f"{folder} and {file}: already there, nothing to do")
     if not has_masks:
-        write_masks(masks, folder)
+        write_masks(masks, folder, outputs)
         print(f"{folder}: {len(masks)} masks written")
-    if not file.exists():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(file, lambda stream: stream.write("".join(f"{n}\n" for n in names).encode()))
+    if not has_list:
+        outputs.write(file, "".join(f"{n}\n" for n in names).encode())
         print(f"{file}: {len(names)} names written")

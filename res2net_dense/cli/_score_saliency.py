@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import sys
 from collections.abc import Iterator, Sequence
@@ -31,7 +32,8 @@ from res2net_dense.evaluation.saliency import (
 )
 from res2net_dense.evaluation.saliency_measures import score_map
 from res2net_dense.evaluation.tables import align, show, show_size
-from res2net_dense.files import write_atomically
+from res2net_dense.outputs import Outputs, output_file
+from res2net_dense.report.canvas import png
 from res2net_dense.report.saliency import SheetRow, saliency_sheet
 from res2net_dense.report.saliency_curves import plot_curves
 
@@ -43,7 +45,7 @@ def score_folders(args: argparse.Namespace) -> None:
     """Score the maps that the arguments name, print the table, and write what was asked for."""
     folder = Path(args.masks)
     named = name_methods(args.predictions)
-    check_arguments(args, [folder, *named.values()])
+    outputs = check_arguments(args, [folder, *named.values()])
     masks = find_files(folder, "masks")
     if remark := count_warning(set_name(folder.resolve().parent, folder.name), len(masks)):
         print(f"warning: {remark}", file=sys.stderr)
@@ -73,16 +75,16 @@ def score_folders(args: argparse.Namespace) -> None:
             method |= {"metrics": metrics[name], "curves": plain}
         settings = {"protocols": PROTOCOLS, "rescale": args.rescale, "masks": str(folder)}
         document = json.dumps({**settings, "methods": methods}, indent=1)
-        write_atomically(Path(args.json), lambda file: file.write(document.encode()))
+        outputs["json"].write(Path(args.json), document.encode())
     if args.plot:
-        figure = plot_curves(curves)
-        kind = Path(args.plot).suffix[1:].lower()
-        write_atomically(Path(args.plot), lambda file: figure.savefig(file, format=kind))
+        plot = io.BytesIO()
+        plot_curves(curves).savefig(plot, format=Path(args.plot).suffix[1:].lower())
+        outputs["plot"].write(Path(args.plot), plot.getvalue())
     if args.sheet:
         name, method = next(iter(methods.items()))
         places = {stem: (photos[stem], masks[stem], map) for stem, map in zip(masks, maps[0], strict=True)}
         sheet = saliency_sheet(worst_images(name, method["images"], places, rescale=args.rescale))
-        write_atomically(Path(args.sheet), lambda file: sheet.save(file, format="PNG"))
+        outputs["sheet"].write(Path(args.sheet), png(sheet))
     print(f"{len(masks)} masks in {folder}: {RULE}\n\n{table(metrics)}")
     print(RESCALE_NOTES[args.rescale] + "; --no-rescale takes maps as they are" * args.rescale)
     for name, method in methods.items():
@@ -108,8 +110,11 @@ def name_methods(arguments: Sequence[str]) -> dict[str, Path]:
     return named
 
 
-def check_arguments(args: argparse.Namespace, inputs: list[Path]) -> None:
-    """Check, before the long work, that the files can be written and are not among the user's data."""
+def check_arguments(args: argparse.Namespace, inputs: list[Path]) -> dict[str, Outputs]:
+    """Check, before the long work, that the files can be written and are not among the user's data; returns
+    how they are written.
+    """
+    outputs = {}
     if bool(args.sheet) != bool(args.images):
         raise ConfigError("--sheet and --images go together: the sheet shows the images next to their maps")
     inputs = [*inputs, Path(args.images)] if args.images else inputs
@@ -122,6 +127,9 @@ def check_arguments(args: argparse.Namespace, inputs: list[Path]) -> None:
             raise ConfigError(
                 f"--{option} {file} is in {folder}, whose files are scored; choose a place outside"
             )
+        files = [path for one in inputs for path in one.rglob("*") if path.is_file()] if file.exists() else []
+        outputs[option] = output_file(f"--{option}", file, inputs=files, overwrite=args.overwrite)
+    return outputs
 
 
 def find_files(folder: Path, what: str) -> dict[str, Path]:

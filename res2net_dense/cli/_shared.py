@@ -35,6 +35,7 @@ def add_run_arguments(parser: argparse.ArgumentParser, when: str = "", *, start:
     parser.add_argument("--weights", metavar="PATH", help=what)
     what = f"{when}write the predictions on data.val into the run folder too"
     parser.add_argument("--save-predictions", action="store_true", help=what)
+    add_overwrite_argument(parser, when)
 
 
 def add_workers_argument(parser: argparse.ArgumentParser) -> None:
@@ -44,6 +45,12 @@ def add_workers_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--workers", type=whole(1, MAX_PROCESSES), default=min(count, MAX_PROCESSES), metavar="N", help=what
     )
+
+
+def add_overwrite_argument(parser: argparse.ArgumentParser, when: str = "") -> None:
+    """Add `--overwrite`, the same word everywhere."""
+    what = f"{when}replace files that are not of an earlier run of this command, too"
+    parser.add_argument("--overwrite", action="store_true", help=what)
 
 
 def parse_size(text: str) -> tuple[int, int]:
@@ -69,15 +76,19 @@ def whole(low: int, high: int) -> Callable[[str], int]:
     return whole_number
 
 
-def share(text: str) -> float:
-    """A number from 0 to 1."""
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    if not 0 <= number <= 1:
-        raise argparse.ArgumentTypeError(f"{shown(text)} is not a number from 0 to 1")
-    return number
+def real(low: float, high: float) -> Callable[[str], float]:
+    """The type of an argument that takes the numbers from `low` to `high`."""
+
+    def real_number(text: str) -> float:
+        try:
+            number = float(text)
+        except ValueError:
+            number = math.nan
+        if not low <= number <= high:
+            raise argparse.ArgumentTypeError(f"{shown(text)} is not a number from {low:g} to {high:g}")
+        return number
+
+    return real_number
 
 
 SEED = whole(0, MAX_SEED)

@@ -19,7 +19,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from res2net_dense.cli._shared import EXPORT_FORMATS, parse_size, whole
+from res2net_dense.cli._shared import EXPORT_FORMATS, add_overwrite_argument, parse_size, whole
 from res2net_dense.limits import MAX_BATCH
 
 TRAINING_WAYS = ("eager", "channels-last", "compiled")
@@ -48,6 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--repeats", type=whole(1, 100_000), default=15, metavar="N", help="measured rounds (15)")
     add("--warmup", type=whole(1, 100_000), default=3, metavar="N", help="rounds before them (3)")
     add("--json", type=Path, metavar="FILE", help="write all figures there, those of each round too")
+    add_overwrite_argument(parser)
 
 
 def main(args: argparse.Namespace) -> int:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from res2net_dense.cli._shared import add_workers_argument, check_output
+from res2net_dense.cli._shared import add_overwrite_argument, add_workers_argument, check_output
 from res2net_dense.errors import ConfigError
 
 
@@ -32,6 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--fix-list", action="store_true", help="print what reading leaves out or clips, one line each")
     add("--statistics", action="store_true", help="measure mean and standard deviation of the pixels too")
     add_workers_argument(parser)
+    add_overwrite_argument(parser)
 
 
 def main(args: argparse.Namespace) -> int:

@@ -13,10 +13,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from res2net_dense.cli._shared import whole
+from res2net_dense.cli._shared import add_overwrite_argument, whole
 from res2net_dense.errors import ConfigError, DatasetError
-from res2net_dense.files import write_atomically
 from res2net_dense.limits import MAX_CLASSES
+from res2net_dense.outputs import output_file
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--weights", metavar="TAG|FILE", help=what)
     add("--top", type=whole(1, MAX_CLASSES), default=5, metavar="K", help="classes per image (5)")
     add("--json", type=Path, metavar="FILE", help="write all of it there too")
+    add_overwrite_argument(parser)
     add("--trust-pickle", action="store_true", help="read a file that can run code")
 
 
@@ -39,8 +40,6 @@ def main(args: argparse.Namespace) -> int:
 
     if args.json and args.json.suffix != ".json":
         raise ConfigError(f"--json {args.json} must end in .json: nothing else is overwritten")
-    if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
     files, results, skipped = list[Path](), list[dict[str, object]](), list[str]()
     for pattern in args.images:
         try:
@@ -49,6 +48,9 @@ def main(args: argparse.Namespace) -> int:
             skipped.append(str(error))
     if not files:
         raise DatasetError("; ".join(skipped))
+    if args.json:
+        inputs = [*files, args.weights]
+        outputs = output_file("--json", args.json, inputs=inputs, overwrite=args.overwrite)
     model = load_classifier(args).to("cuda" if torch.cuda.is_available() else "cpu")
     for file in (bar := tqdm(files, desc="classify", unit="img", disable=None if len(files) > 10 else True)):
         try:
@@ -63,7 +65,7 @@ def main(args: argparse.Namespace) -> int:
         print(f"skipped: {message}", file=sys.stderr)
     if args.json:
         document = json.dumps({"images": results, "skipped": skipped}, indent=1)
-        write_atomically(args.json, lambda file: file.write(document.encode()))
+        outputs.write(args.json, document.encode())
     return 0 if results else 1
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from res2net_dense.cli._shared import check_output
 from res2net_dense.errors import CheckpointError, ConfigError
-from res2net_dense.files import write_atomically
+from res2net_dense.outputs import Outputs, output_file
 
 DIALECTS = (
     *("centernet2", "detectron2", "dla", "holocron", "maskrcnn_benchmark", "mmdetection", "mmpretrain"),
@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--from", dest="dialect", metavar="DIALECT", help="names of SRC; found if left out")
     add("--prefix", help="which backbone of SRC, such as 'student', where it holds several")
     add("--report", type=Path, metavar="FILE.json", help="also write the passport as JSON")
-    add("--force", action="store_true", help="overwrite files that exist")
+    add("--overwrite", action="store_true", help="replace files that exist")
     add("--partial", action="store_true", help="load the layers that match where not all do")
     add("--trust-pickle", action="store_true", help=trust)
 
@@ -44,28 +44,32 @@ def main(args: argparse.Namespace) -> int:
     from res2net_dense.convert.dialects import dialect_named
 
     dialect_named(args.to)
-    check(args.source, args.destination, args.report, force=args.force)
+    outputs = check(args.source, args.destination, args.report, overwrite=args.overwrite)
     settings = {key: getattr(args, key) for key in ("dialect", "prefix", "trust_pickle", "partial")}
     checkpoint = read_checkpoint(args.source, **settings)
     print(checkpoint.report.text())
     if args.report:
         text = json.dumps(checkpoint.report.to_dict(), indent=2)
-        write_atomically(args.report, lambda file: file.write(text.encode()))
+        outputs[args.report].write(args.report, text.encode())
     if args.destination:
-        write_checkpoint(checkpoint, args.destination, args.to)
+        write_checkpoint(checkpoint, args.destination, args.to, overwrite=args.overwrite)
         print(f"{'written':12}{args.destination} ({args.to})")
     elif args.to != "res2net_dense":
         print("nothing written: --to needs a file to write to", file=sys.stderr)
     return 0
 
 
-def check(source: Path, destination: Path | None, report: Path | None, *, force: bool) -> None:
-    """Raise the errors of the arguments before anything is read or written."""
+def check(
+    source: Path, destination: Path | None, report: Path | None, *, overwrite: bool
+) -> dict[Path, Outputs]:
+    """Raise the errors of the arguments before anything is read or written; returns how files are written."""
     if destination and destination.suffix not in (".safetensors", ".pth", ".pt"):
         raise CheckpointError(f"{destination}: weights are written as .safetensors or .pth")
     if report and report.resolve() in [path.resolve() for path in (source, destination) if path]:
         raise ConfigError(f"--report {report} is the weight file itself: give it a name of its own")
     check_output("--report", report)
-    for path in (destination, report):
-        if path and path.exists() and not force:
-            raise CheckpointError(f"{path} exists; --force overwrites it")
+    return {
+        path: output_file(option, path, inputs=[source], overwrite=overwrite, keep=True)
+        for option, path in (("DST", destination), ("--report", report))
+        if path
+    }

@@ -14,7 +14,7 @@ import shutil
 from pathlib import Path
 
 from res2net_dense import cli
-from res2net_dense.errors import ConfigError
+from res2net_dense.errors import ConfigError, first_few
 
 CONFIG = "quick/mask_rcnn_res2net50"
 TIME = (
@@ -24,17 +24,24 @@ TIME = (
 MARK = "demo.txt"
 """A file in the run folder of a demo, which the next demo may delete."""
 
+OWN = (
+    *(MARK, "overlays.png", "predictions", "checkpoints", "config.yaml", "env.json", "results.json"),
+    *("metrics.jsonl", "curves.png", "model_best.safetensors*", "events.out.tfevents.*", "run.lock"),
+)
+"""What a demo leaves there."""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--output", type=Path, default=Path("output/demo"), help="run folder (output/demo)")
     add("--data", type=Path, default=Path("datasets/toy"), help="where the data is drawn (datasets/toy)")
+    add("--overwrite", action="store_true", help="delete your files in an earlier demo's folder, too")
     add("overrides", nargs="*", metavar="key=value", help=f"of {CONFIG}, such as train.iterations=50")
 
 
 def main(args: argparse.Namespace) -> int:
     output, coco, predictions = args.output, args.data / "coco", args.output / "predictions"
-    clear(output)
+    clear(output, overwrite=args.overwrite)
     print(TIME, flush=True)
     debug = ["--debug"] if args.debug else []
     if code := run("toy", "--output", args.data, *debug):
@@ -64,9 +71,15 @@ def main(args: argparse.Namespace) -> int:
     return code
 
 
-def clear(output: Path) -> None:
+def clear(output: Path, *, overwrite: bool = False) -> None:
     """Delete the run folder of an earlier demo; raises a `ConfigError` if it holds something else."""
-    if (output / MARK).is_file():
+    if (output / MARK).is_file() and not output.is_symlink():
+        others = [path for path in output.iterdir() if not any(map(path.match, OWN))]
+        if others and not overwrite:
+            raise ConfigError(
+                f"{first_few(others, 3)} is not of the earlier demo in {output}: move it away, choose "
+                "another --output, or delete all with --overwrite"
+            )
         shutil.rmtree(output)
     elif output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ConfigError(

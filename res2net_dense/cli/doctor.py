@@ -16,7 +16,7 @@ import warnings
 from importlib import metadata
 from pathlib import Path
 
-from res2net_dense.cli._shared import check_output
+from res2net_dense.cli._shared import add_overwrite_argument, check_output
 from res2net_dense.errors import ConfigError, one_line
 
 SITE = "$(python -c 'import site; print(site.getsitepackages()[0])')"
@@ -63,6 +63,7 @@ LIBRARIES = [
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--models", action="store_true", help="measure every network instead")
     parser.add_argument("--json", type=Path, metavar="FILE", help="with --models: write the table there too")
+    add_overwrite_argument(parser)
 
 
 def main(args: argparse.Namespace) -> int:
@@ -72,7 +73,7 @@ def main(args: argparse.Namespace) -> int:
     if args.models:
         from res2net_dense.cli._model_table import check_models
 
-        return check_models(args.json)
+        return check_models(args.json, overwrite=args.overwrite)
     print(f"Python {platform.python_version()} at {sys.executable}, {platform.platform()}")
     broken, problems = False, []
     for module, distribution, lowest, needed, remedy in LIBRARIES:

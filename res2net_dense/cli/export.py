@@ -16,7 +16,14 @@ import sys
 import time
 from pathlib import Path
 
-from res2net_dense.cli._shared import EXPORT_FORMATS, add_config_arguments, parse_size, share, whole
+from res2net_dense.cli._shared import (
+    EXPORT_FORMATS,
+    add_config_arguments,
+    add_overwrite_argument,
+    parse_size,
+    real,
+    whole,
+)
 from res2net_dense.errors import ConfigError
 from res2net_dense.limits import MAX_BATCH
 
@@ -35,7 +42,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--int8", action="store_true", help="quantize (onnx; segmentation and saliency)")
     add("--calibration", metavar="PATH", help="images for --int8: a folder or a quoted glob")
     add("--eval", action="store_true", help="score the model and the file on data.val")
-    add("--max-drop", type=share, metavar="X", help=drop)
+    add("--max-drop", type=real(0, 1), metavar="X", help=drop)
+    add_overwrite_argument(parser)
 
 
 def main(args: argparse.Namespace) -> int:
@@ -55,7 +63,7 @@ def main(args: argparse.Namespace) -> int:
     def log(text: str) -> None:
         print(f"[{time.monotonic() - start:.0f} s] {text}", file=sys.stderr, flush=True)
 
-    names = ("config", "overrides", "size", "batch", "dynamic", "calibration", "max_drop")
+    names = ("config", "overrides", "size", "batch", "dynamic", "calibration", "max_drop", "overwrite")
     settings = {name: getattr(args, name) for name in names}
     result = export(args.weights, args.output, evaluate=args.eval, log=log, **settings)
     print(result.parity.table())

@@ -10,19 +10,19 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import sys
 from pathlib import Path
 
-from res2net_dense.cli._shared import add_config_arguments, whole
+from res2net_dense.cli._shared import add_config_arguments, real, whole
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_config_arguments(parser)
     add = parser.add_argument
+    rate = real(1e-12, 1000)
     add("--iterations", type=whole(1, 1_000_000), default=100, metavar="N", help="steps of the sweep (100)")
-    add("--first", type=_rate, default=1e-6, metavar="LR", help="rate of the first step (1e-6)")
-    add("--last", type=_rate, default=1.0, metavar="LR", help="rate of the last step (1)")
+    add("--first", type=rate, default=1e-6, metavar="LR", help="rate of the first step (1e-6)")
+    add("--last", type=rate, default=1.0, metavar="LR", help="rate of the last step (1)")
     what = "where lr_curve.png and lr_curve.json go (output/lr_find)"
     add("--output", type=Path, default=Path("output/lr_find"), metavar="FOLDER", help=what)
 
@@ -63,14 +63,3 @@ def main(args: argparse.Namespace) -> int:
         f"suggested: train.optimizer.lr={found.setting:.2g} (in a step of this batch: {curve.suggestion:.2g})"
     )
     return 0
-
-
-def _rate(text: str) -> float:
-    """A positive number."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
-    return value

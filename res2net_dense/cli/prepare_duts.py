@@ -30,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--check", type=Path, help="manifest to compare with")
     add("--against", type=Path, help="folder whose images must not be among these")
     add_workers_argument(parser)
+    add("--overwrite", action="store_true", help="replace a manifest that exists")
 
 
 def main(args: argparse.Namespace) -> int:

@@ -19,10 +19,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--voc", type=Path, required=True, help="folder VOC2012 of VOCdevkit")
     parser.add_argument("--sbd", type=Path, required=True, help="folder dataset of benchmark_RELEASE")
     parser.add_argument("--output", type=Path, help="where to write (default: the VOC folder)")
+    parser.add_argument("--overwrite", action="store_true", help="replace masks and the list that exist")
 
 
 def main(args: argparse.Namespace) -> int:
     from res2net_dense.cli._prepare_voc_aug import prepare
 
-    prepare(args.voc, args.sbd, args.output or args.voc)
+    prepare(args.voc, args.sbd, args.output or args.voc, overwrite=args.overwrite)
     return 0

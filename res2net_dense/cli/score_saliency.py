@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 
-from res2net_dense.cli._shared import add_workers_argument
+from res2net_dense.cli._shared import add_overwrite_argument, add_workers_argument
 
 SHEET_ROWS = 12
 
@@ -29,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--no-rescale", dest="rescale", action="store_false", help="do not stretch maps to their own extremes"
     )
+    add_overwrite_argument(parser)
     add("--resize", action="store_true", help="scale maps of another size to their masks (bilinear)")
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from res2net_dense.cli._shared import SEED, whole
 from res2net_dense.errors import ConfigError, counted
 from res2net_dense.limits import MAX_IMAGES
+from res2net_dense.outputs import Outputs
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,12 +23,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--val", type=whole(1, MAX_IMAGES), required=True, help="how many images to evaluate on")
     add("--output", type=Path, required=True, help="folder of train.json and val.json")
     add("--seed", type=SEED, default=0, help="another number chooses other images (0)")
+    add("--overwrite", action="store_true", help="replace train.json and val.json that exist")
 
 
 def main(args: argparse.Namespace) -> int:
     from res2net_dense.data.layouts.coco import UNLISTED, read_coco
     from res2net_dense.data.layouts.coco_file import find_id, id_table, read_json
 
+    places = [args.output / name for name in ("train.json", "val.json")]
+    outputs = Outputs(args.output, inputs=[args.annotations], overwrite=args.overwrite, keep=True)
+    outputs.claim(places)
     document = read_json(args.annotations)
     whole = read_coco(document, masks=False, name=str(args.annotations))
     count = len(whole.images)
@@ -37,17 +42,13 @@ def main(args: argparse.Namespace) -> int:
         )
     images = sorted(document["images"], key=lambda image: str(image["id"]))
     random.Random(args.seed).shuffle(images)
-    parts = {args.output / "train.json": images[args.val :], args.output / "val.json": images[: args.val]}
-    for place in parts:
-        if place.exists():
-            raise ConfigError(f"{place} is already there; delete it or choose another --output")
-    args.output.mkdir(parents=True, exist_ok=True)
+    parts = dict(zip(places, (images[args.val :], images[: args.val]), strict=True))
     counts = []
     for place, chosen in parts.items():
         ids = id_table(image["id"] for image in chosen)
         annotations = [a for a in document["annotations"] if find_id(a["image_id"], ids) is not None]
         part = {**document, "images": chosen, "annotations": annotations}
-        place.write_text(json.dumps(part), encoding="utf-8")
+        outputs.write(place, json.dumps(part).encode())
         counts.append(read_coco(part, masks=False).counts.values())
         print(f"{place}: {len(chosen)} images, {len(annotations)} objects")
     for category, train, val in zip(whole.counts, *counts, strict=True):

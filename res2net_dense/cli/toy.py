@@ -53,6 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--output", type=Path, required=True, help="folder to write to, such as datasets/toy")
     add("--layout", choices=list(LAYOUTS), default="coco", help="what to draw (coco)")
     add("--seed", type=SEED, default=0, help="another number draws other images (0)")
+    add("--overwrite", action="store_true", help="replace a toy set of other arguments")
     sides = "side of the square images in pixels, of those of duts the longer edge"
     count, side = whole(0, 1_000_000), whole(64, 2048)
     for name, kind, what in (
@@ -69,5 +70,5 @@ def main(args: argparse.Namespace) -> int:
 
     usual = LAYOUTS[args.layout]
     numbers = usual | {name: getattr(args, name) for name in usual if getattr(args, name) is not None}
-    print(make(args.output, args.layout, {"seed": args.seed, **numbers}))
+    print(make(args.output, args.layout, {"seed": args.seed, **numbers}, overwrite=args.overwrite))
     return 0

@@ -48,6 +48,8 @@ def main(args: argparse.Namespace) -> int:
 
     if args.save_predictions:
         raise ConfigError("--save-predictions goes with --eval-only: evaluate the run when it has ended")
+    if args.overwrite:
+        raise ConfigError("--overwrite goes with --eval-only: a training starts in an empty folder")
     if not args.config:
         raise ConfigError("--config is missing: give the path of a configuration, or the name of one")
     if args.weights:

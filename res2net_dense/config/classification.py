@@ -6,10 +6,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from res2net_dense.config.schema import Config, DataConfig, ModelConfig
+from res2net_dense.config.rare_classes import ClassWeighted, SampledData
+from res2net_dense.config.schema import Config, DataConfig
 from res2net_dense.data.layouts import CifarPart, ClassesCsvPart, ClassFoldersPart, Parts, find_layout
 from res2net_dense.limits import MAX_PIXELS
-from res2net_dense.sections import BelowOne, Edge, Range, Shares, conflict
+from res2net_dense.sections import BelowOne, Edge, OnlyWith, Range, Shares, conflict
 
 ClassPart = ClassFoldersPart | ClassesCsvPart | CifarPart
 ClassParts = Parts[Annotated[ClassPart, Field(discriminator="layout"), find_layout(ClassPart)]]
@@ -18,12 +19,12 @@ Alpha = Annotated[float, Field(ge=0, le=1000)]
 _FORMATS = {"folder": "class-folders", "cifar10": "cifar10", "cifar100": "cifar100"}
 
 
-class ClassifierConfig(ModelConfig):
+class ClassifierConfig(ClassWeighted):
     """The published network: the backbone, a mean over the last map, and one linear layer."""
 
     arch: Literal["classifier"] = "classifier"
     """The architecture."""
-    keep_head: bool = True
+    keep_head: Annotated[bool, OnlyWith("/backbone.weights")] = True
     """Start from the last layer of `backbone.weights` too if it has as many classes."""
     label_smoothing: BelowOne = 0.0
     """Share of the target that is spread over all classes (Szegedy et al., arXiv 1512.00567)."""
@@ -35,7 +36,7 @@ class ClassifierConfig(ModelConfig):
     never."""
 
 
-class ClassificationData(DataConfig):
+class ClassificationData(SampledData, DataConfig):
     """The images, and how they are prepared."""
 
     train: ClassParts | None = None
@@ -50,11 +51,11 @@ class ClassificationData(DataConfig):
     have crop_size / resize_size = 0.875."""
     train_crop: Literal["resized", "padded"] = "resized"
     """In training, cut out and resize a part (ImageNet), or shift by up to `padding` pixels."""
-    crop_scale: Shares = (0.08, 1.0)
+    crop_scale: Annotated[Shares, OnlyWith("train_crop", "resized")] = (0.08, 1.0)
     """Smallest and largest share of the image's area that a `resized` crop takes."""
-    crop_ratio: Range = (3 / 4, 4 / 3)
+    crop_ratio: Annotated[Range, OnlyWith("train_crop", "resized")] = (3 / 4, 4 / 3)
     """Smallest and largest width / height of it."""
-    padding: Annotated[int, Field(ge=0, le=MAX_PIXELS)] = 4
+    padding: Annotated[Annotated[int, Field(ge=0, le=MAX_PIXELS)], OnlyWith("train_crop", "padded")] = 4
     """Black pixels added on each side before a `padded` crop."""
 
     @model_validator(mode="before")

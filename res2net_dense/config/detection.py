@@ -6,13 +6,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from res2net_dense.config.schema import Config, EvalConfig, ModelConfig
+from res2net_dense.config.rare_classes import ClassWeighted, SampledData
+from res2net_dense.config.schema import Config, EvalConfig
 from res2net_dense.config.tiles import DetectionTilesConfig, TiledData
 from res2net_dense.data.layouts import CocoPart, LabelmePart, Parts, VocBoxesPart, YoloPart, find_layout
-from res2net_dense.sections import Channels, Edge, Fraction, Layers, Number, Positive
+from res2net_dense.sections import Channels, Edge, Fraction, Layers, Number, OnlyWith, Positive
 
 
-class RCNNConfig(ModelConfig):
+class RCNNConfig(ClassWeighted):
     """What Faster and Mask R-CNN share."""
 
     fpn_channels: Channels = 256
@@ -71,7 +72,7 @@ BoxPart = CocoPart | VocBoxesPart | YoloPart | LabelmePart
 BoxParts = Parts[Annotated[BoxPart, Field(discriminator="layout"), find_layout(BoxPart)]]
 
 
-class DetectionData(TiledData):
+class DetectionData(SampledData, TiledData):
     """The images, and how they are prepared."""
 
     train: BoxParts | None = None
@@ -81,7 +82,7 @@ class DetectionData(TiledData):
     """The part to evaluate on, in any of these layouts; null for none."""
     tiles: DetectionTilesConfig | None = None
     """Tiles of large images, in training, evaluation and prediction; null takes images whole."""
-    difficult: bool = True
+    difficult: Annotated[bool, OnlyWith("train.layout", "voc-boxes", None)] = True
     """Learn objects that VOC's files mark as difficult too; in evaluation they never count."""
     min_size_train: Annotated[list[Edge], Field(min_length=1, max_length=1000)] = [800]
     """Lengths of the shorter edge in training; one is drawn for each image."""
@@ -106,9 +107,12 @@ class DetectionData(TiledData):
 class DetectionEval(EvalConfig):
     """The evaluation."""
 
-    backend: Literal["auto", "pycocotools", "hotcoco"] = "auto"
+    backend: Annotated[
+        Literal["auto", "pycocotools", "hotcoco"],
+        OnlyWith("/data.val.layout", "coco", "yolo", "labelme", None),
+    ] = "auto"
     """The library that scores on COCO's layout; auto takes the faster one where it is installed."""
-    method: Literal["area", "11point"] = "area"
+    method: Annotated[Literal["area", "11point"], OnlyWith("/data.val.layout", "voc-boxes", None)] = "area"
     """How the average precision is computed on VOC's layout: the area under the curve, as since 2010, or the
     mean over 11 recalls, as in 2007."""
 

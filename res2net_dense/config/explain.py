@@ -31,25 +31,26 @@ def explain(
     # A misspelt key is also a missing one; the spelling is the cause.
     details = sorted(error.errors(include_url=False), key=lambda detail: detail["type"] != "extra_forbidden")
     (path, message), *others = (_explain_one(detail, data, schema) for detail in details)
-    return _error(path, message, data, source, [path for path, _ in others])
+    return error_at(path, message, data, source, [path for path, _ in others])
 
 
 def explain_task(data: Mapping[str, Any], source: str, tasks: Sequence[str]) -> ConfigError:
     """Return the error of data that name none of the tasks."""
     expected = f"expected one of {', '.join(map(repr, tasks))}"
     if "task" in data:
-        return _error(("task",), f"task = {shown(data['task'])}: {expected}", data, source)
+        return error_at(("task",), f"task = {shown(data['task'])}: {expected}", data, source)
     fields = Config.model_fields
     missing: list[KeyPath] = [(key,) for key in fields if fields[key].is_required() and key not in data]
     for key in data:
         if key not in fields:
-            return _error((key,), _explain_unknown((key,), fields, Config), data, source, missing)
-    return _error(("task",), f"task is missing; {expected}", data, source, missing[1:])
+            return error_at((key,), _explain_unknown((key,), fields, Config), data, source, missing)
+    return error_at(("task",), f"task is missing; {expected}", data, source, missing[1:])
 
 
-def _error(
+def error_at(
     path: KeyPath, message: str, data: Mapping[str, Any], source: str, others: Sequence[KeyPath] = ()
 ) -> ConfigError:
+    """Return an error about a key, with the place where it is written; `others` are wrong too."""
     place, section = source, data
     for key in path:  # the key itself, or the innermost section around it that has a place
         place = getattr(section, "places", {}).get(key, place)
@@ -77,6 +78,12 @@ def _explain_one(detail: ErrorDetails, data: Mapping[str, Any], schema: type[Con
     if kind == "missing":
         about = f": {field.description}" if field and field.description else ""
         return path, f"{format_path(path)} is missing{about}"
+    if kind == "model_type" and len(sections) == 1:
+        keys = ", ".join(sections[0].model_fields)
+        return (
+            path,
+            f"{format_path(path)} = {shown(detail['input'])}: expected a mapping with the keys {keys}",
+        )
     message = detail["msg"].removeprefix("Input ").replace("valid tuple", "valid list")  # YAML has lists
     if field and kind in ("int_type", "float_type", "int_from_float"):
         # Limits are in the metadata of a field, or somewhere inside its annotation.
@@ -87,12 +94,26 @@ def _explain_one(detail: ErrorDetails, data: Mapping[str, Any], schema: type[Con
 
 def _explain_unknown(path: KeyPath, fields: Fields, schema: type[Config]) -> str:
     *section, key = path
+    if form := _form_with(path, schema):
+        return f"unknown key {format_path(path)!r}: only {form} has it. Known keys here: {', '.join(fields)}"
     known = [_OTHER_NAMES[key]] if key in _OTHER_NAMES else []
     guesses = known or [(*section, near) for near in get_close_matches(str(key), fields, n=1)]
     guesses = guesses or [path for path in _all_paths(schema) if path[-1] == key][:2]
     hint = f"; did you mean {' or '.join(repr(format_path(guess)) for guess in guesses)}?" if guesses else "."
     where = f"of {format_path(tuple(section))!r}" if section else "at the top"
     return f"unknown key {format_path(path)!r}{hint} Known keys {where}: {', '.join(fields)}"
+
+
+def _form_with(path: KeyPath, schema: type[Config]) -> str:
+    """The other forms of a section that have a key, such as `mask_rcnn` for its head."""
+    if len(path) != 2 or path[0] not in schema.model_fields:
+        return ""
+    forms = [
+        form
+        for form in _sections(schema.model_fields[str(path[0])].annotation)
+        if path[1] in form.model_fields
+    ]
+    return " or ".join(str(value) for form in forms for value in _values(form, "arch"))
 
 
 def _find(location: KeyPath, data: Any, schema: type[Config]) -> tuple[KeyPath, Fields, Sections]:

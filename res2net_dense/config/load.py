@@ -16,12 +16,13 @@ from pydantic import ValidationError
 
 from res2net_dense.config.classification import ClassificationConfig
 from res2net_dense.config.detection import DetectionConfig
-from res2net_dense.config.explain import explain, explain_task
+from res2net_dense.config.effects import idle_settings, keys_of_other_forms
+from res2net_dense.config.explain import error_at, explain, explain_task
 from res2net_dense.config.find import find_config, missing_file
 from res2net_dense.config.saliency import SaliencyConfig
 from res2net_dense.config.schema import Config
 from res2net_dense.config.semantic_segmentation import SegmentationConfig
-from res2net_dense.config.yaml_text import Section, dump_yaml, fold, parse_yaml
+from res2net_dense.config.yaml_text import KeyPath, Section, dump_yaml, fold, parse_yaml
 from res2net_dense.errors import ConfigError, shown
 from res2net_dense.files import write_atomically
 
@@ -40,26 +41,31 @@ ever.
 
 MAX_BYTES = 1_000_000
 _BASE = "_base_"
+_OVERRIDE = 1_000_000
+"""The rank of an override: after all files."""
+_FREE_FORM = ("detectron2", "smp", "expected")
+"""Mappings that an empty one replaces."""
 _ALTERNATIVES = {"iterations": "epochs", "epochs": "iterations"}
 """Of these keys the later one replaces the earlier one: a base has either."""
 
 
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+def load_config(path: str | Path, overrides: Sequence[str] = (), *, saved: bool = False) -> Config:
     """Read a configuration file.
 
     Args:
         path: the YAML file, or the name of one that comes with the package; see `find_config`.
         overrides: changes to it such as `train.batch_size=2`; the value is read as YAML (`data.train=null`).
+        saved: see `parse_config`.
 
     Raises:
         ConfigError: a file, a key or a value is wrong.
     """
     path = find_config(path)
-    return parse_config(_read(path), source=str(path), overrides=overrides)
+    return parse_config(_read(path)[0], source=str(path), overrides=overrides, saved=saved)
 
 
 def parse_config(
-    mapping: Mapping[str, Any], *, source: str = "config", overrides: Sequence[str] = ()
+    mapping: Mapping[str, Any], *, source: str = "config", overrides: Sequence[str] = (), saved: bool = False
 ) -> Config:
     """Check plain data, such as the configuration in a checkpoint.
 
@@ -67,22 +73,42 @@ def parse_config(
         mapping: the sections.
         source: where it comes from, for the error messages.
         overrides: see `load_config`.
+        saved: whether a run of ours wrote it; an older version took settings without effect, which are left
+            out.
 
     Raises:
         ConfigError: a key or a value is wrong.
     """
     data = mapping if isinstance(mapping, Section) else Section(mapping)
     for text in overrides:
-        data = _merge(data, _parse_override(text, data))
+        data = _merge(data, _parse_override(text, data).ranked(_OVERRIDE))
     for old, new in RENAMED.items():
         data = _renamed(data, old.split("."), new.split("."))
     task = data.get("task")
     if not isinstance(task, str) or task not in CONFIGS:
         raise explain_task(data, source, list(CONFIGS))
+    schema = CONFIGS[task]
+    for path, choice in list(keys_of_other_forms(data, schema)):
+        if _is_stale(data, path, choice, saved):
+            data = _without(data, path)
+    while True:
+        config = _validated(data, source, schema)
+        idle = list(idle_settings(config))
+        stale = [one for one in idle if _is_stale(data, one.path, one.choice, saved)]
+        if not stale:
+            break
+        for one in stale:
+            data = _without(data, one.path)
+    if idle:
+        raise error_at(idle[0].path, idle[0].message(), data, source, [one.path for one in idle[1:]])
+    return config
+
+
+def _validated(data: Section, source: str, schema: type[Config]) -> Config:
     try:
-        return CONFIGS[task].model_validate(data)
+        return schema.model_validate(data)
     except ValidationError as error:
-        raise explain(error, data, source, CONFIGS[task]) from None
+        raise explain(error, data, source, schema) from None
 
 
 def config_to_dict(config: Config) -> dict[str, Any]:
@@ -103,8 +129,8 @@ def save_config(config: Config, path: str | Path) -> None:
         raise ConfigError(f"{path}: cannot be written: {error.strerror}") from error
 
 
-def _read(path: Path, parents: tuple[Path, ...] = ()) -> Section:
-    """Read a file and the files it builds on."""
+def _read(path: Path, parents: tuple[Path, ...] = (), rank: int = 0) -> tuple[Section, int]:
+    """Read a file and those it builds on, whose keys have ranks above `rank`; returns the highest too."""
     resolved = Path(os.path.realpath(path))
     if resolved in parents:
         chain = " -> ".join(file.name for file in (*parents, resolved))
@@ -123,8 +149,9 @@ def _read(path: Path, parents: tuple[Path, ...] = ()) -> Section:
         base = path.parent / os.path.expanduser(name)
         if not os.path.isfile(base):
             raise ConfigError(fold(f"{place}: {_BASE}: {missing_file(base)}"))
-        merged = _merge(merged, _read(base, (*parents, resolved)))
-    return _merge(merged, data)
+        below, rank = _read(base, (*parents, resolved), rank)
+        merged = _merge(merged, below)
+    return _merge(merged, data.ranked(rank + 1)), rank + 1
 
 
 def _read_text(path: Path) -> str:
@@ -143,18 +170,51 @@ def _read_text(path: Path) -> str:
 
 def _merge(base: Mapping[str, Any], change: Section) -> Section:
     """Return `base` with `change` in it: mappings merge and stay where they are, everything else replaces."""
-    merged = Section(base, dict(getattr(base, "places", {})))
+    merged = Section(base, dict(getattr(base, "places", {})), dict(getattr(base, "ranks", {})))
     for key, value in change.items():
         old = merged.get(key)
-        if isinstance(old, dict) and isinstance(value, Section) and not _are_two_layouts(old, value):
+        emptied = key in _FREE_FORM and not value
+        if (
+            isinstance(old, dict)
+            and isinstance(value, Section)
+            and not (emptied or _are_two_layouts(old, value))
+        ):
             merged[key] = _merge(old, value)
         else:
             merged[key] = value
             merged.places[key] = change.places[key]
+            merged.ranks[key] = change.ranks[key]
         other = _ALTERNATIVES.get(key)
         if other and value is not None and other not in change:
             merged.pop(other, None)
     return merged
+
+
+def _is_stale(data: Section, path: KeyPath, choice: KeyPath, saved: bool) -> bool:
+    """Whether a key was written before the choice that makes it idle, or by an older version."""
+    rank = _rank(data, path)
+    return 0 <= rank < _rank(data, choice) or (saved and 0 <= rank < _OVERRIDE)
+
+
+def _rank(data: Any, path: KeyPath) -> int:
+    """The rank of the source that wrote a key; below all of them where none did."""
+    rank = -1
+    for key in path:
+        if not isinstance(data, Mapping) or key not in data:
+            return -1
+        rank, data = getattr(data, "ranks", {}).get(key, 0), data[key]
+    return rank
+
+
+def _without(data: Mapping[str, Any], path: KeyPath) -> Section:
+    """A copy without a key."""
+    left = _merge(data, Section())
+    key, *rest = map(str, path)
+    if rest:
+        left[key] = _without(left[key], tuple(rest))
+    else:
+        del left[key]
+    return left
 
 
 def _renamed(data: Section, old: Sequence[str], new: Sequence[str]) -> Section:

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from res2net_dense.config.schema import Config, EvalConfig, ModelConfig
 from res2net_dense.config.tiles import TiledData
 from res2net_dense.data.layouts import ImageMasksPart, Parts
-from res2net_dense.sections import Channels, Edge, Section, Shares, Weight
+from res2net_dense.sections import Channels, Edge, OnlyWith, Section, Shares, Weight
 
 
 class SaliencyLosses(Section):
@@ -65,7 +65,7 @@ class SaliencyData(TiledData):
     keep_aspect: bool = True
     """Keep the shape of images; false warps them to squares of `size`, which is fastest and the only case in
     which `train.compile` pays off: it compiles again for every new set of sizes."""
-    max_size: Edge = 1024
+    max_size: Annotated[Edge, OnlyWith("size", None)] = 1024
     """The longer edge never exceeds this where `size` is null."""
     crop: Shares = (1.0, 1.0)
     """Smallest and largest share of an image's height, and of its width, that a random crop keeps."""

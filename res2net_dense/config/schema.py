@@ -22,6 +22,7 @@ from res2net_dense.sections import (
     BelowOne,
     Classes,
     Fraction,
+    OnlyWith,
     Pair,
     PathText,
     PixelValue,
@@ -113,9 +114,11 @@ class OptimizerConfig(Section):
     """The method; adam has its weight decay in the gradient, adamw apart from it."""
     lr: Annotated[float, Field(gt=0, le=1000)]
     """Peak learning rate at `train.reference_batch`; it is scaled linearly to `train.batch_size`."""
-    momentum: BelowOne = 0.9
+    momentum: Annotated[BelowOne, OnlyWith("name", "sgd")] = 0.9
     """Momentum of SGD."""
-    betas: Annotated[tuple[BelowOne, BelowOne], Field(strict=False)] = (0.9, 0.999)
+    betas: Annotated[
+        Annotated[tuple[BelowOne, BelowOne], Field(strict=False)], OnlyWith("name", "adam", "adamw")
+    ] = (0.9, 0.999)
     """Decay rates of the two averages of Adam and AdamW."""
     weight_decay: Weight = 1e-4
     """Weight decay."""
@@ -132,19 +135,19 @@ class ScheduleConfig(Section):
 
     name: Literal["multistep", "poly", "cosine", "onecycle", "constant"] = "multistep"
     """The curve after the warm-up."""
-    warmup_iterations: StepsOrNone = 0
+    warmup_iterations: Annotated[StepsOrNone, OnlyWith("name", "multistep", "poly", "cosine", "constant")] = 0
     """Iterations of linear warm-up; not for onecycle, which has its own."""
-    warmup_factor: Fraction = 0.001
+    warmup_factor: Annotated[Fraction, OnlyWith("warmup_iterations")] = 0.001
     """Factor on the learning rate at the start of the warm-up."""
-    milestones: Annotated[list[Steps], Field(max_length=1000)] = []
+    milestones: Annotated[Annotated[list[Steps], Field(max_length=1000)], OnlyWith("name", "multistep")] = []
     """Iterations at which multistep multiplies the learning rate by `gamma`."""
-    gamma: Share = 0.1
+    gamma: Annotated[Share, OnlyWith("milestones")] = 0.1
     """Factor of multistep."""
-    power: Annotated[float, Field(gt=0, le=100)] = 0.9
+    power: Annotated[Annotated[float, Field(gt=0, le=100)], OnlyWith("name", "poly")] = 0.9
     """Exponent of poly."""
-    final_factor: Fraction = 0.0
+    final_factor: Annotated[Fraction, OnlyWith("name", "poly", "cosine")] = 0.0
     """Factor on the learning rate at the end of poly and cosine."""
-    warmup_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.3
+    warmup_fraction: Annotated[Annotated[float, Field(gt=0, lt=1)], OnlyWith("name", "onecycle")] = 0.3
     """Part of the iterations over which onecycle rises."""
 
     @model_validator(mode="after")
@@ -161,7 +164,7 @@ class EarlyStopConfig(Section):
     """The metric that has to improve, such as `val_loss`; null for the one that chooses the best model."""
     patience: Steps
     """Evaluations in a row that may pass without an improvement; the last of them ends the training."""
-    min_delta: Annotated[float, Field(ge=0, le=1e9)] = 0.0
+    min_delta: Weight = 0.0
     """An improvement is better than the best value so far by more than this, in units of the metric."""
 
 
@@ -198,15 +201,15 @@ class TrainConfig(Section):
     """At a NaN or infinite loss or gradient: end the run, or skip the step (at most three in a row)."""
     log_every: Steps = 20
     """Iterations between two lines of the log."""
-    eval_every: StepsOrNone = 0
+    eval_every: Annotated[StepsOrNone, OnlyWith("/data.val")] = 0
     """Iterations between two evaluations; 0 evaluates at the end only."""
     save_every: Steps = 5000
     """Iterations between two checkpoints; the last one is always saved."""
     keep_checkpoints: Steps = 2
     """How many of the latest checkpoints are kept."""
-    best_metric: Text | None = None
+    best_metric: Annotated[Text | None, OnlyWith("/data.val")] = None
     """The metric that chooses the best model, such as `segm/AP`, or `val_loss`; null for the task's own."""
-    early_stop: EarlyStopConfig | None = None
+    early_stop: Annotated[EarlyStopConfig | None, OnlyWith("/data.val")] = None
     """When to end before the last iteration; null for never. Needs `eval_every`."""
 
     @model_validator(mode="after")
@@ -220,7 +223,8 @@ class TrainConfig(Section):
         if self.batch_size % self.accumulate:
             raise self.conflict("accumulate", f"must divide batch_size = {self.batch_size}")
         milestones, iterations = self.schedule.milestones, self.iterations
-        if milestones and iterations and milestones[-1] >= iterations:
+        steps = self.schedule.name == "multistep"  # others leave the milestones of a base out
+        if steps and milestones and iterations and milestones[-1] >= iterations:
             raise self.conflict("schedule.milestones", f"must be below train.iterations = {iterations}")
         return self
 

@@ -6,14 +6,36 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from res2net_dense.config.schema import Config, EvalConfig, ModelConfig, Names
+from res2net_dense.config.rare_classes import ClassWeighted, SampledData
+from res2net_dense.config.schema import Config, EvalConfig, Names
 from res2net_dense.config.tiles import TiledData
 from res2net_dense.data.layouts import Parts, VocMasksPart
-from res2net_dense.limits import MAX_CLASSES
-from res2net_dense.sections import Classes, Edge, Range, Scale, Weight
+from res2net_dense.sections import BelowOne, Classes, Edge, OnlyWith, Range, Scale, Section, Weight
+
+FOCAL_GAMMA = 2.0
 
 
-class SegmenterConfig(ModelConfig):
+class SegmentationLosses(Section):
+    """Weight of each loss of the logits; 0 for none. The second head has the same."""
+
+    cross_entropy: Weight = 1.0
+    """Cross-entropy, the mean over the labelled pixels."""
+    dice: Weight = 0.0
+    """1 - Dice coefficient of each class, the mean over the classes of a batch."""
+    focal: Weight = 0.0
+    """Cross-entropy with less weight on pixels that are nearly right (arXiv 1708.02002)."""
+    lovasz: Weight = 0.0
+    """The Lovasz extension of 1 - IoU of each class, the mean over the classes of a batch (arXiv
+    1705.08790)."""
+
+    @model_validator(mode="after")
+    def _check(self) -> SegmentationLosses:
+        if not (self.cross_entropy or self.dice or self.focal or self.lovasz):
+            raise self.conflict("cross_entropy", "one of the losses must be above 0")
+        return self
+
+
+class SegmenterConfig(ClassWeighted):
     """A network of segmentation_models_pytorch on a backbone of ours."""
 
     arch: Literal[
@@ -32,32 +54,40 @@ class SegmenterConfig(ModelConfig):
     """The architecture."""
     num_classes: Classes | None = None
     """Number of classes, the background counted as one; null takes those of the data set."""
-    output_stride: Literal[8, 16, 32] | None = None
+    output_stride: Annotated[
+        Literal[8, 16, 32] | None, OnlyWith("arch", "deeplabv3plus", "deeplabv3", "pan")
+    ] = None
     """Stride of the backbone's last map; null for the architecture's usual one: 16 for the DeepLabs and PAN,
     32 for the others, which have no choice."""
-    atrous_rates: Annotated[list[Edge], Field(min_length=3, max_length=3)] | None = None
+    atrous_rates: Annotated[
+        Annotated[list[Edge], Field(min_length=3, max_length=3)] | None,
+        OnlyWith("arch", "deeplabv3plus", "deeplabv3"),
+    ] = None
     """Dilation rates of the DeepLabs' pyramid; null for (6, 12, 18), at output stride 8 (12, 24, 36)."""
     norm: Literal["BN", "SyncBN", "GN"] = "BN"
     """Normalization in what is built on the backbone. Batches of one or two images need GN."""
     aux_weight: Weight = 0.0
     """Weight of the loss of a second, simple head on the last map but one, used in training only; 0 for
     none. PSPNet's authors use 0.4."""
-    class_weights: Annotated[list[Weight], Field(min_length=1, max_length=MAX_CLASSES)] | None = None
-    """Weight of each class in the loss, for rare classes; null for equal ones."""
+    losses: SegmentationLosses = SegmentationLosses()
+    """The losses of the logits."""
+    label_smoothing: BelowOne = 0.0
+    """Share of the target of `losses.cross_entropy` that is spread over all classes."""
+    focal_gamma: Weight = FOCAL_GAMMA
+    """Exponent of `losses.focal`; the larger, the less pixels count that are nearly right."""
     smp: dict[str, Any] = {}
     """Further arguments of the class in segmentation_models_pytorch, such as `decoder_channels: 128`."""
 
     @model_validator(mode="after")
-    def _check(self) -> SegmenterConfig:
-        weights, count = self.class_weights, self.num_classes
-        if weights is not None and count is not None and len(weights) != count:
-            raise self.conflict("class_weights", f"must be one for each of {count} classes")
-        if weights is not None and not any(weights):
-            raise self.conflict("class_weights", "at least one must be above 0")
+    def _check_losses(self) -> SegmenterConfig:
+        if self.label_smoothing and not self.losses.cross_entropy:
+            raise self.conflict("label_smoothing", "needs model.losses.cross_entropy above 0")
+        if self.focal_gamma != FOCAL_GAMMA and not self.losses.focal:
+            raise self.conflict("focal_gamma", "needs model.losses.focal above 0")
         return self
 
 
-class SegmentationData(TiledData):
+class SegmentationData(SampledData, TiledData):
     """The images, and how they are prepared."""
 
     train: Parts[VocMasksPart] | None = None
@@ -94,13 +124,13 @@ class SegmentationEval(EvalConfig):
     """See the mirrored image too."""
     window: Edge | None = None
     """Side of the window that slides over the resized image; null sees the whole image at once."""
-    window_stride: Edge | None = None
+    window_stride: Annotated[Edge | None, OnlyWith("window")] = None
     """Pixels from one window to the next; null for two thirds of `window`."""
 
     @model_validator(mode="after")
     def _check_window(self) -> SegmentationEval:
-        if self.window_stride is not None and (self.window is None or self.window_stride > self.window):
-            raise self.conflict("window_stride", "must not exceed eval.window, which it needs")
+        if self.window_stride and self.window and self.window_stride > self.window:
+            raise self.conflict("window_stride", f"must not exceed eval.window = {self.window}")
         return self
 
 

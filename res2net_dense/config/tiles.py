@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from res2net_dense.config.schema import DataConfig
 from res2net_dense.limits import MAX_PIXELS
-from res2net_dense.sections import Edge, Fraction, Section
+from res2net_dense.sections import Edge, Fraction, OnlyWith, Section
 
 
 class TilesConfig(Section):
@@ -33,7 +33,7 @@ class TilesConfig(Section):
 class DetectionTilesConfig(TilesConfig):
     """How images that are larger than a tile are divided; every tile is then resized as an image would be."""
 
-    min_visible: Fraction = 0.4
+    min_visible: Annotated[Fraction, OnlyWith("train", "random", "grid")] = 0.4
     """Share of an object's box that must be inside a tile for the object to be learned there, clipped to the
     tile; below it the object counts as background."""
 

@@ -39,11 +39,23 @@ _SCALARS: dict[str, tuple[str, Callable[[str], Any]]] = {
 
 
 class Section(dict[str, Any]):
-    """A mapping that knows the file and line of each of its keys."""
+    """A mapping that knows the file and line of each of its keys, and their rank: later sources have higher
+    ones.
+    """
 
-    def __init__(self, values: Any = (), places: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, values: Any = (), places: dict[str, str] | None = None, ranks: dict[str, int] | None = None
+    ) -> None:
         super().__init__(values)
-        self.places = places or {}
+        self.places, self.ranks = places or {}, ranks or {}
+
+    def ranked(self, rank: int) -> Section:
+        """The mapping itself, with this rank for all of its keys."""
+        self.ranks = dict.fromkeys(self, rank)
+        for value in self.values():
+            if isinstance(value, Section):
+                value.ranked(rank)
+        return self
 
 
 def format_path(path: KeyPath) -> str:

@@ -18,6 +18,7 @@ from res2net_dense.convert.structure import structure_of
 from res2net_dense.errors import CheckpointError, one_line
 from res2net_dense.files import write_atomically
 from res2net_dense.network_options import SEMANTICS
+from res2net_dense.outputs import Outputs
 from res2net_dense.weight_files import save_weights
 
 _log = logging.getLogger(__name__)
@@ -76,7 +77,11 @@ def _unused_projects(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def write_checkpoint(
-    checkpoint: Checkpoint | Mapping[str, Tensor], path: str | Path, dialect: str = "res2net_dense"
+    checkpoint: Checkpoint | Mapping[str, Tensor],
+    path: str | Path,
+    dialect: str = "res2net_dense",
+    *,
+    overwrite: bool = False,
 ) -> Path:
     """Write a file of `dialect`: safetensors, or a torch file with the bare state dict; atomically.
 
@@ -86,10 +91,13 @@ def write_checkpoint(
     Raises:
         CheckpointError: see `to_dialect`; or another suffix than .safetensors, .pth and .pt; or the disk is
             full.
+        ConfigError: the file exists, and is not to be replaced (`overwrite`), or is a link.
     """
     path = Path(path)
     if path.suffix not in (".safetensors", ".pth", ".pt"):
         raise CheckpointError(f"{path}: weights are written as .safetensors or .pth")
+    source = checkpoint.report.file if isinstance(checkpoint, Checkpoint) else None
+    Outputs(path.parent, inputs=[source], overwrite=overwrite, keep=True).claim([path])
     state = checkpoint.state_dict if isinstance(checkpoint, Checkpoint) else checkpoint
     written = to_dialect(state, dialect)
     metadata: dict[str, Any] = {}

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -28,8 +28,8 @@ from res2net_dense.errors import ConfigError, DatasetError
 from res2net_dense.opening import note_sample
 from res2net_dense.types import Sample, Source, Tile
 
-Key = tuple[int, int]
-"""(epoch, position) of one training sample."""
+Key = tuple[int, ...]
+"""(epoch, position) of one training sample; (epoch, position, n) after n others of the epoch."""
 
 Item = tuple[Sample | None, list[DatasetError]]
 """The sample, or None where there is none, and the errors met on the way."""
@@ -52,6 +52,8 @@ class TrainBatches:
         size: number of positions.
         batch_size: images of one optimizer step, over all processes and accumulated steps.
         groups: (size,) integers; None puts all into one group. See `aspect_ratio_groups`.
+        repeats: (size,) how often each position comes in an epoch, on average; None is once. Of a fraction it
+            is drawn in each epoch whether it counts.
         accumulate: chunks whose gradients are added up before a step.
         start_iteration: optimizer steps already done in an earlier run; skipped without reading an image.
 
@@ -65,6 +67,7 @@ class TrainBatches:
     _: KW_ONLY
     seed: int
     groups: np.ndarray | None = None
+    repeats: np.ndarray | None = None
     rank: int = 0
     world_size: int = 1
     accumulate: int = 1
@@ -91,12 +94,30 @@ class TrainBatches:
         groups = [0] * self.size if self.groups is None else self.groups.tolist()
         waiting: dict[int, list[Key]] = {group: [] for group in set(groups)}
         for epoch in itertools.count():
-            for position in np.random.default_rng([self.seed, epoch]).permutation(self.size).tolist():
-                group = groups[position]
-                waiting[group].append((epoch, position))
+            for key in self._epoch(epoch):
+                group = groups[key[1]]
+                waiting[group].append(key)
                 if len(waiting[group]) == self.batch_size:
                     yield waiting[group]
                     waiting[group] = []
+
+    @property
+    def epoch_size(self) -> int:
+        """How many samples an epoch has, on average."""
+        return self.size if self.repeats is None else round(float(self.repeats.sum()))
+
+    def _epoch(self, epoch: int) -> Iterator[Key]:
+        """The samples of an epoch in their order."""
+        rng = np.random.default_rng([self.seed, epoch])
+        times = np.ones(self.size, dtype=np.int64)
+        if self.repeats is not None:
+            whole = np.floor(self.repeats)
+            times = (whole + (rng.random(self.size) < self.repeats - whole)).astype(np.int64)
+        positions = np.repeat(np.arange(self.size), times)
+        numbers = np.arange(len(positions)) - np.repeat(times.cumsum() - times, times)
+        order = rng.permutation(len(positions))
+        for position, number in zip(positions[order].tolist(), numbers[order].tolist(), strict=True):
+            yield (epoch, position, number) if number else (epoch, position)
 
 
 def aspect_ratio_groups(ratios: np.ndarray) -> np.ndarray:
@@ -122,11 +143,11 @@ class TrainSet(Dataset[Item]):
     """The tiles that `indices` mean; None for whole images."""
 
     def __getitem__(self, key: Key) -> Item:
-        epoch, position = key
+        position = key[1]
         errors: list[DatasetError] = []
         for offset in range(min(_MAX_REPLACEMENTS, len(self.indices)) if self.on_error == "skip" else 1):
             index = int(self.indices[(position + offset) % len(self.indices)])
-            rng = np.random.default_rng([self.seed, epoch, position])
+            rng = np.random.default_rng([self.seed, *key])
             try:
                 if self.tiles is None:
                     note_sample(self.source, index)
@@ -196,7 +217,7 @@ class BatchLoader:
     @property
     def images(self) -> int:
         """How many images, or tiles, an epoch of endless batches has."""
-        return self._endless.size
+        return self._endless.epoch_size
 
     def start_at(self, iteration: int) -> None:
         """Begin the endless batches after so many optimizer steps."""
@@ -269,18 +290,20 @@ def predict_loader(
     timeout: int = TIMEOUT,
     form: PixelFormat = RGB,
     tiles: TileSize | None = None,
+    done: Collection[int] = (),
 ) -> Iterator[tuple[list[Sample], list[tuple[int, DatasetError]]]]:
     """Yield the samples of each batch of files, read in a form, and number and error of those that cannot be
     read.
 
     Either list may be empty; every file is in exactly one of them. With `tiles` the samples are those of all
-    tiles of the files, and each tile that cannot be read is an error of its file.
+    tiles of the files, and each tile that cannot be read is an error of its file. Batches are left out that
+    none but the files in `done` needs.
     """
     source: Any = _Files(files, form)
     places: list[tuple[int, Tile | None]] = (
         grids(source, range(len(files)), tiles) if tiles else [(index, None) for index in range(len(files))]
     )
-    chunks = _chunks(places, batch_size)
+    chunks = _needed(_chunks(places, batch_size), done)
     loader = _loader(TileSet(source, transform), chunks, workers, timeout)
     for keys, batch in zip(chunks, loader, strict=True):
         items = _unpack(batch)
@@ -289,6 +312,20 @@ def predict_loader(
             samples,
             [(n, error) for (n, _), (_, errors) in zip(keys, items, strict=True) for error in errors],
         )
+
+
+def _needed(
+    chunks: list[list[tuple[int, Tile | None]]], done: Collection[int]
+) -> list[list[tuple[int, Tile | None]]]:
+    """The chunks with all tiles of the files that are not done, and of the files that share a chunk with
+    them: tiles are merged from the first one on.
+    """
+    needed: list[list[tuple[int, Tile | None]]] = []
+    for chunk in reversed(chunks):
+        first = needed[-1][0][1] if needed else None
+        if (first is not None and first.number > 0) or any(number not in done for number, _ in chunk):
+            needed.append(chunk)
+    return needed[::-1]
 
 
 class _Files(list[str]):

@@ -27,6 +27,7 @@ MAX_TIFF_PIXELS = 1 << 36
 """Larger TIFFs are refused: the grid of their tiles alone would fill the memory."""
 MAX_DRAWN_PIXELS = 1 << 25
 """Predictions on larger images are drawn on smaller ones."""
+_LONGEST_DRAWN = 1 << 16  # viewers show no longer ones
 _DRAWN_SIDE = 4096
 _BLOCK_PIXELS = 1 << 22
 _KEPT_BYTES = 128 << 20
@@ -260,7 +261,8 @@ def read_through(pixels: Pixels) -> None:
 
 def shrink_factor(size: tuple[int, int]) -> int:
     """By which whole number an image, (height, width), is made smaller to be drawn on."""
-    return -(-max(size) // _DRAWN_SIDE) if size[0] * size[1] > MAX_DRAWN_PIXELS else 1
+    is_large = size[0] * size[1] > MAX_DRAWN_PIXELS or max(size) > _LONGEST_DRAWN
+    return -(-max(size) // _DRAWN_SIDE) if is_large else 1
 
 
 def overview(pixels: Pixels, factor: int) -> np.ndarray:

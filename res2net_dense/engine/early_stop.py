@@ -15,7 +15,7 @@ class EarlyStop:
     """Ends a training after `patience` evaluations in a row that did not improve its metric.
 
     What was seen so far is plain data, which a checkpoint holds: `metric`, its best `value` and the
-    `iteration` of that, and `waited`, how many evaluations there were since.
+    `iteration` of that, `waited`, how many evaluations there were since, and the iteration of the `last` one.
     """
 
     metric: str
@@ -27,7 +27,8 @@ class EarlyStop:
     def after(
         self, seen: Mapping[str, Any] | None, metrics: Mapping[str, float], iteration: int
     ) -> dict[str, Any]:
-        """What is seen after an evaluation, of what was seen before it. NaN is no improvement.
+        """What is seen after an evaluation, of what was seen before it. NaN is no improvement; an evaluation
+        that a resumed run makes again counts once.
 
         Raises:
             ConfigError: the evaluation has no such metric.
@@ -38,12 +39,14 @@ class EarlyStop:
                 f"{', '.join(sorted(metrics))}"
             )
         if seen is None or seen["metric"] != self.metric:
-            seen = {"metric": self.metric, "value": None, "iteration": None, "waited": 0}
+            seen = {"metric": self.metric, "value": None, "iteration": None, "waited": 0, "last": 0}
+        if seen["last"] == iteration:
+            return dict(seen)
         value, best = float(metrics[self.metric]), seen["value"]
         gain = math.inf if best is None else (best - value if self.lower_is_better else value - best)
         if not math.isnan(value) and gain > self.min_delta:
-            return {"metric": self.metric, "value": value, "iteration": iteration, "waited": 0}
-        return {**seen, "waited": seen["waited"] + 1}
+            return {**seen, "value": value, "iteration": iteration, "waited": 0, "last": iteration}
+        return {**seen, "waited": seen["waited"] + 1, "last": iteration}
 
     def reason(self, seen: Mapping[str, Any]) -> str:
         """Why a training ends after this, in words; empty where it goes on."""

@@ -162,6 +162,15 @@ def write_results(folder: str | Path, metrics: Mapping[str, float], name: str = 
     write_atomically(path, lambda file: file.write(text.encode()))
 
 
+def is_results(path: Path) -> bool:
+    """Whether a file is the `results.json` of a run or an evaluation; older ones lie in a run folder."""
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and (_VERSION in content or (path.parent / "metrics.jsonl").is_file())
+
+
 def read_results(folder: str | Path) -> dict[str, float | None]:
     """The metrics in `results.json` of a run folder, without its `schema_version`."""
     results: dict[str, float | None] = json.loads((Path(folder) / "results.json").read_text())

@@ -210,13 +210,13 @@ class Trainer:
         state, last = self.state, self.options.iterations
         if rule is None or state.iteration >= last:
             return ""
-        seen = rule.after(state.early_stop, state.metrics, state.iteration)
-        reason = rule.reason(seen)
+        state.early_stop = rule.after(state.early_stop, state.metrics, state.iteration)
+        reason = rule.reason(state.early_stop)
         (ends,) = distributed.maximum([int(bool(reason))], self.device)  # all processes together
-        if ends:
-            self.save()  # as it is before the evaluation, which a resumed run makes again
-        state.early_stop = seen
-        return f"stopped early after iteration {state.iteration} of {last}: {reason}" if ends else ""
+        if not ends:
+            return ""
+        self.save()
+        return f"stopped early after iteration {state.iteration} of {last}: {reason}"
 
     def begin_iteration(self) -> None:
         """Set random state and learning rate, and forget the last iteration."""

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
-from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from res2net_dense.evaluation.tables import align, show
-from res2net_dense.files import write_atomically
 
 
 class OperatingPoint(NamedTuple):
@@ -58,10 +55,9 @@ def points_table(points: Sequence[OperatingPoint], wanted: float, of: str) -> st
     return f"lowest threshold with a precision of at least {100 * wanted:g} %, {of}\n{align(rows)}"
 
 
-def write_points(path: Path, points: Sequence[OperatingPoint], wanted: float) -> None:
-    """Write the points as JSON, atomically, with null where a class has none."""
+def points_json(points: Sequence[OperatingPoint], wanted: float) -> dict[str, Any]:
+    """The points as plain data, with None where a class has none."""
     entries = [
         {key: None if value != value else value for key, value in point._asdict().items()} for point in points
     ]
-    text = json.dumps({"wanted_precision": wanted, "points": entries}, indent=1) + "\n"
-    write_atomically(path, lambda file: file.write(text.encode()))
+    return {"wanted_precision": wanted, "points": entries}

@@ -10,6 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from res2net_dense.errors import ConfigError
 from res2net_dense.models.norms import single_values_explained
 from res2net_dense.types import ClassRows, Losses, Prediction, Sample
 
@@ -69,3 +70,15 @@ def warn_if_not_finite(output: Tensor, sample: Sample) -> None:
     if not bool(torch.isfinite(output).all()):
         name = sample.get("file_name", "an image")
         _log.warning("%s: the network's output is not finite, so its prediction means nothing", name)
+
+
+def check_class_weights(weights: Sequence[float] | None, num_classes: int) -> None:
+    """Raise a `ConfigError` unless there is a weight for each class, not all of them 0."""
+    if weights is None:
+        return
+    if len(weights) != num_classes:
+        raise ConfigError(
+            f"model.class_weights has {len(weights)} numbers; it takes one for each of {num_classes} classes"
+        )
+    if not any(weights):
+        raise ConfigError("model.class_weights are all 0; at least one must be above 0")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -13,7 +14,7 @@ from torchvision.transforms import v2
 
 from res2net_dense.backbones.registry import Classifier, create_classifier
 from res2net_dense.convert import load_backbone_weights
-from res2net_dense.models.base import ImageModel
+from res2net_dense.models.base import ImageModel, check_class_weights
 from res2net_dense.types import ClassRows, Losses, Prediction, Sample
 
 
@@ -39,9 +40,13 @@ class ClassificationModel(ImageModel):
         label_smoothing: float = 0.0,
         mixup_alpha: float = 0.0,
         cutmix_alpha: float = 0.0,
+        class_weights: Sequence[float] | None = None,
         **pixels: Sequence[float],
     ) -> None:
         super().__init__(**pixels)
+        check_class_weights(class_weights, backbone.num_classes)
+        weights = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
+        self.register_buffer("class_weights", weights, persistent=False)
         self.backbone = backbone
         self.label_smoothing = label_smoothing
         self.mixing = Mixing(backbone.num_classes, mixup_alpha, cutmix_alpha)
@@ -54,7 +59,16 @@ class ClassificationModel(ImageModel):
         targets = torch.tensor([sample["label"] for sample in batch], device=images.device)
         images, targets = self.mixing(images, targets)
         logits = self.backbone(images).float()
-        return {"loss_cls": functional.cross_entropy(logits, targets, label_smoothing=self.label_smoothing)}
+        return {"loss_cls": self._loss(logits, targets)}
+
+    def _loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Cross-entropy, the mean by the weights of the classes."""
+        weights = self.class_weights if isinstance(self.class_weights, Tensor) else None
+        entropy = partial(functional.cross_entropy, weight=weights, label_smoothing=self.label_smoothing)
+        if weights is None or targets.is_floating_point():  # mixed
+            return entropy(logits, targets)
+        total = weights[targets].sum()
+        return entropy(logits, targets, reduction="sum") / torch.where(total > 0, total, 1)
 
     def _stacked(self, batch: Sequence[Sample]) -> Tensor:
         return self.normalize(torch.stack([sample["image"] for sample in batch]))

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from res2net_dense.backbones import create_backbone
@@ -18,13 +19,14 @@ from res2net_dense.integrations.detectron2 import (  # first: a clear message wh
     Res2NetBackbone,
     build_fpn,
 )
-from res2net_dense.models.base import PIXEL_MEAN, PIXEL_STD
+from res2net_dense.models.base import PIXEL_MEAN, PIXEL_STD, check_class_weights
 from res2net_dense.types import ClassRows, Losses, Prediction, Sample
 
 # isort: split
 from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import GeneralizedRCNN, build_proposal_generator, build_roi_heads
 from detectron2.modeling.postprocessing import detector_postprocess
+from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
 from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks
 from detectron2.utils.events import EventStorage
 
@@ -49,6 +51,8 @@ SETTINGS = {
 
 OWNED = {key: f"model.{name}" for name, key in SETTINGS.items()} | {
     "INPUT.FORMAT": "data.channels, of which three are RGB",
+    "DATALOADER.SAMPLER_TRAIN": "data.sampling",
+    "DATALOADER.REPEAT_THRESHOLD": "data.repeat_threshold",
     "MODEL.META_ARCHITECTURE": "model.arch",
     "MODEL.BACKBONE.NAME": "backbone.name",
     "MODEL.BACKBONE.FREEZE_AT": "backbone.freeze_at",
@@ -121,6 +125,21 @@ class RCNN(GeneralizedRCNN):  # type: ignore[misc]  # detectron2 is untyped
         return [module for head in heads for module in head.modules() if next(module.children(), None)]
 
 
+class _WeightedOutputLayers(FastRCNNOutputLayers):  # type: ignore[misc]  # detectron2 is untyped
+    """detectron2's layers that classify boxes, with a weight for each class in their cross-entropy."""
+
+    class_weights: Tensor
+
+    def losses(self, predictions: Sequence[Tensor], proposals: Sequence[Instances]) -> Losses:
+        losses: Losses = super().losses(predictions, proposals)
+        classes = torch.cat([boxes.gt_classes for boxes in proposals])
+        # in full precision, as every sum of many numbers
+        loss = F.cross_entropy(predictions[0].float(), classes, self.class_weights, reduction="sum")
+        total = self.class_weights[classes].sum()
+        factor = self.loss_weight.get("loss_cls", 1.0)
+        return {**losses, "loss_cls": factor * loss / torch.where(total > 0, total, 1)}
+
+
 def build_rcnn(
     *,
     backbone: Mapping[str, Any],
@@ -130,6 +149,7 @@ def build_rcnn(
     anchor_ratios: Sequence[float] = (0.5, 1.0, 2.0),
     pixel_mean: Sequence[float] = PIXEL_MEAN,
     pixel_std: Sequence[float] = PIXEL_STD,
+    class_weights: Sequence[float] | None = None,
     detectron2: Mapping[str, Any] | None = None,
     **settings: float,
 ) -> nn.Module:
@@ -138,6 +158,8 @@ def build_rcnn(
 
     Args:
         backbone: arguments of `create_backbone`: `name`, and optionally `weights` and any option.
+        class_weights: of each class in the loss of the box classifier, without the background, which has 1;
+            None for equal ones.
         detectron2: further keys of detectron2's config by their dotted name.
         **settings: `num_classes`, without the background, and others of `SETTINGS`.
 
@@ -174,12 +196,29 @@ def build_rcnn(
             f"detectron2 cannot build the model ({one_line(error)}); check model.detectron2, "
             "and that model.norm=GN meets channels that are multiples of 32"
         ) from error
+    if class_weights is not None:
+        check_class_weights(class_weights, cfg.MODEL.ROI_HEADS.NUM_CLASSES)
+        _weight_classes(rcnn.roi_heads, class_weights)
     # Under autocast detectron2 would round the boxes to half precision, that is to whole pixels above 256 and
     # to 4 above 1024, before it pools features from them.
     for name in ("box_pooler", "mask_pooler"):
         if pooler := getattr(rcnn.roi_heads, name, None):
             pooler.register_forward_pre_hook(_pool_in_full_precision)
     return rcnn
+
+
+def _weight_classes(heads: nn.Module, class_weights: Sequence[float]) -> None:
+    """Give every box classifier, of which a cascade has several, the weights of the classes."""
+    found = [layers for layers in heads.modules() if type(layers) is FastRCNNOutputLayers]
+    if not found or any(layers.use_sigmoid_ce for layers in found):
+        raise ConfigError(
+            "model.class_weights act on the softmax of detectron2's FastRCNNOutputLayers; remove them, or "
+            "what replaces it in model.detectron2"
+        )
+    for layers in found:
+        # Another class of the same layers: the heads have built them, and their weights keep their names.
+        layers.__class__ = _WeightedOutputLayers
+        layers.register_buffer("class_weights", torch.tensor([*class_weights, 1.0]), persistent=False)
 
 
 def _pool_in_full_precision(pooler: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:

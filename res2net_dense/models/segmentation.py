@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from res2net_dense.backbones.registry import canonical_name
@@ -22,9 +21,10 @@ from res2net_dense.integrations.smp import (
     PREFIX,
     build_encoder,
 )  # first: a clear message where smp is missing
-from res2net_dense.models.base import ImageModel, warn_if_not_finite
+from res2net_dense.models.base import ImageModel, check_class_weights, warn_if_not_finite
 from res2net_dense.models.norms import replace_norms
 from res2net_dense.models.resizing import fitted, resized, rounded_up
+from res2net_dense.models.segmentation_losses import SegmentationCriterion
 from res2net_dense.models.semantic_inference import class_probabilities, resized_argmax
 from res2net_dense.types import IGNORE_INDEX, ClassRows, Losses, Prediction, Sample, is_part
 
@@ -42,6 +42,8 @@ OUTPUT_STRIDES = {arch: (32,) for arch in smp.MODEL_ARCHITECTURES_MAPPING if arc
 ATROUS_RATES = {16: (6, 12, 18), 8: (12, 24, 36)}
 """The DeepLabs' dilation rates by output stride."""
 AUX_CHANNELS = 256
+LOSS_NAMES = {"cross_entropy": "loss_sem_seg"}
+"""What the losses of the criterion are called where it is not `loss_` and their name."""
 
 OWNED = {
     "encoder_name": "backbone.name",
@@ -71,7 +73,7 @@ class SegmentationModel(ImageModel):
         divisor: heights and widths that the network takes are multiples of it.
         aux_head: the second deepest map of the backbone -> logits at its size; None for none.
         aux_weight: of its loss.
-        class_weights: of each class in the loss; None for equal ones.
+        criterion: the losses; None is cross-entropy.
         views: `scales`, `flip`, `window` and `window_stride` of `class_probabilities`, for evaluation.
         **pixels: `pixel_mean` and `pixel_std` of `ImageModel`.
     """
@@ -89,7 +91,7 @@ class SegmentationModel(ImageModel):
         divisor: int,
         aux_head: nn.Module | None = None,
         aux_weight: float = 0.0,
-        class_weights: Sequence[float] | None = None,
+        criterion: SegmentationCriterion | None = None,
         views: Mapping[str, Any] | None = None,
         **pixels: Sequence[float],
     ) -> None:
@@ -103,8 +105,7 @@ class SegmentationModel(ImageModel):
         self.aux_weight = aux_weight
         self.num_classes = num_classes
         self.divisor = divisor
-        weights = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
-        self.register_buffer("class_weights", weights, persistent=False)
+        self.criterion = SegmentationCriterion() if criterion is None else criterion
 
     def logits(self, images: Tensor) -> Tensor:
         """`(N, C, H, W)` normalized, H and W multiples of `divisor` -> `(N, num_classes, H, W)` logits."""
@@ -119,23 +120,12 @@ class SegmentationModel(ImageModel):
         images = torch.stack([fitted(self.normalize(s["image"]), size) for s in batch])
         targets = torch.stack([fitted(s["sem_seg"], size, IGNORE_INDEX) for s in batch]).to(images.device)
         features = self.backbone(images)
-        losses = {"loss_sem_seg": self._loss(self._head(features, images), targets)}
+        found = self.criterion(self._head(features, images), targets)
+        losses = {LOSS_NAMES.get(name, f"loss_{name}"): loss for name, loss in found.items()}
         if self.aux_head is not None:
-            aux = resized(self.aux_head(features[-2]), size)
-            losses["loss_aux"] = self.aux_weight * self._loss(aux, targets)
+            aux = self.criterion(resized(self.aux_head(features[-2]), size), targets)
+            losses["loss_aux"] = self.aux_weight * torch.stack([*aux.values()]).sum()
         return losses
-
-    def _loss(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Cross-entropy, the mean over all labelled pixels by the weights of their classes; 0 without any."""
-        weights = self.class_weights if isinstance(self.class_weights, Tensor) else None
-        # In full precision: under autocast the mean over a quarter of a million pixels would be rounded. As a
-        # list of pixels, because the loss of maps has no reproducible form on CUDA.
-        pixels, targets = logits.float().permute(0, 2, 3, 1).flatten(0, 2), targets.flatten()
-        total = F.cross_entropy(pixels, targets, weights, ignore_index=IGNORE_INDEX, reduction="sum")
-        labelled = targets != IGNORE_INDEX
-        share = labelled if weights is None else labelled * weights[targets * labelled]
-        count = share.sum()  # stays on the device, without waiting for it
-        return total / torch.where(count > 0, count, 1)
 
     def predictions(self, batch: Sequence[Sample]) -> list[Prediction]:
         by_size: dict[torch.Size, list[int]] = {}
@@ -194,7 +184,10 @@ def build_segmentation_model(
     atrous_rates: Sequence[int] | None = None,
     norm: str = "BN",
     aux_weight: float = 0.0,
+    losses: Mapping[str, float] | None = None,
     class_weights: Sequence[float] | None = None,
+    label_smoothing: float = 0.0,
+    focal_gamma: float = 2.0,
     smp: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> SegmentationModel:
@@ -210,11 +203,10 @@ def build_segmentation_model(
         ConfigError: values do not fit each other, or smp cannot build the network.
         CheckpointError: the weights cannot be loaded.
     """
-    if class_weights is not None and len(class_weights) != num_classes:
-        raise ConfigError(
-            f"model.class_weights has {len(class_weights)} numbers; it takes one for each of "
-            f"{num_classes} classes"
-        )
+    check_class_weights(class_weights, num_classes)
+    criterion = SegmentationCriterion(
+        losses, class_weights=class_weights, label_smoothing=label_smoothing, focal_gamma=focal_gamma
+    )
     arguments, stride = _arguments(arch, output_stride, atrous_rates, smp or {})
     name = canonical_name(backbone["name"])
     in_channels = backbone.get("in_channels", 3)
@@ -237,7 +229,7 @@ def build_segmentation_model(
         divisor=divisor,
         aux_head=aux_head,
         aux_weight=aux_weight,
-        class_weights=class_weights,
+        criterion=criterion,
         **options,
     )
 

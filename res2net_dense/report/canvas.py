@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 
 import numpy as np
@@ -38,6 +39,13 @@ def scaled(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     """The image at a size; maps of one channel keep their range."""
     kind = Image.Resampling.BILINEAR if image.mode == "L" else Image.Resampling.BICUBIC
     return image if image.size == size else image.resize(size, kind)
+
+
+def png(image: Image.Image) -> bytes:
+    """An image as a file."""
+    stream = io.BytesIO()
+    image.save(stream, "PNG")
+    return stream.getvalue()
 
 
 def label_name(label: int, class_names: Sequence[str]) -> str:

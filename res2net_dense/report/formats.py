@@ -11,7 +11,8 @@ import io
 import json
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 from xml.sax.saxutils import escape
@@ -20,7 +21,8 @@ import numpy as np
 from PIL import Image
 
 from res2net_dense.errors import counted
-from res2net_dense.files import write_atomically
+from res2net_dense.outputs import Outputs
+from res2net_dense.report.canvas import png
 from res2net_dense.report.outlines import Outline, joined, outline_of
 from res2net_dense.types import Prediction
 
@@ -35,8 +37,8 @@ class Predicted(NamedTuple):
     entry: Mapping[str, Any]
     """Its `id`, `file_name`, `height` and `width`, as in COCO's files."""
     prediction: Prediction
-    records: Sequence[Record]
-    """COCO's records of the prediction, in its order, that join to the annotation file."""
+    joins: Sequence[int]
+    """Which of COCO's records of the prediction, in its order, join to the annotation file."""
 
 
 class Classes(NamedTuple):
@@ -47,48 +49,72 @@ class Classes(NamedTuple):
     """The category id of each."""
 
 
+class Saved(NamedTuple):
+    """What a writer has of one image for the file of all images."""
+
+    image: Record
+    """The image's `Predicted.entry`."""
+    records: list[Record]
+    """COCO's records of its prediction."""
+    part: Any
+    """What `Writer.add` returned, as JSON has it."""
+
+
 class Writer(ABC):
     """Writes one format into a folder.
 
     Args:
-        folder: the output folder.
+        outputs: the output folder.
         classes: of the model.
         score: lowest score of a detection in annotations.
+
+    Attributes:
+        notes: what the format cannot hold of the images that were added, and of how many objects.
     """
 
-    makes: ClassVar[tuple[str, ...]]
-    """The files and folders that it writes, in the output folder."""
+    folder: ClassVar[str] = ""
+    """Where the files of single images go, in the output folder."""
+    suffix: ClassVar[str] = ""
+    """Of the files of single images; empty if there are none."""
+    file: ClassVar[str] = ""
+    """The name of the file of all images; empty if there is none."""
     takes: ClassVar[frozenset[str]]
     """Keys of a `Prediction`: it can be made of those that have one of them."""
 
-    def __init__(self, folder: Path, classes: Classes, score: float) -> None:
-        self.folder = folder
+    def __init__(self, outputs: Outputs, classes: Classes, score: float) -> None:
+        self.outputs = outputs
         self.classes = classes
         self.score = score
-        self.notes: dict[str, int] = {}
-        self.images: list[Mapping[str, Any]] = []
-        self.records: list[Record] = []
+        self.notes = Counter[str]()
 
     @abstractmethod
-    def add(self, image: Predicted) -> None:
-        """Take one image."""
+    def add(self, image: Predicted) -> Any:
+        """Write the file of an image; returns what the file of all images needs of it, as plain data."""
 
-    def whole(self) -> dict[str, str]:
-        """The files of all images together, by their names."""
-        return {}
+    def content(self, images: Callable[[], Iterator[Saved]]) -> Any:
+        """The content of the file of all images: a text, or data for JSON; None for no file."""
+        return None
 
-    def close(self) -> None:
-        """Write what is of all images together."""
-        for name, text in self.whole().items():
-            write_text(self.folder / name, text)
+    def close(self, images: Callable[[], Iterator[Saved]]) -> None:
+        """Write the file of all images, which `images` goes through in their order."""
+        if self.file:
+            content, path = self.content(images), self.outputs.folder / self.file
+            if isinstance(content, str):
+                self.outputs.write(path, content.encode())
+            elif content is not None:
+                self.outputs.write_json(path, content)
 
-    def remarks(self) -> list[str]:
-        """What a user should know of the files: what the format cannot hold, and how often."""
-        return [f"{counted(count, 'object')}: {text}" for text, count in self.notes.items()]
+    @classmethod
+    def files(cls, places: Sequence[Path]) -> list[Path]:
+        """All files that it writes for images at these places, in the output folder."""
+        own = [Path(cls.folder, f"{place}{cls.suffix}") for place in places if cls.suffix]
+        return [*own, Path(cls.file)] if cls.file else own
 
-    def _note(self, text: str, count: int = 1) -> None:
-        if count:
-            self.notes[text] = self.notes.get(text, 0) + count
+    @classmethod
+    def remarks(cls, notes: Mapping[str, int]) -> list[str]:
+        """What a user should know of the files, of the notes on all images."""
+        name = cls.folder or cls.file
+        return [f"{name}: {counted(count, 'object')}: {text}" for text, count in notes.items()]
 
     def _detections(self, image: Predicted) -> list[int]:
         """The places of detections from the lowest score on, best first, whose box is finite."""
@@ -101,34 +127,33 @@ class Writer(ABC):
         """The outline of a detection's mask, which is counted where polygons cannot say it."""
         found = outline_of(image.prediction["masks"][place].numpy())
         if not found.pieces:
-            self._note("left out, its mask has no pixel")
-        self._note("a hole is filled, as polygons have none", found.holes > 0)
+            self.notes["left out, its mask has no pixel"] += 1
+        if found.holes:
+            self.notes["a hole is filled, as polygons have none"] += 1
         return found
 
-    def _write(self, place: str | Path, content: bytes) -> None:
-        """Write a file of one image into the first of `makes`."""
-        path = self.folder / self.makes[0] / place
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
+    def _write(self, image: Predicted, content: bytes) -> None:
+        """Write the file of one image."""
+        self.outputs.write(self.outputs.folder / self.folder / f"{image.place}{self.suffix}", content)
 
 
 class CocoResults(Writer):
     """COCO's list of results, which pycocotools' `loadRes` takes."""
 
-    makes = ("coco_results.json",)
+    file = "coco_results.json"
     takes = frozenset({"boxes"})
 
-    def add(self, image: Predicted) -> None:
-        self.records += image.records
+    def add(self, image: Predicted) -> list[int]:
+        return list(image.joins)
 
-    def whole(self) -> dict[str, str]:
-        return {self.makes[0]: json.dumps(self.records)}
+    def content(self, images: Callable[[], Iterator[Saved]]) -> Iterator[Record]:
+        return (image.records[place] for image in images() for place in image.part)
 
 
 class VocXml(Writer):
     """An xml per image, in whole pixels from 1 on, the last one included, as VOC's are."""
 
-    makes = ("Annotations",)
+    folder, suffix = "Annotations", ".xml"
     takes = frozenset({"boxes"})
 
     def add(self, image: Predicted) -> None:
@@ -149,13 +174,13 @@ class VocXml(Writer):
         name = escape(Path(entry["file_name"]).name)
         head = f"  <filename>{name}</filename>\n  <size>{size}</size>\n"
         text = f"<annotation>\n{head}{''.join(objects)}</annotation>\n"
-        self._write(f"{image.place}.xml", text.encode())
+        self._write(image, text.encode())
 
 
 class YoloLabels(Writer):
     """A txt per image and data.yaml: an outline per object where there are masks, else a box."""
 
-    makes = ("labels", "data.yaml")
+    folder, suffix, file = "labels", ".txt", "data.yaml"
     takes = frozenset({"boxes"})
 
     def add(self, image: Predicted) -> None:
@@ -166,19 +191,20 @@ class YoloLabels(Writer):
                 pieces = self._outline(image, place).pieces
                 if not pieces:
                     continue
-                self._note("its pieces are joined by lines, as it has one outline", len(pieces) > 1)
+                if len(pieces) > 1:
+                    self.notes["its pieces are joined by lines, as it has one outline"] += 1
                 values = joined(pieces) / size
             else:
                 x1y1, x2y2 = image.prediction["boxes"][place].double().numpy().reshape(2, 2)
                 values = np.array([(x1y1 + x2y2) / 2, x2y2 - x1y1]) / size
             label = int(image.prediction["labels"][place])
             lines.append(" ".join([str(label), *(f"{value:.6f}" for value in values.ravel())]) + "\n")
-        self._write(f"{image.place}.txt", "".join(lines).encode())
+        self._write(image, "".join(lines).encode())
 
-    def whole(self) -> dict[str, str]:
+    def content(self, images: Callable[[], Iterator[Saved]]) -> str:
         names = "".join(f"  {label}: {json.dumps(name)}\n" for label, name in enumerate(self.classes.names))
         how = "# Put the images, or a link to their folder, into the folder images next to this file.\n"
-        return {self.makes[1]: f"{how}train: images\nval: images\nnames:\n{names}"}
+        return f"{how}train: images\nval: images\nnames:\n{names}"
 
 
 class InstanceIds(Writer):
@@ -186,25 +212,22 @@ class InstanceIds(Writer):
     maps and saliency maps are written as PNGs in any case.
     """
 
-    makes = ("instances", "instances.json")
+    folder, suffix, file = "instances", ".png", "instances.json"
     takes = frozenset({"masks", "sem_seg", "saliency"})
 
-    def add(self, image: Predicted) -> None:
+    def add(self, image: Predicted) -> list[Record] | None:
         if "masks" not in image.prediction:
-            return
-        self.images.append(image.entry)
+            return None
         order = self._detections(image)
         kind = np.uint8 if len(order) < 256 else np.uint16
         numbers = np.zeros((image.entry["height"], image.entry["width"]), dtype=kind)
         for number, place in reversed(list(enumerate(order, start=1))):  # the best is on top
             numbers[image.prediction["masks"][place].numpy()] = number
-        data = io.BytesIO()
-        Image.fromarray(numbers).save(data, "PNG")
-        self._write(f"{image.place}.png", data.getvalue())
+        self._write(image, png(Image.fromarray(numbers)))
         labels, scores = image.prediction["labels"].tolist(), image.prediction["scores"].tolist()
-        self.records += [
+        return [
             {
-                "file": Path(self.makes[0], f"{image.place}.png").as_posix(),
+                "file": Path(self.folder, f"{image.place}{self.suffix}").as_posix(),
                 "value": number,
                 "image_id": image.entry["id"],
                 "category_id": self.classes.ids[labels[place]],
@@ -214,26 +237,28 @@ class InstanceIds(Writer):
             for number, place in enumerate(order, start=1)
         ]
 
-    def whole(self) -> dict[str, str]:
-        return {self.makes[1]: json.dumps(self.records)} if self.images else {}
+    def content(self, images: Callable[[], Iterator[Saved]]) -> Iterator[Record] | None:
+        first = next(images(), None)
+        if first is None or first.part is None:
+            return None
+        return (record for image in images() for record in image.part)
 
 
 class PolygonAnnotations(Writer):
     """A file of annotations in COCO's format with polygons, for annotation tools and as pseudo labels."""
 
-    makes = ("annotations.json",)
+    file = "annotations.json"
     takes = frozenset({"masks"})
 
-    def add(self, image: Predicted) -> None:
-        self.images.append(image.entry)
+    def add(self, image: Predicted) -> list[Record]:
+        records = []
         for place in self._detections(image):
             pieces = self._outline(image, place).pieces
             if not pieces:
                 continue
             x1, y1, x2, y2 = image.prediction["boxes"][place].tolist()
-            self.records.append(
+            records.append(
                 {
-                    "id": len(self.records) + 1,
                     "image_id": image.entry["id"],
                     "category_id": self.classes.ids[int(image.prediction["labels"][place])],
                     "bbox": [x1, y1, x2 - x1, y2 - y1],
@@ -243,37 +268,35 @@ class PolygonAnnotations(Writer):
                     "score": float(image.prediction["scores"][place]),
                 }
             )
+        return records
 
-    def whole(self) -> dict[str, str]:
-        categories = [{"id": id, "name": name} for name, id in zip(*self.classes, strict=True)]
-        content = {"images": self.images, "categories": categories, "annotations": self.records}
-        return {self.makes[0]: json.dumps(content)}
+    def content(self, images: Callable[[], Iterator[Saved]]) -> Record:
+        records = (record for image in images() for record in image.part)
+        return {
+            "images": (image.image for image in images()),
+            "categories": [{"id": id, "name": name} for name, id in zip(*self.classes, strict=True)],
+            "annotations": ({"id": number, **record} for number, record in enumerate(records, start=1)),
+        }
 
 
 class ClassesTable(Writer):
     """A csv file with the likeliest class of each image."""
 
-    makes = ("classes.csv",)
+    file = "classes.csv"
     takes = frozenset({"logits"})
 
-    def add(self, image: Predicted) -> None:
+    def add(self, image: Predicted) -> Record:
         scores = image.prediction["logits"].softmax(0)
         label = int(scores.argmax())
         name = self.classes.names[label]
-        row = {"filename": image.entry["file_name"], "label": name, "score": f"{float(scores[label]):.6f}"}
-        self.records.append(row)
+        return {"filename": image.entry["file_name"], "label": name, "score": f"{float(scores[label]):.6f}"}
 
-    def whole(self) -> dict[str, str]:
+    def content(self, images: Callable[[], Iterator[Saved]]) -> str:
         text = io.StringIO()
         rows = csv.DictWriter(text, ["filename", "label", "score"], lineterminator="\n")
         rows.writeheader()
-        rows.writerows(self.records)
-        return {self.makes[0]: text.getvalue()}
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text in UTF-8 through a temporary file; raises `OSError`."""
-    write_atomically(path, lambda file: file.write(text.encode()))
+        rows.writerows(image.part for image in images())
+        return text.getvalue()
 
 
 FORMATS: dict[str, type[Writer]] = {

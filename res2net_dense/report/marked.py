@@ -49,7 +49,8 @@ def draw_marked(annotated: Annotated, box: Box | None) -> Image.Image:
         inner = _blend_labels(inner, annotated.labels)
     for mask in () if annotated.masks is None else annotated.masks:
         _draw_outline(inner, mask)
-    canvas = Image.new("RGB", (round((right - left) * scale), round((bottom - top) * scale)), _OUTSIDE)
+    sides = (max(1, round(side * scale)) for side in (right - left, bottom - top))
+    canvas = Image.new("RGB", (next(sides), next(sides)), _OUTSIDE)
     canvas.paste(inner, (round(-left * scale), round(-top * scale)))
     draw = ImageDraw.Draw(canvas)
 

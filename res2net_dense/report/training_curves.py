@@ -39,7 +39,7 @@ def plot_training(
         loss, lr: of the logged iterations; None for none.
         val_loss, metric: of the evaluations; None for none.
         metric_name: of the metric.
-        best: iteration and value of its best.
+        best: iteration and value of its best; of the `val_loss` where there is no metric.
 
     Returns:
         A figure, to be stored with `savefig`.
@@ -49,6 +49,7 @@ def plot_training(
     """
     try:
         from matplotlib.figure import Figure
+        from matplotlib.ticker import MaxNLocator
     except ImportError as error:
         raise MissingDependencyError(
             "curves need matplotlib; install it with: pip install 'res2net_dense[saliency]'"
@@ -62,15 +63,19 @@ def plot_training(
     if metric is not None:
         plots[1].plot(*metric, "C2.-", linewidth=1.6)
         plots[1].set(title=_plain(f"{metric_name} on data.val"))
-        if best is not None:
-            plots[1].plot(*best, "o", color="C2", markersize=8, label=f"best: {best[1]:.4g} after {best[0]}")
-            plots[1].legend(frameon=False)
+    scored, colour = (plots[1], "C2") if metric is not None else (plots[0], "C1")
+    if best is not None:
+        label = f"best: {best[1]:.4g} after iteration {best[0]}"
+        scored.plot(*best, "o", color=colour, markersize=8, label=label)
     if lr is not None:
         plots[-1].plot(*lr, "C7", linewidth=1.6)
     plots[-1].set(title="learning rate", ylim=(0, None))
     for axes in plots:
         axes.set(xlabel="iteration")
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         axes.grid(color="0.9")
+        if axes.get_legend_handles_labels()[1]:
+            axes.legend(frameon=False)
         axes.spines[["top", "right"]].set_visible(False)
     return figure
 
@@ -86,8 +91,6 @@ def _plot_losses(axes: Axes, loss: Curve | None, val_loss: Curve | None) -> None
     if val_loss:
         axes.plot(*val_loss, "C1.-", linewidth=1.6, label="data.val (val_loss)")
     axes.set(title="loss")
-    if axes.lines:
-        axes.legend(frameon=False)
 
 
 def _plain(text: str) -> str:

@@ -20,7 +20,8 @@ from res2net_dense.engine.memory import (
     largest_sample,
 )
 from res2net_dense.errors import ConfigError, counted
-from res2net_dense.tasks.base import Task, updated
+from res2net_dense.tasks.base import Task
+from res2net_dense.tasks.settings import updated
 
 C = TypeVar("C", bound=Config)
 

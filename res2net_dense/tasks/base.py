@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -31,6 +31,7 @@ from res2net_dense.data.loaders import (
     tile_loader,
 )
 from res2net_dense.data.regions import Pixels, overview, shrink_factor
+from res2net_dense.data.sampling import ClassCounts
 from res2net_dense.data.tiles import TileSize, TrainTiles, grids, starts
 from res2net_dense.engine import distributed
 from res2net_dense.engine.distributed import print_rank0
@@ -42,6 +43,8 @@ from res2net_dense.report.shrink import shrunk
 from res2net_dense.tasks.checking import check_data, left_out
 from res2net_dense.tasks.metric import Metric as Metric  # it is part of what a task defines
 from res2net_dense.tasks.pixels import measured, pixel_format
+from res2net_dense.tasks.rare_classes import image_repeats, with_class_weights, without_class_weights
+from res2net_dense.tasks.settings import updated
 from res2net_dense.tasks.starting import check_start
 from res2net_dense.tasks.watching import check_metrics, check_watched
 from res2net_dense.types import Merger, Prediction, ReportingEvaluator, Sample, Source, Tile
@@ -157,7 +160,7 @@ class Task(ABC, Generic[C]):
     def to_records(self, prediction: Prediction, image_id: int | str) -> list[dict[str, Any]]:
         """Return a prediction as plain data for a JSON file, in COCO's format."""
 
-    def summary(self, records: Sequence[Mapping[str, Any]], class_names: Sequence[str], score: float) -> str:
+    def summary(self, records: Iterable[Mapping[str, Any]], class_names: Sequence[str], score: float) -> str:
         """Return a few words on what was found in all images, such as `12 objects with score >= 0.5`."""
         return f"{sum(record['score'] >= score for record in records)} {self.counted} with score >= {score:g}"
 
@@ -222,6 +225,10 @@ class Task(ABC, Generic[C]):
         """Which samples are learned from (None for all), and the group of each (None for one group)."""
         return None, None
 
+    def class_counts(self, config: C, source: Any) -> ClassCounts:
+        """How many objects, or pixels, of each class each image of the training set has."""
+        raise NotImplementedError(f"{self.name} does not count classes")
+
     def class_names(self, config: C) -> list[str]:
         """Names of the classes by label; `class 3` where they are unknown."""
         return list(config.data.class_names or [f"class {n}" for n in range(config.model.num_classes or 0)])
@@ -247,6 +254,7 @@ class Task(ABC, Generic[C]):
         if weights:
             check_start(config)
         if config.model.num_classes is None:
+            config = without_class_weights(config)
             config = updated(config, model={"num_classes": self.usual_classes})
         count = config.data.channels
         mean, std = config.model.pixel_mean or [0.0] * count, config.model.pixel_std or [1.0] * count
@@ -275,9 +283,9 @@ class Task(ABC, Generic[C]):
             sources["data.val"] = self.open_source(config, train=False)
         if inspect:
             skip = "data.train" if training and config.data.on_error == "skip" else None
-            check_data(
-                sources, skip=skip, timeout=config.data.timeout
-            )  # better now than after a day of training
+            # better now than after a day of training
+            check_data(sources, skip=skip, timeout=config.data.timeout)
+        config = with_class_weights(self, config, sources.get("data.train"))
         # Those of the first source are about the class names that the data have.
         for remark in dict.fromkeys(remark for one in (source, *sources.values()) for remark in one.remarks):
             warn_rank0(remark)
@@ -323,6 +331,7 @@ class Task(ABC, Generic[C]):
             config.train.batch_size,
             seed=seed,
             groups=groups,
+            repeats=image_repeats(self, config, source, indices) if tiles is None else None,
             rank=distributed.rank(),
             world_size=distributed.world_size(),
             accumulate=config.train.accumulate,
@@ -380,7 +389,7 @@ class Task(ABC, Generic[C]):
         return tile_loader(TileSet(source, transform, min_visible), size, **options)
 
     def build_predict_loader(
-        self, config: C, files: Sequence[Path]
+        self, config: C, files: Sequence[Path], *, done: Collection[int] = ()
     ) -> Iterator[tuple[list[Sample], list[tuple[int, DatasetError]]]]:
         """Return the images in batches, see `data.loaders.predict_loader`."""
         return predict_loader(
@@ -391,53 +400,8 @@ class Task(ABC, Generic[C]):
             timeout=config.data.timeout,
             form=pixel_format(config),
             tiles=self.tile_size(config),
+            done=done,
         )
-
-
-def network_settings(config: Config, load_weights: bool) -> dict[str, Any]:
-    """Return the arguments of a model's builder: `backbone` and the section `model`, with known classes."""
-    if config.model.num_classes is None:
-        raise ConfigError("model.num_classes is unknown; set it, or data.train, whose classes are counted")
-    if config.model.pixel_mean is None or config.model.pixel_std is None:
-        raise ConfigError(
-            "model.pixel_mean and pixel_std are unknown; set them (`res2net-dense check --statistics` finds "
-            "them out)"
-        )
-    # Not every network has each option: only those that were set are handed over. detectron2 has defaults of
-    # its own for norm and freeze_at.
-    backbone = config.backbone.model_dump(exclude_defaults=True)
-    backbone |= {"norm": config.backbone.norm, "freeze_at": config.backbone.freeze_at}
-    backbone |= {"in_channels": config.data.channels} if config.data.channels != 3 else {}
-    backbone |= {} if load_weights else {"weights": None}
-    return {"backbone": backbone, **config.model.model_dump(exclude={"weights"})}
-
-
-def updated(config: C, **sections: Mapping[str, Any]) -> C:
-    """Return the config with other values in its sections: `updated(config, model={"num_classes": 3})`."""
-    return config.model_copy(
-        update={name: getattr(config, name).model_copy(update=dict(v)) for name, v in sections.items()}
-    )
-
-
-def on_split(config: C, split: str) -> C:
-    """Return the config with `data.val` on other images: those of `data.train`, or those of another split of
-    the same data.
-
-    Raises:
-        ConfigError: there are no such images.
-    """
-    if split == "train" and config.data.train is not None:
-        return updated(config, data={"val": config.data.train})
-    parts: Any = config.data.val
-    if not parts:
-        raise ConfigError(
-            f"--split {split}: data.val is not set, so it has no splits; set it to these images"
-        )
-    if not all(hasattr(part, "split") for part in parts):
-        raise ConfigError(
-            f"--split {split}: the data in data.val have no splits; name these images with data.val=..."
-        )
-    return updated(config, data={"val": [part.model_copy(update={"split": split}) for part in parts]})
 
 
 def warn_rank0(text: str) -> None:

@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from res2net_dense.config.classification import ClassificationConfig
+from res2net_dense.data.sampling import ClassCounts
 from res2net_dense.data.transforms import (
     PaddedCrop,
     Pipeline,
@@ -24,7 +25,8 @@ from res2net_dense.evaluation.classification import METRICS, ClassificationEvalu
 from res2net_dense.models.classification import build_classifier_model
 from res2net_dense.models.graphs import ClassificationGraph, Graph
 from res2net_dense.report.caption import draw_classes
-from res2net_dense.tasks.base import Images, Metric, Task, Transform, network_settings
+from res2net_dense.tasks.base import Images, Metric, Task, Transform
+from res2net_dense.tasks.settings import network_settings
 from res2net_dense.types import Prediction, ReportingEvaluator, Sample, Source
 
 TOP = 5
@@ -73,6 +75,10 @@ class Classification(Task[ClassificationConfig]):
         else:
             crop = RandomResizedCrop(data.crop_size, data.crop_scale, data.crop_ratio)
         return Pipeline(crop, RandomFlip(data.flip), colour_changes(data.photometric, data.channels))
+
+    def class_counts(self, config: ClassificationConfig, source: Any) -> ClassCounts:
+        labels: np.ndarray = source.labels
+        return ClassCounts(np.arange(len(labels)), labels, np.ones(len(labels), dtype=np.int64))
 
     def eval_transform(self, config: ClassificationConfig) -> Transform:
         return Pipeline(ResizeAndCenterCrop(config.data.resize_size, config.data.crop_size))

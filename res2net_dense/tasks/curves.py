@@ -38,7 +38,7 @@ def save_curves(folder: Path, *, metric: str | None, best: Mapping[str, Any] | N
             curves.get("total_loss"),
             curves.get("lr"),
             val_loss=curves.get(VAL_LOSS),
-            metric=curves.get(metric or ""),
+            metric=None if metric == VAL_LOSS else curves.get(metric or ""),
             metric_name=metric or "",
             best=(best["iteration"], best["value"]) if best else None,
         )

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from res2net_dense.config.detection import DetectionConfig
 from res2net_dense.data.layouts import coco_masks
 from res2net_dense.data.loaders import aspect_ratio_groups
+from res2net_dense.data.sampling import ClassCounts
 from res2net_dense.data.tiles import TrainTiles
 from res2net_dense.data.transforms import Pipeline, RandomFlip, ResizeShortestEdge, colour_changes
 from res2net_dense.errors import counted
@@ -26,7 +27,8 @@ from res2net_dense.models.detections import to_prediction
 from res2net_dense.models.graphs import Graph
 from res2net_dense.models.tile_detections import DetectionMerger
 from res2net_dense.report.draw import class_colors, draw_prediction
-from res2net_dense.tasks.base import Images, Metric, Task, Transform, network_settings, warn_rank0
+from res2net_dense.tasks.base import Images, Metric, Task, Transform, warn_rank0
+from res2net_dense.tasks.settings import network_settings
 from res2net_dense.types import BoxSource, Merger, Prediction, ReportingEvaluator, Sample, Tile
 
 _TRUTH_PIXELS = 200_000_000
@@ -107,6 +109,10 @@ class Detection(Task[DetectionConfig]):
             )
         grouped = config.data.aspect_ratio_grouping
         return indices, aspect_ratio_groups(source.aspect_ratios[indices]) if grouped else None
+
+    def class_counts(self, config: DetectionConfig, source: BoxSource) -> ClassCounts:
+        images, labels = source.learned_objects()
+        return ClassCounts(images, labels, np.ones(len(labels), dtype=np.int64))
 
     def train_tiles(self, config: DetectionConfig, source: Any, indices: np.ndarray) -> TrainTiles | None:
         """With `data.keep_empty=false` tiles of a grid without an object to learn are left out, and random

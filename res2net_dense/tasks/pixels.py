@@ -11,6 +11,7 @@ from res2net_dense.config import Config
 from res2net_dense.data.pixels import PixelFormat
 from res2net_dense.data.statistics import find_range, pixel_statistics
 from res2net_dense.engine.distributed import print_rank0
+from res2net_dense.tasks.settings import updated
 
 if TYPE_CHECKING:
     from res2net_dense.tasks.base import Task
@@ -32,7 +33,7 @@ def measured(task: Task[Any], config: C, *, training: bool) -> C:
     if config.data.value_range is None:
         source = task.open_source(config, train=training)
         if found := find_range(source, config.data.channels):
-            config = _with(config, "data", value_range=(found.low, found.high))
+            config = updated(config, data={"value_range": (found.low, found.high)})
             print_rank0(
                 f"{source.name}: {found.text}: {found.low:g} to {found.high:g} become 0 to 255 "
                 f"(data.value_range=[{found.low:g}, {found.high:g}])"
@@ -42,10 +43,6 @@ def measured(task: Task[Any], config: C, *, training: bool) -> C:
         source = task.open_source(config, train=training)
         mean, std, images = pixel_statistics(source, pixel_format(config))
         mean, std = model.pixel_mean or mean, model.pixel_std or std
-        config = _with(config, "model", pixel_mean=mean, pixel_std=std)
+        config = updated(config, model={"pixel_mean": mean, "pixel_std": std})
         print_rank0(f"{source.name}: measured on {images} images: model.pixel_mean={mean} pixel_std={std}")
     return config
-
-
-def _with(config: C, name: str, **values: Any) -> C:
-    return config.model_copy(update={name: getattr(config, name).model_copy(update=values)})

@@ -38,7 +38,7 @@ def changes(before: Mapping[str, Any], config: Config) -> dict[str, tuple[Any, A
     """
     new = _flat(config_to_dict(config))
     try:
-        old = _flat(config_to_dict(parse_config(before)))
+        old = _flat(config_to_dict(parse_config(before, saved=True)))
     except ConfigError:  # of a version that does not fit this one: what it does not have is not compared
         old = {**new, **_flat(before)}
     keys = sorted({*old, *new})

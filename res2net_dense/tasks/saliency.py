@@ -5,7 +5,7 @@ The evaluation needs OpenCV and is imported inside methods: an exported file doe
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,7 +30,8 @@ from res2net_dense.models.graphs import Graph, SaliencyGraph
 from res2net_dense.models.saliency import build_saliency_model, resized_saliency
 from res2net_dense.models.tile_maps import SaliencyMerger
 from res2net_dense.report.saliency import cut_out, draw_saliency, saliency_image
-from res2net_dense.tasks.base import Images, Metric, Task, Transform, network_settings
+from res2net_dense.tasks.base import Images, Metric, Task, Transform
+from res2net_dense.tasks.settings import network_settings
 from res2net_dense.types import Merger, Prediction, ReportingEvaluator, Sample, Source, Tile
 
 
@@ -150,8 +151,8 @@ class Saliency(Task[SaliencyConfig]):
             }
         ]
 
-    def summary(self, records: Sequence[Mapping[str, Any]], class_names: Sequence[str], score: float) -> str:
-        return f"{len(records)} with a salient object"
+    def summary(self, records: Iterable[Mapping[str, Any]], class_names: Sequence[str], score: float) -> str:
+        return f"{sum(1 for _ in records)} with a salient object"
 
 
 TASK = Saliency()

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,10 @@ import numpy as np
 from res2net_dense.config import Config
 from res2net_dense.data.layouts import CocoPart
 from res2net_dense.engine import distributed
-from res2net_dense.files import write_atomically
+from res2net_dense.errors import counted
+from res2net_dense.journal import Journal
+from res2net_dense.outputs import Outputs
+from res2net_dense.report.canvas import png
 from res2net_dense.report.saliency import saliency_image
 from res2net_dense.report.segments import palette_image
 from res2net_dense.tasks.base import Task
@@ -28,19 +30,32 @@ class SavingEvaluator:
 
     `predictions.json` is a list of `Task.to_records`. A detector's is COCO's list of results, with the ids
     that the annotation file has. Records of other layouts name their image, as `file_name`. Label maps and
-    saliency maps are PNGs in `predictions/`, named as the images.
+    saliency maps are PNGs in `predictions/`, named as the images. What an interrupted evaluation has done is
+    in `predictions.jsonl`, a line an image.
 
     Args:
         evaluator: that scores.
         task: of the config.
         config: as `prepare` of its task returned it.
+        outputs: the run folder; None for that of the config.
+
+    Raises:
+        ConfigError: a file of someone else is in the way.
     """
 
-    def __init__(self, evaluator: ReportingEvaluator, task: Task[Any], config: Config) -> None:
+    def __init__(
+        self,
+        evaluator: ReportingEvaluator,
+        task: Task[Any],
+        config: Config,
+        outputs: Outputs | None = None,
+    ) -> None:
         self._evaluator = evaluator
         self._task = task
         self._category_ids = task.category_ids(config)
-        self._folder = Path(config.runtime.output_dir)
+        self._outputs = outputs or Outputs(config.runtime.output_dir)
+        self._folder = self._outputs.folder
+        self._outputs.claim([self._folder / "predictions.json"])
         parts: Any = getattr(config.data, "val", None)
         self._has_ids = isinstance(parts[0], CocoPart)
         sets = getattr(task.open_source(config, train=False), "parts", ())
@@ -52,29 +67,40 @@ class SavingEvaluator:
     def reset(self) -> None:
         """See `types.Evaluator`."""
         self._evaluator.reset()
-        self._records: list[list[dict[str, Any]]] = []
+        rank = distributed.rank()
+        name = f"predictions.{rank}.jsonl" if rank else "predictions.jsonl"
+        self._journal = Journal(self._folder / name, self._outputs, {})
 
     def process(self, inputs: Sequence[Sample], outputs: Sequence[Prediction]) -> None:
         """See `types.Evaluator`; maps are written at once."""
         self._evaluator.process(inputs, outputs)
         for sample, prediction in zip(inputs, outputs, strict=True):
-            self._records.append(self._records_of(sample, prediction))
             for key in MAPS.keys() & prediction.keys():
                 self._write_map(key, sample, prediction)
+            self._journal.add(len(self._journal.done), {"records": self._records_of(sample, prediction)})
 
     def evaluate(self) -> dict[str, float]:
         """See `types.Evaluator`."""
         return self._evaluator.evaluate()
 
     def write(self) -> Path:
-        """Gather the records of all processes, write them in the order of the images; returns the file."""
-        parts = distributed.gather_objects(self._records)
-        images = [one for group in zip_longest(*parts, fillvalue=()) for one in group]
+        """Write the records of all processes in the order of the images; returns the file."""
         file = self._folder / "predictions.json"
+        records: Iterator[dict[str, Any]] = (
+            record for one in self._journal.entries() for record in one["records"]
+        )
+        if distributed.world_size() > 1:
+            parts = distributed.gather_objects([one["records"] for one in self._journal.entries()])
+            images = (one for group in zip_longest(*parts, fillvalue=()) for one in group)
+            records = (record for one in images for record in one)
         if distributed.is_main():
-            text = json.dumps([record for records in images for record in records])
-            write_atomically(file, lambda stream: stream.write(text.encode()))
+            self._outputs.write_json(file, records)
+        self._journal.remove()
         return file
+
+    def describe(self) -> str:
+        """What there is of an evaluation that did not end."""
+        return f"the predictions for {counted(len(self._journal.done), 'image')} are in {self._journal.path}"
 
     def _records_of(self, sample: Sample, prediction: Prediction) -> list[dict[str, Any]]:
         records = []
@@ -90,5 +116,4 @@ class SavingEvaluator:
         if self._set_names is not None:
             folder /= self._set_names[int(sample["image_id"])]
         path = folder / Path(sample["file_name"]).with_suffix(".png")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        MAPS[key](prediction[key].numpy()).save(path)  # type: ignore[literal-required]
+        self._outputs.write(path, png(MAPS[key](prediction[key].numpy())))  # type: ignore[literal-required]

@@ -6,8 +6,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from res2net_dense.config.semantic_segmentation import SegmentationConfig
+from res2net_dense.data.sampling import ClassCounts
 from res2net_dense.data.transforms import (
     PadToSquare,
     Pipeline,
@@ -25,14 +27,16 @@ from res2net_dense.data.transforms import (
     drop_maps,
 )
 from res2net_dense.data.workers import in_time
-from res2net_dense.errors import ConfigError
+from res2net_dense.engine import distributed
+from res2net_dense.errors import ConfigError, DatasetError
 from res2net_dense.evaluation.semantic import METRICS, SemanticEvaluator
 from res2net_dense.models.graphs import Graph, SegmentationGraph
 from res2net_dense.models.semantic_inference import resized_argmax
 from res2net_dense.models.tile_maps import SemanticMerger
 from res2net_dense.palette import voc_palette
 from res2net_dense.report.segments import draw_segmentation, palette_image
-from res2net_dense.tasks.base import Images, Metric, Task, Transform, network_settings, updated
+from res2net_dense.tasks.base import Images, Metric, Task, Transform
+from res2net_dense.tasks.settings import network_settings, updated
 from res2net_dense.types import (
     IGNORE_INDEX,
     Merger,
@@ -46,6 +50,9 @@ from res2net_dense.types import (
 
 ROWS_AT_A_TIME = 1024
 """Of a large label map: sorting it whole would take its memory several times."""
+
+
+_COUNTED: WeakKeyDictionary[Any, ClassCounts] = WeakKeyDictionary()
 
 
 class SemanticSegmentation(Task[SegmentationConfig]):
@@ -101,6 +108,13 @@ class SemanticSegmentation(Task[SegmentationConfig]):
             PadToSquare(data.crop_size, around),
         )
 
+    def class_counts(self, config: SegmentationConfig, source: Any) -> ClassCounts:
+        """Every mask is read, once for a source; a broken one counts nothing where it will be left out."""
+        if source not in _COUNTED:
+            skip = config.data.on_error == "skip"
+            _COUNTED[source] = distributed.compute_once(lambda: _count_pixels(source, skip=skip))
+        return _COUNTED[source]
+
     def eval_transform(self, config: SegmentationConfig) -> Transform:
         return Pipeline(drop_maps, self.loss_transform(config))
 
@@ -151,9 +165,24 @@ class SemanticSegmentation(Task[SegmentationConfig]):
             for label, area in sorted(areas.items())
         ]
 
-    def summary(self, records: Sequence[Mapping[str, Any]], class_names: Sequence[str], score: float) -> str:
+    def summary(self, records: Iterable[Mapping[str, Any]], class_names: Sequence[str], score: float) -> str:
         found = {record["category_id"] for record in records}
         return f"{len(found)} of {len(class_names)} classes found"
+
+
+def _count_pixels(source: Any, *, skip: bool) -> ClassCounts:
+    """The labelled pixels of every mask."""
+    rows = [np.zeros((3, 0), dtype=np.int64)]
+    for place in range(len(source)):
+        try:
+            found = np.bincount(source.mask(place).ravel(), minlength=IGNORE_INDEX)[:IGNORE_INDEX]
+        except DatasetError:
+            if not skip:
+                raise
+            continue
+        own = np.flatnonzero(found)
+        rows.append(np.stack([np.full(len(own), place), own, found[own]]))
+    return ClassCounts(*np.concatenate(rows, axis=1))
 
 
 TASK = SemanticSegmentation()

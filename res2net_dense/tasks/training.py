@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from fractions import Fraction
@@ -22,13 +23,14 @@ from res2net_dense.engine.metric_log import MetricLog, write_results
 from res2net_dense.engine.optim import Ema, build_optimizer, scale_lr
 from res2net_dense.engine.trainer import LoopOptions, Trainer, seed_everything
 from res2net_dense.errors import CheckpointError, ConfigError, counted
-from res2net_dense.evaluation.operating_points import points_table, write_points
+from res2net_dense.evaluation.operating_points import points_json, points_table
+from res2net_dense.outputs import Outputs
 from res2net_dense.tasks import get_task
-from res2net_dense.tasks.base import updated
 from res2net_dense.tasks.curves import save_curves
 from res2net_dense.tasks.data_fingerprint import DataFingerprint
 from res2net_dense.tasks.resuming import check_same_run, continued_schedule, curve
 from res2net_dense.tasks.saving import SavingEvaluator
+from res2net_dense.tasks.settings import updated
 from res2net_dense.tasks.starting import open_model, start_model
 from res2net_dense.tasks.watching import build_evaluation, validation_losses
 
@@ -131,6 +133,7 @@ def evaluate_only(
     save_predictions: bool = False,
     precision: float | None = None,
     results: str = "results.json",
+    outputs: Outputs | None = None,
 ) -> tuple[dict[str, float], str]:
     """Score a model on `data.val`, write the scores into the run folder, print the table.
 
@@ -141,11 +144,12 @@ def evaluate_only(
         save_predictions: write them there too, see `tasks.saving`.
         precision: also find the thresholds that have it, and write them to `thresholds.json`.
         results: name of the file with the scores.
+        outputs: of the run folder; None for one that replaces what is there.
 
     Returns:
         The metrics, and the table.
     """
-    task, options = get_task(config.task), config.train
+    task, options, folder = get_task(config.task), config.train, Path(config.runtime.output_dir)
     evaluator, loader = task.build_evaluator(config), task.build_eval_loader(config)
     points_of = getattr(evaluator, "points_of", "")
     if precision is not None and not points_of:
@@ -153,28 +157,34 @@ def evaluate_only(
             f"a threshold for a precision is for detection and saliency, not for {task.name}: leave "
             "--precision out"
         )
-    saving = SavingEvaluator(evaluator, task, config) if save_predictions else None
-    metrics = evaluate(
-        model.to(device),
-        loader,
-        saving or evaluator,
-        device=device,
-        precision=options.precision,
-        channels_last=options.channels_last,
-        merger=partial(task.merger, config),
-    )
+    outputs = outputs or Outputs(folder, overwrite=True)
+    saving = SavingEvaluator(evaluator, task, config, outputs) if save_predictions else None
+    try:
+        metrics = evaluate(
+            model.to(device),
+            loader,
+            saving or evaluator,
+            device=device,
+            precision=options.precision,
+            channels_last=options.channels_last,
+            merger=partial(task.merger, config),
+        )
+    except BaseException:  # whatever ends it, what is done stays
+        if saving:
+            print(saving.describe(), file=sys.stderr)
+        raise
     if saving:
         print_rank0(f"predictions: {saving.write()}")
     losses = validation_losses(task, config, device, model)
     metrics |= losses
     if distributed.is_main():
-        write_results(config.runtime.output_dir, metrics, results)
+        write_results(folder, metrics, results)
     lines = [evaluator.table(), *(f"{name} {value:.4f}" for name, value in losses.items())]
     if precision is not None:
         points = evaluator.operating_points(precision)  # type: ignore[attr-defined]
         lines += ["", points_table(points, precision, points_of)]
         if distributed.is_main():
-            write_points(Path(config.runtime.output_dir) / "thresholds.json", points, precision)
+            outputs.write_json(folder / "thresholds.json", points_json(points, precision))
     table = "\n".join(lines)
     print_rank0(table)
     return metrics, table

@@ -14,6 +14,8 @@ import numpy as np
 from PIL import Image
 
 from res2net_dense.errors import DatasetError
+from res2net_dense.files import draft_of
+from res2net_dense.outputs import remove_drafts
 from res2net_dense.palette import voc_palette
 from res2net_dense.toy.shapes import (
     CLASSES,
@@ -154,27 +156,38 @@ WRITERS: dict[str, Callable[[Path, int, int, dict[str, int]], None]] = {
 """Functions of the folder, the seed, the size of the images and their number in each split."""
 
 
-def make(output: Path, layout: str, arguments: dict[str, int]) -> str:
+def make(output: Path, layout: str, arguments: dict[str, int], *, overwrite: bool = False) -> str:
     """Write the set of `seed`, `train`, `val` and `size` to `output/layout`; returns what was done.
 
+    With `overwrite` a toy set of other arguments is replaced.
+
     Raises:
-        DatasetError: the folder holds something else.
+        DatasetError: the folder holds something else, or is a link.
     """
     root = output / layout
     wanted = json.dumps({"version": VERSION, "layout": layout, **arguments}, indent=1) + "\n"
     manifest = root / "toy.json"
     if manifest.is_file() and manifest.read_text() == wanted:
         return f"{root}: already there, nothing to do"
-    if root.exists() and (not root.is_dir() or any(root.iterdir())):
-        raise DatasetError(f"{root}: holds something else; delete it or give another --output")
+    if root.is_symlink():
+        raise DatasetError(f"{root}: is a link; remove it or give another --output")
+    replaces = overwrite and manifest.is_file()
+    if not replaces and root.exists() and (not root.is_dir() or any(root.iterdir())):
+        other = "is a toy set of other arguments (--overwrite replaces it)" if manifest.is_file() else ""
+        raise DatasetError(f"{root}: {other or 'holds something else'}; delete it or give another --output")
     output.mkdir(parents=True, exist_ok=True)  # the error of a file in its place names it
+    remove_drafts([root])
     # under another name until complete, so that an interrupted run leaves nothing that looks finished
-    partial = output / f".{layout}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
+    partial = draft_of(root)
     counts = {split: arguments[split] for split in SPLITS}
-    WRITERS[layout](partial, arguments["seed"], arguments["size"], counts)
-    (partial / manifest.name).write_text(wanted)
-    partial.replace(root)
+    try:
+        WRITERS[layout](partial, arguments["seed"], arguments["size"], counts)
+        (partial / manifest.name).write_text(wanted)
+        if replaces:
+            shutil.rmtree(root)
+        partial.replace(root)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
     return f"{root}: {arguments['train']} training and {arguments['val']} validation images written"
 
 

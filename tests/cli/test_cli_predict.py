@@ -16,6 +16,8 @@ from res2net_dense.cli._outcome import Outcome
 from res2net_dense.data.layouts import CocoPart, YoloPart, open_source
 from res2net_dense.errors import ConfigError
 from res2net_dense.evaluation.coco import CocoEvaluator
+from res2net_dense.journal import Journal
+from res2net_dense.outputs import Outputs
 from res2net_dense.tasks import get_task
 
 SAVED = "coco,voc,yolo,png,polygons"
@@ -219,21 +221,6 @@ def test_classes_of_images_are_saved(predict, toy, tmp_path):
     assert (tmp_path / "out/classes.csv").read_text().startswith("filename,label,score\n000000.png,")
 
 
-def test_nothing_of_the_user_is_overwritten(predict, toy, tmp_path, capsys):
-    """The folder of a data set in YOLO's layout as output, even where predict has written there before."""
-    out = tmp_path / "out"
-    (out / "labels").mkdir(parents=True)
-    (out / "labels/a.txt").write_text("mine")
-    predict(detection, toy / "val")
-    predict(detection, toy / "val", "--save", "yolo", code=1)
-    assert f"{out} has {out / 'labels'}, which an earlier predict did not write" in capsys.readouterr().err
-    assert (out / "labels/a.txt").read_text() == "mine"
-    shutil.rmtree(out)
-    predict(detection, toy / "val", "--save", "yolo")
-    predict(detection, toy / "val", "--save", "yolo")  # its own may be replaced
-    predict(detection, toy / "val", "--save", "polygons", code=0)
-
-
 def test_results_of_saved_predictions_score_as_our_evaluator(toy, tmp_path):
     """Objects moved and rated at random, through `loadRes` and pycocotools."""
     file = change_ids(toy)
@@ -241,17 +228,19 @@ def test_results_of_saved_predictions_score_as_our_evaluator(toy, tmp_path):
     source = open_source([part], train=False, needs=["boxes", "masks"])
     files = sorted((toy / "val").iterdir())
     names = list(source.class_names)
-    outcome = Outcome(get_task("detection"), names, read_ids(file, files, names), ["coco"], tmp_path, 0.5)
+    outputs = Outputs(tmp_path / "out")
+    journal = Journal(tmp_path / "out/predictions.jsonl", outputs, {})
+    outcome = Outcome(get_task("detection"), names, read_ids(file, files, names), ["coco"], outputs, 0.5)
     evaluator = CocoEvaluator(source.ground_truth(), class_names=names, backend="pycocotools")
     rng = np.random.default_rng(0)
     for number in range(len(source)):
         sample, prediction = source.sample(number), noisy(source, number, rng)
         evaluator.process([sample], [prediction])
-        outcome.add(number, "unused", files[number], sample, prediction)
-    outcome.close()
+        journal.add(number, outcome.line(number, "unused", files[number], sample, prediction))
+    outcome.close(journal, [], "")
     truth = COCO(str(file))
     for kind, prefix in (("bbox", "bbox/"), ("segm", "segm/")):
-        scorer = COCOeval(truth, truth.loadRes(str(tmp_path / "coco_results.json")), kind)
+        scorer = COCOeval(truth, truth.loadRes(str(tmp_path / "out/coco_results.json")), kind)
         scorer.evaluate()
         scorer.accumulate()
         scorer.summarize()

@@ -219,7 +219,7 @@ def test_the_place_is_the_file_of_the_key(write):
     path = write("_base_: a.yaml\n" + TEXT)
     assert message(path).startswith(
         f"{base}:3: unknown key 'train.batchsize'; did you mean 'train.batch_size'? "
-        "Known keys of 'train': iterations, batch_size,"
+        "Known keys of 'train': iterations, epochs, batch_size,"
     )
     write("train:\n  compile: 3\n", "a.yaml")
     assert message(path).startswith(f"{base}:2: train.compile = 3: ")
@@ -253,14 +253,14 @@ def test_bases_in_a_circle_and_absent_ones(write):
         ("size: 4", "size: '4'", "train.batch_size = '4': "),
         ("size: 4", "size: true", "train.batch_size = True: "),
         ("size: 4", "size: -4", "train.batch_size = -4: should be greater than 0"),
-        ("  iterations: 100\n", "", "{path}:4: train.iterations is missing: Optimizer steps.$"),
+        ("  iterations: 100\n", "", "{path}:4: train.iterations = None: set it, or train.epochs$"),
         # A typo is reported before what it leaves missing.
         (
             "iterations",
             "iteration",
             "{path}:5: unknown key 'train.iteration'; did you mean 'train.iterations'?",
         ),
-        ("iterations", "iteration", "(and 1 more: train.iterations)$"),
+        ("batch_size", "batch", "(and 1 more: train.batch_size)$"),
         ("0.02\n", "0.02\n    lr: 3\n", "{path}:9: duplicate key 'train.optimizer.lr', first on line 8$"),
         ("  batch_size", "\tbatch_size", "{path}:6: "),  # tabs have a line
         (TEXT, "", "{path}: task is missing"),
@@ -504,3 +504,16 @@ def test_mutated_texts_give_only_our_errors(write, edits):
     except ConfigError as error:
         said = str(error)
     assert len(said.splitlines()) == 1
+
+
+def test_epochs_and_iterations_replace_each_other(write):
+    base = write(TEXT, "a.yaml")
+    path = write("_base_: a.yaml\ntrain: {epochs: 3}\n")
+    lengths = [(one.train.iterations, one.train.epochs) for one in (
+        load_config(base), load_config(path), load_config(base, ["train.epochs=0.5"]),
+        load_config(path, ["train.iterations=7"]), load_config(base, ["train.epochs=null"]),
+    )]  # fmt: skip
+    assert lengths == [(100, None), (None, 3), (None, 0.5), (7, None), (100, None)]
+    config = load_config(path)
+    save_config(config, base)
+    assert load_config(base) == config

@@ -269,7 +269,14 @@ def test_the_tool_explains_converts_and_overwrites_nothing(tmp_path, state, path
     assert f"{matched} of {matched} matched" in done.stdout
     assert "features.0.weight" in open_weights(target).content
     done = run_tool("tools/convert_checkpoint.py", path, path)
-    assert (done.returncode, done.stderr) == (1, f"error: {path} exists; --force overwrites it\n")
+    assert done.returncode == 1
+    assert f"error: DST {path} is {path}, which is read: nothing is written over it" in done.stderr
+    done = run_tool("tools/convert_checkpoint.py", path, target)
+    assert done.returncode == 1
+    assert (
+        f"error: DST there is {target} already: choose another place, or replace it with --overw"
+        in done.stderr
+    )
     assert path.read_bytes() == before
 
 

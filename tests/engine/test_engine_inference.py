@@ -12,7 +12,7 @@ from torch import nn
 
 from res2net_dense.engine import distributed, inference
 from res2net_dense.engine.inference import autocast, evaluate, predict, resolve_precision
-from res2net_dense.engine.metric_log import MetricLog, write_results
+from res2net_dense.engine.metric_log import MetricLog, read_results, write_results
 from res2net_dense.errors import ConfigError
 from res2net_dense.types import Prediction, Sample
 
@@ -86,7 +86,9 @@ class Mute(nn.Module):
 
 def test_results_and_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_results(tmp_path, {"AP": math.nan, "AP50": 1.5})
-    assert json.loads((tmp_path / "results.json").read_text()) == {"AP": None, "AP50": 1.5}
+    text = json.loads((tmp_path / "results.json").read_text())
+    assert text == {"schema_version": 1, "AP": None, "AP50": 1.5}
+    assert read_results(tmp_path) == {"AP": None, "AP50": 1.5}
     log = MetricLog(tmp_path, iterations=300)
     log.truncate(0)
     log.train(

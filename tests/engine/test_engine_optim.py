@@ -1,12 +1,13 @@
 """Optimizer groups, schedules against detectron2's and torch's, the moving average."""
 
 import copy
+import itertools
 
 import pytest
 import torch
 from torch import nn
 
-from res2net_dense.engine.optim import Ema, build_optimizer, build_schedule, scale_lr
+from res2net_dense.engine.optim import Anchor, Ema, build_optimizer, build_schedule, scale_lr
 from res2net_dense.errors import CheckpointError, ConfigError
 
 
@@ -169,3 +170,46 @@ def test_ema() -> None:
     assert not any(parameter.requires_grad for parameter in ema.module.parameters())
     with pytest.raises(CheckpointError, match="moving average of the checkpoint does not fit"):
         ema.load_state_dict({"model": {}, "updates": 0})
+
+
+FALLING = ("poly", "cosine", "onecycle")
+
+
+@pytest.mark.parametrize("name", [*FALLING, "multistep", "constant"])
+def test_an_anchored_curve_goes_on_without_a_jump(name: str) -> None:
+    """And never rises; where it ends is where it always ends."""
+    settings = {"name": name, "milestones": (20, 60, 90), "warmup_iterations": 5}
+    old = build_schedule(iterations=80, **settings)
+    for start in (20, 40, 79):
+        new = build_schedule(iterations=120, anchor=Anchor(start, old(start)), **settings)
+        values = [new(i) for i in range(start, 121)]
+        assert values[0] == old(start)
+        assert all(after <= before for before, after in itertools.pairwise(values))
+        if name in FALLING:
+            end = build_schedule(iterations=120, **settings)(120)
+            assert values[-1] == pytest.approx(end, abs=1e-12)
+            assert values[-2] > end or name == "onecycle"
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_anchored_curves_equal_torch() -> None:
+    """A curve from 0.2 at iteration 30 to its end at 97 is torch's own over 67 iterations, times 0.2."""
+    from torch.optim import lr_scheduler as reference
+
+    cases = {
+        "poly": lambda o: reference.PolynomialLR(o, total_iters=67, power=0.9),
+        "cosine": lambda o: reference.CosineAnnealingLR(o, T_max=67),
+        "multistep": lambda o: reference.MultiStepLR(o, milestones=[10, 40]),
+    }
+    for name, make in cases.items():
+        ours = build_schedule(name=name, iterations=97, milestones=(25, 40, 70), anchor=Anchor(30, 0.2))
+        theirs = [0.2 * value for value in torch_values(make, 66)]
+        assert [ours(30 + i) for i in range(66)] == pytest.approx(theirs, rel=1e-9), name
+    ours = build_schedule(name="cosine", iterations=97, final_factor=0.1, anchor=Anchor(30, 0.2))
+    theirs = torch_values(lambda o: reference.CosineAnnealingLR(o, T_max=67, eta_min=0.25), 67)
+    assert [ours(30 + i) for i in range(67)] == pytest.approx([0.2 * one for one in theirs], rel=1e-9)
+
+
+def test_an_anchor_below_the_end_of_its_curve_stays() -> None:
+    schedule = build_schedule(name="cosine", iterations=9, final_factor=0.5, anchor=Anchor(4, 0.2))
+    assert {schedule(i) for i in range(4, 12)} == {0.2}

@@ -70,7 +70,7 @@ class Lost(Parabola):
         (Parabola(), {"first": 0.0}, "do not grow"),
         (Parabola(), {"last": math.inf}, "do not grow"),
         (Parabola(), {"iterations": 3}, "too few"),
-        (Lost(), {}, "lost after 0 iterations"),
+        (Lost(), {}, "lost 0 iterations after"),
         (Parabola(1e9), {"iterations": 20}, "smaller rate"),
     ],
 )

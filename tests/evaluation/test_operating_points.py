@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from running import assert_error_line
 
-from res2net_dense.evaluation.operating_points import find_point, points_table, write_points
+from res2net_dense.evaluation.operating_points import find_point, points_json, points_table
 
 SCORES = np.array([0.9, 0.8, 0.7, 0.6, 0.5])
 RIGHT = np.array([True, True, False, True, False])
@@ -57,13 +57,12 @@ def test_any_threshold_below_has_less_precision(seed):
     assert all(right[scores >= other].mean() < 0.6 for other in np.unique(scores) if other < limit)
 
 
-def test_as_text_and_as_json(tmp_path):
+def test_as_text_and_as_json():
     points = [find_point(name, SCORES, RIGHT, count, 0.75) for name, count in (("cat", 4), ("dog", 0))]
     text = points_table(points, 0.75, "boxes")
     assert "at least 75 %" in text
     assert "n/a" in text
-    write_points(tmp_path / "thresholds.json", points, 0.75)
-    content = json.loads((tmp_path / "thresholds.json").read_text())
+    content = json.loads(json.dumps(points_json(points, 0.75), allow_nan=False))
     assert content["wanted_precision"] == 0.75
     assert content["points"][0] == {"name": "cat", "threshold": 0.6, "precision": 0.75, "recall": 0.75}
     assert content["points"][1]["threshold"] is None

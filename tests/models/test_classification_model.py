@@ -102,8 +102,8 @@ def test_mixed_targets_have_the_share_of_the_pixels():
 def test_with_both_each_batch_takes_one():
     model = build(mixup_alpha=0.4, cutmix_alpha=1.0)
     taken = [0, 0]
-    for number, mix in enumerate(model.mixes):
-        model.mixes[number] = lambda *a, n=number, m=mix: taken.__setitem__(n, taken[n] + 1) or m(*a)
+    for number, mix in enumerate(model.mixing.kinds):
+        model.mixing.kinds[number] = lambda *a, n=number, m=mix: taken.__setitem__(n, taken[n] + 1) or m(*a)
     model.backbone = torch.nn.Sequential(
         torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(3, 5)
     )
@@ -186,3 +186,21 @@ def test_wrong_weights_and_options(published, tmp_path):
         build(name="res2net50_26w4s")
     with pytest.raises(ConfigError, match="has no option"):
         build_classifier_model(backbone={"name": "dla60", "stage_pool": "strided"}, num_classes=2)
+
+
+@pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.1}])
+def test_class_weights_are_those_of_pytorchs_cross_entropy(options):
+    weights = [1.0, 5.0, 0.0, 1.0, 2.0]
+    model, batch = build(class_weights=weights, **options), samples()
+    model.backbone.eval()
+    labels = torch.tensor([sample["label"] for sample in batch])
+    logits = model.backbone(normalized(batch))
+    expected = functional.cross_entropy(logits, labels, torch.tensor(weights), **options)
+    loss = model(batch)["loss_cls"]
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(*(torch.autograd.grad(x, model.backbone.fc.weight) for x in (loss, expected)))
+    assert "class_weights" not in model.state_dict()
+    without = model([{**sample, "label": 2} for sample in batch])["loss_cls"]  # none of them has a weight
+    assert torch.isfinite(without) if options else without == 0
+    with pytest.raises(ConfigError, match="2 numbers; it takes one for each of 5 classes"):
+        build(class_weights=[1.0, 1.0])

@@ -1,11 +1,14 @@
 """R-CNNs behind the contract: the empty case first, then against detectron2's own mapper and shapes."""
 
+import copy
 from operator import attrgetter
 
 import numpy as np
 import pytest
 import torch
-from detectron2.structures import BitMasks, Boxes, PolygonMasks
+import torch.nn.functional as F
+from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks
+from detectron2.utils.events import EventStorage
 from networks import TINY, every_network
 
 from res2net_dense.config.detection import MaskRCNNConfig
@@ -158,3 +161,76 @@ def test_every_parameter_of_every_kind_of_backbone_learns(backbone):
     assert any("conv_offset" in key for key in network.state_dict()) == ("dcn_stages" in backbone)
     built = {key: value for key, value in backbone.items() if key in network.semantics}
     assert built.items() <= network.semantics.items()
+
+
+def classified(classes=3, seed=0):
+    """Scores and regressions of 40 boxes, mostly of the background, and what they are."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(0, classes + 1, (40,), generator=generator)
+    labels[:20] = classes
+    proposals = Instances((64, 64))
+    proposals.proposal_boxes = proposals.gt_boxes = Boxes(torch.tensor([[4.0, 4, 20, 20]] * 40))
+    proposals.gt_classes = labels
+    scores = torch.randn(40, classes + 1, generator=generator).requires_grad_()
+    return scores, torch.zeros(40, 4 * classes), proposals
+
+
+@pytest.mark.parametrize("weights", [[1.0, 1.0, 1.0], [0.5, 4.0, 0.0]])
+def test_class_weights_are_those_of_pytorchs_cross_entropy(weights):
+    """The background has 1, and nothing else changes."""
+    plain, model = (
+        build_rcnn(backbone={"name": TINY}, num_classes=3, class_weights=one, **SMALL)
+        for one in (None, weights)
+    )
+    assert model.state_dict().keys() == plain.state_dict().keys()
+    scores, deltas, proposals = classified()
+    with EventStorage():
+        losses = model.roi_heads.box_predictor.losses((scores, deltas), [proposals])
+        before = plain.roi_heads.box_predictor.losses((scores, deltas), [proposals])
+    assert losses["loss_box_reg"] == before["loss_box_reg"]
+    expected = F.cross_entropy(scores, proposals.gt_classes, torch.tensor([*weights, 1.0]))
+    torch.testing.assert_close(losses["loss_cls"], expected)
+    gradients = [torch.autograd.grad(loss, scores)[0] for loss in (losses["loss_cls"], expected)]
+    torch.testing.assert_close(*gradients)
+    if weights == [1.0] * 3:
+        torch.testing.assert_close(losses["loss_cls"], before["loss_cls"])
+
+
+def test_a_copy_of_a_model_with_class_weights_has_layers_of_its_own():
+    model = build_rcnn(backbone={"name": TINY}, num_classes=2, class_weights=[1.0, 2.0], **SMALL)
+    twin = copy.deepcopy(model)
+    torch.manual_seed(0)
+    losses = twin([sample(2)])
+    sum(losses.values()).backward()
+    assert twin.roi_heads.box_predictor.cls_score.weight.grad is not None
+    assert model.roi_heads.box_predictor.cls_score.weight.grad is None
+    empty = model([sample(0)])
+    assert all(torch.isfinite(loss) for loss in empty.values())
+
+
+def test_every_box_classifier_of_a_cascade_has_the_weights():
+    keys = {"MODEL.ROI_HEADS.NAME": "CascadeROIHeads", "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG": True}
+    model = build_rcnn(
+        backbone={"name": TINY}, num_classes=2, class_weights=[1.0, 2.0], detectron2=keys, **SMALL
+    )
+    found = [value.tolist() for key, value in model.named_buffers() if key.endswith("class_weights")]
+    assert found == [[1.0, 2.0, 1.0]] * 3
+
+
+@pytest.mark.parametrize(
+    ("weights", "keys", "words"),
+    [
+        ([1.0], {}, "1 numbers; it takes one for each of 2 classes"),
+        ([0.0, 0.0], {}, "above 0"),
+        ([1.0, 2.0], {"MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE": True}, "softmax"),
+    ],
+)
+def test_class_weights_that_cannot_act_are_refused(weights, keys, words):
+    with pytest.raises(ConfigError, match=words):
+        build_rcnn(backbone={"name": TINY}, num_classes=2, class_weights=weights, detectron2=keys, **SMALL)
+
+
+@pytest.mark.parametrize("key", ["DATALOADER.SAMPLER_TRAIN", "DATALOADER.REPEAT_THRESHOLD"])
+def test_detectron2s_samplers_have_names_of_ours(key):
+    with pytest.raises(ConfigError, match=rf"{key} is set by data\.(sampling|repeat_threshold)"):
+        build_rcnn(backbone={"name": TINY}, num_classes=2, detectron2={key: "x"}, **SMALL)

@@ -5,7 +5,6 @@ import inspect
 import pytest
 import segmentation_models_pytorch as smp
 import torch
-import torch.nn.functional as F
 from networks import TINY
 from torch import nn
 
@@ -19,6 +18,7 @@ from res2net_dense.models.norms import (
     warn_of_single_values,
 )
 from res2net_dense.models.segmentation import OWNED, build_segmentation_model
+from res2net_dense.models.segmentation_losses import LOSSES
 
 ARCHITECTURES = SegmenterConfig.model_fields["arch"].annotation.__args__
 
@@ -89,30 +89,30 @@ def test_rates_follow_the_output_stride():
     assert model.decoder.aspp[0].convs[1][0][0].dilation == (2, 2)
 
 
-def test_the_loss_is_the_mean_over_labelled_pixels():
-    model = build().train()
-    logits = torch.randn(2, 4, 8, 8)
-    targets = torch.randint(0, 4, (2, 8, 8))
-    targets[0] = 255
-    torch.testing.assert_close(
-        model._loss(logits, targets), F.cross_entropy(logits, targets, ignore_index=255)
-    )
-    weights = [0.0, 1.0, 2.5, 1.0]
-    weighted = build(class_weights=weights)
-    torch.testing.assert_close(
-        weighted._loss(logits, targets),
-        F.cross_entropy(logits, targets, torch.tensor(weights), ignore_index=255),
-    )
+def test_each_loss_has_a_name_and_the_second_head_their_sum():
+    model = build(losses={"cross_entropy": 0.5, "dice": 2.0}, aux_weight=0.4).train()
+    batch = [sample(), sample(seed=1)]
+    model.eval()  # neither norms nor dropout change between the calls
+    losses = model.losses(batch)
+    assert set(losses) == {"loss_sem_seg", "loss_dice", "loss_aux"}
+    model.aux_weight = 1.0
+    model.criterion.loss_weights = {"cross_entropy": 0.5}
+    first = model.losses(batch)
+    model.criterion.loss_weights = {"dice": 2.0}
+    second = model.losses(batch)
+    assert torch.equal(losses["loss_sem_seg"], first["loss_sem_seg"])
+    assert torch.equal(losses["loss_dice"], second["loss_dice"])
+    torch.testing.assert_close(losses["loss_aux"], 0.4 * (first["loss_aux"] + second["loss_aux"]))
 
 
 def test_a_batch_without_a_labelled_pixel_has_no_loss():
-    model = build().train()
+    model = build(losses=dict.fromkeys(LOSSES, 1.0), aux_weight=0.4).train()
     batch = [sample(), sample(seed=1)]
     for one in batch:
         one["sem_seg"].fill_(255)
     losses = model(batch)
     sum(losses.values()).backward()
-    assert losses["loss_sem_seg"] == 0
+    assert all(loss == 0 for loss in losses.values())
     assert all(p.grad is None or bool((p.grad == 0).all()) for p in model.parameters())
 
 
@@ -209,6 +209,8 @@ def test_further_arguments_reach_smp():
         ({"arch": "unet", "output_stride": 16}, ["output_stride", "32"]),
         ({"arch": "unet", "atrous_rates": [1, 2, 3]}, ["atrous_rates", "unet"]),
         ({"class_weights": [1.0]}, ["class_weights", "4 classes"]),
+        ({"class_weights": [0.0] * 4}, ["class_weights", "above 0"]),
+        ({"losses": {"dise": 1.0}}, ["model.losses", "'dise'", "did you mean dice?"]),
         ({"backbone": {"name": "res2net51_26w_4s"}}, ["did you mean", "res2net50_26w_4s"]),
         ({"backbone": {"name": "res2next29_6c_24w_4s"}}, ["res2next29_6c_24w_4s", "small images"]),
     ],

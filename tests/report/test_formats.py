@@ -16,7 +16,8 @@ from res2net_dense.data.layouts import (
     coco_masks,
     open_source,
 )
-from res2net_dense.report.formats import FORMATS, Classes, Predicted
+from res2net_dense.outputs import Outputs
+from res2net_dense.report.formats import FORMATS, Classes, Predicted, Saved
 
 NAMES = ("cat", 'the "dog" & co: <1>', "no")
 SIZE = 40, 60
@@ -43,15 +44,16 @@ def write(tmp_path):
 
     def run(name, *, found=None, folder="images"):
         found = found or prediction()
-        writer = FORMATS[name](tmp_path, Classes(NAMES, [5, 90, 7]), 0.5)
+        writer, saved = FORMATS[name](Outputs(tmp_path), Classes(NAMES, [5, 90, 7]), 0.5), []
         for number, place in enumerate(("a", "deep/b")):
             path = tmp_path / folder / f"{place}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.new("RGB", SIZE[::-1], (number, 0, 0)).save(path)
             entry = {"id": 1001 + number, "file_name": f"{place}.png", "height": SIZE[0], "width": SIZE[1]}
             records = [{"image_id": entry["id"], "category_id": 5, "bbox": [1, 2, 3, 4], "score": 0.3}]
-            writer.add(Predicted(type(path)(place), entry, found, records))
-        writer.close()
+            part = writer.add(Predicted(type(path)(place), entry, found, [0]))
+            saved.append(Saved(entry, records, json.loads(json.dumps(part))))
+        writer.close(lambda: iter(saved))
         return writer
 
     return run
@@ -115,7 +117,9 @@ def test_yolo_has_outlines_and_the_images_may_stay_where_they_are(write, tmp_pat
     writer = write("yolo", folder="photos")
     for index in (0, 1):
         assert_masks(read(YoloPart(yaml=str(tmp_path), images=str(tmp_path / "photos")), "masks"), index)
-    assert writer.remarks() == ["2 objects: its pieces are joined by lines, as it has one outline"]
+    assert writer.remarks(writer.notes) == [
+        "labels: 2 objects: its pieces are joined by lines, as it has one outline"
+    ]
 
 
 def test_polygons_are_annotations_with_the_ids_of_the_classes(write, tmp_path):
@@ -140,9 +144,9 @@ def test_what_polygons_cannot_say_is_counted(write):
     found["masks"][0, 15:18, 8:12] = False
     found["masks"][1] = False
     for name in ("polygons", "yolo"):
-        remarks = write(name, found=found).remarks()
-        assert "2 objects: left out, its mask has no pixel" in remarks
-        assert "2 objects: a hole is filled, as polygons have none" in remarks
+        writer = write(name, found=found)
+        assert writer.notes["left out, its mask has no pixel"] == 2
+        assert writer.notes["a hole is filled, as polygons have none"] == 2
 
 
 def test_instances_are_numbers_with_the_best_on_top(write, tmp_path):

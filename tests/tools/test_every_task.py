@@ -10,7 +10,6 @@ import yaml
 from PIL import Image
 from running import (
     TRAIN,
-    assert_resumes_as_never_stopped,
     score,
     train_twofold,
     train_under_torchrun,
@@ -19,6 +18,8 @@ from safetensors import safe_open
 from tiny_runs import TINY_RUNS
 
 from res2net_dense.config import load_config
+from res2net_dense.engine.inference import VAL_LOSS
+from res2net_dense.engine.metric_log import read_results
 from res2net_dense.palette import voc_palette
 from res2net_dense.tasks import get_task
 
@@ -33,7 +34,7 @@ def test_the_run_folder_is_complete(task, trained):
     assert any(name.startswith("events.out.tfevents") for name in names)
     checkpoints = sorted(path.name for path in (folder / "checkpoints").glob("*.pt"))
     assert checkpoints == ["iter_0000004.pt", "iter_0000008.pt"]
-    assert run.metrics <= set(json.loads((folder / "results.json").read_text()))
+    assert run.metrics <= set(read_results(folder))
     config = yaml.safe_load((folder / "config.yaml").read_text())
     if task != "saliency":  # it has one class, which no config names
         class_names = config["data"]["class_names"]
@@ -41,38 +42,6 @@ def test_the_run_folder_is_complete(task, trained):
         assert config["model"]["num_classes"] == len(class_names)
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert any(run.losses <= set(line.get("losses", ())) for line in lines)
-
-
-@every_task
-def test_evaluating_later_repeats_the_numbers(task, trained, run_tool, tmp_path):
-    """From the best model, and from the newest checkpoint, which is the same: one evaluation is enough."""
-    folder = trained(task)
-    before = (folder / "results.json").read_text()
-    assert any(value for value in json.loads(before).values())
-    process = run_tool(
-        TRAIN, "--config", folder / "config.yaml", "--output-dir", tmp_path / "new", "--eval-only",
-        "--weights", folder / "model_best.safetensors", "data.train=null", "data.workers=0",
-    )  # fmt: skip
-    assert process.returncode == 0, process.stderr
-    assert (tmp_path / "new/results.json").read_text() == before
-
-
-def test_the_newest_checkpoint_is_evaluated_by_default(trained, run_tool, tmp_path):
-    folder = shutil.copytree(trained("classification"), tmp_path / "run")
-    before = (folder / "results.json").read_text()
-    (folder / "results.json").unlink()
-    process = run_tool(TRAIN, "--config", folder / "config.yaml", "--output-dir", folder, "--eval-only")
-    assert process.returncode == 0, process.stderr
-    assert "iter_0000008.pt" in process.stdout
-    assert (folder / "results.json").read_text() == before
-
-
-@every_task
-def test_killed_and_resumed_equals_never_stopped(task, tiny, trained, run_tool, tmp_path):
-    """With everything that is random, averages, bf16, accumulation, and another number of workers."""
-    assert_resumes_as_never_stopped(
-        run_tool, tiny(task), tmp_path / "killed", trained(task), "data.workers=0"
-    )
 
 
 @pytest.mark.parametrize(
@@ -99,7 +68,7 @@ def test_two_processes_score_as_one(task, launch, tiny, run_tool, tmp_path):
         with safe_open(run / "model_best.safetensors", "pt") as file:
             iteration = int(file.metadata()["iteration"])
         assert iteration == best(scores, key=lambda iteration: scores[iteration][metric])
-    together = json.loads((run / "results.json").read_text())
+    together = read_results(run)
     config = load_config(run / "config.yaml", [f"runtime.output_dir={tmp_path / 'again'}"])
     alone = score(config, run / "checkpoints/iter_0000003.pt")
     together = {name: np.nan if value is None else value for name, value in together.items()}
@@ -111,7 +80,8 @@ def test_two_processes_score_as_one(task, launch, tiny, run_tool, tmp_path):
 def test_every_score_can_choose_the_best_model(task, trained):
     config = load_config(trained(task) / "config.yaml")
     known = get_task(task).metric_names(config)
-    assert set(json.loads((trained(task) / "results.json").read_text())) == set(known)
+    scores = {name for name in read_results(trained(task)) if not name.startswith(f"{VAL_LOSS}/")}
+    assert scores == set(known)
 
 
 def test_a_dry_run_of_two_processes_reports_once(tiny, run_tool, tmp_path):
@@ -122,7 +92,7 @@ def test_a_dry_run_of_two_processes_reports_once(tiny, run_tool, tmp_path):
 def test_several_sets_are_scored_at_once(trained, toy_set, run_tool, tmp_path):
     """To the last digit as alone."""
     folder, duts = trained("saliency"), toy_set("saliency")
-    before = json.loads((folder / "results.json").read_text())
+    before = read_results(folder)
     process = run_tool(
         TRAIN, "--eval-only", "--weights", folder / "model_best.safetensors",
         "--output-dir", tmp_path / "new", "data.train=null", "data.workers=0",
@@ -131,7 +101,8 @@ def test_several_sets_are_scored_at_once(trained, toy_set, run_tool, tmp_path):
     assert process.returncode == 0, process.stderr
     rows = [line.split()[0] for line in process.stdout.splitlines() if line[:4] in ("val ", "seen")]
     assert rows == ["val", "seen"]
-    after = json.loads((tmp_path / "new/results.json").read_text())
+    after = read_results(tmp_path / "new")
+    before = {name: value for name, value in before.items() if not name.startswith(VAL_LOSS)}
     assert {name: after[f"val/{name}"] for name in before} == before
     assert sum(name.startswith("seen/") for name in after) == len(before)
 
@@ -237,5 +208,6 @@ def test_maps_score_as_in_training(trained, toy_set, predict, run_tool, tmp_path
     )  # fmt: skip
     assert process.returncode == 0, process.stderr
     scores = json.loads((tmp_path / "scores.json").read_text())["methods"]["ours"]["metrics"]
-    expected = json.loads((trained("saliency") / "results.json").read_text())
+    expected = read_results(trained("saliency"))
+    expected = {name: value for name, value in expected.items() if not name.startswith(VAL_LOSS)}
     assert scores == pytest.approx(expected, abs=1e-9)

@@ -155,6 +155,13 @@ class Boxes(Inspected):
             )
         return indices
 
+    def learned_objects(self) -> tuple[np.ndarray, np.ndarray]:
+        """See `types.BoxSource`."""
+        objects = self._packed.objects
+        learned = (~objects.ignored) | self._learn_ignored
+        labels = np.array(self._labels, dtype=np.int64)
+        return objects.images[learned].astype(np.int64), labels[objects.categories[learned]]
+
     def file(self, index: int) -> Path:
         """See `types.Source`."""
         return self._path(self._packed.without_objects(index))
