@@ -26,10 +26,11 @@ from res2net_dense.errors import CheckpointError, ConfigError, counted
 from res2net_dense.evaluation.operating_points import points_json, points_table
 from res2net_dense.outputs import Outputs
 from res2net_dense.tasks import get_task
+from res2net_dense.tasks.base import warn_rank0
 from res2net_dense.tasks.curves import save_curves
 from res2net_dense.tasks.resuming import check_same_run, continued_schedule, curve
 from res2net_dense.tasks.saving import SavingEvaluator
-from res2net_dense.tasks.settings import updated, warn_rank0
+from res2net_dense.tasks.settings import updated
 from res2net_dense.tasks.starting import open_model, start_model
 from res2net_dense.tasks.watching import build_evaluation, idle_stop, validation_losses
 
