@@ -45,12 +45,15 @@ def changes(before: Mapping[str, Any], config: Config) -> dict[str, tuple[Any, A
     return {key: (old.get(key), new.get(key)) for key in keys if old.get(key) != new.get(key)}
 
 
-def check_same_run(before: Mapping[str, Any], config: Config) -> None:
-    """Raise a `ConfigError` that names settings of a run which may not change in it; its task is first."""
+def check_same_run(before: Mapping[str, Any], config: Config, free: tuple[str, ...] = ()) -> None:
+    """Raise a `ConfigError` that names settings of a run which may not change in it; its task is first.
+
+    Others that `free` names may.
+    """
     changed = [
         f"{key} was {old!r} and is {new!r}"
         for key, (old, new) in sorted(changes(before, config).items(), key=lambda item: item[0] != "task")
-        if not key.startswith(_FREE_ON_RESUME)
+        if not key.startswith((*_FREE_ON_RESUME, *free))
     ]
     if changed:
         raise ConfigError(
