@@ -129,7 +129,7 @@ def export(
         made = sorted(Path(folder).iterdir())
         total = sum(file.stat().st_size for file in made if file.suffix != ".json")
         files = [output.with_name(file.name) for file in made]
-        outputs.claim(files)
+        outputs.check(files)
         if len(made) > 2:  # whenever this ends, a file has the weights that belong to it
             output.unlink(missing_ok=True)
         for file in sorted(made, key=lambda file: file.name == output.name):

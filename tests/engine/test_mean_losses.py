@@ -73,6 +73,7 @@ def test_equals_a_plain_computation():
 def test_batches_and_order_do_not_matter():
     net = learned(noisy=True)
     found = mean_losses(net, batches(1), device="cpu")
+    torch.manual_seed(5)  # what was drawn before does not matter either
     assert mean_losses(net, batches(4), device="cpu") == found
     assert mean_losses(net, batches(3, SAMPLES[::-1]), device="cpu") == found
     assert mean_losses(net, batches(7), device="cpu", precision="bf16") == pytest.approx(found, rel=0.02)
