@@ -30,6 +30,7 @@ COMMANDS = {
     "evaluate": "score weights or an exported file on the validation data",
     "predict": "run a trained model on images",
     "export": "write a model as ONNX, OpenVINO, torch.export or TorchScript",
+    "average": "average weights of one network into one file",
     "convert": "explain a weight file, or write it for another library",
     "classify": "name what is in images, with published or your own weights",
     "score-saliency": "score saliency maps of any program against masks",
