@@ -64,7 +64,7 @@ def average(weights: Sequence[str | Path], output: str | Path, *, overwrite: boo
     draft = draft_of(output)
     try:
         save_weights(draft, mean, {"version": __version__, "metadata": json.dumps(content)})
-        outputs.publish(draft, output)
+        outputs.publish({draft: output})
     finally:
         draft.unlink(missing_ok=True)
     return paths
