@@ -65,7 +65,7 @@ class Process:
         late = time.monotonic() + LIMIT
         while not condition():
             if not self.look() or time.monotonic() > late:
-                raise TimeoutError(f"ended or late: {self.text}")
+                raise TimeoutError
 
     def close(self):
         self.first = self.first or time.monotonic()
@@ -83,6 +83,7 @@ class Process:
             os.kill(int(children[0]), number)
 
     def finish(self):
+        self.first = self.first or time.monotonic()
         late = time.monotonic() + LIMIT
         while self.look() and time.monotonic() < late:
             pass
@@ -142,7 +143,8 @@ sys.path[0] = str(Path(sys.argv[0]).parent)
 process = Process(sys.argv[0], plan.get("terminal", "pipe"), plan.get("ignored", []))
 try:
     follow(process, plan["steps"])
-    print(json.dumps(process.finish()))
-except TimeoutError as error:
-    os.killpg(process.pid, signal.SIGKILL)
-    sys.exit(str(error))
+except (TimeoutError, ProcessLookupError):
+    if not process.has_ended():
+        os.killpg(process.pid, signal.SIGKILL)
+        sys.exit(f"it waits for what does not come: {process.text}")
+print(json.dumps(process.finish()))
