@@ -8,9 +8,7 @@ import torch
 from layout_sets import LAYOUTS, PREPARED
 from reading import fails, found_in, snapshot
 
-from res2net_dense.data.layouts import (
-    open_source,
-)
+from res2net_dense.data.layouts import open_source
 from res2net_dense.errors import ConfigError
 
 LINKED = [
