@@ -276,7 +276,7 @@ def test_other_interrupted_commands_leave_whole_files_alone(kind, draw_toy, tmp_
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_at_random_moments_with_workers(number, weights, draw_toy, tmp_path):
-    """The program itself, its whole group signalled, until five runs were stopped before their end."""
+    """The program itself, its whole process group signalled, until five runs were stopped."""
     toy, images, rng = draw_toy(**TINY_RUNS[saliency].toy), tmp_path / "in", random.Random(int(number))
     images.mkdir()
     for copy in range(20):
