@@ -47,7 +47,7 @@ class Large(Net):
 def test_in_training(error: Exception, tmp_path: Path) -> None:
     said = (
         r"^out of memory in iteration 3: 4 images so far of 2 micro-batches, height x width 8x8, precision "
-        r"fp32 \((2147483648 bytes|2.00 GiB) more were needed\); take a smaller batch size[^\n]*last checkpoint$"
+        r"fp32 \((2147483648 bytes|2.00 GiB) more were needed\); take a smaller batch [^\n]*last checkpoint$"
     )
     with pytest.raises(OutOfMemoryError, match=said):
         learn(Large(error, at=6), samples(2), iterations=9, accumulate=2, checkpointer=Checkpointer(tmp_path))
