@@ -20,7 +20,13 @@ _LARGEST_COUNT = 2**31 - 1
 _NONE = type(None)
 _PLAIN: dict[str, dict[str, tuple[type, ...]]] = {
     "best": {"metric": (str,), "value": (float,), "iteration": (int,)},
-    "early_stop": {"metric": (str,), "value": (float, _NONE), "iteration": (int, _NONE), "waited": (int,)},
+    "early_stop": {
+        "metric": (str,),
+        "value": (float, _NONE),
+        "iteration": (int, _NONE),
+        "waited": (int,),
+        "last": (int,),
+    },
     "anchor": {"iteration": (int,), "factor": (float,)},
 }
 """Entries of plain data that may be missing, and what they have at least."""

@@ -5,7 +5,6 @@ detectron2 builds from a `CfgNode`; it is made here from plain arguments and nev
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -14,77 +13,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from res2net_dense.backbones import create_backbone
-from res2net_dense.errors import ConfigError, one_line
+from res2net_dense.errors import ConfigError, is_out_of_memory, one_line
 from res2net_dense.integrations.detectron2 import (  # first: a clear message where detectron2 is missing
     Res2NetBackbone,
     build_fpn,
 )
 from res2net_dense.models.base import PIXEL_MEAN, PIXEL_STD, check_class_weights
+from res2net_dense.models.detection_config import FPN_RCNN, SETTINGS, check_read, make_config
 from res2net_dense.types import ClassRows, Losses, Prediction, Sample
 
 # isort: split
-from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import GeneralizedRCNN, build_proposal_generator, build_roi_heads
 from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
 from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks
 from detectron2.utils.events import EventStorage
-
-SETTINGS = {
-    "fpn_channels": "MODEL.FPN.OUT_CHANNELS",
-    "box_head_dim": "MODEL.ROI_BOX_HEAD.FC_DIM",
-    "box_head_convs": "MODEL.ROI_BOX_HEAD.NUM_CONV",
-    "mask_head_convs": "MODEL.ROI_MASK_HEAD.NUM_CONV",
-    "mask_head_dim": "MODEL.ROI_MASK_HEAD.CONV_DIM",
-    "rpn_batch": "MODEL.RPN.BATCH_SIZE_PER_IMAGE",
-    "roi_batch": "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE",
-    "rpn_pre_nms_train": "MODEL.RPN.PRE_NMS_TOPK_TRAIN",
-    "rpn_post_nms_train": "MODEL.RPN.POST_NMS_TOPK_TRAIN",
-    "rpn_pre_nms_test": "MODEL.RPN.PRE_NMS_TOPK_TEST",
-    "rpn_post_nms_test": "MODEL.RPN.POST_NMS_TOPK_TEST",
-    "score_threshold": "MODEL.ROI_HEADS.SCORE_THRESH_TEST",
-    "nms_threshold": "MODEL.ROI_HEADS.NMS_THRESH_TEST",
-    "detections_per_image": "TEST.DETECTIONS_PER_IMAGE",
-    "num_classes": "MODEL.ROI_HEADS.NUM_CLASSES",
-}
-"""detectron2's keys of our settings. The schema of configurations explains them and has their defaults."""
-
-OWNED = {key: f"model.{name}" for name, key in SETTINGS.items()} | {
-    "INPUT.FORMAT": "data.channels, of which three are RGB",
-    "DATALOADER.SAMPLER_TRAIN": "data.sampling",
-    "DATALOADER.REPEAT_THRESHOLD": "data.repeat_threshold",
-    "MODEL.META_ARCHITECTURE": "model.arch",
-    "MODEL.BACKBONE.NAME": "backbone.name",
-    "MODEL.BACKBONE.FREEZE_AT": "backbone.freeze_at",
-    "MODEL.DEVICE": "runtime.device",
-    "MODEL.WEIGHTS": "backbone.weights, or model.weights for a whole detector",
-    "MODEL.MASK_ON": "model.arch",
-    "MODEL.PIXEL_MEAN": "model.pixel_mean",
-    "MODEL.PIXEL_STD": "model.pixel_std",
-    "MODEL.FPN.NORM": "model.norm",
-    "MODEL.ANCHOR_GENERATOR.SIZES": "model.anchor_sizes",
-    "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS": "model.anchor_ratios",
-    "MODEL.ROI_BOX_HEAD.NORM": "model.norm",
-    "MODEL.ROI_MASK_HEAD.NORM": "model.norm",
-}
-"""detectron2's keys that have a name of ours, so that a setting has one place."""
-
-_FPN_RCNN = {
-    "MODEL.FPN.IN_FEATURES": ["res2", "res3", "res4", "res5"],
-    "MODEL.RPN.IN_FEATURES": ["p2", "p3", "p4", "p5", "p6"],
-    "MODEL.RPN.PRE_NMS_TOPK_TRAIN": 2000,
-    "MODEL.RPN.POST_NMS_TOPK_TRAIN": 1000,
-    "MODEL.RPN.PRE_NMS_TOPK_TEST": 1000,
-    "MODEL.ROI_HEADS.NAME": "StandardROIHeads",
-    "MODEL.ROI_HEADS.IN_FEATURES": ["p2", "p3", "p4", "p5"],
-    "MODEL.ROI_BOX_HEAD.NAME": "FastRCNNConvFCHead",
-    "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION": 7,
-    "MODEL.ROI_MASK_HEAD.NAME": "MaskRCNNConvUpsampleHead",
-    "MODEL.ROI_MASK_HEAD.NUM_CONV": 4,
-    "MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION": 14,
-}
-"""What makes detectron2's default configuration an R-CNN with FPN, as in its `Base-RCNN-FPN.yaml`."""
-
 
 _CLASS_LAYERS = {"cls_score": ClassRows(background=1), "bbox_pred": ClassRows(4), "predictor": ClassRows()}
 """By detectron2's names."""
@@ -168,7 +111,7 @@ def build_rcnn(
         CheckpointError: the backbone's weights cannot be loaded.
     """
     values = {
-        **_FPN_RCNN,
+        **FPN_RCNN,
         **{SETTINGS[name]: value for name, value in settings.items()},
         "MODEL.MASK_ON": mask,
         "MODEL.FPN.NORM": norm,
@@ -180,8 +123,9 @@ def build_rcnn(
         "MODEL.ROI_BOX_HEAD.NUM_FC": 1 if settings.get("box_head_convs") else 2,
         "MODEL.ROI_BOX_HEAD.CONV_DIM": settings.get("fpn_channels", 256),
     }
-    cfg = _config(values, detectron2 or {})
-    net = create_backbone(**{**backbone, "out_features": _FPN_RCNN["MODEL.FPN.IN_FEATURES"]})
+    passed = detectron2 or {}
+    cfg = make_config(values, passed)
+    net = create_backbone(**{**backbone, "out_features": FPN_RCNN["MODEL.FPN.IN_FEATURES"]})
     try:
         fpn = build_fpn(Res2NetBackbone(net), cfg, cfg.MODEL.FPN.IN_FEATURES)
         rcnn = RCNN(
@@ -191,7 +135,9 @@ def build_rcnn(
             pixel_mean=list(pixel_mean),
             pixel_std=list(pixel_std),
         )
-    except (KeyError, ValueError, AssertionError) as error:
+    except (KeyError, ValueError, AssertionError, ArithmeticError, RuntimeError, TypeError) as error:
+        if is_out_of_memory(error):
+            raise
         raise ConfigError(
             f"detectron2 cannot build the model ({one_line(error)}); check model.detectron2, "
             "and that model.norm=GN meets channels that are multiples of 32"
@@ -199,6 +145,7 @@ def build_rcnn(
     if class_weights is not None:
         check_class_weights(class_weights, cfg.MODEL.ROI_HEADS.NUM_CLASSES)
         _weight_classes(rcnn.roi_heads, class_weights)
+    check_read(cfg, passed, "mask_rcnn" if mask else "faster_rcnn")
     # Under autocast detectron2 would round the boxes to half precision, that is to whole pixels above 256 and
     # to 4 above 1024, before it pools features from them.
     for name in ("box_pooler", "mask_pooler"):
@@ -224,26 +171,6 @@ def _weight_classes(heads: nn.Module, class_weights: Sequence[float]) -> None:
 def _pool_in_full_precision(pooler: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     features, *boxes = inputs
     return ([feature.float() for feature in features], *boxes)
-
-
-def _config(values: Mapping[str, Any], passed: Mapping[str, Any]) -> CfgNode:
-    """detectron2's configuration with our values and those passed through."""
-    cfg = get_cfg()
-    for key, value in values.items():
-        *sections, last = key.split(".")
-        functools.reduce(getattr, sections, cfg)[last] = value
-    for key, value in passed.items():
-        if key in OWNED or key.startswith("MODEL.RES2NET."):
-            raise ConfigError(
-                f"model.detectron2: {key} is set by {OWNED.get(key, 'the backbone section')}; remove it here"
-            )
-        if not key.startswith(("MODEL.", "TEST.")) or key.startswith("MODEL.RESNETS."):
-            raise ConfigError(f"model.detectron2: {key} has no effect here; only MODEL.* and TEST.* are read")
-        try:
-            cfg.merge_from_list([key, value])
-        except (AssertionError, KeyError, ValueError) as error:
-            raise ConfigError(f"model.detectron2: {key} = {value!r}: {one_line(error)}") from error
-    return cfg
 
 
 def _to_detectron2(sample: Sample, *, with_targets: bool, device: torch.device) -> dict[str, Any]:

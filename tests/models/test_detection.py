@@ -13,7 +13,8 @@ from networks import TINY, every_network
 
 from res2net_dense.config.detection import MaskRCNNConfig
 from res2net_dense.errors import ConfigError
-from res2net_dense.models.detection import _FPN_RCNN, OWNED, SETTINGS, _config, _to_detectron2, build_rcnn
+from res2net_dense.models.detection import _to_detectron2, build_rcnn
+from res2net_dense.models.detection_config import FPN_RCNN, OWNED, SETTINGS, make_config
 
 SMALL = {
     "anchor_sizes": (8, 16, 32, 64, 128), "fpn_channels": 32, "norm": "GN",
@@ -113,7 +114,7 @@ def test_half_precision_does_not_move_boxes():
 
 
 def test_settings_have_the_defaults_of_the_schema():
-    fields, cfg = MaskRCNNConfig.model_fields, _config(_FPN_RCNN, {})
+    fields, cfg = MaskRCNNConfig.model_fields, make_config(FPN_RCNN, {})
     for name in SETTINGS.keys() - {"num_classes"}:
         assert fields[name].default == attrgetter(SETTINGS[name])(cfg), name
 

@@ -1,0 +1,170 @@
+"""detectron2's configuration of our detectors: our settings under its names, and its own keys passed through.
+
+A key that is passed through and that nothing reads while the network is built is refused: the node remembers
+what is read.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from res2net_dense.errors import ConfigError, one_line, shown
+from res2net_dense.integrations.detectron2 import CfgNode, get_cfg
+
+SETTINGS = {
+    "fpn_channels": "MODEL.FPN.OUT_CHANNELS",
+    "box_head_dim": "MODEL.ROI_BOX_HEAD.FC_DIM",
+    "box_head_convs": "MODEL.ROI_BOX_HEAD.NUM_CONV",
+    "mask_head_convs": "MODEL.ROI_MASK_HEAD.NUM_CONV",
+    "mask_head_dim": "MODEL.ROI_MASK_HEAD.CONV_DIM",
+    "rpn_batch": "MODEL.RPN.BATCH_SIZE_PER_IMAGE",
+    "roi_batch": "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE",
+    "rpn_pre_nms_train": "MODEL.RPN.PRE_NMS_TOPK_TRAIN",
+    "rpn_post_nms_train": "MODEL.RPN.POST_NMS_TOPK_TRAIN",
+    "rpn_pre_nms_test": "MODEL.RPN.PRE_NMS_TOPK_TEST",
+    "rpn_post_nms_test": "MODEL.RPN.POST_NMS_TOPK_TEST",
+    "score_threshold": "MODEL.ROI_HEADS.SCORE_THRESH_TEST",
+    "nms_threshold": "MODEL.ROI_HEADS.NMS_THRESH_TEST",
+    "detections_per_image": "TEST.DETECTIONS_PER_IMAGE",
+    "num_classes": "MODEL.ROI_HEADS.NUM_CLASSES",
+}
+"""detectron2's keys of our settings. The schema of configurations explains them and has their defaults."""
+
+OWNED = {key: f"model.{name}" for name, key in SETTINGS.items()} | {
+    "INPUT.FORMAT": "data.channels, of which three are RGB",
+    "DATALOADER.SAMPLER_TRAIN": "data.sampling",
+    "DATALOADER.REPEAT_THRESHOLD": "data.repeat_threshold",
+    "MODEL.META_ARCHITECTURE": "model.arch",
+    "MODEL.BACKBONE.NAME": "backbone.name",
+    "MODEL.BACKBONE.FREEZE_AT": "backbone.freeze_at",
+    "MODEL.DEVICE": "runtime.device",
+    "MODEL.WEIGHTS": "backbone.weights, or model.weights for a whole detector",
+    "MODEL.MASK_ON": "model.arch",
+    "MODEL.PIXEL_MEAN": "model.pixel_mean",
+    "MODEL.PIXEL_STD": "model.pixel_std",
+    "MODEL.FPN.NORM": "model.norm",
+    "MODEL.ANCHOR_GENERATOR.SIZES": "model.anchor_sizes",
+    "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS": "model.anchor_ratios",
+    "MODEL.ROI_BOX_HEAD.NORM": "model.norm",
+    "MODEL.ROI_MASK_HEAD.NORM": "model.norm",
+}
+"""detectron2's keys that have a name of ours, so that a setting has one place."""
+
+FPN_RCNN = {
+    "MODEL.FPN.IN_FEATURES": ["res2", "res3", "res4", "res5"],
+    "MODEL.RPN.IN_FEATURES": ["p2", "p3", "p4", "p5", "p6"],
+    "MODEL.RPN.PRE_NMS_TOPK_TRAIN": 2000,
+    "MODEL.RPN.POST_NMS_TOPK_TRAIN": 1000,
+    "MODEL.RPN.PRE_NMS_TOPK_TEST": 1000,
+    "MODEL.ROI_HEADS.NAME": "StandardROIHeads",
+    "MODEL.ROI_HEADS.IN_FEATURES": ["p2", "p3", "p4", "p5"],
+    "MODEL.ROI_BOX_HEAD.NAME": "FastRCNNConvFCHead",
+    "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION": 7,
+    "MODEL.ROI_MASK_HEAD.NAME": "MaskRCNNConvUpsampleHead",
+    "MODEL.ROI_MASK_HEAD.NUM_CONV": 4,
+    "MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION": 14,
+}
+"""What makes detectron2's default configuration an R-CNN with FPN, as in its `Base-RCNN-FPN.yaml`."""
+
+OURS = {
+    "DATALOADER.NUM_WORKERS": "data.workers",
+    "DATALOADER.ASPECT_RATIO_GROUPING": "data.aspect_ratio_grouping",
+    "DATALOADER.FILTER_EMPTY_ANNOTATIONS": "data.keep_empty",
+    "DATASETS.TRAIN": "data.train",
+    "DATASETS.TEST": "data.val",
+    "INPUT.MIN_SIZE_TRAIN": "data.min_size_train",
+    "INPUT.MAX_SIZE_TRAIN": "data.max_size_train",
+    "INPUT.MIN_SIZE_TEST": "data.min_size_test",
+    "INPUT.MAX_SIZE_TEST": "data.max_size_test",
+    "INPUT.RANDOM_FLIP": "data.flip",
+    "OUTPUT_DIR": "runtime.output_dir",
+    "SEED": "runtime.seed",
+    "SOLVER.AMP.ENABLED": "train.precision",
+    "SOLVER.BACKBONE_MULTIPLIER": "train.optimizer.backbone_lr_factor",
+    "SOLVER.BASE_LR": "train.optimizer.lr",
+    "SOLVER.BIAS_LR_FACTOR": "train.optimizer.bias_lr_factor",
+    "SOLVER.CHECKPOINT_PERIOD": "train.save_every",
+    "SOLVER.CLIP_GRADIENTS": "train.clip_grad_norm",
+    "SOLVER.GAMMA": "train.schedule.gamma",
+    "SOLVER.IMS_PER_BATCH": "train.batch_size",
+    "SOLVER.LR_SCHEDULER_NAME": "train.schedule.name",
+    "SOLVER.MAX_ITER": "train.iterations",
+    "SOLVER.MOMENTUM": "train.optimizer.momentum",
+    "SOLVER.REFERENCE_WORLD_SIZE": "train.reference_batch",
+    "SOLVER.STEPS": "train.schedule.milestones",
+    "SOLVER.WARMUP_FACTOR": "train.schedule.warmup_factor",
+    "SOLVER.WARMUP_ITERS": "train.schedule.warmup_iterations",
+    "SOLVER.WEIGHT_DECAY": "train.optimizer.weight_decay",
+    "SOLVER.WEIGHT_DECAY_NORM": "train.optimizer.norm_weight_decay",
+    "TEST.EVAL_PERIOD": "train.eval_every",
+    "TEST.EXPECTED_RESULTS": "eval.expected",
+}
+"""Settings of ours for keys of detectron2, or sections of them, that the network does not read."""
+
+NEEDS = {
+    "MODEL.ROI_BOX_HEAD.CONV_DIM": ("MODEL.ROI_BOX_HEAD.NUM_CONV", range(1, 1000)),
+    "MODEL.ROI_BOX_HEAD.FED_LOSS_NUM_CLASSES": ("MODEL.ROI_BOX_HEAD.USE_FED_LOSS", (True,)),
+    "MODEL.ROI_BOX_HEAD.SMOOTH_L1_BETA": ("MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE", ("smooth_l1",)),
+    "MODEL.RPN.SMOOTH_L1_BETA": ("MODEL.RPN.BBOX_REG_LOSS_TYPE", ("smooth_l1",)),
+}
+"""Keys that are read in any case but act with some values of another one only."""
+
+
+class RecordingNode(CfgNode):  # type: ignore[misc]  # detectron2 is untyped
+    """A part of detectron2's configuration that remembers which of its keys were read."""
+
+    def __getattr__(self, name: str) -> Any:
+        value = super().__getattr__(name)
+        self.__dict__.setdefault("_read", set()).add(name)
+        return value
+
+
+def make_config(values: Mapping[str, Any], passed: Mapping[str, Any]) -> RecordingNode:
+    """detectron2's configuration with our values and those passed through, of which nothing is read yet.
+
+    Raises:
+        ConfigError: a passed key is one of ours, does not exist, or has a wrong value.
+    """
+    cfg = get_cfg()
+    for key, value in values.items():
+        *sections, last = key.split(".")
+        functools.reduce(getattr, sections, cfg)[last] = value
+    for key, value in passed.items():
+        if key in OWNED or key.startswith(("MODEL.RES2NET.", "MODEL.RESNETS.")):
+            raise ConfigError(
+                f"model.detectron2: {key} is set by {OWNED.get(key, 'the backbone section')}; remove it here"
+            )
+        if key == "MODEL.KEYPOINT_ON":
+            raise ConfigError(f"model.detectron2: {key} has no effect here; keypoints are not learned")
+        if not key.startswith(("MODEL.", "TEST.")):
+            raise _without_effect(key, "a detector")
+        try:
+            cfg.merge_from_list([key, value])
+        except (AssertionError, AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ConfigError(f"model.detectron2: {key} = {shown(value)}: {one_line(error)}") from error
+    return RecordingNode(cfg)
+
+
+def check_read(cfg: RecordingNode, passed: Mapping[str, Any], arch: str) -> None:
+    """Raise a `ConfigError` for the first passed key that was not read in building the network."""
+    for key in passed:
+        *sections, last = key.split(".")
+        if last not in _node(cfg, sections).__dict__.get("_read", ()):
+            raise _without_effect(key, arch)
+        needed, values = NEEDS.get(key, (key, None))
+        *sections, last = needed.split(".")
+        if values is not None and (found := _node(cfg, sections)[last]) not in values:
+            raise ConfigError(f"model.detectron2: {key} has no effect where {needed} is {found}; remove it")
+
+
+def _node(cfg: RecordingNode, sections: Sequence[str]) -> Any:
+    """A section, found without reading it."""
+    return functools.reduce(dict.__getitem__, sections, cfg)
+
+
+def _without_effect(key: str, arch: str) -> ConfigError:
+    ours = next((name for theirs, name in OURS.items() if f"{key}.".startswith(f"{theirs}.")), None)
+    remedy = f"set {ours} instead" if ours else "remove it"
+    return ConfigError(f"model.detectron2: {key} has no effect on {arch} here; {remedy}")
