@@ -240,6 +240,8 @@ def _build_or_resume(
     found = checkpointer.open_latest() if checkpointer else None
     anchor = None
     if found:
+        if "train" not in found.config:
+            raise CheckpointError(f"{found.path} carries no configuration: it is not a checkpoint of a run")
         check_same_run(found.config, config, free)
         anchor = continued_schedule(found.config, config, found.content, extend=extend)
     state = build_state(config, device, load_weights=found is None)
