@@ -96,12 +96,20 @@ class Process:
         if late:
             os.killpg(self.pid, signal.SIGKILL)
         code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
-        with contextlib.suppress(ProcessLookupError):
-            while time.monotonic() - self.first < LIMIT:
-                os.killpg(self.pid, 0)
-                time.sleep(0.02)
+        while alive(self.pid) and time.monotonic() - self.first < LIMIT:
+            time.sleep(0.02)
         alone = time.monotonic() - self.first
         return {"code": code, "seconds": seconds, "alone": alone, "late": late, "text": self.text}
+
+
+def alive(group):
+    """Whether a process of this group still runs; a zombie does not."""
+    for stat in glob.glob("/proc/[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, _, number = Path(stat).read_text().rpartition(")")[2].split()[:3]
+            if int(number) == group and state != "Z":
+                return True
+    return False
 
 
 def lines(file):

@@ -26,13 +26,14 @@ from res2net_dense.errors import CheckpointError, ConfigError, counted
 from res2net_dense.evaluation.operating_points import points_json, points_table
 from res2net_dense.outputs import Outputs
 from res2net_dense.tasks import get_task
+from res2net_dense.tasks.base import warn_rank0
 from res2net_dense.tasks.curves import save_curves
 from res2net_dense.tasks.data_fingerprint import DataFingerprint
 from res2net_dense.tasks.resuming import check_same_run, continued_schedule, curve
 from res2net_dense.tasks.saving import SavingEvaluator
 from res2net_dense.tasks.settings import updated
 from res2net_dense.tasks.starting import open_model, start_model
-from res2net_dense.tasks.watching import build_evaluation, validation_losses
+from res2net_dense.tasks.watching import build_evaluation, idle_stop, validation_losses
 
 
 def set_up_device(config: Config, device: str | torch.device | None = None) -> torch.device:
@@ -76,6 +77,8 @@ def train_and_evaluate(
     loader = task.build_train_loader(config)
     config = with_iterations(config, loader.images)
     options, iterations = config.train, config.train.iterations or 0
+    if idle := idle_stop(config):
+        warn_rank0(idle)
     metadata = {"config": config_to_dict(config)}
     checkpointer = Checkpointer(folder, keep=options.keep_checkpoints, metadata=metadata)
     checkpointer.remove_leftovers()
