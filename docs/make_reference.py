@@ -1,5 +1,5 @@
 """Write docs/configuration.md from the schema, docs/cli.md from the parsers, docs/api.md from docstrings,
-and the table of findings in docs/data.md.
+the table of findings in docs/data.md, and docs/reliability.md from the tests of promises.
 
 python docs/make_reference.py      (or: make docs)
 """
@@ -7,6 +7,7 @@ python docs/make_reference.py      (or: make docs)
 from __future__ import annotations
 
 import argparse
+import ast
 import importlib
 import inspect
 import json
@@ -54,6 +55,17 @@ folder, and every weight file and exported file carries it.
 ## Shipped configurations
 
 They are in the package too, under these names.
+"""
+
+RELIABILITY = """\
+# What the software promises
+
+Written by `make docs` from the tests in `tests/promises/`; a test keeps it current.
+
+Each promise has a test that breaks things on purpose: it kills processes, flips bytes, fills disks, hangs
+workers, forges names. `make test` runs the quick ones, `make test-all` those of many rounds too. How to stop
+and go on is in [training](training.md), what is wrong with data in [data](data.md).
+
 """
 
 CLI = """\
@@ -243,7 +255,25 @@ def data() -> str:
     return f"{head}{start}\n\n{table}\n{end}{tail}"
 
 
-PAGES = {"configuration.md": configuration, "cli.md": command_line, "api.md": python, "data.md": data}
+def reliability() -> str:
+    rows: dict[int, tuple[str, str, str]] = {}
+    for file in sorted((DOCS.parent / "tests/promises").glob("test_p*.py")):
+        docstring = ast.get_docstring(ast.parse(file.read_text())) or ""
+        promise = re.match(r"P(\d+): (.+?)(?=\n\n|$)", docstring, re.DOTALL)
+        if promise:  # a second file of a promise begins in another way
+            text = " ".join(promise[2].split())
+            link = f"[{file.name}](../tests/promises/{file.name})"
+            rows[int(promise[1])] = (f"P{promise[1]}", f"{text[0].upper()}{text[1:]}", link)
+    return RELIABILITY + _table(("", "promise", "test"), [rows[number] for number in sorted(rows)])
+
+
+PAGES = {
+    "configuration.md": configuration,
+    "cli.md": command_line,
+    "api.md": python,
+    "data.md": data,
+    "reliability.md": reliability,
+}
 
 if __name__ == "__main__":
     for name, page in PAGES.items():

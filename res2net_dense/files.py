@@ -35,7 +35,7 @@ def write_atomically(
         before_publish: Called when the content is safe on the disk and `path` still is the old one.
 
     Raises:
-        OSError: The disk is full or the folder cannot be written; nothing is left behind.
+        OSError: The disk is full or the folder cannot be written, with `path`; nothing is left behind.
     """
     temporary = draft_of(path)
     try:
@@ -47,8 +47,10 @@ def write_atomically(
         if before_publish is not None:
             before_publish()
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename in (None, str(temporary)):
+            error.filename = str(path)
         raise
     if os.name == "posix":  # a power failure may forget the rename; Windows cannot open folders
         descriptor = os.open(path.parent, os.O_RDONLY)
@@ -60,10 +62,18 @@ def write_atomically(
 
 def cannot_write(path: Path, needed: int, error: OSError) -> str:
     """What a message says of a file of `needed` bytes that could not be written, and what to do."""
-    place = next(folder for folder in path.absolute().parents if folder.exists())
-    free, full = shutil.disk_usage(place).free, error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    remedy = "make room" if full else "check the folder"
+    free, remedy = free_bytes(path), "make room" if is_full(error) else "check the folder"
     return f"cannot write {path}: {error.strerror}; it needs {needed} bytes, {free} are free: {remedy}"
+
+
+def is_full(error: OSError) -> bool:
+    """Whether an error is that a disk, a quota or a limit of the size of files leaves no room."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def free_bytes(path: Path) -> int:
+    """The room where a file is to be, which need not be there, nor its folder."""
+    return shutil.disk_usage(next(folder for folder in path.absolute().parents if folder.exists())).free
 
 
 def draft_of(path: Path) -> Path:

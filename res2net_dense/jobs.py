@@ -73,6 +73,7 @@ def train(
     output_dir: str | Path | None = None,
     resume: bool = False,
     extend: bool = False,
+    allow_changed_data: bool = False,
     dry_run: bool = False,
     auto: bool = False,
     auto_batch: bool = False,
@@ -86,6 +87,8 @@ def train(
         resume: continue from the newest whole checkpoint in the run folder.
         extend: with `resume`, where another length or schedule would make the learning rate jump, go on from
             the present one and let it fall over the iterations that are left.
+        allow_changed_data: with `resume`, go on where images, annotations or classes are not those that the
+            run began with; a line says what has changed.
         dry_run: take two steps of everything and keep nothing.
         auto: lower batch size, learning rate, iterations and warm-up for less than 200 images, and print what
             was chosen; what `overrides` set stays.
@@ -104,6 +107,8 @@ def train(
         )
     if extend and not resume:
         raise ConfigError("extend (--extend) goes with resume (--resume): it changes how a run continues")
+    if allow_changed_data and not resume:
+        raise ConfigError("allow_changed_data (--allow-changed-data) goes with resume (--resume)")
     loaded = read_config(config, [*overrides, *write_to(output_dir)])
     with outlasting_terminal() as terminal, distributed.leaving_group():
         device = training.set_up_device(loaded)
@@ -127,7 +132,9 @@ def train(
         with open_run_folder(loaded.runtime.output_dir, resume=resume) as run:
             if distributed.is_main():
                 terminal.keep_note_in(run)
-            metrics = training.train_and_evaluate(loaded, device, run, resume=resume, extend=extend)
+            metrics = training.train_and_evaluate(
+                loaded, device, run, resume=resume, extend=extend, allow_changed_data=allow_changed_data
+            )
         return TrainingResult(run, metrics, training.check_expected(loaded, metrics))
 
 

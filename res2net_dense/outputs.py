@@ -59,12 +59,24 @@ class Outputs:
             ConfigError: a file or folder of someone else is in the way.
         """
         paths = list(paths)
-        self._check(paths, own)
+        self.check(paths, own)
         remove_drafts(paths)
+
+    def check(self, paths: Iterable[Path], own: Callable[[Path], bool] = lambda path: False) -> None:
+        """Check as `claim`, and leave drafts: one of them may be in use."""
+        self._check_way(self._ledger)
+        foreign = [path for path in paths if not self._is_free(path) and not own(path)]
+        if foreign:
+            exists, them = ("exists", "it") if len(foreign) == 1 else ("exist", "them")
+            known = "" if self._keep else f", and no earlier run left {them} like that"
+            raise ConfigError(
+                f"{first_few(foreign, 3)} {exists} already{known}: choose another place, or replace {them} "
+                "with --overwrite"
+            )
 
     def write(self, path: Path, content: bytes) -> None:
         """Write a file, which is there as a whole or not at all; raises as `claim`, and `OSError`."""
-        self._check([path])
+        self.check([path])
         path.parent.mkdir(parents=True, exist_ok=True)
         draft = draft_of(path)
         try:
@@ -76,7 +88,7 @@ class Outputs:
 
     def write_json(self, path: Path, content: Any) -> None:
         """Write JSON; iterators in it become lists, item by item, so that they need not fit into memory."""
-        self._check([path])
+        self.check([path])
         path.parent.mkdir(parents=True, exist_ok=True)
         draft = draft_of(path)
         try:
@@ -86,26 +98,24 @@ class Outputs:
         finally:
             draft.unlink(missing_ok=True)
 
-    def publish(self, draft: Path, path: Path) -> None:
-        """Move a whole file, written elsewhere on the same disk, to its place; raises as `write`."""
-        self._check([path])
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._publish(draft, path, sha256_of(draft))
+    def publish(self, drafts: Mapping[Path, Path]) -> None:
+        """Move whole files, written elsewhere on the same disk, to their places, by draft; raises as `write`.
+
+        The last one needs the others: what is in its place goes first, so that it is never with others.
+        """
+        places = list(drafts.values())
+        self.check(places)
+        for draft, path in drafts.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._enter(path, sha256_of(draft))
+        if len(places) > 1:
+            places[-1].unlink(missing_ok=True)
+        for draft, path in drafts.items():
+            os.replace(draft, path)
 
     def note(self, path: Path) -> None:
         """Enter a file that is already in its place."""
         self._enter(path, sha256_of(path))
-
-    def _check(self, paths: Iterable[Path], own: Callable[[Path], bool] = lambda path: False) -> None:
-        self._check_way(self._ledger)
-        foreign = [path for path in paths if not self._is_free(path) and not own(path)]
-        if foreign:
-            them = "it" if len(foreign) == 1 else "them"
-            known = "" if self._keep else f", and no earlier run left {them} like that"
-            raise ConfigError(
-                f"there is {first_few(foreign, 3)} already{known}: choose another place, or replace {them} "
-                "with --overwrite"
-            )
 
     def _publish(self, draft: Path, path: Path, digest: str) -> None:
         self._enter(path, digest)
@@ -199,6 +209,15 @@ def output_file(
     except ConfigError as error:
         raise ConfigError(f"{option} {error}") from None
     return outputs
+
+
+def files_in(places: Iterable[Path | None]) -> Iterator[Path]:
+    """The files among these, and those in the folders among these."""
+    for place in places:
+        if place is not None and place.is_dir():
+            yield from (path for path in place.rglob("*") if path.is_file())
+        elif place is not None:
+            yield place
 
 
 def remove_drafts(paths: Iterable[Path]) -> None:

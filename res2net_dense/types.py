@@ -16,7 +16,7 @@ pixel is 255.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, TypedDict
 
@@ -152,6 +152,17 @@ class Merger(Protocol):
         """The prediction for the image, after its last tile."""
 
 
+class Entry(NamedTuple):
+    """A sample of a data set, for telling whether the set is still the same."""
+
+    name: str
+    """Within the set, wherever that lies."""
+    files: Sequence[str | Path]
+    """Its image, and its mask if that is a file."""
+    annotation: int
+    """A checksum of what is learned of it that is not a file of its own; 0 where there is nothing."""
+
+
 class Source(Protocol):
     """A data set of raw samples, whatever its layout; `data.layouts.open_source` opens one."""
 
@@ -184,6 +195,9 @@ class Source(Protocol):
         """The image file of one sample, there or not; None where it is not a file of its own. Raises
         `DatasetError` if it leads out of the data set.
         """
+
+    def entries(self) -> Iterator[Entry]:
+        """All samples, without opening a file."""
 
     def classes(self) -> Sequence[tuple[int | str | None, int]]:
         """By label: the id of the class in the annotation file, if it has one, and the number of its objects.

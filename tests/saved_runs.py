@@ -49,6 +49,7 @@ def small_config(folder, **train_settings):
     config = yaml.safe_load((FIRST / "run/config.yaml").read_text())
     for part in ("train", "val"):
         config["data"][part]["root"] = str(folder / "data" / part)
+    del config["data"]["class_names"], config["model"]["num_classes"]
     config["train"] |= train_settings
     config["runtime"]["output_dir"] = str(folder / "run")
     (folder / "small.yaml").write_text(yaml.safe_dump(config))

@@ -267,7 +267,7 @@ def test_the_converter_overwrites_when_told(tmp_path, converter, capsys):
     torch.save(state, tmp_path / "net.pth")
     for name in ("new.pth", "r.json"):
         (tmp_path / name).write_text("old")
-        with pytest.raises(ConfigError, match=f"there is {name} already: .* with --overwrite"):
+        with pytest.raises(ConfigError, match=f"{name} exists already: .* with --overwrite"):
             converter("net.pth", **{"report" if name == "r.json" else "destination": name})
         assert (tmp_path / name).read_text() == "old"
     converter("net.pth", destination="new.pth", report="r.json", overwrite=True)

@@ -14,10 +14,12 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from res2net_dense.engine.stopping import Stopped, leave_on_signals
 from res2net_dense.errors import Res2NetDenseError, did_you_mean, is_out_of_memory, one_line, printable
+from res2net_dense.files import free_bytes, is_full
 from res2net_dense.version import __version__
 
 PROGRAM = "res2net-dense"
@@ -28,6 +30,7 @@ COMMANDS = {
     "evaluate": "score weights or an exported file on the validation data",
     "predict": "run a trained model on images",
     "export": "write a model as ONNX, OpenVINO, torch.export or TorchScript",
+    "average": "average weights of one network into one file",
     "convert": "explain a weight file, or write it for another library",
     "classify": "name what is in images, with published or your own weights",
     "score-saliency": "score saliency maps of any program against masks",
@@ -167,8 +170,18 @@ def _explain_error(error: Exception) -> str | None:
         return f"{error.name} is not installed; `{PROGRAM} doctor` says how to get it"
     if is_out_of_memory(error):
         return "not enough memory; lower the number of images at a time, or their size"
-    if isinstance(error, OSError) and error.strerror and not isinstance(error, BrokenPipeError):
-        name = error.filename
-        name = name.decode(errors="replace") if isinstance(name, bytes) else name
-        return error.strerror if name is None else f"{name}: {error.strerror}"
+    if isinstance(error, OSError) and not isinstance(error, BrokenPipeError):
+        return _explain_os_error(error)
     return None
+
+
+def _explain_os_error(error: OSError) -> str | None:
+    name = error.filename
+    name = name.decode(errors="replace") if isinstance(name, bytes) else name
+    if error.strerror and isinstance(name, str) and is_full(error):
+        return (
+            f"{name}: {error.strerror}; {free_bytes(Path(name))} bytes are free: make room, then run it again"
+        )
+    if name is None:
+        return f"{error.strerror}; make room where the output goes" if is_full(error) else error.strerror
+    return f"{name}: {error.strerror or one_line(error)}"

@@ -23,7 +23,7 @@ from res2net_dense.data.pixels import to_display
 from res2net_dense.data.statistics import describe_statistics
 from res2net_dense.errors import ConfigError, DatasetError, counted, printable
 from res2net_dense.findings import KINDS, REMEDIES, Finding
-from res2net_dense.outputs import Outputs, output_file
+from res2net_dense.outputs import Outputs, files_in, output_file
 from res2net_dense.report.findings import MARK, Checked, ClassRow, by_code, codes_of, page, totals_of
 from res2net_dense.report.marked import Annotated
 from res2net_dense.types import Source
@@ -53,7 +53,8 @@ def check(args: argparse.Namespace) -> int:
     for option, file in (("--json", args.json), ("--html", args.html)):
         if file is not None:
             _check_place(option, file, opened)
-            outputs[file] = output_file(option, file, inputs=[args.config], overwrite=args.overwrite)
+            inputs = [args.config, *files_in(place for one in opened.values() for place in one.places)]
+            outputs[file] = output_file(option, file, inputs=inputs, overwrite=args.overwrite)
     sources = {title: one.source for title, one in opened.items() if one.source is not None}
     found = check_sources(sources, thorough=True, workers=args.workers)
     sets = [_checked(title, one, found) for title, one in opened.items()]

@@ -21,7 +21,7 @@ from res2net_dense.data.layouts.saliency_sets import count_warning
 from res2net_dense.data.masks import RULE, SALIENT_ABOVE, read_mask_values
 from res2net_dense.errors import DatasetError, first_few
 from res2net_dense.files import sha256_of
-from res2net_dense.outputs import output_file
+from res2net_dense.outputs import files_in, output_file
 
 
 class Fault(NamedTuple):
@@ -66,7 +66,10 @@ def prepare(options: argparse.Namespace) -> int:
     """
     check_places(options.output, options.against, options.root.resolve())
     if options.output:
-        outputs = output_file("--output", options.output, overwrite=options.overwrite, keep=True)
+        inputs = files_in([options.root, options.against])
+        outputs = output_file(
+            "--output", options.output, inputs=inputs, overwrite=options.overwrite, keep=True
+        )
     settings: dict[str, Any] = {
         key: getattr(options, key) or None for key in ("list", "images", "masks", "name")
     }

@@ -32,7 +32,7 @@ from res2net_dense.evaluation.saliency import (
 )
 from res2net_dense.evaluation.saliency_measures import score_map
 from res2net_dense.evaluation.tables import align, show, show_size
-from res2net_dense.outputs import Outputs, output_file
+from res2net_dense.outputs import Outputs, files_in, output_file
 from res2net_dense.report.canvas import png
 from res2net_dense.report.saliency import SheetRow, saliency_sheet
 from res2net_dense.report.saliency_curves import plot_curves
@@ -127,8 +127,7 @@ def check_arguments(args: argparse.Namespace, inputs: list[Path]) -> dict[str, O
             raise ConfigError(
                 f"--{option} {file} is in {folder}, whose files are scored; choose a place outside"
             )
-        files = [path for one in inputs for path in one.rglob("*") if path.is_file()] if file.exists() else []
-        outputs[option] = output_file(f"--{option}", file, inputs=files, overwrite=args.overwrite)
+        outputs[option] = output_file(f"--{option}", file, inputs=files_in(inputs), overwrite=args.overwrite)
     return outputs
 
 

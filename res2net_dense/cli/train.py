@@ -31,11 +31,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--dry-run", action="store_true", help="try everything for two steps, keep nothing")
     what = "with --resume and another length or schedule, go on from the present learning rate without a jump"
     parser.add_argument("--extend", action="store_true", help=what)
+    what = "with --resume, go on although the data have changed since the start; says what has changed"
+    parser.add_argument("--allow-changed-data", action="store_true", help=what)
 
 
 def main(args: argparse.Namespace) -> int:
     if args.extend and not args.resume:
         raise ConfigError("--extend goes with --resume: it changes how a run continues")
+    if args.allow_changed_data and not args.resume:
+        raise ConfigError("--allow-changed-data goes with --resume: it changes how a run continues")
     if args.eval_only:
         if args.auto or args.auto_batch:
             raise ConfigError("--auto and --auto-batch are for training: leave them out with --eval-only")
@@ -52,6 +56,9 @@ def main(args: argparse.Namespace) -> int:
         args.overrides.append(f"model.weights={json.dumps(args.weights)}")
     settings = {
         key: getattr(args, key)
-        for key in ("overrides", "output_dir", "resume", "extend", "dry_run", "auto", "auto_batch")
+        for key in (
+            *("overrides", "output_dir", "resume", "extend", "allow_changed_data"),
+            *("dry_run", "auto", "auto_batch"),
+        )
     }
     return 0 if train(args.config, **settings).as_expected else 1

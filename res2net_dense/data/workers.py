@@ -7,6 +7,8 @@ alarm does it, which also ends a wait that nothing else would. See docs/adr/0033
 from __future__ import annotations
 
 import gc
+import mmap
+import multiprocessing
 import os
 import signal
 import sys
@@ -87,7 +89,7 @@ class WorkerBatches:
         return len(self.batches)
 
     def __iter__(self) -> Iterator[Any]:
-        notes = RawArray("c", self.workers * _PLACE)
+        notes = _shared_memory(self.workers * _PLACE)
         loader: DataLoader[Any] = DataLoader(
             _Reader(self.read, self.collate),
             batch_sampler=_Numbered(self.batches),  # type: ignore[arg-type]  # it yields what `_Reader` takes
@@ -295,6 +297,13 @@ def _init_worker(notes: Any, worker: int) -> None:
     torch.set_num_threads(1)
     if cv2 := sys.modules.get("cv2"):  # its threads would compete with the other workers
         cv2.setNumThreads(0)
+
+
+def _shared_memory(size: int) -> Any:
+    """Bytes that forked workers share without a file, which a limit of the size of files might forbid."""
+    if multiprocessing.get_start_method() == "fork":
+        return mmap.mmap(-1, max(size, 1))
+    return RawArray("c", size)
 
 
 def _read_notes(processes: Sequence[Any], notes: Any) -> list[tuple[int, str]]:

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 
 from tqdm import tqdm
 
 from res2net_dense.engine.distributed import is_main
+from res2net_dense.engine.events import EventFile
 from res2net_dense.engine.inference import VAL_LOSS
 from res2net_dense.errors import CheckpointError, printable
-from res2net_dense.files import write_atomically
+from res2net_dense.files import cannot_write, write_atomically
+
+_log = logging.getLogger(__name__)
 
 RESULTS_VERSION = 1
 """`schema_version` of `results.json`: goes up when a metric that stays gets another name or meaning."""
@@ -37,7 +42,7 @@ class MetricLog:
         self.iterations = iterations
         self._tensorboard = tensorboard
         self._file: TextIO | None = None
-        self._events: Any = None
+        self._events: EventFile | None = None
         self._start = 0
         self._start_clock(0)
 
@@ -51,9 +56,9 @@ class MetricLog:
         self._start_clock(iteration)
         path = self.folder / "metrics.jsonl"
         if is_main() and path.exists():
-            lines = path.read_bytes().splitlines(keepends=True)
-            kept = b"".join(line for line in lines if _was_before(line, iteration))
-            write_atomically(path, lambda file: file.write(kept))
+            with open(path, "rb") as lines:
+                kept = (line for line in lines if _was_before(line, iteration))
+                write_atomically(path, lambda file: file.writelines(kept))
 
     def train(
         self,
@@ -111,7 +116,8 @@ class MetricLog:
         """Close the files; a later call opens them again."""
         for file in (self._file, self._events):
             if file is not None:
-                file.close()
+                with suppress(OSError):  # what could not be written was reported
+                    file.close()
         self._file = self._events = None
 
     def _start_clock(self, iteration: int) -> None:
@@ -122,26 +128,34 @@ class MetricLog:
         if self._file is None:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._file = open(path, "a", encoding="utf-8", newline="\n")  # noqa: SIM115 closed in close
-        elif not path.exists():  # before TensorBoard's thread notices, whose errors are tracebacks
+        elif not path.exists():
             raise CheckpointError(
                 f"{path} was deleted during the run: continue from a checkpoint (--resume), or train again"
             )
         # Ids may be numpy's integers.
-        self._file.write(json.dumps(entry, default=lambda value: value.item(), allow_nan=False) + "\n")
-        self._file.flush()
-        # A checkpoint is synced, and the lines before it must not be lost when it is not.
-        os.fsync(self._file.fileno())
+        line = json.dumps(entry, default=lambda value: value.item(), allow_nan=False) + "\n"
+        try:
+            self._file.write(line)
+            self._file.flush()
+            # A checkpoint is synced, and the lines before it must not be lost when it is not.
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise CheckpointError(
+                f"{cannot_write(path, len(line), error)} and continue with --resume"
+            ) from None
 
     def _add_events(self, group: str, scalars: Mapping[str, float], iteration: int) -> None:
         if not self._tensorboard:
             return
-        if self._events is None:
-            from torch.utils.tensorboard import SummaryWriter  # takes a second to import
-
-            # purge_step hides the events that the resumed run writes again.
-            self._events = SummaryWriter(str(self.folder), purge_step=self._start + 1)
-        for name, value in scalars.items():
-            self._events.add_scalar(f"{group}/{name}", value, iteration)
+        try:
+            if self._events is None:
+                self._events = EventFile(self.folder, first_step=self._start + 1)
+            self._events.add({f"{group}/{name}": value for name, value in scalars.items()}, iteration)
+        except OSError as error:  # `metrics.jsonl` has all of it
+            self._tensorboard = False
+            _log.warning(
+                "the run goes on without TensorBoard's events in %s: %s", self.folder, error.strerror
+            )
 
 
 def read_metrics(folder: str | Path) -> Iterator[dict[str, Any]]:

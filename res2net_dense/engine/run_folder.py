@@ -24,7 +24,7 @@ from res2net_dense.version import __version__
 
 _LOCK = "run.lock"
 # A start that failed on a typo leaves these, and nothing is lost when the next one replaces them.
-_BEFORE_TRAINING = (_LOCK, "env.json", "config.yaml")
+_BEFORE_TRAINING = (_LOCK, "env.json", "config.yaml", "data.json")
 _LIBRARIES = (
     *("torch", "torchvision", "numpy", "detectron2", "sal-detectron2"),
     *("segmentation-models-pytorch", "timm"),

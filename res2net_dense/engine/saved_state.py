@@ -19,7 +19,13 @@ _LARGEST = 2**53
 _NONE = type(None)
 _PLAIN: dict[str, dict[str, tuple[type, ...]]] = {
     "best": {"metric": (str,), "value": (float,), "iteration": (int,)},
-    "early_stop": {"metric": (str,), "value": (float, _NONE), "iteration": (int, _NONE), "waited": (int,)},
+    "early_stop": {
+        "metric": (str,),
+        "value": (float, _NONE),
+        "iteration": (int, _NONE),
+        "waited": (int,),
+        "last": (int,),
+    },
     "anchor": {"iteration": (int,), "factor": (float,)},
 }
 """Entries of plain data that may be missing, and what they have at least."""
@@ -70,7 +76,9 @@ def _check_optimizer(part: Optimizer, own: Mapping[str, Any], saved: Any) -> Non
     groups, states = saved["param_groups"], saved["state"]
     if not (isinstance(groups, list) and all(isinstance(group, dict) for group in groups)):
         raise ValueError(f"param_groups is {_shown(groups)}, not a list of dicts")
-    if [group.get("params") for group in groups] != [group["params"] for group in own["param_groups"]]:
+    numbers = [group.get("params") for group in groups]
+    are_plain = all(isinstance(one, list) and all(type(number) is int for number in one) for one in numbers)
+    if not are_plain or numbers != [group["params"] for group in own["param_groups"]]:
         raise ValueError("it has other groups of parameters")
     for place, (group, mine) in enumerate(zip(groups, own["param_groups"], strict=True)):
         if "lr" not in group:

@@ -9,13 +9,17 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from types import FrameType
+
+from res2net_dense.workers import deferred
 
 GRACE = 5.0
 """Seconds that an iteration may go on after a signal. Clusters kill a process half a minute after it."""
 _HANGUP: int | None = getattr(signal, "SIGHUP", None)  # not on Windows
-_HAS_TIMER = hasattr(signal, "setitimer")
+_RETRY = 0.05
+"""Seconds after which an exception is raised that was not raised in a destructor."""
+_Handler = Callable[[int, "FrameType | None"], object]
 
 
 class Stopped(BaseException):
@@ -57,32 +61,38 @@ class Stop:
             try:
                 self._grace = grace
                 if self.signal:
-                    self._interrupt()
+                    self._interrupt(None)
                 yield
             finally:
                 self._grace = None
+
+    def check(self, *_: object) -> None:
+        """Raise `Stopped` if a signal came; may be a hook of a module."""
+        if self.signal:
+            raise Stopped(self.signal)
 
     def handle(self, number: int, frame: FrameType | None) -> None:
         """Note the first signal; the second ends the process at once."""
         now = time.monotonic()
         if not self.signal:
             self.signal, self._since = number, now
-            self._interrupt()
+            self._interrupt(frame)
         # A terminal that closes hangs up more than once, and gives nobody's second thoughts.
         elif number != _HANGUP and now - self._since > _seconds_of_one_signal():
-            _end_by(number)
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
 
-    def _interrupt(self) -> None:
-        if self._grace == 0.0:
+    def _interrupt(self, frame: FrameType | None) -> None:
+        if self._grace is None:
+            return
+        if self._grace or _is_in_destructor(frame):
+            self._alarm.enter_context(_alarm(self._on_alarm, self._grace or _RETRY))
+        else:
             raise Stopped(self.signal)
-        if self._grace and _HAS_TIMER:
-            self._alarm.enter_context(_handlers({signal.SIGALRM: self._on_alarm}))
-            # Again and again, as an exception may be lost, in a destructor for example.
-            signal.setitimer(signal.ITIMER_REAL, self._grace, 1.0)
-            self._alarm.callback(signal.setitimer, signal.ITIMER_REAL, 0)
 
     def _on_alarm(self, number: int, frame: FrameType | None) -> None:
-        if self._grace is not None:
+        if self._grace is not None and not _is_in_destructor(frame):
+            signal.setitimer(signal.ITIMER_REAL, 0)
             raise Stopped(self.signal)
 
 
@@ -99,30 +109,15 @@ def leave_on_signals() -> Iterator[None]:
     """Inside, the first signal raises `Stopped`, so that temporary files and workers go; the second ends the
     process at once.
     """
-
-    def leave(number: int, frame: FrameType | None) -> None:
-        for one in _signals():
-            signal.signal(one, signal.SIG_DFL)
-        raise Stopped(number)
-
-    with _handlers(dict.fromkeys(_signals(), leave)):
+    with stop_on_signals() as stop, stop.interrupts():
         yield
 
 
-@contextmanager
-def uninterrupted() -> Iterator[None]:
+def uninterrupted() -> AbstractContextManager[None]:
     """Inside, the death of a worker is not reported, but afterwards: PyTorch raises an error of it wherever
     the main thread is, which may be between two weights.
     """
-    report = signal.getsignal(signal.SIGCHLD) if hasattr(signal, "SIGCHLD") else None
-    if not callable(report):
-        yield
-        return
-    deaths: list[int] = []
-    with _handlers({signal.SIGCHLD: lambda number, _: deaths.append(number)}):
-        yield
-    if deaths:
-        report(signal.SIGCHLD, None)
+    return deferred([signal.SIGCHLD] if hasattr(signal, "SIGCHLD") else [])
 
 
 def _signals() -> list[int]:
@@ -140,13 +135,31 @@ def _seconds_of_one_signal() -> float:
     return 2.0 if "TORCHELASTIC_RUN_ID" in os.environ else 0.2
 
 
-def _end_by(number: int) -> None:
-    signal.signal(number, signal.SIG_DFL)
-    os.kill(os.getpid(), number)
+def _is_in_destructor(frame: FrameType | None) -> bool:
+    """Whether Python would print an exception and go on."""
+    while frame:
+        if frame.f_code.co_name == "__del__":
+            return True
+        frame = frame.f_back
+    return False
 
 
 @contextmanager
-def _handlers(handlers: dict[int, Callable[[int, FrameType | None], object]]) -> Iterator[None]:
+def _alarm(handler: _Handler, seconds: float) -> Iterator[None]:
+    """Call a handler after these seconds, and then again and again."""
+    if not hasattr(signal, "setitimer"):
+        yield
+        return
+    with _handlers({signal.SIGALRM: handler}):
+        signal.setitimer(signal.ITIMER_REAL, seconds, _RETRY)
+        try:
+            yield
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+@contextmanager
+def _handlers(handlers: dict[int, _Handler]) -> Iterator[None]:
     """Set handlers, where Python allows it: in the main thread."""
     if threading.current_thread() is not threading.main_thread():
         yield

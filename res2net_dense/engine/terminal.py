@@ -67,7 +67,7 @@ class _Stream(io.FileIO):
             except OSError as error:  # EPIPE of a pipe, EIO of a terminal, ENOSPC of a file
                 self._terminal.lose(descriptor, error)
         line = bytes(data).rpartition(b"\r")[2]
-        if line.endswith(b"\n"):  # not the drawings of a bar, ten a second
+        if line.strip() and line.endswith(b"\n"):  # not the drawings of a bar, ten a second
             with suppress(OSError):
                 super().write(line)
         return size

@@ -211,7 +211,8 @@ class CocoEvaluator(ImageEvaluator):
         results: dict[str, float] = {}
         for kind in self.iou_types:
             scores = self._score_kind(records, kind)
-            results |= {f"{kind}/{name}": 100 * score for name, score in scores.items()}
+            # pycocotools divides by n + 2e-16: without the rounding all right would be 99.99999999999997
+            results |= {f"{kind}/{name}": round(100 * score, 12) for name, score in scores.items()}
         return results
 
     def _score_kind(self, records: Sequence[Record], kind: str) -> dict[str, float]:

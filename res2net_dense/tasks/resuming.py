@@ -45,12 +45,15 @@ def changes(before: Mapping[str, Any], config: Config) -> dict[str, tuple[Any, A
     return {key: (old.get(key), new.get(key)) for key in keys if old.get(key) != new.get(key)}
 
 
-def check_same_run(before: Mapping[str, Any], config: Config) -> None:
-    """Raise a `ConfigError` that names settings of a run which may not change in it; its task is first."""
+def check_same_run(before: Mapping[str, Any], config: Config, free: tuple[str, ...] = ()) -> None:
+    """Raise a `ConfigError` that names settings of a run which may not change in it; its task is first.
+
+    Others that `free` names may.
+    """
     changed = [
         f"{key} was {old!r} and is {new!r}"
         for key, (old, new) in sorted(changes(before, config).items(), key=lambda item: item[0] != "task")
-        if not key.startswith(_FREE_ON_RESUME)
+        if not key.startswith((*_FREE_ON_RESUME, *free))
     ]
     if changed:
         raise ConfigError(
@@ -96,16 +99,19 @@ def continued_schedule(
         f"after {iteration} iterations the learning rate is {rate}, by the new settings {peak * then:.3g} "
         f"({said})"
     )
-    new_run = "start a new run from these weights (model.weights) with another --output-dir"
+    remedy = f"add --extend to go on at {rate} and fall over the iterations that are left, "
+    if now < MIN_FACTOR:
+        extend, remedy = (
+            False,
+            f"--extend cannot help, as at {now:.1g} of its peak nothing would be learned; ",
+        )
+    elif old(iteration + 1) > now:
+        extend, remedy = False, "--extend cannot help, as it is still rising; "
     if not extend:
         raise ConfigError(
-            f"--resume continues the same run, but {jump}: add --extend to go on at {rate} and fall over the "
-            f"iterations that are left, take the settings back, or {new_run}"
+            f"--resume continues the same run, but {jump}: {remedy}take the settings back, or start a new "
+            "run from these weights (model.weights) with another --output-dir"
         )
-    if now < MIN_FACTOR:
-        raise ConfigError(f"--extend: {jump}; at {now:.1g} of its peak nothing would be learned: {new_run}")
-    if old(iteration + 1) > now:
-        raise ConfigError(f"--extend: {jump}; it is still rising: resume later in the run, or {new_run}")
     print_rank0(
         f"{said}: the learning rate goes on at {rate} and falls over the {counted(left, 'iteration')} that "
         f"are left, as {options.schedule.name} does (--extend)"

@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -28,7 +29,8 @@ from res2net_dense.data.transforms import (
 )
 from res2net_dense.data.workers import in_time
 from res2net_dense.engine import distributed
-from res2net_dense.errors import ConfigError, DatasetError
+from res2net_dense.engine.distributed import print_rank0
+from res2net_dense.errors import ConfigError, DatasetError, counted
 from res2net_dense.evaluation.semantic import METRICS, SemanticEvaluator
 from res2net_dense.models.graphs import Graph, SegmentationGraph
 from res2net_dense.models.semantic_inference import resized_argmax
@@ -111,8 +113,10 @@ class SemanticSegmentation(Task[SegmentationConfig]):
     def class_counts(self, config: SegmentationConfig, source: Any) -> ClassCounts:
         """Every mask is read, once for a source; a broken one counts nothing where it will be left out."""
         if source not in _COUNTED:
-            skip = config.data.on_error == "skip"
-            _COUNTED[source] = distributed.compute_once(lambda: _count_pixels(source, skip=skip))
+            read, skip = in_time(source.mask, config.data.timeout), config.data.on_error == "skip"
+            print_rank0(f"{source.name}: counting the pixels of {counted(len(source), 'mask')}")
+            count = partial(_count_pixels, read, len(source), skip=skip)
+            _COUNTED[source] = distributed.compute_once(count)
         return _COUNTED[source]
 
     def eval_transform(self, config: SegmentationConfig) -> Transform:
@@ -170,12 +174,12 @@ class SemanticSegmentation(Task[SegmentationConfig]):
         return f"{len(found)} of {len(class_names)} classes found"
 
 
-def _count_pixels(source: Any, *, skip: bool) -> ClassCounts:
+def _count_pixels(read: Callable[[int], np.ndarray], size: int, *, skip: bool) -> ClassCounts:
     """The labelled pixels of every mask."""
     rows = [np.zeros((3, 0), dtype=np.int64)]
-    for place in range(len(source)):
+    for place in range(size):
         try:
-            found = np.bincount(source.mask(place).ravel(), minlength=IGNORE_INDEX)[:IGNORE_INDEX]
+            found = np.bincount(read(place).ravel(), minlength=IGNORE_INDEX)[:IGNORE_INDEX]
         except DatasetError:
             if not skip:
                 raise

@@ -53,8 +53,8 @@ class Start(NamedTuple):
     def text(self) -> str:
         """The table that is printed before the first iteration."""
         width = max(len(part) for part, _ in self.rows)
-        classes = f"trained on {first_few(self.classes)}" if self.classes else "without names of classes"
-        lines = [f"model.weights: {self.file}, {classes}", f"{'part':{width}}  tensors  what became of them"]
+        classes = f", trained on {first_few(self.classes)}" if self.classes else ""
+        lines = [f"model.weights: {self.file}{classes}", f"{'part':{width}}  tensors  what became of them"]
         lines += [f"{part:{width}}  {count:7}  {what}" for (part, what), count in self.rows.items()]
         return "\n".join([*lines, *self.notes])
 

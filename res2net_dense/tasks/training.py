@@ -26,12 +26,14 @@ from res2net_dense.errors import CheckpointError, ConfigError, counted
 from res2net_dense.evaluation.operating_points import points_json, points_table
 from res2net_dense.outputs import Outputs
 from res2net_dense.tasks import get_task
+from res2net_dense.tasks.base import warn_rank0
 from res2net_dense.tasks.curves import save_curves
+from res2net_dense.tasks.data_fingerprint import DataFingerprint
 from res2net_dense.tasks.resuming import check_same_run, continued_schedule, curve
 from res2net_dense.tasks.saving import SavingEvaluator
 from res2net_dense.tasks.settings import updated
 from res2net_dense.tasks.starting import open_model, start_model
-from res2net_dense.tasks.watching import build_evaluation, validation_losses
+from res2net_dense.tasks.watching import build_evaluation, idle_stop, validation_losses
 
 
 def set_up_device(config: Config, device: str | torch.device | None = None) -> torch.device:
@@ -63,6 +65,7 @@ def train_and_evaluate(
     *,
     resume: bool = False,
     extend: bool = False,
+    allow_changed_data: bool = False,
     dry_run: bool = False,
 ) -> dict[str, float]:
     """Train into `folder` and return the last evaluation, empty without `data.val`.
@@ -71,16 +74,23 @@ def train_and_evaluate(
         config: as `prepare` of its task returned it.
         resume: whether to go on from the newest whole checkpoint in `folder`, or begin if it has none.
         extend: whether its learning rate may leave its curve for one of another length or schedule.
+        allow_changed_data: whether a resumed run may go on with other data than it began with.
         dry_run: take two training and two evaluation steps only, and read the checkpoint back.
     """
     task = get_task(config.task)
     loader = task.build_train_loader(config)
     config = with_iterations(config, loader.images)
     options, iterations = config.train, config.train.iterations or 0
+    if idle := idle_stop(config):
+        warn_rank0(idle)
     metadata = {"config": config_to_dict(config)}
     checkpointer = Checkpointer(folder, keep=options.keep_checkpoints, metadata=metadata)
     checkpointer.remove_leftovers()
-    state = _build_or_resume(config, device, checkpointer if resume else None, extend=extend)
+    data = DataFingerprint(task, config, folder)
+    goes_on = resume and any(checkpointer.checkpoints.glob("iter_*.pt"))
+    free = data.compare(allow=allow_changed_data) if goes_on else ()
+    state = _build_or_resume(config, device, checkpointer if resume else None, extend=extend, free=free)
+    data.note()
     loader.start_at(state.iteration)
     if distributed.is_main():
         save_config(config, folder / "config.yaml")
@@ -221,13 +231,20 @@ def with_iterations(config: Config, images: int) -> Config:
 
 
 def _build_or_resume(
-    config: Config, device: torch.device, checkpointer: Checkpointer | None, *, extend: bool
+    config: Config,
+    device: torch.device,
+    checkpointer: Checkpointer | None,
+    *,
+    extend: bool,
+    free: tuple[str, ...],
 ) -> TrainState:
-    """Build what is trained; with a checkpointer in the state of its newest checkpoint, if it has one."""
+    """Build what is trained; with a checkpointer in the state of its newest checkpoint, if it has one, whose
+    settings may differ in those that are `free`.
+    """
     found = checkpointer.open_latest() if checkpointer else None
     anchor = None
     if found:
-        check_same_run(found.config, config)
+        check_same_run(found.config, config, free)
         anchor = continued_schedule(found.config, config, found.content, extend=extend)
     state = build_state(config, device, load_weights=found is None)
     if found:

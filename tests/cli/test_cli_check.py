@@ -178,7 +178,7 @@ def test_outputs_in_the_data_are_refused(coco, place, capsys):
 def test_a_file_of_somebody_else_is_not_written_over(coco, tmp_path, capsys):
     (tmp_path / "mine.json").write_text("{}")
     assert cli.main(["check", *paths(coco), "--json", str(tmp_path / "mine.json")]) == 1
-    assert "not a file of this command" in capsys.readouterr().err
+    assert "mine.json exists already, and no earlier run left it like that" in capsys.readouterr().err
     assert (tmp_path / "mine.json").read_text() == "{}"
 
 

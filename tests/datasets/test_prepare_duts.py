@@ -71,7 +71,7 @@ def test_a_clean_set_and_its_manifest(mine, tmp_path, capsys):
     assert run(mine, "--check", output) == 0
     capsys.readouterr()
     assert run(mine, "--output", output) == 1
-    assert "already there" in capsys.readouterr().err
+    assert "exists already" in capsys.readouterr().err
 
 
 def test_every_fault_under_its_own_words(mine, tmp_path, capsys):

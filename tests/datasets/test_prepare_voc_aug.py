@@ -125,7 +125,7 @@ def test_other_content_is_refused(folders, capsys):
     voc = folders[0]
     list_file = voc / "ImageSets" / "Segmentation" / "trainaug.txt"
     list_file.write_text("a\nb\n")
-    fails(folders, capsys, "trainaug.txt: is another list; delete it or give another --output")
+    fails(folders, capsys, "trainaug.txt: is another list; delete it, give another --output, or --overwrite")
     list_file.write_text("e\r\nd\r\nb\r\na\r\n")  # the same names in another order are the same list
     masks = voc / "SegmentationClassAug"
     masks.mkdir()
@@ -154,7 +154,7 @@ def test_an_interrupted_run_leaves_nothing(folders, capsys, monkeypatch):
     assert run(folders) == 130
     assert tree(*folders) == before
     monkeypatch.undo()
-    left = folders[0] / ".SegmentationClassAug.partial"  # of a run that was killed
+    left = folders[0] / ".SegmentationClassAug.tmp-77"  # of a run that was killed
     left.mkdir()
     (left / "x.png").write_bytes(b"")
     assert run(folders) == 0

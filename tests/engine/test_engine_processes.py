@@ -52,20 +52,6 @@ def test_signal_during_evaluation(tmp_path: Path) -> None:
     assert (checkpointer.checkpoints / "iter_0000003.pt").exists()
 
 
-def test_second_signal_ends_at_once(run_code) -> None:
-    code = """
-import time
-class Slow(Net):
-    def forward(self, batch):
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(0.3)
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(60)
-learn(Slow(), samples(2), iterations=3)
-"""
-    assert run_code(IMPORTS + code).returncode == -signal.SIGTERM
-
-
 DISTRIBUTED = """
 from res2net_dense.engine import distributed
 distributed.init_distributed("cpu")

@@ -7,7 +7,6 @@ import copy
 import io
 import json
 import logging
-import math
 import sys
 
 import numpy as np
@@ -15,8 +14,21 @@ import pytest
 import torch
 
 mask_utils = pytest.importorskip("pycocotools.mask")
-from pycocotools.coco import COCO  # noqa: E402
-from pycocotools.cocoeval import COCOeval  # noqa: E402
+from coco_cases import (  # noqa: E402
+    HEIGHT,
+    IDS,
+    NAMES,
+    STATS,
+    WIDTH,
+    assert_same,
+    build,
+    mask_of,
+    predict,
+    prediction,
+    random_truth,
+    rle_of,
+    run,
+)  # fmt: skip
 
 from res2net_dense.data.layouts.coco import read_coco  # noqa: E402
 from res2net_dense.errors import ConfigError, DatasetError, MissingDependencyError  # noqa: E402
@@ -24,123 +36,6 @@ from res2net_dense.evaluation.coco import CocoEvaluator, prediction_to_records  
 from res2net_dense.types import MaskPart  # noqa: E402
 
 BACKENDS = ["pycocotools", "hotcoco"]
-STATS = ["AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl"]
-NAMES = ["cat", "dog", "eel", "fox"]
-IDS = [3, 7, 20, 21]  # gaps
-HEIGHT, WIDTH = 160, 200
-
-
-def mask_of(box, round_shape):
-    """A filled box or ellipse at full image size."""
-    x, y, w, h = box
-    rows, columns = np.mgrid[:HEIGHT, :WIDTH] + 0.5
-    if round_shape:
-        return ((columns - x - w / 2) / (w / 2)) ** 2 + ((rows - y - h / 2) / (h / 2)) ** 2 <= 1
-    return (columns > x) & (columns < x + w) & (rows > y) & (rows < y + h)
-
-
-def rle_of(mask):
-    rle = mask_utils.encode(np.asfortranarray(mask.astype(np.uint8)))
-    return {"size": rle["size"], "counts": rle["counts"].decode()}
-
-
-def random_truth(seed=0, images=12, crowd=True, classes=4):
-    """COCO json with id gaps, crowds, all sizes, and an image without objects."""
-    rng = np.random.default_rng(seed)
-    annotations = []
-    for image in range(images - 1):
-        for _ in range(rng.integers(1, 8)):
-            w, h = rng.integers(8, 150), rng.integers(8, 120)
-            box = [int(rng.integers(0, WIDTH - w)), int(rng.integers(0, HEIGHT - h)), int(w), int(h)]
-            mask = mask_of(box, rng.random() < 0.5)
-            annotations.append(
-                {
-                    "id": len(annotations) + 1,
-                    "image_id": 10 * image + 5,
-                    "category_id": IDS[rng.integers(classes)],
-                    "bbox": [float(v) for v in box],
-                    "area": float(mask.sum()),
-                    "iscrowd": int(crowd and rng.random() < 0.1),
-                    "segmentation": rle_of(mask),
-                }
-            )
-    return {
-        "images": [
-            {"id": 10 * i + 5, "height": HEIGHT, "width": WIDTH, "file_name": f"{i}.jpg"}
-            for i in range(images)
-        ],
-        "categories": [{"id": i, "name": name} for i, name in zip(IDS, NAMES, strict=True)],
-        "annotations": annotations,
-    }
-
-
-def prediction(boxes=(), labels=(), scores=(), masks=()):
-    return {
-        "boxes": torch.tensor(np.asarray(boxes, dtype=np.float32).reshape(-1, 4)),
-        "labels": torch.tensor(labels, dtype=torch.int64),
-        "scores": torch.tensor(scores, dtype=torch.float32),
-        "masks": torch.from_numpy(np.asarray(masks, dtype=bool).reshape(-1, HEIGHT, WIDTH)),
-    }
-
-
-def predict(truth, *, noise=0.0, seed=0, crowd=False):
-    """The ground truth as predictions by image id, jittered, with misses, doubles and wrong classes."""
-    rng = np.random.default_rng(seed)
-    found = {}
-    for image in truth["images"]:
-        boxes, labels, scores, masks = [], [], [], []
-        for annotation in truth["annotations"]:
-            if annotation["image_id"] != image["id"] or (annotation.get("iscrowd") and not crowd):
-                continue
-            for _ in range(int(rng.integers(0, 3)) if noise else 1):
-                x, y, w, h = np.asarray(annotation["bbox"])
-                if noise:
-                    x, y = x + noise * w * rng.normal(), y + noise * h * rng.normal()
-                    mask = mask_of((x, y, w, h), rng.random() < 0.5)
-                else:
-                    mask = mask_utils.decode(annotation["segmentation"]).astype(bool)
-                label = IDS.index(annotation["category_id"])
-                boxes.append([x, y, x + w, y + h])
-                labels.append(int(rng.integers(len(NAMES))) if noise and rng.random() < 0.2 else label)
-                # few different scores, so that ties are tested too
-                scores.append(round(float(rng.random()), 1))
-                masks.append(mask)
-        found[image["id"]] = prediction(boxes, labels, scores, masks)
-    return found
-
-
-def build(source, **options):
-    """The evaluator of a file or its content."""
-    file = read_coco(source, masks="segm" in options.get("iou_types", ("segm",)))
-    return CocoEvaluator(file.ground_truth(), name=file.name, **{"class_names": NAMES, **options})
-
-
-def run(truth, predictions, **options):
-    evaluator = build(truth, **options)
-    for image_id, output in predictions.items():
-        evaluator.process([{"image_id": image_id}], [output])
-    return evaluator, evaluator.evaluate()
-
-
-def raw_pycocotools(truth, records, iou_type):
-    with contextlib.redirect_stdout(io.StringIO()):
-        coco = COCO()
-        coco.dataset = {"info": {}, **copy.deepcopy(truth)}
-        coco.createIndex()
-        records = copy.deepcopy(records)
-        for record in records:
-            # with a box, loadRes would take the area of the box for that of the mask
-            record.pop("bbox" if iou_type == "segm" else "segmentation", None)
-        scorer = COCOeval(coco, coco.loadRes(records), iou_type)
-        scorer.evaluate()
-        scorer.accumulate()
-        scorer.summarize()
-    return [100 * value if value > -1 else math.nan for value in scorer.stats], scorer.eval["precision"]
-
-
-def assert_same(a, b, tolerance=1e-10):
-    assert a.keys() == b.keys()
-    np.testing.assert_allclose(list(a.values()), list(b.values()), rtol=0, atol=tolerance, equal_nan=True)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -175,24 +70,6 @@ def test_published_numbers(backend, iou_type, shared_data):
     results = evaluator.evaluate()
     got = [results[f"{iou_type}/{name}"] / 100 for name in STATS]
     np.testing.assert_allclose(got, list(expected["stats"].values()), rtol=0, atol=1e-12)
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("seed", range(3))
-def test_equals_raw_pycocotools(backend, seed):
-    truth = random_truth(seed)
-    found = predict(truth, noise=0.08, seed=seed)
-    records = [one for i, output in found.items() for one in prediction_to_records(output, i, IDS)]
-    _, results = run(truth, found, backend=backend)
-    assert 5 < results["segm/AP"] < 95
-    for iou_type in ("bbox", "segm"):
-        stats, precision = raw_pycocotools(truth, records, iou_type)
-        got = [results[f"{iou_type}/{name}"] for name in STATS]
-        np.testing.assert_allclose(got, stats, rtol=0, atol=1e-12 * 100)
-        for k, name in enumerate(NAMES):
-            np.testing.assert_allclose(
-                results[f"{iou_type}/AP/{name}"], 100 * precision[:, :, k, 0, -1].mean(), rtol=0, atol=1e-10
-            )
 
 
 @pytest.mark.parametrize("empty", [False, True], ids=["predictions", "no predictions"])
@@ -240,43 +117,6 @@ def test_equals_detectron2(empty, tmp_path):
             ours = results[f"{iou_type}/{metric.replace('AP-', 'AP/')}"]
             # detectron2 calls the scores of a model without predictions NaN, we call them 0
             assert ours == (0 if empty else pytest.approx(value, abs=1e-10, nan_ok=True)), metric
-
-
-def test_ground_truth_scores_100():
-    truth = random_truth(2)
-    assert any(a["iscrowd"] for a in truth["annotations"])
-    # a detection on a crowd is neither right nor wrong
-    for crowd in (False, True):
-        _, results = run(truth, predict(truth, crowd=crowd))
-        # with a single detection an image and class, several objects cannot be found
-        assert {v for k, v in results.items() if not k.endswith("/AR1")} == {100.0}
-
-
-def test_no_predictions(caplog):
-    truth = random_truth(4)
-    with caplog.at_level(logging.WARNING):
-        _, results = run(truth, {i["id"]: prediction() for i in truth["images"]})
-    assert {results[f"{t}/{name}"] for t in ("bbox", "segm") for name in STATS} == {0.0}
-    assert "no detections at all on 12 images" in caplog.text
-
-
-def test_class_without_ground_truth_is_not_available(caplog):
-    truth = random_truth(6, classes=3)
-    found = predict(truth, noise=0.05)
-    evaluator, results = run(truth, found)
-    assert math.isnan(results["bbox/AP/fox"])
-    present = [results[f"bbox/AP/{name}"] for name in NAMES[:3]]
-    assert results["bbox/AP"] == pytest.approx(np.mean(present), abs=1e-10)
-    assert "n/a" in evaluator.table()
-
-    # a class the file does not even have: its predictions are left out
-    with caplog.at_level(logging.WARNING):
-        _, results = run(truth, found, class_names=["cat", "dog", "eel", "yak"])
-    assert math.isnan(results["bbox/AP/yak"])
-    assert "yak" in caplog.text
-    assert results["bbox/AP"] == pytest.approx(np.mean(present), abs=1e-10)
-    with pytest.raises(ConfigError, match="none of the model's classes"):
-        build(truth, class_names=["yak"])
 
 
 def test_label_order_is_by_name():

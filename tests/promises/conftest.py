@@ -56,21 +56,25 @@ def class_folders(tmp_path):
 
 
 @pytest.fixture
-def learn(class_folders, run_tool):
+def tiny_classifier(class_folders):
+    """Arguments of a command that uses a tiny classifier and these folders."""
+    settings = [
+        f"data.train={class_folders}/train", f"data.val={class_folders}/val", "data.crop_size=32",
+        f"backbone.name={TINY}", "data.resize_size=36", "runtime.device=cpu", "train.iterations=30",
+        "train.batch_size=2", "train.log_every=1", "train.precision=fp32", "runtime.threads=1",
+    ]  # fmt: skip
+    return ["--config", "quick/classification_res2net50", *settings]
+
+
+@pytest.fixture
+def learn(class_folders, tiny_classifier, run_tool):
     """Train where reading `image.png` goes wrong in one way of `faulty.py`; returns a `FaultyRun`."""
 
-    def learn(kind, *overrides, name="image.png", script=TRAIN, arguments=()):
+    def learn(kind, *overrides):
         notes, folder = class_folders / "notes", class_folders / "run"
         notes.mkdir()
-        settings = [
-            f"data.train={class_folders}/train", f"data.val={class_folders}/val", "data.crop_size=32",
-            f"backbone.name={TINY}", "data.resize_size=36", "runtime.device=cpu", "train.iterations=30",
-            "train.batch_size=2", "train.log_every=1", "train.precision=fp32", "runtime.threads=1",
-        ]  # fmt: skip
-        arguments = arguments or (
-            "--config", "quick/classification_res2net50", "--output-dir", folder, *settings, *overrides,
-        )  # fmt: skip
-        process = run_tool("tests/faulty.py", kind, name, notes, script, *arguments, timeout=100)
+        arguments = [*tiny_classifier, *overrides, "--output-dir", folder]
+        process = run_tool("tests/faulty.py", kind, "image.png", notes, TRAIN, *arguments, timeout=100)
         met = notes / "met"
         assert met.exists(), process.stderr
         seconds = time.time() - float(met.read_text())

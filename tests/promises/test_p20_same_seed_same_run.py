@@ -16,15 +16,10 @@ from res2net_dense.tasks import get_task
 every_task = pytest.mark.parametrize("task", TINY_RUNS)
 
 
-@pytest.mark.parametrize(
-    "task",
-    [
-        "classification",
-        *(pytest.param(t, marks=pytest.mark.slow) for t in TINY_RUNS if t != "classification"),
-    ],
-)
+@pytest.mark.slow
+@every_task
 def test_the_same_seed_twice(task, tiny, trained, run_tool, tmp_path):
-    """With two workers and with none."""
+    """With two workers and with none; the quick test of P4 says the same of each task."""
     for name, changes in (("again", ["data.workers=0"]), ("other", ["runtime.seed=1"])):
         process = run_tool(TRAIN, "--config", tiny(task), "--output-dir", tmp_path / name, *changes)
         assert process.returncode == 0, process.stderr

@@ -1,6 +1,5 @@
 """P27: old files load for ever. Each released version left checkpoints, a run folder, configurations and an
-exported file in `tests/legacy`, with the numbers that they gave (`make.py` writes them), and still give
-them.
+exported file in `tests/legacy`, with the numbers that they gave (`make.py` writes them) and still give.
 """
 
 import json

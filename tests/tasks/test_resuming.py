@@ -102,13 +102,16 @@ def test_a_jump_is_refused_or_avoided(before, after, iteration, capsys):
 
 def test_what_cannot_be_extended(capsys):
     for name, iteration, words in (
-        ("cosine", 100, ["after 100 iterations", "nothing would be learned", "model.weights"]),
+        ("cosine", 100, ["after 100 iterations", "at 0 of its peak nothing would be learned"]),
         ("onecycle", 100, ["nothing would be learned"]),
-        ("onecycle", 5, ["still rising", "resume later"]),
+        ("onecycle", 5, ["it is still rising"]),
     ):
-        with pytest.raises(ConfigError) as error:
-            go_on(config_of(name=name), config_of(name=name, iterations=200), iteration, extend=True)
-        assert_one_line(error, "--extend: ", *words)
+        for extend in (False, True):
+            with pytest.raises(ConfigError) as error:
+                go_on(config_of(name=name), config_of(name=name, iterations=200), iteration, extend=extend)
+            assert_one_line(
+                error, "--extend cannot help, as ", "take the settings back", "model.weights", *words
+            )
     with pytest.raises(ConfigError, match="extend .* goes with resume"):
         train(config_to_dict(config_of()), extend=True)
     assert go_on(config_of(name="cosine"), config_of(name="cosine", iterations=40), 40) is None

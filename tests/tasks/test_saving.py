@@ -15,6 +15,7 @@ from res2net_dense import evaluate
 from res2net_dense.cli import main
 from res2net_dense.config import load_config
 from res2net_dense.engine import distributed
+from res2net_dense.outputs import Outputs
 from res2net_dense.tasks import get_task
 from res2net_dense.tasks.saving import SavingEvaluator
 
@@ -132,9 +133,10 @@ def test_the_order_is_that_of_the_images_with_any_number_of_processes(evaluated,
     run, _, config = evaluated(classification)
     task = get_task(classification)
     config = task.prepare(config, training=False)
-    saving = SavingEvaluator(task.build_evaluator(config), task, config)
+    saving = SavingEvaluator(task.build_evaluator(config), task, config, Outputs(run))
     records = json.loads((run / "predictions.json").read_text())
     images = [records[start : start + 5] for start in range(0, len(records), 5)]
+    monkeypatch.setattr(distributed, "world_size", lambda: 3)
     monkeypatch.setattr(distributed, "gather_objects", lambda _: [images[0::3], images[1::3], images[2::3]])
     assert json.loads(saving.write().read_text()) == records
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, NamedTuple, TypeVar, get_args
 
@@ -17,7 +17,7 @@ from res2net_dense.data.regions import open_pixels, read_through
 from res2net_dense.errors import ConfigError, DatasetError
 from res2net_dense.findings import Finding, Findings
 from res2net_dense.sections import Section
-from res2net_dense.types import Sample, Source
+from res2net_dense.types import Entry, Sample, Source
 
 
 class Request(NamedTuple):
@@ -72,12 +72,21 @@ class Inspected:
     tiled: bool = False
     """Whether images are read in tiles, so that TIFFs may be larger than others; set by `open_source`."""
 
+    def __len__(self) -> int:
+        raise NotImplementedError
+
     def sample(self, index: int) -> Sample:
         raise NotImplementedError
 
     def file(self, index: int) -> Path | None:
         """See `types.Source`."""
         return None
+
+    def entries(self) -> Iterator[Entry]:
+        """See `types.Source`; by default with the images alone."""
+        for index in range(len(self)):
+            file = self.file(index)
+            yield Entry(str(index), () if file is None else (file,), 0)
 
     def classes(self) -> Sequence[tuple[int | str | None, int]]:
         """See `types.Source`."""

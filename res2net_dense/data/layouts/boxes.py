@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, cast
@@ -18,7 +19,7 @@ from res2net_dense.data.layouts.packed_boxes import BoxImage, BoxObject, PackedB
 from res2net_dense.data.pixels import RGB, PixelFormat
 from res2net_dense.errors import DatasetError, counted, first_few
 from res2net_dense.findings import Finding, Findings
-from res2net_dense.types import Sample, Tile
+from res2net_dense.types import Entry, Sample, Tile
 
 __all__ = ["BoxImage", "BoxObject", "Boxes", "CocoBoxes", "VocBoxes", "clip_box", "is_empty"]
 
@@ -164,6 +165,15 @@ class Boxes(Inspected):
     def file(self, index: int) -> Path:
         """See `types.Source`."""
         return self._path(self._packed.without_objects(index))
+
+    def entries(self) -> Iterator[Entry]:
+        """See `types.Source`."""
+        packed, prefixes = self._packed, [""]
+        if len(self.folders) > 1:
+            prefixes = [f"{number}/" for number in range(len(self.folders))]
+        places = packed.files[:, 0].tolist()
+        for name, place, digest in zip(packed.names, places, packed.digests([*self.counts]), strict=True):
+            yield Entry(prefixes[place] + name, (os.path.join(self.folders[place], name),), digest)
 
     def inspect(self, index: int, *, thorough: bool) -> list[Finding]:
         """See `types.Source`."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import zlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import ClassVar, Literal, NamedTuple
 
@@ -13,7 +14,7 @@ from res2net_dense.data.layouts.listing import check_folder, read_bytes, read_li
 from res2net_dense.errors import ConfigError, DatasetError
 from res2net_dense.findings import Findings
 from res2net_dense.sections import PathText
-from res2net_dense.types import Sample
+from res2net_dense.types import Entry, Sample
 
 SHAPE = (3, 32, 32)
 TRAIN_SIZE, TEST_SIZE = 50_000, 10_000
@@ -115,6 +116,11 @@ class Cifar(Inspected):
     def classes(self) -> list[tuple[int | str | None, int]]:
         """See `types.Source`."""
         return [(None, count) for count in np.bincount(self.labels, minlength=len(self.class_names)).tolist()]
+
+    def entries(self) -> Iterator[Entry]:
+        """See `types.Source`: the checksum of each image and its label."""
+        for index, (image, label) in enumerate(zip(self.images, self.labels.tolist(), strict=True)):
+            yield Entry(f"#{index}", (), zlib.crc32(image.tobytes(), label))
 
     def sample(self, index: int) -> Sample:
         """One image; its `image_id` is the index."""

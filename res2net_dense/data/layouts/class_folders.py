@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -22,7 +22,7 @@ from res2net_dense.data.layouts.near_names import NearFiles
 from res2net_dense.errors import DatasetError, first_few
 from res2net_dense.findings import Finding, Findings
 from res2net_dense.sections import PathText
-from res2net_dense.types import Sample
+from res2net_dense.types import Entry, Sample
 
 _TRAIN = {"train", "training"}
 _HELD_OUT = {"val", "validation", "valid", "test"}
@@ -122,6 +122,11 @@ class ClassFolders(Inspected):
         are the user's own.
         """
         return self._root / os.fsdecode(self._files[index])
+
+    def entries(self) -> Iterator[Entry]:
+        """See `types.Source`: the name has the class."""
+        for name in map(os.fsdecode, self._files):
+            yield Entry(name, (os.path.join(self._root, name),), 0)
 
     def inspect(self, index: int, *, thorough: bool) -> list[Finding]:
         """See `types.Source`."""

@@ -9,8 +9,9 @@ from __future__ import annotations
 import csv
 import io
 import os
+import zlib
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar, Literal, NamedTuple
 
@@ -33,7 +34,7 @@ from res2net_dense.data.layouts.near_names import NearFiles
 from res2net_dense.errors import DatasetError, did_you_mean, first_few
 from res2net_dense.findings import Finding, Findings
 from res2net_dense.sections import PathText, Text
-from res2net_dense.types import Sample
+from res2net_dense.types import Entry, Sample
 
 USUAL_FILE = "_classes.csv"
 """Roboflow's."""
@@ -149,6 +150,12 @@ class ClassesCsv(Inspected):
     def classes(self) -> list[tuple[int | str | None, int]]:
         """See `types.Source`."""
         return [(None, count) for count in np.bincount(self.labels, minlength=len(self.class_names)).tolist()]
+
+    def entries(self) -> Iterator[Entry]:
+        """See `types.Source`."""
+        classes = [zlib.crc32(name.encode()) for name in self.class_names]
+        for name, label in zip(map(os.fsdecode, self._files), self.labels.tolist(), strict=True):
+            yield Entry(name, (os.path.join(self._folder, name),), classes[label])
 
     def inspect(self, index: int, *, thorough: bool) -> list[Finding]:
         """See `types.Source`."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Iterable, Sequence
+import os
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
@@ -18,7 +19,7 @@ from res2net_dense.data.packed import PackedRecords
 from res2net_dense.data.regions import Recent, identity, open_pixels
 from res2net_dense.errors import DatasetError
 from res2net_dense.findings import Finding, Findings
-from res2net_dense.types import Sample, Tile
+from res2net_dense.types import Entry, Sample, Tile
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -90,6 +91,14 @@ class MaskPairs(Inspected):
         """See `types.Source`."""
         part, image, _ = self._files[index]
         return path_inside(self._folders[part][0], image, "image folder")
+
+    def entries(self) -> Iterator[Entry]:
+        """See `types.Source`."""
+        several = len(self._folders) > 1
+        for part, image, mask in self._files:
+            images, masks = self._folders[part]
+            name = f"{part}/{image}" if several else image
+            yield Entry(name, (os.path.join(images, image), os.path.join(masks, mask)), 0)
 
     def annotations(self, index: int, within: Tile | None = None) -> dict[str, Any]:
         """What `sample` has besides the image and its size; the mask is as read, and not to be changed."""

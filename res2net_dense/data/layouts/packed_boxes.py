@@ -7,8 +7,10 @@ them would end up with a copy, because reading one writes its reference count.
 from __future__ import annotations
 
 import copy
+import zlib
 from array import array
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -79,6 +81,19 @@ class Masks:
         self.polygon_ends, self.code_ends = column(self.polygon_ends), column(self.code_ends)
         self.codes = np.frombuffer(self.codes, dtype=np.uint8) if self.codes else np.zeros(0, dtype=np.uint8)
         return self
+
+    def digests(self) -> np.ndarray:
+        """(N,) uint32, a checksum of the mask of each object."""
+        points, codes = memoryview(self.points).cast("B"), memoryview(self.codes)
+        polygons, ends = self.polygon_ends.tolist(), self.code_ends.tolist()
+        edges = [0, *(self.bounds[:, 1] * self.points.itemsize).tolist()]  # they lie one after the other
+        found = (
+            zlib.crc32(
+                codes[ends[row] : ends[row + 1]], zlib.crc32(points[edges[first] : edges[last]], last - first)
+            )
+            for row, (first, last) in enumerate(pairwise(polygons))
+        )
+        return np.fromiter(found, dtype=np.uint32, count=len(polygons) - 1)
 
     def get(self, row: int, height: int, width: int) -> coco_masks.Segmentation | None:
         """The mask of an object of an image of this size, or None."""
@@ -204,6 +219,19 @@ class PackedBoxes(Sequence[BoxImage]):
         """An image alone, which is much faster."""
         folder, height, width = self.files[index].tolist()
         return BoxImage(self.ids[index], self.names[index], folder, height, width, [])
+
+    def digests(self, category_names: Sequence[str]) -> list[int]:
+        """For each image a number that is another one where its objects are others; categories go by name."""
+        objects = self.objects
+        names = np.array([zlib.crc32(name.encode()) for name in category_names] or [0], dtype=np.float64)
+        masks = np.zeros(len(objects.rows))
+        if objects.masks is not None:
+            masks = objects.masks.digests()[objects.rows].astype(np.float64)
+        columns = [names[objects.categories], objects.ignored, objects.areas, *objects.boxes.T, masks]
+        rows = np.column_stack(columns)[self.order]
+        content, width = rows.tobytes(), rows.shape[1] * rows.itemsize
+        ends = (self._ends * width).tolist()
+        return [zlib.crc32(content[begin:end]) for begin, end in pairwise(ends)]
 
     def count_objects(self, chosen: Any = None) -> np.ndarray:
         """How many objects, or objects of a mask (N,) bool, each image has, (images,) int64."""

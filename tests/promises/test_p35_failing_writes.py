@@ -1,0 +1,142 @@
+"""P35: a write that fails and memory that is missing are one line with the path or the sizes and what to
+change; a training is saved where a checkpoint can still be written.
+"""
+
+import json
+import os
+import resource
+
+import pytest
+from running import TRAIN, assert_error_line
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from res2net_dense.engine.metric_log import MetricLog
+from res2net_dense.errors import CheckpointError
+
+MAIN = "res2net_dense/cli/__main__.py"
+LIMITED = """
+import os, resource, runpy, sys
+from pathlib import Path
+import torch, torchvision, cv2
+kind, more, script = sys.argv[1:4]
+limit = int(more)
+if kind == "RLIMIT_AS":
+    limit += int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+number = getattr(resource, kind)
+resource.setrlimit(number, (limit, resource.getrlimit(number)[1]))
+sys.argv = sys.argv[3:]
+sys.path[0] = os.path.dirname(script)
+runpy.run_path(script, run_name="__main__")
+"""
+"""A script under a limit of its files, or of what it needs besides the libraries."""
+
+
+@pytest.fixture
+def run_limited(run_code, request):
+    def run(kind, limit, script, *arguments, **keywords):
+        return run_code(LIMITED, kind, limit, request.config.rootpath / script, *arguments, **keywords)
+
+    return run
+
+
+@pytest.fixture
+def file_size(tmp_path):
+    """Limit the size of files of this process."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def log_steps(log, steps):
+    for step in steps:
+        log.train(step, lr=0.1, losses={"loss_cls": step / 7}, grad_norm=1.0, image_ids=[1, 2])
+
+
+def test_the_log_that_cannot_be_written_is_one_line(tmp_path, file_size):
+    log = MetricLog(tmp_path, iterations=100, tensorboard=False)
+    log_steps(log, range(1, 3))
+    file_size(400)
+    with pytest.raises(CheckpointError, match=r"jsonl: File too large; it needs \d+ bytes.*make room"):
+        log_steps(log, range(3, 9))
+    log.close()
+    file_size(10_000)
+    log.truncate(2)  # what was cut is dropped
+    log_steps(log, range(3, 5))
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["iteration"] for line in lines] == [1, 2, 3, 4]
+
+
+def test_a_run_goes_on_without_tensorboard(tmp_path, file_size, caplog, capfd):
+    log = MetricLog(tmp_path, iterations=100)
+    log_steps(log, [1])
+    events = next(tmp_path.glob("events*"))
+    file_size(max(path.stat().st_size for path in tmp_path.iterdir()) + 100)
+    log_steps(log, range(2, 4))
+    log.close()
+    assert "goes on without TensorBoard's events" in caplog.text
+    assert caplog.text.count("File too large") == 1
+    assert "Traceback" not in capfd.readouterr().err
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 3
+    assert [one.step for one in scalars(events.parent, "train/loss_cls")] == [1]
+
+
+def test_tensorboard_reads_what_a_resumed_run_writes(tmp_path):
+    log = MetricLog(tmp_path, iterations=9)
+    log_steps(log, range(1, 6))
+    log.close()
+    log = MetricLog(tmp_path, iterations=9)
+    log.truncate(3)
+    log_steps(log, range(4, 9))
+    log.evaluation(8, {"top1": 50.0})
+    log.close()
+    found = scalars(tmp_path, "train/loss_cls")
+    assert [one.step for one in found] == list(range(1, 9))
+    assert [one.value for one in found] == pytest.approx([step / 7 for step in range(1, 9)])
+    assert [(one.step, one.value) for one in scalars(tmp_path, "eval/top1")] == [(8, 50.0)]
+
+
+def scalars(folder, name):
+    return EventAccumulator(str(folder)).Reload().Scalars(name)
+
+
+def test_a_training_is_saved_when_its_log_is_full(class_folders, tiny_classifier, run_tool, run_limited):
+    settings = ["data.workers=0", "train.schedule={name: constant}"]
+    arguments = [TRAIN, *tiny_classifier, *settings, "--output-dir", class_folders / "run"]
+    process = run_tool(*arguments, "train.iterations=2", "train.eval_every=0")
+    assert process.returncode == 0, process.stderr
+    log, (checkpoint,) = class_folders / "run/metrics.jsonl", (class_folders / "run/checkpoints").glob("*.pt")
+    first, *others = log.read_text().splitlines()
+    limit = 2 * checkpoint.stat().st_size
+    filled = json.dumps({**json.loads(first), "filled": " " * (limit - len(log.read_text()) - 500)})
+    log.write_text("\n".join([filled, *others, ""]))
+    process = run_limited("RLIMIT_FSIZE", limit, *arguments, "--resume")
+    assert_error_line(process, str(log), "File too large", "make room", "--resume")
+    saved = max(int(path.stem[5:]) for path in checkpoint.parent.glob("*.pt"))
+    assert 2 < saved < 30
+    assert len(log.read_text().splitlines()) in (saved, saved + 1)  # the last one may be cut
+    process = run_tool(*arguments, "--resume")
+    assert process.returncode == 0, process.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("command", "limit", "output"),
+    [("evaluate", 100, "results.json"), ("predict", 3000, "out"), ("check", 3000, "report.html")],
+)
+def test_results_that_cannot_be_written_are_one_line(
+    command, limit, output, class_folders, tiny_classifier, run_tool, run_limited
+):
+    run = class_folders / "run"
+    process = run_tool(TRAIN, *tiny_classifier, "train.iterations=1", "data.workers=0", "--output-dir", run)
+    assert process.returncode == 0, process.stderr
+    new = class_folders / "new"
+    arguments = {
+        "evaluate": [MAIN, "evaluate", "--weights", run, "--output-dir", new, "data.workers=0"],
+        "predict": [
+            MAIN, "predict", "--weights", run, "--input", class_folders / "val", "--output", new / "out",
+        ],
+        "check": [MAIN, "check", *tiny_classifier, "--html", class_folders / "report.html"],
+    }[command]  # fmt: skip
+    process = run_limited("RLIMIT_FSIZE", limit, *arguments, env=dict(os.environ))  # its stdout is a pipe
+    assert_error_line(process, output, "File too large", "make room")
+    assert not list(class_folders.glob("**/.*tmp*"))
