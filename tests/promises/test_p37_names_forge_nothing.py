@@ -1,8 +1,9 @@
-"""P37: names cannot forge messages: what moves the cursor, breaks the line or turns the writing is escaped."""
+"""P37: names cannot forge messages: what moves the cursor, breaks or turns the line is escaped."""
 
 import json
 import logging
 import re
+from pathlib import Path
 
 import pytest
 from tiny_tasks import detection, write_config
@@ -66,7 +67,7 @@ def evil_run(draw_toy, tmp_path):
     path = write_config(detection, draw_toy, tmp_path)
     text = path.read_text()
     folder = next(part.split()[0].rstrip(",}") for part in text.split("annotations: ")[1:])
-    document = json.loads(open(folder).read())
+    document = json.loads(Path(folder).read_text())
     document["categories"][0]["name"] = EVIL
     (tmp_path / "evil.json").write_text(json.dumps(document))
     path.write_text(text.replace(folder, str(tmp_path / "evil.json")))
