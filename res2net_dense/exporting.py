@@ -26,7 +26,7 @@ from res2net_dense.files import draft_of
 from res2net_dense.limits import MAX_BATCH, MAX_PIXELS
 from res2net_dense.models.graphs import Graph
 from res2net_dense.network_options import check_count
-from res2net_dense.outputs import Outputs
+from res2net_dense.outputs import Outputs, files_in
 from res2net_dense.tasks import resuming
 from res2net_dense.tasks.scoring import MAX_DROP, BothScores, score_both
 from res2net_dense.trained import ConfigLike, Job, load_exported, open_job
@@ -96,12 +96,13 @@ def export(
     _check_numbers(size, batch, max_drop)
     int8 = calibration is not None
     output = _check_output(output, size=size, batch=batch, dynamic=dynamic, int8=int8)
-    photos = None if calibration is None else list_images(calibration)
-    inputs = [weights, config if isinstance(config, (str, Path)) else None, *(photos or ())]
+    inputs = [weights, config if isinstance(config, (str, Path)) else None]
+    inputs += files_in([Path(calibration)]) if calibration else ()
     outputs = Outputs(output.parent, inputs=inputs, overwrite=overwrite)
     outputs.claim(_files_of(output))
     work = _open_work(weights, config, overrides, evaluate=evaluate, int8=int8, log=log)
     description = work.describe(format_of(output), size=size, batch=batch, dynamic=dynamic)
+    photos = None if calibration is None else list_images(calibration)
     images = work.images_to_compare()
     scored = (evaluate or int8) and work.can_score(description, images)
     with _make_folder(output) as folder:
@@ -129,11 +130,8 @@ def export(
         made = sorted(Path(folder).iterdir())
         total = sum(file.stat().st_size for file in made if file.suffix != ".json")
         files = [output.with_name(file.name) for file in made]
-        outputs.check(files)
-        if len(made) > 2:  # whenever this ends, a file has the weights that belong to it
-            output.unlink(missing_ok=True)
-        for file in sorted(made, key=lambda file: file.name == output.name):
-            outputs.publish(file, output.with_name(file.name))
+        made.sort(key=lambda file: file.name == output.name)
+        outputs.publish({file: output.with_name(file.name) for file in made})
     return ExportResult(output, files, total, description, parity, scores)
 
 

@@ -98,11 +98,20 @@ class Outputs:
         finally:
             draft.unlink(missing_ok=True)
 
-    def publish(self, draft: Path, path: Path) -> None:
-        """Move a whole file, written elsewhere on the same disk, to its place; raises as `write`."""
-        self.check([path])
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._publish(draft, path, sha256_of(draft))
+    def publish(self, drafts: Mapping[Path, Path]) -> None:
+        """Move whole files, written elsewhere on the same disk, to their places, by draft; raises as `write`.
+
+        The last one needs the others: what is in its place goes first, so that it is never with others.
+        """
+        places = list(drafts.values())
+        self.check(places)
+        for draft, path in drafts.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._enter(path, sha256_of(draft))
+        if len(places) > 1:
+            places[-1].unlink(missing_ok=True)
+        for draft, path in drafts.items():
+            os.replace(draft, path)
 
     def note(self, path: Path) -> None:
         """Enter a file that is already in its place."""

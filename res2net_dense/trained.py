@@ -126,13 +126,11 @@ class Job:
 
     def _check_same_network(self, carried: Mapping[str, Any]) -> None:
         path, changed = self.weights.path, resuming.changes(carried, self.config)
-        for key in sorted(changed, key=lambda key: key != "task"):  # another task explains all else
-            old, new = changed[key]
-            if any(_is_below(key, section) for section in _NETWORK):
-                raise ConfigError(
-                    f"{path} was trained with {key}={old}, the config has {new}: use the config.yaml of its "
-                    "run"
-                )
+        if other := other_network(carried, self.config):
+            key, old, new = other
+            raise ConfigError(
+                f"{path} was trained with {key}={old}, the config has {new}: use the config.yaml of its run"
+            )
         for key, (old, new) in changed.items():
             is_size = (
                 key.startswith("data.") and key.endswith(("size", "_size_test")) and key != "data.tiles.size"
@@ -140,6 +138,17 @@ class Job:
             is_built_in = self.exported and key.startswith("model.")
             if is_size or (key in _OVERRIDABLE_AT_EVAL and new is not None and not is_built_in):
                 _log.warning("%s was trained with %s=%s, now it is %s", path, key, old, new)
+
+
+def other_network(carried: Mapping[str, Any], config: Config) -> tuple[str, Any, Any] | None:
+    """The first setting by which the same tensors are another network in a config than in that of a file: its
+    name, its value in the file and its value in the config. None if there is none.
+    """
+    changed = resuming.changes(carried, config)
+    for key in sorted(changed, key=lambda key: key != "task"):  # another task explains all else
+        if any(_is_below(key, section) for section in _NETWORK):
+            return key, *changed[key]
+    return None
 
 
 def open_job(

@@ -65,7 +65,7 @@ class Process:
         late = time.monotonic() + LIMIT
         while not condition():
             if not self.look() or time.monotonic() > late:
-                raise TimeoutError(f"ended or late: {self.text}")
+                raise TimeoutError
 
     def close(self):
         self.first = self.first or time.monotonic()
@@ -83,6 +83,7 @@ class Process:
             os.kill(int(children[0]), number)
 
     def finish(self):
+        self.first = self.first or time.monotonic()
         late = time.monotonic() + LIMIT
         while self.look() and time.monotonic() < late:
             pass
@@ -96,12 +97,20 @@ class Process:
         if late:
             os.killpg(self.pid, signal.SIGKILL)
         code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
-        with contextlib.suppress(ProcessLookupError):
-            while time.monotonic() - self.first < LIMIT:
-                os.killpg(self.pid, 0)
-                time.sleep(0.02)
+        while alive(self.pid) and time.monotonic() - self.first < LIMIT:
+            time.sleep(0.02)
         alone = time.monotonic() - self.first
         return {"code": code, "seconds": seconds, "alone": alone, "late": late, "text": self.text}
+
+
+def alive(group):
+    """Whether a process of this group still runs; a zombie does not."""
+    for stat in glob.glob("/proc/[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, _, number = Path(stat).read_text().rpartition(")")[2].split()[:3]
+            if int(number) == group and state != "Z":
+                return True
+    return False
 
 
 def lines(file):
@@ -134,7 +143,8 @@ sys.path[0] = str(Path(sys.argv[0]).parent)
 process = Process(sys.argv[0], plan.get("terminal", "pipe"), plan.get("ignored", []))
 try:
     follow(process, plan["steps"])
-    print(json.dumps(process.finish()))
-except TimeoutError as error:
-    os.killpg(process.pid, signal.SIGKILL)
-    sys.exit(str(error))
+except (TimeoutError, ProcessLookupError):
+    if not process.has_ended():
+        os.killpg(process.pid, signal.SIGKILL)
+        sys.exit(f"it waits for what does not come: {process.text}")
+print(json.dumps(process.finish()))

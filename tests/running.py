@@ -91,6 +91,18 @@ def assert_same_runs(folder, straight, *, end):
     _assert_equal(*best, "best")
 
 
+def run_and_end(run_tool, steps, script, *arguments, **plan):
+    """Run a script and do something to it, see `ended.py`; returns what that tells."""
+    process = run_tool("tests/ended.py", json.dumps({"steps": steps, **plan}), script, *arguments)
+    assert process.returncode == 0, process.stderr
+    return json.loads(process.stdout.splitlines()[-1])
+
+
+def newest_checkpoint(folder):
+    """The iteration of the newest checkpoint of a run; 0 where there is none."""
+    return max((int(path.stem[5:]) for path in folder.glob("checkpoints/*.pt")), default=0)
+
+
 def _assert_equal(one, other, path):
     assert type(one) is type(other), path
     if isinstance(one, dict):

@@ -35,6 +35,7 @@ ALLOWED = {
     "tasks": {"models", "data", "evaluation", "config", "engine", "convert", "report"},
     "trained": {"tasks", "deploy", "config", "convert", "engine"},
     "jobs": {"trained", "tasks", "engine", "config"},
+    "averaging": {"trained", "tasks", "config"},
     "exporting": {"trained", "tasks", "deploy", "models", "config", "data"},
     "predictor": {"trained", "deploy", "config", "data", "engine"},
 }

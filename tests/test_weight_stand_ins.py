@@ -185,3 +185,20 @@ def test_a_stand_in_holds_nothing():
     one = StandIn(1, 2, three=4)
     one.__setstate__({"a": 1})
     assert vars(one) == {}
+
+
+def test_a_model_of_a_library_that_is_missing_gets_advice_that_works(tmp_path, monkeypatch):
+    library = types.ModuleType("absent_models")
+    network = type("Network", (torch.nn.Linear,), {"__module__": "absent_models"})
+    library.Network = network
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "absent_models", library)
+        torch.save({"model": network(2, 2)}, tmp_path / "w.pt")
+    for trusted, words in (
+        (False, "run code .* of absent_models, .*not installed here"),
+        (True, "is not installed"),
+    ):
+        with pytest.raises(CheckpointError, match=words) as caught:
+            open_weights(tmp_path / "w.pt", trust_pickle=trusted)
+        assert "--trust-pickle" not in str(caught.value)
+        assert "save the tensors alone" in str(caught.value)

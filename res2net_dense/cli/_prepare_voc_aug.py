@@ -59,7 +59,7 @@ def write_masks(masks: dict[str, Path], folder: Path, outputs: Outputs) -> None:
                 image.save(target)
         if folder.is_dir() and any(folder.iterdir()):
             for name in masks:
-                outputs.publish(partial / f"{name}.png", folder / f"{name}.png")
+                outputs.publish({partial / f"{name}.png": folder / f"{name}.png"})
         else:
             partial.replace(folder)
     finally:

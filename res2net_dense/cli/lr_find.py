@@ -9,11 +9,12 @@ configuration, on its data and with its batch size: change one of them, and anot
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import sys
 from pathlib import Path
 
-from res2net_dense.cli._shared import add_config_arguments, real, whole
+from res2net_dense.cli._shared import add_config_arguments, add_overwrite_argument, real, whole
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,14 +26,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--last", type=rate, default=1.0, metavar="LR", help="rate of the last step (1)")
     what = "where lr_curve.png and lr_curve.json go (output/lr_find)"
     add("--output", type=Path, default=Path("output/lr_find"), metavar="FOLDER", help=what)
+    add_overwrite_argument(parser)
 
 
 def main(args: argparse.Namespace) -> int:
     from res2net_dense.errors import MissingDependencyError
-    from res2net_dense.files import write_atomically
     from res2net_dense.jobs import find_lr
+    from res2net_dense.outputs import Outputs
     from res2net_dense.report.lr_curve import plot_lr_curve
 
+    numbers, picture = args.output / "lr_curve.json", args.output / "lr_curve.png"
+    outputs = Outputs(args.output, inputs=[args.config], overwrite=args.overwrite)
+    outputs.claim([numbers, picture])
     args.output.mkdir(parents=True, exist_ok=True)
     names = ("overrides", "iterations", "first", "last")
     found = find_lr(args.config, **{name: getattr(args, name) for name in names})
@@ -47,10 +52,12 @@ def main(args: argparse.Namespace) -> int:
         "train.optimizer.lr": found.setting,
     }
     text = json.dumps(content, indent=1) + "\n"
-    write_atomically(args.output / "lr_curve.json", lambda file: file.write(text.encode()))
+    outputs.write(numbers, text.encode())
     try:
         figure = plot_lr_curve(curve.lrs, curve.losses, curve.smoothed, curve.suggestion)
-        write_atomically(args.output / "lr_curve.png", lambda file: figure.savefig(file, format="png"))
+        stream = io.BytesIO()
+        figure.savefig(stream, format="png")
+        outputs.write(picture, stream.getvalue())
     except MissingDependencyError as error:
         print(f"no picture: {error}", file=sys.stderr)
     print(f"{len(curve.lrs)} iterations from lr {curve.lrs[0]:.1e} to {curve.lrs[-1]:.1e}: {args.output}")

@@ -209,7 +209,7 @@ def restore(content: Mapping[str, Any], state: TrainState) -> None:
     source = f"the checkpoint of iteration {content['iteration']}"
     load_strictly(unwrap(state.model), content["model"], source=source)
     for name, part in {"model": unwrap(state.model), **state.parts()}.items():
-        if not content.get(name):
+        if content.get(name) is None:
             raise CheckpointError(
                 f"{source} has no {name} state: resume with the settings of the run that wrote it"
             )

@@ -16,6 +16,7 @@ from res2net_dense.errors import first_few
 
 _LARGEST = 2**53
 """Of whole numbers: what a float, and JSON, holds exactly."""
+_LARGEST_COUNT = 2**31 - 1
 _NONE = type(None)
 _PLAIN: dict[str, dict[str, tuple[type, ...]]] = {
     "best": {"metric": (str,), "value": (float,), "iteration": (int,)},
@@ -76,7 +77,9 @@ def _check_optimizer(part: Optimizer, own: Mapping[str, Any], saved: Any) -> Non
     groups, states = saved["param_groups"], saved["state"]
     if not (isinstance(groups, list) and all(isinstance(group, dict) for group in groups)):
         raise ValueError(f"param_groups is {_shown(groups)}, not a list of dicts")
-    if [group.get("params") for group in groups] != [group["params"] for group in own["param_groups"]]:
+    numbers = [group.get("params") for group in groups]
+    are_plain = all(isinstance(one, list) and all(type(number) is int for number in one) for one in numbers)
+    if not are_plain or numbers != [group["params"] for group in own["param_groups"]]:
         raise ValueError("it has other groups of parameters")
     for place, (group, mine) in enumerate(zip(groups, own["param_groups"], strict=True)):
         if "lr" not in group:
@@ -110,13 +113,17 @@ def _check_option(own: Any, saved: Any, name: str) -> None:
 
 
 def _check_state(parameter: Tensor, saved: Any, name: str) -> None:
-    """A moment has the shape of its parameter, a counter has none."""
-    if saved is None or _is_number(saved):
+    """A moment has the shape of its parameter, a counter has none; SGD may have no moment yet."""
+    if name.startswith("momentum_buffer ") and saved is None:
         return
-    if not (_is_plain(saved) and saved.is_floating_point()):
-        raise ValueError(f"{name} is {_shown(saved)}, not a tensor of numbers")
-    if saved.dim() and saved.shape != parameter.shape:
-        raise ValueError(f"{name} is {tuple(saved.shape)}, its parameter {tuple(parameter.shape)}")
+    if name.startswith("step "):
+        is_scalar = _is_plain(saved) and saved.is_floating_point() and saved.dim() == 0
+        count = saved.item() if is_scalar else saved
+        fits = _is_number(count) and count >= 0
+    else:
+        fits = _is_plain(saved) and saved.is_floating_point() and saved.shape == parameter.shape
+    if not fits:
+        raise ValueError(f"{name} is {_shown(saved)}, for a parameter {tuple(parameter.shape)}")
 
 
 def _check_form(own: Any, saved: Any, name: str) -> None:
@@ -130,7 +137,7 @@ def _check_form(own: Any, saved: Any, name: str) -> None:
     elif type(own) is float:
         fits = _is_number(saved)
     else:
-        fits = type(saved) is type(own) and not (type(own) is int and saved < 0)
+        fits = type(saved) is type(own) and (type(own) is not int or 0 <= saved <= _LARGEST_COUNT)
     if not fits:
         raise ValueError(f"{name} is {_shown(saved)} instead of {_shown(own)}")
 

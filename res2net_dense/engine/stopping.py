@@ -9,8 +9,10 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from types import FrameType
+
+from res2net_dense.workers import deferred
 
 GRACE = 5.0
 """Seconds that an iteration may go on after a signal. Clusters kill a process half a minute after it."""
@@ -64,6 +66,11 @@ class Stop:
             finally:
                 self._grace = None
 
+    def check(self, *_: object) -> None:
+        """Raise `Stopped` if a signal came; may be a hook of a module."""
+        if self.signal:
+            raise Stopped(self.signal)
+
     def handle(self, number: int, frame: FrameType | None) -> None:
         """Note the first signal; the second ends the process at once."""
         now = time.monotonic()
@@ -106,20 +113,11 @@ def leave_on_signals() -> Iterator[None]:
         yield
 
 
-@contextmanager
-def uninterrupted() -> Iterator[None]:
+def uninterrupted() -> AbstractContextManager[None]:
     """Inside, the death of a worker is not reported, but afterwards: PyTorch raises an error of it wherever
     the main thread is, which may be between two weights.
     """
-    report = signal.getsignal(signal.SIGCHLD) if hasattr(signal, "SIGCHLD") else None
-    if not callable(report):
-        yield
-        return
-    deaths: list[int] = []
-    with _handlers({signal.SIGCHLD: lambda number, _: deaths.append(number)}):
-        yield
-    if deaths:
-        report(signal.SIGCHLD, None)
+    return deferred([signal.SIGCHLD] if hasattr(signal, "SIGCHLD") else [])
 
 
 def _signals() -> list[int]:

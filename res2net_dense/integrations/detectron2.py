@@ -29,7 +29,8 @@ logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
 try:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*torch.jit.script", category=Warning)
-        from detectron2.config import CfgNode, get_cfg
+        from detectron2.config import CfgNode as CfgNode  # for our models too
+        from detectron2.config import get_cfg as get_cfg
         from detectron2.layers import ShapeSpec
         from detectron2.modeling import BACKBONE_REGISTRY, ROI_HEADS_REGISTRY, Backbone
         from detectron2.modeling.backbone.fpn import FPN, LastLevelMaxPool, LastLevelP6P7

@@ -29,7 +29,8 @@ from res2net_dense.data.transforms import (
 )
 from res2net_dense.data.workers import in_time
 from res2net_dense.engine import distributed
-from res2net_dense.errors import ConfigError, DatasetError
+from res2net_dense.engine.distributed import print_rank0
+from res2net_dense.errors import ConfigError, DatasetError, counted
 from res2net_dense.evaluation.semantic import METRICS, SemanticEvaluator
 from res2net_dense.models.graphs import Graph, SegmentationGraph
 from res2net_dense.models.semantic_inference import resized_argmax
@@ -113,6 +114,7 @@ class SemanticSegmentation(Task[SegmentationConfig]):
         """Every mask is read, once for a source; a broken one counts nothing where it will be left out."""
         if source not in _COUNTED:
             read, skip = in_time(source.mask, config.data.timeout), config.data.on_error == "skip"
+            print_rank0(f"{source.name}: counting the pixels of {counted(len(source), 'mask')}")
             count = partial(_count_pixels, read, len(source), skip=skip)
             _COUNTED[source] = distributed.compute_once(count)
         return _COUNTED[source]

@@ -26,13 +26,14 @@ from res2net_dense.errors import CheckpointError, ConfigError, counted
 from res2net_dense.evaluation.operating_points import points_json, points_table
 from res2net_dense.outputs import Outputs
 from res2net_dense.tasks import get_task
+from res2net_dense.tasks.base import warn_rank0
 from res2net_dense.tasks.curves import save_curves
 from res2net_dense.tasks.data_fingerprint import DataFingerprint
 from res2net_dense.tasks.resuming import check_same_run, continued_schedule, curve
 from res2net_dense.tasks.saving import SavingEvaluator
 from res2net_dense.tasks.settings import updated
 from res2net_dense.tasks.starting import open_model, start_model
-from res2net_dense.tasks.watching import build_evaluation, validation_losses
+from res2net_dense.tasks.watching import build_evaluation, idle_stop, validation_losses
 
 
 def set_up_device(config: Config, device: str | torch.device | None = None) -> torch.device:
@@ -43,8 +44,12 @@ def set_up_device(config: Config, device: str | torch.device | None = None) -> t
     """
     wanted = str(config.runtime.device if device is None else device)
     device = distributed.init_distributed(None if wanted == "auto" else wanted)
-    if config.train.precision == "fp16" and device.type != "cuda":
-        raise ConfigError("train.precision is fp16, which needs CUDA; use bf16 or fp32 on a CPU")
+    if config.train.precision == "fp16" and device.type not in ("cuda", "xpu"):
+        raise ConfigError(
+            f"train.precision is fp16, which needs CUDA or XPU; use bf16 or fp32 on {device.type}"
+        )
+    if config.backbone.norm == "SyncBN" and device.type == "mps":
+        raise ConfigError("backbone.norm is SyncBN, which does not run on mps; use BN or GN")
     if config.runtime.threads:
         torch.set_num_threads(config.runtime.threads)
     if config.runtime.deterministic:
@@ -76,6 +81,8 @@ def train_and_evaluate(
     loader = task.build_train_loader(config)
     config = with_iterations(config, loader.images)
     options, iterations = config.train, config.train.iterations or 0
+    if idle := idle_stop(config):
+        warn_rank0(idle)
     metadata = {"config": config_to_dict(config)}
     checkpointer = Checkpointer(folder, keep=options.keep_checkpoints, metadata=metadata)
     checkpointer.remove_leftovers()
@@ -237,6 +244,8 @@ def _build_or_resume(
     found = checkpointer.open_latest() if checkpointer else None
     anchor = None
     if found:
+        if "train" not in found.config:
+            raise CheckpointError(f"{found.path} carries no configuration: it is not a checkpoint of a run")
         check_same_run(found.config, config, free)
         anchor = continued_schedule(found.config, config, found.content, extend=extend)
     state = build_state(config, device, load_weights=found is None)

@@ -15,7 +15,7 @@ from res2net_dense.config import Config
 from res2net_dense.engine.early_stop import EarlyStop
 from res2net_dense.engine.inference import VAL_LOSS, evaluate, mean_losses
 from res2net_dense.engine.trainer import Evaluation
-from res2net_dense.errors import ConfigError, first_few
+from res2net_dense.errors import ConfigError, counted, first_few
 from res2net_dense.types import Evaluator, Sample
 
 if TYPE_CHECKING:
@@ -24,12 +24,8 @@ if TYPE_CHECKING:
 
 def check_watched(config: Config) -> None:
     """Raise a `ConfigError` where a training watches what its evaluation does not compute."""
-    remedies = {"eval.loss": "false", "train.early_stop": "null"}
-    for key, is_set in zip(remedies, (config.eval.loss, config.train.early_stop), strict=True):
-        if is_set and config.data.val is None:
-            raise ConfigError(
-                f"{key} needs data.val, which is not set: name the data, or set {key}={remedies[key]}"
-            )
+    if config.eval.loss and config.data.val is None:
+        raise ConfigError("eval.loss needs data.val, which is not set: name the data, or set eval.loss=false")
     for key, name in _watched_metrics(config).items():
         if name == VAL_LOSS and not config.eval.loss:
             raise ConfigError(f"{key} is {name}, which is not computed: set eval.loss=true")
@@ -42,6 +38,21 @@ def check_metrics(config: Config, known: Sequence[str]) -> None:
             near = get_close_matches(name, known)
             hint = f"did you mean {' or '.join(near)}? " if near else ""
             raise ConfigError(f"{key} is {name!r}; {hint}there are {first_few(known, 12)}")
+
+
+def idle_stop(config: Config) -> str:
+    """Why `train.early_stop` cannot end a training of these iterations, in words; empty where it can."""
+    options, stop = config.train, config.train.early_stop
+    if stop is None or options.iterations is None:
+        return ""
+    before_the_end = (options.iterations - 1) // options.eval_every
+    if before_the_end > stop.patience:
+        return ""
+    return (
+        f"train.early_stop has no effect: a best evaluation and {stop.patience} after it do not fit into "
+        f"{counted(options.iterations, 'iteration')} with train.eval_every={options.eval_every}; lower "
+        "train.early_stop.patience or train.eval_every"
+    )
 
 
 def _watched_metrics(config: Config) -> dict[str, str]:

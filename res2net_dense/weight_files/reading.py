@@ -8,11 +8,13 @@ import logging
 import os
 import pickle
 import shlex
+import sys
 import zipfile
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -211,6 +213,7 @@ def _read_pickled(path: Path, file: BinaryIO, kind: str, *, trusted: bool) -> tu
             else:
                 with suppress(Exception):  # whatever it is, the file wanted to run code
                     return _read_with_stand_ins(file)
+                reason = _library_is_missing(path, file) or reason
         file.seek(0)
     if trusted:
         return _unpickle_trusted(path, file, kind), []
@@ -244,6 +247,25 @@ def _read_with_stand_ins(file: BinaryIO) -> tuple[dict[str, Any], list[str]]:
     if not holds_tensors(content) or any(isinstance(value, StandIn) for value in weights):
         raise ValueError("the weights are objects")
     return content, names
+
+
+def _library_is_missing(path: Path, file: BinaryIO) -> CheckpointError | None:
+    """The error for a torch file whose weights are objects of a library that is not installed: there trust
+    does not help.
+    """
+    names: list[str] = []
+    with suppress(Exception):  # of torch before version 1.6
+        file.seek(0)
+        names = [
+            name.partition(".")[0] for name in torch.serialization.get_unsafe_globals_in_checkpoint(file)
+        ]
+    missing = sorted({name for name in names if name not in sys.modules and not find_spec(name)})
+    if not missing:
+        return None
+    return CheckpointError(
+        f"{path} would run code while loading, that of {first_few(missing)}, which is not installed here: "
+        "where it is, save the tensors alone with torch.save(model.state_dict(), 'weights.pth')"
+    )
 
 
 def _unpickle_trusted(path: Path, file: BinaryIO, kind: str) -> Any:

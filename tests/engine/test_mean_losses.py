@@ -121,3 +121,19 @@ def test_without_images_or_losses():
 
     with pytest.raises(ConfigError, match="eval.loss: the model returned no losses; .* loss_modules"):
         mean_losses(Silent(), batches(1), device="cpu")
+
+
+@pytest.mark.gpu
+def test_on_a_gpu():
+    """The losses of the CPU, and the random state of the GPU stays."""
+    net = learned()
+    expected = mean_losses(net, batches(2), device="cpu")
+    cuda = [{"image": sample["image"].cuda(), "label": sample["label"]} for sample in SAMPLES]
+    before = torch.cuda.get_rng_state()
+    torch.set_default_device("cuda")
+    try:
+        found = mean_losses(net.cuda(), batches(3, cuda), device="cuda")
+    finally:
+        torch.set_default_device(None)
+    assert found == pytest.approx(expected, rel=1e-5)
+    assert torch.equal(torch.cuda.get_rng_state(), before)

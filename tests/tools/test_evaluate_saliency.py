@@ -53,7 +53,7 @@ def score(sets):
         files = {"json": sets / "scores.json", "plot": None, "sheet": None, "images": None, **files}
         args = Namespace(
             predictions=list(map(str, predictions)), masks=str(masks), workers=workers, rescale=rescale,
-            resize=resize, **{key: file and str(file) for key, file in files.items()},
+            resize=resize, overwrite=False, **{key: file and str(file) for key, file in files.items()},
         )  # fmt: skip
         script.score_folders(args)
         return json.loads(Path(files["json"]).read_text())
