@@ -121,7 +121,7 @@ def test_a_training_is_saved_when_its_log_is_full(class_folders, tiny_classifier
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("command", "limit", "output"),
-    [("evaluate", 100, "results.json"), ("predict", 3000, "out"), ("check", 3000, "report.html")],
+    [("evaluate", 100, "results.json"), ("predict", 3000, "out")],
 )
 def test_results_that_cannot_be_written_are_one_line(
     command, limit, output, class_folders, tiny_classifier, run_tool, run_limited
@@ -135,7 +135,6 @@ def test_results_that_cannot_be_written_are_one_line(
         "predict": [
             MAIN, "predict", "--weights", run, "--input", class_folders / "val", "--output", new / "out",
         ],
-        "check": [MAIN, "check", *tiny_classifier, "--html", class_folders / "report.html"],
     }[command]  # fmt: skip
     process = run_limited("RLIMIT_FSIZE", limit, *arguments, env=dict(os.environ))  # its stdout is a pipe
     assert_error_line(process, output, "File too large", "make room")

@@ -1,0 +1,90 @@
+"""P36: memory is bounded by what is asked for: long and thin images, very large ones, long logs."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+from running import run_afresh
+from tiny_tasks import SETTINGS, detection, write_config, write_weights
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="the peak is read from /proc")
+PEAK = """
+import json, re, sys
+from pathlib import Path
+
+def peak():
+    return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) // 1024
+
+def start():
+    Path("/proc/self/clear_refs").write_text("5")
+    return peak()
+
+"""
+PREDICT = """
+from res2net_dense.predictor import Predictor
+import torch
+torch.set_num_threads(1)
+predictor = Predictor.load({weights!r}, device="cpu")
+files = [Path(file) for file in {files!r}]
+before = start()
+for _, _, prediction in predictor.stream(files, lambda number, error: print(error, file=sys.stderr)):
+    assert prediction
+print(json.dumps(peak() - before))
+"""
+LOG = """
+from res2net_dense.engine.metric_log import MetricLog
+folder = Path({folder!r})
+before = start()
+MetricLog(folder, iterations=9).truncate({kept})
+print(json.dumps(peak() - before))
+"""
+THIN = [(1, 5000), (5000, 1), (4, 500), (20, 3000)]
+
+
+@pytest.fixture
+def weights(draw_toy, tmp_path):
+    """Weights of a tiny model of a task, and its config."""
+
+    def write(kind):
+        config = write_config(kind, draw_toy, tmp_path)
+        write_weights(config, tmp_path / "model.safetensors")
+        return str(config), str(tmp_path / "model.safetensors")
+
+    return write
+
+
+@linux
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", SETTINGS)
+def test_long_and_thin_images_take_little(kind, weights, tmp_path):
+    _, model = weights(kind)
+    files = []
+    for height, width in THIN:
+        values = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+        files.append(f"{tmp_path}/{height}x{width}.png")
+        Image.fromarray(values).save(files[-1])
+    assert run_afresh(PEAK + PREDICT.format(weights=model, files=files)) < 300
+
+
+@linux
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [kind for kind in SETTINGS if kind != detection])  # masks of objects add up
+def test_a_large_image_takes_some_bytes_a_pixel(kind, weights, tmp_path):
+    _, model = weights(kind)
+    Image.new("1", (13_000, 13_000)).save(tmp_path / "large.png")  # 169 Mpx
+    megabytes = run_afresh(PEAK + PREDICT.format(weights=model, files=[f"{tmp_path}/large.png"]))
+    assert megabytes < 169 * 25  # of which RGB are 3, and Pillow's copy 4
+
+
+@linux
+@pytest.mark.slow
+def test_a_long_log_is_not_read_whole(tmp_path):
+    line = {"iteration": 0, "lr": 0.1, "losses": {"loss_cls": 1.5}, "image_ids": list(range(1000))}
+    with open(tmp_path / "metrics.jsonl", "w") as file:
+        file.writelines(json.dumps({**line, "iteration": step}) + "\n" for step in range(1, 27_001))
+    assert (tmp_path / "metrics.jsonl").stat().st_size > 120 << 20
+    assert run_afresh(PEAK + LOG.format(folder=str(tmp_path), kept=26_000)) < 10
+    with open(tmp_path / "metrics.jsonl") as file:
+        assert sum(1 for _ in file) == 26_000
