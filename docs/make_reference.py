@@ -74,7 +74,8 @@ CLI = """\
 Written by `make docs` from the parsers; a test keeps it current. `python -m res2net_dense.cli` is the same
 command, and the scripts in `tools/` and `datasets/` of a checkout are single subcommands of it. Every
 subcommand also takes `--help`, and `--debug`, which shows tracebacks and debug messages. Exit codes: 0
-done, 1 an error (one line says what and what to do), 2 wrong arguments, 130 stopped by Ctrl-C.
+done, 1 an error (one line says what and what to do), 2 wrong arguments, 130 stopped by Ctrl-C, 143 by
+SIGTERM, 129 by SIGHUP, 141 where a command only prints and its output is not read any more.
 """
 
 PYTHON = """\

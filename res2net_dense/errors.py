@@ -62,7 +62,7 @@ class DownloadError(Res2NetDenseError):
 
 def first_few(names: Sequence[object], count: int = 5) -> str:
     """The first names, for a message: `a, b, c, ...`."""
-    return ", ".join(map(str, names[:count])) + (", ..." if len(names) > count else "")
+    return ", ".join(printable(str(name)) for name in names[:count]) + (", ..." if len(names) > count else "")
 
 
 def counted(number: int, noun: str) -> str:
@@ -105,3 +105,8 @@ def printable(text: str) -> str:
     """
     shown = (one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
     return "".join(shown)
+
+
+def printable_lines(text: str) -> str:
+    """The same for a text of several lines, whose line breaks are meant."""
+    return "\n".join(map(printable, text.split("\n")))

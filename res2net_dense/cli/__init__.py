@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from res2net_dense.engine.stopping import Stopped, leave_on_signals
-from res2net_dense.errors import Res2NetDenseError, did_you_mean, is_out_of_memory, one_line
+from res2net_dense.errors import Res2NetDenseError, did_you_mean, is_out_of_memory, one_line, printable
 from res2net_dense.files import free_bytes, is_full
 from res2net_dense.version import __version__
 
@@ -126,7 +126,9 @@ def _run(name: str, given: Sequence[str]) -> int:
         list(map(_expand_home, given))
     )  # overrides may stand anywhere
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it would ask the network for its version
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_PrintableFormatter("%(levelname)s: %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("res2net_dense").setLevel(logging.DEBUG if args.debug else logging.WARNING)
     if not args.debug and os.environ.get("RANK", "0") == "0":  # what a backbone loads is reported, once
         logging.getLogger("res2net_dense.convert").setLevel(logging.INFO)
@@ -138,8 +140,16 @@ def _run(name: str, given: Sequence[str]) -> int:
         message = None if args.debug else _explain_error(error)
         if message is None:
             raise
-        _tell(f"error: {message}")
+        _tell(f"error: {printable(message)}")
         return 1
+
+
+class _PrintableFormatter(logging.Formatter):
+    """Writes a message on one line, so that a name in it cannot forge another one."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  # its name in `logging`
+        record.message = printable(record.message.rstrip())
+        return super().formatMessage(record)
 
 
 def _expand_home(argument: str) -> str:
@@ -154,6 +164,8 @@ def _explain_error(error: Exception) -> str | None:
     """What a user reads, on one line; None for a fault of ours."""
     if isinstance(error, Res2NetDenseError):
         return str(error)
+    if isinstance(error, NotImplementedError) and " device" in str(error):
+        return f"{one_line(error)}; use runtime.device=cpu, or set PYTORCH_ENABLE_MPS_FALLBACK=1 on mps"
     if isinstance(error, ModuleNotFoundError) and not (error.name or "").startswith("res2net_dense"):
         return f"{error.name} is not installed; `{PROGRAM} doctor` says how to get it"
     if is_out_of_memory(error):

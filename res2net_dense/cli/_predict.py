@@ -23,7 +23,7 @@ from res2net_dense.cli._outcome import (
     settings_of,
 )
 from res2net_dense.data.images import list_images
-from res2net_dense.errors import ConfigError, Res2NetDenseError, counted, one_line
+from res2net_dense.errors import ConfigError, Res2NetDenseError, counted, one_line, printable
 from res2net_dense.journal import Journal
 from res2net_dense.outputs import Outputs
 from res2net_dense.predictor import Predictor
@@ -89,7 +89,7 @@ def _predict_all(
 
     def skip(number: int, error: Exception) -> None:
         skipped[number] = said_of(files[number], error)
-        bar.write(f"skipped: {skipped[number]}", file=sys.stderr)
+        bar.write(f"skipped: {printable(skipped[number])}", file=sys.stderr)
         bar.update()
 
     with bar:

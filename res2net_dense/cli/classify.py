@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from res2net_dense.cli._shared import add_overwrite_argument, whole
-from res2net_dense.errors import ConfigError, DatasetError
+from res2net_dense.errors import ConfigError, DatasetError, printable
 from res2net_dense.limits import MAX_CLASSES
 from res2net_dense.outputs import output_file
 
@@ -32,11 +32,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    import torch
     from tqdm import tqdm
 
     from res2net_dense import predict_image
     from res2net_dense.data.images import list_images
+    from res2net_dense.engine.distributed import default_device
 
     if args.json and args.json.suffix != ".json":
         raise ConfigError(f"--json {args.json} must end in .json: nothing else is overwritten")
@@ -51,7 +51,7 @@ def main(args: argparse.Namespace) -> int:
     if args.json:
         inputs = [*files, args.weights]
         outputs = output_file("--json", args.json, inputs=inputs, overwrite=args.overwrite)
-    model = load_classifier(args).to("cuda" if torch.cuda.is_available() else "cpu")
+    model = load_classifier(args).to(default_device())
     for file in (bar := tqdm(files, desc="classify", unit="img", disable=None if len(files) > 10 else True)):
         try:
             classes = predict_image(model, file, top=args.top)
@@ -59,10 +59,10 @@ def main(args: argparse.Namespace) -> int:
             skipped.append(str(error))
             continue
         results.append({"file": str(file), "classes": classes})
-        table = [f"{100 * found['score']:7.2f} %  {found['label']}" for found in classes]
-        bar.write("\n".join([str(file), *table]))
+        table = [f"{100 * found['score']:7.2f} %  {printable(found['label'])}" for found in classes]
+        bar.write("\n".join([printable(str(file)), *table]))
     for message in skipped:
-        print(f"skipped: {message}", file=sys.stderr)
+        print(f"skipped: {printable(message)}", file=sys.stderr)
     if args.json:
         document = json.dumps({"images": results, "skipped": skipped}, indent=1)
         outputs.write(args.json, document.encode())

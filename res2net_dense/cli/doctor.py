@@ -121,8 +121,11 @@ def describe_device() -> None:
     """Print where a model would run."""
     import torch
 
-    for index in range(torch.cuda.device_count()):
-        gpu = torch.cuda.get_device_properties(index)
-        print(f"GPU {index}: {gpu.name}, {gpu.total_memory / 2**30:.0f} GiB, CUDA {torch.version.cuda}")
-    if not torch.cuda.is_available():
-        print(f"no CUDA device; CPU with {torch.get_num_threads()} threads (torch {torch.__version__})")
+    from res2net_dense.engine.distributed import device_names
+
+    names = device_names()
+    for name in names:
+        print(f"device {name}")
+    if not names:
+        threads = torch.get_num_threads()
+        print(f"no CUDA, XPU or MPS device; CPU with {threads} threads (torch {torch.__version__})")

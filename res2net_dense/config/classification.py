@@ -55,7 +55,7 @@ class ClassificationData(SampledData, DataConfig):
     """Smallest and largest share of the image's area that a `resized` crop takes."""
     crop_ratio: Annotated[Range, OnlyWith("train_crop", "resized")] = (3 / 4, 4 / 3)
     """Smallest and largest width / height of it."""
-    padding: Annotated[Annotated[int, Field(ge=0, le=MAX_PIXELS)], OnlyWith("train_crop", "padded")] = 4
+    padding: Annotated[int, Field(ge=0, le=MAX_PIXELS), OnlyWith("train_crop", "padded")] = 4
     """Black pixels added on each side before a `padded` crop."""
 
     @model_validator(mode="before")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from res2net_dense.config.yaml_text import fold
 from res2net_dense.errors import ConfigError
+from res2net_dense.opening import NotAFileError, check_file
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 
@@ -24,6 +25,7 @@ def find_config(name: str | Path) -> Path:
     path = Path(os.path.expanduser(name))
     if os.path.isfile(path):
         return path
+    check_kind(path)
     text, names = path.as_posix(), config_names()
     if text in names:
         return _folder() / f"{text}.yaml"
@@ -37,6 +39,14 @@ def find_config(name: str | Path) -> Path:
         nearest = get_close_matches(text, names, n=3, cutoff=0.4) or names
         problem = f"{name}: no such file and no configuration of this name; nearest: {', '.join(nearest)}"
     raise ConfigError(fold(problem))
+
+
+def check_kind(path: Path) -> None:
+    """Raise a `ConfigError` for a pipe or a device, which would never end."""
+    try:
+        check_file(path)
+    except NotAFileError as error:
+        raise ConfigError(fold(f"{path}: {error.strerror}")) from None
 
 
 def missing_file(path: Path) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from res2net_dense.config.classification import ClassificationConfig
 from res2net_dense.config.detection import DetectionConfig
 from res2net_dense.config.effects import idle_settings, keys_of_other_forms
 from res2net_dense.config.explain import error_at, explain, explain_task
-from res2net_dense.config.find import find_config, missing_file
+from res2net_dense.config.find import check_kind, find_config, missing_file
 from res2net_dense.config.saliency import SaliencyConfig
 from res2net_dense.config.schema import Config
 from res2net_dense.config.semantic_segmentation import SegmentationConfig
@@ -41,6 +42,10 @@ ever.
 
 MAX_BYTES = 1_000_000
 _BASE = "_base_"
+_SECTIONS = ", ".join(Config.model_fields)
+_SECTION = re.compile(rf"^ *['\"]?({_SECTIONS.replace(', ', '|')}|{_BASE})['\"]?\s*:", re.MULTILINE)
+"""A line that only a configuration has."""
+_QUOTED = re.compile(r" ?('[^']{3,}'|\"[^\"]{3,}\")")
 _OVERRIDE = 1_000_000
 """The rank of an override: after all files."""
 _FREE_FORM = ("detectron2", "smp", "expected")
@@ -135,11 +140,7 @@ def _read(path: Path, parents: tuple[Path, ...] = (), rank: int = 0) -> tuple[Se
     if resolved in parents:
         chain = " -> ".join(file.name for file in (*parents, resolved))
         raise ConfigError(f"{path}: {_BASE} goes in a circle: {chain}")
-    data = parse_yaml(_read_text(path), lambda line: f"{path}:{line}")
-    if data is None:
-        data = Section()
-    if not isinstance(data, Section):
-        raise ConfigError(f"{path}: expected a mapping of sections, not {shown(data)}")
+    data = _parse(path, _read_text(path))
     place, bases = data.places.get(_BASE), data.pop(_BASE, [])
     names = [bases] if isinstance(bases, str) else bases
     if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
@@ -148,10 +149,30 @@ def _read(path: Path, parents: tuple[Path, ...] = (), rank: int = 0) -> tuple[Se
     for name in names:
         base = path.parent / os.path.expanduser(name)
         if not os.path.isfile(base):
+            check_kind(base)
             raise ConfigError(fold(f"{place}: {_BASE}: {missing_file(base)}"))
         below, rank = _read(base, (*parents, resolved), rank)
         merged = _merge(merged, below)
     return _merge(merged, data.ranked(rank + 1)), rank + 1
+
+
+def _parse(path: Path, text: str) -> Section:
+    """Read the sections of a file. Of a file that has none no message quotes anything: it may be foreign, and
+    not meant to be read by whoever reads the log.
+    """
+    try:
+        data = parse_yaml(text, lambda line: f"{path}:{line}")
+    except ConfigError as error:
+        if _SECTION.search(text):
+            raise
+        raise ConfigError(str(path) + _QUOTED.sub("", str(error).removeprefix(str(path)))) from None
+    if data is None:
+        return Section()
+    if not isinstance(data, Section):
+        raise ConfigError(f"{path}: expected a mapping of sections: {_SECTIONS}")
+    if not data.keys() & {*Config.model_fields, _BASE}:
+        raise ConfigError(f"{path}: task is missing, and no key is a section of a configuration: {_SECTIONS}")
+    return data
 
 
 def _read_text(path: Path) -> str:

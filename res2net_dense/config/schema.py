@@ -139,15 +139,15 @@ class ScheduleConfig(Section):
     """Iterations of linear warm-up; not for onecycle, which has its own."""
     warmup_factor: Annotated[Fraction, OnlyWith("warmup_iterations")] = 0.001
     """Factor on the learning rate at the start of the warm-up."""
-    milestones: Annotated[Annotated[list[Steps], Field(max_length=1000)], OnlyWith("name", "multistep")] = []
+    milestones: Annotated[list[Steps], Field(max_length=1000), OnlyWith("name", "multistep")] = []
     """Iterations at which multistep multiplies the learning rate by `gamma`."""
     gamma: Annotated[Share, OnlyWith("milestones")] = 0.1
     """Factor of multistep."""
-    power: Annotated[Annotated[float, Field(gt=0, le=100)], OnlyWith("name", "poly")] = 0.9
+    power: Annotated[float, Field(gt=0, le=100), OnlyWith("name", "poly")] = 0.9
     """Exponent of poly."""
     final_factor: Annotated[Fraction, OnlyWith("name", "poly", "cosine")] = 0.0
     """Factor on the learning rate at the end of poly and cosine."""
-    warmup_fraction: Annotated[Annotated[float, Field(gt=0, lt=1)], OnlyWith("name", "onecycle")] = 0.3
+    warmup_fraction: Annotated[float, Field(gt=0, lt=1), OnlyWith("name", "onecycle")] = 0.3
     """Part of the iterations over which onecycle rises."""
 
     @model_validator(mode="after")
@@ -244,8 +244,9 @@ class EvalConfig(Section):
 class RuntimeConfig(Section):
     """Where and how the run happens."""
 
-    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda|cuda:[0-9]+)$")] = "auto"
-    """`auto` (CUDA where there is one), `cpu`, `cuda` or `cuda:N`."""
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|(cuda|xpu)(:[0-9]{1,3})?)$")] = "auto"
+    """`auto` (the accelerator that PyTorch finds: CUDA, XPU or MPS; else the CPU), `cpu`, `cuda`, `cuda:N`,
+    `xpu`, `xpu:N` or `mps`."""
     seed: Annotated[int, Field(ge=0, le=MAX_SEED)] = 0
     """Start of all random numbers."""
     output_dir: PathText = "output/run"

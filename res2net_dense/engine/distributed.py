@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from res2net_dense.errors import ConfigError, Res2NetDenseError, one_line
+from res2net_dense.errors import ConfigError, Res2NetDenseError, counted, one_line, printable_lines
 
 T = TypeVar("T")
 
@@ -28,12 +28,13 @@ def init_distributed(device: str | torch.device | None = None) -> torch.device:
     """Join the processes that `torchrun` started; return the device of this one, a GPU by its local rank.
 
     Args:
-        device: `cpu` (gloo) or `cuda` (nccl); the default is CUDA where there is any.
+        device: `cpu` (gloo), `cuda` (nccl), `xpu` (xccl) or `mps` (one process); None for the accelerator
+            that PyTorch finds, else the CPU.
 
     Raises:
         ConfigError: Only part of torchrun's environment is set, or it does not fit the machine.
     """
-    chosen = existing_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    chosen = existing_device(device or default_device())
     values = {name: os.environ.get(name, "") for name in (*_OF_A_GROUP, *_ADDRESS)}
     if not any(values[name] for name in _OF_A_GROUP):
         return chosen
@@ -44,12 +45,24 @@ def init_distributed(device: str | torch.device | None = None) -> torch.device:
             f"the environment makes this process part of a group, but {', '.join(wrong)} is not set or not a "
             f"number: start with torchrun, or unset {', '.join(_OF_A_GROUP)} to run one process"
         )
-    if chosen.type == "cuda":
-        chosen = existing_device(f"cuda:{int(values['LOCAL_RANK'])}")
-        torch.cuda.set_device(chosen)
+    kind = chosen.type
+    if kind not in _BACKENDS and int(values["WORLD_SIZE"]) > 1:
+        raise ConfigError(f"device {kind} runs one process only: start without torchrun, or use device cpu")
+    if kind in ("cuda", "xpu"):
+        chosen = existing_device(f"{kind}:{int(values['LOCAL_RANK'])}")
+        getattr(torch, kind).set_device(chosen)
     if int(values["WORLD_SIZE"]) > 1 and not distributed.is_initialized():
-        distributed.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+        distributed.init_process_group(_BACKENDS[kind])
     return chosen
+
+
+_BACKENDS = {"cpu": "gloo", "cuda": "nccl", "xpu": "xccl"}
+"""What processes talk through, by the device."""
+
+
+def default_device() -> str:
+    """The kind of device that `auto` means: CUDA, XPU or MPS, whichever is there, else the CPU."""
+    return next((kind for kind in ("cuda", "xpu", "mps") if _is_available(kind)), "cpu")
 
 
 def existing_device(device: str | torch.device) -> torch.device:
@@ -57,17 +70,40 @@ def existing_device(device: str | torch.device) -> torch.device:
     try:
         chosen = torch.device(device)
     except RuntimeError:
-        raise ConfigError(f"unknown device {device!r}: use cpu, cuda or one GPU such as cuda:1") from None
-    if chosen.type == "cuda" and not torch.cuda.is_available():
+        chosen = torch.device("meta")
+    kind = chosen.type
+    if kind not in ("cpu", "cuda", "xpu", "mps"):
         raise ConfigError(
-            "device cuda was asked for, but PyTorch sees no GPU: use device cpu or check the driver"
+            f"unknown device {str(device)!r}: use cpu, cuda or one GPU such as cuda:1, xpu or mps"
+        ) from None
+    if kind != "cpu" and not _is_available(kind):
+        what = "GPU" if kind == "cuda" else f"{kind.upper()} device"
+        raise ConfigError(
+            f"device {kind} was asked for, but PyTorch sees no {what}: use device "
+            f"{default_device()} or check the driver"
         )
-    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+    count = getattr(torch, kind).device_count() if kind in ("cuda", "xpu") else 1
+    if (chosen.index or 0) >= count:
         raise ConfigError(
-            f"there is no device {chosen}: PyTorch sees {torch.cuda.device_count()} GPUs, from cuda:0; "
-            "torchrun's --nproc_per_node must not exceed them"
+            f"there is no device {chosen}: PyTorch sees {counted(count, kind.upper() + ' device')}, from "
+            f"{kind}:0; torchrun's --nproc_per_node must not exceed them"
         )
     return chosen
+
+
+def device_names() -> list[str]:
+    """The accelerators of this machine with their names, such as `cuda:0 NVIDIA A100`."""
+    names = []
+    for kind in ("cuda", "xpu"):
+        module = getattr(torch, kind)
+        for index in range(module.device_count() if _is_available(kind) else 0):
+            names.append(f"{kind}:{index} {module.get_device_name(index)}")
+    return names + (["mps"] if _is_available("mps") else [])
+
+
+def _is_available(kind: str) -> bool:
+    module = torch.backends.mps if kind == "mps" else getattr(torch, kind)
+    return bool(module.is_available())
 
 
 def _active() -> bool:
@@ -90,9 +126,9 @@ def is_main() -> bool:
 
 
 def print_rank0(text: str) -> None:
-    """Print in the main process alone."""
+    """Print in the main process alone; names in it cannot move the cursor."""
     if is_main():
-        print(text, flush=True)
+        print(printable_lines(text), flush=True)
 
 
 def barrier() -> None:
@@ -157,12 +193,12 @@ def wrap(model: nn.Module) -> nn.Module:
     if world_size() == 1:
         return model
     device = next(model.parameters()).device
-    if device.type != "cuda" and any(isinstance(module, nn.SyncBatchNorm) for module in model.modules()):
+    if device.type == "cpu" and any(isinstance(module, nn.SyncBatchNorm) for module in model.modules()):
         raise ConfigError(
             f"SyncBN needs GPUs, and these {world_size()} processes are on {device.type}: use BN or GN "
             "(backbone.norm, model.norm)"
         )
-    return DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None)
+    return DistributedDataParallel(model, device_ids=None if device.type == "cpu" else [device.index])
 
 
 def unwrap(model: nn.Module) -> nn.Module:

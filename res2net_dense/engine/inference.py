@@ -38,6 +38,10 @@ def _has_fast_bf16(kind: str) -> bool:
     """On a CPU without it a convolution in bf16 takes ten times as long as in fp32."""
     if kind == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
+    if kind == "xpu":
+        return bool(torch.xpu.is_bf16_supported())
+    if kind == "mps":
+        return False
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from res2net_dense.engine.distributed import is_main
 from res2net_dense.engine.events import EventFile
 from res2net_dense.engine.inference import VAL_LOSS
-from res2net_dense.errors import CheckpointError
+from res2net_dense.errors import CheckpointError, printable
 from res2net_dense.files import cannot_write, write_atomically
 
 _log = logging.getLogger(__name__)
@@ -193,7 +193,7 @@ def read_results(folder: str | Path) -> dict[str, float | None]:
 
 
 def _print(line: str) -> None:
-    tqdm.write(line, file=sys.stderr)  # above the bar, if there is one
+    tqdm.write(printable(line), file=sys.stderr)  # above the bar, if there is one
 
 
 def _finite(value: float) -> float | None:

@@ -8,6 +8,8 @@ from typing import TypeVar
 
 import numpy as np
 
+from res2net_dense.errors import printable
+
 _SHOWN_CLASSES = 30
 
 Row = TypeVar("Row")
@@ -25,7 +27,7 @@ def show_size(array: np.ndarray) -> str:
 
 def align(rows: Sequence[Sequence[str]]) -> str:
     """Columns of equal width; the first flush left, numbers flush right."""
-    first, *others = ([*map(str, column)] for column in zip(*rows, strict=True))
+    first, *others = ([printable(str(cell)) for cell in column] for column in zip(*rows, strict=True))
     columns = [[cell.ljust(max(map(len, first))) for cell in first]]
     columns += [[cell.rjust(max(map(len, column))) for cell in column] for column in others]
     return "\n".join("  ".join(cells).rstrip() for cells in zip(*columns, strict=True))

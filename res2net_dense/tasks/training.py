@@ -44,8 +44,12 @@ def set_up_device(config: Config, device: str | torch.device | None = None) -> t
     """
     wanted = str(config.runtime.device if device is None else device)
     device = distributed.init_distributed(None if wanted == "auto" else wanted)
-    if config.train.precision == "fp16" and device.type != "cuda":
-        raise ConfigError("train.precision is fp16, which needs CUDA; use bf16 or fp32 on a CPU")
+    if config.train.precision == "fp16" and device.type not in ("cuda", "xpu"):
+        raise ConfigError(
+            f"train.precision is fp16, which needs CUDA or XPU; use bf16 or fp32 on {device.type}"
+        )
+    if config.backbone.norm == "SyncBN" and device.type == "mps":
+        raise ConfigError("backbone.norm is SyncBN, which does not run on mps; use BN or GN")
     if config.runtime.threads:
         torch.set_num_threads(config.runtime.threads)
     if config.runtime.deterministic:

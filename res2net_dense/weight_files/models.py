@@ -84,10 +84,10 @@ def load_weights_into(model: nn.Module, file: str | Path | WeightFile) -> None:
     weights = {name: value for name, value in file.state_dict.items() if name != AVERAGED}
     first = next(iter(model.state_dict()), "")
     prefixes = (name.removesuffix(first) for name in weights if name.endswith(f".{first}"))
-    prefix = next((prefix for prefix in prefixes if all(name.startswith(prefix) for name in weights)), "")
+    prefix = "" if first in weights else next(prefixes, "")
     remedy = (
         f"use the config of the run that wrote it; `res2net-dense convert {shlex.quote(str(file.path))}` "
-        "tells what the file holds, and backbone.weights takes the backbone of any file"
+        "tells what the file holds; model.weights starts a training from what fits of it"
     )
     weights = {name.removeprefix(prefix): value for name, value in weights.items()}
     load_strictly(model, weights, source=str(file.path), remedy=remedy)
