@@ -132,7 +132,8 @@ def test_newer_files_are_refused(tmp_path, monkeypatch):
 def test_settings_keep_their_old_names(monkeypatch):
     monkeypatch.setattr(load, "RENAMED", {"train.average": "train.ema_decay", "speed": "train.optimizer.lr"})
     settings = config_to_dict(load_config(LEGACY / "0.1.0/classification.yaml"))
-    del settings["train"]["ema_decay"], settings["train"]["optimizer"]["lr"]
+    settings["train"].pop("ema_decay", None)
+    del settings["train"]["optimizer"]["lr"]
     before = json.dumps(old := {**settings, "speed": 0.5, "train": settings["train"] | {"average": 0.9}})
     config = parse_config(old)
     assert (config.train.ema_decay, config.train.optimizer.lr) == (0.9, 0.5)
