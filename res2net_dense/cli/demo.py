@@ -26,7 +26,15 @@ MARK = "demo.txt"
 
 OWN = (
     *(MARK, "overlays.png", "predictions", "checkpoints", "config.yaml", "env.json", "results.json"),
-    *("metrics.jsonl", "curves.png", "model_best.safetensors*", "events.out.tfevents.*", "run.lock"),
+    *(
+        "metrics.jsonl",
+        "curves.png",
+        "data.json",
+        "terminal.log",
+        "model_best.safetensors*",
+        "events.out.tfevents.*",
+        "run.lock",
+    ),
 )
 """What a demo leaves there."""
 

@@ -234,7 +234,7 @@ class EvalConfig(Section):
 
     batch_size: BatchSize = 1
     """Images at a time, in each process."""
-    loss: bool = False
+    loss: Annotated[bool, OnlyWith("/data.val")] = False
     """Compute the losses on `data.val` too, the metrics `val_loss` and `val_loss/NAME`: as in training, but
     without augmentation and with norms as in evaluation. Reads the images once more."""
     expected: dict[str, Pair] = {}

@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 
 def check_watched(config: Config) -> None:
     """Raise a `ConfigError` where a training watches what its evaluation does not compute."""
-    if config.eval.loss and config.data.val is None:
-        raise ConfigError("eval.loss needs data.val, which is not set: name the data, or set eval.loss=false")
     for key, name in _watched_metrics(config).items():
         if name == VAL_LOSS and not config.eval.loss:
             raise ConfigError(f"{key} is {name}, which is not computed: set eval.loss=true")

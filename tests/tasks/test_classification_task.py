@@ -34,9 +34,10 @@ def test_every_task_has_a_configuration():
 def test_the_top_five_of_four_classes_choose_no_checkpoint(load, toy_folder, tmp_path):
     for place in sorted((toy_folder / "train").iterdir())[:5]:
         shutil.copytree(place, tmp_path / "some" / place.name)
-    classification.prepare(load(f"data.train={tmp_path}/some", "data.val=null", "train.best_metric=top5"))
+    both = f"data.train={tmp_path}/some", f"data.val={tmp_path}/some"
+    classification.prepare(load(*both, "train.best_metric=top5"))
     shutil.rmtree(tmp_path / "some" / place.name)
-    config = load(f"data.train={tmp_path}/./some", "data.val=null", "train.best_metric=top5")
+    config = load(*(text.replace("/some", "/./some") for text in both), "train.best_metric=top5")
     said = "'top5'; did you mean top1.* there are top1, mean_class_accuracy, top1/"
     with pytest.raises(ConfigError, match=said):
         classification.prepare(config)
@@ -135,13 +136,13 @@ def test_a_run_of_an_older_version_is_resumed(load, train, tmp_path):
     train(load())
     newest = tmp_path / "run/checkpoints/iter_0000002.pt"
     state = torch.load(newest)
-    for section, key in (("backbone", "stage_split"), ("model", "keep_head"), ("data", "padding")):
+    for section, key in (("backbone", "stage_split"), ("model", "keep_head"), ("data", "flip")):
         del state["metadata"]["config"][section][key]
     torch.save(state, newest)
     newest.with_suffix(".pt.sha256").write_text(f"{hashlib.sha256(newest.read_bytes()).hexdigest()}  x\n")
     train(load(), resume=True)
-    with pytest.raises(ConfigError, match="data.padding was 4 and is 3"):
-        train(load("data.padding=3"), resume=True)
+    with pytest.raises(ConfigError, match="data.flip was 0.5 and is 0.3"):
+        train(load("data.flip=0.3"), resume=True)
 
 
 def test_another_validation_set_may_be_given_on_resuming(load, train):

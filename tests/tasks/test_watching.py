@@ -25,7 +25,6 @@ LOSS = {"eval": {"loss": True}}
 @pytest.mark.parametrize(
     ("config", "words"),
     [
-        (config_of(None, **LOSS), ["eval.loss needs data.val", "set eval.loss=false"]),
         (
             config_of(train={"best_metric": "val_loss"}),
             ["train.best_metric is val_loss", "set eval.loss=true"],
