@@ -126,9 +126,9 @@ def test_what_is_done_stays_and_the_rest_is_added(task, number, last, predict, t
             place = f"{json.loads(line)['image']['file_name'].rpartition('.')[0]}.png"
             assert list(output.rglob(place)), place
         done = len(lines)
+        with open(output / "predictions.jsonl", "a") as file:  # as a full disk leaves it
+            file.write('{"number": 5, "image": {"id"')
     assert done > 0
-    with open(output / "predictions.jsonl", "a") as file:  # as a full disk leaves it
-        file.write('{"number": 5, "image": {"id"')
     assert predict(task, output, "--continue")[0] == 0
     assert results(output) == results(tmp_path / "whole")
 

@@ -176,7 +176,7 @@ def test_links_are_not_followed(name, run, tmp_path):
             (tmp_path / "elsewhere/mine").write_text("mine")
             path.symlink_to(tmp_path / "elsewhere" / target)
             for more in ([], ["--overwrite"]):
-                refused(run(name, *more), file)
+                assert "is a link" in refused(run(name, *more), file)
             assert path.is_symlink()
             assert [one.name for one in (tmp_path / "elsewhere").iterdir()] == ["mine"]
             assert (tmp_path / "elsewhere/mine").read_text() == "mine"
