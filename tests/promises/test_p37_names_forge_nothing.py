@@ -1,4 +1,8 @@
+<<<<<<< HEAD
 """P37: names cannot forge messages: what moves the cursor, breaks or turns the line is escaped."""
+=======
+"""P37: names cannot forge messages: what moves the cursor, breaks lines or turns the writing is escaped."""
+>>>>>>> wt-config
 
 import json
 import logging
@@ -74,14 +78,16 @@ def evil_run(draw_toy, tmp_path):
     return path
 
 
-def test_class_names_of_a_data_set(evil_run, capsys, tmp_path):
-    part = ["check", "--config", str(evil_run), "--html", str(tmp_path / "page.html")]
-    cli.main(part)
+def test_class_names_of_a_data_set(evil_run, capsys, tmp_path, tmp_path_factory):
+    html = tmp_path_factory.mktemp("page") / "page.html"
+    code = cli.main(["check", "--config", str(evil_run), "--html", str(html)])
+    assert code in (0, 1), capsys.readouterr()
+    assert html.exists(), capsys.readouterr()
     cli.main(["train", "--config", str(evil_run), "data.val=null", "--output-dir", str(tmp_path / "run")])
     shown = capsys.readouterr()
     assert_harmless(shown.out + shown.err)
     assert "\\x1b[2K" in shown.out
-    page = (tmp_path / "page.html").read_text()
+    page = html.read_text()
     assert_harmless(page)
     assert "<b>" not in page.replace("<b>", "", page.count("<b></b>"))
     for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines():
