@@ -1,8 +1,4 @@
-<<<<<<< HEAD
-"""P37: names cannot forge messages: what moves the cursor, breaks or turns the line is escaped."""
-=======
 """P37: names cannot forge messages: what moves the cursor, breaks lines or turns the writing is escaped."""
->>>>>>> wt-config
 
 import json
 import logging
