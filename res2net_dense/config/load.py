@@ -251,7 +251,7 @@ def _renamed(data: Section, old: Sequence[str], new: Sequence[str]) -> Section:
     data = copy.deepcopy(data)
     change: Any = section(data, old[:-1]).pop(old[-1])
     for key in reversed(new):
-        change = Section({key: change}, {key: ""})
+        change = Section({key: change}, {key: ""}, {key: 0})
     return _merge(data, change)
 
 

@@ -71,6 +71,7 @@ def own_folder(path: str | Path) -> Iterator[Path]:
         yield folder
         return
     lock = FileLock(folder / _LOCK, fallback_to_soft=False)
+    process = os.getpid()
     with _explaining(folder):
         folder.mkdir(parents=True, exist_ok=True)
         try:
@@ -95,9 +96,10 @@ def own_folder(path: str | Path) -> Iterator[Path]:
     try:
         yield folder
     finally:
-        with suppress(OSError):  # before it is released, so that it is not the file of the next owner
-            (folder / _LOCK).unlink()
-        lock.release()
+        if os.getpid() == process:  # a process that was forked meanwhile has nothing to give back
+            with suppress(OSError):  # before it is released, so that it is not the file of the next owner
+                (folder / _LOCK).unlink()
+            lock.release()
 
 
 def describe_environment() -> dict[str, Any]:

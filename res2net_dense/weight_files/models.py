@@ -108,4 +108,9 @@ def load_strictly(model: nn.Module, weights: Mapping[str, Tensor], *, source: st
             f"{source} does not fit the model: {matched} of {len(shapes)} tensors match; "
             f"{differences.text()}{remedy and f': {remedy}'}"
         )
+    for name, value in weights.items():
+        if value.is_meta or value.is_complex() or value.is_quantized:
+            raise CheckpointError(
+                f"{source} holds no plain numbers in {name} ({value.dtype}): use another file"
+            )
     model.load_state_dict(dict(weights))

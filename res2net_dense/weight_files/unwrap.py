@@ -95,9 +95,7 @@ def _is_tensor(value: Any) -> bool:
     value = _array(value)
     if isinstance(value, np.ndarray):
         return value.dtype.kind in "fiub"
-    if not isinstance(value, Tensor) or value.layout != torch.strided:
-        return False
-    return not (value.is_meta or value.is_complex() or value.is_quantized)
+    return isinstance(value, Tensor) and value.layout == torch.strided
 
 
 def _to_tensor(key: str, value: Any) -> Tensor:

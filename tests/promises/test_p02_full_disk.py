@@ -75,6 +75,7 @@ def test_the_disk_is_full_at_any_step(tmp_path, monkeypatch, call):
         assert re.fullmatch(
             r"cannot write .*No space left on device.* needs \d+ bytes, .*make room.*", message
         )
+        assert not list(tmp_path.rglob(".*"))
         checkpointer.remove_leftovers()  # a sidecar of a file that is not there yet
         found = checkpointer.open_latest()
         assert found is not None
