@@ -42,6 +42,7 @@ def built(config: Config) -> dict[str, object]:
                 type(task), "build_model", lambda self, *given, **named: builder(*given, **named)
             ),
         ):
+            Path(config.runtime.output_dir).mkdir(parents=True, exist_ok=True)
             training.train_and_evaluate(config, device, Path(config.runtime.output_dir))
             training.check_expected(config, {})
         (((state, loader, schedule, options), keywords),) = trainers
