@@ -228,7 +228,7 @@ def test_dilation_of_a_dla_and_of_our_own_config(tmp_path, state, read):
         save_weights(tmp_path / "own.safetensors", state, {"metadata": json.dumps({"config": config})})
         found = read_checkpoint(tmp_path / "own.safetensors")
         assert found.report.dilation == rules
-        again = read_checkpoint(write_checkpoint(found, tmp_path / "again.safetensors"))
+        again = read_checkpoint(write_checkpoint(found, tmp_path / "again.safetensors", overwrite=True))
         assert again.report.dilation == rules
         assert again.options == found.options
 
