@@ -9,10 +9,10 @@ DEATHS = {
     "exit": ["worker ", "exit code 3 while it read"],
     "quiet exit": ["worker ", "exit code 0 while it read"],
     "system exit": ["worker ", "exit code 4 while it read"],
-    "kill": ["worker ", "killed by SIGKILL while it read", "memory", "fewer data.workers"],
+    "kill": ["worker ", "killed by SIGKILL while it read", "memory", "data.workers"],
     "crash": ["worker ", "killed by SIGSEGV while it read", "check the file"],
     "raise": ["ValueError: a fault of the code (worker ", "--debug"],
-    "memory": ["MemoryError: Unable to allocate", "(worker ", "take fewer data.workers"],
+    "memory": ["MemoryError: Unable to allocate", "(worker ", "take fewer workers (data.workers"],
 }
 
 
