@@ -63,6 +63,7 @@ def benchmark(args: argparse.Namespace) -> None:
     if args.train and min(args.batch) == 1 and any(max(size) <= 32 for size in args.size):
         raise ConfigError("--train: batch norm cannot learn from one pixel; raise --batch or --size")
     if args.json:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
         check_output("--json", args.json)  # an error now rather than after minutes
         outputs = output_file("--json", args.json, inputs=[args.config], overwrite=args.overwrite)
     cpu = f"{platform.machine()} with {torch.backends.cpu.get_cpu_capability()}"

@@ -405,7 +405,8 @@ def test_duts_is_not_a_matter_of_brightness_or_distance(duts):
 
 @pytest.mark.parametrize("option", [("--train", "-1"), ("--size", "10"), ("--seed", "-1")])
 def test_wrong_arguments(tmp_path, option, capsys):
-    assert run_toy("--output", str(tmp_path), *option) == 1
+    with pytest.raises(SystemExit, match="2"):
+        run_toy("--output", str(tmp_path), *option)
     assert option[0] in capsys.readouterr().err
 
 

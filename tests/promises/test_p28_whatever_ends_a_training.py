@@ -36,7 +36,9 @@ def start(tiny, run_tool, tmp_path):
 LOGGED = ["lines", "RUN/metrics.jsonl", 1]
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 143), pytest.param(signal.SIGHUP, 129, marks=pytest.mark.slow)]
+)
 def test_a_signal_to_all_processes_loses_nothing(number, code, start, trained, tiny, run_tool):
     folder, end = start([LOGGED, ["kill", "group", number]])
     assert end["code"] == code, end["text"]
@@ -89,7 +91,11 @@ def test_output_that_is_not_read_any_more_ends_nothing(start, trained):
     assert "evaluation after 8" in note
 
 
-@pytest.mark.parametrize(("ignored", "code"), [([], 129), ([signal.SIGHUP], 0)], ids=["closed", "nohup"])
+@pytest.mark.parametrize(
+    ("ignored", "code"),
+    [([], 129), pytest.param([signal.SIGHUP], 0, marks=pytest.mark.slow)],
+    ids=["closed", "nohup"],
+)
 def test_a_terminal_that_closes(ignored, code, start, trained):
     """It hangs up, and every write to it fails."""
     folder, end = start([LOGGED, ["close"]], terminal="pty", ignored=ignored)

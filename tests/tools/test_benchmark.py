@@ -83,7 +83,7 @@ def test_what_cannot_be_measured_is_an_error_before_the_work(changes, words):
 
 
 def test_a_file_that_cannot_be_written_is_an_error_before_the_work(tmp_path):
-    with pytest.raises(IsADirectoryError):
+    with pytest.raises(ConfigError, match="is a folder"):
         tool.benchmark(arguments(json=tmp_path))
 
 
