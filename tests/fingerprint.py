@@ -37,7 +37,7 @@ def built(config: Config) -> dict[str, object]:
             mock.patch.object(training, "Trainer", record),
             mock.patch.object(training, "save_config"),
             mock.patch.object(training, "save_curves"),
-            mock.patch.object(training, "print_rank0", said.append),
+            mock.patch.object(training, "print_rank0", lambda *lines: said.extend(lines)),
             mock.patch.object(
                 type(task), "build_model", lambda self, *given, **named: builder(*given, **named)
             ),

@@ -11,6 +11,7 @@ import sys
 import pytest
 from running import ROOT, TRAIN, assert_same_runs, newest_checkpoint, run_and_end
 
+from res2net_dense.data import workers
 from res2net_dense.engine.terminal import NOTE
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", TRAIN]
@@ -49,6 +50,29 @@ def test_a_signal_to_all_processes_loses_nothing(number, code, start, trained, t
     )
     assert process.returncode == 0, process.stderr
     assert_same_runs(folder, trained("classification"), end=8)
+
+
+def signal_all(pid):
+    """Signals to a process that are not of its parent."""
+    for name in ("TERM", "INT", "HUP") * 2:
+        subprocess.run(["kill", f"-{name}", str(pid)], check=True)
+
+
+@pytest.mark.parametrize("when", ["starts", "reads"])
+def test_a_worker_leaves_signals_to_its_parent(when, monkeypatch):
+    if when == "starts":
+        leave = workers.leave_signals_to_parent
+
+        def leave_late():
+            signal_all(os.getpid())
+            leave()
+
+        monkeypatch.setattr(workers, "leave_signals_to_parent", leave_late)
+    batches = iter(workers.WorkerBatches(lambda key: os.getpid(), [[key] for key in range(30)], workers=1))
+    first = next(batches)
+    if when == "reads":
+        signal_all(*first)
+    assert list(batches) == [first] * 29
 
 
 def test_under_nohup_a_hangup_is_ignored(start, trained):
