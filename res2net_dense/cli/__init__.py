@@ -64,6 +64,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Stopped as stopped:
         _tell(str(stopped))
         return stopped.code
+    except KeyboardInterrupt:  # of a library that has handlers of its own
+        _tell("stopped by SIGINT")
+        return 130
     except BrokenPipeError:  # the program that reads our output, such as `head`, has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes again at exit
         return SIGPIPE_CODE
