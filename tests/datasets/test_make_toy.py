@@ -68,7 +68,9 @@ def tree(folder):
     return {p.relative_to(folder): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
-@pytest.mark.parametrize("layout", NUMBERS)
+@pytest.mark.parametrize(
+    "layout", [one if one == "imagenet" else pytest.param(one, marks=pytest.mark.slow) for one in NUMBERS]
+)
 def test_a_seed_gives_the_same_bytes_and_another_other_images(layout, drawn, tmp_path):
     files = tree(drawn(layout))
     arguments = ["--layout", layout, *NUMBERS[layout]]

@@ -191,6 +191,7 @@ def test_int8_is_smaller_and_says_what_it_loses(tool, weights, toy, draw_toy, tm
     assert "data.val has images of other sizes" in err.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_int8_says_what_it_loses_unasked(tool, toy, tmp_path):
     output = tmp_path / "small.onnx"
     arguments = ["--int8", "--calibration", toy / "JPEGImages", "--size", "96"]
