@@ -48,7 +48,8 @@ with distributed.leaving_group():  # gloo's threads end the process with SIGABRT
     learn(wrapped, loader(), optimizer=optimizer, iterations=4, accumulate=2, log=log, log_every=1,
           checkpointer=checkpointer)
     assert distributed.gather_objects(rank) == [0, 1]
-    seen = [one for batch in eval_loader(Five(), batch_size=2, workers=0, rank=rank, world_size=2) for one in batch]
+    loader = eval_loader(Five(), batch_size=2, workers=0, rank=rank, world_size=2)
+    seen = [image for batch in loader for image in batch]
     assert sorted(sum(distributed.gather_objects(seen), [])) == [0, 1, 2, 3, 4], seen
 """
 
