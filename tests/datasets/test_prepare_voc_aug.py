@@ -1,5 +1,6 @@
 """The augmented VOC set, from made-up VOC and SBD folders of a few images."""
 
+import signal
 import sys
 
 import numpy as np
@@ -10,6 +11,7 @@ from res2net_dense.cli import main
 from res2net_dense.data.layouts.base import Request
 from res2net_dense.data.layouts.voc_boxes import VOC_CLASSES
 from res2net_dense.data.layouts.voc_masks import VocMasks, VocMasksPart
+from res2net_dense.engine.stopping import Stopped
 from res2net_dense.palette import voc_palette
 
 scipy_io = pytest.importorskip("scipy.io")
@@ -147,7 +149,7 @@ def test_an_interrupted_run_leaves_nothing(folders, capsys, monkeypatch):
     def interrupted(file):
         calls.append(file)
         if len(calls) == 2:
-            raise KeyboardInterrupt
+            raise Stopped(signal.SIGINT)
         return read(file)
 
     monkeypatch.setattr(script, "read_sbd", interrupted)

@@ -1,4 +1,6 @@
-"""Downloads against a local server that breaks in every way a real one does."""
+"""P14: a download is what it says: its path exists only with the right SHA-256, after at most three tries;
+offline fails within five seconds with the command to do it by hand. A local server breaks as real ones do.
+"""
 
 import contextlib
 import hashlib
@@ -281,6 +283,43 @@ def test_the_mirror_stands_in_for_a_dead_server(make_server, path):
     mirror = make_server()
     download([refused(), mirror.url], path, sha256=SHA256)
     assert path.read_bytes() == CONTENT
+
+
+def test_the_path_never_has_other_content_while_servers_fail(make_server, path, monkeypatch):
+    """Looked at whenever a piece arrives and whenever a file changes its name."""
+    found = []
+
+    def look(*_, **__):
+        found.append(path.read_bytes() if path.exists() else None)
+
+    def watched(fault):
+        return lambda handler: (look(), fault(handler), look())
+
+    def slow(handler):
+        serve(handler, pause=0.01, after=look)
+
+    replace = os.replace
+    monkeypatch.setattr(os, "replace", lambda *names: (look(), replace(*names), look()))
+    broken = [make_server(watched(fault)) for fault in (other_content, cut, status(500), web_page)]
+    download([server.url for server in [*broken, make_server(slow)]], path, sha256=SHA256)
+    assert found[-1] == CONTENT
+    assert set(found) == {None, CONTENT}
+    assert len(found) > 8
+
+
+def test_an_interrupted_download_is_done_again(make_server, path):
+    """By Ctrl+C: nothing lies there, and the next one begins anew."""
+    release = threading.Event()
+    server = make_server(lambda handler: serve(handler, limit=100_000, after=release.wait))
+    child = run_child(server.url, path)
+    wait_for(path.with_name(".net.pth.part").exists)
+    child.send_signal(signal.SIGINT)
+    assert child.wait(20) != 0
+    release.set()
+    assert names(path) == []
+    download(server.url, path, sha256=SHA256)
+    assert path.read_bytes() == CONTENT
+    assert server.requests == 2
 
 
 def test_every_mirror_gets_a_chance(make_server, path):

@@ -19,7 +19,13 @@ sys.path.append(str(Path(__file__).parents[1] / "engine"))
 from test_engine_trainer import IMPORTS, Net, learn, samples
 
 DISTRIBUTED = """
+from res2net_dense.data.loaders import eval_loader
 from res2net_dense.engine import distributed
+class Five:
+    def __len__(self):
+        return 5
+    def __getitem__(self, index):
+        return index, []
 distributed.init_distributed("cpu")
 rank = distributed.rank()
 model = Net(plain=True)
@@ -42,6 +48,9 @@ with distributed.leaving_group():  # gloo's threads end the process with SIGABRT
     learn(wrapped, loader(), optimizer=optimizer, iterations=4, accumulate=2, log=log, log_every=1,
           checkpointer=checkpointer)
     assert distributed.gather_objects(rank) == [0, 1]
+    loader = eval_loader(Five(), batch_size=2, workers=0, rank=rank, world_size=2)
+    seen = [image for batch in loader for image in batch]
+    assert sorted(sum(distributed.gather_objects(seen), [])) == [0, 1, 2, 3, 4], seen
 """
 
 
