@@ -131,10 +131,11 @@ def changed(raw, keys, *, values=2):
 
 def test_the_settings_of_a_training_act_or_are_refused(base):
     raw = base("classification", "")
-    keys = [key for key in KEYS if key.task == "classification" and fits(key, raw)]
+    keys = [key for key in KEYS if key.task == "classification" and key.path[0] in ("data", "train", "eval")]
+    keys = [key for key in keys if fits(key, raw)]
     silent, acted = changed(raw, keys, values=1)
     assert silent == []
-    assert len(acted) > 50
+    assert len(acted) > 30
 
 
 @pytest.mark.parametrize("task", CONFIGS)
