@@ -105,8 +105,3 @@ def printable(text: str) -> str:
     """
     shown = (one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
     return "".join(shown)
-
-
-def printable_lines(text: str) -> str:
-    """The same for a text of several lines, whose line breaks are meant."""
-    return "\n".join(map(printable, text.split("\n")))

@@ -27,7 +27,14 @@ from res2net_dense.tasks.automatic import fit_batch, suit_little_data
 from res2net_dense.tasks.base import warn_rank0
 from res2net_dense.tasks.sanity import describe_data
 from res2net_dense.tasks.settings import on_split, updated
-from res2net_dense.trained import ConfigLike, check_overrides, open_job, read_config, write_to
+from res2net_dense.trained import (
+    ConfigLike,
+    check_can_be_trained,
+    check_overrides,
+    open_job,
+    read_config,
+    write_to,
+)
 
 
 @dataclass(frozen=True)
@@ -110,6 +117,7 @@ def train(
     if allow_changed_data and not resume:
         raise ConfigError("allow_changed_data (--allow-changed-data) goes with resume (--resume)")
     loaded = read_config(config, [*overrides, *write_to(output_dir)])
+    check_can_be_trained(loaded.model.weights)
     with outlasting_terminal() as terminal, distributed.leaving_group():
         device = training.set_up_device(loaded)
         task = get_task(loaded.task)

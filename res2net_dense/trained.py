@@ -221,6 +221,15 @@ def load_exported(path: str | Path) -> ExportedModel:
     return open_exported(path, find)
 
 
+def check_can_be_trained(weights: str | None) -> None:
+    """Raise a `ConfigError` for an exported file, whose network is fixed."""
+    if weights is not None and is_exported(Path(os.path.expanduser(weights))):
+        raise ConfigError(
+            f"{weights} is an exported file, which cannot be trained: give the run folder or weight file "
+            "that it was made of, or score it with --eval-only"
+        )
+
+
 def read_config(config: ConfigLike, overrides: Sequence[str], *, saved: bool = False) -> Config:
     """Return the configuration that `config` means, with the overrides; see `config.parse_config`."""
     if isinstance(config, (str, Path)):

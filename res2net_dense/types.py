@@ -122,7 +122,7 @@ class Prediction(TypedDict, total=False):
     keypoints: Tensor
     """(K, P, 3) float32: x, y, score."""
     mask_parts: list[MaskPart]
-    """In place of `masks` where those of a large image, merged from tiles, would fill the memory: K."""
+    """In place of `masks` where those of a large image would fill the memory: K."""
     sem_seg: Tensor
     """(H, W) int64; of an image merged from tiles uint8 where it holds all classes."""
     probabilities: Tensor

@@ -39,7 +39,7 @@ def built(config: Config) -> dict[str, object]:
             mock.patch.object(training, "save_config"),
             mock.patch.object(MetricLog, "_start_clock"),
             mock.patch.object(training, "save_curves"),
-            mock.patch.object(training, "print_rank0", said.append),
+            mock.patch.object(training, "print_rank0", lambda *lines: said.extend(lines)),
             mock.patch.object(
                 type(task), "build_model", lambda self, *given, **named: builder(*given, **named)
             ),

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from res2net_dense.engine.stopping import Stopped, leave_on_signals
 from res2net_dense.errors import Res2NetDenseError, did_you_mean, is_out_of_memory, one_line, printable
@@ -64,6 +64,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Stopped as stopped:
         _tell(str(stopped))
         return stopped.code
+    except KeyboardInterrupt:  # of a library that has handlers of its own
+        _tell("stopped by SIGINT")
+        return 130
     except BrokenPipeError:  # the program that reads our output, such as `head`, has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes again at exit
         return SIGPIPE_CODE
@@ -83,14 +86,21 @@ def _open_closed_streams() -> None:
 def _tell(message: str) -> None:
     """Print to standard error, if anybody still reads it."""
     with suppress(OSError):
-        print(message, file=sys.stderr)
+        print(printable(message), file=sys.stderr)
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser in whose errors the arguments forge no message."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(printable(message))
 
 
 def _answer(given: Sequence[str]) -> int:
     """The list of subcommands, the version, or an error about an unknown one."""
     width = max(map(len, COMMANDS))
     lines = [f"  {name:{width}}  {text}" for name, text in COMMANDS.items()]
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog=PROGRAM,
         description="Dense prediction on Res2Net backbones.",
         epilog="\n".join(["commands:", *lines, "", f"`{PROGRAM} COMMAND --help` says more"]),
@@ -109,7 +119,7 @@ def load(name: str) -> Any:
 
 def parser_of(name: str, command: Any) -> argparse.ArgumentParser:
     """The parser of a subcommand, whose module is `command`."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog=f"{PROGRAM} {name}",
         description=command.__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -140,7 +150,7 @@ def _run(name: str, given: Sequence[str]) -> int:
         message = None if args.debug else _explain_error(error)
         if message is None:
             raise
-        _tell(f"error: {printable(message)}")
+        _tell(f"error: {message}")
         return 1
 
 

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from res2net_dense import __version__, load_exported, optimize_for_inference
 from res2net_dense.backbones.registry import ALIASES, canonical_name
 from res2net_dense.cli._model_table import multiply_adds
-from res2net_dense.cli._shared import EXPORT_FORMATS, check_output
+from res2net_dense.cli._shared import EXPORT_FORMATS, check_output, say
 from res2net_dense.cli.benchmark import TIMM, TRAINING_WAYS
 from res2net_dense.config import Config, load_config
 from res2net_dense.deploy.description import Description
@@ -63,6 +63,7 @@ def benchmark(args: argparse.Namespace) -> None:
     if args.train and min(args.batch) == 1 and any(max(size) <= 32 for size in args.size):
         raise ConfigError("--train: batch norm cannot learn from one pixel; raise --batch or --size")
     if args.json:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
         check_output("--json", args.json)  # an error now rather than after minutes
         outputs = output_file("--json", args.json, inputs=[args.config], overwrite=args.overwrite)
     cpu = f"{platform.machine()} with {torch.backends.cpu.get_cpu_capability()}"
@@ -72,16 +73,16 @@ def benchmark(args: argparse.Namespace) -> None:
         "settings": {key: value for key, value in vars(args).items() if key not in _NOT_SETTINGS},
         "threads": torch.get_num_threads(),
     }  # fmt: skip
-    print(
-        "{machine}, {threads} threads, torch {torch}, res2net_dense {version}, {date}\n"
+    say(
+        "{machine}, {threads} threads, torch {torch}, res2net_dense {version}, {date}".format(**document),
         "{settings[warmup]} rounds to warm up, then {settings[repeats]}; of ratios the median and the middle "
-        "half of the rounds; peak is the memory of a call besides weights".format(**document)
+        "half of the rounds; peak is the memory of a call besides weights".format(**document),
     )
     jobs = [(name, size, batch) for name in args.model for size in args.size for batch in args.batch]
     for n, (name, size, batch) in enumerate(jobs, 1):
-        print(f"[{n}/{len(jobs)}] {name or args.config}, batch {batch}, {size[0]}x{size[1]}", file=sys.stderr)
+        say(f"[{n}/{len(jobs)}] {name or args.config}, batch {batch}, {size[0]}x{size[1]}", file=sys.stderr)
         document["results"].append(measure(args, name, size, batch))
-        print(f"\n{table(document['results'][-1])}", flush=True)
+        say("", *table(document["results"][-1]).split("\n"))
         if args.json:  # an interrupt leaves what has been measured so far
             outputs.write(args.json, json.dumps(document, indent=1).encode())
 
@@ -99,7 +100,7 @@ def measure(args: argparse.Namespace, name: str | None, size: tuple[int, int], b
     calls, rows = list[Callable[[], Any]](), list[dict[str, Any]]()
     for net, way, dtype in contestants:
         label = f"{net} {way} {dtype}"
-        print(f"checking {label}", file=sys.stderr)
+        say(f"checking {label}", file=sys.stderr)
         try:
             call = make_call(task, models[net], way, dtype, images, train)
             if way not in EXPORT_FORMATS:  # a runtime keeps its memory from call to call

@@ -17,6 +17,7 @@ import numpy as np
 from res2net_dense import findings as kinds
 from res2net_dense.cli._check_classes import class_rows
 from res2net_dense.cli._check_parts import Opened, of_config, of_layout
+from res2net_dense.cli._shared import say
 from res2net_dense.data.check import check_sources
 from res2net_dense.data.images import IMAGE_SUFFIXES, image_size, read_for_display
 from res2net_dense.data.pixels import to_display
@@ -63,9 +64,9 @@ def check(args: argparse.Namespace) -> int:
     _print_sets(sets)
     _print_table(sets, notes=args.notes)
     for title, source in sources.items() if args.statistics else ():
-        print(f"{title}: {describe_statistics(source)}")
+        say(f"{title}: {describe_statistics(source)}")
     if args.fix_list:
-        print(*_fix_list(sets), sep="\n")
+        say(*_fix_list(sets))
     _print_classes(sets, classes)
     if args.json:
         _write(outputs[args.json], args.json, json.dumps(_document(sets, classes), indent=1) + "\n")
@@ -132,7 +133,7 @@ def _read(file: str) -> np.ndarray | None:
 def _print_sets(sets: Sequence[Checked]) -> None:
     width = max(len(one.title) for one in sets)
     for one in sets:
-        print(f"{one.title:{width}}  {counted(one.images, 'image')} of {printable(one.name)}")
+        say(f"{one.title:{width}}  {counted(one.images, 'image')} of {one.name}")
 
 
 def _print_table(sets: Sequence[Checked], *, notes: bool) -> None:
@@ -141,29 +142,29 @@ def _print_table(sets: Sequence[Checked], *, notes: bool) -> None:
     codes = codes_of(sets, notes=notes)
     column, found = max(map(len, codes), default=4), by_code(sets)
     if codes:
-        print(f"\n{'code':{column}}  severity   count")
+        say("", f"{'code':{column}}  severity   count")
     for code in codes:
         number = sum(one.findings.counts[code] for one in sets)
         _, example = found[code][0]
-        print(f"{code:{column}}  {KINDS[code].severity:8}  {number:6}  {KINDS[code].meaning}")
+        say(f"{code:{column}}  {KINDS[code].severity:8}  {number:6}  {KINDS[code].meaning}")
         for label, text in (
             ("first", printable(str(example))),
             ("to do", REMEDIES[code]),
         ):
             lead = " " * 4 + f"{label}: "
-            print(_wrapped(text, width, lead))
+            say(*_wrapped(text, width, lead))
     totals = {
         level: sum(one.findings.number(level) for one in sets) for level in ("error", "warning", "note")
     }
     hidden = totals["note"] and not notes
     hint = " (--notes shows them)" if hidden else ""
-    print(f"\n{', '.join(counted(count, level) for level, count in totals.items())}{hint}")
+    say("", f"{', '.join(counted(count, level) for level, count in totals.items())}{hint}")
 
 
-def _wrapped(text: str, width: int, lead: str) -> str:
+def _wrapped(text: str, width: int, lead: str) -> list[str]:
     wrapper = textwrap.TextWrapper(width, lead, " " * len(lead), break_on_hyphens=False)
     wrapper.break_long_words = False
-    return wrapper.fill(text)
+    return wrapper.wrap(text)
 
 
 def _print_classes(sets: Sequence[Checked], classes: Sequence[ClassRow]) -> None:
@@ -176,15 +177,16 @@ def _print_classes(sets: Sequence[Checked], classes: Sequence[ClassRow]) -> None
         own = [] if classes[0].category_id == "" else [printable(str(row.category_id))]
         rows.append([str(row.label), *own, *counts, printable(row.name)])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    print(f"\n{counted(len(classes), 'class')}")
+    say("", f"{counted(len(classes), 'class')}")
     for cells in rows:
         *numbers, name = (f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
-        print("  ".join([*numbers, name.strip()]))
+        say("  ".join([*numbers, name.strip()]))
 
 
 def _fix_list(sets: Sequence[Checked]) -> Iterator[str]:
     """What reading leaves out or clips, a line each: file, object, drop or clip, code, from -> to."""
-    yield "\nfile\tobject\tfix\tcode\tbox (x1 y1 x2 y2)"
+    yield ""
+    yield "file\tobject\tfix\tcode\tbox (x1 y1 x2 y2)"
     for one in sets:
         for finding in one.findings:
             if not finding.fix:
@@ -253,4 +255,4 @@ def _check_place(option: str, file: Path, opened: Mapping[str, Opened]) -> None:
 
 def _write(outputs: Outputs, file: Path, text: str) -> None:
     outputs.write(file, text.encode("utf-8", "backslashreplace"))
-    print(f"{file}: written")
+    say(f"{file}: written")

@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 from res2net_dense.backbones import create_classifier
 from res2net_dense.backbones.registry import ARCHITECTURES
+from res2net_dense.cli._shared import say
 from res2net_dense.outputs import output_file
 
 PARAMETERS_TOLERANCE = 0.01  # millions: what rounding to two digits can hide
@@ -34,8 +35,8 @@ def check_models(json_file: Path | None, *, overwrite: bool = False) -> int:
     if json_file:
         outputs = output_file("--json", json_file, overwrite=overwrite)
     rows = [measure(name) for name in ARCHITECTURES]
-    print(format_table(rows))
-    print(
+    say(*format_table(rows).split("\n"))
+    say(
         f"{len(rows)} networks; MACs by torch's counter (convolutions and matrix products), one image of "
         "224x224 and 1000 classes (res2next29: 32x32, 10 classes)"
     )
@@ -43,7 +44,7 @@ def check_models(json_file: Path | None, *, overwrite: bool = False) -> int:
         outputs.write(json_file, json.dumps(rows, indent=1).encode())
     differing = [row["name"] for row in rows if not row["agrees"]]
     if differing:
-        print(f"PROBLEM: by more than 0.01 M or 1 % differ: {', '.join(differing)}")
+        say(f"PROBLEM: by more than 0.01 M or 1 % differ: {', '.join(differing)}")
     return int(bool(differing))
 
 

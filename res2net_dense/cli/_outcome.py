@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from res2net_dense.cli._known_ids import Id, KnownIds, read_ids
+from res2net_dense.cli._shared import say
 from res2net_dense.config import Config, config_to_dict
 from res2net_dense.data.layouts import CocoPart
 from res2net_dense.data.regions import identity
@@ -120,7 +121,7 @@ class Outcome:
             for name, saved in one["saved"].items():
                 notes[name].update(saved["notes"])
         for name, writer in self._writers.items():
-            print(*writer.remarks(notes[name]), sep="\n", end="\n" * bool(notes[name]))
+            say(*writer.remarks(notes[name]))
         about = f"predictions of res2net_dense {__version__}"
         content = {
             "info": {"description": about, "formats": list(self._writers), "settings": settings},

@@ -22,6 +22,7 @@ from res2net_dense.cli._outcome import (
     image_names,
     settings_of,
 )
+from res2net_dense.cli._shared import say
 from res2net_dense.data.images import list_images
 from res2net_dense.errors import ConfigError, Res2NetDenseError, counted, one_line, printable
 from res2net_dense.journal import Journal
@@ -53,17 +54,17 @@ def predict(args: argparse.Namespace) -> int:
     known = find_ids(args.annotations, job.config, files, predictor.class_names)
     settings = settings_of(job, predictor, known, files, args)
     if args.resume and is_complete(output, hash_of(settings)):
-        print(f"{output} is complete: there is nothing to add")
+        say(f"{output} is complete: there is nothing to add")
         return 0
     journal = Journal(output / "predictions.jsonl", outputs, settings, resume=args.resume)
     outcome = Outcome(task, predictor.class_names, known, args.save, outputs, args.score)
     for remark in outcome.remarks_of_ids():
-        print(remark, file=sys.stderr)
+        say(remark, file=sys.stderr)
     try:
         skipped = _predict_all(predictor, outcome, journal, files, image_names(files, args.input), places)
         found = outcome.close(journal, skipped, hash_of(settings))
     except BaseException:  # whatever ends it, what is done stays
-        print(
+        say(
             f"{len(journal.done)} of {counted(len(files), 'image')} done, in {journal.path}: the same "
             "command with --continue adds the rest",
             file=sys.stderr,
@@ -71,7 +72,7 @@ def predict(args: argparse.Namespace) -> int:
         raise
     done = len(journal.done)
     journal.remove()
-    print(f"{counted(done, 'image')}, {found}, {counted(len(skipped), 'file')} skipped: {output}")
+    say(f"{counted(done, 'image')}, {found}, {counted(len(skipped), 'file')} skipped: {output}")
     return 0 if done else 1
 
 
@@ -106,7 +107,7 @@ def _predict_all(
                 drawn = draw(predictor, files[number], prediction, outcome.score)
             except Exception as error:  # what was predicted is worth more than the drawing
                 drawn = {}
-                bar.write(f"not drawn: {said_of(files[number], error)}", file=sys.stderr)
+                bar.write(printable(f"not drawn: {said_of(files[number], error)}"), file=sys.stderr)
             for folder, content in drawn.items():
                 outcome.outputs.write(outcome.outputs.folder / folder / places[number], content)
             journal.add(number, line)

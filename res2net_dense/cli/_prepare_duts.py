@@ -13,7 +13,7 @@ import numpy as np
 from pydantic import BaseModel, Field, ValidationError
 
 from res2net_dense.cli._processes import in_processes
-from res2net_dense.cli._shared import check_output
+from res2net_dense.cli._shared import check_output, say
 from res2net_dense.data.images import list_images, read_image
 from res2net_dense.data.layouts.image_masks import ImageMasksPart, PartFiles, find_files
 from res2net_dense.data.layouts.listing import check_size, path_inside, remarks_of
@@ -83,7 +83,7 @@ def prepare(options: argparse.Namespace) -> int:
         for name in files.names
         if name in images and name in masks
     ]
-    print(f"{files.name}: {len(jobs)} pairs of {image_folder} and {mask_folder}", flush=True)
+    say(f"{files.name}: {len(jobs)} pairs of {image_folder} and {mask_folder}")
     pairs = list(in_processes(inspect, jobs, options.workers, "pairs"))
     faults, warnings = file_faults(files), remarks_of(files.findings)
     if miscounted := count_warning(files.name, len(files.names)):
@@ -108,7 +108,7 @@ def prepare(options: argparse.Namespace) -> int:
             text = f"{pair.image}: is the same image as {other}"
             faults.append(Fault("also in the other folder", text))
     lines = [*(f"warning: {text}" for text in warnings), *map(": ".join, faults)]
-    print(*lines, summary(files.name, pairs, faults), sep="\n")
+    say(*lines, *summary(files.name, pairs, faults))
     if options.output and not faults:
         content = Manifest(
             name=files.name, count=len(pairs), pairs=pairs,
@@ -117,7 +117,7 @@ def prepare(options: argparse.Namespace) -> int:
         )  # fmt: skip
         text = json.dumps(content.model_dump(), indent=1) + "\n"
         outputs.write(options.output, text.encode())
-        print(f"{options.output}: manifest of {len(pairs)} pairs written")
+        say(f"{options.output}: manifest of {len(pairs)} pairs written")
     return 1 if faults else 0
 
 
@@ -200,8 +200,8 @@ def changes(known: Sequence[Pair], pairs: Sequence[Pair]) -> list[Fault]:
     return sorted(faults)
 
 
-def summary(name: str, pairs: Sequence[Pair], faults: Sequence[Fault]) -> str:
-    """The totals as text."""
+def summary(name: str, pairs: Sequence[Pair], faults: Sequence[Fault]) -> list[str]:
+    """The totals, a line each."""
     good = [pair for pair in pairs if pair.fault is None]
     rows = {"set": name, "pairs": f"{len(pairs)}, {len(good)} of them without fault", "rule": RULE}
     if good:
@@ -218,4 +218,4 @@ def summary(name: str, pairs: Sequence[Pair], faults: Sequence[Fault]) -> str:
         rows["salient pixels"] = f"{np.mean([pair.salient for pair in good]):.1%}"
     rows |= {f"fault: {kind}": str(count) for kind, count in Counter(f.kind for f in faults).items()}
     rows["faults"] = str(len(faults))
-    return "\n".join(f"{label:<30}{value}" for label, value in rows.items())
+    return [f"{label:<30}{value}" for label, value in rows.items()]

@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from res2net_dense.cli._shared import say
 from res2net_dense.data.layouts.listing import check_present, index_files
 from res2net_dense.data.layouts.voc_files import read_names
 from res2net_dense.errors import DatasetError, MissingDependencyError, one_line
@@ -88,7 +89,7 @@ def prepare(voc: Path, sbd: Path, output: Path, *, overwrite: bool = False) -> N
         masks |= {name: root / place / found[name] for name in needed}
     for count, expected, what in ((len(names), NAMES, "names"), (len(masks), MASKS, "masks")):
         if count != expected:
-            print(f"warning: {count} {what}; all of SBD and VOC2012 give {expected}", file=sys.stderr)
+            say(f"warning: {count} {what}; all of SBD and VOC2012 give {expected}", file=sys.stderr)
     folder, file = output / "SegmentationClassAug", output / lists / "trainaug.txt"
     outputs = Outputs(output, inputs=masks.values(), overwrite=overwrite, keep=True)
     has_masks = folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and not overwrite
@@ -106,10 +107,10 @@ def prepare(voc: Path, sbd: Path, output: Path, *, overwrite: bool = False) -> N
     outputs.claim([] if has_masks else [folder / f"{name}.png" for name in masks])
     remove_drafts([folder])
     if has_masks and has_list:
-        print(f"{folder} and {file}: already there, nothing to do")
+        say(f"{folder} and {file}: already there, nothing to do")
     if not has_masks:
         write_masks(masks, folder, outputs)
-        print(f"{folder}: {len(masks)} masks written")
+        say(f"{folder}: {len(masks)} masks written")
     if not has_list:
         outputs.write(file, "".join(f"{n}\n" for n in names).encode())
-        print(f"{file}: {len(names)} names written")
+        say(f"{file}: {len(names)} names written")

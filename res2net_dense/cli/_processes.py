@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
+from res2net_dense.cli._shared import say
 from res2net_dense.data.workers import WorkerBatches
 from res2net_dense.opening import note
 
@@ -39,4 +40,4 @@ def in_processes(function: Callable[[T], R], jobs: Sequence[T], workers: int, wh
     for number, result in enumerate(bar, start=1):
         yield result
         if bar.disable and number % _REPORT_EVERY == 0:
-            print(f"{what}: {number} of {len(jobs)}", file=sys.stderr, flush=True)
+            say(f"{what}: {number} of {len(jobs)}", file=sys.stderr)

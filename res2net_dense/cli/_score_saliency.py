@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from res2net_dense.cli._processes import in_processes
-from res2net_dense.cli._shared import check_output
+from res2net_dense.cli._shared import check_output, say
 from res2net_dense.cli.score_saliency import SHEET_ROWS
 from res2net_dense.data.images import IMAGE_SUFFIXES, read_image
 from res2net_dense.data.layouts.listing import Files, check_present, check_size, index_files
@@ -48,7 +48,7 @@ def score_folders(args: argparse.Namespace) -> None:
     outputs = check_arguments(args, [folder, *named.values()])
     masks = find_files(folder, "masks")
     if remark := count_warning(set_name(folder.resolve().parent, folder.name), len(masks)):
-        print(f"warning: {remark}", file=sys.stderr)
+        say(f"warning: {remark}", file=sys.stderr)
     photos = find_photos(Path(args.images), list(masks)) if args.images else {}
     maps = [find_maps(name, place, folder, masks) for name, place in named.items()]
     if args.plot:
@@ -85,11 +85,11 @@ def score_folders(args: argparse.Namespace) -> None:
         places = {stem: (photos[stem], masks[stem], map) for stem, map in zip(masks, maps[0], strict=True)}
         sheet = saliency_sheet(worst_images(name, method["images"], places, rescale=args.rescale))
         outputs["sheet"].write(Path(args.sheet), png(sheet))
-    print(f"{len(masks)} masks in {folder}: {RULE}\n\n{table(metrics)}")
-    print(RESCALE_NOTES[args.rescale] + "; --no-rescale takes maps as they are" * args.rescale)
+    say(f"{len(masks)} masks in {folder}: {RULE}", "", *table(metrics).split("\n"))
+    say(RESCALE_NOTES[args.rescale] + "; --no-rescale takes maps as they are" * args.rescale)
     for name, method in methods.items():
         if count := method["resized"]:
-            print(f"{name}: {count} of {len(masks)} maps were scaled to their masks, bilinear")
+            say(f"{name}: {count} of {len(masks)} maps were scaled to their masks, bilinear")
 
 
 def name_methods(arguments: Sequence[str]) -> dict[str, Path]:
@@ -162,7 +162,7 @@ def find_maps(name: str, folder: Path, mask_folder: Path, masks: dict[str, Path]
     ]
     paired, line = pair_up(found[0], found[1], "maps", "masks")
     if line:
-        print(f"warning: {folder}: {line}", file=sys.stderr)
+        say(f"warning: {folder}: {line}", file=sys.stderr)
     maps = {stem: folder / file for stem, file in paired.by_stem.items()}
     missing = [stem for stem in masks if stem not in maps]
     extra = [stem for stem in maps if stem not in masks]
@@ -174,7 +174,7 @@ def find_maps(name: str, folder: Path, mask_folder: Path, masks: dict[str, Path]
             "masks' names"
         )
     if extra:
-        print(
+        say(
             f"warning: {name}: {len(extra)} of {len(maps)} maps in {folder} have no mask and are left out: "
             f"{first_few(extra)}",
             file=sys.stderr,

@@ -8,12 +8,19 @@ import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TextIO
 
-from res2net_dense.errors import ConfigError, shown
+from res2net_dense.errors import ConfigError, printable, shown
 from res2net_dense.limits import MAX_PIXELS, MAX_PROCESSES, MAX_SEED
 
 EXPORT_FORMATS = ("onnx", "openvino", "torch-export", "torchscript")
 """The keys of `deploy.export.MODULES`, here so that parsing a command does not import torch."""
+
+
+def say(*lines: object, file: TextIO | None = None) -> None:
+    """Print lines; what moves the cursor or breaks the line is escaped, but for tabs: it is of a name."""
+    shown = ("\t".join(map(printable, str(line).split("\t"))) for line in lines)
+    print(*shown, sep="\n", end="\n" * bool(lines), file=file, flush=True)
 
 
 def add_config_arguments(parser: argparse.ArgumentParser, *, carried: bool = False) -> None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 
-from res2net_dense.cli._shared import add_overwrite_argument
+from res2net_dense.cli._shared import add_overwrite_argument, say
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,5 +27,5 @@ def main(args: argparse.Namespace) -> int:
     from res2net_dense.averaging import average
 
     files = average(args.weights, args.output, overwrite=args.overwrite)
-    print(f"{args.output}: the mean of {', '.join(map(str, files))}")
+    say(f"{args.output}: the mean of {', '.join(map(str, files))}")
     return 0

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from res2net_dense.cli._shared import add_overwrite_argument, whole
+from res2net_dense.cli._shared import add_overwrite_argument, say, whole
 from res2net_dense.errors import ConfigError, DatasetError, printable
 from res2net_dense.limits import MAX_CLASSES
 from res2net_dense.outputs import output_file
@@ -62,7 +62,7 @@ def main(args: argparse.Namespace) -> int:
         table = [f"{100 * found['score']:7.2f} %  {printable(found['label'])}" for found in classes]
         bar.write("\n".join([printable(str(file)), *table]))
     for message in skipped:
-        print(f"skipped: {printable(message)}", file=sys.stderr)
+        say(f"skipped: {message}", file=sys.stderr)
     if args.json:
         document = json.dumps({"images": results, "skipped": skipped}, indent=1)
         outputs.write(args.json, document.encode())

@@ -12,7 +12,7 @@ import json
 import sys
 from pathlib import Path
 
-from res2net_dense.cli._shared import check_output
+from res2net_dense.cli._shared import check_output, say
 from res2net_dense.errors import CheckpointError, ConfigError
 from res2net_dense.outputs import Outputs, output_file
 
@@ -47,15 +47,15 @@ def main(args: argparse.Namespace) -> int:
     outputs = check(args.source, args.destination, args.report, overwrite=args.overwrite)
     settings = {key: getattr(args, key) for key in ("dialect", "prefix", "trust_pickle", "partial")}
     checkpoint = read_checkpoint(args.source, **settings)
-    print(checkpoint.report.text())
+    say(*checkpoint.report.text().split("\n"))
     if args.report:
         text = json.dumps(checkpoint.report.to_dict(), indent=2)
         outputs[args.report].write(args.report, text.encode())
     if args.destination:
         write_checkpoint(checkpoint, args.destination, args.to, overwrite=args.overwrite)
-        print(f"{'written':12}{args.destination} ({args.to})")
+        say(f"{'written':12}{args.destination} ({args.to})")
     elif args.to != "res2net_dense":
-        print("nothing written: --to needs a file to write to", file=sys.stderr)
+        say("nothing written: --to needs a file to write to", file=sys.stderr)
     return 0
 
 

@@ -14,6 +14,7 @@ import shutil
 from pathlib import Path
 
 from res2net_dense import cli
+from res2net_dense.cli._shared import say
 from res2net_dense.errors import ConfigError, first_few
 
 CONFIG = "quick/mask_rcnn_res2net50"
@@ -50,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     output, coco, predictions = args.output, args.data / "coco", args.output / "predictions"
     clear(output, overwrite=args.overwrite)
-    print(TIME, flush=True)
+    say(TIME)
     debug = ["--debug"] if args.debug else []
     if code := run("toy", "--output", args.data, *debug):
         return code
@@ -74,8 +75,8 @@ def main(args: argparse.Namespace) -> int:
 
         sheet = output / "overlays.png"
         contact_sheet([Image.open(file) for file in sorted(predictions.glob("*.png"))[:12]]).save(sheet)
-        print(f"run folder: {output} (results.json, metrics.jsonl); all predictions: {predictions}")
-        print(f"images that the network has not seen, with what it finds: {sheet}")
+        say(f"run folder: {output} (results.json, metrics.jsonl); all predictions: {predictions}")
+        say(f"images that the network has not seen, with what it finds: {sheet}")
     return code
 
 
@@ -98,5 +99,5 @@ def clear(output: Path, *, overwrite: bool = False) -> None:
 def run(*command: str | Path) -> int:
     """Show a command and run it; returns its exit code."""
     arguments = list(map(str, command))
-    print(f"$ {cli.PROGRAM} {shlex.join(arguments)}", flush=True)
+    say(f"$ {cli.PROGRAM} {shlex.join(arguments)}")
     return cli.main(arguments)

@@ -16,10 +16,10 @@ import warnings
 from importlib import metadata
 from pathlib import Path
 
-from res2net_dense.cli._shared import add_overwrite_argument, check_output
+from res2net_dense.cli._shared import add_overwrite_argument, check_output, say
 from res2net_dense.errors import ConfigError, one_line
 
-SITE = "$(python -c 'import site; print(site.getsitepackages()[0])')"
+SITE = "$(python -c 'import site; say(site.getsitepackages()[0])')"
 # detectron2 has no release of its own on the package index. This wheel is tagged for CPython 3.10 because of
 # one compiled file that nothing here uses.
 DETECTRON2_WHEEL = (
@@ -74,29 +74,29 @@ def main(args: argparse.Namespace) -> int:
         from res2net_dense.cli._model_table import check_models
 
         return check_models(args.json, overwrite=args.overwrite)
-    print(f"Python {platform.python_version()} at {sys.executable}, {platform.platform()}")
+    say(f"Python {platform.python_version()} at {sys.executable}, {platform.platform()}")
     broken, problems = False, []
     for module, distribution, lowest, needed, remedy in LIBRARIES:
         version, trouble = probe(module, distribution, lowest)
         distribution = module if module.startswith(f"{distribution}.") else distribution
         mark = "ok  " if not trouble else "FAIL" if needed else "miss"
-        print(f"  {mark}  {distribution:28s} {version or '-':16s} {trouble}")
+        say(f"  {mark}  {distribution:28s} {version or '-':16s} {trouble}")
         if trouble:
             broken |= needed
-            problems.append(f"{'PROBLEM' if needed else 'optional'}: {distribution}: {trouble}\n    {remedy}")
+            problems += [f"{'PROBLEM' if needed else 'optional'}: {distribution}: {trouble}", f"    {remedy}"]
     if not broken:
         describe_device()
         try:
             from res2net_dense.models.detection import build_rcnn
 
             build_rcnn(backbone={"name": "res2net50_26w_4s"}, num_classes=2)
-            print("Mask R-CNN on res2net50_26w_4s: builds")
+            say("Mask R-CNN on res2net50_26w_4s: builds")
         except Exception as error:  # whatever it is, the user has to know it
             broken, reason = True, f"{type(error).__name__}: {one_line(error)}"
             remedy = f"{DETECTION.replace('install', 'install --upgrade')}  (in a new virtual environment)"
-            problems.append(f"PROBLEM: Mask R-CNN does not build: {reason}\n    {remedy}")
-    print(f"disk: {shutil.disk_usage(Path.cwd()).free / 1e9:.0f} GB free here")
-    print(*problems, "The main job cannot run." if broken else "The main job can run.", sep="\n")
+            problems += [f"PROBLEM: Mask R-CNN does not build: {reason}", f"    {remedy}"]
+    say(f"disk: {shutil.disk_usage(Path.cwd()).free / 1e9:.0f} GB free here")
+    say(*problems, "The main job cannot run." if broken else "The main job can run.")
     return int(broken)
 
 
@@ -125,7 +125,7 @@ def describe_device() -> None:
 
     names = device_names()
     for name in names:
-        print(f"device {name}")
+        say(f"device {name}")
     if not names:
         threads = torch.get_num_threads()
-        print(f"no CUDA, XPU or MPS device; CPU with {threads} threads (torch {torch.__version__})")
+        say(f"no CUDA, XPU or MPS device; CPU with {threads} threads (torch {torch.__version__})")

@@ -22,6 +22,7 @@ from res2net_dense.cli._shared import (
     add_overwrite_argument,
     parse_size,
     real,
+    say,
     whole,
 )
 from res2net_dense.errors import ConfigError
@@ -61,13 +62,13 @@ def main(args: argparse.Namespace) -> int:
     start = time.monotonic()
 
     def log(text: str) -> None:
-        print(f"[{time.monotonic() - start:.0f} s] {text}", file=sys.stderr, flush=True)
+        say(f"[{time.monotonic() - start:.0f} s] {text}", file=sys.stderr)
 
     names = ("config", "overrides", "size", "batch", "dynamic", "calibration", "max_drop", "overwrite")
     settings = {name: getattr(args, name) for name in names}
     result = export(args.weights, args.output, evaluate=args.eval, log=log, **settings)
-    print(result.parity.table())
+    say(*result.parity.table().split("\n"))
     if result.scores:
-        print(result.scores.table())
-    print(f"{', '.join(map(str, result.files))}: {result.size / 1e6:.1f} MB")
+        say(*result.scores.table().split("\n"))
+    say(f"{', '.join(map(str, result.files))}: {result.size / 1e6:.1f} MB")
     return 0

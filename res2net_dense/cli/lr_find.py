@@ -14,7 +14,7 @@ import json
 import sys
 from pathlib import Path
 
-from res2net_dense.cli._shared import add_config_arguments, add_overwrite_argument, real, whole
+from res2net_dense.cli._shared import add_config_arguments, add_overwrite_argument, real, say, whole
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -59,14 +59,14 @@ def main(args: argparse.Namespace) -> int:
         figure.savefig(stream, format="png")
         outputs.write(picture, stream.getvalue())
     except MissingDependencyError as error:
-        print(f"no picture: {error}", file=sys.stderr)
-    print(f"{len(curve.lrs)} iterations from lr {curve.lrs[0]:.1e} to {curve.lrs[-1]:.1e}: {args.output}")
+        say(f"no picture: {error}", file=sys.stderr)
+    say(f"{len(curve.lrs)} iterations from lr {curve.lrs[0]:.1e} to {curve.lrs[-1]:.1e}: {args.output}")
     lowest = f"lowest loss {min(curve.smoothed):.3g} at lr {curve.lowest:.1e}"
-    print(f"{lowest}, falling fastest at {curve.steepest:.1e}")
+    say(f"{lowest}, falling fastest at {curve.steepest:.1e}")
     if found.setting is None:
-        print("the loss fell by less than a tenth: take more --iterations or a larger --last")
+        say("the loss fell by less than a tenth: take more --iterations or a larger --last")
         return 1
-    print(
+    say(
         f"suggested: train.optimizer.lr={found.setting:.2g} (in a step of this batch: {curve.suggestion:.2g})"
     )
     return 0

@@ -11,7 +11,7 @@ import json
 import random
 from pathlib import Path
 
-from res2net_dense.cli._shared import SEED, whole
+from res2net_dense.cli._shared import SEED, say, whole
 from res2net_dense.errors import ConfigError, counted, printable
 from res2net_dense.limits import MAX_IMAGES
 from res2net_dense.outputs import Outputs
@@ -50,10 +50,10 @@ def main(args: argparse.Namespace) -> int:
         part = {**document, "images": chosen, "annotations": annotations}
         outputs.write(place, json.dumps(part).encode())
         counts.append(read_coco(part, masks=False).counts.values())
-        print(f"{printable(str(place))}: {len(chosen)} images, {len(annotations)} objects")
+        say(f"{place}: {len(chosen)} images, {len(annotations)} objects")
     for category, train, val in zip(whole.counts, *counts, strict=True):
         note = "" if train and val else "   <- missing in one part: try another --seed"
-        print(f"  {printable(category):20s} train {train:5d}  val {val:5d}{note}")
+        say(f"  {printable(category):20s} train {train:5d}  val {val:5d}{note}")
     if unlisted := whole.dropped.get(UNLISTED):
-        print(f"{whole.name}: {counted(unlisted, 'object')} left out: {UNLISTED}")
+        say(f"{whole.name}: {counted(unlisted, 'object')} left out: {UNLISTED}")
     return 0

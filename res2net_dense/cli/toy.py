@@ -44,7 +44,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from res2net_dense.cli._shared import SEED, whole
+from res2net_dense.cli._shared import SEED, say, whole
 from res2net_dense.toy import LAYOUTS
 
 
@@ -70,5 +70,5 @@ def main(args: argparse.Namespace) -> int:
 
     usual = LAYOUTS[args.layout]
     numbers = usual | {name: getattr(args, name) for name in usual if getattr(args, name) is not None}
-    print(make(args.output, args.layout, {"seed": args.seed, **numbers}, overwrite=args.overwrite))
+    say(make(args.output, args.layout, {"seed": args.seed, **numbers}, overwrite=args.overwrite))
     return 0

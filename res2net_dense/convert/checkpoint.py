@@ -24,7 +24,7 @@ from torch import Tensor
 from res2net_dense.backbones.weights import WEIGHTS, Weights
 from res2net_dense.convert.dialects import CANONICAL, DIALECTS, DILATED_RELATIVES, Dialect, dialect_named
 from res2net_dense.convert.recognise import Place, recognise, translate
-from res2net_dense.convert.report import Checkpoint, Dropped, Report, printable, settings, shorten
+from res2net_dense.convert.report import Checkpoint, Dropped, Report, settings, short_name, shorten
 from res2net_dense.convert.structure import Structure, expected_shapes, find_name, structure_of
 from res2net_dense.errors import CheckpointError, ConfigError, first_few
 from res2net_dense.network_options import DILATION_RULES, SEMANTICS
@@ -226,7 +226,7 @@ def match(found: Checkpoint, *, partial: bool = False, parts: Collection[str] | 
     if not structure.complete and not differences.missing and parts is None:
         differences.missing.append(f"layer{len(structure.depths) + 1}")
     unexpected = [*differences.unexpected, *found.unnamed]
-    differences.unexpected[:] = [printable(key) for key in unexpected if not key.endswith(COUNTER)]
+    differences.unexpected[:] = [short_name(key) for key in unexpected if not key.endswith(COUNTER)]
     matched = needed.keys() & state.keys() - differences.reshaped.keys()
     report.matched, report.total, report.missing = len(matched), len(needed), differences.missing
     if any(differences) and not partial:

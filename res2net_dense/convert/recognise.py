@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from res2net_dense.convert.dialects import DIALECTS, Dialect, list_dialects
-from res2net_dense.convert.report import printable, shorten
+from res2net_dense.convert.report import short_name, shorten
 from res2net_dense.convert.structure import is_of_the_network
 from res2net_dense.errors import CheckpointError
 from res2net_dense.weight_files.unwrap import COUNTER
@@ -66,7 +66,7 @@ class Place(NamedTuple):
         first = parts[shared]
         if shared:  # the numbered layers of a neck
             first = re.sub(r"_[a-z]+\d+$", "_*", first)
-        return printable(".".join([*parts[:shared], first]))
+        return short_name(".".join([*parts[:shared], first]))
 
 
 def recognise(
@@ -83,7 +83,7 @@ def recognise(
             for place in dialect.find(state, stem):
                 if wanted or dialect.is_known_by(place, state, stem, own=own):
                     found.setdefault(place, Place(dialect, place, stem))
-    listed = ", ".join(f"'{printable(place)}'" for place in sorted(found))
+    listed = ", ".join(f"'{short_name(place)}'" for place in sorted(found))
     if not found:
         names = sorted(state, key=lambda name: name.endswith(COUNTER))
         known = wanted.name if wanted else f"a known dialect ({', '.join(list_dialects())})"
@@ -95,7 +95,7 @@ def recognise(
         )
     chosen = next(iter(found)) if prefix is None else f"{prefix.rstrip('.')}." if prefix else ""
     if chosen not in found:
-        raise CheckpointError(f"it holds no backbone under {printable(chosen)!r}, but under {listed}")
+        raise CheckpointError(f"it holds no backbone under {short_name(chosen)!r}, but under {listed}")
     return found[chosen]._replace(others=tuple(place for place in found if place != chosen))
 
 
@@ -123,7 +123,7 @@ def translate(tensors: Mapping[str, Tensor], place: Place) -> Translated:
         elif ours is None:
             found.elsewhere[place.group(key)] += 1
         elif ours in found.state:
-            raise CheckpointError(f"it has two tensors for {printable(ours)}")
+            raise CheckpointError(f"it has two tensors for {short_name(ours)}")
         elif project and tree in DEAD_TREES:
             found.unused[f"{tree}.project"] += 1
         else:

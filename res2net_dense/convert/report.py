@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from res2net_dense.convert.structure import Structure
-from res2net_dense.errors import first_few
+from res2net_dense.errors import first_few, printable
 
 LONGEST_NAME = 60
 
@@ -90,7 +90,7 @@ class Report:
             ("config", ", ".join(f"{key}={value}" for key, value in self.config.items())),
             *(("note", note) for note in self.notes),
         ]
-        return "\n".join(f"{key:12}{value}" for key, value in rows if value)
+        return "\n".join(printable(f"{key:12}{value}") for key, value in rows if value)
 
 
 @dataclass(frozen=True)
@@ -123,12 +123,12 @@ def settings(options: Mapping[str, Any]) -> str:
     return ", ".join(f"{key}={value!r}" for key, value in options.items())
 
 
-def printable(name: str) -> str:
+def short_name(name: str) -> str:
     """A name from a file, fit for one line: control characters escaped, and not too long."""
-    name = repr(name[: LONGEST_NAME + 1])[1:-1]
+    name = printable(name[: LONGEST_NAME + 1])
     return name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 3] + "..."
 
 
 def shorten(names: Sequence[str]) -> str:
     """The first three names of a file's."""
-    return first_few([printable(name) for name in names[:4]], 3)
+    return first_few([short_name(name) for name in names[:4]], 3)

@@ -36,7 +36,7 @@ _PLACE = 4096
 """Bytes of a worker's note: the number of its batch, a space, and what it reads."""
 _GRACE = 2.0
 """Seconds that a worker has to end by itself when it is not needed any more."""
-LESS_MEMORY = "take fewer data.workers, smaller batches or smaller images"
+LESS_MEMORY = "take fewer workers (data.workers, --workers), smaller batches or smaller images"
 _SHARED_MEMORY = "the shared memory (/dev/shm) may be full: enlarge it, or set data.workers=0"
 _REMEDIES = {
     signal.SIGKILL: f"the system kills processes where memory runs out: {LESS_MEMORY}",

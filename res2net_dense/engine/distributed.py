@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from res2net_dense.errors import ConfigError, Res2NetDenseError, counted, one_line, printable_lines
+from res2net_dense.errors import ConfigError, Res2NetDenseError, counted, one_line, printable
 
 T = TypeVar("T")
 
@@ -125,10 +125,10 @@ def is_main() -> bool:
     return rank() == 0
 
 
-def print_rank0(text: str) -> None:
-    """Print in the main process alone; names in it cannot move the cursor."""
+def print_rank0(*lines: str) -> None:
+    """Print lines in the main process alone; what moves the cursor or breaks a line is escaped."""
     if is_main():
-        print(printable_lines(text), flush=True)
+        print(*map(printable, lines), sep="\n", flush=True)
 
 
 def barrier() -> None:

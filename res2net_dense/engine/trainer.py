@@ -22,7 +22,7 @@ from res2net_dense.engine.inference import autocast
 from res2net_dense.engine.metric_log import MetricLog
 from res2net_dense.engine.out_of_memory import describe_images, explaining_memory
 from res2net_dense.engine.stopping import GRACE, Stop, Stopped, stop_on_signals, uninterrupted
-from res2net_dense.errors import ConfigError, DatasetError, Res2NetDenseError, one_line
+from res2net_dense.errors import ConfigError, DatasetError, Res2NetDenseError, one_line, printable
 from res2net_dense.types import Losses, Sample
 
 MAX_SKIPPED = 3
@@ -399,7 +399,7 @@ def seed_everything(*numbers: int) -> None:
 
 def _report(text: str) -> None:
     if distributed.is_main():
-        tqdm.write(text, file=sys.stderr)
+        tqdm.write(printable(text), file=sys.stderr)
 
 
 def _sum(losses: Losses) -> Tensor:

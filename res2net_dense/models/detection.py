@@ -20,6 +20,7 @@ from res2net_dense.integrations.detectron2 import (  # first: a clear message wh
 )
 from res2net_dense.models.base import PIXEL_MEAN, PIXEL_STD, check_class_weights
 from res2net_dense.models.detection_config import FPN_RCNN, SETTINGS, check_read, make_config
+from res2net_dense.models.detections import DENSE_MASK_BYTES, paste
 from res2net_dense.types import ClassRows, Losses, Prediction, Sample
 
 # isort: split
@@ -195,7 +196,12 @@ def _to_prediction(found: Instances, sample: Sample) -> Prediction:
     for name in ("scores", "pred_masks"):
         if found.has(name):  # half precision under autocast, in which masks would be pasted askew
             found.set(name, found.get(name).float())
-    found = detector_postprocess(found, sample["original_height"], sample["original_width"])
+    size = sample["original_height"], sample["original_width"]
+    if found.has("pred_masks") and len(found) * size[0] * size[1] > DENSE_MASK_BYTES:
+        # detectron2 would paste them all at once
+        found.set("probabilities", found.get("pred_masks")[:, 0])
+        found.remove("pred_masks")
+    found = detector_postprocess(found, *size)
     prediction: Prediction = {
         "boxes": found.pred_boxes.tensor.float(),
         "labels": found.pred_classes,
@@ -203,4 +209,6 @@ def _to_prediction(found: Instances, sample: Sample) -> Prediction:
     }
     if found.has("pred_masks"):
         prediction["masks"] = found.pred_masks
+    elif found.has("probabilities"):
+        prediction |= paste(found.probabilities, found.pred_boxes.tensor.float(), size)
     return prediction

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from res2net_dense.types import Prediction
+from res2net_dense.errors import OutOfMemoryError
+from res2net_dense.types import MaskPart, Prediction
+
+DENSE_MASK_BYTES = 2**31
+"""Masks (K, H, W) of one image that take more are given as parts."""
+PARTS_BYTES = 2**32
+"""And parts that take more are refused."""
 
 
 def to_prediction(
@@ -39,8 +45,31 @@ def to_prediction(
         "scores": outputs["scores"][kept].float(),
     }
     if "masks" in outputs:
-        prediction["masks"] = paste_masks(outputs["masks"][kept].float(), boxes, original, mask_threshold)
+        prediction |= paste(outputs["masks"][kept].float(), boxes, original, mask_threshold)
     return prediction
+
+
+def paste(masks: Tensor, boxes: Tensor, size: tuple[int, int], threshold: float = 0.5) -> Prediction:
+    """`masks` of a prediction, or its `mask_parts` where those would take more than `DENSE_MASK_BYTES`.
+
+    Arguments as in `paste_masks`.
+
+    Raises:
+        OutOfMemoryError: even the parts would take more than `PARTS_BYTES`.
+    """
+    height, width = size
+    if len(masks) * height * width <= DENSE_MASK_BYTES:
+        return {"masks": paste_masks(masks, boxes, size, threshold)}
+    places = list(_places(boxes, size))
+    needed = sum((down.stop - down.start) * (across.stop - across.start) for down, across in places)
+    if needed > PARTS_BYTES:
+        raise OutOfMemoryError(
+            f"{len(masks)} masks in an image of {width}x{height} would take {needed / 1e9:.1f} GB: divide it "
+            "into tiles (data.tiles={size: 1024}), or predict fewer objects (model.detections_per_image)"
+        )
+    inside = zip(places, _inside(masks, boxes, size, threshold), strict=True)
+    parts = [MaskPart(down.start, across.start, found.cpu(), size) for (down, across), found in inside]
+    return {"mask_parts": parts}
 
 
 def paste_masks(masks: Tensor, boxes: Tensor, size: tuple[int, int], threshold: float = 0.5) -> Tensor:
@@ -50,16 +79,28 @@ def paste_masks(masks: Tensor, boxes: Tensor, size: tuple[int, int], threshold: 
     centres, and a mask is 0 outside the grid, as in detectron2.
     """
     pasted = torch.zeros((len(masks), *size), dtype=torch.bool, device=masks.device)
-    for mask, box, image in zip(masks, boxes, pasted, strict=True):
+    inside = _inside(masks, boxes, size, threshold)
+    for image, place, found in zip(pasted, _places(boxes, size), inside, strict=True):
+        image[place] = found
+    return pasted
+
+
+def _places(boxes: Tensor, size: tuple[int, int]) -> Iterator[tuple[slice, slice]]:
+    """The rows and columns of each box that its mask may reach."""
+    height, width = size
+    for box in boxes:
         # Half a cell reaches out of the box, of which detectron2 takes a pixel.
         x0, y0 = (max(int(edge) - 1, 0) for edge in box[:2].floor().tolist())
-        x1, y1 = (
-            min(int(edge) + 1, end) for edge, end in zip(box[2:].ceil().tolist(), size[::-1], strict=True)
-        )
-        across = _in_box(x0, x1, box[0], box[2])
-        down = _in_box(y0, y1, box[1], box[3])
-        image[y0:y1, x0:x1] = _resample(mask, across, down) >= threshold
-    return pasted
+        x1, y1 = (int(edge) + 1 for edge in box[2:].ceil().tolist())
+        yield slice(y0, min(y1, height)), slice(x0, min(x1, width))
+
+
+def _inside(masks: Tensor, boxes: Tensor, size: tuple[int, int], threshold: float) -> Iterator[Tensor]:
+    """The pixels of each mask in its place, bool."""
+    for mask, box, (down, across) in zip(masks, boxes, _places(boxes, size), strict=True):
+        columns = _in_box(across.start, across.stop, box[0], box[2])
+        rows = _in_box(down.start, down.stop, box[1], box[3])
+        yield _resample(mask, columns, rows) >= threshold
 
 
 def _resample(mask: Tensor, across: Tensor, down: Tensor) -> Tensor:

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageFont
 
+from res2net_dense.errors import printable
+
 MIN_SIDE = 480  # smaller images are enlarged: outlines and text need pixels
 _MAX_SIDE = 4096  # but not beyond this: a strip one pixel wide would fill the memory
 _MAX_LETTERS = 300  # measuring thousands takes seconds
@@ -49,13 +51,18 @@ def png(image: Image.Image) -> bytes:
 
 
 def label_name(label: int, class_names: Sequence[str]) -> str:
-    """The class name on one line; `class 7` for a label without a name."""
-    return " ".join(class_names[label].split()) if label < len(class_names) else f"class {label}"
+    """The class name, fit to be drawn; `class 7` for a label without a name."""
+    return printable(" ".join(class_names[label].split())) if label < len(class_names) else f"class {label}"
+
+
+def for_matplotlib(text: str) -> str:
+    """The text on one line, as matplotlib draws it without taking `$` for a formula."""
+    return printable(text).replace("$", r"\$")
 
 
 def cut_text(text: str, font: Font, width: float) -> str:
     """The text on one line, with an ellipsis where it is wider than `width` pixels."""
-    text = " ".join(text.split())
+    text = printable(" ".join(text.split()))
     short = text[:_MAX_LETTERS]
     while short and font.getlength(short + "…" * (short != text)) > width:
         short = short[:-1]

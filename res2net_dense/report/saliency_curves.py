@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from res2net_dense.errors import ConfigError, MissingDependencyError
+from res2net_dense.report.canvas import for_matplotlib
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -45,7 +46,7 @@ def plot_curves(methods: Mapping[str, Mapping[str, np.ndarray]]) -> Figure:
     left, right = figure.subplots(1, 2)
     for (name, curves), (colour, line) in zip(methods.items(), cycle(_KINDS), strict=False):
         best = int(curves["f"].argmax())
-        label = f"{name} (max F {curves['f'][best]:.4f})".replace("$", r"\$")  # not a formula
+        label = for_matplotlib(f"{name} (max F {curves['f'][best]:.4f})")
         label = f"\u200b{label}" if label.startswith("_") else label  # else it would be hidden
         style = {"color": colour, "linestyle": line, "linewidth": 1.6}
         left.plot(curves["recall"], curves["precision"], label=label, **style)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from res2net_dense.errors import MissingDependencyError
+from res2net_dense.report.canvas import for_matplotlib
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -62,7 +63,7 @@ def plot_training(
     _plot_losses(plots[0], loss, val_loss)
     if metric is not None:
         plots[1].plot(*metric, "C2.-", linewidth=1.6)
-        plots[1].set(title=_plain(f"{metric_name} on data.val"))
+        plots[1].set(title=for_matplotlib(f"{metric_name} on data.val"))
     scored, colour = (plots[1], "C2") if metric is not None else (plots[0], "C1")
     if best is not None:
         label = f"best: {best[1]:.4g} after iteration {best[0]}"
@@ -91,7 +92,3 @@ def _plot_losses(axes: Axes, loss: Curve | None, val_loss: Curve | None) -> None
     if val_loss:
         axes.plot(*val_loss, "C1.-", linewidth=1.6, label="data.val (val_loss)")
     axes.set(title="loss")
-
-
-def _plain(text: str) -> str:
-    return text.replace("$", r"\$")  # not a formula

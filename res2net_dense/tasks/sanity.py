@@ -38,7 +38,7 @@ def describe_data(task: Task[Any], config: Any, *, training: bool) -> None:
     names = (["train"] if training else []) + (["val"] if config.data.val is not None else [])
     sources = {f"data.{name}": task.open_source(config, train=name == "train") for name in names}
     if table := class_table(sources, SHOWN_CLASSES):
-        print_rank0(table)
+        print_rank0(*table.split("\n"))
     if config.data.val is not None:
         line, findings = distributed.compute_once(lambda: score_truth(task, config))
         if line:

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from res2net_dense.config import Config
 from res2net_dense.convert.checkpoint import inspect, unusable
 from res2net_dense.convert.load import check_weights, fit_backbone
-from res2net_dense.convert.report import Report, printable
+from res2net_dense.convert.report import Report, short_name
 from res2net_dense.engine.checkpointer import Checkpointer
-from res2net_dense.errors import CheckpointError, ConfigError, first_few
+from res2net_dense.errors import CheckpointError, ConfigError, first_few, printable
 from res2net_dense.tasks.resuming import changes
 from res2net_dense.types import ClassRows
 from res2net_dense.weight_files import WeightFile, is_path, open_weights
@@ -56,7 +56,7 @@ class Start(NamedTuple):
         classes = f", trained on {first_few(self.classes)}" if self.classes else ""
         lines = [f"model.weights: {self.file}{classes}", f"{'part':{width}}  tensors  what became of them"]
         lines += [f"{part:{width}}  {count:7}  {what}" for (part, what), count in self.rows.items()]
-        return "\n".join([*lines, *self.notes])
+        return "\n".join(map(printable, [*lines, *self.notes]))
 
 
 class Classes(NamedTuple):
@@ -161,7 +161,7 @@ def start_model(config: Config, model: nn.Module, file: WeightFile) -> Start:
     for item in report.dropped:
         is_taken = item.group == "fc" and f"{place}.fc" in layers
         if not is_taken and (not report.prefix or item.reason != "not part of the backbone"):
-            rows[printable(item.group), f"left out: {item.reason}"] += item.count
+            rows[short_name(item.group), f"left out: {item.reason}"] += item.count
     return Start(file.path, +rows, classes.old, _notes(config, changed))
 
 
@@ -263,7 +263,7 @@ def _layer(key: str) -> str:
 
 def _part(key: str) -> str:
     """The part of a model that a row is about: `roi_heads.box_head` of `roi_heads.box_head.fc1.bias`."""
-    return printable(re.sub(r"\d+$", "", ".".join(_layer(key).split(".")[:2])).rstrip("."))
+    return short_name(re.sub(r"\d+$", "", ".".join(_layer(key).split(".")[:2])).rstrip("."))
 
 
 def _notes(config: Config, changed: Changes) -> list[str]:

@@ -23,7 +23,7 @@ from res2net_dense.engine.inference import evaluate, resolve_precision
 from res2net_dense.engine.metric_log import MetricLog, write_results
 from res2net_dense.engine.optim import Ema, build_optimizer, scale_lr
 from res2net_dense.engine.trainer import LoopOptions, Trainer, seed_everything
-from res2net_dense.errors import CheckpointError, ConfigError, counted
+from res2net_dense.errors import CheckpointError, ConfigError, counted, printable
 from res2net_dense.evaluation.operating_points import points_json, points_table
 from res2net_dense.outputs import Outputs
 from res2net_dense.tasks import get_task
@@ -130,7 +130,7 @@ def train_and_evaluate(
         restore(newest.content, state)
         return metrics
     if evaluator:
-        print_rank0(evaluator.table())
+        print_rank0(*evaluator.table().split("\n"))
     if distributed.is_main():
         save_curves(folder, metric=task.best_metric(config).name if evaluator else None, best=state.best)
     return metrics
@@ -182,7 +182,7 @@ def evaluate_only(
         )
     except BaseException:  # whatever ends it, what is done stays
         if saving:
-            print(saving.describe(), file=sys.stderr)
+            print(printable(saving.describe()), file=sys.stderr)
         raise
     if saving:
         print_rank0(f"predictions: {saving.write()}")
@@ -197,7 +197,7 @@ def evaluate_only(
         if distributed.is_main():
             outputs.write_json(folder / "thresholds.json", points_json(points, precision))
     table = "\n".join(lines)
-    print_rank0(table)
+    print_rank0(*table.split("\n"))
     return metrics, table
 
 
@@ -273,7 +273,7 @@ def build_state(config: Config, device: torch.device, *, load_weights: bool) -> 
     start = config.model.weights if load_weights else None
     plain = get_task(config.task).build_model(config, load_weights=load_weights and not start)
     if start:
-        print_rank0(start_model(config, plain, open_model(start)).text())
+        print_rank0(*start_model(config, plain, open_model(start)).text().split("\n"))
     plain.to(device)
     if options.channels_last:
         plain.to(memory_format=torch.channels_last)

@@ -136,6 +136,7 @@ def test_a_folder_is_listed_again_after_a_change(images):
     assert find_near(images / "none", "NEW.jpg") == (None, "")
 
 
+@pytest.mark.slow
 def test_a_hundred_thousand_missing_names_take_seconds(tmp_path):
     started = time.process_time()
     near = NearFiles(Path(tmp_path), (f"{number:012d}.jpg" for number in range(118_000)))

@@ -6,9 +6,12 @@ import pytest
 import torch
 from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Boxes, Instances
-from running import run_afresh
+from running import assert_one_line, run_afresh
 
+from res2net_dense.errors import OutOfMemoryError
+from res2net_dense.models import detections
 from res2net_dense.models.detections import to_prediction
+from res2net_dense.models.tile_detections import dense_masks
 
 SIZE = (60, 80)
 
@@ -99,6 +102,21 @@ print(json.dumps(peak_memory(call, torch.device("cpu"))[1]))
 
 
 @pytest.mark.skipif(platform.system() != "Linux", reason="the kernel's own marks")
+def test_masks_that_would_fill_the_memory_are_parts(monkeypatch):
+    found = outputs(40)
+    expected = detectron2s(found, SIZE, (120, 90))
+    monkeypatch.setattr(detections, "DENSE_MASK_BYTES", 1000)
+    prediction = to_prediction(found, SIZE, (120, 90))
+    assert "masks" not in prediction
+    assert all(part.size == (120, 90) for part in prediction["mask_parts"])
+    assert torch.equal(dense_masks(prediction["mask_parts"], 120, 90), expected["masks"])
+    monkeypatch.setattr(detections, "PARTS_BYTES", 1000)
+    with pytest.raises(OutOfMemoryError) as error:
+        to_prediction(found, SIZE, (120, 90))
+    assert_one_line(error, "in an image of 90x120", "data.tiles", "model.detections_per_image")
+    assert "masks" in to_prediction(outputs(0), SIZE, (120, 90))  # nothing takes nothing
+
+
 def test_memory_is_that_of_the_masks_and_one_box():
     # Blocks above 32 MB the C library asks the system for one by one, so the mark is exact.
     result, one_grid = 12 * 2400 * 2400, 2400 * 2400 * 2 * 4

@@ -13,8 +13,10 @@ from networks import TINY, every_network
 
 from res2net_dense.config.detection import MaskRCNNConfig
 from res2net_dense.errors import ConfigError
+from res2net_dense.models import detection, detections
 from res2net_dense.models.detection import _to_detectron2, build_rcnn
 from res2net_dense.models.detection_config import FPN_RCNN, OWNED, SETTINGS, make_config
+from res2net_dense.models.tile_detections import dense_masks
 
 SMALL = {
     "anchor_sizes": (8, 16, 32, 64, 128), "fpn_channels": 32, "norm": "GN",
@@ -67,6 +69,19 @@ def test_predictions_are_at_the_original_size(mask):
         if mask:
             assert prediction["masks"].shape == (count, height, width)
             assert prediction["masks"].dtype == torch.bool
+
+
+def test_masks_that_would_fill_the_memory_are_parts(monkeypatch):
+    model = build_rcnn(backbone={"name": TINY}, num_classes=2, score_threshold=0.0, **SMALL).eval()
+    one = sample()
+    with torch.no_grad():
+        (whole,) = model([one])
+        for module in (detection, detections):
+            monkeypatch.setattr(module, "DENSE_MASK_BYTES", 1000)
+        (parted,) = model([one])
+    assert whole["masks"].any()
+    assert torch.equal(dense_masks(parted.pop("mask_parts"), 128, 192), whole.pop("masks"))
+    assert all(torch.equal(parted[name], whole[name]) for name in ("boxes", "labels", "scores"))
 
 
 def test_no_detection_is_a_prediction_too():

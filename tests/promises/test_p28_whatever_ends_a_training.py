@@ -11,6 +11,7 @@ import sys
 import pytest
 from running import ROOT, TRAIN, assert_same_runs, newest_checkpoint, run_and_end
 
+from res2net_dense.data import workers
 from res2net_dense.engine.terminal import NOTE
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", TRAIN]
@@ -35,7 +36,9 @@ def start(tiny, run_tool, tmp_path):
 LOGGED = ["lines", "RUN/metrics.jsonl", 1]
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 143), pytest.param(signal.SIGHUP, 129, marks=pytest.mark.slow)]
+)
 def test_a_signal_to_all_processes_loses_nothing(number, code, start, trained, tiny, run_tool):
     folder, end = start([LOGGED, ["kill", "group", number]])
     assert end["code"] == code, end["text"]
@@ -47,6 +50,29 @@ def test_a_signal_to_all_processes_loses_nothing(number, code, start, trained, t
     )
     assert process.returncode == 0, process.stderr
     assert_same_runs(folder, trained("classification"), end=8)
+
+
+def signal_all(pid):
+    """Signals to a process that are not of its parent."""
+    for name in ("TERM", "INT", "HUP") * 2:
+        subprocess.run(["kill", f"-{name}", str(pid)], check=True)
+
+
+@pytest.mark.parametrize("when", ["starts", "reads"])
+def test_a_worker_leaves_signals_to_its_parent(when, monkeypatch):
+    if when == "starts":
+        leave = workers.leave_signals_to_parent
+
+        def leave_late():
+            signal_all(os.getpid())
+            leave()
+
+        monkeypatch.setattr(workers, "leave_signals_to_parent", leave_late)
+    batches = iter(workers.WorkerBatches(lambda key: os.getpid(), [[key] for key in range(30)], workers=1))
+    first = next(batches)
+    if when == "reads":
+        signal_all(*first)
+    assert list(batches) == [first] * 29
 
 
 def test_under_nohup_a_hangup_is_ignored(start, trained):
@@ -65,7 +91,11 @@ def test_output_that_is_not_read_any_more_ends_nothing(start, trained):
     assert "evaluation after 8" in note
 
 
-@pytest.mark.parametrize(("ignored", "code"), [([], 129), ([signal.SIGHUP], 0)], ids=["closed", "nohup"])
+@pytest.mark.parametrize(
+    ("ignored", "code"),
+    [([], 129), pytest.param([signal.SIGHUP], 0, marks=pytest.mark.slow)],
+    ids=["closed", "nohup"],
+)
 def test_a_terminal_that_closes(ignored, code, start, trained):
     """It hangs up, and every write to it fails."""
     folder, end = start([LOGGED, ["close"]], terminal="pty", ignored=ignored)

@@ -101,10 +101,10 @@ def signal_at(monkeypatch, number, call):
 @pytest.mark.parametrize(
     ("task", "number", "last"),
     [
-        (detection, signal.SIGTERM, 7),
-        (segmentation, signal.SIGINT, 4),
-        (saliency, signal.SIGHUP, 5),
         (classification, signal.SIGTERM, 3),
+        pytest.param(segmentation, signal.SIGINT, 4, marks=pytest.mark.slow),
+        pytest.param(saliency, signal.SIGHUP, 5, marks=pytest.mark.slow),
+        pytest.param(detection, signal.SIGTERM, 7, marks=pytest.mark.slow),
     ],
 )
 def test_what_is_done_stays_and_the_rest_is_added(task, number, last, predict, tmp_path, monkeypatch):
@@ -215,8 +215,17 @@ def test_an_interrupted_evaluation_keeps_its_predictions(weights, tmp_path, monk
     assert not (tmp_path / "predictions.jsonl").exists()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-@pytest.mark.parametrize("moment", ["write_export", "gate", "publish"])
+@pytest.mark.parametrize(
+    ("moment", "number"),
+    [
+        ("gate", signal.SIGTERM),
+        *(
+            pytest.param(moment, number, marks=pytest.mark.slow)
+            for moment in ("write_export", "gate", "publish")
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+        ),
+    ],
+)
 def test_an_interrupted_export_leaves_whole_files_alone(moment, number, weights, tmp_path, monkeypatch):
     words = ["export", "--weights", weights(classification), "--output", tmp_path / "out/model.torchscript"]
     words = [*map(str, words)]

@@ -99,6 +99,7 @@ def scalars(folder, name):
     return EventAccumulator(str(folder)).Reload().Scalars(name)
 
 
+@pytest.mark.slow
 def test_a_training_is_saved_when_its_log_is_full(class_folders, tiny_classifier, run_tool, run_limited):
     settings = ["data.workers=0", "train.schedule={name: constant}"]
     arguments = [TRAIN, *tiny_classifier, *settings, "--output-dir", class_folders / "run"]

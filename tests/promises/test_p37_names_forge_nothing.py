@@ -1,17 +1,25 @@
 """P37: names cannot forge messages: what moves the cursor, breaks lines or turns the writing is escaped."""
 
+import io
 import json
 import logging
 import re
 from pathlib import Path
 
 import pytest
-from tiny_tasks import detection, write_config
+import torch
+from networks import TINY
+from PIL import Image
+from safetensors.torch import load_file
+from tiny_tasks import classification, detection, write_config, write_weights
 
 from res2net_dense import cli
+from res2net_dense.backbones import create_classifier
 from res2net_dense.cli import _PrintableFormatter
 from res2net_dense.engine.distributed import print_rank0
 from res2net_dense.evaluation.tables import align
+from res2net_dense.report.saliency_curves import plot_curves
+from res2net_dense.report.training_curves import Curve, plot_training
 
 EVIL = "x\x1b[2K\x1b[1A\nerror: forged\r\u202egnp\u2066<b>\x07\x9b2J"
 FORBIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u202a-\u202e\u2066-\u2069]")
@@ -34,6 +42,17 @@ def assert_harmless(text):
         ["convert", EVIL],
         ["export", "--weights", EVIL, "--output", "x.onnx"],
         ["evaluate", "--weights", EVIL],
+        ["evaluate", "--config", EVIL],
+        ["check", "--config", EVIL],
+        ["lr-find", "--config", EVIL, "--output", "x.png"],
+        ["export", "--config", EVIL, "--weights", EVIL, "--output", "x.onnx"],
+        ["predict", "--config", EVIL, "--weights", EVIL, "--input", "x", "--output", "y"],
+        ["average", EVIL, EVIL, "--output", "x.safetensors"],
+        ["benchmark", "--config", EVIL],
+        ["split", EVIL, "--val", "1", "--output", "x"],
+        ["prepare-duts", "--root", EVIL],
+        ["prepare-voc-aug", "--sbd", EVIL, "--voc", EVIL, "--output", "x"],
+        ["score-saliency", "--predictions", EVIL, "--masks", EVIL],
     ],
 )
 def test_arguments(arguments, capsys, tmp_path, monkeypatch):
@@ -42,6 +61,32 @@ def test_arguments(arguments, capsys, tmp_path, monkeypatch):
     shown = capsys.readouterr()
     assert_harmless(shown.out + shown.err)
     assert "\\x1b" in shown.err
+
+
+@pytest.mark.parametrize(
+    "arguments", [[EVIL], ["train", "--config", "x", f"--{EVIL}".replace(" ", "")], ["toy", "--seed", EVIL]]
+)
+def test_arguments_that_cannot_be_parsed(arguments, capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(arguments)
+    assert ended.value.code == 2
+    shown = capsys.readouterr()
+    assert_harmless(shown.out + shown.err)
+    assert "\\x1b[2K" in shown.err
+
+
+def test_commands_print_in_two_places_that_escape():
+    """`say`, and `_tell` of `main`: whatever else a command would print goes through one of them."""
+    found = [
+        f"{file.name}: {line.strip()}"
+        for file in sorted(Path(cli.__file__).parent.glob("*.py"))
+        for line in file.read_text().splitlines()
+        if re.search(r"(?<!\w)print\(|std(out|err)\.write\(", line)
+    ]
+    assert [line.partition(":")[0] for line in found] == ["__init__.py", "_shared.py"], found
+    for file in sorted(Path(cli.__file__).parent.glob("*.py")):  # what a bar writes is escaped too
+        written = re.findall(r"bar\.write\((.*)", file.read_text())
+        assert all("printable(" in line for line in written), written
 
 
 def test_log_messages():
@@ -56,9 +101,10 @@ def test_tables_and_printed_text(capsys):
     table = align([["class", "AP"], [EVIL, "1.0"]])
     assert len(table.splitlines()) == 2
     assert_harmless(table)
-    print_rank0(f"first\nsecond {EVIL[:6]}")
+    print_rank0("first", f"second {EVIL}")
     shown = capsys.readouterr().out
     assert shown.startswith("first\nsecond x\\x1b")
+    assert len(shown.splitlines()) == 2
 
 
 @pytest.fixture
@@ -88,3 +134,105 @@ def test_class_names_of_a_data_set(evil_run, capsys, tmp_path, tmp_path_factory)
     assert "<b>" not in page.replace("<b>", "", page.count("<b></b>"))
     for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines():
         json.loads(line)
+
+
+def evil_images(folder):
+    """Two images, one of them broken, with evil names."""
+    folder.mkdir(parents=True)
+    Image.new("RGB", (40, 32), "red").save(folder / f"{EVIL}.png")
+    (folder / f"{EVIL}2.png").write_bytes(b"")
+    return folder
+
+
+@pytest.mark.parametrize("task", [classification, detection])
+def test_predictions_of_evil_files(task, draw_toy, capsys, tmp_path):
+    images, out = evil_images(tmp_path / EVIL), tmp_path / f"{EVIL} out"
+    write_weights(write_config(task, draw_toy, tmp_path), tmp_path / "model.safetensors", sure=True)
+    weights = str(tmp_path / "model.safetensors")
+    formats = "csv" if task == classification else "coco,voc,yolo"
+    arguments = ["--weights", weights, "--input", str(images), "--output", str(out), "--save", formats]
+    assert cli.main(["predict", *arguments]) == 0
+    shown = capsys.readouterr()
+    assert_harmless(shown.out + shown.err)
+    assert "\\x1b[2K" in shown.out
+    assert "skipped: " in shown.err
+    found = json.loads((out / "predictions.json").read_text())
+    assert found["images"][0]["file_name"] == f"{EVIL}.png"
+    if task == classification:
+        assert cli.main(["classify", str(images / f"{EVIL}.png"), "--weights", weights]) in (0, 1)
+        shown = capsys.readouterr()
+        assert_harmless(shown.out + shown.err)
+
+
+def test_folders_that_are_scored(tmp_path, capsys):
+    for folder in ("masks", f"{EVIL}/a", f"{EVIL}/{EVIL}"):
+        (tmp_path / folder).mkdir(parents=True)
+        Image.new("L", (32, 24), 255).save(tmp_path / folder / f"{EVIL}.png")
+    methods = [f"{EVIL}={tmp_path / EVIL / EVIL}", f"$x_1={tmp_path / EVIL / 'a'}"]
+    Image.new("L", (32, 24)).save(tmp_path / EVIL / "a" / f"{EVIL} 2.png")
+    arguments = ["--masks", str(tmp_path / "masks"), "--plot", str(tmp_path / "x.svg"), "--workers", "1"]
+    code = cli.main(["score-saliency", "--predictions", *methods, *arguments])
+    shown = capsys.readouterr()
+    assert code == 0, shown
+    assert_harmless(shown.out + shown.err)
+    assert "have no mask" in shown.err
+    assert_harmless((tmp_path / "x.svg").read_text())
+
+
+def test_a_set_that_is_prepared(tmp_path, capsys):
+    for folder in ("images", "masks"):
+        evil_images(tmp_path / EVIL / folder)
+    cli.main(["prepare-duts", "--root", str(tmp_path / EVIL), "--workers", "1"])
+    shown = capsys.readouterr()
+    assert_harmless(shown.out + shown.err)
+    assert "\\x1b[2K" in shown.out + shown.err
+
+
+def test_text_of_figures():
+    """Names are one line and no formula, where `$` would start one or an error of its parser."""
+    name = f"{EVIL} $\\frac$ $"
+    points = {
+        "precision": torch.ones(256).numpy(),
+        "recall": torch.ones(256).numpy(),
+        "f": torch.ones(256).numpy(),
+    }
+    figure = plot_curves({name: points})
+    label = figure.legends[0].get_texts()[0].get_text()
+    curve = Curve([1, 2], [0.5, 0.25])
+    trained = plot_training(
+        loss=curve, lr=curve, val_loss=None, metric=curve, metric_name=name, best=(2, 0.25)
+    )
+    for drawn, text in ((figure, label), (trained, trained.axes[1].get_title())):
+        assert_harmless(text)
+        assert "\n" not in text
+        drawn.savefig(io.BytesIO(), format="svg")
+
+
+def evil_layers(path):
+    """A classifier in whose file one layer and the keys beside the weights are evil."""
+    state = create_classifier(TINY, 2).state_dict()
+    torch.save({"state_dict": {**state, f"{EVIL}.{EVIL}.weight": torch.zeros(2)}, EVIL: 1}, path)
+    return path
+
+
+@pytest.mark.parametrize("options", [[], ["--partial"], ["--prefix", EVIL], ["--from", EVIL], ["--to", EVIL]])
+def test_layers_of_a_converted_file(options, tmp_path, capsys):
+    path = evil_layers(tmp_path / f"{EVIL}.pth")
+    cli.main(["convert", str(path), str(tmp_path / f"{EVIL}new.pth"), *options])
+    shown = capsys.readouterr()
+    assert_harmless(shown.out + shown.err)
+    assert "\\x1b[2K" in shown.out + shown.err
+    assert all(len(line.split()) > 1 for line in shown.out.splitlines())
+
+
+def test_layers_of_a_model_to_start_from(draw_toy, tmp_path, capsys):
+    config = write_config(classification, draw_toy, tmp_path)
+    write_weights(config, tmp_path / "good.safetensors")
+    state = load_file(tmp_path / "good.safetensors")
+    torch.save({"model": {**state, f"{EVIL}.{EVIL}.weight": torch.zeros(2)}}, tmp_path / f"{EVIL}.pth")
+    weights = f"model.weights={json.dumps(str(tmp_path / f'{EVIL}.pth'))}"
+    code = cli.main(["train", "--config", str(config), weights])
+    shown = capsys.readouterr()
+    assert_harmless(shown.out + shown.err)
+    assert code == 0, shown
+    assert "\\x1b[2K" in shown.out

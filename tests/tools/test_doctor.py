@@ -48,6 +48,7 @@ def test_equals_what_torchvision_publishes(name):
     assert row["gmacs"] == pytest.approx(meta["_ops"], abs=1e-3)
 
 
+@pytest.mark.slow
 def test_the_whole_table_through_the_tool(run_tool, tmp_path):
     process = run_tool("tools/doctor.py", "--models", "--json", tmp_path / "table.json")
     assert process.returncode == 0, process.stdout + process.stderr
@@ -103,6 +104,7 @@ def test_the_doctor_names_what_is_broken_and_the_remedy(run_tool, tmp_path):
     assert "The main job cannot run." in process.stdout
 
 
+@pytest.mark.slow
 def test_the_doctor_says_what_the_model_zoo_of_detectron2_needs(run_tool, tmp_path):
     (tmp_path / "pkg_resources.py").write_text("raise ImportError('removed')")
     path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])

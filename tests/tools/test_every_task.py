@@ -50,7 +50,7 @@ def test_the_run_folder_is_complete(task, trained):
         ("detection", train_twofold),
         pytest.param("detection", train_under_torchrun, marks=pytest.mark.slow),
         pytest.param("semantic_segmentation", train_twofold, marks=pytest.mark.slow),
-        ("saliency", train_twofold),
+        pytest.param("saliency", train_twofold, marks=pytest.mark.slow),
         ("classification", train_twofold),
     ],
 )

@@ -119,7 +119,7 @@ def test_a_file_says_what_it_is_and_what_was_compared(tool, weights, tmp_path):
     assert f"{crop} x {crop}" in err
     exported = load_exported(output)
     assert {**exported.description.model_dump(mode="json"), "size": document["size"]} == {
-        name: value for name, value in document.items() if name != "parity"
+        name: value for name, value in document.items() if name not in ("parity", "sha256")
     }
     batch = [sample(image) for image in synthetic_images(2, (crop, crop))]
     with torch.no_grad():
@@ -191,6 +191,7 @@ def test_int8_is_smaller_and_says_what_it_loses(tool, weights, toy, draw_toy, tm
     assert "data.val has images of other sizes" in err.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_int8_says_what_it_loses_unasked(tool, toy, tmp_path):
     output = tmp_path / "small.onnx"
     arguments = ["--int8", "--calibration", toy / "JPEGImages", "--size", "96"]
@@ -247,7 +248,6 @@ def test_every_task_in_every_format(tool, tmp_path, name, suffix):
             "not for the task classification",
         ),
         ("segmentation", "--output {}/model.onnx --dynamic --max-drop 0.1", "--eval"),
-        ("segmentation", "--output {}/model.onnx --dynamic --eval --max-drop 2", "a number from 0 to 1"),
         ("classification", "--output {}/mine.bin/model.onnx", "mine.bin is not a folder: choose another"),
         ("segmentation", "--output {}/model.onnx --dynamic --weights {}/mine.bin", "mine.bin"),
         ("segmentation", "--output {}/model.onnx --dynamic backbone.name=res2net50_14w_8s", "backbone.name"),
@@ -274,6 +274,13 @@ def test_what_cannot_be_is_said_in_a_line(tool, tmp_path, name, line, words):
     assert "Traceback" not in err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["folder.onnx", "mine.bin"]
     assert (tmp_path / "mine.bin").read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize("drop", ["2", "-1", "nan", "x"])
+def test_drops_that_mean_nothing(tool, tmp_path, drop):
+    code, _, err = tool("classification", "--output", tmp_path / "model.onnx", "--eval", f"--max-drop={drop}")
+    assert code == 2
+    assert "from 0 to 1" in err
 
 
 @pytest.mark.parametrize("size", ["", "x", "0", "64x", "-1x5", "64x64x64", "1e3"])

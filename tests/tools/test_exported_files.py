@@ -140,4 +140,4 @@ def test_wrong_turns_are_one_line(segmenter, run_tool, tmp_path):
     line = error_of(run_tool(TRAIN, "--eval-only", "--weights", broken))
     assert f"{broken.name} cannot be loaded, it is damaged" in line
     line = error_of(run_tool(TRAIN, "--config", config, "--weights", exported))
-    assert "--weights goes with --eval-only" in line
+    assert f"{exported} is an exported file, which cannot be trained" in line

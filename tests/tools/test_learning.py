@@ -18,6 +18,7 @@ def results_of(run_tool, folder, config, *overrides):
     return json.loads((Path(folder) / "results.json").read_text()), process
 
 
+@pytest.mark.slow
 def test_real_images_train_evaluate_and_predict(tiny, shared_data, run_tool, tmp_path):
     data = shared_data / "coco_tiny"
     names = f"{data}/annotations/instances"
