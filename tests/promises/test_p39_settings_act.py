@@ -21,6 +21,10 @@ SAME = {
     "train.schedule.name": "multistep without milestones is constant",
 }
 """Settings of which one value is that of the default, with the reason; another one acts."""
+IDLE = {
+    ("fpn", "model.norm"): "smp's FPN has group norm alone; it acts on the second head only",
+}
+"""Settings without effect in a place, with the reason."""
 VALUES = {
     "backbone.name": ["test_resnet", "one"],
     "data.tiles.overlap": [40, 50],
@@ -151,5 +155,6 @@ def test_every_setting_acts_or_is_refused_in_every_place(task, base):
         sections = SECTIONS.get(context, change) or CONFIGS[task].model_fields
         keys = [key for key in KEYS if key.task == task and fits(key, raw) and key.path[0] in sections]
         found, _ = changed(raw, keys, values=1 if change else 2)
+        found = [one for one in found if (context, one[0]) not in IDLE]
         silent |= {context: found} if found else {}
     assert silent == {}
