@@ -13,6 +13,7 @@ from torch import nn
 
 from res2net_dense.config.schema import Config
 from res2net_dense.data.layouts.base import Part
+from res2net_dense.engine.metric_log import MetricLog
 from res2net_dense.sections import Section
 from res2net_dense.tasks import get_task, training
 
@@ -36,6 +37,7 @@ def built(config: Config) -> dict[str, object]:
         with (
             mock.patch.object(training, "Trainer", record),
             mock.patch.object(training, "save_config"),
+            mock.patch.object(MetricLog, "_start_clock"),
             mock.patch.object(training, "save_curves"),
             mock.patch.object(training, "print_rank0", lambda *lines: said.extend(lines)),
             mock.patch.object(
@@ -101,7 +103,7 @@ def _cached_look(model):
 def look(one, seen):
     """Everything that an object is made of."""
     if isinstance(one, torch.Tensor):
-        values = one.detach().flatten().tolist() if one.numel() <= 64 else []
+        values = one.detach().flatten().tolist() if one.numel() <= 64 and not one.is_meta else []
         return ("tensor", tuple(one.shape), one.stride(), str(one.dtype), one.requires_grad, values)
     if isinstance(one, np.ndarray):
         return ("array", one.shape, str(one.dtype), hashlib.sha256(np.ascontiguousarray(one)).hexdigest())

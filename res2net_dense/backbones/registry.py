@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from res2net_dense.backbones.dla import DLA, DLAClassifier
 from res2net_dense.backbones.network import Backbone
 from res2net_dense.backbones.res2net import Res2Net, Res2NetClassifier
-from res2net_dense.errors import ConfigError, did_you_mean
+from res2net_dense.errors import ConfigError, did_you_mean, shown
+from res2net_dense.network_options import SEMANTICS
 
 if TYPE_CHECKING:
     from res2net_dense.weight_files import WeightFile
@@ -183,3 +184,14 @@ def _options(name: str, given: dict[str, Any]) -> Any:
     """The options of the network `name` with those `given`."""
     architecture = find_architecture(name)
     return architecture.network.options_class(**{**architecture.options, **given})
+
+
+def check_options_act(name: str, given: dict[str, Any]) -> None:
+    """Raise a `ConfigError` for an option of those `given` that makes no difference in the network `name`."""
+    acting = _options(name, given).semantics
+    for option, value in given.items():
+        if value != SEMANTICS.get(option, value) and option not in acting:
+            raise ConfigError(
+                f"backbone.{option} = {shown(value)}: has no effect on {name}, whose blocks "
+                "of a new stage have no splits; remove it"
+            )

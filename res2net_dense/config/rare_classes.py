@@ -9,10 +9,9 @@ from pydantic_core import PydanticCustomError
 
 from res2net_dense.config.schema import ModelConfig
 from res2net_dense.limits import MAX_CLASSES
-from res2net_dense.sections import Section, Share, Weight
+from res2net_dense.sections import OnlyWith, Section, Share, Weight
 
 MAX_WEIGHT = 1e6
-REPEAT_THRESHOLD = 0.001
 
 
 def _check_weights(value: object) -> object:
@@ -64,13 +63,11 @@ class SampledData(Section):
     """How often each image comes in an epoch: once, or by the rarest class in it. `balanced` has all classes
     in as many images, with fewer repeats of frequent ones; `repeat_factor` repeats images of classes that are
     in fewer than `repeat_threshold` of the images, sqrt(threshold / share) times (LVIS, arXiv 1908.03195)."""
-    repeat_threshold: Share = REPEAT_THRESHOLD
+    repeat_threshold: Annotated[Share, OnlyWith("sampling", "repeat_factor")] = 0.001
     """Share of the images below which `repeat_factor` repeats a class."""
 
     @model_validator(mode="after")
     def _check_sampling(self) -> SampledData:
-        if self.repeat_threshold != REPEAT_THRESHOLD and self.sampling != "repeat_factor":
-            raise self.conflict("repeat_threshold", "needs data.sampling=repeat_factor")
         tiles = getattr(self, "tiles", None)
         if self.sampling != "uniform" and tiles is not None and tiles.train != "none":
             raise self.conflict(

@@ -12,8 +12,6 @@ from res2net_dense.config.tiles import TiledData
 from res2net_dense.data.layouts import Parts, VocMasksPart
 from res2net_dense.sections import BelowOne, Classes, Edge, OnlyWith, Range, Scale, Section, Weight
 
-FOCAL_GAMMA = 2.0
-
 
 class SegmentationLosses(Section):
     """Weight of each loss of the logits; 0 for none. The second head has the same."""
@@ -71,20 +69,12 @@ class SegmenterConfig(ClassWeighted):
     none. PSPNet's authors use 0.4."""
     losses: SegmentationLosses = SegmentationLosses()
     """The losses of the logits."""
-    label_smoothing: BelowOne = 0.0
+    label_smoothing: Annotated[BelowOne, OnlyWith("losses.cross_entropy")] = 0.0
     """Share of the target of `losses.cross_entropy` that is spread over all classes."""
-    focal_gamma: Weight = FOCAL_GAMMA
+    focal_gamma: Annotated[Weight, OnlyWith("losses.focal")] = 2.0
     """Exponent of `losses.focal`; the larger, the less pixels count that are nearly right."""
     smp: dict[str, Any] = {}
     """Further arguments of the class in segmentation_models_pytorch, such as `decoder_channels: 128`."""
-
-    @model_validator(mode="after")
-    def _check_losses(self) -> SegmenterConfig:
-        if self.label_smoothing and not self.losses.cross_entropy:
-            raise self.conflict("label_smoothing", "needs model.losses.cross_entropy above 0")
-        if self.focal_gamma != FOCAL_GAMMA and not self.losses.focal:
-            raise self.conflict("focal_gamma", "needs model.losses.focal above 0")
-        return self
 
 
 class SegmentationData(SampledData, TiledData):

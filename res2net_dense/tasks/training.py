@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from res2net_dense.backbones.registry import check_options_act
 from res2net_dense.config import Config, config_to_dict, save_config
 from res2net_dense.engine import distributed
 from res2net_dense.engine.checkpointer import Checkpointer, TrainState, restore
@@ -88,6 +89,9 @@ def train_and_evaluate(
     checkpointer.remove_leftovers()
     data = DataFingerprint(task, config, folder)
     goes_on = resume and any(checkpointer.checkpoints.glob("iter_*.pt"))
+    if not goes_on:
+        given = config.backbone.model_dump(exclude_defaults=True, exclude={"weights"})
+        check_options_act(given.pop("name"), given)
     free = data.compare(allow=allow_changed_data) if goes_on else ()
     state = _build_or_resume(config, device, checkpointer if resume else None, extend=extend, free=free)
     data.note()
