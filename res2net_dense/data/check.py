@@ -19,7 +19,7 @@ from tqdm import tqdm
 from res2net_dense.data.header_sizes import remembered_sizes
 from res2net_dense.data.images import check_channels
 from res2net_dense.data.pixels import RGB, PixelFormat
-from res2net_dense.data.workers import TIMEOUT, WorkerBatches, limited
+from res2net_dense.data.waiting import TIMEOUT, limited
 from res2net_dense.errors import DatasetError
 from res2net_dense.files import sha256_of
 from res2net_dense.findings import OF_WHOLE, Finding, Findings
@@ -159,9 +159,17 @@ def _in_threads(task: _Chunks, timeout: int) -> Iterator[list[_Look]]:
 
 def _in_processes(task: _Chunks, workers: int | None, timeout: int) -> Iterator[list[_Look]]:
     workers = min(_cores() if workers is None else workers, len(task))
+    if not workers:
+        for number in range(len(task)):
+            with limited(timeout):
+                part = task[number]
+            yield part
+        return
+    from res2net_dense.data.workers import WorkerBatches  # which imports PyTorch
+
     numbers = [[number] for number in range(len(task))]
-    for part in WorkerBatches(task.__getitem__, numbers, workers=workers, timeout=timeout):
-        yield from part
+    for parts in WorkerBatches(task.__getitem__, numbers, workers=workers, timeout=timeout):
+        yield from parts
 
 
 def _cores() -> int:

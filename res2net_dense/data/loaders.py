@@ -23,7 +23,8 @@ from torch.utils.data import Dataset, get_worker_info
 from res2net_dense.data.images import read_sample
 from res2net_dense.data.pixels import RGB, PixelFormat
 from res2net_dense.data.tiles import TileSize, TileSource, TrainTiles, grids, read_tile
-from res2net_dense.data.workers import TIMEOUT, WorkerBatches
+from res2net_dense.data.waiting import TIMEOUT
+from res2net_dense.data.workers import WorkerBatches
 from res2net_dense.errors import ConfigError, DatasetError
 from res2net_dense.opening import note_sample
 from res2net_dense.types import Sample, Source, Tile

@@ -13,7 +13,7 @@ import numpy as np
 from res2net_dense.data.bands import read_bands, read_header
 from res2net_dense.data.images import read_image
 from res2net_dense.data.pixels import PixelFormat
-from res2net_dense.data.workers import limited
+from res2net_dense.data.waiting import limited
 from res2net_dense.errors import DatasetError, counted
 from res2net_dense.types import Source
 

@@ -18,20 +18,26 @@ from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from contextlib import contextmanager
 from functools import partial
 from multiprocessing.sharedctypes import RawArray
-from types import FrameType
 from typing import Any, TypeVar
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from res2net_dense.data.waiting import (
+    TIMEOUT,
+    DiedError,
+    HangsError,
+    can_alarm,
+    every_second,
+    hangs_error,
+    watch,
+)
 from res2net_dense.errors import OutOfMemoryError, ReadingError, Res2NetDenseError, is_out_of_memory, one_line
 from res2net_dense.opening import note, noted, pass_notes_to
 from res2net_dense.workers import leave_signals_to_parent, starting_workers
 
 T = TypeVar("T")
 
-TIMEOUT = 120
-"""Seconds that one batch may take where no configuration says another number."""
 _PLACE = 4096
 """Bytes of a worker's note: the number of its batch, a space, and what it reads."""
 _GRACE = 2.0
@@ -42,14 +48,6 @@ _REMEDIES = {
     signal.SIGKILL: f"the system kills processes where memory runs out: {LESS_MEMORY}",
     getattr(signal, "SIGBUS", 0): _SHARED_MEMORY,
 }
-
-
-class _HangsError(BaseException):
-    """It took too long; not an Exception, which code that reads damaged files would take for one of those."""
-
-
-class _DiedError(BaseException):
-    """A worker is not there any more."""
 
 
 class WorkerBatches:
@@ -96,7 +94,7 @@ class WorkerBatches:
             num_workers=self.workers,
             collate_fn=_same,
             worker_init_fn=partial(_init_worker, notes),
-            timeout=0 if _can_alarm() or not self.workers else self.timeout,
+            timeout=0 if can_alarm() or not self.workers else self.timeout,
             # Starting draws a number: not from the global generator, which a resumed run restores.
             generator=torch.Generator(),
         )
@@ -115,16 +113,16 @@ class WorkerBatches:
 
     def _next(self, iterator: Iterator[Any], processes: Sequence[Any], notes: Any, number: int) -> Any:
         """The next batch, or None after the last one."""
-        look = _watch(self.timeout, processes)
+        look = watch(self.timeout, processes)
         try:
             look()
             with every_second(look):
                 return next(iterator)
         except StopIteration:
             return None
-        except _HangsError:
+        except HangsError:
             raise self._hangs(processes, notes, number) from None
-        except _DiedError:
+        except DiedError:
             raise _died(processes, notes) from None
         except RuntimeError as error:
             if not all(process.is_alive() for process in processes):
@@ -147,94 +145,6 @@ class WorkerBatches:
         return ReadingError(
             f"{who} has read a batch and not sent it after {self.timeout} seconds; {_SHARED_MEMORY}"
         )
-
-
-@contextmanager
-def limited(
-    timeout: int = TIMEOUT, setting: str = "data.timeout", what: Callable[[], str] = noted
-) -> Iterator[None]:
-    """Limit the seconds that reading in this process may take inside; 0 for no limit.
-
-    Only where Python gets control again, as at a named pipe or a sleep, and not inside a library.
-
-    Args:
-        timeout: the seconds.
-        setting: what a message calls them.
-        what: tells what is being read.
-
-    Raises:
-        ReadingError: it took too long.
-    """
-    look = _watch(timeout)
-    look()
-    try:
-        with every_second(look):
-            yield
-    except _HangsError:
-        raise hangs_error(what(), "this process", timeout, setting) from None
-
-
-def in_time(read: Callable[[int], T], timeout: int) -> Callable[[int], T]:
-    """The function, each call of which is `limited`."""
-
-    def read_in_time(index: int) -> T:
-        with limited(timeout):
-            return read(index)
-
-    return read_in_time
-
-
-def hangs_error(what: str, who: str, timeout: int, setting: str) -> ReadingError:
-    """The error of reading that takes too long, with what is read and by whom."""
-    return ReadingError(
-        f"{what or 'an unknown file'}: {who} has not read it after {timeout} seconds; check the file and its "
-        f"disk or network share" + (f", or raise {setting} where reading is slow" if setting else "")
-    )
-
-
-@contextmanager
-def every_second(look: Callable[[], object]) -> Iterator[None]:
-    """Call a function each second inside, in the main thread, even while that waits; what it raises ends the
-    wait. In other threads, and on Windows, nothing is called.
-    """
-    if not _can_alarm():
-        yield
-        return
-    active = True
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        if active:
-            look()
-
-    before = signal.signal(signal.SIGALRM, handle)
-    timer = signal.setitimer(signal.ITIMER_REAL, 1.0, 1.0)
-    try:
-        yield
-    finally:
-        active = False
-        signal.setitimer(signal.ITIMER_REAL, 0.0)
-        signal.signal(signal.SIGALRM, signal.SIG_DFL if before is None else before)
-        if timer[0]:
-            signal.setitimer(signal.ITIMER_REAL, *timer)
-
-
-def _can_alarm() -> bool:
-    return hasattr(signal, "setitimer") and threading.current_thread() is threading.main_thread()
-
-
-def _watch(timeout: int, processes: Sequence[Any] = ()) -> Callable[[], None]:
-    """What looks whether processes are alive; called each second, it also counts them."""
-    beats = 0
-
-    def look() -> None:
-        nonlocal beats
-        if not all(process.is_alive() for process in processes):
-            raise _DiedError
-        if timeout and beats >= timeout:
-            raise _HangsError
-        beats += 1  # and not the time: that goes on while the whole program is stopped
-
-    return look
 
 
 class _Reader(Dataset[Any]):
@@ -373,7 +283,7 @@ def _end(iterator: Any, processes: Sequence[Any]) -> None:
 @contextmanager
 def _without_pytorchs_handler() -> Iterator[None]:
     """PyTorch's handler of SIGCHLD raises at any moment, in the middle of an optimizer step too."""
-    if not _can_alarm() or not hasattr(signal, "SIGCHLD"):
+    if not can_alarm() or not hasattr(signal, "SIGCHLD"):
         yield
         return
     before = signal.getsignal(signal.SIGCHLD)

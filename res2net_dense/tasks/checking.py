@@ -9,7 +9,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from res2net_dense.data.check import check_sources
-from res2net_dense.data.workers import TIMEOUT
+from res2net_dense.data.waiting import TIMEOUT
 from res2net_dense.engine import distributed
 from res2net_dense.errors import printable
 from res2net_dense.findings import Findings

@@ -24,7 +24,7 @@ from res2net_dense.data.transforms import (
     drop_maps,
     random_rotation,
 )
-from res2net_dense.data.workers import in_time
+from res2net_dense.data.waiting import in_time
 from res2net_dense.errors import counted
 from res2net_dense.models.graphs import Graph, SaliencyGraph
 from res2net_dense.models.saliency import build_saliency_model, resized_saliency

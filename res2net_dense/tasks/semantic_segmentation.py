@@ -27,7 +27,7 @@ from res2net_dense.data.transforms import (
     colour_changes,
     drop_maps,
 )
-from res2net_dense.data.workers import in_time
+from res2net_dense.data.waiting import in_time
 from res2net_dense.engine import distributed
 from res2net_dense.engine.distributed import print_rank0
 from res2net_dense.errors import ConfigError, DatasetError, counted

@@ -24,7 +24,8 @@ from res2net_dense.data.loaders import EvalSet, eval_loader
 from res2net_dense.data.masks import Labels, read_labels, read_palette
 from res2net_dense.data.pixels import RGB
 from res2net_dense.data.regions import open_pixels
-from res2net_dense.data.workers import WorkerBatches, in_time
+from res2net_dense.data.waiting import in_time
+from res2net_dense.data.workers import WorkerBatches
 from res2net_dense.errors import DatasetError, ReadingError
 from res2net_dense.findings import Findings
 from res2net_dense.opening import note
