@@ -32,7 +32,7 @@ ALLOWED = {
     "report": set(),
     "config": {"data"},  # the parts that its layouts read
     "deploy": {"models", "backbones"},
-    "tasks": {"models", "data", "evaluation", "config", "engine", "convert", "report"},
+    "tasks": {"models", "backbones", "data", "evaluation", "config", "engine", "convert", "report"},
     "trained": {"tasks", "deploy", "config", "convert", "engine"},
     "jobs": {"trained", "tasks", "engine", "config"},
     "averaging": {"trained", "tasks", "config"},
