@@ -74,8 +74,9 @@ def assert_runs_as(graph, path, sizes=SIZES, batches=(1, 2, 3), tolerance=1e-4):
 
 
 slow = pytest.mark.slow
+SLOW = [("saliency", "torch-export"), ("saliency", "onnx")]
 FILES = [
-    pytest.param(task, format, marks=slow if (task, format) == ("saliency", "torch-export") else ())
+    pytest.param(task, format, marks=slow if (task, format) in SLOW else ())
     for task in TASKS
     for format in FORMATS
 ]

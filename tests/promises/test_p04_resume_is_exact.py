@@ -20,7 +20,15 @@ from tiny_runs import TINY_RUNS
 every_task = pytest.mark.parametrize("task", TINY_RUNS)
 
 
-@every_task
+@pytest.mark.parametrize(
+    "task",
+    [
+        "classification",
+        "detection",
+        pytest.param("saliency", marks=pytest.mark.slow),
+        pytest.param("semantic_segmentation", marks=pytest.mark.slow),
+    ],
+)
 def test_killed_and_resumed_equals_never_stopped(task, tiny, trained, run_tool, tmp_path):
     """With everything that is random, averages, bf16, accumulation, and another number of workers."""
     assert_resumes_as_never_stopped(
