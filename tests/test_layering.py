@@ -56,7 +56,12 @@ OPTIONAL_LIBRARIES = {
         "data/bands.py",
     },
     "tifffile": {"data/bands.py", "data/regions.py"},
-    "matplotlib": {"report/saliency_curves.py", "report/lr_curve.py", "report/training_curves.py"},
+    "matplotlib": {
+        "report/figures.py",
+        "report/saliency_curves.py",
+        "report/lr_curve.py",
+        "report/training_curves.py",
+    },
     "onnx": {"deploy/onnx_format.py", "deploy/quantize.py"},
     "onnxscript": {"deploy/onnx_format.py"},
     "onnxruntime": {"deploy/onnx_format.py", "deploy/quantize.py"},

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from res2net_dense.errors import MissingDependencyError
+from res2net_dense.report.figures import new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -22,15 +22,7 @@ def plot_lr_curve(
     Raises:
         MissingDependencyError: matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingDependencyError(
-            "curves need matplotlib; install it with: pip install 'res2net_dense[saliency]'"
-        ) from error
-
-    figure = Figure(figsize=(8, 4.6), dpi=120, layout="constrained")
-    axes = figure.subplots()
+    figure, (axes,) = new_figure(8, 4.6)
     axes.plot(lrs, losses, color="0.75", linewidth=1, label="loss of each iteration")
     axes.plot(lrs, smoothed, color="C0", linewidth=1.8, label="smoothed")
     if suggestion is not None:
@@ -42,7 +34,5 @@ def plot_lr_curve(
     axes.set(
         xscale="log", xlabel="learning rate of a step", ylabel="loss", ylim=(low - margin, high + 2 * margin)
     )
-    axes.grid(color="0.9")
-    axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
     return figure

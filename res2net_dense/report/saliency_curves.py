@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import cycle
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from res2net_dense.errors import ConfigError, MissingDependencyError
+from res2net_dense.errors import ConfigError
 from res2net_dense.report.canvas import for_matplotlib
+from res2net_dense.report.figures import new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -34,21 +35,12 @@ def plot_curves(methods: Mapping[str, Mapping[str, np.ndarray]]) -> Figure:
     """
     if not methods:
         raise ConfigError("there are no curves to draw")
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingDependencyError(
-            "curves need matplotlib; install it with: pip install 'res2net_dense[saliency]'"
-        ) from error
-
-    # a figure of its own, without pyplot, changes no setting of a notebook and needs no screen
-    figure = Figure(figsize=(12, 5.6), dpi=120, layout="constrained")
-    left, right = figure.subplots(1, 2)
+    figure, (left, right) = new_figure(12, 5.6, 2)
     for (name, curves), (colour, line) in zip(methods.items(), cycle(_KINDS), strict=False):
         best = int(curves["f"].argmax())
         label = for_matplotlib(f"{name} (max F {curves['f'][best]:.4f})")
         label = f"\u200b{label}" if label.startswith("_") else label  # else it would be hidden
-        style = {"color": colour, "linestyle": line, "linewidth": 1.6}
+        style: dict[str, Any] = {"color": colour, "linestyle": line, "linewidth": 1.6}
         left.plot(curves["recall"], curves["precision"], label=label, **style)
         right.plot(np.arange(256), curves["f"], **style)
         right.plot(best, curves["f"][best], "o", color=colour, markersize=4)
@@ -56,7 +48,5 @@ def plot_curves(methods: Mapping[str, Mapping[str, np.ndarray]]) -> Figure:
     right.set(title="Mean F of all images, β² = 0.3", xlabel="threshold (salient: ≥)", ylabel="F")
     for axes, end in ((left, 1), (right, 255)):
         axes.set(xlim=(0, end), ylim=(0, 1.01))
-        axes.grid(color="0.9")
-        axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside lower center", ncols=min(3, len(methods)), frameon=False)
     return figure

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from res2net_dense.errors import MissingDependencyError
 from res2net_dense.report.canvas import for_matplotlib
+from res2net_dense.report.figures import new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -48,18 +48,10 @@ def plot_training(
     Raises:
         MissingDependencyError: matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-        from matplotlib.ticker import MaxNLocator
-    except ImportError as error:
-        raise MissingDependencyError(
-            "curves need matplotlib; install it with: pip install 'res2net_dense[saliency]'"
-        ) from error
-
     count = 2 if metric is None else 3
-    # a figure of its own, without pyplot, changes no setting of a notebook and needs no screen
-    figure = Figure(figsize=(5.4 * count, 4.4), dpi=110, layout="constrained")
-    plots = figure.subplots(1, count)
+    figure, plots = new_figure(5.4 * count, 4.4, count)
+    from matplotlib.ticker import MaxNLocator  # it is installed where there is a figure
+
     _plot_losses(plots[0], loss, val_loss)
     if metric is not None:
         plots[1].plot(*metric, "C2.-", linewidth=1.6)
@@ -74,10 +66,8 @@ def plot_training(
     for axes in plots:
         axes.set(xlabel="iteration")
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-        axes.grid(color="0.9")
         if axes.get_legend_handles_labels()[1]:
             axes.legend(frameon=False)
-        axes.spines[["top", "right"]].set_visible(False)
     return figure
 
 
