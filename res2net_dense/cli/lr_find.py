@@ -35,9 +35,9 @@ def main(args: argparse.Namespace) -> int:
     from res2net_dense.outputs import Outputs
     from res2net_dense.report.lr_curve import plot_lr_curve
 
-    numbers, picture = args.output / "lr_curve.json", args.output / "lr_curve.png"
+    numbers, image = args.output / "lr_curve.json", args.output / "lr_curve.png"
     outputs = Outputs(args.output, inputs=[args.config], overwrite=args.overwrite)
-    outputs.claim([numbers, picture])
+    outputs.claim([numbers, image])
     args.output.mkdir(parents=True, exist_ok=True)
     names = ("overrides", "iterations", "first", "last")
     found = find_lr(args.config, **{name: getattr(args, name) for name in names})
@@ -57,9 +57,9 @@ def main(args: argparse.Namespace) -> int:
         figure = plot_lr_curve(curve.lrs, curve.losses, curve.smoothed, curve.suggestion)
         stream = io.BytesIO()
         figure.savefig(stream, format="png")
-        outputs.write(picture, stream.getvalue())
+        outputs.write(image, stream.getvalue())
     except MissingDependencyError as error:
-        say(f"no picture: {error}", file=sys.stderr)
+        say(f"no curve: {error}", file=sys.stderr)
     say(f"{len(curve.lrs)} iterations from lr {curve.lrs[0]:.1e} to {curve.lrs[-1]:.1e}: {args.output}")
     lowest = f"lowest loss {min(curve.smoothed):.3g} at lr {curve.lowest:.1e}"
     say(f"{lowest}, falling fastest at {curve.steepest:.1e}")

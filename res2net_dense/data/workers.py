@@ -51,7 +51,7 @@ _REMEDIES = {
 
 
 class WorkerBatches:
-    """Batches that worker processes read, or this process where there are none; each pass begins anew.
+    """Batches that worker processes read, or this process where there are none; each pass starts over.
 
     Args:
         read: reads what a key means. It notes what it opens (`opening.note`).

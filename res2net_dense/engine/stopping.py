@@ -77,7 +77,7 @@ class Stop:
         if not self.signal:
             self.signal, self._since = number, now
             self._interrupt(frame)
-        # A terminal that closes hangs up more than once, and gives nobody's second thoughts.
+        # A terminal that closes hangs up more than once; a person who wants an end at once presses a key.
         elif number != _HANGUP and now - self._since > _seconds_of_one_signal():
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
