@@ -27,8 +27,8 @@ class EarlyStop:
     def after(
         self, seen: Mapping[str, Any] | None, metrics: Mapping[str, float], iteration: int
     ) -> dict[str, Any]:
-        """What is seen after an evaluation, of what was seen before it. NaN is no improvement; an evaluation
-        that a resumed run makes again counts once.
+        """What is seen after an evaluation, of what was seen before it. NaN is not an improvement; an
+        evaluation that a resumed run makes again counts once.
 
         Raises:
             ConfigError: the evaluation has no such metric.
