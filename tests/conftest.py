@@ -123,3 +123,17 @@ def trained(tiny, run_tool, run_folder):
         return folder
 
     return train
+
+
+@pytest.fixture(scope="session")
+def weights(draw_toy, tmp_path_factory):
+    """The weight file of a tiny model of a task, as if trained."""
+    from tiny_tasks import write_config, write_weights  # here: it imports torch, which few tests need
+
+    @cache
+    def make(task):
+        folder = tmp_path_factory.mktemp(task)
+        write_weights(write_config(task, draw_toy, folder), folder / "model.safetensors", sure=True)
+        return folder / "model.safetensors"
+
+    return make

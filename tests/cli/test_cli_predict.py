@@ -8,7 +8,7 @@ import pytest
 from noisy import noisy
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
-from tiny_tasks import classification, detection, segmentation, write_config, write_weights
+from tiny_tasks import classification, detection, segmentation
 
 from res2net_dense.cli import main
 from res2net_dense.cli._known_ids import read_ids
@@ -21,21 +21,6 @@ from res2net_dense.outputs import Outputs
 from res2net_dense.tasks import get_task
 
 SAVED = "coco,voc,yolo,png,polygons"
-
-
-@pytest.fixture(scope="module")
-def weights(draw_toy, tmp_path_factory):
-    """A weight file of a task, as if trained."""
-    made = {}
-
-    def make(kind):
-        if kind not in made:
-            folder = tmp_path_factory.mktemp(kind)
-            made[kind] = folder / "model.safetensors"
-            write_weights(write_config(kind, draw_toy, folder), made[kind], sure=True)
-        return made[kind]
-
-    return make
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ import torch
 from networks import TINY
 from PIL import Image
 from tiny_runs import TINY_RUNS
-from tiny_tasks import classification, detection, saliency, segmentation, write_config, write_weights
+from tiny_tasks import classification, detection, saliency, segmentation
 
 from res2net_dense import exporting
 from res2net_dense.backbones import create_classifier
@@ -32,21 +32,6 @@ from res2net_dense.weight_files import open_weights, save_weights
 
 SAVED = {detection: "coco,voc,yolo,png,polygons", classification: "csv"}
 CODES = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGHUP: 129}
-
-
-@pytest.fixture(scope="module")
-def weights(draw_toy, tmp_path_factory):
-    """A weight file of a task, as if trained."""
-    made = {}
-
-    def make(task):
-        if task not in made:
-            folder = tmp_path_factory.mktemp(task)
-            made[task] = folder / "model.safetensors"
-            write_weights(write_config(task, draw_toy, folder), made[task], sure=True)
-        return made[task]
-
-    return make
 
 
 @pytest.fixture

@@ -6,13 +6,11 @@ import json
 import os
 import re
 import shutil
-from functools import cache
 
 import pytest
 import torch
 from networks import TINY
 from PIL import Image
-from tiny_tasks import write_config, write_weights
 
 from res2net_dense import export
 from res2net_dense.backbones import create_classifier
@@ -34,19 +32,6 @@ def made(draw_toy, tmp_path_factory):
     shutil.copytree(folder / "duts/masks", folder / "maps")
     shutil.copytree(draw_toy("coco", train=3, val=3), folder / "coco")
     return folder
-
-
-@pytest.fixture(scope="module")
-def weights(made, draw_toy):
-    """The weights of a tiny model of a task."""
-
-    @cache
-    def make(task):
-        (made / task).mkdir()
-        write_weights(write_config(task, draw_toy, made / task), made / task / "model.safetensors", sure=True)
-        return made / task / "model.safetensors"
-
-    return make
 
 
 PREDICT = "predict --input {}/coco/val --output out --weights"
@@ -192,10 +177,10 @@ def test_links_are_not_followed(name, run, tmp_path):
 INPUTS = {
     "predict": [
         ("coco/val/000001.png", "out/000001.png"),
-        ("classification/model.safetensors", "out/classes.csv"),
+        ("classification", "out/classes.csv"),
     ],
-    "evaluate": [("classification/model.safetensors", "out/results.json")],
-    "export": [("classification/model.safetensors", "out/m.pt2")],
+    "evaluate": [("classification", "out/results.json")],
+    "export": [("classification", "out/m.pt2")],
     "convert": [("net.pth", "out/new.safetensors"), ("net.pth", "out/r.json")],
     "split": [("coco/annotations/train.json", "out/val.json")],
     "classify": [("coco/val/000001.png", "out/c.json")],
@@ -210,13 +195,13 @@ INPUTS = {
 )
 @pytest.mark.parametrize("link", [os.link, os.symlink])
 def test_what_is_read_is_not_written_over(name, link, run, made, weights, tmp_path):
-    weights("classification")
     for source, file in INPUTS[name]:
-        before = (made / source).read_bytes()
-        link(made / source, tmp_path / file)
+        source = weights(source) if source == "classification" else made / source
+        before = source.read_bytes()
+        link(source, tmp_path / file)
         for more in ([], ["--overwrite"]):
             refused(run(name, *more), file)
-        assert (made / source).read_bytes() == before
+        assert source.read_bytes() == before
         (tmp_path / file).unlink()
 
 
