@@ -1,6 +1,7 @@
 """What all tests share: thread count, the folder of real data, toy sets, a tiny training of each task."""
 
 import os
+import signal
 import subprocess
 import sys
 from functools import cache
@@ -13,6 +14,9 @@ from running import TRAIN
 from tiny_runs import TINY_RUNS, write_tiny_config
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    # Under nohup, what tests start would ignore it too; a handler of ours stays behind in this process.
+    signal.signal(signal.SIGHUP, lambda *_: None)
 
 ROOT = Path(__file__).resolve().parents[1]
 
