@@ -46,6 +46,17 @@ before = start()
 MetricLog(folder, iterations=9).truncate({kept})
 print(json.dumps(peak() - before))
 """
+COMMAND = """
+from contextlib import redirect_stdout
+import torch
+from res2net_dense.cli import main
+torch.set_num_threads(1)
+words = "predict --weights {weights} --input {folder} --output {folder}/out runtime.device=cpu"
+before = start()
+with redirect_stdout(sys.stderr):
+    assert main(words.split()) == 0
+print(json.dumps(peak() - before))
+"""
 THIN = [(1, 5000), (5000, 1), (4, 500), (20, 3000)]
 
 
@@ -65,13 +76,14 @@ def weights(draw_toy, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", SETTINGS)
 def test_long_and_thin_images_take_little(kind, weights, tmp_path):
+    """With the overlays, which enlarge small images."""
     _, model = weights(kind)
-    files = []
+    (tmp_path / "thin").mkdir()
     for height, width in THIN:
         values = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
-        files.append(f"{tmp_path}/{height}x{width}.png")
-        Image.fromarray(values).save(files[-1])
-    assert run_afresh(PEAK + PREDICT.format(weights=model, files=files)) < 300
+        Image.fromarray(values).save(tmp_path / f"thin/{height}x{width}.png")
+    assert run_afresh(PEAK + COMMAND.format(weights=model, folder=f"{tmp_path}/thin")) < 300
+    assert len({path.stem for path in (tmp_path / "thin/out").rglob("*x*.png")}) == len(THIN)
 
 
 @linux
