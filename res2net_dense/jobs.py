@@ -21,7 +21,7 @@ from res2net_dense.engine.run_folder import open_run_folder, own_folder
 from res2net_dense.engine.terminal import outlasting_terminal
 from res2net_dense.engine.trainer import LoopOptions
 from res2net_dense.errors import ConfigError, counted
-from res2net_dense.outputs import Outputs
+from res2net_dense.outputs import Outputs, remove_drafts
 from res2net_dense.tasks import get_task, training
 from res2net_dense.tasks.automatic import fit_batch, suit_little_data
 from res2net_dense.tasks.base import warn_rank0
@@ -209,10 +209,12 @@ def evaluate(
         images = (source.file(index) for index in range(len(source)))
         outputs = Outputs(folder, inputs=[job.weights.path, *images], overwrite=overwrite)
         results = f"results_{re.sub('[^0-9A-Za-z.-]', '_', split)}.json" if split else "results.json"
-        outputs.claim([folder / results], own=is_results)
-        outputs.claim([folder / "thresholds.json"] if precision is not None else [])
+        thresholds = [folder / "thresholds.json"] if precision is not None else []
+        outputs.check([folder / results], is_results)
+        outputs.check(thresholds)
         describe_data(job.task, prepared, training=False)
         with own_folder(folder):
+            remove_drafts([folder / results, *thresholds])  # a process that lives does not own them
             print_rank0(f"evaluating {job.weights.path}")
             model = job.model(prepared)
             metrics, table = training.evaluate_only(

@@ -24,9 +24,10 @@ from res2net_dense.cli._outcome import (
 )
 from res2net_dense.cli._shared import say
 from res2net_dense.data.images import list_images
+from res2net_dense.engine.run_folder import own_folder
 from res2net_dense.errors import ConfigError, Res2NetDenseError, counted, one_line, printable
 from res2net_dense.journal import Journal
-from res2net_dense.outputs import Outputs
+from res2net_dense.outputs import Outputs, remove_drafts
 from res2net_dense.predictor import Predictor
 from res2net_dense.report.canvas import png
 from res2net_dense.report.formats import FORMATS
@@ -49,29 +50,32 @@ def predict(args: argparse.Namespace) -> int:
     outputs = Outputs(
         output, inputs=[*files, job.weights.path, args.config, args.annotations], overwrite=args.overwrite
     )
-    outputs.claim(output / name for name in written_files(task, places, args.save))
+    written = [output / name for name in written_files(task, places, args.save)]
+    outputs.check(written)
     predictor = Predictor(job, device)
     known = find_ids(args.annotations, job.config, files, predictor.class_names)
     settings = settings_of(job, predictor, known, files, args)
-    if args.resume and is_complete(output, hash_of(settings)):
-        say(f"{output} is complete: there is nothing to add")
-        return 0
-    journal = Journal(output / "predictions.jsonl", outputs, settings, resume=args.resume)
-    outcome = Outcome(task, predictor.class_names, known, args.save, outputs, args.score)
-    for remark in outcome.remarks_of_ids():
-        say(remark, file=sys.stderr)
-    try:
-        skipped = _predict_all(predictor, outcome, journal, files, image_names(files, args.input), places)
-        found = outcome.close(journal, skipped, hash_of(settings))
-    except BaseException:  # whatever ends it, what is done stays
-        say(
-            f"{len(journal.done)} of {counted(len(files), 'image')} done, in {journal.path}: the same "
-            "command with --continue adds the rest",
-            file=sys.stderr,
-        )
-        raise
-    done = len(journal.done)
-    journal.remove()
+    with own_folder(output, option="--output"):
+        if args.resume and is_complete(output, hash_of(settings)):
+            say(f"{output} is complete: there is nothing to add")
+            return 0
+        remove_drafts(written)
+        journal = Journal(output / "predictions.jsonl", outputs, settings, resume=args.resume)
+        outcome = Outcome(task, predictor.class_names, known, args.save, outputs, args.score)
+        for remark in outcome.remarks_of_ids():
+            say(remark, file=sys.stderr)
+        try:
+            skipped = _predict_all(predictor, outcome, journal, files, image_names(files, args.input), places)
+            found = outcome.close(journal, skipped, hash_of(settings))
+        except BaseException:  # whatever ends it, what is done stays
+            say(
+                f"{len(journal.done)} of {counted(len(files), 'image')} done, in {journal.path}: the same "
+                "command with --continue adds the rest",
+                file=sys.stderr,
+            )
+            raise
+        done = len(journal.done)
+        journal.remove()
     say(f"{counted(done, 'image')}, {found}, {counted(len(skipped), 'file')} skipped: {output}")
     return 0 if done else 1
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
@@ -77,22 +78,31 @@ def every_second(look: Callable[[], object]) -> Iterator[None]:
     if not can_alarm():
         yield
         return
-    active = True
+    active, begin = True, time.monotonic()
+    before, timer = signal.getsignal(signal.SIGALRM), signal.getitimer(signal.ITIMER_REAL)
+
+    def left() -> float:
+        return timer[0] - (time.monotonic() - begin)
 
     def handle(number: int, frame: FrameType | None) -> None:
+        # An alarm from before goes off inside too: a signal gives an iteration some seconds.
+        if callable(before) and (not active or (timer[0] and left() <= 0)):
+            before(number, frame)
         if active:
             look()
 
-    before = signal.signal(signal.SIGALRM, handle)
-    timer = signal.setitimer(signal.ITIMER_REAL, 1.0, 1.0)
+    signal.signal(signal.SIGALRM, handle)
+    signal.setitimer(signal.ITIMER_REAL, 1.0, 1.0)
     try:
         yield
     finally:
         active = False
-        signal.setitimer(signal.ITIMER_REAL, 0.0)
-        signal.signal(signal.SIGALRM, signal.SIG_DFL if before is None else before)
-        if timer[0]:
-            signal.setitimer(signal.ITIMER_REAL, *timer)
+        # Otherwise a signal came inside, and its alarm is still to go off.
+        if signal.getsignal(signal.SIGALRM) is handle:
+            signal.setitimer(signal.ITIMER_REAL, 0.0)
+            signal.signal(signal.SIGALRM, signal.SIG_DFL if before is None else before)
+            if timer[0]:
+                signal.setitimer(signal.ITIMER_REAL, max(left(), 0.001), timer[1])
 
 
 def can_alarm() -> bool:

@@ -51,17 +51,17 @@ def open_run_folder(path: str | Path, *, resume: bool) -> Iterator[Path]:
                     "choose another folder with --output-dir"
                 )
             text = json.dumps(describe_environment(), indent=2) + "\n"
-            with _explaining(folder):
+            with _explaining(folder, "--output-dir"):
                 write_atomically(folder / "env.json", lambda file: file.write(text.encode()))
         yield folder
 
 
 @contextmanager
-def own_folder(path: str | Path) -> Iterator[Path]:
+def own_folder(path: str | Path, *, option: str = "--output-dir") -> Iterator[Path]:
     """Make a folder where there is none, and be the only process inside this context for it.
 
     The operating system holds the lock and frees it when the process ends, however it ends. Where the file
-    system has no locks, a warning says so and nothing is locked.
+    system has no locks, a warning says so and nothing is locked. `option` is what messages call the folder.
 
     Raises:
         ConfigError: The path is a file, cannot be written, or another process owns it.
@@ -72,7 +72,7 @@ def own_folder(path: str | Path) -> Iterator[Path]:
         return
     lock = FileLock(folder / _LOCK, fallback_to_soft=False)
     process = os.getpid()
-    with _explaining(folder):
+    with _explaining(folder, option):
         folder.mkdir(parents=True, exist_ok=True)
         try:
             lock.acquire(blocking=False)
@@ -85,7 +85,7 @@ def own_folder(path: str | Path) -> Iterator[Path]:
                 owner = (folder / _LOCK).read_text()
             raise ConfigError(
                 f"{folder} is in use by {owner or 'another process'}: wait for it, or choose another folder "
-                "with --output-dir"
+                f"with {option}"
             ) from None
         except OSError as error:
             if error.errno not in NO_LOCKS:
@@ -121,12 +121,12 @@ def describe_environment() -> dict[str, Any]:
 
 
 @contextmanager
-def _explaining(folder: Path) -> Iterator[None]:
+def _explaining(folder: Path, option: str) -> Iterator[None]:
     try:
         yield
     except (FileExistsError, NotADirectoryError):
-        raise ConfigError(f"{folder} is not a folder: choose another one with --output-dir") from None
+        raise ConfigError(f"{folder} is not a folder: choose another one with {option}") from None
     except OSError as error:
         raise ConfigError(
-            f"cannot write to {folder} ({error.strerror}): choose another one with --output-dir"
+            f"cannot write to {folder} ({error.strerror}): choose another one with {option}"
         ) from None

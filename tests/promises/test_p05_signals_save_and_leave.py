@@ -11,6 +11,7 @@ import time
 import pytest
 from running import TRAIN, assert_same_runs, newest_checkpoint, run_and_end
 
+from res2net_dense.data.workers import WorkerBatches
 from res2net_dense.engine.stopping import Stopped, leave_on_signals, stop_on_signals, uninterrupted
 
 
@@ -52,13 +53,35 @@ def test_a_signal_before_the_training_leaves_nothing(tiny, run_tool, tmp_path):
     assert not run.exists()
 
 
-def test_an_iteration_that_takes_long_is_given_up():
-    """Clusters kill half a minute after SIGTERM."""
+def signal_in(seconds=0.0):
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(seconds)
+
+
+def waiting_for_a_batch(call):
+    """A call while the next batch is waited for."""
+    batches = WorkerBatches(lambda key: call(), [[0]], workers=0)
+    return lambda: list(batches)
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        [lambda: signal_in(30)],
+        [waiting_for_a_batch(lambda: signal_in(30))],
+        [waiting_for_a_batch(signal_in), lambda: time.sleep(30)],
+        [signal_in, waiting_for_a_batch(lambda: time.sleep(30))],
+        [signal_in, *[waiting_for_a_batch(lambda: time.sleep(0.15))] * 50],
+    ],
+    ids=["step", "fetch", "fetch-step", "step-fetch", "step-fetches"],
+)
+def test_an_iteration_that_takes_long_is_given_up(parts):
+    """Clusters kill half a minute after SIGTERM. An iteration waits for batches and computes, by turns."""
 
     def iterate():
         with stop_on_signals() as stop, stop.interrupts(0.2):
-            os.kill(os.getpid(), signal.SIGTERM)
-            time.sleep(30)
+            for part in parts:
+                part()
 
     begin = time.monotonic()
     with pytest.raises(Stopped) as stopped:

@@ -4,6 +4,7 @@ whatever they are called; a crash frees it, and nothing replaces the results of 
 
 import errno
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -15,6 +16,7 @@ import pytest
 from saved_runs import small_config, small_run
 
 from res2net_dense import evaluate, train
+from res2net_dense.cli import main
 from res2net_dense.engine.run_folder import own_folder
 from res2net_dense.errors import ConfigError
 
@@ -121,6 +123,7 @@ def test_a_file_system_without_locks_is_named_and_used(
 def test_nothing_replaces_the_results_of_a_live_run(tmp_path):
     config = small_config(tmp_path)
     run = small_run(tmp_path)
+    (run / ".results.json.tmp-1").write_text("what the live run is writing")
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     with own_folder(run):
         for use in (
@@ -135,6 +138,23 @@ def test_nothing_replaces_the_results_of_a_live_run(tmp_path):
         evaluate(run, output_dir=tmp_path / "other")
         assert {path: path.read_bytes() for path in before} == before
     evaluate(run)
+
+
+def test_predict_leaves_a_folder_in_use_alone(tmp_path, capsys):
+    """That of a live run, or of another prediction."""
+    run = small_run(tmp_path)
+    command = ["predict", "--weights", str(run), "--input", str(tmp_path / "data/val"), "--output"]
+    (run / ".predictions.json.tmp-1").write_text("what the other one is writing")
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    with own_folder(run):
+        for arguments in ([], ["--continue"]):
+            assert main([*command, str(run), *arguments]) == 1
+            assert re.search("in use by process .* another folder with --output\n", capsys.readouterr().err)
+        assert {path: path.read_bytes() for path in before} == before
+        assert not list(run.glob("predictions*"))
+        assert main([*command, str(tmp_path / "other")]) == 0
+    assert main([*command, str(run)]) == 0
+    assert not list(run.glob(".predictions.json.tmp-*"))
 
 
 @pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES])
