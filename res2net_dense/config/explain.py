@@ -95,13 +95,14 @@ def _explain_one(detail: ErrorDetails, data: Mapping[str, Any], schema: type[Con
 def _explain_unknown(path: KeyPath, fields: Fields, schema: type[Config]) -> str:
     *section, key = path
     if form := _form_with(path, schema):
-        return f"unknown key {format_path(path)!r}: only {form} has it. Known keys here: {', '.join(fields)}"
+        known_here = f"Known keys here: {', '.join(fields)}"
+        return f"unknown key {shown(format_path(path))}: only {form} has it. {known_here}"
     known = [_OTHER_NAMES[key]] if key in _OTHER_NAMES else []
     guesses = known or [(*section, near) for near in get_close_matches(str(key), fields, n=1)]
     guesses = guesses or [path for path in _all_paths(schema) if path[-1] == key][:2]
     hint = f"; did you mean {' or '.join(repr(format_path(guess)) for guess in guesses)}?" if guesses else "."
     where = f"of {format_path(tuple(section))!r}" if section else "at the top"
-    return f"unknown key {format_path(path)!r}{hint} Known keys {where}: {', '.join(fields)}"
+    return f"unknown key {shown(format_path(path))}{hint} Known keys {where}: {', '.join(fields)}"
 
 
 def _form_with(path: KeyPath, schema: type[Config]) -> str:

@@ -33,7 +33,7 @@ def find_config(name: str | Path) -> Path:
     known = [known for known in names if f"/{wanted}".endswith(f"/{known}")]
     if known:  # the path in a checkout of what the package has
         problem = f"{name}: no such file; the configuration of this name is {max(known, key=len)}"
-    elif wanted != text:
+    elif wanted != text or os.path.isdir(path):
         problem = missing_file(path)
     else:
         nearest = get_close_matches(text, names, n=3, cutoff=0.4) or names
@@ -51,6 +51,9 @@ def check_kind(path: Path) -> None:
 
 def missing_file(path: Path) -> str:
     """Return the message for a file that is not there, with its neighbours."""
+    if os.path.isdir(path):
+        own = path / "config.yaml"
+        return f"{path} is a folder: name the file, such as {own}" if own.is_file() else f"{path} is a folder"
     folder = Path(os.path.abspath(path)).parent
     if not os.path.isdir(folder):
         return f"{path}: no such file: the folder {folder} does not exist"

@@ -23,7 +23,7 @@ from res2net_dense.config.find import check_kind, find_config, missing_file
 from res2net_dense.config.saliency import SaliencyConfig
 from res2net_dense.config.schema import Config
 from res2net_dense.config.semantic_segmentation import SegmentationConfig
-from res2net_dense.config.yaml_text import KeyPath, Section, dump_yaml, fold, parse_yaml
+from res2net_dense.config.yaml_text import MAX_DEPTH, KeyPath, Section, dump_yaml, fold, parse_yaml
 from res2net_dense.errors import ConfigError, shown
 from res2net_dense.files import write_atomically
 
@@ -41,6 +41,8 @@ ever.
 """
 
 MAX_BYTES = 1_000_000
+MAX_FILES = 100
+"""That a configuration builds on, and itself; a file counts each time that it is named."""
 _BASE = "_base_"
 _SECTIONS = ", ".join(Config.model_fields)
 _SECTION = re.compile(rf"^ *['\"]?({_SECTIONS.replace(', ', '|')}|{_BASE})['\"]?\s*:", re.MULTILINE)
@@ -140,6 +142,10 @@ def _read(path: Path, parents: tuple[Path, ...] = (), rank: int = 0) -> tuple[Se
     if resolved in parents:
         chain = " -> ".join(file.name for file in (*parents, resolved))
         raise ConfigError(f"{path}: {_BASE} goes in a circle: {chain}")
+    if rank + len(parents) >= MAX_FILES:
+        raise ConfigError(
+            f"{path}: a configuration builds on at most {MAX_FILES} files: name fewer in {_BASE}"
+        )
     data = _parse(path, _read_text(path))
     place, bases = data.places.get(_BASE), data.pop(_BASE, [])
     names = [bases] if isinstance(bases, str) else bases
@@ -271,9 +277,11 @@ def _layout_key(part: Mapping[str, Any]) -> str | None:
 
 def _parse_override(text: str, data: Mapping[str, Any]) -> Section:
     """Return the change of an override as nested sections."""
-    label = fold(f"override {text!r}")
+    label = fold(f"override {shown(text)}")
     name, equals, value_text = text.partition("=")
     keys = name.strip().split(".")
+    if len(keys) > MAX_DEPTH:
+        raise ConfigError(f"{label}: nested deeper than {MAX_DEPTH} levels")
     if not equals or not all(keys):
         raise ConfigError(f"{label}: expected key.path=value, such as train.batch_size=2")
     if keys[:2] == ["model", "detectron2"] and len(keys) > 2:

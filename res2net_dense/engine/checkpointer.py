@@ -215,7 +215,10 @@ def restore(content: Mapping[str, Any], state: TrainState) -> None:
             )
         try:
             check_part(part, content[name])
-            part.load_state_dict(content[name])
+            saved = content[name]
+            if isinstance(part, Optimizer):  # its options are those of the settings
+                saved = {**saved, "param_groups": part.state_dict()["param_groups"]}
+            part.load_state_dict(saved)
         except (ValueError, KeyError) as error:
             raise CheckpointError(
                 f"the {name} in {source} does not fit ({one_line(error)}): resume with the settings it was "

@@ -6,12 +6,15 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
 from res2net_dense.config import Config, config_to_dict, parse_config
 from res2net_dense.config.schema import ScheduleConfig
 from res2net_dense.engine.checkpointer import anchor_of
 from res2net_dense.engine.distributed import print_rank0
 from res2net_dense.engine.optim import Anchor, build_schedule, scale_lr
-from res2net_dense.errors import ConfigError, counted
+from res2net_dense.errors import CheckpointError, ConfigError, counted
+from res2net_dense.sections import Steps
 
 # Without being another run. Length and schedule are for `continued_schedule`.
 _FREE_ON_RESUME = (
@@ -77,6 +80,7 @@ def continued_schedule(
 
     Raises:
         ConfigError: the learning rate would jump, or there is nothing left of it to extend.
+        CheckpointError: the checkpoint has no length or schedule that there is.
     """
     iteration, anchor = int(content["iteration"]), anchor_of(content)
     changed = {key: pair for key, pair in changes(before, config).items() if key.startswith(_LENGTH)}
@@ -136,8 +140,15 @@ def _length(config: Config) -> int:
 def _old_settings(before: Mapping[str, Any]) -> tuple[int, dict[str, Any]]:
     """Length and schedule of a checkpoint, of another version too: what it does not have is as by default."""
     settings, known = before["train"], ScheduleConfig().model_dump()
-    own = {key: value for key, value in settings.get("schedule", {}).items() if key in known}
-    return settings["iterations"], known | own
+    try:
+        length = TypeAdapter(Steps).validate_python(settings["iterations"], strict=True)
+        own = {key: value for key, value in settings.get("schedule", {}).items() if key in known}
+        return length, ScheduleConfig.model_validate(known | own).model_dump()
+    except (ValidationError, LookupError, AttributeError):
+        raise CheckpointError(
+            "the checkpoint has no valid length or schedule: take another one, or start a new run from its "
+            "weights (model.weights)"
+        ) from None
 
 
 def _without_effect(changed: Mapping[str, tuple[Any, Any]], iteration: int) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from res2net_dense.errors import CheckpointError
+from res2net_dense.errors import CheckpointError, printable
 from res2net_dense.version import __version__
 
 FORMAT = 1
@@ -48,6 +48,7 @@ def check_format(path: Path, number: Any, version: Any) -> None:
     if type(number) is not int or not 0 < number < _END:
         raise CheckpointError(f"{path} says of itself that it has a format that no version of us writes")
     if number > FORMAT:
+        version = printable(str(version))[:20]
         raise CheckpointError(
             f"{path} was written by version {version} in format {number}, this is {__version__} and knows "
             f"formats up to {FORMAT}: upgrade"

@@ -161,7 +161,8 @@ def _read_safetensors(path: Path, file: BinaryIO) -> tuple[dict[str, Any], dict[
         raise damaged(path, error) from None
     if metadata.pop(SEAL, None) is not None:
         number = str(metadata.pop("format", ""))
-        check_format(path, int(number) if number.isdecimal() else number, metadata.get("version"))
+        is_number = number.isdecimal() and len(number) < 10
+        check_format(path, int(number) if is_number else number, metadata.get("version"))
     return tensors, metadata, is_sealed
 
 

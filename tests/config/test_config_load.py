@@ -280,7 +280,10 @@ def test_what_is_wrong_is_named_with_its_line(old, new, expected, write):
 def test_files_that_are_no_text_or_not_there(write, tmp_path):
     path = write(b"task: detection\na: \xff\n")
     assert message(path) == f"{path}:2: not UTF-8 text"
-    assert "no such file" in message(tmp_path)
+    assert message(tmp_path).endswith("is a folder")
+    (tmp_path / "config.yaml").write_text("")
+    assert message(tmp_path).endswith(f"is a folder: name the file, such as {tmp_path}/config.yaml")
+    (tmp_path / "config.yaml").unlink()
     assert "does not exist" in message(tmp_path / "no" / "x.yaml")
     assert f"no such file in {tmp_path}; nearest there: x.yaml" in message(tmp_path / "xx.yaml")
     assert load_config(write(b"\xef\xbb\xbf" + TEXT.encode())).task == "detection"  # a byte order mark

@@ -11,16 +11,20 @@ import sys
 import zipfile
 
 import pytest
+import safetensors.torch
 import torch
 from saved_runs import network, small_config, small_run, state_of
 
 from res2net_dense import train
+from res2net_dense.config import config_to_dict, load_config
 from res2net_dense.engine.checkpointer import Checkpointer, open_checkpoint, restore
 from res2net_dense.engine.metric_log import MetricLog
 from res2net_dense.engine.optim import Ema, build_optimizer
 from res2net_dense.errors import CheckpointError, Res2NetDenseError
 from res2net_dense.files import sha256_of
-from res2net_dense.weight_files import load_weights_into, open_weights
+from res2net_dense.tasks.resuming import continued_schedule
+from res2net_dense.weight_files import load_weights_into, open_weights, save_weights
+from res2net_dense.weight_files.whole import BLANK, SEAL, seal
 
 DEEP = None
 for _ in range(3000):
@@ -132,6 +136,18 @@ def test_every_entry_as_rubbish(content, tmp_path):
     assert refused > len(chosen) // 2
 
 
+def test_settings_of_the_optimizer_are_those_of_the_run(content, tmp_path):
+    """A checkpoint can neither change nor lack them."""
+    kind, whole = content
+    place, own = ("optimizer", "param_groups", 0), state(kind).optimizer.state_dict()["param_groups"]
+    for key in own[0].keys() - {"params", "lr"}:
+        for changed in ("missing", "true", "minus"):
+            save(with_rubbish(whole, (*place, key), changed), path := tmp_path / "iter_0000005.pt")
+            if not assert_refused_or_as_good(kind, torch.load(path), path):
+                restore(open_checkpoint(path).content, made := state(kind))
+                assert made.optimizer.state_dict()["param_groups"] == own
+
+
 @pytest.mark.slow
 def test_every_entry_as_any_rubbish(content, tmp_path):
     kind, whole = content
@@ -176,6 +192,27 @@ def test_a_run_does_not_go_on_with_rubbish(tmp_path):
             with pytest.raises(Res2NetDenseError) as caught:
                 train(config, resume=True)
             assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("iterations", None), ("iterations", "x"), ("iterations", 10**30), ("schedule", {"power": "x"})],
+)
+def test_a_run_does_not_go_on_with_another_length_of_rubbish(tmp_path, key, value):
+    config = load_config(small_config(tmp_path))
+    before = config_to_dict(config)
+    before["train"][key] = value
+    with pytest.raises(Res2NetDenseError, match="length or schedule"):
+        continued_schedule(before, config, {"iteration": 4}, extend=False)
+
+
+def test_a_format_of_thousands_of_digits(tmp_path):
+    path = save_weights(tmp_path / "w.safetensors", {"a": torch.ones(1)}, {"version": "1\nx"})
+    for number, said in (("9" * 5000, "no version of us"), ("2", r"version 1\\nx in format 2")):
+        metadata = {"format": number, "version": "1\nx", SEAL: BLANK}
+        path.write_bytes(b"".join(seal(safetensors.torch.save({"a": torch.ones(1)}, metadata))))
+        with pytest.raises(CheckpointError, match=said):
+            open_weights(path)
 
 
 def test_nested_headers_logs_and_metadata(tmp_path):

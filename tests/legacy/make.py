@@ -6,6 +6,7 @@ Run it once, from a checkout of the release: python tests/legacy/make.py
 from __future__ import annotations
 
 import json
+import lzma
 import os
 import shutil
 import sys
@@ -94,6 +95,9 @@ def main() -> None:
     batch = torch.from_numpy(np.array(Image.open(image))).permute(2, 0, 1)[None]
     expected["exported"] = load_exported("model.torchscript").run(batch)["logits"].flatten().tolist()
     Path("expected.json").write_text(json.dumps(expected, indent=1))
+    exported = Path("model.torchscript")  # most of it is text
+    Path("model.torchscript.xz").write_bytes(lzma.compress(exported.read_bytes(), preset=9))
+    exported.unlink()
 
     # What the resumed run writes again.
     for pattern in ("run/checkpoints/iter_0000008*", "run/events*"):

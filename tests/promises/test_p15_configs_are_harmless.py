@@ -148,6 +148,22 @@ def test_a_foreign_file_is_not_quoted(text, write):
         assert str(foreign) in said
 
 
+def test_bases_have_an_end(write):
+    for number in range(150):
+        write(f"_base_: {number + 1}.yaml\n", f"{number}.yaml")
+    assert "builds on at most 100 files" in message(write(TEXT, "150.yaml").with_name("0.yaml"))
+    for number in range(30):
+        write(f"_base_: [{number + 1}.yaml, {number + 1}.yaml]\n", f"{number}.yaml")
+    assert "builds on at most 100 files" in message(write(TEXT, "30.yaml").with_name("0.yaml"))
+    assert load_config(write(f"_base_: [{', '.join(['30.yaml'] * 99)}]\n")).task == "detection"
+
+
+def test_overrides_have_an_end(write):
+    path = write(TEXT)
+    for text in (".".join("a" * 5000) + "=1", "train=" + "[" * 5000, "train." + "a" * 5000 + "=1"):
+        assert len(message(path, text)) < 1000
+
+
 def test_a_pipe_or_device_is_never_opened(write, tmp_path):
     os.mkfifo(tmp_path / "pipe")
     for name, kind in ((tmp_path / "pipe", "a named pipe"), ("/dev/zero", "a device")):
