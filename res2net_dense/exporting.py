@@ -94,6 +94,8 @@ def export(
         Res2NetDenseError: whatever a user can correct; what was at `output` stays then.
     """
     _check_numbers(size, batch, max_drop)
+    if max_drop is not None and not evaluate:
+        raise ConfigError("max_drop (--max-drop) goes with evaluate (--eval), which finds out what is lost")
     int8 = calibration is not None
     output = _check_output(output, size=size, batch=batch, dynamic=dynamic, int8=int8)
     inputs = [weights, config if isinstance(config, (str, Path)) else None]

@@ -134,7 +134,8 @@ def train(
                 metrics = training.train_and_evaluate(loaded, device, run, dry_run=True)
                 distributed.barrier()
             print_rank0(
-                "dry run: two training and two evaluation steps, a checkpoint written and read: all well"
+                "dry run: two training and two evaluation steps, a checkpoint written and read: all well; "
+                f"nothing is kept in {loaded.runtime.output_dir}"
             )
             return TrainingResult(run, metrics, as_expected=True)
         with open_run_folder(loaded.runtime.output_dir, resume=resume) as run:

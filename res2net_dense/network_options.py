@@ -138,9 +138,15 @@ class BackboneOptions(NetworkSettings):
         return tuple(name for name in self.features if name in (self.out_features or self.features[1:]))
 
     @property
+    def idle(self) -> dict[str, str]:
+        """Those of `SEMANTICS` that make no difference, each with the reason."""
+        return {}
+
+    @property
     def semantics(self) -> dict[str, object]:
         """Those of `SEMANTICS` that make a difference, as given."""
-        return {"norm_eps": self.norm_eps}
+        names = SEMANTICS.keys() & type(self).model_fields.keys() - self.idle.keys()
+        return {name: getattr(self, name) for name in SEMANTICS if name in names}
 
 
 class DLAOptions(BackboneOptions):
@@ -184,11 +190,16 @@ class Res2NetOptions(BlockSettings, BackboneOptions):
         return self
 
     @property
-    def semantics(self) -> dict[str, object]:
-        """Those of `SEMANTICS` that make a difference, as given."""
-        splits = self.scale > 1 and self.stage_conv == "splits"
-        names = SEMANTICS.keys() if splits else ("stride_in_1x1", "norm_eps")
-        return {name: getattr(self, name) for name in names}
+    def idle(self) -> dict[str, str]:
+        if self.scale == 1 or self.stage_conv == "grouped":
+            names = ("stage_pool", "stage_split", "pool_padding")
+            return dict.fromkeys(names, "its blocks of a new stage have no splits")
+        reasons = {}
+        if self.scale == 2:
+            reasons["stage_split"] = "one split of two has a convolution, to which no other adds"
+        if self.stage_pool == "strided" and self.stride_in_1x1:
+            reasons["pool_padding"] = "with stage_pool=strided and stride_in_1x1 it pools nowhere"
+        return reasons
 
 
 DEFAULTS: dict[str, Any] = vars(Res2NetOptions())

@@ -18,10 +18,11 @@ class OnlyWith:
     Args:
         key: a dotted path from the section of the field, or after a `/` from the top of the configuration.
         values: None among them is for what is not set; without any, whatever is set and not empty or 0.
+        where: a field of the same section and its value with which this holds; None for always.
     """
 
-    def __init__(self, key: str, *values: object) -> None:
-        self.key, self.values = key, values
+    def __init__(self, key: str, *values: object, where: tuple[str, object] | None = None) -> None:
+        self.key, self.values, self.where = key, values, where
 
     def fits(self, value: object) -> bool:
         """Whether the field acts where the other one is `value`."""

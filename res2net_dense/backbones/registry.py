@@ -188,10 +188,8 @@ def _options(name: str, given: dict[str, Any]) -> Any:
 
 def check_options_act(name: str, given: dict[str, Any]) -> None:
     """Raise a `ConfigError` for an option of those `given` that makes no difference in the network `name`."""
-    acting = _options(name, given).semantics
-    for option, value in given.items():
-        if value != SEMANTICS.get(option, value) and option not in acting:
+    for option, reason in _options(name, given).idle.items():
+        if (value := given.get(option, SEMANTICS[option])) != SEMANTICS[option]:
             raise ConfigError(
-                f"backbone.{option} = {shown(value)}: has no effect on {name}, whose blocks "
-                "of a new stage have no splits; remove it"
+                f"backbone.{option} = {shown(value)}: has no effect on {name}: {reason}; remove it"
             )

@@ -17,6 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
+from res2net_dense.cli._shared import check_options
 from res2net_dense.engine.stopping import Stopped, leave_on_signals
 from res2net_dense.errors import Res2NetDenseError, did_you_mean, is_out_of_memory, one_line, printable
 from res2net_dense.files import free_bytes, is_full
@@ -132,9 +133,8 @@ def parser_of(name: str, command: Any) -> argparse.ArgumentParser:
 def _run(name: str, given: Sequence[str]) -> int:
     """Call `main` of a subcommand; `--debug` shows the traceback of a user error too."""
     command = load(name)
-    args = parser_of(name, command).parse_intermixed_args(
-        list(map(_expand_home, given))
-    )  # overrides may stand anywhere
+    parser = parser_of(name, command)
+    args = parser.parse_intermixed_args(list(map(_expand_home, given)))  # overrides may stand anywhere
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it would ask the network for its version
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_PrintableFormatter("%(levelname)s: %(message)s"))
@@ -144,6 +144,7 @@ def _run(name: str, given: Sequence[str]) -> int:
         logging.getLogger("res2net_dense.convert").setLevel(logging.INFO)
     logging.captureWarnings(True)
     try:
+        check_options(parser, args)
         code: int = command.main(args)
         return code
     except Exception as error:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, get_args
 from pydantic import ValidationError
 
 from res2net_dense.config import load_config
+from res2net_dense.config.effects import idle_settings
 from res2net_dense.config.schema import DataConfig
 from res2net_dense.config.yaml_text import parse_yaml
 from res2net_dense.data.layouts import Part, open_source
@@ -105,7 +106,10 @@ def part_of(name: str, words: Sequence[str]) -> tuple[Part, DataConfig]:
     own = {key: value for key, value in values.items() if key in fields}
     reading = {key: value for key, value in values.items() if key not in fields}
     try:
-        return kind.model_validate({"layout": full, **own}), DataConfig.model_validate(reading)
+        part = kind.model_validate({"layout": full, **own})
+        for idle in idle_settings(part):
+            raise ConfigError(f"--layout {name}: {idle.message()}")
+        return part, DataConfig.model_validate(reading)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))

@@ -37,6 +37,9 @@ from res2net_dense.types import Prediction
 
 _log = logging.getLogger(__name__)
 
+SCORE = 0.5
+"""The usual `--score`."""
+
 
 def predict(args: argparse.Namespace) -> int:
     """Predict, draw, and write what was asked for; returns the exit code."""
@@ -46,7 +49,11 @@ def predict(args: argparse.Namespace) -> int:
     files = list_images(args.input)
     places = output_names(files)
     check_inputs_are_safe(files, output, task.folders, places)
-    check_formats(args.save, task.gives(job.config))
+    gives = task.gives(job.config)
+    check_formats(args.save, gives)
+    if args.score is not None and gives.isdisjoint(("scores", "logits")):
+        raise ConfigError(f"--score has no effect: the model gives {', '.join(gives)} alone; leave it out")
+    args.score = SCORE if args.score is None else args.score
     outputs = Outputs(
         output, inputs=[*files, job.weights.path, args.config, args.annotations], overwrite=args.overwrite
     )

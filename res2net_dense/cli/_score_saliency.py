@@ -115,8 +115,6 @@ def check_arguments(args: argparse.Namespace, inputs: list[Path]) -> dict[str, O
     how they are written.
     """
     outputs = {}
-    if bool(args.sheet) != bool(args.images):
-        raise ConfigError("--sheet and --images go together: the sheet shows the images next to their maps")
     inputs = [*inputs, Path(args.images)] if args.images else inputs
     for option, suffixes in _OUTPUTS.items():
         if not (value := getattr(args, option)):

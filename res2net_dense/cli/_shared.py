@@ -23,6 +23,33 @@ def say(*lines: object, file: TextIO | None = None) -> None:
     print(*shown, sep="\n", end="\n" * bool(lines), file=file, flush=True)
 
 
+def only_with(option: argparse.Action, *others: str) -> None:
+    """Let an option act only where one of the others is given too, such as `--json`; see `check_options`."""
+    option.only_with = others  # type: ignore[attr-defined]
+
+
+def sets(option: argparse.Action, key: str) -> None:
+    """Say which setting of the configuration an option sets; see `check_options`."""
+    option.sets = key  # type: ignore[attr-defined]
+
+
+def check_options(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Raise a `ConfigError` for an option that was given and has no effect."""
+    given = {
+        name: option
+        for option in parser._actions
+        for name in option.option_strings or [option.metavar]
+        if getattr(args, option.dest, option.default) != option.default
+    }
+    for name, option in given.items():
+        needed, key = getattr(option, "only_with", ()), getattr(option, "sets", None)
+        if needed and given.keys().isdisjoint(needed):
+            raise ConfigError(f"{name} goes with {' or '.join(needed)}, else it has no effect: leave it out")
+        for override in getattr(args, "overrides", ()):
+            if key == override.partition("=")[0].strip():
+                raise ConfigError(f"{name} and {shown(override)} set the same: leave one of them out")
+
+
 def add_config_arguments(parser: argparse.ArgumentParser, *, carried: bool = False) -> None:
     """Add the overrides and `--config`, which may be left out where weights carry one."""
     what = "a YAML file, or a name such as quick/mask_rcnn_res2net50"
@@ -31,18 +58,24 @@ def add_config_arguments(parser: argparse.ArgumentParser, *, carried: bool = Fal
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as train.batch_size=2")
 
 
-def add_run_arguments(parser: argparse.ArgumentParser, when: str = "", *, start: str = "") -> None:
-    """Add the arguments of a run that may be an evaluation; the words tell `when` it is one, and what
-    `--weights` means otherwise (`start`).
+def add_run_arguments(parser: argparse.ArgumentParser, only: str = "", *, start: str = "") -> None:
+    """Add the arguments of a run that may be an evaluation; `only` is the option with which it is one, and
+    `start` tells what `--weights` means otherwise.
     """
     add_config_arguments(parser, carried=True)
+    when = only and f"for {only}, "
     usual = "default: the newest checkpoint; without one, a classifier's backbone.weights"
     what = f"{when}a weight file, a run folder or an exported file; {usual}{start}"
-    parser.add_argument("--output-dir", metavar="DIR", help="run folder (runtime.output_dir)")
-    parser.add_argument("--weights", metavar="PATH", help=what)
+    sets(
+        parser.add_argument("--output-dir", metavar="DIR", help="run folder (runtime.output_dir)"),
+        "runtime.output_dir",
+    )
+    sets(parser.add_argument("--weights", metavar="PATH", help=what), "model.weights")
     what = f"{when}write the predictions on data.val into the run folder too"
-    parser.add_argument("--save-predictions", action="store_true", help=what)
-    add_overwrite_argument(parser, when)
+    saved = parser.add_argument("--save-predictions", action="store_true", help=what)
+    overwrite = add_overwrite_argument(parser, when)
+    for option in (saved, overwrite) if only else ():
+        only_with(option, only)
 
 
 def add_workers_argument(parser: argparse.ArgumentParser) -> None:
@@ -54,10 +87,16 @@ def add_workers_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_overwrite_argument(parser: argparse.ArgumentParser, when: str = "") -> None:
-    """Add `--overwrite`, the same word everywhere."""
+def add_overwrite_argument(
+    parser: argparse.ArgumentParser, when: str = "", *, outputs: Sequence[str] = ()
+) -> argparse.Action:
+    """Add `--overwrite`, the same word everywhere; `outputs` are the options that name files, where nothing
+    else is written.
+    """
     what = f"{when}replace files that are not of an earlier run of this command, too"
-    parser.add_argument("--overwrite", action="store_true", help=what)
+    option = parser.add_argument("--overwrite", action="store_true", help=what)
+    only_with(option, *outputs)
+    return option
 
 
 def parse_size(text: str) -> tuple[int, int]:

@@ -19,7 +19,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from res2net_dense.cli._shared import EXPORT_FORMATS, add_overwrite_argument, parse_size, whole
+from res2net_dense.cli._shared import EXPORT_FORMATS, add_overwrite_argument, parse_size, sets, whole
 from res2net_dense.limits import MAX_BATCH
 
 TRAINING_WAYS = ("eager", "channels-last", "compiled")
@@ -28,7 +28,8 @@ TIMM = {"timm": "eager", "timm-channels-last": "channels-last", "timm-compiled":
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     either, add = parser.add_mutually_exclusive_group(required=True), parser.add_argument
-    either.add_argument("--model", nargs="+", metavar="NAME", help="classifiers by name")
+    model = either.add_argument("--model", nargs="+", metavar="NAME", help="classifiers by name")
+    sets(model, "backbone.name")
     either.add_argument("--config", metavar="CONFIG", help="the model of a configuration, a file or a name")
     ways = (*TRAINING_WAYS, "optimized", *EXPORT_FORMATS)
     add("overrides", nargs="*", metavar="key=value", help="changes, such as backbone.norm=BN")
@@ -48,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--repeats", type=whole(1, 100_000), default=15, metavar="N", help="measured rounds (15)")
     add("--warmup", type=whole(1, 100_000), default=3, metavar="N", help="rounds before them (3)")
     add("--json", type=Path, metavar="FILE", help="write all figures there, those of each round too")
-    add_overwrite_argument(parser)
+    add_overwrite_argument(parser, outputs=["--json"])
 
 
 def main(args: argparse.Namespace) -> int:

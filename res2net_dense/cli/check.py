@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--fix-list", action="store_true", help="print what reading leaves out or clips, one line each")
     add("--statistics", action="store_true", help="measure mean and standard deviation of the pixels too")
     add_workers_argument(parser)
-    add_overwrite_argument(parser)
+    add_overwrite_argument(parser, outputs=["--json", "--html"])
 
 
 def main(args: argparse.Namespace) -> int:

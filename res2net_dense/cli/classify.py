@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--weights", metavar="TAG|FILE", help=what)
     add("--top", type=whole(1, MAX_CLASSES), default=5, metavar="K", help="classes per image (5)")
     add("--json", type=Path, metavar="FILE", help="write all of it there too")
-    add_overwrite_argument(parser)
+    add_overwrite_argument(parser, outputs=["--json"])
     add("--trust-pickle", action="store_true", help="read a file that can run code")
 
 

@@ -12,7 +12,7 @@ import json
 import sys
 from pathlib import Path
 
-from res2net_dense.cli._shared import check_output, say
+from res2net_dense.cli._shared import check_output, only_with, say
 from res2net_dense.errors import CheckpointError, ConfigError
 from res2net_dense.outputs import Outputs, output_file
 
@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--from", dest="dialect", metavar="DIALECT", help="names of SRC; found if left out")
     add("--prefix", help="which backbone of SRC, such as 'student', where it holds several")
     add("--report", type=Path, metavar="FILE.json", help="also write the passport as JSON")
-    add("--overwrite", action="store_true", help="replace files that exist")
+    only_with(add("--overwrite", action="store_true", help="replace files that exist"), "DST", "--report")
     add("--partial", action="store_true", help="load the layers that match where not all do")
     add("--trust-pickle", action="store_true", help=trust)
 

@@ -81,7 +81,11 @@ def main(args: argparse.Namespace) -> int:
 
 
 def clear(output: Path, *, overwrite: bool = False) -> None:
-    """Delete the run folder of an earlier demo; raises a `ConfigError` if it holds something else."""
+    """Delete the run folder of an earlier demo; raises a `ConfigError` if it holds something else, or is in
+    use.
+    """
+    from res2net_dense.engine.run_folder import own_folder
+
     if (output / MARK).is_file() and not output.is_symlink():
         others = [path for path in output.iterdir() if not any(map(path.match, OWN))]
         if others and not overwrite:
@@ -89,7 +93,8 @@ def clear(output: Path, *, overwrite: bool = False) -> None:
                 f"{first_few(others, 3)} is not of the earlier demo in {output}: move it away, choose "
                 "another --output, or delete all with --overwrite"
             )
-        shutil.rmtree(output)
+        with own_folder(output):  # unless a run goes on in it
+            shutil.rmtree(output)
     elif output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ConfigError(
             f"{output} is not the folder of an earlier demo and is not touched: choose another --output"

@@ -16,8 +16,8 @@ import warnings
 from importlib import metadata
 from pathlib import Path
 
-from res2net_dense.cli._shared import add_overwrite_argument, check_output, say
-from res2net_dense.errors import ConfigError, one_line
+from res2net_dense.cli._shared import add_overwrite_argument, check_output, only_with, say
+from res2net_dense.errors import one_line
 
 SITE = "$(python -c 'import site; say(site.getsitepackages()[0])')"
 # detectron2 has no release of its own on the package index. This wheel is tagged for CPython 3.10 because of
@@ -62,13 +62,12 @@ LIBRARIES = [
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--models", action="store_true", help="measure every network instead")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="with --models: write the table there too")
-    add_overwrite_argument(parser)
+    what = "with --models: write the table there too"
+    only_with(parser.add_argument("--json", type=Path, metavar="FILE", help=what), "--models")
+    add_overwrite_argument(parser, outputs=["--json"])
 
 
 def main(args: argparse.Namespace) -> int:
-    if args.json and not args.models:
-        raise ConfigError("--json goes with --models")
     check_output("--json", args.json)
     if args.models:
         from res2net_dense.cli._model_table import check_models

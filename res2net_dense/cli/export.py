@@ -20,6 +20,7 @@ from res2net_dense.cli._shared import (
     EXPORT_FORMATS,
     add_config_arguments,
     add_overwrite_argument,
+    only_with,
     parse_size,
     real,
     say,
@@ -40,10 +41,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--size", type=parse_size, metavar="HxW", help=size)
     add("--batch", type=whole(1, MAX_BATCH), metavar="N", help="images at once (1)")
     add("--dynamic", action="store_true", help="take images of any size, and any number of them")
-    add("--int8", action="store_true", help="quantize (onnx; segmentation and saliency)")
-    add("--calibration", metavar="PATH", help="images for --int8: a folder or a quoted glob")
+    int8 = add("--int8", action="store_true", help="quantize (onnx; segmentation and saliency)")
+    only_with(int8, "--calibration")
+    images = add("--calibration", metavar="PATH", help="images for --int8: a folder or a quoted glob")
+    only_with(images, "--int8")
     add("--eval", action="store_true", help="score the model and the file on data.val")
-    add("--max-drop", type=real(0, 1), metavar="X", help=drop)
+    only_with(add("--max-drop", type=real(0, 1), metavar="X", help=drop), "--eval")
     add_overwrite_argument(parser)
 
 
@@ -55,10 +58,6 @@ def main(args: argparse.Namespace) -> int:
         raise ConfigError(
             f"--output {args.output} must end in {FORMATS[args.format]}: --format is {args.format}"
         )
-    if args.int8 != (args.calibration is not None):
-        raise ConfigError("--int8 and --calibration FOLDER, the images that it looks at, go together")
-    if args.max_drop is not None and not args.eval:
-        raise ConfigError("--max-drop goes with --eval, which finds out what is lost")
     start = time.monotonic()
 
     def log(text: str) -> None:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from res2net_dense.cli._shared import add_workers_argument
+from res2net_dense.cli._shared import add_workers_argument, only_with
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--check", type=Path, help="manifest to compare with")
     add("--against", type=Path, help="folder whose images must not be among these")
     add_workers_argument(parser)
-    add("--overwrite", action="store_true", help="replace a manifest that exists")
+    only_with(add("--overwrite", action="store_true", help="replace a manifest that exists"), "--output")
 
 
 def main(args: argparse.Namespace) -> int:

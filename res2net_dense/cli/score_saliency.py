@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 
-from res2net_dense.cli._shared import add_overwrite_argument, add_workers_argument
+from res2net_dense.cli._shared import add_overwrite_argument, add_workers_argument, only_with
 
 SHEET_ROWS = 12
 
@@ -23,13 +23,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--masks", required=True, metavar="DIR", help="the folder of masks")
     add("--json", metavar="FILE", help="write scores, curves and each image's scores there")
     add("--plot", metavar="FILE", help="draw precision-recall and F curves (png, pdf, svg)")
-    add("--sheet", metavar="FILE", help=f"draw the {SHEET_ROWS} worst images of the first folder (png)")
-    add("--images", metavar="DIR", help="the images, for --sheet")
+    what = f"draw the {SHEET_ROWS} worst images of the first folder (png)"
+    only_with(add("--sheet", metavar="FILE", help=what), "--images")
+    only_with(add("--images", metavar="DIR", help="the images, for --sheet"), "--sheet")
     add_workers_argument(parser)
     add(
         "--no-rescale", dest="rescale", action="store_false", help="do not stretch maps to their own extremes"
     )
-    add_overwrite_argument(parser)
+    add_overwrite_argument(parser, outputs=["--json", "--plot", "--sheet"])
     add("--resize", action="store_true", help="scale maps of another size to their masks (bilinear)")
 
 

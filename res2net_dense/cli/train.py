@@ -12,12 +12,12 @@ import argparse
 import json
 
 from res2net_dense.cli import evaluate
-from res2net_dense.cli._shared import add_run_arguments
+from res2net_dense.cli._shared import add_run_arguments, only_with
 from res2net_dense.errors import ConfigError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_run_arguments(parser, "for --eval-only, ", start="; without --eval-only, the model to start from")
+    add_run_arguments(parser, "--eval-only", start="; without --eval-only, the model to start from")
     add = parser.add_argument
     what = (
         "lower batch size, learning rate, iterations and warm-up for less than 200 images; says what and why"
@@ -30,26 +30,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--eval-only", action="store_true", help="evaluate, do not train")
     add("--dry-run", action="store_true", help="try everything for two steps, keep nothing")
     what = "with --resume and another length or schedule, go on from the present learning rate without a jump"
-    parser.add_argument("--extend", action="store_true", help=what)
+    only_with(parser.add_argument("--extend", action="store_true", help=what), "--resume")
     what = "with --resume, go on although the data have changed since the start; says what has changed"
-    parser.add_argument("--allow-changed-data", action="store_true", help=what)
+    only_with(parser.add_argument("--allow-changed-data", action="store_true", help=what), "--resume")
 
 
 def main(args: argparse.Namespace) -> int:
-    if args.extend and not args.resume:
-        raise ConfigError("--extend goes with --resume: it changes how a run continues")
-    if args.allow_changed_data and not args.resume:
-        raise ConfigError("--allow-changed-data goes with --resume: it changes how a run continues")
     if args.eval_only:
         if args.auto or args.auto_batch:
             raise ConfigError("--auto and --auto-batch are for training: leave them out with --eval-only")
         return evaluate.main(args)
     from res2net_dense import train
 
-    if args.save_predictions:
-        raise ConfigError("--save-predictions goes with --eval-only: evaluate the run when it has ended")
-    if args.overwrite:
-        raise ConfigError("--overwrite goes with --eval-only: a training starts in an empty folder")
     if not args.config:
         raise ConfigError("--config is missing: give the path of a configuration, or the name of one")
     if args.weights:

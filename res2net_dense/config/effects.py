@@ -26,8 +26,8 @@ class Idle(NamedTuple):
     path: KeyPath
     value: Any
     default: Any
-    choice: KeyPath
-    """What it needs to have another value."""
+    choices: tuple[KeyPath, ...]
+    """What makes it idle: one of these must have another value."""
     reason: str
 
     def message(self) -> str:
@@ -39,15 +39,18 @@ class Idle(NamedTuple):
 
 
 def idle_settings(config: BaseModel) -> Iterator[Idle]:
-    """Yield the settings of a configuration that have no effect and are not at their default."""
+    """Yield the settings of a configuration, or of a part of the data, that have no effect and are not at
+    their default.
+    """
     yield from _idle_below(config, (), config)
 
 
 def _idle_below(section: BaseModel, path: KeyPath, top: BaseModel) -> Iterator[Idle]:
     for name, field in type(section).model_fields.items():
         value = getattr(section, name)
-        if isinstance(value, BaseModel):
-            yield from _idle_below(value, (*path, name), top)
+        below = value[0] if isinstance(value, list) and value else value  # parts of one layout
+        if isinstance(below, BaseModel):
+            yield from _idle_below(below, (*path, name), top)
         default = field.get_default(call_default_factory=True)
         if field.is_required() or value == default:
             continue
@@ -55,9 +58,14 @@ def _idle_below(section: BaseModel, path: KeyPath, top: BaseModel) -> Iterator[I
             from_top = need.key.startswith("/")
             choice: KeyPath = tuple(need.key.removeprefix("/").split("."))
             chosen = _value(top if from_top else section, choice)
-            if not need.fits(chosen):
-                choice = choice if from_top else (*path, *choice)
-                yield Idle((*path, name), value, default, choice, _reason(choice, chosen, need))
+            other, with_value = need.where or ("", None)
+            if not need.fits(chosen) and (not other or getattr(section, other) == with_value):
+                choices: tuple[KeyPath, ...] = (choice if from_top else (*path, *choice),)
+                reason = _reason(choices[0], chosen, need)
+                if other:
+                    choices = (*choices, (*path, other))
+                    reason += f" where {format_path(choices[-1])} = {shown(with_value)}"
+                yield Idle((*path, name), value, default, choices, reason)
 
 
 def _reason(choice: KeyPath, chosen: Any, need: OnlyWith) -> str:

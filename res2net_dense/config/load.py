@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -96,12 +96,12 @@ def parse_config(
         raise explain_task(data, source, list(CONFIGS))
     schema = CONFIGS[task]
     for path, choice in list(keys_of_other_forms(data, schema)):
-        if _is_stale(data, path, choice, saved):
+        if _is_stale(data, path, [choice], saved):
             data = _without(data, path)
     while True:
         config = _validated(data, source, schema)
         idle = list(idle_settings(config))
-        stale = [one for one in idle if _is_stale(data, one.path, one.choice, saved)]
+        stale = [one for one in idle if _is_stale(data, one.path, one.choices, saved)]
         if not stale:
             break
         for one in stale:
@@ -217,10 +217,10 @@ def _merge(base: Mapping[str, Any], change: Section) -> Section:
     return merged
 
 
-def _is_stale(data: Section, path: KeyPath, choice: KeyPath, saved: bool) -> bool:
-    """Whether a key was written before the choice that makes it idle, or by an older version."""
+def _is_stale(data: Section, path: KeyPath, choices: Iterable[KeyPath], saved: bool) -> bool:
+    """Whether a key was written before a choice that makes it idle, or by an older version."""
     rank = _rank(data, path)
-    return 0 <= rank < _rank(data, choice) or (saved and 0 <= rank < _OVERRIDE)
+    return any(0 <= rank < _rank(data, choice) for choice in choices) or (saved and 0 <= rank < _OVERRIDE)
 
 
 def _rank(data: Any, path: KeyPath) -> int:

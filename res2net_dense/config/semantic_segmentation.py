@@ -62,8 +62,9 @@ class SegmenterConfig(ClassWeighted):
         OnlyWith("arch", "deeplabv3plus", "deeplabv3"),
     ] = None
     """Dilation rates of the DeepLabs' pyramid; null for (6, 12, 18), at output stride 8 (12, 24, 36)."""
-    norm: Literal["BN", "SyncBN", "GN"] = "BN"
-    """Normalization in what is built on the backbone. Batches of one or two images need GN."""
+    norm: Annotated[Literal["BN", "SyncBN", "GN"], OnlyWith("aux_weight", where=("arch", "fpn"))] = "BN"
+    """Normalization in what is built on the backbone. Batches of one or two images need GN. An fpn has GN in
+    any case, but for its second head."""
     aux_weight: Weight = 0.0
     """Weight of the loss of a second, simple head on the last map but one, used in training only; 0 for
     none. PSPNet's authors use 0.4."""

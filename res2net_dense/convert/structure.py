@@ -68,7 +68,9 @@ class Structure:
         if self.stem == "dla":
             return ("norm_eps",)
         no_splits = self.scale == 1 or self.stage_conv == "grouped"
-        return ("stride_in_1x1", "norm_eps") if no_splits else tuple(SEMANTICS)
+        if no_splits:
+            return ("stride_in_1x1", "norm_eps")
+        return tuple(name for name in SEMANTICS if self.scale > 2 or name != "stage_split")
 
     def shape(self) -> dict[str, Any]:
         """The options that decide about names and shapes, as `create_backbone` takes them."""

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from res2net_dense.config import Config
+from res2net_dense.config.effects import idle_settings
 from res2net_dense.errors import ConfigError
 
 C = TypeVar("C", bound=Config)
@@ -36,7 +37,10 @@ def on_split(config: C, split: str) -> C:
         raise ConfigError(
             f"--split {split}: the data in data.val have no splits; name these images with data.val=..."
         )
-    return updated(config, data={"val": [part.model_copy(update={"split": split}) for part in parts]})
+    parts = [part.model_copy(update={"split": split}) for part in parts]
+    for idle in (one for part in parts for one in idle_settings(part)):
+        raise ConfigError(f"--split {split}: {idle.message()}")
+    return updated(config, data={"val": parts})
 
 
 def network_settings(config: Config, load_weights: bool) -> dict[str, Any]:

@@ -245,7 +245,7 @@ def test_paddles_block():
 def test_semantics_are_reported():
     options = {"stage_pool": "strided", "stride_in_1x1": True, "norm_eps": 0.0}
     network = res2net_dense.create_backbone(TINY, norm="FrozenBN", **options)
-    assert network.semantics == {**options, "stage_split": "always", "pool_padding": "counted"}
+    assert network.semantics == {**options, "stage_split": "always"}  # it pools nowhere
     assert network.layer1[1].bns[0].eps == 0.0
     assert res2net_dense.create_backbone("resnet50").semantics == {"stride_in_1x1": False, "norm_eps": 1e-5}
 

@@ -1,5 +1,7 @@
 """The networks against timm and the published counts, over everything registered."""
 
+import itertools
+
 import pytest
 import timm
 import torch
@@ -270,6 +272,33 @@ def test_the_block_options_act():
     assert not torch.allclose(strided["res2"], reference["res2"])
     assert torch.allclose(in_1x1["res2"], reference["res2"])
     assert not torch.allclose(in_1x1["res3"], reference["res3"])
+
+
+@pytest.mark.parametrize(
+    ("name", "scale"), [(TINY, 4), (TINY, 2), (TINY_V1B, 4), ("test_resnet", 1), ("test_se_res2next29", 4)]
+)
+def test_the_block_options_act_or_are_idle(name, scale):
+    """In every combination: what is said to be idle changes nothing, and everything else does."""
+    choices = {
+        "stage_pool": ("always", "strided"),
+        "stage_split": ("always", "strided"),
+        "pool_padding": ("counted", "ignored"),
+        "stride_in_1x1": (False, True),
+    }
+    x = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    base = res2net_dense.create_backbone(name, scale=scale, zero_init_residual=False)
+    outputs, idle = {}, {}
+    for values in itertools.product(*choices.values()):
+        options = dict(zip(choices, values, strict=True))
+        network = res2net_dense.create_backbone(name, scale=scale, **options).eval()
+        network.load_state_dict(base.state_dict())
+        with torch.no_grad():
+            outputs[values] = torch.cat([value.flatten() for value in network(x).values()])
+        idle[values] = set(choices) - network.semantics.keys()
+    for values, output in outputs.items():
+        for place, (option, both) in enumerate(choices.items()):
+            other = (*values[:place], both[values[place] == both[0]], *values[place + 1 :])
+            assert output.equal(outputs[other]) == (option in idle[values]), (option, values)
 
 
 @pytest.mark.parametrize("in_channels", [1, 4])

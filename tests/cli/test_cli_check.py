@@ -59,6 +59,7 @@ def test_a_set_is_named_by_its_layout_and_paths(words, expected):
         ("coco a.json", ["IMAGES is missing", "check --layout coco ANNOTATIONS IMAGES"]),
         ("voc a b c", ["'c' is too much", "check --layout voc ROOT [SPLIT] [images=...] [annotations=...]"]),
         ("voc a split=[1]", ["split = [1]"]),
+        ("yolo a val images=b", ["split = 'val': has no effect with images = 'b'"]),
     ],
 )
 def test_what_is_named_wrongly_is_explained(words, parts):

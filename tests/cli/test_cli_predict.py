@@ -195,6 +195,12 @@ def test_a_format_that_does_not_fit_is_one_line(predict, toy, capsys, tmp_path, 
     assert not (tmp_path / "out").exists()
 
 
+def test_a_score_for_a_model_without_scores_is_refused(predict, toy, capsys, tmp_path):
+    predict(segmentation, toy / "val", "--score", "0.5", code=1)
+    assert "--score has no effect: the model gives sem_seg alone" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_an_unknown_format_is_named(predict, toy, capsys):
     with pytest.raises(SystemExit):
         predict(detection, toy / "val", "--save", "coco,xml")

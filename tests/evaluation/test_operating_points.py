@@ -6,8 +6,12 @@ import math
 import numpy as np
 import pytest
 from running import assert_error_line
+from settings import smallest
 
+from res2net_dense.config import parse_config
+from res2net_dense.errors import ConfigError
 from res2net_dense.evaluation.operating_points import find_point, points_json, points_table
+from res2net_dense.tasks.settings import on_split
 
 SCORES = np.array([0.9, 0.8, 0.7, 0.6, 0.5])
 RIGHT = np.array([True, True, False, True, False])
@@ -103,6 +107,13 @@ def test_other_splits_are_scored_apart(trained, run_tool, tmp_path):
     assert train != val
     assert not (tmp_path / "results.json").exists()
     assert_error_line(evaluate(run_tool, folder, "--split", "moon", "--output-dir", tmp_path), "moon")
+
+
+def test_a_folder_of_images_has_no_other_splits():
+    """Of YOLO's layout: whatever the split, they would be the same images."""
+    config = parse_config({**smallest("detection"), "data": {"val": {"yaml": "a", "images": "b"}}})
+    with pytest.raises(ConfigError, match="--split test: .* has no effect with images = 'b'"):
+        on_split(config, "test")
 
 
 def test_data_without_splits_are_refused(trained, run_tool, tmp_path):

@@ -118,6 +118,18 @@ WAYS = {
     "backbone.weights": lambda run, config, best: train(
         config, overrides=[f"backbone.weights={best}", "runtime.output_dir=new"], dry_run=True
     ),
+    "model.weights": lambda run, config, best: train(
+        config, overrides=[f"model.weights={best}", "runtime.output_dir=new"], dry_run=True
+    ),
+    "model.weights of a run folder": lambda run, config, best: train(
+        config, overrides=[f"model.weights={run}", "runtime.output_dir=new"], dry_run=True
+    ),
+    "average": lambda run, config, best: cli.main(
+        ["average", "--debug", str(best), str(best), "--output", "mean.safetensors"]
+    ),
+    "predict": lambda run, config, best: cli.main(
+        ["predict", "--debug", "--weights", str(best), "--input", "x.png", "--output", "out"]
+    ),
     "create_backbone": lambda run, config, best: create_backbone(NAME, weights=best),
     "get_model": lambda run, config, best: get_model(NAME, best),
     "convert": lambda run, config, best: cli.main(["convert", "--debug", str(best)]),
@@ -131,7 +143,7 @@ def test_wherever_it_is_loaded(run, tmp_path, monkeypatch, way):
     best = shutil.copytree(run, tmp_path / "run") / "model_best.safetensors"
     best.write_bytes(next(damages(best.read_bytes(), 1, 0, first=20_000)))
     shutil.copy(next((run.parent / "data").rglob("*.png")), "x.png")
-    with pytest.raises(CheckpointError, match="model_best.*damaged"):
+    with pytest.raises(CheckpointError, match="model_best.*damaged.*copy or download it again"):
         WAYS[way](best.parent, small_config(tmp_path), best)
 
 

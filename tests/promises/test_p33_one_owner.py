@@ -16,7 +16,7 @@ import pytest
 from saved_runs import small_config, small_run
 
 from res2net_dense import evaluate, train
-from res2net_dense.cli import main
+from res2net_dense.cli import demo, main
 from res2net_dense.engine.run_folder import own_folder
 from res2net_dense.errors import ConfigError
 
@@ -136,6 +136,9 @@ def test_nothing_replaces_the_results_of_a_live_run(tmp_path):
             with pytest.raises(ConfigError, match="in use by process .*--output-dir"):
                 use()
         evaluate(run, output_dir=tmp_path / "other")
+        (run / demo.MARK).touch()  # a demo that is trained further
+        with pytest.raises(ConfigError, match="in use by process"):
+            demo.clear(run, overwrite=True)
         assert {path: path.read_bytes() for path in before} == before
     evaluate(run)
 

@@ -383,7 +383,6 @@ def test_broken_data_is_one_line(score, sets, spoil, message, workers):
         (["good"], {"json": "none/scores.json"}, r"--json .*no folder .*none"),
         (["good"], {"json": "good/scores.json"}, r"--json .*is in .*good"),
         (["good"], {"plot": "masks/curves.png"}, r"--plot .*is in .*masks"),
-        (["good"], {"sheet": "worst.png"}, "--sheet and --images go together"),
         (["good"], {"sheet": "worst.jpg", "images": "masks"}, r"--sheet .*must end in \.png"),
         (["good"], {"sheet": "masks/worst.png", "images": "masks"}, r"--sheet .*is in .*masks"),
         (["good"], {"plot": "curves.jpg"}, r"--plot .*must end in \.png or \.pdf or \.svg"),

@@ -302,6 +302,12 @@ def test_numbers_without_a_meaning_in_python(wrong, tmp_path):
     assert_one_line(error, f"{name} is {value!r}; it must be")
 
 
+def test_a_drop_that_is_not_measured_in_python(tmp_path):
+    with pytest.raises(ConfigError) as error:
+        exporting.export("absent", tmp_path / "model.onnx", max_drop=0.1)
+    assert_one_line(error, "goes with evaluate")
+
+
 def test_only_a_classifier_can_do_without_weights(tool, tmp_path):
     code, _, err = tool("segmentation", "--output", tmp_path / "model.onnx", "--dynamic", weights=False)
     assert code == 1

@@ -13,7 +13,7 @@ import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from res2net_dense.data.images import image_size
 from res2net_dense.data.layouts.base import Part, Request
@@ -29,7 +29,7 @@ from res2net_dense.data.layouts.yolo_files import (
 )
 from res2net_dense.errors import DatasetError, did_you_mean, first_few
 from res2net_dense.findings import Finding
-from res2net_dense.sections import PathText, Text
+from res2net_dense.sections import OnlyWith, PathText, Text
 
 _PIXELS = 2
 """Larger numbers than this are pixels: no tool lets an object leave its image by a whole one."""
@@ -46,8 +46,8 @@ class YoloPart(Part):
     """How the files are laid out."""
     yaml: PathText
     """The file `data.yaml`, or the folder that it is in."""
-    split: Text = "train"
-    """Which of its lists or folders it is: `train`, `val` or `test`."""
+    split: Annotated[Text, OnlyWith("images", None)] = "train"
+    """Which of its lists or folders it is: `train`, `val` or `test`; not with `images`."""
     images: PathText | None = None
     """Folder of the images, where they are not in that of data.yaml; the labels are in `labels` beside it, or
     beside data.yaml. Null for what data.yaml says."""
