@@ -180,7 +180,7 @@ INPUTS = {
         ("classification", "out/classes.csv"),
     ],
     "evaluate": [("classification", "out/results.json")],
-    "export": [("classification", "out/m.pt2")],
+    "export": [("classification", "out/m.torchscript")],
     "convert": [("net.pth", "out/new.safetensors"), ("net.pth", "out/r.json")],
     "split": [("coco/annotations/train.json", "out/val.json")],
     "classify": [("coco/val/000001.png", "out/c.json")],
