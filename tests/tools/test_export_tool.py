@@ -238,7 +238,7 @@ def test_every_task_in_every_format(tool, tmp_path, name, suffix):
             "--output {}/mine.xml --dynamic",
             "mine.bin exists already",
         ),
-        ("segmentation", "--output {}/model.onnx --dynamic --int8", "--calibration FOLDER"),
+        ("segmentation", "--output {}/model.onnx --dynamic --int8", "--int8 goes with --calibration"),
         ("segmentation", "--output {}/model.onnx --dynamic --calibration x", "--int8"),
         ("segmentation", "--output {}/model.pt2 --int8 --calibration x", "--int8 is for onnx"),
         ("segmentation", "--output {}/model.onnx --dynamic --int8 --calibration {}/none", "none"),
