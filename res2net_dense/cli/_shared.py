@@ -44,7 +44,8 @@ def check_options(parser: argparse.ArgumentParser, args: argparse.Namespace) -> 
     for name, option in given.items():
         needed, key = getattr(option, "only_with", ()), getattr(option, "sets", None)
         if needed and given.keys().isdisjoint(needed):
-            raise ConfigError(f"{name} goes with {' or '.join(needed)}, else it has no effect: leave it out")
+            needed = " or ".join(needed)
+            raise ConfigError(f"{name} goes with {needed}: without, it has no effect; give both, or neither")
         for override in getattr(args, "overrides", ()):
             if key == override.partition("=")[0].strip():
                 raise ConfigError(f"{name} and {shown(override)} set the same: leave one of them out")

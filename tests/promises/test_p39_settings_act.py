@@ -34,6 +34,7 @@ SAME = {
 }
 """Settings of which one value is that of the default, with the reason; another one acts."""
 UNSEEN = {
+    "data.channels": "images with other channels are refused; it acts on those of four, in tests/data",
     "model.num_classes": "the data have the classes, and another number is refused; it acts without data",
     "runtime.device": "there is one device here, and others are refused",
     "classification train.optimizer.backbone_lr_factor": "refused, as the head is a part of the network",
@@ -43,7 +44,6 @@ METRICS = ["one", "top5", "max_F", "bbox/AP50", "pixel_accuracy"]
 VALUES = {
     "backbone.name": ["test_resnet", "one"],
     "backbone.weights": ["one", "backbone.safetensors"],
-    "data.channels": [1, 4],
     "data.max_size_test": [1, 200],
     "data.max_size_train": [1, 200],
     "data.tiles.overlap": [40, 50],
@@ -80,7 +80,6 @@ CONTEXTS = {
     "tiles of the evaluation": {"data": {"tiles": {"size": 64, "train": "none"}}},
     "processes": {"data": {"workers": 1}},
     "repeated": {"data": {"sampling": "repeat_factor", "repeat_threshold": 0.9}},
-    "measured": {"model": {"pixel_mean": None, "pixel_std": None}},
     "weights": {"backbone": {"weights": "backbone.safetensors"}},
     "resnet": {"backbone": {"name": "test_resnet"}},
     "pools nowhere": {"backbone": {"stage_pool": "strided", "stride_in_1x1": True}},
@@ -95,7 +94,7 @@ CONTEXTS = {
     "window": {"eval": {"window": 64}},
 }
 """Other places to change a setting in; only the keys of their sections are."""
-SECTIONS = {"no validation": ["train"], "measured": ["data"], "weights": ["backbone", "model"]}
+SECTIONS = {"no validation": ["train"], "weights": ["backbone", "model"]}
 """Those of a place where others act in other commands than a training."""
 LAYOUTS = {
     "csv": (
@@ -115,7 +114,7 @@ LAYOUTS = {
     ),
     "voc boxes": ("detection", "voc", {"root": "{root}", "split": "{part}"}),
     "yolo": ("detection", "yolo", {"yaml": "{root}", "split": "{part}"}),
-    "images of yolo": ("detection", "yolo", {"yaml": "{root}", "images": "{root}/images/{part}"}),
+    "images of yolo": ("detection", "yolo", {"yaml": "{root}", "images": "{root}/images"}),
     "labelme": ("detection", "coco", {"layout": "labelme", "root": "{root}/{part}"}),
 }
 """Data in other layouts: of which task, the toy set, and the parts."""
@@ -154,10 +153,11 @@ def config_in(task, context, *, draw, folder):
         part["annotations"] = without_objects(part["annotations"], folder / "train.json")
     if change is None:
         _, toy, part = LAYOUTS[context]
-        root = draw(toy, **{key: value for key, value in TINY_RUNS[task].toy.items() if key != "layout"})
+        change = {"model": {"arch": "faster_rcnn"}} if context == "voc boxes" else {}  # it has no masks
+        root = draw(**{**TINY_RUNS[task].toy, "layout": toy})
         for name in ("train", "val"):
             raw["data"][name] = {key: value.format(root=root, part=name) for key, value in part.items()}
-    return config_to_dict(parse_config(merged(raw, change or {}), saved=True))
+    return config_to_dict(parse_config(merged(raw, change), saved=True))
 
 
 @pytest.fixture
@@ -219,6 +219,8 @@ def other_values(raw, key):
             if path.exists():
                 if not other.exists():
                     (shutil.copytree if path.is_dir() else shutil.copy)(path, other)
+                    for file in sorted(other.glob("*.xml"))[::5]:  # an equal one would change nothing
+                        file.write_text(file.read_text().replace("<difficult>0<", "<difficult>1<"))
                 yield str(Path(given).with_name(other.name))
                 break
     for value in VALUES.get(key.name, key.values):
