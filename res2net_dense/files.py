@@ -49,8 +49,7 @@ def write_atomically(
         os.replace(temporary, path)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename in (None, str(temporary)):
-            error.filename = str(path)
+        name_file(error, path, temporary)
         raise
     if os.name == "posix":  # a power failure may forget the rename; Windows cannot open folders
         descriptor = os.open(path.parent, os.O_RDONLY)
@@ -58,6 +57,12 @@ def write_atomically(
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def name_file(error: BaseException, path: Path, temporary: Path | None = None) -> None:
+    """Put the name of the file into an error of writing it; that of a full disk has none, or a draft's."""
+    if isinstance(error, OSError) and error.filename in (None, str(temporary)):
+        error.filename = str(path)
 
 
 def cannot_write(path: Path, needed: int, error: OSError) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from res2net_dense.errors import ConfigError
-from res2net_dense.files import write_atomically
+from res2net_dense.files import name_file, write_atomically
 from res2net_dense.outputs import Outputs
 from res2net_dense.version import __version__
 
@@ -51,9 +51,13 @@ class Journal:
     def add(self, number: int, entry: Mapping[str, Any]) -> None:
         """Add the line of an image."""
         place = os.fstat(self._file.fileno()).st_size
-        line = (json.dumps({"number": number, **entry}) + "\n").encode()
-        if self._file.write(line) != len(line):
-            raise OSError(f"{self.path}: the disk is full")
+        left = (json.dumps({"number": number, **entry}) + "\n").encode()
+        try:
+            while left:  # on a full disk a part is written, and the next attempt says why
+                left = left[self._file.write(left) :]
+        except OSError as error:
+            name_file(error, self.path)
+            raise
         self.done[number] = place
 
     def entries(self) -> Iterator[dict[str, Any]]:

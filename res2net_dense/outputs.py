@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from res2net_dense.errors import ConfigError, first_few
-from res2net_dense.files import draft_of, sha256_of
+from res2net_dense.files import draft_of, name_file, sha256_of
 
 LEDGER = ".res2net_dense.sha256"
 
@@ -83,6 +83,9 @@ class Outputs:
             with open(draft, "xb") as file:
                 file.write(content)
             self._publish(draft, path, hashlib.sha256(content).hexdigest())
+        except OSError as error:
+            name_file(error, path, draft)
+            raise
         finally:
             draft.unlink(missing_ok=True)
 
@@ -95,6 +98,9 @@ class Outputs:
             with open(draft, "x", encoding="utf-8") as file:
                 file.writelines(_json_parts(content))
             self._publish(draft, path, sha256_of(draft))
+        except OSError as error:
+            name_file(error, path, draft)
+            raise
         finally:
             draft.unlink(missing_ok=True)
 
@@ -183,6 +189,9 @@ class Outputs:
         descriptor = os.open(self._ledger, flags, 0o666)
         try:
             os.write(descriptor, line)  # as one, and after a line that a full disk cut
+        except OSError as error:
+            name_file(error, self._ledger)
+            raise
         finally:
             os.close(descriptor)
         assert self._known is not None

@@ -146,7 +146,7 @@ def other_network(carried: Mapping[str, Any], config: Config) -> tuple[str, Any,
     """
     changed = resuming.changes(carried, config)
     for key in sorted(changed, key=lambda key: key != "task"):  # another task explains all else
-        if any(_is_below(key, section) for section in _NETWORK):
+        if resuming.is_below(key, *_NETWORK):
             return key, *changed[key]
     return None
 
@@ -293,11 +293,6 @@ def _warn_of_built_in(exported: ExportedModel, config: Config) -> None:
     if exported.description.task != config.task:  # an error follows that explains all differences
         return
     for key, (old, new) in resuming.changes(_carried(exported), config).items():
-        is_built_in = any(_is_below(key, section) for section in _BUILT_IN) and not key.endswith(".weights")
+        is_built_in = resuming.is_below(key, *_BUILT_IN) and not key.endswith(".weights")
         if is_built_in and new is not None:
             _log.warning("%s was exported with %s=%s: %s has no effect", exported.path, key, old, new)
-
-
-def _is_below(key: str, section: str) -> bool:
-    """Whether a dotted name is in a section, or is its name."""
-    return f"{key}.".startswith(f"{section}.")

@@ -12,6 +12,7 @@ import importlib
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -143,6 +144,8 @@ def _run(name: str, given: Sequence[str]) -> int:
     if not args.debug and os.environ.get("RANK", "0") == "0":  # what a backbone loads is reported, once
         logging.getLogger("res2net_dense.convert").setLevel(logging.INFO)
     logging.captureWarnings(True)
+    if not args.debug:  # where in the code it was given is not for users
+        warnings.formatwarning = lambda message, *_: str(message)
     try:
         check_options(parser, args)
         code: int = command.main(args)

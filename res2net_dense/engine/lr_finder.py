@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from res2net_dense.engine.checkpointer import TrainState
 from res2net_dense.engine.distributed import is_main
-from res2net_dense.engine.stopping import stop_on_signals
+from res2net_dense.engine.stopping import Stop
 from res2net_dense.engine.trainer import LoopOptions, Trainer
 from res2net_dense.errors import ConfigError, counted
 from res2net_dense.types import Sample
@@ -49,24 +49,32 @@ class LrCurve:
     @property
     def lowest(self) -> float:
         """The rate with the lowest smoothed loss: above it training becomes unstable."""
-        return self.lrs[int(np.argmin(self.smoothed))]
+        return self.lrs[self._range[1] - 1]
 
     @property
     def steepest(self) -> float:
         """The rate at which the smoothed loss falls fastest, before its lowest value."""
-        end = int(np.argmin(self.smoothed)) + 1
-        slopes = np.gradient(self.smoothed[:end]) if end > 1 else np.zeros(1)
-        return self.lrs[int(np.argmin(slopes))]
+        start, end = self._range
+        slopes = np.gradient(self.smoothed[start:end]) if end > start + 1 else np.zeros(1)
+        return self.lrs[start + int(np.argmin(slopes))]
 
     @property
     def suggestion(self) -> float | None:
         """The rate to train with: the steepest one, at most a tenth of the lowest; None where the loss never
         fell by a tenth.
         """
-        smoothed = self.smoothed
-        if min(smoothed) > 0.9 * smoothed[0]:
+        start, end = self._range
+        if self.smoothed[end - 1] > 0.9 * self.smoothed[start]:
             return None
         return min(self.steepest, self.lowest / 10.0)
+
+    @property
+    def _range(self) -> tuple[int, int]:
+        """From the first smoothed loss that is a mean of `FEWEST`, and not of one or two images, until after
+        the lowest.
+        """
+        start = min(FEWEST, len(self.losses)) - 1
+        return start, start + int(np.argmin(self.smoothed[start:])) + 1
 
 
 def sweep_lr(
@@ -96,12 +104,12 @@ def sweep_lr(
     trainer = Trainer(state, loader, lambda step: first * growth**step / base, options)
     curve = LrCurve([], [])
     bar = tqdm(total=options.iterations, unit="it", dynamic_ncols=True, disable=None if is_main() else True)
-    with stop_on_signals() as stop, bar, closing(trainer.batches()) as batches, trainer.explaining_memory():
-        while state.iteration < options.iterations and not stop.signal:
+    with bar, closing(trainer.batches()) as batches, trainer.explaining_memory():
+        while state.iteration < options.iterations:
             trainer.begin_iteration()
             for micro in range(options.accumulate):
                 trainer.forward_and_backward(batches, micro)
-            if not trainer.check_and_clip(stop):
+            if not trainer.check_and_clip(Stop()):
                 break
             curve.lrs.append(trainer.lr)
             curve.losses.append(sum(float(loss) for loss in trainer.losses.values()))
@@ -110,8 +118,6 @@ def sweep_lr(
             trainer.step()
             state.iteration += 1
             bar.update()
-        if stop.signal:
-            raise SystemExit(128 + stop.signal)
     if len(curve.lrs) < FEWEST:
         raise ConfigError(
             f"the loss was lost {counted(len(curve.lrs), 'iteration')} after lr {first:g}: start from "

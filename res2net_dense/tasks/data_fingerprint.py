@@ -11,7 +11,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from res2net_dense.config import Config, config_to_dict
 from res2net_dense.engine.distributed import compute_once, is_main, print_rank0
@@ -26,6 +26,15 @@ _FEW = 3
 """Names that a message has of each kind of change."""
 
 
+class Compared(NamedTuple):
+    """What comparing the data of a run has found."""
+
+    free: tuple[str, ...] = ()
+    """The settings that may be others in the run, as the data are known to be the same or may be others."""
+    same_val: bool = True
+    """Whether scores on `data.val` compare with those from before."""
+
+
 class DataFingerprint:
     """The data of a run, as the note in its folder has them and as they are today."""
 
@@ -36,11 +45,8 @@ class DataFingerprint:
         if is_main():
             self._now = _fingerprint(task, config)
 
-    def compare(self, *, allow: bool) -> tuple[str, ...]:
+    def compare(self, *, allow: bool) -> Compared:
         """Compare the data with the note; a line says that there is none, or what was allowed to change.
-
-        Returns:
-            The settings that may be others in the run, as the data are known to be the same or may be others.
 
         Raises:
             ConfigError: the data have changed, and `allow` is not set; names what.
@@ -60,13 +66,14 @@ class DataFingerprint:
             except OSError as error:
                 raise ConfigError(cannot_write(self._path, len(text), error)) from None
 
-    def _compare(self, allow: bool) -> tuple[str, ...]:
+    def _compare(self, allow: bool) -> Compared:
         if not self._path.is_file():
             print_rank0(f"there is no {self._path}: whether the data have changed is unknown")
-            return ()
-        found = "; ".join(_changes(self._path, self._now))
+            return Compared()
+        changes, same_val = _changes(self._path, self._now)
+        found = "; ".join(changes)
         if not found:
-            return ("data.train",)  # a copy of it
+            return Compared(("data.train",), same_val)  # a copy of it
         if not allow:
             raise ConfigError(
                 f"--resume continues the same run, but its data have changed: {found}: restore them, add "
@@ -74,7 +81,7 @@ class DataFingerprint:
                 "--output-dir"
             )
         print_rank0(f"the data have changed (--allow-changed-data): {found}")
-        return ("data.train", "data.class_names")
+        return Compared(("data.train", "data.class_names"), same_val)
 
 
 def _fingerprint(task: Task[Any], config: Config) -> dict[str, Any]:
@@ -99,19 +106,20 @@ def _size(file: str | Path) -> int:
         return -1
 
 
-def _changes(path: Path, now: Mapping[str, Any]) -> list[str]:
-    """What is another than in a file, in words."""
+def _changes(path: Path, now: Mapping[str, Any]) -> tuple[list[str], bool]:
+    """What is another than in a file, in words, and whether the set for validation is the same."""
     try:
         before = json.loads(path.read_bytes())
         if before["format"] > _FORMAT:
             raise ConfigError(f"{path} was written by a newer version: upgrade")
-        found = list(_differences("data.train", before["train"], now["train"]))
-        # Another set for validation may be named at any time.
-        if "val" in before and "val" in now and before["val"]["settings"] == now["val"]["settings"]:
-            found += _differences("data.val", before["val"], now["val"])
-        return found
+        found, val = list(_differences("data.train", before["train"], now["train"])), list[str]()
+        if "val" in before and "val" in now:
+            val = list(_differences("data.val", before["val"], now["val"]))
+            # Another set for validation may be named at any time.
+            found += val if before["val"]["settings"] == now["val"]["settings"] else []
+        return found, not val
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        return [f"{path} is damaged, so what they were is unknown"]
+        return [f"{path} is damaged, so what they were is unknown"], True
 
 
 def _differences(name: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:

@@ -18,7 +18,7 @@ from res2net_dense.sections import Steps
 
 # Without being another run. Length and schedule are for `continued_schedule`.
 _FREE_ON_RESUME = (
-    *("runtime.output_dir", "runtime.device", "runtime.threads", "eval.", "data.val", "data.workers"),
+    *("runtime.output_dir", "runtime.device", "runtime.threads", "eval", "data.val", "data.workers"),
     *(
         "data.timeout",
         "data.on_error",
@@ -27,9 +27,9 @@ _FREE_ON_RESUME = (
         "train.save_every",
         "train.keep_checkpoints",
     ),
-    *("train.compile", "train.early_stop", "train.iterations", "train.epochs", "train.schedule."),
+    *("train.compile", "train.early_stop", "train.iterations", "train.epochs", "train.schedule"),
 )
-_LENGTH = ("train.iterations", "train.schedule.")
+_LENGTH = ("train.iterations", "train.schedule")
 MIN_FACTOR = 1e-4
 """Of the peak learning rate: with less nothing is learned, so a curve is not extended from there."""
 
@@ -48,6 +48,11 @@ def changes(before: Mapping[str, Any], config: Config) -> dict[str, tuple[Any, A
     return {key: (old.get(key), new.get(key)) for key in keys if old.get(key) != new.get(key)}
 
 
+def is_below(key: str, *names: str) -> bool:
+    """Whether the dotted name of a setting is one of these, or is in one of these sections."""
+    return any(f"{key}.".startswith(f"{name}.") for name in names)
+
+
 def check_same_run(before: Mapping[str, Any], config: Config, free: tuple[str, ...] = ()) -> None:
     """Raise a `ConfigError` that names settings of a run which may not change in it; its task is first.
 
@@ -56,7 +61,7 @@ def check_same_run(before: Mapping[str, Any], config: Config, free: tuple[str, .
     changed = [
         f"{key} was {old!r} and is {new!r}"
         for key, (old, new) in sorted(changes(before, config).items(), key=lambda item: item[0] != "task")
-        if not key.startswith((*_FREE_ON_RESUME, *free))
+        if not is_below(key, *_FREE_ON_RESUME, *free)
     ]
     if changed:
         raise ConfigError(
@@ -83,7 +88,7 @@ def continued_schedule(
         CheckpointError: the checkpoint has no length or schedule that there is.
     """
     iteration, anchor = int(content["iteration"]), anchor_of(content)
-    changed = {key: pair for key, pair in changes(before, config).items() if key.startswith(_LENGTH)}
+    changed = {key: pair for key, pair in changes(before, config).items() if is_below(key, *_LENGTH)}
     if not changed:
         return anchor
     said = "; ".join(f"{key} was {old!r} and is {new!r}" for key, (old, new) in changed.items())

@@ -19,7 +19,7 @@ from res2net_dense.convert.checkpoint import inspect, unusable
 from res2net_dense.convert.load import check_weights, fit_backbone
 from res2net_dense.convert.report import Report, short_name
 from res2net_dense.engine.checkpointer import Checkpointer
-from res2net_dense.errors import CheckpointError, ConfigError, first_few, printable
+from res2net_dense.errors import CheckpointError, ConfigError, counted, first_few, printable
 from res2net_dense.tasks.resuming import changes
 from res2net_dense.types import ClassRows
 from res2net_dense.weight_files import WeightFile, is_path, open_weights
@@ -231,8 +231,11 @@ def _fit_layer(
         if theirs[key].shape != ours[key].shape:
             unnamed = ", whose classes have no names" if rows and not classes.old else ""
             return {}, f"{OTHER_SHAPE} ({_shape(theirs[key])} for {_shape(ours[key])}){unnamed}"
-    order = f"{LOADED} in the order of the file" if rows and not classes.old else LOADED
-    return {key: theirs[key] for key in ours if key in theirs}, order
+    what = LOADED
+    if rows:  # no names, or others than there are rows
+        what = f"{LOADED} in the order of the file"
+        what += f": its {counted(len(classes.old), 'name')} are not those of the rows" if classes.old else ""
+    return {key: theirs[key] for key in ours if key in theirs}, what
 
 
 def _fits(tensor: Tensor, into: Tensor, rows: ClassRows, count: int) -> bool:

@@ -29,7 +29,7 @@ from res2net_dense.outputs import Outputs
 from res2net_dense.tasks import get_task
 from res2net_dense.tasks.base import warn_rank0
 from res2net_dense.tasks.curves import save_curves
-from res2net_dense.tasks.data_fingerprint import DataFingerprint
+from res2net_dense.tasks.data_fingerprint import Compared, DataFingerprint
 from res2net_dense.tasks.resuming import check_same_run, continued_schedule, curve
 from res2net_dense.tasks.saving import SavingEvaluator
 from res2net_dense.tasks.settings import updated
@@ -92,8 +92,12 @@ def train_and_evaluate(
     if not goes_on:
         given = config.backbone.model_dump(exclude_defaults=True, exclude={"weights"})
         check_options_act(given.pop("name"), given)
-    free = data.compare(allow=allow_changed_data) if goes_on else ()
-    state = _build_or_resume(config, device, checkpointer if resume else None, extend=extend, free=free)
+    found = data.compare(allow=allow_changed_data) if goes_on else Compared()
+    state = _build_or_resume(config, device, checkpointer if resume else None, extend=extend, free=found.free)
+    if not found.same_val and (state.best or state.early_stop):
+        print_rank0("data.val is another set than before: its first evaluation is the best so far")
+        state.best = state.early_stop = None
+        checkpointer.save(state)  # before the note forgets the other set
     data.note()
     loader.start_at(state.iteration)
     if distributed.is_main():

@@ -2,10 +2,12 @@
 
 import ast
 import re
+import warnings
 from pathlib import Path
 
 import pytest
 
+from res2net_dense import cli
 from res2net_dense.cli import doctor
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -30,3 +32,26 @@ def test_the_doctor_installs_the_detectron2_of_the_requirements():
     text = (ROOT / "requirements/detectron2.txt").read_text()
     lines = [line.removesuffix("\\").strip() for line in text.splitlines() if not line.startswith("#")]
     assert " ".join(filter(None, lines)) == doctor.DETECTRON2_WHEEL
+
+
+@pytest.mark.parametrize("debug", [False, True])
+def test_a_warning_is_one_line_without_a_place_in_the_code(debug, monkeypatch):
+    shown = []
+
+    class Command:
+        """Warns."""
+
+        @staticmethod
+        def add_arguments(parser):
+            pass
+
+        @staticmethod
+        def main(args):
+            shown.append(warnings.formatwarning("skipped a checkpoint", UserWarning, "code.py", 7))
+            return 0
+
+    monkeypatch.setattr(cli, "load", lambda name: Command)
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)  # what `main` sets goes again
+    assert cli.main(["train", *(["--debug"] if debug else [])]) == 0
+    assert ("code.py:7" in shown[0]) == debug
+    assert debug or shown == ["skipped a checkpoint"]

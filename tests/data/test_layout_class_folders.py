@@ -95,6 +95,9 @@ def test_empty_classes_are_named(tmp_path):
     lenient = load(tmp_path, train=False)
     assert lenient.class_names == ["a", "b", "c"]
     assert lenient.labels.tolist() == [0]
+    (tmp_path / "a/0.png").unlink()
+    assert "data.val=null" not in text  # what is missing is to be learned from
+    assert "or set data.val=null" in said(tmp_path, train=False)
 
 
 def test_other_classes_than_the_models(tmp_path):

@@ -1,7 +1,11 @@
 """The learning rate range test finds the rate of problems whose best one is known."""
 
 import math
+import os
+import signal
+import time
 
+import numpy as np
 import pytest
 import torch
 from running import assert_one_line
@@ -10,6 +14,7 @@ from torch import nn
 from res2net_dense.engine.checkpointer import TrainState
 from res2net_dense.engine.lr_finder import LrCurve, sweep_lr
 from res2net_dense.engine.optim import build_optimizer
+from res2net_dense.engine.stopping import Stopped, leave_on_signals
 from res2net_dense.engine.trainer import LoopOptions
 from res2net_dense.errors import ConfigError
 
@@ -54,6 +59,17 @@ def test_smoothing_is_a_moving_average_without_the_pull_of_zero():
     assert curve.suggestion is None  # it did not fall
 
 
+@pytest.mark.parametrize("first_loss", [1.0, 2.0, 0.1])
+def test_the_first_losses_decide_nothing(first_loss):
+    """They are means of few images, at rates with which nothing is learned."""
+    lrs = np.geomspace(1e-6, 1.0, 100).tolist()
+    losses = [1.0] * 50 + [0.95**n for n in range(30)] + [5.0] * 20  # falls from 1e-3 to 6e-2
+    curve = LrCurve(lrs, [first_loss, *losses[1:]])
+    assert 1e-3 < curve.suggestion < curve.lowest <= lrs[80]
+    flat = LrCurve(lrs[:40], [first_loss, *losses[1:40]])
+    assert flat.suggestion is None
+
+
 def test_a_loss_that_does_not_fall_has_no_suggestion():
     assert sweep(Parabola(offset=1e6)).suggestion is None
 
@@ -78,3 +94,17 @@ def test_what_cannot_be_swept_is_one_line(model, options, words):
     with pytest.raises(ConfigError) as error:
         sweep(model, **options)
     assert_one_line(error, words)
+
+
+def test_a_signal_ends_it_at_once():
+    """There is nothing to save, so a step that takes long is not waited for."""
+
+    class Slow(Parabola):
+        def forward(self, batch):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(20)
+
+    begin = time.monotonic()
+    with pytest.raises(Stopped, match="stopped by SIGTERM"), leave_on_signals():
+        sweep(Slow())
+    assert time.monotonic() - begin < 5

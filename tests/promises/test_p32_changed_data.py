@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from layout_sets import LAYOUTS, PREPARED
 from PIL import Image
 from saved_runs import small_config
@@ -19,6 +20,7 @@ from saved_runs import small_config
 from res2net_dense import cli, train
 from res2net_dense.data.layouts import CifarPart, CocoPart, ImageMasksPart, open_source
 from res2net_dense.errors import ConfigError
+from res2net_dense.files import sha256_of
 from res2net_dense.tasks import data_fingerprint
 from res2net_dense.tasks.data_fingerprint import FILE
 
@@ -258,6 +260,25 @@ def test_what_is_not_a_change(run, tmp_path):
     shutil.rmtree(data)
     places = [f"data.{part}={{layout: class-folders, root: {other / part}}}" for part in ("train", "val")]
     resume(config, overrides=places)
+
+
+def test_scores_on_another_set_do_not_compare(run, tmp_path, capsys):
+    """The best model and early stopping begin again, but not with a copy of the set."""
+    config, folder, data = run
+    place = folder / "checkpoints/iter_0000004.pt"
+    content = torch.load(place)
+    content["best"] = {"metric": "top1", "value": 101.0, "iteration": 2}
+    torch.save(content, place)
+    place.with_name(f"{place.name}.sha256").write_text(f"{sha256_of(place)}  {place.name}\n")
+    copy = shutil.copytree(data / "val", tmp_path / "copy")
+    for val, best in ((copy, content["best"]), (data / "train", None)):
+        resume(config, overrides=[f"data.val={{layout: class-folders, root: {val}}}"])
+        assert ("data.val is another set than before" in capsys.readouterr().out) == (best is None)
+        last = folder / "checkpoints/iter_0000008.pt"
+        assert torch.load(last)["best"] == best
+        last.unlink()
+    resume(config, overrides=[f"data.val={{layout: class-folders, root: {data / 'train'}}}"])
+    assert torch.load(last)["best"] is None
 
 
 def test_a_damaged_note(run):

@@ -10,8 +10,11 @@ import pytest
 from running import TRAIN, assert_error_line
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from res2net_dense.cli import _explain_error
 from res2net_dense.engine.metric_log import MetricLog
 from res2net_dense.errors import CheckpointError
+from res2net_dense.journal import Journal
+from res2net_dense.outputs import Outputs
 
 MAIN = "res2net_dense/cli/__main__.py"
 LIMITED = """
@@ -50,6 +53,27 @@ def file_size(tmp_path):
 def log_steps(log, steps):
     for step in steps:
         log.train(step, lr=0.1, losses={"loss_cls": step / 7}, grad_norm=1.0, image_ids=[1, 2])
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda path: Journal(path, Outputs(path.parent), {}).add(0, {"records": "x" * 200}),
+        lambda path: Outputs(path.parent).write(path, bytes(200)),
+        lambda path: Outputs(path.parent).write_json(path, ["x" * 200]),
+    ],
+    ids=["journal", "bytes", "json"],
+)
+def test_outputs_that_cannot_be_written_are_named(write, tmp_path, file_size):
+    """Of a line a part may fit, and then there is no error at first."""
+    path = tmp_path / "out.json"
+    file_size(100)
+    with pytest.raises(OSError, match="File too large") as caught:
+        write(path)
+    file_size(resource.RLIM_INFINITY)
+    message = _explain_error(caught.value)
+    assert message.startswith(f"{path}: File too large; ")
+    assert message.endswith(": make room, then run it again")
 
 
 def test_the_log_that_cannot_be_written_is_one_line(tmp_path, file_size):

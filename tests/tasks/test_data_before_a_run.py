@@ -141,6 +141,17 @@ def test_the_truth_scores_100_with_crowds_gaps_and_empty_images(coco, config):
     assert set(Counter(line.split())) >= {"bbox/AP", "100.0"}
 
 
+def test_a_truth_without_an_object_has_no_score(coco):
+    square = {**BOX, "segmentation": [[5, 6, 25, 6, 25, 16, 5, 16]]}
+    task, config = prepared(coco(MASK, train=[[square]], val=[[], []]))
+    line, findings = score_truth(task, config)
+    assert not findings
+    assert line.endswith("bbox/AP n/a  segm/AP n/a")
+    source = task.open_source(config, train=False)
+    assert len(source.annotations(0)["masks"]) == 0
+    assert len(task.loss_transform(config)(source.sample(0))["masks"]) == 0
+
+
 def test_a_truth_below_100_says_why(coco):
     many = [{**BOX, "bbox": [n % 50, n % 37, 5 + n % 3, 6], "area": 30} for n in range(130)]
     task, config = prepared(coco(val=[many, [BOX]]), training=False)

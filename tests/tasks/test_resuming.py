@@ -136,6 +136,18 @@ def test_what_else_changes_is_another_run():
     assert_one_line(error, "train.optimizer.lr was 1.0 and is 2.0", "--output-dir", "model.weights")
 
 
+@pytest.mark.parametrize("change", ["data.value_range=[0, 4095]", "data.train_crop=padded"])
+def test_a_name_that_starts_as_a_free_one_is_not_free(change):
+    """`data.val` and, where the data are known to be the same, `data.train` are free."""
+    sections = {"task": "classification", "backbone": {"name": "res2net50_26w_4s"}}
+    train = {"iterations": 8, "batch_size": 4, "optimizer": {"lr": 0.1}}
+    before, after = (parse_config({**sections, "train": train}, overrides=o) for o in ([], [change]))
+    with pytest.raises(ConfigError, match=f"{change.partition('=')[0]} was"):
+        check_same_run(config_to_dict(before), after, ("data.train", "data.class_names"))
+    other = parse_config({**sections, "train": train}, overrides=["data.train=other", "data.val=other"])
+    check_same_run(config_to_dict(before), other, ("data.train",))
+
+
 @pytest.mark.parametrize(
     ("epochs", "images", "iterations"), [(3, 8, 6), (2.5, 10, 7), (0.01, 8, 1), (1.1, 40, 11), (1, 9, 3)]
 )

@@ -189,6 +189,16 @@ def test_a_file_without_names_of_classes(name, tmp_path):
         assert model.state_dict()[f"{layer}.weight"].equal(fresh[f"{layer}.weight"])
 
 
+def test_names_that_are_not_those_of_the_rows_are_reported(tmp_path):
+    """Such as OpenMMLab's of a set whose head was changed."""
+    config = config_of(CLASSIFIER, ["date", "fig"])
+    own = model_of(config).state_dict()
+    torch.save({"meta": {"CLASSES": ["fig", "date", "nut"]}, "state_dict": own}, tmp_path / "w.pth")
+    model, text = started(config, open_model(tmp_path / "w.pth"))
+    assert "loaded in the order of the file: its 3 names are not those of the rows" in text
+    assert model.backbone.fc.weight.equal(own["backbone.fc.weight"])
+
+
 def test_layers_that_serve_all_classes_are_taken_as_they_are(tmp_path):
     one_for_all = "model.detectron2={MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG: true}"
     file, state = write(tmp_path / "w.safetensors", config_of(RCNN, ["date", "fig"], one_for_all))

@@ -81,9 +81,10 @@ class ClassFolders(Inspected):
         if empty:
             problem = f"{len(empty)} of {len(names)} classes have no image"
             if not files or (request.train and request.strict):
+                other = "" if request.train else ", or set data.val=null to train without evaluation"
                 raise DatasetError(
                     f"{root}: {problem}: {first_few(empty)}; fill or remove their folders (images end in "
-                    f"{' '.join(sorted(IMAGE_SUFFIXES))}), or set data.val=null to train without evaluation",
+                    f"{' '.join(sorted(IMAGE_SUFFIXES))}){other}",
                     "class-unused",
                 )
             text = f"{problem}, such as {empty[0]}; their accuracy is n/a"

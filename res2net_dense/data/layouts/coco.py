@@ -71,7 +71,9 @@ class CocoPart(Part):
                 f"{boxes.name} has no segmentations{except_crowds if crowds else ''}; use a faster_rcnn "
                 "config for boxes alone"
             )
-        return boxes.labelled(request)
+        found = boxes.labelled(request)
+        found.has_masks |= needs_masks  # images without an object have none of its masks
+        return found
 
 
 @functools.lru_cache(maxsize=4)
