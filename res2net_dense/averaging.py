@@ -18,7 +18,7 @@ from res2net_dense.errors import CheckpointError, ConfigError, first_few
 from res2net_dense.files import draft_of
 from res2net_dense.outputs import output_file
 from res2net_dense.tasks.starting import open_model
-from res2net_dense.trained import other_network
+from res2net_dense.trained import class_names_in, other_network
 from res2net_dense.version import __version__
 from res2net_dense.weight_files import WeightFile, save_weights
 from res2net_dense.weight_files.models import compare
@@ -47,9 +47,10 @@ def average(weights: Sequence[str | Path], output: str | Path, *, overwrite: boo
         raise ConfigError(f"--output {output} must end in .safetensors")
     if len(weights) < 2:
         raise ConfigError("a mean needs two weight files or run folders at least")
-    outputs = output_file("--output", output, inputs=weights, overwrite=overwrite)
+    output_file("--output", output, inputs=weights, overwrite=overwrite)
     files = [open_model(path) for path in weights]
     paths = [file.path for file in files]
+    outputs = output_file("--output", output, inputs=paths, overwrite=overwrite)
     places = [path.resolve() for path in paths]
     for path, place in zip(paths, places, strict=True):
         if places.count(place) > 1:
@@ -78,7 +79,7 @@ def _check_fits(file: WeightFile, first: WeightFile) -> None:
     if other := other_network(file.config, config):
         key, old, new = other
         raise CheckpointError(f"{file.path} has {key}={old}, {first.path} has {new}: they do not average")
-    names = [one.config.get("data", {}).get("class_names") for one in (first, file)]
+    names = [class_names_in(one.path, one.config) for one in (first, file)]
     if names[0] != names[1]:
         raise CheckpointError(
             f"{file.path} has the classes {first_few(names[1] or ['none'])}, {first.path} has "

@@ -6,7 +6,9 @@ import errno
 import hashlib
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from io import RawIOBase
 from pathlib import Path
 from typing import BinaryIO
 
@@ -38,19 +40,19 @@ def write_atomically(
         OSError: The disk is full or the folder cannot be written, with `path`; nothing is left behind.
     """
     temporary = draft_of(path)
-    try:
-        temporary.unlink(missing_ok=True)  # or a link of that name would be followed
-        with open(temporary, "xb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        if before_publish is not None:
-            before_publish()
-        os.replace(temporary, path)
-    except BaseException as error:
-        temporary.unlink(missing_ok=True)
-        name_file(error, path, temporary)
-        raise
+    with naming(path):
+        try:
+            temporary.unlink(missing_ok=True)  # or a link of that name would be followed
+            with open(temporary, "xb") as file:
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
+            if before_publish is not None:
+                before_publish()
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
     if os.name == "posix":  # a power failure may forget the rename; Windows cannot open folders
         descriptor = os.open(path.parent, os.O_RDONLY)
         try:
@@ -59,10 +61,24 @@ def write_atomically(
             os.close(descriptor)
 
 
-def name_file(error: BaseException, path: Path, temporary: Path | None = None) -> None:
-    """Put the name of the file into an error of writing it; that of a full disk has none, or a draft's."""
-    if isinstance(error, OSError) and error.filename in (None, str(temporary)):
-        error.filename = str(path)
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Name a file in the errors of writing it, which have no name or that of its draft."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename in (None, str(draft_of(path))):
+            error.filename = str(path)
+        raise
+
+
+def write_all(file: RawIOBase, content: bytes) -> None:
+    """Write to a file without a buffer, which may take a part only; the reason, such as a full disk, is the
+    `OSError` of the rest.
+    """
+    left = memoryview(content)
+    while left:
+        left = left[file.write(left) or 0 :]
 
 
 def cannot_write(path: Path, needed: int, error: OSError) -> str:
@@ -87,9 +103,12 @@ def draft_of(path: Path) -> Path:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Delete the temporary files of killed processes in a folder that no other process writes to."""
+    """Delete the temporary files of killed processes in a folder that no other process writes to; folders of
+    an export are left to the next one.
+    """
     for path in folder.glob(".*.tmp-*"):
-        path.unlink(missing_ok=True)
+        if path.is_symlink() or not path.is_dir():
+            path.unlink(missing_ok=True)
 
 
 def sha256_of(path: Path) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from res2net_dense.config import Config
+from res2net_dense.config import Config, is_saved_config
 from res2net_dense.engine import distributed
 from res2net_dense.engine.distributed import print_rank0
 from res2net_dense.engine.lr_finder import LrCurve, sweep_lr
@@ -26,7 +26,7 @@ from res2net_dense.tasks import get_task, training
 from res2net_dense.tasks.automatic import fit_batch, suit_little_data
 from res2net_dense.tasks.base import warn_rank0
 from res2net_dense.tasks.sanity import describe_data
-from res2net_dense.tasks.settings import on_split, updated
+from res2net_dense.tasks.settings import on_split, places_of_val, updated
 from res2net_dense.trained import (
     ConfigLike,
     check_can_be_trained,
@@ -138,7 +138,7 @@ def train(
                 f"nothing is kept in {loaded.runtime.output_dir}"
             )
             return TrainingResult(run, metrics, as_expected=True)
-        with open_run_folder(loaded.runtime.output_dir, resume=resume) as run:
+        with open_run_folder(loaded.runtime.output_dir, resume=resume, is_config=is_saved_config) as run:
             if distributed.is_main():
                 terminal.keep_note_in(run)
             metrics = training.train_and_evaluate(
@@ -206,16 +206,18 @@ def evaluate(
             )
             prepared = updated(prepared, eval={"loss": False})
         folder = Path(prepared.runtime.output_dir)
+        named = config if isinstance(config, (str, Path)) else None
         source = job.task.open_source(prepared, train=False)
-        images = (source.file(index) for index in range(len(source)))
-        outputs = Outputs(folder, inputs=[job.weights.path, *images], overwrite=overwrite)
+        files = (file for entry in source.entries() for file in entry.files)
+        inputs = [job.weights.path, named, *places_of_val(prepared), *files]
+        outputs = Outputs(folder, inputs=inputs, overwrite=overwrite)
         results = f"results_{re.sub('[^0-9A-Za-z.-]', '_', split)}.json" if split else "results.json"
-        thresholds = [folder / "thresholds.json"] if precision is not None else []
-        outputs.check([folder / results], is_results)
-        outputs.check(thresholds)
+        points = [folder / "thresholds.json"] if precision is not None else []
+        outputs.check([folder / results], own=is_results)
+        outputs.check(points)
         describe_data(job.task, prepared, training=False)
         with own_folder(folder):
-            remove_drafts([folder / results, *thresholds])  # a process that lives does not own them
+            remove_drafts([folder / results, *points])  # another process may have been using them
             print_rank0(f"evaluating {job.weights.path}")
             model = job.model(prepared)
             metrics, table = training.evaluate_only(

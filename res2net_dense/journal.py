@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from res2net_dense.errors import ConfigError
-from res2net_dense.files import name_file, write_atomically
+from res2net_dense.files import naming, write_all, write_atomically
 from res2net_dense.outputs import Outputs
 from res2net_dense.version import __version__
 
@@ -51,13 +51,9 @@ class Journal:
     def add(self, number: int, entry: Mapping[str, Any]) -> None:
         """Add the line of an image."""
         place = os.fstat(self._file.fileno()).st_size
-        left = (json.dumps({"number": number, **entry}) + "\n").encode()
-        try:
-            while left:  # on a full disk a part is written, and the next attempt says why
-                left = left[self._file.write(left) :]
-        except OSError as error:
-            name_file(error, self.path)
-            raise
+        line = (json.dumps({"number": number, **entry}) + "\n").encode()
+        with naming(self.path):
+            write_all(self._file, line)
         self.done[number] = place
 
     def entries(self) -> Iterator[dict[str, Any]]:
@@ -74,14 +70,16 @@ class Journal:
 
     def _read(self, about: Mapping[str, Any]) -> None:
         with open(self.path, "rb") as file:
-            check_same(self.path, json.loads(file.readline())["about"], about)
+            before = _parsed(file.readline()).get("about")
+            if not isinstance(before, dict):
+                raise ConfigError(
+                    f"{self.path} does not say what it belongs to: leave --continue out to start again"
+                )
+            check_same(self.path, before, about)
             place = file.tell()
-            while line := file.readline():
-                try:
-                    number = json.loads(line)["number"]
-                except (ValueError, TypeError, KeyError):
-                    break
-                if not line.endswith(b"\n"):
+            while (line := file.readline()).endswith(b"\n"):
+                number = _parsed(line).get("number")
+                if type(number) is not int:
                     break
                 self.done[number] = place
                 place = file.tell()
@@ -95,6 +93,15 @@ def is_journal(path: Path) -> bool:
             return file.readline(1 << 20).startswith(b'{"%s": ' % _MARK.encode())
     except OSError:
         return False
+
+
+def _parsed(line: bytes) -> dict[str, Any]:
+    """What a line has; nothing if it is not a whole one."""
+    try:
+        content = json.loads(line)
+    except (ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def check_same(path: Path, before: Mapping[str, Any], about: Mapping[str, Any]) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from res2net_dense.errors import ConfigError, first_few
-from res2net_dense.files import draft_of, name_file, sha256_of
+from res2net_dense.files import draft_of, naming, sha256_of, write_all
 
 LEDGER = ".res2net_dense.sha256"
 
@@ -64,7 +64,7 @@ class Outputs:
 
     def check(self, paths: Iterable[Path], own: Callable[[Path], bool] = lambda path: False) -> None:
         """Check as `claim`, and leave drafts: one of them may be in use."""
-        self._check_way(self._ledger)
+        self._check_file(self._ledger)
         foreign = [path for path in paths if not self._is_free(path) and not own(path)]
         if foreign:
             exists, them = ("exists", "it") if len(foreign) == 1 else ("exist", "them")
@@ -80,12 +80,9 @@ class Outputs:
         path.parent.mkdir(parents=True, exist_ok=True)
         draft = draft_of(path)
         try:
-            with open(draft, "xb") as file:
+            with naming(path), open(draft, "xb") as file:
                 file.write(content)
             self._publish(draft, path, hashlib.sha256(content).hexdigest())
-        except OSError as error:
-            name_file(error, path, draft)
-            raise
         finally:
             draft.unlink(missing_ok=True)
 
@@ -95,12 +92,9 @@ class Outputs:
         path.parent.mkdir(parents=True, exist_ok=True)
         draft = draft_of(path)
         try:
-            with open(draft, "x", encoding="utf-8") as file:
+            with naming(path), open(draft, "x", encoding="utf-8") as file:
                 file.writelines(_json_parts(content))
             self._publish(draft, path, sha256_of(draft))
-        except OSError as error:
-            name_file(error, path, draft)
-            raise
         finally:
             draft.unlink(missing_ok=True)
 
@@ -129,17 +123,22 @@ class Outputs:
 
     def _is_free(self, path: Path) -> bool:
         """Whether a file may be written; raises a `ConfigError` where `overwrite` does not help either."""
-        status = self._check_way(path)
+        status = self._check_file(path)
         if status is None:
             return True
         if source := self._inputs.get((status.st_dev, status.st_ino)):
             raise ConfigError(
                 f"{path} is {source}, which is read: nothing is written over it; choose another name"
             )
-        if not stat.S_ISREG(status.st_mode):
-            what = "a folder" if stat.S_ISDIR(status.st_mode) else "not a file"
-            raise ConfigError(f"{path} is {what}: choose another name")
         return self._overwrite or (not self._keep and sha256_of(path) in self._hashes(path))
+
+    def _check_file(self, path: Path) -> os.stat_result | None:
+        """As `_check_way`; raises a `ConfigError` for what is not a file at the path, too."""
+        status = self._check_way(path)
+        if status is not None and not stat.S_ISREG(status.st_mode):
+            what = "a folder" if stat.S_ISDIR(status.st_mode) else "not a file"
+            raise ConfigError(f"{path} is {what}: choose another name, or move it away")
+        return status
 
     def _check_way(self, path: Path) -> os.stat_result | None:
         """Raise a `ConfigError` for a link or a file on the way to a path; returns what is at the path."""
@@ -186,14 +185,8 @@ class Outputs:
             return
         line = f"\n{digest}  {self._name(path)}\n".encode("utf-8", "surrogateescape")
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0)
-        descriptor = os.open(self._ledger, flags, 0o666)
-        try:
-            os.write(descriptor, line)  # as one, and after a line that a full disk cut
-        except OSError as error:
-            name_file(error, self._ledger)
-            raise
-        finally:
-            os.close(descriptor)
+        with naming(self._ledger), open(os.open(self._ledger, flags, 0o666), "ab", buffering=0) as ledger:
+            write_all(ledger, line)  # as one, and after a line that a full disk cut
         assert self._known is not None
         self._known[self._name(path)].add(digest)
 

@@ -77,7 +77,7 @@ class Job:
         path, carried = self.weights.path, _carried(self.weights)
         if self.is_whole:  # of others, loading compares the network
             self._check_same_network(carried)
-        names, given = carried.get("data", {}).get("class_names"), self.config.data.class_names
+        names, given = class_names_in(path, carried), self.config.data.class_names
         if names and given and list(given) != list(names):
             raise ConfigError(
                 f"{path} was trained on the classes {first_few(names)}, but data.class_names has "
@@ -149,6 +149,16 @@ def other_network(carried: Mapping[str, Any], config: Config) -> tuple[str, Any,
         if resuming.is_below(key, *_NETWORK):
             return key, *changed[key]
     return None
+
+
+def class_names_in(path: Path, carried: Mapping[str, Any]) -> list[str] | None:
+    """The class names in the configuration of a file; raises a `CheckpointError` for what is not that."""
+    names = carried.get("data", {}).get("class_names")
+    if names is None:
+        return None
+    if not (isinstance(names, list) and names and all(isinstance(name, str) for name in names)):
+        raise CheckpointError(f"{path} carries class names that are not a list of texts: use another file")
+    return names
 
 
 def open_job(
@@ -275,12 +285,15 @@ def _find_weights(config: Config) -> Job:
 
 
 def _with_measured(config: Config, weights: WeightFile | ExportedModel) -> Config:
-    """The config with what the training measured, where it says nothing of it."""
+    """The config with what the training measured, where it says nothing of it; raises a `ConfigError` for
+    what cannot be that.
+    """
     for section, key in _MEASURED:
         value = _carried(weights).get(section, {}).get(key)
         if value is not None and getattr(getattr(config, section), key) is None:
-            value = tuple(value) if key == "value_range" else value
-            config = updated(config, **{section: {key: value}})
+            content = config_to_dict(config)
+            content[section][key] = value
+            config = parse_config(content, source=str(weights.path))
     return config
 
 

@@ -43,6 +43,15 @@ def test_one_file_or_one_twice_is_no_mean(files, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_file_of_the_mean_is_not_written_over(trained, tmp_path):
+    run = shutil.copytree(trained(TASK), tmp_path / "run")
+    best = run / "model_best.safetensors"
+    before = best.read_bytes()
+    with pytest.raises(ConfigError, match="which is read"):
+        average([run, next((run / "checkpoints").glob("*.pt"))], best, overwrite=True)
+    assert best.read_bytes() == before
+
+
 def test_other_networks_classes_and_shapes_are_refused(files, tmp_path):
     config = open_weights(files[0]).config
     names = config["data"]["class_names"]

@@ -221,7 +221,7 @@ def earlier_settings(file: Path) -> str | None:
             text = stream.read(1 << 16)
         info, _ = json.JSONDecoder().raw_decode(text.removeprefix('{"info": '))
         return str(info["settings"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 

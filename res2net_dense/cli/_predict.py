@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import logging
 import os
 import sys
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,11 +29,12 @@ from res2net_dense.data.images import list_images
 from res2net_dense.engine.run_folder import own_folder
 from res2net_dense.errors import ConfigError, Res2NetDenseError, counted, one_line, printable
 from res2net_dense.journal import Journal
-from res2net_dense.outputs import Outputs, remove_drafts
+from res2net_dense.outputs import Outputs
 from res2net_dense.predictor import Predictor
 from res2net_dense.report.canvas import png
 from res2net_dense.report.formats import FORMATS
 from res2net_dense.tasks.base import Task
+from res2net_dense.tasks.settings import places_of_val
 from res2net_dense.trained import open_job
 from res2net_dense.types import Prediction
 
@@ -54,25 +57,25 @@ def predict(args: argparse.Namespace) -> int:
     if args.score is not None and gives.isdisjoint(("scores", "logits")):
         raise ConfigError(f"--score has no effect: the model gives {', '.join(gives)} alone; leave it out")
     args.score = SCORE if args.score is None else args.score
-    outputs = Outputs(
-        output, inputs=[*files, job.weights.path, args.config, args.annotations], overwrite=args.overwrite
-    )
+    inputs = [*files, job.weights.path, args.config, args.annotations, *places_of_val(job.config)]
+    outputs = Outputs(output, inputs=inputs, overwrite=args.overwrite)
     written = [output / name for name in written_files(task, places, args.save)]
     outputs.check(written)
     predictor = Predictor(job, device)
     known = find_ids(args.annotations, job.config, files, predictor.class_names)
     settings = settings_of(job, predictor, known, files, args)
-    with own_folder(output, option="--output"):
+    with own_folder(output, "--output"):
         if args.resume and is_complete(output, hash_of(settings)):
             say(f"{output} is complete: there is nothing to add")
             return 0
-        remove_drafts(written)
+        outputs.claim(written)
         journal = Journal(output / "predictions.jsonl", outputs, settings, resume=args.resume)
         outcome = Outcome(task, predictor.class_names, known, args.save, outputs, args.score)
         for remark in outcome.remarks_of_ids():
             say(remark, file=sys.stderr)
         try:
-            skipped = _predict_all(predictor, outcome, journal, files, image_names(files, args.input), places)
+            names = image_names(files, args.input)
+            skipped = _predict_all(predictor, outcome, journal, files, names, places)
             found = outcome.close(journal, skipped, hash_of(settings))
         except BaseException:  # whatever ends it, what is done stays
             say(
@@ -177,11 +180,26 @@ def check_inputs_are_safe(
 
 
 def output_names(files: Sequence[Path]) -> list[Path]:
-    """Return the relative path of what is made of each image, as below their common folder; none twice."""
+    """Return the relative path of what is made of each image, as below their common folder; none twice, nor
+    with letters of another case, nor that of a folder.
+    """
     root = Path(os.path.commonpath([file.resolve().parent for file in files]))
     places = [file.resolve().relative_to(root).with_suffix(".png") for file in files]
-    count = Counter(places)
-    return [
-        place if count[place] == 1 else place.with_name(f"{place.stem}_{file.suffix[1:]}.png")
-        for place, file in zip(places, files, strict=True)
-    ]
+    count = Counter(map(_folded, places))
+    count.update({_folded(folder) for place in places for folder in place.parents})
+    taken = set(count)
+    names = []
+    for place, file in zip(places, files, strict=True):
+        if count[_folded(place)] > 1:
+            stem, numbers = f"{place.stem}_{file.suffix[1:]}", itertools.count(2)
+            place = place.with_name(f"{stem}.png")
+            while _folded(place) in taken:
+                place = place.with_name(f"{stem}_{next(numbers)}.png")
+            taken.add(_folded(place))
+        names.append(place)
+    return names
+
+
+def _folded(place: Path) -> str:
+    """What file systems that tell no upper from lower case, and no forms of an accent, take for the same."""
+    return unicodedata.normalize("NFC", place.as_posix()).casefold()

@@ -120,6 +120,8 @@ def check_arguments(args: argparse.Namespace, inputs: list[Path]) -> dict[str, O
         if not (value := getattr(args, option)):
             continue
         file = Path(value)
+        if other := next((one for one in outputs if Path(getattr(args, one)) == file), None):
+            raise ConfigError(f"--{option} {file} is the file of --{other} too: name another one")
         check_output(f"--{option}", file, suffixes)
         if folder := next((one for one in inputs if file.resolve().is_relative_to(one.resolve())), None):
             raise ConfigError(

@@ -136,6 +136,17 @@ def save_config(config: Config, path: str | Path) -> None:
         raise ConfigError(f"{path}: cannot be written: {error.strerror}") from error
 
 
+def is_saved_config(path: Path) -> bool:
+    """Whether a file is as `save_config` writes it, and not what somebody wrote, or put notes into."""
+    try:
+        text = "" if path.is_symlink() else _read_text(path)
+        data = parse_yaml(text, str)
+    except ConfigError:
+        return False
+    whole = isinstance(data, Section) and data.keys() >= Config.model_fields.keys() and _BASE not in data
+    return whole and dump_yaml(data) == text
+
+
 def _read(path: Path, parents: tuple[Path, ...] = (), rank: int = 0) -> tuple[Section, int]:
     """Read a file and those it builds on, whose keys have ranks above `rank`; returns the highest too."""
     resolved = Path(os.path.realpath(path))

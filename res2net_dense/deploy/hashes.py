@@ -6,10 +6,12 @@ import json
 import logging
 import zipfile
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from res2net_dense.errors import CheckpointError, ExportError
 from res2net_dense.files import sha256_of
+from res2net_dense.weight_files.kinds import BROKEN_ARCHIVE, check_claim
 from res2net_dense.weight_files.whole import check_records
 
 _log = logging.getLogger(__name__)
@@ -48,6 +50,7 @@ def check_hashes(path: Path) -> None:
                     f"{file} is damaged: its sha256 begins {found[:8]}, {about.name} says {str(stated)[:8]}: "
                     f"{again}"
                 )
+        _check_claim(path)
         if path in files:
             return
         if zipfile.is_zipfile(path):
@@ -61,3 +64,12 @@ def check_hashes(path: Path) -> None:
     except CheckpointError as error:
         raise ExportError(str(error)) from None
     _log.warning("%s has no hash in %s: it is read, but unverified", path, about.name)
+
+
+def _check_claim(path: Path) -> None:
+    """Raise a `CheckpointError` for an archive that takes far more memory than its size."""
+    with suppress(*BROKEN_ARCHIVE):  # opening it says what is wrong
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                needed = sum(record.file_size for record in archive.infolist())
+            check_claim(path, needed, path.stat().st_size)

@@ -239,7 +239,7 @@ def _publish(path: Path, content: dict[str, Any]) -> None:
     """Write a checkpoint and its sidecar."""
     sidecar = sidecar_of(path)
     # A crash between the two renames must leave a sidecar that knows the file, be it the old one or the new.
-    old = sidecar.read_text() if path.exists() and sidecar.exists() else ""
+    old = sidecar.read_text(errors="replace") if path.exists() and sidecar.exists() else ""
     line = ""
 
     def write(file: BinaryIO) -> None:

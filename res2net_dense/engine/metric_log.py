@@ -180,7 +180,7 @@ def is_results(path: Path) -> bool:
     """Whether a file is the `results.json` of a run or an evaluation; older ones lie in a run folder."""
     try:
         content = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
     return isinstance(content, dict) and (_VERSION in content or (path.parent / "metrics.jsonl").is_file())
 

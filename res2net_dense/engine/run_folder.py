@@ -6,8 +6,10 @@ import json
 import logging
 import os
 import platform
+import re
 import socket
-from collections.abc import Iterator
+import stat
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from importlib import metadata
@@ -23,8 +25,15 @@ from res2net_dense.files import NO_LOCKS, write_atomically
 from res2net_dense.version import __version__
 
 _LOCK = "run.lock"
-# A start that failed on a typo leaves these, and nothing is lost when the next one replaces them.
-_BEFORE_TRAINING = (_LOCK, "env.json", "config.yaml", "data.json")
+_CONFIG = "config.yaml"
+_BEFORE_TRAINING = {
+    _LOCK: rb"process \d+ on |\Z",
+    "env.json": rb'{\s*"res2net_dense": ',
+    "data.json": rb'{"format":\d+,"train":{',
+}
+"""What a start that failed on a typo leaves besides its configuration, and how these files begin: nothing is
+lost when the next one replaces them.
+"""
 _LIBRARIES = (
     *("torch", "torchvision", "numpy", "detectron2", "sal-detectron2"),
     *("segmentation-models-pytorch", "timm"),
@@ -34,45 +43,66 @@ _log = logging.getLogger(__name__)
 
 
 @contextmanager
-def open_run_folder(path: str | Path, *, resume: bool) -> Iterator[Path]:
+def open_run_folder(
+    path: str | Path, *, resume: bool, is_config: Callable[[Path], bool] = Path.is_file
+) -> Iterator[Path]:
     """Make or reopen the folder of a training, own it inside the context, and write `env.json`.
 
     Only the main process does anything.
 
+    Args:
+        path: of the folder.
+        resume: whether it may have content.
+        is_config: whether a `config.yaml` is one of a run, and not what a user wrote.
+
     Raises:
-        ConfigError: As `own_folder`, or the folder has content and is not to be resumed.
+        ConfigError: As `own_folder`, or the folder has content and is not to be resumed, or files of others
+            where those of the run go.
     """
     with own_folder(path) as folder:
         if is_main():
-            content = sorted(item.name for item in folder.iterdir() if item.name not in _BEFORE_TRAINING)
-            if content and not resume:
+            content = {item.name for item in folder.iterdir()} - _BEFORE_TRAINING.keys() - {_CONFIG}
+            of_others = [folder / name for name in _BEFORE_TRAINING if not _is_own(folder / name)]
+            if os.path.lexists(folder / _CONFIG) and not is_config(folder / _CONFIG):
+                of_others.append(folder / _CONFIG)
+            if of_others and not (resume and any(folder.glob("checkpoints/iter_*.pt"))):
                 raise ConfigError(
-                    f"{folder} is not empty ({first_few(content, 3)}): continue that run with --resume, or "
+                    f"no run has written {first_few(of_others)}, which a training replaces: move it away, or "
                     "choose another folder with --output-dir"
                 )
+            if content and not resume:
+                found = first_few(sorted(content), 3)
+                raise ConfigError(
+                    f"{folder} is not empty ({found}): continue that run with --resume, or choose another "
+                    "folder with --output-dir"
+                )
             text = json.dumps(describe_environment(), indent=2) + "\n"
-            with _explaining(folder, "--output-dir"):
+            with _explaining(folder):
                 write_atomically(folder / "env.json", lambda file: file.write(text.encode()))
         yield folder
 
 
 @contextmanager
-def own_folder(path: str | Path, *, option: str = "--output-dir") -> Iterator[Path]:
-    """Make a folder where there is none, and be the only process inside this context for it.
+def own_folder(path: str | Path, option: str = "--output-dir") -> Iterator[Path]:
+    """Make a folder where there is none, and be the only process inside this context for it; `option` is what
+    messages call it.
 
     The operating system holds the lock and frees it when the process ends, however it ends. Where the file
-    system has no locks, a warning says so and nothing is locked. `option` is what messages call the folder.
+    system has no locks, a warning says so and nothing is locked.
 
     Raises:
-        ConfigError: The path is a file, cannot be written, or another process owns it.
+        ConfigError: The path is a file, cannot be written, has a `run.lock` of others, or another process
+            owns it.
     """
-    folder = Path(path)
+    folder, what = Path(path), f"folder with {option}"
     if not is_main():
         yield folder
         return
+    if not _is_own(folder / _LOCK):
+        raise ConfigError(f"no run has written {folder / _LOCK}: move it away, or choose another {what}")
     lock = FileLock(folder / _LOCK, fallback_to_soft=False)
     process = os.getpid()
-    with _explaining(folder, option):
+    with _explaining(folder, what):
         folder.mkdir(parents=True, exist_ok=True)
         try:
             lock.acquire(blocking=False)
@@ -84,8 +114,7 @@ def own_folder(path: str | Path, *, option: str = "--output-dir") -> Iterator[Pa
             with suppress(OSError):
                 owner = (folder / _LOCK).read_text()
             raise ConfigError(
-                f"{folder} is in use by {owner or 'another process'}: wait for it, or choose another folder "
-                f"with {option}"
+                f"{folder} is in use by {owner or 'another process'}: wait for it, or choose another {what}"
             ) from None
         except OSError as error:
             if error.errno not in NO_LOCKS:
@@ -121,12 +150,23 @@ def describe_environment() -> dict[str, Any]:
 
 
 @contextmanager
-def _explaining(folder: Path, option: str) -> Iterator[None]:
+def _explaining(folder: Path, what: str = "folder with --output-dir") -> Iterator[None]:
     try:
         yield
     except (FileExistsError, NotADirectoryError):
-        raise ConfigError(f"{folder} is not a folder: choose another one with {option}") from None
+        raise ConfigError(f"{folder} is not a folder: choose another {what}") from None
     except OSError as error:
-        raise ConfigError(
-            f"cannot write to {folder} ({error.strerror}): choose another one with {option}"
-        ) from None
+        raise ConfigError(f"cannot write to {folder} ({error.strerror}): choose another {what}") from None
+
+
+def _is_own(path: Path) -> bool:
+    """Whether a file of a start is one of ours, by how it begins, or not there."""
+    try:
+        if not stat.S_ISREG(path.lstat().st_mode):
+            return False
+        with open(path, "rb") as file:
+            return re.match(_BEFORE_TRAINING[path.name], file.read(100)) is not None
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:  # Windows closes a locked file to everybody
+        return path.name == _LOCK

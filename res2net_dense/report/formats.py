@@ -10,6 +10,7 @@ import csv
 import io
 import json
 import math
+import re
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,13 +21,14 @@ from xml.sax.saxutils import escape
 import numpy as np
 from PIL import Image
 
-from res2net_dense.errors import counted
+from res2net_dense.errors import counted, printable
 from res2net_dense.outputs import Outputs
 from res2net_dense.report.canvas import png
 from res2net_dense.report.outlines import Outline, joined, outline_of
 from res2net_dense.types import Prediction
 
 Record = dict[str, Any]
+_NOT_IN_XML = re.compile("[^\t\n\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 class Predicted(NamedTuple):
@@ -100,7 +102,7 @@ class Writer(ABC):
         if self.file:
             content, path = self.content(images), self.outputs.folder / self.file
             if isinstance(content, str):
-                self.outputs.write(path, content.encode())
+                self.outputs.write(path, content.encode(errors="backslashreplace"))
             elif content is not None:
                 self.outputs.write_json(path, content)
 
@@ -164,17 +166,22 @@ class VocXml(Writer):
                 "xmin": math.floor(x1) + 1, "ymin": math.floor(y1) + 1, "xmax": math.ceil(x2),
                 "ymax": math.ceil(y2),
             }  # fmt: skip
-            name = escape(self.classes.names[int(image.prediction["labels"][place])])
+            name = _xml_text(self.classes.names[int(image.prediction["labels"][place])])
             box = "".join(f"<{key}>{value}</{key}>" for key, value in edges.items())
             objects.append(
                 f"  <object><name>{name}</name><pose>Unspecified</pose><truncated>0</truncated>"
                 f"<difficult>0</difficult><bndbox>{box}</bndbox></object>\n"
             )
         size = f"<width>{entry['width']}</width><height>{entry['height']}</height><depth>3</depth>"
-        name = escape(Path(entry["file_name"]).name)
+        name = _xml_text(Path(entry["file_name"]).name)
         head = f"  <filename>{name}</filename>\n  <size>{size}</size>\n"
         text = f"<annotation>\n{head}{''.join(objects)}</annotation>\n"
         self._write(image, text.encode())
+
+
+def _xml_text(text: str) -> str:
+    """A name as XML has it, with what it cannot have written as `\\x1b`."""
+    return escape(_NOT_IN_XML.sub(lambda found: printable(found[0]), text))
 
 
 class YoloLabels(Writer):
@@ -293,10 +300,10 @@ class ClassesTable(Writer):
 
     def content(self, images: Callable[[], Iterator[Saved]]) -> str:
         text = io.StringIO()
-        rows = csv.DictWriter(text, ["filename", "label", "score"], lineterminator="\n")
+        rows = csv.DictWriter(text, ["filename", "label", "score"])  # by its line ends it quotes both letters
         rows.writeheader()
         rows.writerows(image.part for image in images())
-        return text.getvalue()
+        return text.getvalue().replace("\r\n", "\n")
 
 
 FORMATS: dict[str, type[Writer]] = {

@@ -43,6 +43,12 @@ def on_split(config: C, split: str) -> C:
     return updated(config, data={"val": parts})
 
 
+def places_of_val(config: Config) -> list[str]:
+    """The files and folders that `data.val` names."""
+    parts: Any = config.data.val or ()
+    return [getattr(part, key) for part in parts for key in part.places]
+
+
 def network_settings(config: Config, load_weights: bool) -> dict[str, Any]:
     """Return the arguments of a model's builder: `backbone` and the section `model`, with known classes."""
     if config.model.num_classes is None:

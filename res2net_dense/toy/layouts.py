@@ -167,7 +167,7 @@ def make(output: Path, layout: str, arguments: dict[str, int], *, overwrite: boo
     root = output / layout
     wanted = json.dumps({"version": VERSION, "layout": layout, **arguments}, indent=1) + "\n"
     manifest = root / "toy.json"
-    if manifest.is_file() and manifest.read_text() == wanted:
+    if manifest.is_file() and manifest.read_bytes() == wanted.encode():
         return f"{root}: already there, nothing to do"
     if root.is_symlink():
         raise DatasetError(f"{root}: is a link; remove it or give another --output")

@@ -75,7 +75,9 @@ class WeightFile:
                 about = json.loads(about)
             config = about.get("config") if isinstance(about, dict) else None
             _check_items(config)
-            return json.loads(json.dumps(config)) if isinstance(config, dict) else {}
+            config = json.loads(json.dumps(config)) if isinstance(config, dict) else {}
+            has_sections = all(isinstance(config[key], dict) for key in config.keys() - {"task"})
+            return config if has_sections else {}
         except (TypeError, ValueError, RecursionError):  # the metadata of another program
             return {}
 

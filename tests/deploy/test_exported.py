@@ -19,6 +19,7 @@ from res2net_dense.deploy.parity import synthetic_images
 from res2net_dense.engine.inference import predict
 from res2net_dense.errors import ExportError, MissingDependencyError
 from res2net_dense.trained import load_exported
+from res2net_dense.weight_files import kinds
 
 SEGMENTATION = "semantic_segmentation"
 TASKS = ("classification", SEGMENTATION, "saliency")
@@ -233,6 +234,15 @@ def test_nothing_of_a_torch_export_file_is_unpickled(place, folder, tmp_path):
     else:
         assert_refused(load_exported, tmp_path / "bad.pt2", "would run code while loading (data/")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("suffix", [".pt2", ".torchscript"])
+def test_an_archive_that_claims_far_more_than_its_size(suffix, tmp_path, monkeypatch):
+    monkeypatch.setattr(kinds, "_SPARE", 1 << 20)
+    path = tmp_path / f"bomb{suffix}"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("bomb/data/sample_inputs/model.pt", bytes(4 << 20))
+    assert_refused(load_exported, path, "claims 4,194,304 in memory, refused")
 
 
 @pytest.mark.parametrize("suffix", FORMATS.values())

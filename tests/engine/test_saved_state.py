@@ -16,6 +16,7 @@ import torch
 from saved_runs import network, small_config, small_run, state_of
 
 from res2net_dense import train
+from res2net_dense.averaging import _check_fits
 from res2net_dense.config import config_to_dict, load_config
 from res2net_dense.engine.checkpointer import Checkpointer, open_checkpoint, restore
 from res2net_dense.engine.metric_log import MetricLog
@@ -23,6 +24,7 @@ from res2net_dense.engine.optim import Ema, build_optimizer
 from res2net_dense.errors import CheckpointError, Res2NetDenseError
 from res2net_dense.files import sha256_of
 from res2net_dense.tasks.resuming import continued_schedule
+from res2net_dense.trained import open_job
 from res2net_dense.weight_files import load_weights_into, open_weights, save_weights
 from res2net_dense.weight_files.whole import BLANK, SEAL, seal
 
@@ -204,6 +206,28 @@ def test_a_run_does_not_go_on_with_another_length_of_rubbish(tmp_path, key, valu
     before["train"][key] = value
     with pytest.raises(Res2NetDenseError, match="length or schedule"):
         continued_schedule(before, config, {"iteration": 4}, extend=False)
+
+
+@pytest.mark.parametrize("about", [
+    {"data": None}, {"model": "x"}, {"backbone": [1]}, {"data": {"value_range": 0}},
+    {"data": {"class_names": 3}}, {"data": {"class_names": []}},
+    {"model": {"pixel_mean": "x"}, "data": {"channels": 4}},
+])  # fmt: skip
+def test_a_configuration_of_rubbish_in_weights(tmp_path, about):
+    """It is none, or refused in one line."""
+    config = load_config(small_config(tmp_path))
+    metadata = {"metadata": json.dumps({"config": config_to_dict(config) | about})}
+    path = save_weights(tmp_path / "w.safetensors", {"a": torch.ones(1)}, metadata)
+    more = ["data.channels=4", "model.pixel_mean=null"] if "pixel_mean" in str(about) else []
+
+    def use():
+        job, _ = open_job(tmp_path / "small.yaml", path, more)
+        job.model(job.with_classes())
+
+    for call in (use, lambda: _check_fits(open_weights(path), open_weights(path))):
+        with pytest.raises(Res2NetDenseError) as caught:
+            call()
+        assert "\n" not in str(caught.value)
 
 
 def test_a_format_of_thousands_of_digits(tmp_path):

@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from res2net_dense.engine.checkpointer import Checkpointer
+
 KILLED = """
 import os, random, signal, sys, time, warnings, torch
 from torch import nn
@@ -57,3 +59,11 @@ def test_kill_while_saving(tmp_path, kills, width):
     newest, interrupted = map(int, result.stdout.split())
     assert newest > 10
     assert interrupted > kills // 4  # they were killed in the middle of a file
+
+
+def test_what_a_killed_export_left_stops_no_training(tmp_path):
+    """It may write into a run folder, and removes its own folder the next time."""
+    (tmp_path / ".m.onnx.tmp-77-x").mkdir()
+    (tmp_path / ".results.json.tmp-77").touch()
+    Checkpointer(tmp_path).remove_leftovers()
+    assert [path.name for path in tmp_path.iterdir()] == [".m.onnx.tmp-77-x"]

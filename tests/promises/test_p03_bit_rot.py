@@ -3,7 +3,7 @@ one before with a warning.
 """
 
 import pytest
-from saved_runs import damages, saved_run, small_config, small_run
+from saved_runs import damages, network, saved_run, small_config, small_run, state_of
 
 from res2net_dense import train
 from res2net_dense.engine.checkpointer import open_checkpoint
@@ -24,7 +24,7 @@ def test_of_61_damages_all_are_noticed(tmp_path):
             assert checkpointer.open_latest().content["iteration"] == 10
 
 
-@pytest.mark.parametrize("damage", ["flip", "missing", "empty"])
+@pytest.mark.parametrize("damage", ["flip", "missing", "empty", "no text"])
 def test_a_sidecar_too(tmp_path, damage):
     checkpointer = saved_run(tmp_path, [10, 20])
     sidecar = checkpointer.checkpoints / "iter_0000020.pt.sha256"
@@ -32,8 +32,12 @@ def test_a_sidecar_too(tmp_path, damage):
     sidecar.write_bytes(bytes([content[5] ^ 1]).join((content[:5], content[6:])) if damage == "flip" else b"")
     if damage == "missing":
         sidecar.unlink()
+    if damage == "no text":
+        sidecar.write_bytes(content.replace(b"20.pt", b"20\xff.pt").replace(content[:1], b"\xfe", 1))
     with pytest.warns(UserWarning, match="iter_0000020"):
         assert checkpointer.open_latest().content["iteration"] == 10
+    checkpointer.save(state_of(network(), 20))  # as the resumed run does
+    assert checkpointer.open_latest().content["iteration"] == 20
 
 
 def test_no_checkpoint_is_whole(tmp_path):

@@ -24,6 +24,7 @@ from tiny_tasks import classification, detection, saliency, segmentation
 from res2net_dense import exporting
 from res2net_dense.backbones import create_classifier
 from res2net_dense.cli import main
+from res2net_dense.errors import ConfigError
 from res2net_dense.journal import Journal
 from res2net_dense.outputs import LEDGER, Outputs
 from res2net_dense.tasks.classification import Classification
@@ -155,6 +156,29 @@ def test_another_run_is_not_continued(change, words, predict, weights, tmp_path,
             if kept:
                 kept.rename(more)
             before = results(tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    "line", [b"", b"mine", b"[1]", b'{"res2net_dense": "1", "about": 3}', b'{"about": "\xff"}', b"[" * 99_999]
+)
+def test_a_file_that_says_nothing_is_not_continued(line, tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(line + b"\n")
+    with pytest.raises(ConfigError, match=r"a\.jsonl does not say.* leave --continue out"):
+        Journal(tmp_path / "a.jsonl", Outputs(tmp_path, overwrite=True), {}, resume=True)
+
+
+@pytest.mark.parametrize(
+    "line", [b'{"number": [1]}', b'{"number": "1"}', b'{"number": true}', b"[" * 99_999, b"3", b"\xff", b"{}"]
+)
+def test_lines_of_rubbish_do_not_count(line, tmp_path):
+    path = tmp_path / "a.jsonl"
+    journal = Journal(path, Outputs(tmp_path), {"a": 1})
+    journal.add(0, {"x": 1})
+    whole = path.read_bytes()
+    path.write_bytes(whole + line + b"\n")
+    again = Journal(path, Outputs(tmp_path), {"a": 1}, resume=True)
+    assert [*again.entries()] == [{"number": 0, "x": 1}]
+    assert path.read_bytes() == whole
 
 
 def test_a_complete_run_is_not_repeated(predict, tmp_path):

@@ -6,16 +6,22 @@ import json
 import os
 import re
 import shutil
+import unicodedata
+from pathlib import Path
 
 import pytest
 import torch
 from networks import TINY
 from PIL import Image
+from tiny_runs import TINY_RUNS
 
 from res2net_dense import export
 from res2net_dense.backbones import create_classifier
 from res2net_dense.cli import main
+from res2net_dense.cli._predict import output_names
+from res2net_dense.config import is_saved_config, load_config, save_config
 from res2net_dense.convert import read_checkpoint, write_checkpoint
+from res2net_dense.engine.run_folder import own_folder
 from res2net_dense.errors import ConfigError
 from res2net_dense.outputs import Outputs
 
@@ -224,6 +230,100 @@ def test_functions_take_the_word_too(made, weights, tmp_path):
         with pytest.raises(ConfigError, match="exists already"):
             call()
         call(overwrite=True)
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe", "link"])
+def test_a_ledger_that_is_not_a_file_is_refused_at_once(kind, tmp_path):
+    make = {"folder": Path.mkdir, "pipe": os.mkfifo, "link": lambda path: path.symlink_to("x")}[kind]
+    make(tmp_path / ".res2net_dense.sha256")
+    with pytest.raises(ConfigError, match="sha256 is "):
+        Outputs(tmp_path).claim([tmp_path / "a"])
+
+
+@pytest.mark.parametrize("text", ["", "x", "\xff" * 999, "0" * 64 + "  a\n"])
+def test_an_edited_ledger_knows_nothing_more(text, tmp_path):
+    (tmp_path / ".res2net_dense.sha256").write_text(text, encoding="latin1")
+    (tmp_path / "a").write_text("mine")
+    with pytest.raises(ConfigError, match="exists already"):
+        Outputs(tmp_path).claim([tmp_path / "a"])
+    Outputs(tmp_path).write(tmp_path / "b", b"ours")
+    Outputs(tmp_path).write(tmp_path / "b", b"ours again")
+
+
+def test_names_of_outputs_are_not_those_of_others(tmp_path):
+    """On no file system: some tell no upper from lower case, and no file is in the place of a folder."""
+    names = [
+        "a.png",
+        "a.jpg",
+        "a_png.jpg",
+        "A.png",
+        "x.png/1.png",
+        "x.jpg",
+        "\xe9.png",
+        "e\u0301.png",
+        "b.c.png",
+    ]
+    files = [tmp_path / name for name in names]
+    for file in files:
+        file.parent.mkdir(exist_ok=True)
+        file.touch()
+    (tmp_path / "link.png").symlink_to("b.c.png")  # one more name of the same image
+    places = output_names([*files, tmp_path / "link.png"])
+    folded = [unicodedata.normalize("NFC", place.as_posix()).casefold() for place in places]
+    assert len({*folded, "x.png"}) == len(names) + 2
+    assert places[names.index("x.png/1.png")] == Path("x.png/1.png")
+    assert output_names([tmp_path / "a.png", tmp_path / "b.c.png"]) == [Path("a.png"), Path("b.c.png")]
+
+
+def test_what_an_evaluation_reads_is_not_written_over(weights, draw_toy, tmp_path):
+    """Nor its annotations and configuration, whose names are free."""
+    config = weights("detection").with_name("config.yaml")
+    annotations = draw_toy(**TINY_RUNS["detection"].toy) / "annotations/val.json"
+    words = ["evaluate", "--weights", weights("detection"), "--output-dir", tmp_path, "--overwrite"]
+    for source, name, more in (
+        (annotations, "predictions.json", ["--save-predictions"]),
+        (annotations, "results.json", []),
+        (config, "thresholds.json", ["--precision", "0.5", "--config", tmp_path / "thresholds.json"]),
+    ):
+        shutil.copy(source, tmp_path / name)
+        more += [f"data.val.annotations={tmp_path / name}"] if source == annotations else []
+        assert main([*map(str, [*words, *more])]) == 1
+        assert (tmp_path / name).read_bytes() == source.read_bytes()
+        (tmp_path / name).unlink()
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "env.json", "data.json", "run.lock"])
+@pytest.mark.parametrize("more", [[], ["--resume"]])
+def test_a_training_replaces_nothing_of_others(name, more, weights, tmp_path, capsys):
+    """Its configuration may be in its run folder, with notes."""
+    config = weights("classification").with_name("config.yaml")
+    text = "# notes\n" + config.read_text()
+    (tmp_path / name).write_text(text)
+    words = ["train", "--config", config, "--output-dir", tmp_path]
+    assert main([*map(str, words), *more]) == 1
+    assert "no run has written" in (said := capsys.readouterr().err)
+    assert name in said
+    assert (tmp_path / name).read_text() == text
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    (tmp_path / name).rename(tmp_path.with_suffix(".other"))
+    (tmp_path / name).symlink_to(tmp_path.with_suffix(".other"))
+    assert main([*map(str, words), *more]) == 1
+    assert (tmp_path / name).read_text() == text
+
+
+def test_a_configuration_as_a_run_saves_it_is_known(weights, tmp_path):
+    path = tmp_path / "config.yaml"
+    save_config(load_config(weights("detection").with_name("config.yaml")), path)
+    assert is_saved_config(path)
+    for change in ("# notes\n{}", "{}\n", "_base_: x.yaml\n{}"):
+        path.with_name("other").write_text(change.format(path.read_text()))
+        assert not is_saved_config(path.with_name("other"))
+
+
+def test_two_predictions_do_not_share_a_folder(run, tmp_path):
+    with own_folder(tmp_path / "out"):
+        assert "is in use by process" in refused(run("predict"), "out")
+    assert run("predict")[0] == 0
 
 
 def test_a_file_that_a_disk_lost_is_written_again(tmp_path):

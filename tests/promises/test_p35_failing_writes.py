@@ -10,11 +10,12 @@ import pytest
 from running import TRAIN, assert_error_line
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from res2net_dense.cli import _explain_error
+from res2net_dense.cli import _explain_error, main
 from res2net_dense.engine.metric_log import MetricLog
 from res2net_dense.errors import CheckpointError
+from res2net_dense.files import write_atomically
 from res2net_dense.journal import Journal
-from res2net_dense.outputs import Outputs
+from res2net_dense.outputs import LEDGER, Outputs
 
 MAIN = "res2net_dense/cli/__main__.py"
 LIMITED = """
@@ -88,6 +89,41 @@ def test_the_log_that_cannot_be_written_is_one_line(tmp_path, file_size):
     log_steps(log, range(3, 5))
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["iteration"] for line in lines] == [1, 2, 3, 4]
+
+
+def test_every_file_that_cannot_be_written_is_named(tmp_path, file_size):
+    """The errors of the system do not have its name, and a part of it may be written."""
+    outputs = Outputs(tmp_path)
+    journal = Journal(tmp_path / "a.jsonl", outputs, {})
+    outputs.write(tmp_path / "first", b"")
+    full = len((tmp_path / LEDGER).read_bytes())
+    writes = {
+        "a": lambda path: outputs.write(path, bytes(9000)),
+        "b": lambda path: outputs.write_json(path, {"a": iter(["x" * 9000])}),
+        "a.jsonl": lambda path: journal.add(1, {"x": "y" * 9000}),
+        LEDGER: lambda path: outputs.write(tmp_path / "c", b""),
+        "d": lambda path: write_atomically(path, lambda file: file.write(bytes(9000))),
+    }
+    for name, write in writes.items():
+        file_size(full + 20 if name == LEDGER else 1000)
+        with pytest.raises(OSError, match="File too large") as caught:
+            write(tmp_path / name)
+        assert caught.value.filename == str(tmp_path / name)
+    assert {path.name for path in tmp_path.iterdir()} == {"a.jsonl", "first", LEDGER}
+    file_size(100_000)
+    journal = Journal(tmp_path / "a.jsonl", outputs, {}, resume=True)
+    assert not journal.done
+
+
+@pytest.mark.parametrize("kind", ["html", "json"])
+def test_a_report_that_cannot_be_written_is_named(kind, draw_toy, tmp_path, file_size, capsys):
+    coco = draw_toy("coco", train=3, val=3)
+    words = ["check", "--layout", "coco", coco / "annotations/val.json", coco / "val", "--workers", "1"]
+    file_size(500)
+    report = tmp_path / f"report.{kind}"
+    assert main([*map(str, words), f"--{kind}", str(report)]) == 1
+    assert f"error: {report}: File too large; " in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_run_goes_on_without_tensorboard(tmp_path, file_size, caplog, capfd):

@@ -1,10 +1,12 @@
 """P37: names cannot forge messages: what moves the cursor, breaks lines or turns the writing is escaped."""
 
+import csv
 import io
 import json
 import logging
 import re
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 import torch
@@ -18,6 +20,8 @@ from res2net_dense.backbones import create_classifier
 from res2net_dense.cli import _PrintableFormatter
 from res2net_dense.engine.distributed import print_rank0
 from res2net_dense.evaluation.tables import align
+from res2net_dense.outputs import Outputs
+from res2net_dense.report.formats import Classes, ClassesTable, Predicted, Saved, VocXml
 from res2net_dense.report.saliency_curves import plot_curves
 from res2net_dense.report.training_curves import Curve, plot_training
 
@@ -162,6 +166,37 @@ def test_predictions_of_evil_files(task, draw_toy, capsys, tmp_path):
         assert cli.main(["classify", str(images / f"{EVIL}.png"), "--weights", weights]) in (0, 1)
         shown = capsys.readouterr()
         assert_harmless(shown.out + shown.err)
+
+
+NAME = '\udcff\x1b[2J\r\n,"&<\ufffe.png'
+
+
+def test_names_in_xml(tmp_path):
+    """It is read, with what XML does not have written out."""
+    prediction = {
+        "boxes": torch.tensor([[0.0, 0, 9, 9]]), "scores": torch.ones(1), "labels": torch.zeros(1, dtype=int)
+    }  # fmt: skip
+    entry = {"id": 1, "file_name": NAME, "height": 9, "width": 9}
+    writer = VocXml(Outputs(tmp_path), Classes([NAME], [1]), 0.5)
+    writer.add(Predicted(Path("x"), entry, prediction, []))
+    root = ElementTree.parse(tmp_path / "Annotations/x.xml")
+    for place in ("filename", "object/name"):
+        assert root.findtext(place) == '\\udcff\\x1b[2J\\r\n,"&<\\ufffe.png'
+
+
+def test_names_in_a_table(tmp_path):
+    """Each image has one line, in UTF-8."""
+    writer = ClassesTable(Outputs(tmp_path), Classes(["a\rb"], [1]), 0.5)
+    parts = [
+        writer.add(Predicted(Path("x"), {"file_name": name}, {"logits": torch.zeros(1)}, []))
+        for name in (NAME, "a\rb", "a\nb", "plain.png")
+    ]
+    writer.close(lambda: (Saved({}, [], part) for part in parts))
+    content = (tmp_path / "classes.csv").read_bytes()
+    assert content.endswith(b'plain.png,"a\rb",1.000000\n')
+    rows = list(csv.reader(io.StringIO(content.decode(), newline="")))
+    names = ['\\udcff\x1b[2J\n,"&<\ufffe.png', "a\rb", "a\nb", "plain.png"]
+    assert [row[:2] for row in rows[1:]] == [[name, "a\rb"] for name in names]
 
 
 def test_folders_that_are_scored(tmp_path, capsys):

@@ -385,6 +385,7 @@ def test_broken_data_is_one_line(score, sets, spoil, message, workers):
         (["good"], {"plot": "masks/curves.png"}, r"--plot .*is in .*masks"),
         (["good"], {"sheet": "worst.jpg", "images": "masks"}, r"--sheet .*must end in \.png"),
         (["good"], {"sheet": "masks/worst.png", "images": "masks"}, r"--sheet .*is in .*masks"),
+        (["good"], {"plot": "x.png", "sheet": "x.png", "images": "masks"}, "is the file of --plot too"),
         (["good"], {"plot": "curves.jpg"}, r"--plot .*must end in \.png or \.pdf or \.svg"),
     ],
 )
