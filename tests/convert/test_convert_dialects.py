@@ -114,7 +114,8 @@ def test_found_by_its_names_and_back_bit_by_bit(tmp_path, network, dialect):
     with torch.device("meta"):
         again = create_classifier(read.name, 7, **read.options)
     again.load_state_dict(read.state_dict, strict="fc." not in row.lacks, assign=True)
-    assert again.semantics == report.semantics
+    idle = {"pool_padding"} if row.semantics.get("stride_in_1x1") and "stage_pool" in row.semantics else set()
+    assert again.semantics == {key: report.semantics[key] for key in report.semantics if key not in idle}
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
