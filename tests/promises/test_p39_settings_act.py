@@ -41,7 +41,7 @@ UNSEEN = {
     "classification train.optimizer.backbone_lr_factor": "refused, as the head is a part of the network",
 }
 """Settings, of all tasks or of one, that cannot be seen to act in a training here, with the reason."""
-METRICS = ["one", "top5", "max_F", "bbox/AP50", "pixel_accuracy"]
+METRICS = ["one", "top5", "weighted_F", "bbox/AP50", "pixel_accuracy"]
 VALUES = {
     "backbone.name": ["test_resnet", "one"],
     "backbone.weights": ["one", "backbone.safetensors"],
@@ -85,7 +85,7 @@ CONTEXTS = {
     "resnet": {"backbone": {"name": "test_resnet"}},
     "pools nowhere": {"backbone": {"stage_pool": "strided", "stride_in_1x1": True}},
     "group norm": {"backbone": {"norm": "GN"}},
-    "frozen": {"backbone": {"freeze_at": 5}, "train": {}},
+    "frozen": {"backbone": {"freeze_at": 5}},
     "faster": {"model": {"arch": "faster_rcnn"}},
     "unet": {"model": {"arch": "unet"}},
     "fpn": {"model": {"arch": "fpn"}},
@@ -96,7 +96,7 @@ CONTEXTS = {
     "window": {"eval": {"window": 64}},
 }
 """Other places to change a setting in; only the keys of their sections are."""
-SECTIONS = {"no validation": ["train"], "weights": ["backbone", "model"]}
+SECTIONS = {"no validation": ["train"], "frozen": ["train"], "weights": ["backbone", "model"]}
 """Those of a place where others act in other commands than a training."""
 LAYOUTS = {
     "csv": (
