@@ -38,7 +38,7 @@ def check_options(parser: argparse.ArgumentParser, args: argparse.Namespace) -> 
     given = {
         name: option
         for option in parser._actions
-        for name in option.option_strings or [option.metavar]
+        for name in option.option_strings or [str(option.metavar)]
         if getattr(args, option.dest, option.default) != option.default
     }
     for name, option in given.items():

@@ -126,7 +126,7 @@ class OptimizerConfig(Section):
     """Weight decay of normalization layers; null for the same as everywhere."""
     bias_lr_factor: Weight = 1.0
     """Factor on the learning rate of biases."""
-    backbone_lr_factor: Weight = 1.0
+    backbone_lr_factor: Annotated[Weight, OnlyWith("/backbone.freeze_at", 0, 1, 2, 3, 4)] = 1.0
     """Factor on the learning rate of the backbone."""
 
 

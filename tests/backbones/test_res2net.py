@@ -13,7 +13,7 @@ from torchvision.ops import FrozenBatchNorm2d
 import res2net_dense
 from res2net_dense.backbones.bottle2neck import Bottle2neck
 from res2net_dense.backbones.layers import build_norm
-from res2net_dense.backbones.registry import ALIASES, ARCHITECTURES
+from res2net_dense.backbones.registry import ALIASES, ARCHITECTURES, check_options_act
 from res2net_dense.errors import ConfigError
 
 TIMM = {
@@ -299,6 +299,22 @@ def test_the_block_options_act_or_are_idle(name, scale):
         for place, (option, both) in enumerate(choices.items()):
             other = (*values[:place], both[values[place] == both[0]], *values[place + 1 :])
             assert output.equal(outputs[other]) == (option in idle[values]), (option, values)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "words"),
+    [
+        (TINY, {"pool_padding": "ignored", "stage_pool": "strided", "stride_in_1x1": True}, "pools nowhere"),
+        ("res2net50_48w_2s", {"stage_split": "strided"}, "one split of two"),
+        ("resnet50", {"stage_pool": "strided"}, "no splits"),
+    ],
+)
+def test_an_idle_option_is_named(name, options, words):
+    """Where a training begins."""
+    idle = next(iter(options))
+    with pytest.raises(ConfigError, match=f"backbone.{idle} = .*has no effect on {name}: .*{words}"):
+        check_options_act(name, options)
+    check_options_act(name, {key: value for key, value in options.items() if key != idle})
 
 
 @pytest.mark.parametrize("in_channels", [1, 4])

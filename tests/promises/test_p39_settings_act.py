@@ -11,7 +11,7 @@ import pytest
 from fingerprint import built
 from layout_sets import as_labelme
 from networks import TINY
-from settings import every_key, merged, nested
+from settings import every_key, merged, nested, smallest
 from tiny_runs import TINY_RUNS
 from tiny_tasks import write_config, write_weights
 
@@ -27,6 +27,7 @@ from res2net_dense.weight_files import save_weights
 KEYS = list(every_key())
 SAME = {
     "data.class_names": "names of other classes are an error of the data set",
+    "data.keep_empty": "not every set has images without objects",
     "eval.backend": "null is one of the others",
     "model.num_classes": "null counts the classes",
     "model.output_stride": "null is one of the others",
@@ -40,7 +41,7 @@ UNSEEN = {
     "classification train.optimizer.backbone_lr_factor": "refused, as the head is a part of the network",
 }
 """Settings, of all tasks or of one, that cannot be seen to act in a training here, with the reason."""
-METRICS = ["one", "top5", "max_F", "bbox/AP50", "pixel_accuracy"]
+METRICS = ["one", "top5", "weighted_F", "bbox/AP50", "pixel_accuracy"]
 VALUES = {
     "backbone.name": ["test_resnet", "one"],
     "backbone.weights": ["one", "backbone.safetensors"],
@@ -84,6 +85,7 @@ CONTEXTS = {
     "resnet": {"backbone": {"name": "test_resnet"}},
     "pools nowhere": {"backbone": {"stage_pool": "strided", "stride_in_1x1": True}},
     "group norm": {"backbone": {"norm": "GN"}},
+    "frozen": {"backbone": {"freeze_at": 5}},
     "faster": {"model": {"arch": "faster_rcnn"}},
     "unet": {"model": {"arch": "unet"}},
     "fpn": {"model": {"arch": "fpn"}},
@@ -94,7 +96,7 @@ CONTEXTS = {
     "window": {"eval": {"window": 64}},
 }
 """Other places to change a setting in; only the keys of their sections are."""
-SECTIONS = {"no validation": ["train"], "weights": ["backbone", "model"]}
+SECTIONS = {"no validation": ["train"], "frozen": ["train"], "weights": ["backbone", "model"]}
 """Those of a place where others act in other commands than a training."""
 LAYOUTS = {
     "csv": (
@@ -282,6 +284,26 @@ def test_the_settings_of_a_training_act_or_are_refused(base):
     silent, acted = changed(raw, keys, values=1)
     assert silent == []
     assert len(acted) > 30
+
+
+@pytest.mark.parametrize(
+    ("task", "change", "choice"),
+    [
+        ("semantic_segmentation", "model.norm=GN", "model.arch=fpn"),
+        ("semantic_segmentation", "train.optimizer.backbone_lr_factor=0.1", "backbone.freeze_at=5"),
+        ("detection", "data.val.split=test", "data.val.images=b"),
+    ],
+)
+def test_a_later_choice_leaves_out_what_it_makes_idle(task, change, choice):
+    raw = merged(smallest(task), {"data": {"val": {"yaml": "a"}}} if task == "detection" else {})
+    name = change.partition("=")[0]
+    with pytest.raises(ConfigError, match=f"{name} = .*has no effect with"):
+        parse_config(raw, overrides=[choice, change])
+    path = tuple(name.split("."))
+    before = parse_config(raw, overrides=[change])
+    base = merged(raw, nested(path, value_at(config_to_dict(before), path)))
+    after = parse_config(base, overrides=[choice])
+    assert value_at(config_to_dict(after), path) == value_at(config_to_dict(parse_config(raw)), path)
 
 
 @pytest.mark.parametrize("task", CONFIGS)
