@@ -27,6 +27,7 @@ from res2net_dense.tasks.automatic import fit_batch, suit_little_data
 from res2net_dense.tasks.base import warn_rank0
 from res2net_dense.tasks.sanity import describe_data
 from res2net_dense.tasks.settings import on_split, places_of_val, updated
+from res2net_dense.tasks.watching import check_metrics, check_watched
 from res2net_dense.trained import (
     ConfigLike,
     check_can_be_trained,
@@ -200,6 +201,9 @@ def evaluate(
         job, device = open_job(config, weights, [*overrides, *write_to(output_dir)])
         job = job if split is None else replace(job, config=on_split(job.config, split))
         prepared = job.prepared()
+        if split is None:
+            check_watched(prepared, training=False)
+            check_metrics(prepared, job.task.metric_names(prepared), training=False)
         if job.exported and prepared.eval.loss:
             warn_rank0(
                 f"{job.weights.path} is an exported file, which has no losses: eval.loss has no effect"

@@ -1,6 +1,7 @@
 """Weights of whole models: wrappers come off as they do for backbones, and what does not fit is refused."""
 
 import json
+from collections import defaultdict
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ def network():
 
 OWN = network().state_dict()
 OTHER = {name: torch.zeros_like(value) for name, value in OWN.items()}
+AS_MODULE = {f"module.{name}": value for name, value in OWN.items()}
 WRAPPED = {
     "plain": (OWN, []),
     "parallel": ({f"module.{name}": value for name, value in OWN.items()}, []),
@@ -54,6 +56,15 @@ WRAPPED = {
         [],
     ),
     "AveragedModel": (torch.optim.swa_utils.AveragedModel(network()).state_dict(), []),
+    "mmengine's average": (
+        {"state_dict": OTHER, "ema_state_dict": {"steps": torch.tensor(3), **AS_MODULE}},
+        ["ema_state_dict"],
+    ),
+    "an optimizer as an object": (
+        {"model": OWN, "optimizer": torch.optim.Adam(network().parameters())},
+        ["model"],
+    ),
+    "defaultdict": ({"model": defaultdict(list, OWN)}, ["model"]),
 }
 
 
@@ -76,7 +87,11 @@ def test_wrappers_come_off(tmp_path, how):
     ({f"net.{name}": value for name, value in OWN.items() if name != "model.bias"}, "1 missing: model.bias"),
     (
         {"criterion.weight": torch.ones(1), **{f"model.{name}": value for name, value in OWN.items()}},
-        "unexpected: criterion.weight",
+        "unexpected: criterion.weight: save what is under model. alone",
+    ),
+    (
+        {f"{part}.{name}": value for name, value in OWN.items() for part in ("model", "ema_model")},
+        "holds 2 such models, under model., ema_model.: save the one that is meant in a file of its own",
     ),
     ({**OWN, "model.weight": torch.ones(1, 4)}, r"of another shape: model.weight is \(1, 4\) in the file"),
 ])  # fmt: skip
@@ -86,9 +101,23 @@ def test_what_does_not_fit_is_refused_with_a_remedy(tmp_path, content, words):
     nn.init.ones_(model["model"].weight)
     with pytest.raises(CheckpointError, match=words) as caught:
         load_weights_into(model, tmp_path / "w.pth")
-    assert "\n" not in str(caught.value)
-    assert f"`res2net-dense convert {tmp_path / 'w.pth'}` tells what the file holds" in str(caught.value)
+    message = str(caught.value)
+    assert "\n" not in message
+    if "such models" not in message:
+        assert f"`res2net-dense convert {tmp_path / 'w.pth'}` tells what the file holds" in message
     assert bool((model["model"].weight == 1).all())
+
+
+def test_counters_of_batches_do_not_count(tmp_path):
+    """Frozen norms have none."""
+    counters = [name for name in OWN if name.endswith("num_batches_tracked")]
+    without = {name: value for name, value in OWN.items() if name not in counters}
+    for content in (without, {**OWN, "model.num_batches_tracked": torch.tensor(1)}):
+        torch.save(content, tmp_path / "w.pth")
+        model = network()
+        nn.init.ones_(model["model"].weight)
+        load_weights_into(model, tmp_path / "w.pth")
+        assert all(value.equal(OWN[name]) for name, value in model.state_dict().items())
 
 
 def test_the_metadata_of_an_opened_file(tmp_path):

@@ -9,10 +9,12 @@ machine are checked by the code that uses them.
 
 from __future__ import annotations
 
+import re
 from itertools import pairwise
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from res2net_dense.data.pixels import MAX_CHANNELS
 from res2net_dense.limits import MAX_CLASSES, MAX_PROCESSES, MAX_SEED, MAX_THREADS
@@ -241,10 +243,17 @@ class EvalConfig(Section):
     """Metrics the model must reach, each with its tolerance: `segm/AP: [35.6, 0.2]`."""
 
 
+def _check_device(value: object) -> object:
+    """One message for all that is not the name of a device; which devices there are is found out later."""
+    if not isinstance(value, str) or not re.fullmatch(r"auto|cpu|mps|(cuda|xpu)(:[0-9]{1,3})?", value):
+        raise PydanticCustomError("device", "should be auto, cpu, cuda, cuda:N, xpu, xpu:N or mps")
+    return value
+
+
 class RuntimeConfig(Section):
     """Where and how the run happens."""
 
-    device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|(cuda|xpu)(:[0-9]{1,3})?)$")] = "auto"
+    device: Annotated[str, BeforeValidator(_check_device)] = "auto"
     """`auto` (the accelerator that PyTorch finds: CUDA, XPU or MPS; else the CPU), `cpu`, `cuda`, `cuda:N`,
     `xpu`, `xpu:N` or `mps`."""
     seed: Annotated[int, Field(ge=0, le=MAX_SEED)] = 0

@@ -90,8 +90,8 @@ def recognise(
         raise CheckpointError(f"its {len(state)} tensors have names like {shorten(names)}, none of {known}")
     if prefix is None and len(found) > 1:
         raise CheckpointError(
-            f"it holds {len(found)} backbones, under {listed}: choose one with prefix= (--prefix), or "
-            "save it in a file of its own"
+            f"it holds {len(found)} backbones, under {listed}: choose one with prefix= (--prefix of "
+            "`res2net-dense convert`), or save it in a file of its own"
         )
     chosen = next(iter(found)) if prefix is None else f"{prefix.rstrip('.')}." if prefix else ""
     if chosen not in found:

@@ -111,6 +111,15 @@ NEEDS = {
 }
 """Keys that are read in any case but act with some values of another one only."""
 
+LOSS_TYPES = ("smooth_l1", "giou", "diou", "ciou")
+"""What detectron2 computes for boxes; it looks at the name in the first iteration."""
+_ROTATED = "rotated boxes, which are not learned here"
+UNFIT = {
+    "PrecomputedProposals": "proposals of another detector, which are not read here",
+    **dict.fromkeys(("RRPN", "RROIHeads", "RotatedAnchorGenerator", "ROIAlignRotated"), _ROTATED),
+}
+"""Parts of detectron2 that need other data, and what for; it notices in the first iteration."""
+
 
 class RecordingNode(CfgNode):  # type: ignore[misc]  # detectron2 is untyped
     """A part of detectron2's configuration that remembers which of its keys were read."""
@@ -138,13 +147,33 @@ def make_config(values: Mapping[str, Any], passed: Mapping[str, Any]) -> Recordi
             )
         if key == "MODEL.KEYPOINT_ON":
             raise ConfigError(f"model.detectron2: {key} has no effect here; keypoints are not learned")
+        _check_is_a_key(cfg, key, value)
         if not key.startswith(("MODEL.", "TEST.")):
             raise _without_effect(key, "a detector")
         try:
             cfg.merge_from_list([key, value])
         except (AssertionError, AttributeError, KeyError, TypeError, ValueError) as error:
             raise ConfigError(f"model.detectron2: {key} = {shown(value)}: {one_line(error)}") from error
+        if key.endswith(".BBOX_REG_LOSS_TYPE") and value not in LOSS_TYPES:
+            known = ", ".join(LOSS_TYPES)
+            raise ConfigError(f"model.detectron2: {key} = {shown(value)}: should be one of {known}")
+        if isinstance(value, str) and value in UNFIT:
+            raise ConfigError(f"model.detectron2: {key} = {value} is for {UNFIT[value]}; remove it")
     return RecordingNode(cfg)
+
+
+def _check_is_a_key(cfg: CfgNode, key: str, value: Any) -> None:
+    """Raise a `ConfigError` for a section, as detectron2's own files have them."""
+    try:
+        section = _node(cfg, key.split("."))
+    except (KeyError, TypeError):
+        return
+    if not isinstance(section, CfgNode):
+        return
+    name, inner = key, value if value and isinstance(value, Mapping) else section
+    while inner and isinstance(inner, Mapping):
+        name, inner = next((f"{name}.{one}", below) for one, below in inner.items())
+    raise ConfigError(f"model.detectron2: {key} is a section; write its keys in full, such as {name}")
 
 
 def check_read(cfg: RecordingNode, passed: Mapping[str, Any], arch: str) -> None:

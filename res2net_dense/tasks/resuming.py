@@ -108,7 +108,10 @@ def continued_schedule(
         f"after {iteration} iterations the learning rate is {rate}, by the new settings {peak * then:.3g} "
         f"({said})"
     )
-    remedy = f"add --extend to go on at {rate} and fall over the iterations that are left, "
+    anchor = Anchor(iteration, now)
+    last = f"{peak * curve(config, anchor)(iteration + left - 1):.3g}"
+    way = f"goes on at {rate}" if last == rate else f"goes on at {rate} and ends at {last}"
+    remedy = f"add --extend, with which it {way}, "
     if now < MIN_FACTOR:
         extend, remedy = (
             False,
@@ -121,11 +124,8 @@ def continued_schedule(
             f"--resume continues the same run, but {jump}: {remedy}take the settings back, or start a new "
             "run from these weights (model.weights) with another --output-dir"
         )
-    print_rank0(
-        f"{said}: the learning rate goes on at {rate} and falls over the {counted(left, 'iteration')} that "
-        f"are left, as {options.schedule.name} does (--extend)"
-    )
-    return Anchor(iteration, now)
+    print_rank0(f"{said}: the learning rate {way} over {counted(left, 'more iteration')} (--extend)")
+    return anchor
 
 
 def curve(config: Config, anchor: Anchor | None) -> Callable[[int], float]:

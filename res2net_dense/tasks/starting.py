@@ -191,7 +191,7 @@ def _others(file: WeightFile, report: Report, place: str) -> dict[str, Tensor]:
     return {
         name.removeprefix(before): tensor
         for name, tensor in file.unwrapped.tensors.items()
-        if not name.startswith(report.prefix) and name != AVERAGED
+        if not name.startswith(report.prefix) and name not in AVERAGED
     }
 
 

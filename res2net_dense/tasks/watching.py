@@ -21,20 +21,23 @@ from res2net_dense.types import Evaluator, Sample
 if TYPE_CHECKING:
     from res2net_dense.tasks.base import Task  # which checks by this module
 
+_EXPECTED = "a metric of eval.expected"
 
-def check_watched(config: Config) -> None:
-    """Raise a `ConfigError` where a training watches what its evaluation does not compute."""
-    for key, name in _watched_metrics(config).items():
-        if name == VAL_LOSS and not config.eval.loss:
+
+def check_watched(config: Config, *, training: bool = True) -> None:
+    """Raise a `ConfigError` where a training, or an evaluation, names losses that are not computed."""
+    for key, name in _watched_metrics(config, training=training):
+        if (name == VAL_LOSS or _is_part(key, name)) and not config.eval.loss:
             raise ConfigError(f"{key} is {name}, which is not computed: set eval.loss=true")
 
 
-def check_metrics(config: Config, known: Sequence[str]) -> None:
-    """Raise a `ConfigError` where a training watches a metric that is not one of its evaluation."""
-    for key, name in _watched_metrics(config).items():
-        if name not in known:
-            near = get_close_matches(name, known)
-            hint = f"did you mean {' or '.join(near)}? " if near else ""
+def check_metrics(config: Config, known: Sequence[str], *, training: bool = True) -> None:
+    """Raise a `ConfigError` where a training, or an evaluation, names a metric that is not computed."""
+    for key, name in _watched_metrics(config, training=training):
+        if name not in known and not (_is_part(key, name) and VAL_LOSS in known):
+            near = [one for one in known if name.lower() in (one.lower(), one.lower().rpartition("/")[2])]
+            near = near or get_close_matches(name, known)
+            hint = f"did you mean {' or '.join(near[:3])}? " if near else ""
             raise ConfigError(f"{key} is {name!r}; {hint}there are {first_few(known, 12)}")
 
 
@@ -53,14 +56,20 @@ def idle_stop(config: Config) -> str:
     )
 
 
-def _watched_metrics(config: Config) -> dict[str, str]:
-    """The metrics that a config names, by their settings."""
+def _is_part(key: str, name: str) -> bool:
+    """Whether a metric is one of several losses, which are known when they are computed only."""
+    return key == _EXPECTED and name.startswith(f"{VAL_LOSS}/")
+
+
+def _watched_metrics(config: Config, *, training: bool = True) -> list[tuple[str, str]]:
+    """The metrics that a config names, each after its setting."""
     stop = config.train.early_stop
-    named = {
+    watched = {
         "train.best_metric": config.train.best_metric,
         "train.early_stop.metric": stop.metric if stop else None,
     }
-    return {key: name for key, name in named.items() if name is not None}
+    named = [(key, name) for key, name in watched.items() if name is not None and training]
+    return named + [(_EXPECTED, name) for name in config.eval.expected]
 
 
 def build_evaluation(

@@ -15,10 +15,12 @@ from res2net_dense.errors import CheckpointError, first_few
 from res2net_dense.files import cannot_write, write_atomically
 from res2net_dense.weight_files.formats import FORMAT
 from res2net_dense.weight_files.reading import WeightFile, open_weights
+from res2net_dense.weight_files.unwrap import COUNTER
 from res2net_dense.weight_files.whole import BLANK, SEAL, seal
 
-AVERAGED = "n_averaged"
-"""The counter that `torch.optim.swa_utils.AveragedModel` has besides the tensors of its model."""
+AVERAGED = ("n_averaged", "steps")
+"""The counters that averaged models of `torch.optim.swa_utils` and of mmengine have besides the tensors of
+their model."""
 
 
 def save_weights(path: str | Path, state_dict: Mapping[str, Tensor], metadata: dict[str, str]) -> Path:
@@ -76,21 +78,40 @@ def load_weights_into(model: nn.Module, file: str | Path | WeightFile) -> None:
     """Load a weight file into `model`; the tensors must be exactly those of the model.
 
     What comes before all names, such as Lightning's `model.`, is removed if the model has no such part.
+    Counters of batches, which not every file has, do not count.
 
     Raises:
-        CheckpointError: As `open_weights`, or names or shapes differ; nothing is loaded then.
+        CheckpointError: As `open_weights`, or names or shapes differ, or the file holds several such models;
+            nothing is loaded then.
     """
     file = open_weights(file)
-    weights = {name: value for name, value in file.state_dict.items() if name != AVERAGED}
-    first = next(iter(model.state_dict()), "")
-    prefixes = (name.removesuffix(first) for name in weights if name.endswith(f".{first}"))
-    prefix = "" if first in weights else next(prefixes, "")
+    own = model.state_dict()
+    weights = {name: value for name, value in file.state_dict.items() if name not in AVERAGED}
+    prefix = _prefix(file, weights, next(iter(own), ""))
+    fits = all(name.startswith(prefix) for name in weights)
     remedy = (
-        f"use the config of the run that wrote it; `res2net-dense convert {shlex.quote(str(file.path))}` "
-        "tells what the file holds; model.weights starts a training from what fits of it"
+        f"{'use the config of the run that wrote it' if fits else f'save what is under {prefix} alone'}; "
+        f"`res2net-dense convert {shlex.quote(str(file.path))}` tells what the file holds; model.weights "
+        "starts a training from what fits of it"
     )
     weights = {name.removeprefix(prefix): value for name, value in weights.items()}
-    load_strictly(model, weights, source=str(file.path), remedy=remedy)
+    weights = {name: value for name, value in weights.items() if name in own or not name.endswith(COUNTER)}
+    norms = [name.removesuffix("running_mean") for name in weights if name.endswith(".running_mean")]
+    counters = {name: own[name] for name in (f"{norm}{COUNTER}" for norm in norms) if name in own}
+    load_strictly(model, counters | weights, source=str(file.path), remedy=remedy)
+
+
+def _prefix(file: WeightFile, weights: Mapping[str, Tensor], first: str) -> str:
+    """What comes before the names of a model whose first tensor is `first`."""
+    found = [name.removesuffix(first) for name in weights if name.endswith(f".{first}")]
+    if first in weights or not found:
+        return ""
+    if len(found) > 1:
+        raise CheckpointError(
+            f"{file.path} holds {len(found)} such models, under {first_few(found)}: save the one that is "
+            "meant in a file of its own"
+        )
+    return found[0]
 
 
 def load_strictly(model: nn.Module, weights: Mapping[str, Tensor], *, source: str, remedy: str = "") -> None:

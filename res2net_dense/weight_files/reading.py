@@ -10,6 +10,7 @@ import pickle
 import shlex
 import sys
 import zipfile
+from collections import OrderedDict
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -201,13 +202,14 @@ def _read_pickled(path: Path, file: BinaryIO, kind: str, *, trusted: bool) -> tu
     """The content, and the classes whose objects were left out. Trust is used only if all else fails."""
     reason = CheckpointError(
         f"{path} would run code while loading (a Python pickle), refused: if you trust whoever made it, give "
-        "trust_pickle=True, or make a safe copy once with `res2net-dense convert "
-        f"{shlex.quote(str(path))} {shlex.quote(f'{path}.safetensors')} --trust-pickle`"
+        "trust_pickle=True, or make a safe copy of its backbone once with `res2net-dense convert "
+        f"{shlex.quote(str(path))} {shlex.quote(f'{path}.safetensors')} --trust-pickle`; of a whole model "
+        "save its state_dict() alone"
     )
     if kind == "torch":
         check_pickle(path, file)
         try:  # given a path, torch goes by the suffix
-            return torch.load(file, map_location="cpu", weights_only=True), []
+            return _plain(torch.load(file, map_location="cpu", weights_only=True)), []
         except Exception as error:  # a damaged pickle can raise anything at all
             # UnpicklingError is raised for damage as well; torch names the function only if there is one.
             runs_code = any(word in str(error) for word in ("GLOBAL", "Unsupported class", "unrecognized"))
@@ -223,6 +225,20 @@ def _read_pickled(path: Path, file: BinaryIO, kind: str, *, trusted: bool) -> tu
     raise reason
 
 
+def _plain(content: Any) -> Any:
+    """The content without the attributes of ordered dicts, which could hide their methods."""
+    left, seen = [content], set()
+    while left:
+        value = left.pop()
+        if id(value) in seen or not isinstance(value, (dict, list, tuple)):
+            continue
+        seen.add(id(value))
+        if type(value) is OrderedDict:
+            vars(value).clear()
+        left += value.values() if isinstance(value, dict) else value
+    return content
+
+
 class StandIn:
     """Takes the place of every object of a class that torch does not know; it holds and does nothing."""
 
@@ -233,23 +249,50 @@ class StandIn:
         """Drop the state that the file has for the object."""
 
 
+class _PlainDict:
+    """Makes a plain dict, which torch lets a file fill."""
+
+    def __new__(cls, *_: object, **__: object) -> OrderedDict[Any, Any]:  # type: ignore[misc]
+        return OrderedDict()
+
+
+class _PlainList:
+    """Makes a plain list."""
+
+    def __new__(cls, *_: object, **__: object) -> list[Any]:  # type: ignore[misc]
+        return []
+
+
 def _read_with_stand_ins(file: BinaryIO) -> tuple[dict[str, Any], list[str]]:
     """Read a torch file with a `StandIn` for each name that torch refuses, as OpenMMLab's logs need it.
 
     The reader is torch's own for weights only, which imports nothing that a file names: it looks names up in
-    a table, and here the unknown ones lead to `StandIn`. Names that torch blocks, such as those of `os`, stay
-    refused. Any error means that the file cannot be read like that: `ValueError` that the weights themselves
-    would be stand-ins.
+    a table, and here the unknown ones lead to a `StandIn`, or where the file puts items into such an object
+    (a `defaultdict`, a configuration that is a dict, a `deque`) to a plain dict or list. Names that torch
+    blocks, such as those of `os`, stay refused. Any error means that the file cannot be read like that:
+    `ValueError` that the weights themselves would be stand-ins.
     """
     file.seek(0)
     names = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(file))
-    file.seek(0)
-    with torch.serialization.safe_globals([(StandIn, name) for name in names]):
-        content = torch.load(file, map_location="cpu", weights_only=True)
+    classes: dict[str, type] = {
+        name: type(f"StandIn{number}", (StandIn,), {}) for number, name in enumerate(names)
+    }
+    while True:
+        file.seek(0)
+        try:
+            with torch.serialization.safe_globals([(kind, name) for name, kind in classes.items()]):
+                content = torch.load(file, map_location="cpu", weights_only=True)
+            break
+        except pickle.UnpicklingError as error:
+            # It names the class of an object that cannot take items: once for each class at most.
+            named = [name for name, kind in classes.items() if f".{kind.__name__}'" in str(error)]
+            if not named:
+                raise
+            classes[named[0]] = _PlainDict if "SETITEM" in str(error) else _PlainList
     weights = [content[name] for name in wrappers_in(content)] if isinstance(content, dict) else []
     if not holds_tensors(content) or any(isinstance(value, StandIn) for value in weights):
         raise ValueError("the weights are objects")
-    return content, names
+    return _plain(content), [name for name, kind in classes.items() if issubclass(kind, StandIn)]
 
 
 def _library_is_missing(path: Path, file: BinaryIO) -> CheckpointError | None:

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from running import assert_one_line
 
 from res2net_dense.config import load_config
 from res2net_dense.engine.distributed import default_device, device_names, existing_device, init_distributed
@@ -75,8 +76,10 @@ def test_the_configuration_names_devices(machine):
         config = load_config("quick/sod_res2net50", [f"runtime.device={name}"])
         with pytest.raises(ConfigError, match=f"device {name.split(':')[0]} was asked for"):
             set_up_device(config)
-    with pytest.raises(ConfigError, match=r"runtime\.device"):
-        load_config("quick/sod_res2net50", ["runtime.device=mps:1"])
+    for name in ("mps:1", "cuda:1000", "cuda:-1", "gpu", "CPU", "cudda", "0", "[0,1]", "null", "''", "meta"):
+        with pytest.raises(ConfigError) as error:
+            load_config("quick/sod_res2net50", [f"runtime.device={name}"])
+        assert_one_line(error, "runtime.device = ", ": should be auto, cpu, cuda, cuda:N, xpu, xpu:N or mps")
 
 
 def test_precision_by_device(machine):

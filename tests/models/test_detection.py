@@ -140,11 +140,26 @@ def test_a_key_of_ours_is_refused_with_its_name(key):
         build_rcnn(backbone={"name": TINY}, num_classes=2, detectron2={key: 1})
 
 
+@pytest.mark.parametrize(("key", "value", "words"), [
+    ("MODEL", {"ROI_HEADS": {"POSITIVE_FRACTION": 0.5}}, "MODEL is a section.*MODEL.ROI_HEADS.POSITIVE"),
+    ("MODEL.ROI_HEADS", {"POSITIVE_FRACTION": 0.5}, "in full, such as MODEL.ROI_HEADS.POSITIVE_FRACTION"),
+    ("TEST.AUG", {}, "TEST.AUG is a section; write its keys in full, such as TEST.AUG.ENABLED"),
+    ("MODEL.RPN.BBOX_REG_LOSS_TYPE", "l2", "should be one of smooth_l1, giou"),
+    ("MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE", "L1", "should be one of smooth_l1, giou"),
+    ("MODEL.PROPOSAL_GENERATOR.NAME", "RRPN", "is for rotated boxes"),
+    ("MODEL.ANCHOR_GENERATOR.NAME", "RotatedAnchorGenerator", "is for rotated boxes"),
+    ("MODEL.PROPOSAL_GENERATOR.NAME", "PrecomputedProposals", "is for proposals of another"),
+])  # fmt: skip
+def test_what_detectron2_would_notice_too_late_or_not_at_all(key, value, words):
+    with pytest.raises(ConfigError, match=words):
+        build_rcnn(backbone={"name": TINY}, num_classes=2, detectron2={key: value}, **SMALL)
+
+
 def test_detectron2_keys_pass_through_or_are_refused():
     model = build_rcnn(
         backbone={"name": TINY},
         num_classes=2,
-        detectron2={"MODEL.RPN.BBOX_REG_LOSS_TYPE": "giou"},
+        detectron2={"MODEL.RPN.BBOX_REG_LOSS_TYPE": "giou", "MODEL.ROI_HEADS.IOU_THRESHOLDS": [0.6]},
         **SMALL,
     )
     assert model.proposal_generator.box_reg_loss_type == "giou"

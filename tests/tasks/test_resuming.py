@@ -67,9 +67,10 @@ def test_a_falling_curve_of_another_length_is_refused_or_extended(name, capsys):
     assert capsys.readouterr().out == ""
     anchor = go_on(before, after, 60, extend=True)
     assert anchor == Anchor(60, now)
-    assert f"goes on at {now:.3g} and falls over the 140 iterations that are left, as {name} does" in (
-        capsys.readouterr().out
-    )
+    last = curve(after, anchor)(199)
+    words = f"goes on at {now:.3g} and ends at {last:.3g}"
+    assert words in str(error.value)
+    assert f"{words} over 140 more iterations (--extend)" in capsys.readouterr().out
     # From now on both are the settings of the run: resuming changes nothing, extended or not.
     for extend in (False, True):
         assert go_on(after, after, 90, anchor=anchor, extend=extend) == anchor
@@ -90,6 +91,9 @@ def test_a_falling_curve_of_another_length_is_refused_or_extended(name, capsys):
         ({"name": "constant"}, {"name": "cosine"}, 40),
         ({"name": "cosine"}, {"name": "cosine", "final_factor": 0.1}, 40),
         ({"name": "constant"}, {"name": "constant", "warmup_iterations": 60}, 40),
+        ({"name": "cosine"}, {"name": "constant"}, 40),
+        ({"name": "poly"}, STEPS, 20),
+        ({"name": "poly"}, {"name": "cosine", "final_factor": 0.9}, 60),
     ],
 )
 def test_a_jump_is_refused_or_avoided(before, after, iteration, capsys):
@@ -97,7 +101,11 @@ def test_a_jump_is_refused_or_avoided(before, after, iteration, capsys):
     with pytest.raises(ConfigError, match="by the new settings.*train.schedule.*--extend"):
         go_on(before, after, iteration)
     anchor = go_on(before, after, iteration, extend=True)
-    assert curve(after, anchor)(iteration) == curve(before, None)(iteration)
+    now = curve(before, None)(iteration)
+    assert curve(after, anchor)(iteration) == now
+    last = curve(after, anchor)(99)
+    said = f"goes on at {now:.3g}" + (f" and ends at {last:.3g}" if last != now else "") + " over "
+    assert said in capsys.readouterr().out
 
 
 def test_what_cannot_be_extended(capsys):

@@ -7,7 +7,7 @@ from res2net_dense import train
 from res2net_dense.config import parse_config
 from res2net_dense.errors import ConfigError
 from res2net_dense.tasks import get_task
-from res2net_dense.tasks.watching import build_evaluation, check_metrics, idle_stop
+from res2net_dense.tasks.watching import build_evaluation, check_metrics, check_watched, idle_stop
 
 
 def config_of(data_val="absent", **sections):
@@ -33,6 +33,10 @@ LOSS = {"eval": {"loss": True}}
             config_of(train={**EARLY, "early_stop": {"patience": 1, "metric": "val_loss"}}),
             ["train.early_stop.metric is val_loss", "set eval.loss=true"],
         ),
+        (
+            config_of(eval={"expected": {"val_loss/loss_edge": [0.1, 0.1]}}),
+            ["a metric of eval.expected is val_loss/loss_edge", "set eval.loss=true"],
+        ),
     ],
 )
 def test_what_is_not_computed_is_refused_first(config, words):
@@ -50,6 +54,26 @@ def test_a_metric_that_does_not_exist_is_refused_with_the_nearest():
         with pytest.raises(ConfigError) as error:
             check_metrics(config_of(train=options), ["MAE", "max_F", "max_E"])
         assert_one_line(error, f"{key} is 'max_Q'", "did you mean max_F", "there are MAE, ")
+
+
+@pytest.mark.parametrize(("name", "near"), [("mae", "MAE"), ("ap50", "bbox/AP50 or segm/AP50")])
+def test_names_are_near_whatever_their_case_and_section(name, near):
+    with pytest.raises(ConfigError, match=f"did you mean {near}\\?"):
+        check_metrics(config_of(train={"best_metric": name}), ["bbox/AP50", "segm/AP50", "MAE"])
+
+
+def test_expected_scores_are_those_of_the_evaluation():
+    expected = {"expected": {"MAE": [0.1, 0.1], "mae": [0.1, 0.1]}}
+    for training in (True, False):
+        with pytest.raises(ConfigError, match="a metric of eval.expected is 'mae'; did you mean MAE"):
+            check_metrics(config_of(eval=expected), ["MAE"], training=training)
+    other = config_of(train={"best_metric": "val_loss", "early_stop": None})
+    check_watched(other, training=False)
+    check_metrics(other, ["MAE"], training=False)
+    with pytest.raises(ConfigError, match=r"eval.expected is val_loss, .*: set eval.loss=true"):
+        check_watched(config_of(eval={"expected": {"val_loss": [0.1, 0.1]}}), training=False)
+    loss = {"loss": True, "expected": {"val_loss/loss_edge": [0.1, 0.1]}}
+    check_metrics(config_of(eval=loss), ["MAE", "val_loss"])
 
 
 @pytest.mark.parametrize(
