@@ -219,7 +219,8 @@ def evaluate(
         points = [folder / "thresholds.json"] if precision is not None else []
         outputs.check([folder / results], own=is_results)
         outputs.check(points)
-        describe_data(job.task, prepared, training=False)
+        scored = "data.val" if split is None else f"split {split}"
+        describe_data(job.task, prepared, training=False, scored=scored)
         with own_folder(folder):
             remove_drafts([folder / results, *points])  # another process may have been using them
             print_rank0(f"evaluating {job.weights.path}")

@@ -66,11 +66,9 @@ def add_run_arguments(parser: argparse.ArgumentParser, only: str = "", *, start:
     add_config_arguments(parser, carried=True)
     when = only and f"for {only}, "
     usual = "default: the newest checkpoint; without one, a classifier's backbone.weights"
-    what = f"{when}a weight file, a run folder or an exported file; {usual}{start}"
-    sets(
-        parser.add_argument("--output-dir", metavar="DIR", help="run folder (runtime.output_dir)"),
-        "runtime.output_dir",
-    )
+    what = f"{start}{when}a run folder (its best model), a weight file or an exported file; {usual}"
+    folder = parser.add_argument("--output-dir", metavar="DIR", help="run folder (runtime.output_dir)")
+    sets(folder, "runtime.output_dir")
     sets(parser.add_argument("--weights", metavar="PATH", help=what), "model.weights")
     what = f"{when}write the predictions on data.val into the run folder too"
     saved = parser.add_argument("--save-predictions", action="store_true", help=what)
