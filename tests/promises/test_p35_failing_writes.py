@@ -98,9 +98,10 @@ def test_every_file_that_cannot_be_written_is_named(tmp_path, file_size):
 def test_a_report_that_cannot_be_written_is_named(option, draw_toy, tmp_path, file_size, capsys):
     coco = draw_toy("coco", train=3, val=3)
     words = ["check", "--layout", "coco", coco / "annotations/val.json", coco / "val", "--workers", "1"]
+    report = tmp_path / f"report.{option[2:]}"
     file_size(500)
-    assert main([*map(str, words), option, str(tmp_path / "report")]) == 1
-    assert f"error: {tmp_path / 'report'}: File too large; " in capsys.readouterr().err
+    assert main([*map(str, words), option, str(report)]) == 1
+    assert f"error: {report}: File too large; " in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 
