@@ -144,8 +144,7 @@ def is_saved_config(path: Path) -> bool:
         data = parse_yaml(text, str)
     except ConfigError:
         return False
-    whole = isinstance(data, Section) and data.keys() >= Config.model_fields.keys() and _BASE not in data
-    return whole and dump_yaml(data) == text
+    return isinstance(data, Section) and {*data} == {*Config.model_fields} and dump_yaml(data) == text
 
 
 def _read(path: Path, parents: tuple[Path, ...] = (), rank: int = 0) -> tuple[Section, int]:
