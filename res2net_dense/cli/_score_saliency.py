@@ -114,7 +114,7 @@ def check_arguments(args: argparse.Namespace, inputs: list[Path]) -> dict[str, O
     """Check, before the long work, that the files can be written and are not among the user's data; returns
     how they are written.
     """
-    outputs = {}
+    outputs: dict[str, Outputs] = {}
     inputs = [*inputs, Path(args.images)] if args.images else inputs
     for option, suffixes in _OUTPUTS.items():
         if not (value := getattr(args, option)):
