@@ -42,7 +42,7 @@ Written by `make docs` from the schema in `res2net_dense/config/`; a test keeps 
 A configuration is a YAML file. `res2net-dense train --config NAME_OR_PATH KEY=VALUE ...` reads it in this
 order:
 
-1. the file in `_base_`, a path relative to the file, if there is one;
+1. the file in `_base_`, if there is one: a path relative to the file, or a name as `--config` takes;
 2. the file itself: its keys replace those of the base, sections are merged key by key;
 3. the overrides on the command line: `train.batch_size=8`, `'data.val={images: my/images, annotations:
    my/val.json}'`.

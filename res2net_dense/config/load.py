@@ -1,7 +1,8 @@
 """YAML file -> its `_base_` files -> `key=value` overrides -> Config, and back.
 
-A file names the files it builds on in `_base_`, relative to itself. Mappings merge, lists and scalars
-replace. Every failure is a ConfigError of one line: file, line, key path, value and what is allowed.
+A file names the files it builds on in `_base_`, relative to itself or as `--config` does. Mappings merge,
+lists and scalars replace. Every failure is a ConfigError of one line: file, line, key path, value and what is
+allowed.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from res2net_dense.config.classification import ClassificationConfig
 from res2net_dense.config.detection import DetectionConfig
 from res2net_dense.config.effects import idle_settings, keys_of_other_forms
 from res2net_dense.config.explain import error_at, explain, explain_task
-from res2net_dense.config.find import check_kind, find_config, missing_file
+from res2net_dense.config.find import check_kind, config_names, find_config, missing_file
 from res2net_dense.config.saliency import SaliencyConfig
 from res2net_dense.config.schema import Config
 from res2net_dense.config.semantic_segmentation import SegmentationConfig
@@ -148,6 +149,8 @@ def _read(path: Path, parents: tuple[Path, ...] = (), rank: int = 0) -> tuple[Se
     merged = Section()
     for name in names:
         base = path.parent / os.path.expanduser(name)
+        if not os.path.isfile(base) and name in config_names():
+            base = find_config(name)
         if not os.path.isfile(base):
             check_kind(base)
             raise ConfigError(fold(f"{place}: {_BASE}: {missing_file(base)}"))

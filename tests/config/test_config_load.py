@@ -224,6 +224,14 @@ def test_the_place_is_the_file_of_the_key(write):
     assert message(path).startswith(f"{base}:2: train.compile = 3: ")
 
 
+def test_a_base_may_be_a_shipped_configuration(write):
+    data = "data: {train: {images: a, annotations: a.json}}\n"
+    config = load_config(write("_base_: small/mask_rcnn_res2net50\n" + data))
+    shipped = load_config("small/mask_rcnn_res2net50")
+    assert (config.model, config.train) == (shipped.model, shipped.train)
+    assert config.data.train[0].annotations == "a.json"
+
+
 def test_bases_in_a_circle_and_absent_ones(write):
     write("_base_: [a.yaml]\n", "b.yaml")
     assert "circle: a.yaml -> b.yaml -> a.yaml" in message(write("_base_: b.yaml\n", "a.yaml"))
