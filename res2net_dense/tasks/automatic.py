@@ -51,9 +51,9 @@ class Choice(NamedTuple):
 def suit_little_data(config: C, images: int, overrides: Sequence[str] = ()) -> tuple[C, list[Choice]]:
     """Lower the batch size, learning rate, iterations and warm-up of a config for less than `FEW` images.
 
-    No number becomes larger, and what `overrides` set stays. The learning rate is multiplied by the third
-    root of images / `FEW`: half of it for 25 images, with which users of detectron2 got an AP of 21.0 instead
-    of 11.0.
+    No number becomes larger, and what `overrides` set stays. The learning rate of SGD is multiplied by the
+    cube root of images / `FEW`: half of it for 25 images, with which users of detectron2 got an AP of 21.0
+    instead of 11.0.
 
     Args:
         config: as `Task.prepare` returned it.
@@ -81,8 +81,10 @@ def suit_little_data(config: C, images: int, overrides: Sequence[str] = ()) -> t
     why = f"{counted(images, 'image')} are {STEPS_PER_EPOCH} steps at least; the rate of a step goes with it"
     if not choose("batch_size", train.batch_size, batch, why):
         batch = train.batch_size
-    rate = _two_digits(train.optimizer.lr * (images / FEW) ** (1 / 3))
-    if not choose("optimizer.lr", train.optimizer.lr, rate, f"times the third root of {images} / {FEW}"):
+    rate = train.optimizer.lr
+    if train.optimizer.name == "sgd":  # steps of Adam have a size of their own, and are too small then
+        rate = _two_digits(rate * (images / FEW) ** (1 / 3))
+    if not choose("optimizer.lr", train.optimizer.lr, rate, f"times the cube root of {images} / {FEW}"):
         rate = train.optimizer.lr
     most = max(EPOCHS * images // batch, FEWEST_ITERATIONS)
     wanted = train.iterations or math.ceil((train.epochs or 1) * images / batch)
