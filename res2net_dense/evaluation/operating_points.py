@@ -49,9 +49,11 @@ def find_point(name: str, scores: np.ndarray, right: np.ndarray, count: int, wan
 def points_table(points: Sequence[OperatingPoint], wanted: float, of: str) -> str:
     """The points as text; `of` is what is right or wrong."""
     rows = [["", "threshold", "precision", "recall"]]
-    rows += [
-        [point.name, show(point.threshold, 4), *(show(100 * one) for one in point[2:])] for point in points
-    ]
+    for point in points:
+        threshold = (
+            float(np.floor(1e6 * point.threshold)) / 1e6
+        )  # rounded up it would leave its detection out
+        rows.append([point.name, show(threshold, 6), *(show(100 * one) for one in point[2:])])
     return f"lowest threshold with a precision of at least {100 * wanted:g} %, {of}\n{align(rows)}"
 
 
