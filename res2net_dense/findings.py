@@ -42,7 +42,7 @@ KINDS: dict[str, Kind] = {
     "train-val-overlap": Kind("warning", "An image is in both the training and the validation set"),
     "list-entry": Kind("error", "A line of a list cannot be understood or is repeated"),
     # annotation files
-    "file-format": Kind("error", "An annotation file is not in its format"),
+    "file-format": Kind("error", "A file or folder is not as its layout has it"),
     "entry-format": Kind("error", "An entry of an annotation file lacks something or has a wrong value"),
     "duplicate-image-id": Kind("error", "Two images have the same id"),
     "duplicate-annotation-id": Kind("warning", "Two annotations have the same id (it is not used)"),
@@ -134,7 +134,7 @@ REMEDIES: dict[str, str] = {
     "train-val-overlap": "Remove the image from one of the sets: its score says nothing",
     "list-entry": "Write one name a line, each once",
     # annotation files
-    "file-format": "Export the file again, or give the layout that it has",
+    "file-format": "Do what the message says, or give the layout that it has",
     "entry-format": "Correct the entry",
     "duplicate-image-id": "Give each image an id of its own, and check which annotations belong to it",
     "duplicate-annotation-id": "Nothing has to be done; renumber the annotations for other programs",

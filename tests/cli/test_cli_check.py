@@ -1,6 +1,7 @@
 """`res2net-dense check`: how sets are named, what is printed and written, exit codes."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -141,6 +142,12 @@ def test_a_file_of_another_format_is_a_finding_too(coco, tmp_path, capsys):
     assert cli.main(["check", *paths(coco), "--json", str(tmp_path / "found.json")]) == 1
     assert "file-format" in capsys.readouterr().out
     assert json.loads((tmp_path / "found.json").read_text())["totals"]["error"] == 1
+
+
+def test_a_folder_that_is_not_there_is_missing(draw_toy, capsys):
+    root = str(draw_toy("voc", train=2, val=1))
+    assert cli.main(["check", "--layout", "voc-masks", root, "train", "masks=no"]) == 1
+    assert re.search(r"^file-missing +error +1 ", capsys.readouterr().out, re.MULTILINE)
 
 
 def test_missing_data_is_one_line(tmp_path, capsys):

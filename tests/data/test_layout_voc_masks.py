@@ -56,7 +56,7 @@ def test_a_clean_set_has_no_finding(voc):
     dataset.check()
     assert len(dataset) == 2
     assert dataset.class_names == list(NAMES)
-    assert dataset.name == str(voc)
+    assert dataset.name == str(voc / "ImageSets/Segmentation/train.txt")
     sample = dataset.sample(1)
     assert (sample["image_id"], sample["file_name"]) == (1, "b.png")
     assert sample["image"].shape == (3, 40, 60)

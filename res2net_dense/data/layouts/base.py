@@ -177,7 +177,8 @@ def open_source(
         if not Path(path).exists():
             raise DatasetError(
                 f"no data set at {path} (looked in {Path.cwd()}); check the path, or make a toy set: "
-                f"`res2net-dense toy --layout {parts[0].toy} --output datasets/toy`"
+                f"`res2net-dense toy --layout {parts[0].toy} --output datasets/toy`",
+                "file-missing",
             )
     names = None if class_names is None else tuple(class_names)
     return _open_once(tuple(parts), Request(train, names, frozenset(needs), difficult, strict, form, tiled))

@@ -65,7 +65,8 @@ def check_folder(folder: Path, what: str) -> None:
     if not folder.is_dir():
         there = first_few(list_folders(folder.parent)) if folder.parent.is_dir() else ""
         hint = "it is a file" if folder.exists() else f"the folders next to it: {there or 'none'}"
-        raise DatasetError(f"{folder}: {what} not found (looked in {folder.absolute()}); {hint}")
+        text = f"{folder}: {what} not found (looked in {folder.absolute()}); {hint}"
+        raise DatasetError(text, "file-missing")
 
 
 def list_folders(folder: Path) -> list[str]:
@@ -183,9 +184,8 @@ def read_bytes(file: Path, what: str, limit: int = -1) -> bytes:
         with open(file, "rb") as stream:
             return stream.read(limit)
     except FileNotFoundError:
-        raise DatasetError(
-            f"{file}: {what} not found (looked in {file.absolute()}); check the path"
-        ) from None
+        text = f"{file}: {what} not found (looked in {file.absolute()}); check the path"
+        raise DatasetError(text, "file-missing") from None
     except OSError as error:
         raise DatasetError(f"{file}: the {what} cannot be read ({error.strerror}); check the path") from error
 

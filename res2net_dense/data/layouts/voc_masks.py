@@ -56,15 +56,16 @@ class VocMasks(MaskPairs):
     def __init__(self, part: VocMasksPart, request: Request) -> None:
         findings = Findings()
         root = Path(part.root)
-        _, images, masks, stems = find_files(
+        listed, images, masks, stems = find_files(
             part, part.masks, "mask", MASK_SUFFIXES, ".png", findings, request.strict
         )
-        super().__init__(part.root, [(images, masks, stems)], findings)
+        super().__init__(str(listed), [(images, masks, stems)], findings)
         lists = read_class_lists(root, root / part.masks)
         if not lists and request.class_names is None:
             raise DatasetError(
                 f"{root}: the class names are unknown; set data.class_names, or write "
-                f"{root / 'class_names.txt'} with one name per line, the background first"
+                f"{root / 'class_names.txt'} with one name per line, the background first",
+                "file-missing",
             )
         names = list(lists[0].names if request.class_names is None else request.class_names)
         self.class_names = names
