@@ -211,7 +211,8 @@ def evaluate(
         results = f"results_{re.sub('[^0-9A-Za-z.-]', '_', split)}.json" if split else "results.json"
         outputs.claim([folder / results], own=is_results)
         outputs.claim([folder / "thresholds.json"] if precision is not None else [])
-        describe_data(job.task, prepared, training=False)
+        scored = "data.val" if split is None else f"split {split}"
+        describe_data(job.task, prepared, training=False, scored=scored)
         with own_folder(folder):
             print_rank0(f"evaluating {job.weights.path}")
             model = job.model(prepared)

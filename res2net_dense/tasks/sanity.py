@@ -27,20 +27,22 @@ _TOLERANCE = 5e-4
 _log = logging.getLogger(__name__)
 
 
-def describe_data(task: Task[Any], config: Any, *, training: bool) -> None:
+def describe_data(task: Task[Any], config: Any, *, training: bool, scored: str = "data.val") -> None:
     """Print the classes, and the score of the ground truth with a warning where it is not full.
 
     Args:
         task: of the config.
         config: as `prepare` returned it.
         training: whether `data.train` is used too.
+        scored: what `data.val` is called, which `--split` may have replaced.
     """
-    names = (["train"] if training else []) + (["val"] if config.data.val is not None else [])
-    sources = {f"data.{name}": task.open_source(config, train=name == "train") for name in names}
+    sources = {"data.train": task.open_source(config, train=True)} if training else {}
+    if config.data.val is not None:
+        sources[scored] = task.open_source(config, train=False)
     if table := class_table(sources, SHOWN_CLASSES):
         print_rank0(*table.split("\n"))
     if config.data.val is not None:
-        line, findings = distributed.compute_once(lambda: score_truth(task, config))
+        line, findings = distributed.compute_once(lambda: score_truth(task, config, scored))
         if line:
             print_rank0(line)
         for finding in findings if distributed.is_main() else ():
@@ -70,7 +72,7 @@ def class_table(sources: Mapping[str, Source], limit: int | None = None) -> str:
     return align(rows) + (f"\n... and {more} more (`res2net-dense check` lists all)" if more else "")
 
 
-def score_truth(task: Task[Any], config: Any) -> tuple[str, list[Finding]]:
+def score_truth(task: Task[Any], config: Any, scored: str = "data.val") -> tuple[str, list[Finding]]:
     """Score the annotations of `data.val` as predictions, those of `task.truth_images` images at most.
 
     Returns:
@@ -94,7 +96,7 @@ def score_truth(task: Task[Any], config: Any) -> tuple[str, list[Finding]]:
     scores = {metric.name: (results[metric.name], metric) for metric in task.truth_metrics(config)}
     shown = "  ".join(f"{name} {value:.{_digits(metric)}f}" for name, (value, metric) in scores.items())
     of = f" ({len(source)} of {len(whole)} images)" if len(source) < len(whole) else ""
-    line = f"data.val: its annotations scored as predictions{of}: {shown}"
+    line = f"{scored}: highest possible score (its annotations{of} as predictions): {shown}"
     low = {name: value for name, (value, metric) in scores.items() if value < metric.scale * (1 - _TOLERANCE)}
     if not low:
         return line.replace("nan", "n/a"), []

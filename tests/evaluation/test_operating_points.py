@@ -68,6 +68,11 @@ def test_as_text_and_as_json():
     assert content["points"][1]["threshold"] is None
 
 
+def test_the_threshold_as_it_is_printed_keeps_its_detection():
+    point = find_point("cat", np.array([0.9, 2 / 3]), np.array([True, True]), 2, 1.0)
+    assert float(points_table([point], 1.0, "boxes").splitlines()[-1].split()[1]) == 0.666666
+
+
 def evaluate(run_tool, folder, *arguments):
     return run_tool("res2net_dense/cli/__main__.py", "evaluate", "--weights", folder, *arguments)
 
@@ -98,6 +103,8 @@ def test_other_splits_are_scored_apart(trained, run_tool, tmp_path):
         expected = "eval.expected={mIoU: [99.9, 0.01]}"  # of data.val: not of these
         process = evaluate(run_tool, folder, "--split", split, "--output-dir", tmp_path, expected)
         assert process.returncode == 0, process.stderr
+        assert f"split {split}: highest possible score" in process.stdout
+        assert "data.val" not in process.stdout
     train, val = (json.loads((tmp_path / f"results_{split}.json").read_text()) for split in ("train", "val"))
     assert val == json.loads((folder / "results.json").read_text())
     assert train != val
