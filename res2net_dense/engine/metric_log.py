@@ -105,9 +105,10 @@ class MetricLog:
         self._add_events("eval", scores, iteration)
         self._add_events("train", losses, iteration)  # a chart next to that of the training losses
         groups: dict[str, list[str]] = {}  # three of each kind: the table and the files have the rest
-        for name, value in metrics.items():
-            kind = name.split("/")[0] if "/" in name or name in losses else ""
-            groups.setdefault(kind, []).append(f"{name} {value:.3f}")
+        for name, value in scores.items():
+            groups.setdefault(name.split("/")[0] if "/" in name else "", []).append(f"{name} {value:.3f}")
+        if VAL_LOSS in losses:
+            groups[VAL_LOSS] = [f"{VAL_LOSS} {losses[VAL_LOSS]:.3f}"]
         shown = "  ".join(text for group in groups.values() for text in group[:3])
         _print(f"evaluation after {iteration}  {shown}")
         self._start_clock(iteration)  # the next iteration's time does not include the evaluation

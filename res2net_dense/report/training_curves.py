@@ -33,6 +33,7 @@ def plot_training(
     metric: Curve | None = None,
     metric_name: str = "",
     best: tuple[int, float] | None = None,
+    best_is_loss: bool = False,
 ) -> Figure:
     """Draw the losses in one plot, the metric with its best value and the learning rate in others.
 
@@ -40,7 +41,8 @@ def plot_training(
         loss, lr: of the logged iterations; None for none.
         val_loss, metric: of the evaluations; None for none.
         metric_name: of the metric.
-        best: iteration and value of its best; of the `val_loss` where there is no metric.
+        best: iteration and value of the best model.
+        best_is_loss: whether the value is one of `val_loss`, not of the metric.
 
     Returns:
         A figure, to be stored with `savefig`.
@@ -56,7 +58,7 @@ def plot_training(
     if metric is not None:
         plots[1].plot(*metric, "C2.-", linewidth=1.6)
         plots[1].set(title=for_matplotlib(f"{metric_name} on data.val"))
-    scored, colour = (plots[1], "C2") if metric is not None else (plots[0], "C1")
+    scored, colour = (plots[0], "C1") if best_is_loss or metric is None else (plots[1], "C2")
     if best is not None:
         label = f"best: {best[1]:.4g} after iteration {best[0]}"
         scored.plot(*best, "o", color=colour, markersize=8, label=label)

@@ -311,6 +311,11 @@ class Task(ABC, Generic[C]):
         # The scores of single classes are of the headline's kind.
         return headline if name is None else metrics.get(name, headline._replace(name=name))
 
+    def score_metric(self, config: C) -> Metric:
+        """The best metric, or the headline where that is the `val_loss`, which is not a score."""
+        best = self.best_metric(config)
+        return self.metric_named(config, None) if best.name == VAL_LOSS else best
+
     def build_train_loader(self, config: C, *, start_iteration: int = 0) -> BatchLoader:
         """Return endless batches of this process, from `start_iteration` on."""
         source, names = self.open_source(config, train=True), self.class_names(config)

@@ -21,7 +21,7 @@ def save_curves(folder: Path, *, metric: str | None, best: Mapping[str, Any] | N
 
     Args:
         folder: of the run.
-        metric: the one that chooses the best model; None for a run without evaluations.
+        metric: the score to show; None for a run without evaluations.
         best: `TrainState.best`.
     """
     points: dict[str, list[tuple[int, float]]] = {name: [] for name in ("total_loss", "lr", VAL_LOSS)}
@@ -38,9 +38,10 @@ def save_curves(folder: Path, *, metric: str | None, best: Mapping[str, Any] | N
             curves.get("total_loss"),
             curves.get("lr"),
             val_loss=curves.get(VAL_LOSS),
-            metric=None if metric == VAL_LOSS else curves.get(metric or ""),
+            metric=curves.get(metric or ""),
             metric_name=metric or "",
             best=(best["iteration"], best["value"]) if best else None,
+            best_is_loss=best is not None and best["metric"] == VAL_LOSS,
         )
     except MissingDependencyError as error:
         print_rank0(f"{path} is left out: {error}")

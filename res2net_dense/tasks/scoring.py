@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from res2net_dense.config import Config
-from res2net_dense.engine.inference import VAL_LOSS, evaluate
+from res2net_dense.engine.inference import evaluate
 from res2net_dense.errors import ExportError
 from res2net_dense.evaluation.tables import align, show
 from res2net_dense.tasks import get_task
@@ -73,9 +73,7 @@ def score_both(config: Config, device: torch.device, model: nn.Module, exported:
         )
         for one in (model.to(device), exported)
     )
-    metric = task.best_metric(config)
-    if metric.name == VAL_LOSS:  # a file has no losses
-        metric = task.metric_named(config, None)
+    metric = task.score_metric(config)  # a file has no losses
     drop = (
         (before[metric.name] - after[metric.name]) / metric.scale * (-1 if metric.direction == "min" else 1)
     )

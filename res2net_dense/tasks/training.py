@@ -131,8 +131,13 @@ def train_and_evaluate(
         return metrics
     if evaluator:
         print_rank0(*evaluator.table().split("\n"))
+    if best := state.best:
+        print_rank0(
+            f"best {best['metric']}: {best['value']:.4g} after iteration {best['iteration']}, in "
+            f"{folder / 'model_best.safetensors'}"
+        )
     if distributed.is_main():
-        save_curves(folder, metric=task.best_metric(config).name if evaluator else None, best=state.best)
+        save_curves(folder, metric=task.score_metric(config).name if evaluator else None, best=state.best)
     return metrics
 
 

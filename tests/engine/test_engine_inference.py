@@ -98,15 +98,15 @@ def test_results_and_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
         grad_norm=2.0,
         image_ids=[np.int64(7), "a"],
     )
-    log.evaluation(20, {"AP": math.nan})
+    log.evaluation(20, {"AP": math.nan, "val_loss": 2.0, "val_loss/loss_cls": 2.0})
     log.close()
     first, second = (json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines())
     assert first["losses"] == {"loss_cls": 1.0, "loss_box": None}
     assert first["image_ids"] == [7, "a"]
-    assert second == {"iteration": 20, "metrics": {"AP": None}}
+    assert second == {"iteration": 20, "metrics": {"AP": None, "val_loss": 2.0, "val_loss/loss_cls": 2.0}}
     printed = capsys.readouterr().err
     assert "iteration 20/300  loss nan (cls 1.000 box nan)  lr 8.0e-04  " in printed
-    assert "evaluation after 20  AP nan" in printed
+    assert "evaluation after 20  AP nan  val_loss 2.000\n" in printed
     assert list(tmp_path.glob("events*"))
 
 

@@ -43,8 +43,11 @@ def test_a_long_loss_is_smoothed_too():
 
 
 def test_the_best_loss_is_marked_where_it_chooses_the_model():
-    loss, _ = plot_training(LOSS, LR, val_loss=VAL, best=(6, 2.0)).axes
+    loss, metric, _ = plot_training(
+        LOSS, LR, val_loss=VAL, metric=AP, metric_name="bbox/AP", best=(6, 2.0), best_is_loss=True
+    ).axes
     assert "best: 2 after iteration 6" in lines(loss)
+    assert list(lines(metric)) == ["_child0"]
 
 
 @pytest.fixture
@@ -59,7 +62,7 @@ def run(tmp_path):
 
 
 def test_the_picture_is_saved_in_the_run_folder(run, tmp_path):
-    save_curves(run, metric="mIoU", best={"iteration": 1, "value": 10.0})
+    save_curves(run, metric="mIoU", best={"metric": "mIoU", "iteration": 1, "value": 10.0})
     with Image.open(run / "curves.png") as image:
         assert image.size[0] > 1000
         assert len(image.convert("L").getcolors()) > 2

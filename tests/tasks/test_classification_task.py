@@ -76,7 +76,9 @@ def test_every_kind_of_network_trains_by_the_same_config(name, load, train, caps
         monkeypatch.setattr(Checkpointer, method, lambda *arguments: None)
     metrics = train(load(f"backbone.name={name}", "data.crop_size=16", "train.precision=fp32"))
     assert 0 <= metrics["top1"] <= metrics["top5"] <= 100
-    assert f"classifier on {name}" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert f"classifier on {name}" in printed
+    assert f"best top1: {metrics['top1']:.4g} after iteration " in printed
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

@@ -33,7 +33,7 @@ def compare(monkeypatch):
             build_evaluator=lambda config: None,
             build_eval_loader=lambda config: None,
             merger=lambda config, first: None,
-            best_metric=lambda config: best,
+            score_metric=lambda config: best,
             metrics=lambda config: [best, Metric("top5")],
         )
         monkeypatch.setattr(scoring, "get_task", lambda name: task)

@@ -70,7 +70,9 @@ def test_the_metric_and_its_direction(metric, best, name, lower, monkeypatch):
         "early_stop": {"patience": 3, "min_delta": 0.5, "metric": metric},
         "best_metric": best,
     }
-    evaluation = build_evaluation(task, config_of(train=options, **LOSS), "cpu", None)
+    config = config_of(train=options, **LOSS)
+    evaluation = build_evaluation(task, config, "cpu", None)
+    assert task.score_metric(config).name == "max_F"
     rule = evaluation.early_stop
     assert (rule.metric, rule.patience, rule.min_delta, rule.lower_is_better) == (name, 3, 0.5, lower)
     assert (evaluation.best_metric, evaluation.lower_is_better) == (best or "max_F", best == "val_loss")
