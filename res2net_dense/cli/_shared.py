@@ -37,7 +37,7 @@ def add_run_arguments(parser: argparse.ArgumentParser, when: str = "", *, start:
     """
     add_config_arguments(parser, carried=True)
     usual = "default: the newest checkpoint; without one, a classifier's backbone.weights"
-    what = f"{when}a weight file, a run folder or an exported file; {usual}{start}"
+    what = f"{start}{when}a run folder (its best model), a weight file or an exported file; {usual}"
     parser.add_argument("--output-dir", metavar="DIR", help="run folder (runtime.output_dir)")
     parser.add_argument("--weights", metavar="PATH", help=what)
     what = f"{when}write the predictions on data.val into the run folder too"

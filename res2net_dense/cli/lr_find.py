@@ -60,11 +60,14 @@ def main(args: argparse.Namespace) -> int:
         outputs.write(image, stream.getvalue())
     except MissingDependencyError as error:
         say(f"no curve: {error}", file=sys.stderr)
-    say(f"{len(curve.lrs)} iterations from lr {curve.lrs[0]:.1e} to {curve.lrs[-1]:.1e}: {args.output}")
+    lost = ", where the loss is lost" if len(curve.lrs) < args.iterations else ""
+    swept = f"{len(curve.lrs)} iterations from lr {curve.lrs[0]:.1e} to {curve.lrs[-1]:.1e}"
+    say(f"{swept}{lost}: {args.output}")
     lowest = f"lowest loss {min(curve.smoothed):.3g} at lr {curve.lowest:.1e}"
     say(f"{lowest}, falling fastest at {curve.steepest:.1e}")
     if found.setting is None:
-        say("the loss fell by less than a tenth: take more --iterations or a larger --last")
+        remedy = "" if lost else " or a larger --last"
+        say(f"the loss fell by less than a tenth: take more --iterations{remedy}")
         return 1
     say(
         f"suggested: train.optimizer.lr={found.setting:.2g} (in a step of this batch: {curve.suggestion:.2g})"

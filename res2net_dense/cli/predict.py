@@ -40,10 +40,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--weights", required=True, metavar="PATH", help="a run folder, weight file or exported file")
     add("--input", required=True, metavar="PATH", help="an image, a folder or a quoted glob")
     add("--output", required=True, metavar="FOLDER", help="where overlays and predictions.json go")
-    what = "lowest score of a detection that is drawn or saved as an annotation (voc, yolo, png, polygons); "
-    add(
-        "--score", type=real(0, 1), default=0.5, help=f"{what}predictions.json and coco_results.json have all"
+    what = (
+        "lowest score (0.5) of a detection that is drawn or saved as annotation (voc, yolo, png, polygons); "
+        "predictions.json and coco_results.json have all"
     )
+    add("--score", type=real(0, 1), default=0.5, help=what)
     formats = ", ".join(SAVED_FORMATS)
     what = f"other formats to write, joined by commas: {formats}"
     add("--save", type=_formats, action="extend", default=[], metavar="FORMATS", help=what)

@@ -17,10 +17,12 @@ from res2net_dense.errors import ConfigError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_run_arguments(parser, "for --eval-only, ", start="; without --eval-only, the model to start from")
+    add_run_arguments(
+        parser, "for --eval-only, ", start="the model to start from, a run folder or a weight file; "
+    )
     add = parser.add_argument
     what = (
-        "lower batch size, learning rate, iterations and warm-up for less than 200 images; says what and why"
+        "lower batch size, learning rate, iterations and warm-up for fewer than 200 images; says what and why"
     )
     add("--auto", action="store_true", help=what)
     what = "choose train.accumulate so that the images fit into memory; the learning rate stays"

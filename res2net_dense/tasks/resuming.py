@@ -110,7 +110,7 @@ def continued_schedule(
     if not extend:
         raise ConfigError(
             f"--resume continues the same run, but {jump}: {remedy}take the settings back, or start a new "
-            "run from these weights (model.weights) with another --output-dir"
+            "run from these weights (--weights RUN, or model.weights) with another --output-dir"
         )
     print_rank0(
         f"{said}: the learning rate goes on at {rate} and falls over the {counted(left, 'iteration')} that "
