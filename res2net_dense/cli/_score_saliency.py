@@ -114,7 +114,7 @@ def check_arguments(args: argparse.Namespace, inputs: list[Path]) -> dict[str, O
     """Check, before the long work, that the files can be written and are not among the user's data; returns
     how they are written.
     """
-    outputs = {}
+    outputs: dict[str, Outputs] = {}
     if bool(args.sheet) != bool(args.images):
         raise ConfigError("--sheet and --images go together: the sheet shows the images next to their maps")
     inputs = [*inputs, Path(args.images)] if args.images else inputs

@@ -9,11 +9,14 @@ import threading
 from types import SimpleNamespace
 
 import pytest
+from networks import TINY
 from PIL import Image
 from running import TRAIN, assert_error_line
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from res2net_dense.backbones import create_classifier
 from res2net_dense.cli import main
+from res2net_dense.convert import write_checkpoint
 from res2net_dense.data.check import _start_threads
 from res2net_dense.deploy import torchscript_format
 from res2net_dense.deploy.export import export as write_export
@@ -108,6 +111,16 @@ def test_a_report_that_cannot_be_written_is_named(option, draw_toy, tmp_path, fi
     file_size(500)
     assert main([*map(str, words), option, str(report)]) == 1
     assert f"error: {report}: File too large; " in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_weights_that_cannot_be_written_say_why(suffix, tmp_path, file_size):
+    """`torch.save` hides it."""
+    state = create_classifier(TINY, 2).state_dict()
+    file_size(1000)
+    with pytest.raises(CheckpointError, match=rf"w\{suffix}: File too large; it needs \d+ bytes.*make room"):
+        write_checkpoint(state, tmp_path / f"w{suffix}")
     assert not list(tmp_path.iterdir())
 
 
