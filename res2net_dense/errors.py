@@ -13,7 +13,9 @@ from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
 # As PyTorch, OpenCV, C++ and the system say it.
-_NO_MEMORY = re.compile("can't allocate|out of memory|Cannot allocate memory|Insufficient memory|bad_alloc")
+_NO_MEMORY = re.compile(
+    "can't allocate|out of memory|Cannot allocate memory|Insufficient memory|bad_alloc|can't start new thread"
+)
 
 
 class Res2NetDenseError(Exception):

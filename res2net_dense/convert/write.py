@@ -8,18 +8,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from res2net_dense.convert.dialects import DIALECTS, Dialect, dialect_named
 from res2net_dense.convert.recognise import DEAD_TREES
 from res2net_dense.convert.report import Checkpoint
 from res2net_dense.convert.structure import structure_of
-from res2net_dense.errors import CheckpointError, one_line
-from res2net_dense.files import write_atomically
+from res2net_dense.errors import CheckpointError
+from res2net_dense.files import cannot_write, write_atomically
 from res2net_dense.network_options import SEMANTICS
 from res2net_dense.outputs import Outputs
-from res2net_dense.weight_files import save_weights
+from res2net_dense.weight_files import save_torch, save_weights
 
 _log = logging.getLogger(__name__)
 
@@ -111,9 +110,10 @@ def write_checkpoint(
     content = {"model": written, "metadata": metadata} if metadata else written
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, lambda file: torch.save(content, file))
-    except (OSError, RuntimeError) as error:  # torch turns a full disk into the latter
-        raise CheckpointError(f"cannot write {path}: {one_line(error)}") from None
+        write_atomically(path, lambda file: save_torch(content, file))
+    except OSError as error:
+        needed = sum(tensor.nbytes for tensor in written.values())
+        raise CheckpointError(cannot_write(path, needed, error)) from None
     return path
 
 

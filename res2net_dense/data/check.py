@@ -20,7 +20,7 @@ from res2net_dense.data.header_sizes import remembered_sizes
 from res2net_dense.data.images import check_channels
 from res2net_dense.data.pixels import RGB, PixelFormat
 from res2net_dense.data.waiting import TIMEOUT, limited
-from res2net_dense.errors import DatasetError
+from res2net_dense.errors import DatasetError, OutOfMemoryError
 from res2net_dense.files import sha256_of
 from res2net_dense.findings import OF_WHOLE, Finding, Findings
 from res2net_dense.opening import note_sample, noted
@@ -149,12 +149,23 @@ class _Chunks(Sequence[list[_Look]]):
 
 def _in_threads(task: _Chunks, timeout: int) -> Iterator[list[_Look]]:
     # Not those of concurrent.futures, for which a program waits at its end: one may hang.
-    with remembered_sizes(task.source.name), ThreadPool(_THREADS) as pool:
+    with remembered_sizes(task.source.name), _start_threads() as pool:
         parts = pool.imap(task.__getitem__, range(len(task)))
         for number in range(len(task)):
             with limited(timeout, what=lambda number=number: noted(task.threads.get(number, 0))):  # type: ignore[misc]
                 part = next(parts)
             yield part
+
+
+def _start_threads() -> ThreadPool:
+    """Start the threads; raises an `OutOfMemoryError` where that cannot be."""
+    try:
+        return ThreadPool(_THREADS)
+    except (RuntimeError, AttributeError):  # the latter is of what it does after the former
+        raise OutOfMemoryError(
+            f"{_THREADS} threads cannot be started to look at the images: they need more memory, or a higher "
+            "limit of it (ulimit -v) or of threads (ulimit -u)"
+        ) from None
 
 
 def _in_processes(task: _Chunks, workers: int | None, timeout: int) -> Iterator[list[_Look]]:

@@ -15,7 +15,7 @@ import torch
 from res2net_dense.deploy import onnx_format, openvino_format, torch_export_format, torchscript_format
 from res2net_dense.deploy.description import Description, Run
 from res2net_dense.deploy.quiet import quiet
-from res2net_dense.errors import ConfigError, ExportError
+from res2net_dense.errors import ConfigError, ExportError, OutOfMemoryError, is_out_of_memory
 from res2net_dense.models.graphs import Graph
 
 
@@ -75,6 +75,7 @@ def export(graph: Graph, path: str | Path, description: Description) -> None:
         ConfigError: the suffix is of another format.
         ExportError: the format cannot hold this network; the message has the reason.
         MissingDependencyError: a library of the format is not installed.
+        OutOfMemoryError: images of this size take more memory than there is.
     """
     path = Path(path)
     if format_of(path) != description.format:
@@ -88,3 +89,7 @@ def export(graph: Graph, path: str | Path, description: Description) -> None:
             module.write(graph, path, description)
     except OSError as error:
         raise ExportError(f"{path} cannot be written: {error.strerror or error}") from error
+    except ExportError as error:
+        if is_out_of_memory(error):
+            raise OutOfMemoryError(f"not enough memory to export {path}; take a smaller --size") from error
+        raise

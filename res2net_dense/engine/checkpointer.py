@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import torch
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
@@ -32,6 +31,7 @@ from res2net_dense.weight_files import (
     is_ours,
     load_strictly,
     open_weights,
+    save_torch,
     save_weights,
     sidecar_of,
 )
@@ -244,10 +244,7 @@ def _publish(path: Path, content: dict[str, Any]) -> None:
 
     def write(file: BinaryIO) -> None:
         nonlocal line
-        try:
-            torch.save(content, file)
-        except RuntimeError as error:  # it hides the reason, such as a full disk
-            raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
+        save_torch(content, file)
         file.flush()
         line = f"{sha256_of(Path(file.name))}  {path.name}\n"
 

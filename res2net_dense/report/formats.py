@@ -127,7 +127,7 @@ class Writer(ABC):
 
     def _outline(self, image: Predicted, place: int) -> Outline:
         """The outline of a detection's mask, which is counted where polygons cannot say it."""
-        found = outline_of(image.prediction["masks"][place].numpy())
+        found = outline_of(_mask(image.prediction, place))
         if not found.pieces:
             self.notes["left out, its mask has no pixel"] += 1
         if found.holes:
@@ -184,6 +184,20 @@ def _xml_text(text: str) -> str:
     return escape(_NOT_IN_XML.sub(lambda found: printable(found[0]), text))
 
 
+def _has_masks(prediction: Prediction) -> bool:
+    return "masks" in prediction or "mask_parts" in prediction
+
+
+def _mask(prediction: Prediction, place: int) -> np.ndarray:
+    """The mask of a detection, (H, W) bool; those of a large image are parts."""
+    if "masks" in prediction:
+        return np.asarray(prediction["masks"][place].numpy())
+    part = prediction["mask_parts"][place]
+    mask, (height, width) = np.zeros(part.size, dtype=bool), part.mask.shape
+    mask[part.top : part.top + height, part.left : part.left + width] = part.mask.numpy()
+    return mask
+
+
 class YoloLabels(Writer):
     """A txt per image and data.yaml: an outline per object where there are masks, else a box."""
 
@@ -194,7 +208,7 @@ class YoloLabels(Writer):
         size = np.array([image.entry["width"], image.entry["height"]], dtype=np.float64)
         lines = []
         for place in self._detections(image):
-            if "masks" in image.prediction:
+            if _has_masks(image.prediction):
                 pieces = self._outline(image, place).pieces
                 if not pieces:
                     continue
@@ -223,13 +237,13 @@ class InstanceIds(Writer):
     takes = frozenset({"masks", "sem_seg", "saliency"})
 
     def add(self, image: Predicted) -> list[Record] | None:
-        if "masks" not in image.prediction:
+        if not _has_masks(image.prediction):
             return None
         order = self._detections(image)
         kind = np.uint8 if len(order) < 256 else np.uint16
         numbers = np.zeros((image.entry["height"], image.entry["width"]), dtype=kind)
         for number, place in reversed(list(enumerate(order, start=1))):  # the best is on top
-            numbers[image.prediction["masks"][place].numpy()] = number
+            numbers[_mask(image.prediction, place)] = number
         self._write(image, png(Image.fromarray(numbers)))
         labels, scores = image.prediction["labels"].tolist(), image.prediction["scores"].tolist()
         return [
@@ -269,7 +283,7 @@ class PolygonAnnotations(Writer):
                     "image_id": image.entry["id"],
                     "category_id": self.classes.ids[int(image.prediction["labels"][place])],
                     "bbox": [x1, y1, x2 - x1, y2 - y1],
-                    "area": int(image.prediction["masks"][place].sum()),
+                    "area": int(_mask(image.prediction, place).sum()),
                     "iscrowd": 0,
                     "segmentation": [piece.ravel().tolist() for piece in pieces],
                     "score": float(image.prediction["scores"][place]),

@@ -7,7 +7,7 @@ brings old ones of ours up to date, `unwrap` finds the named tensors in it, `mod
 
 from res2net_dense.weight_files.formats import FORMAT, is_ours
 from res2net_dense.weight_files.kinds import SUFFIXES, is_path
-from res2net_dense.weight_files.models import load_strictly, load_weights_into, save_weights
+from res2net_dense.weight_files.models import load_strictly, load_weights_into, save_torch, save_weights
 from res2net_dense.weight_files.reading import WeightFile, open_weights
 from res2net_dense.weight_files.whole import sidecar_of
 
@@ -20,6 +20,7 @@ __all__ = [
     "load_strictly",
     "load_weights_into",
     "open_weights",
+    "save_torch",
     "save_weights",
     "sidecar_of",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import safetensors.torch
 import torch
@@ -44,6 +44,14 @@ def save_weights(path: str | Path, state_dict: Mapping[str, Tensor], metadata: d
     except OSError as error:
         raise CheckpointError(cannot_write(path, len(content), error)) from None
     return path
+
+
+def save_torch(content: object, file: BinaryIO) -> None:
+    """As `torch.save`, which hides the reason of an error, such as a full disk; raises `OSError`."""
+    try:
+        torch.save(content, file)
+    except RuntimeError as error:
+        raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
 
 
 class Differences(NamedTuple):

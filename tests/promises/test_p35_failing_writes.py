@@ -5,14 +5,23 @@ change; a training is saved where a checkpoint can still be written.
 import json
 import os
 import resource
+import threading
+from types import SimpleNamespace
 
 import pytest
+from networks import TINY
+from PIL import Image
 from running import TRAIN, assert_error_line
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from res2net_dense.backbones import create_classifier
 from res2net_dense.cli import _explain_error, main
+from res2net_dense.convert import write_checkpoint
+from res2net_dense.data.check import _start_threads
+from res2net_dense.deploy import torchscript_format
+from res2net_dense.deploy.export import export as write_export
 from res2net_dense.engine.metric_log import MetricLog
-from res2net_dense.errors import CheckpointError
+from res2net_dense.errors import CheckpointError, ExportError, OutOfMemoryError, is_out_of_memory
 from res2net_dense.files import write_atomically
 from res2net_dense.journal import Journal
 from res2net_dense.outputs import LEDGER, Outputs
@@ -126,6 +135,37 @@ def test_a_report_that_cannot_be_written_is_named(kind, draw_toy, tmp_path, file
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_weights_that_cannot_be_written_say_why(suffix, tmp_path, file_size):
+    """`torch.save` hides it."""
+    state = create_classifier(TINY, 2).state_dict()
+    file_size(1000)
+    with pytest.raises(CheckpointError, match=rf"w\{suffix}: File too large; it needs \d+ bytes.*make room"):
+        write_checkpoint(state, tmp_path / f"w{suffix}")
+    assert not list(tmp_path.iterdir())
+
+
+def test_threads_that_cannot_be_started_are_one_line(monkeypatch):
+    def start(thread):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    with pytest.raises(OutOfMemoryError, match=r"threads cannot be started.*ulimit"):
+        _start_threads()
+    assert is_out_of_memory(RuntimeError("can't start new thread"))
+
+
+def test_an_export_that_lacks_memory_is_one_line(monkeypatch, tmp_path):
+    graph, description = SimpleNamespace(by_tracing=False), SimpleNamespace(batch=1, format="torchscript")
+
+    def write(*_):
+        raise ExportError("this network cannot be traced (DefaultCPUAllocator: can't allocate memory)")
+
+    monkeypatch.setattr(torchscript_format, "write", write)
+    with pytest.raises(OutOfMemoryError, match=r"to export .*m\.torchscript; take a smaller --size"):
+        write_export(graph, tmp_path / "m.torchscript", description)
+
+
 def test_a_run_goes_on_without_tensorboard(tmp_path, file_size, caplog, capfd):
     log = MetricLog(tmp_path, iterations=100)
     log_steps(log, [1])
@@ -200,3 +240,23 @@ def test_results_that_cannot_be_written_are_one_line(
     process = run_limited("RLIMIT_FSIZE", limit, *arguments, env=dict(os.environ))  # its stdout is a pipe
     assert_error_line(process, output, "File too large", "make room")
     assert not list(class_folders.glob("**/.*tmp*"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["train", "evaluate", "predict", "export"])
+def test_memory_that_is_missing_is_one_line(command, class_folders, tiny_classifier, run_tool, run_limited):
+    run, new = class_folders / "run", class_folders / "new"
+    process = run_tool(TRAIN, *tiny_classifier, "train.iterations=1", "data.workers=0", "--output-dir", run)
+    assert process.returncode == 0, process.stderr
+    large = ["data.crop_size=1024", "data.resize_size=1024", "eval.batch_size=32", "data.workers=0"]
+    Image.new("RGB", (6000, 6000)).save(class_folders / "val/one/large.png")
+    arguments = {
+        "train": [*tiny_classifier, *large, "train.batch_size=32"],
+        "evaluate": ["--weights", run, *large],
+        "predict": ["--weights", run, "--input", class_folders / "val/one/large.png"],
+        "export": ["--weights", run, "--size", "2048"],
+    }[command]
+    output = {"predict": ["--output", new], "export": ["--output", new / "m.torchscript"]}
+    arguments += output.get(command, ["--output-dir", new])
+    process = run_limited("RLIMIT_AS", 100 << 20, MAIN, command, *arguments, env=dict(os.environ))
+    assert_error_line(process, "memory")

@@ -2,14 +2,19 @@
 
 import json
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from running import run_afresh
 from tiny_tasks import SETTINGS, detection, write_config, write_weights
 
 from res2net_dense.models.detections import PARTS_BYTES
+from res2net_dense.outputs import LEDGER, Outputs
+from res2net_dense.report.formats import FORMATS, Classes, Predicted, Saved
+from res2net_dense.types import MaskPart
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="the peak is read from /proc")
 PEAK = """
@@ -107,3 +112,23 @@ def test_a_long_log_is_not_read_whole(tmp_path):
     assert run_afresh(PEAK + LOG.format(folder=str(tmp_path), kept=26_000)) < 10
     with open(tmp_path / "metrics.jsonl") as file:
         assert sum(1 for _ in file) == 26_000
+
+
+@pytest.mark.parametrize("name", ["yolo", "png", "polygons"])
+def test_masks_of_a_large_image_are_saved_as_others(name, tmp_path):
+    """They are parts of it there, so that they do not fill the memory."""
+    masks = torch.zeros(2, 40, 50, dtype=torch.bool)
+    masks[0, 5:20, 7:30], masks[1, 30:38, 1:9] = True, True
+    parts = [MaskPart(5, 7, masks[0, 5:20, 7:30], (40, 50)), MaskPart(28, 0, masks[1, 28:, :12], (40, 50))]
+    boxes = {"boxes": torch.tensor([[7.0, 5, 30, 20], [1, 30, 9, 38]]), "labels": torch.tensor([0, 1])}
+    entry = {"id": 1, "file_name": "a.png", "height": 40, "width": 50}
+    files = []
+    for number, own in enumerate(({"masks": masks}, {"mask_parts": parts})):
+        folder = tmp_path / str(number)
+        writer = FORMATS[name](Outputs(folder), Classes(["a", "b"], [1, 2]), 0.5)
+        part = writer.add(Predicted(Path("a"), entry, {**boxes, "scores": torch.ones(2), **own}, []))
+        writer.close(lambda part=part: iter([Saved(entry, [], part)]))
+        found = (path for path in folder.rglob("*") if path.is_file() and path.name != LEDGER)
+        files.append({path.relative_to(folder): path.read_bytes() for path in found})
+    assert files[0] == files[1]
+    assert files[0]

@@ -4,7 +4,9 @@ import csv
 import io
 import json
 import logging
+import os
 import re
+import sys
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -18,7 +20,9 @@ from tiny_tasks import classification, detection, write_config, write_weights
 from res2net_dense import cli
 from res2net_dense.backbones import create_classifier
 from res2net_dense.cli import _PrintableFormatter
+from res2net_dense.data.layouts import ClassFoldersPart, open_source
 from res2net_dense.engine.distributed import print_rank0
+from res2net_dense.errors import DatasetError
 from res2net_dense.evaluation.tables import align
 from res2net_dense.outputs import Outputs
 from res2net_dense.report.formats import Classes, ClassesTable, Predicted, Saved, VocXml
@@ -166,6 +170,18 @@ def test_predictions_of_evil_files(task, draw_toy, capsys, tmp_path):
         assert cli.main(["classify", str(images / f"{EVIL}.png"), "--weights", weights]) in (0, 1)
         shown = capsys.readouterr()
         assert_harmless(shown.out + shown.err)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+def test_class_names_that_are_no_text_are_refused_at_once(tmp_path):
+    """As an archive from a system of another encoding leaves them."""
+    for name in (b"caf\xe9", b"tea"):
+        os.makedirs(folder := os.path.join(os.fsencode(tmp_path), name))
+        Image.new("RGB", (9, 9)).save(os.fsdecode(os.path.join(folder, b"a.png")))
+    part = ClassFoldersPart(root=str(tmp_path))
+    with pytest.raises(DatasetError, match=r"the class name 'caf\\udce9' is not UTF-8: rename"):
+        open_source([part], train=True)
+    assert len(open_source([part], train=True, strict=False).class_names) == 2
 
 
 NAME = '\udcff\x1b[2J\r\n,"&<\ufffe.png'

@@ -188,6 +188,10 @@ def open_source(
 def _open_once(parts: tuple[Part, ...], request: Request) -> Any:
     source: Any = type(parts[0]).open(parts, request)
     source.form, source.tiled = request.form, request.tiled
+    for name in source.class_names if request.strict else ():
+        if name != name.encode(errors="ignore").decode():  # no file of a run could have it
+            place = getattr(parts[0], parts[0].places[0])
+            raise DatasetError(f"{place}: the class name {name!r} is not UTF-8: rename the class")
     return source
 
 
