@@ -102,7 +102,10 @@ def every_second(look: Callable[[], object]) -> Iterator[None]:
             signal.setitimer(signal.ITIMER_REAL, 0.0)
             signal.signal(signal.SIGALRM, signal.SIG_DFL if before is None else before)
             if timer[0]:
-                signal.setitimer(signal.ITIMER_REAL, max(left(), 0.001), timer[1])
+                late = left() <= 0
+                signal.setitimer(signal.ITIMER_REAL, timer[1] if late else left(), timer[1])
+                if late:  # now: the next wait may begin before any alarm could go off
+                    signal.raise_signal(signal.SIGALRM)
 
 
 def can_alarm() -> bool:

@@ -11,6 +11,7 @@ import time
 import pytest
 from running import TRAIN, assert_same_runs, newest_checkpoint, run_and_end
 
+from res2net_dense.data.waiting import every_second
 from res2net_dense.data.workers import WorkerBatches
 from res2net_dense.engine.stopping import Stopped, leave_on_signals, stop_on_signals, uninterrupted
 
@@ -64,6 +65,11 @@ def waiting_for_a_batch(call):
     return lambda: list(batches)
 
 
+def wait_shortly():
+    with every_second(lambda: None):
+        time.sleep(0.05)
+
+
 @pytest.mark.parametrize(
     "parts",
     [
@@ -72,8 +78,9 @@ def waiting_for_a_batch(call):
         [waiting_for_a_batch(signal_in), lambda: time.sleep(30)],
         [signal_in, waiting_for_a_batch(lambda: time.sleep(30))],
         [signal_in, *[waiting_for_a_batch(lambda: time.sleep(0.15))] * 50],
+        [lambda: signal_in(0.1), *[wait_shortly] * 150],
     ],
-    ids=["step", "fetch", "fetch-step", "step-fetch", "step-fetches"],
+    ids=["step", "fetch", "fetch-step", "step-fetch", "step-fetches", "step-waits"],
 )
 def test_an_iteration_that_takes_long_is_given_up(parts):
     """Clusters kill half a minute after SIGTERM. An iteration waits for batches and computes, by turns."""
