@@ -229,7 +229,7 @@ def remove_drafts(paths: Iterable[Path]) -> None:
         starts[path.parent].add(_start_of(draft_of(path).name))
     for folder, names in starts.items():
         for entry in os.scandir(folder) if folder.is_dir() else ():
-            if _start_of(entry.name) not in names:
+            if _start_of(entry.name) not in names or _is_in_use(entry.name):
                 continue
             if entry.is_dir(follow_symlinks=False):
                 shutil.rmtree(entry.path, ignore_errors=True)
@@ -271,3 +271,17 @@ def _start_of(draft: str) -> str:
     """The name of a draft without what is of its process."""
     start, mark, _ = draft.rpartition(".tmp-")
     return start + mark
+
+
+def _is_in_use(draft: str) -> bool:
+    """Whether another process of this machine is writing a draft, as far as its number tells."""
+    number = draft.rpartition(".tmp-")[2].partition("-")[0]
+    if os.name != "posix" or not number.isdecimal() or int(number) == os.getpid():
+        return False  # elsewhere the question would end the process
+    try:
+        os.kill(int(number), 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    return True

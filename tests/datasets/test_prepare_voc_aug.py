@@ -156,7 +156,7 @@ def test_an_interrupted_run_leaves_nothing(folders, capsys, monkeypatch):
     assert run(folders) == 130
     assert tree(*folders) == before
     monkeypatch.undo()
-    left = folders[0] / ".SegmentationClassAug.tmp-77"  # of a run that was killed
+    left = folders[0] / ".SegmentationClassAug.tmp-999999999"  # of a run that was killed
     left.mkdir()
     (left / "x.png").write_bytes(b"")
     assert run(folders) == 0

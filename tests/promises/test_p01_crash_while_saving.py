@@ -63,7 +63,7 @@ def test_kill_while_saving(tmp_path, kills, width):
 
 def test_what_a_killed_export_left_stops_no_training(tmp_path):
     """It may write into a run folder, and removes its own folder the next time."""
-    (tmp_path / ".m.onnx.tmp-77-x").mkdir()
-    (tmp_path / ".results.json.tmp-77").touch()
+    (tmp_path / ".m.onnx.tmp-999999999-x").mkdir()
+    (tmp_path / ".results.json.tmp-999999999").touch()
     Checkpointer(tmp_path).remove_leftovers()
-    assert [path.name for path in tmp_path.iterdir()] == [".m.onnx.tmp-77-x"]
+    assert [path.name for path in tmp_path.iterdir()] == [".m.onnx.tmp-999999999-x"]

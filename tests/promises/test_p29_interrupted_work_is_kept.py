@@ -258,14 +258,16 @@ def test_what_a_killed_process_left_goes_with_the_next(weights, tmp_path):
         ["export", "--weights", weights(classification), "--output", tmp_path / "model.torchscript"],
         ["toy", "--layout", "coco", "--train", "1", "--val", "1", "--output", tmp_path],
     ]
-    (tmp_path / ".model.torchscript.tmp-77-x").mkdir()
-    (tmp_path / ".model.torchscript.tmp-77-x/model.torchscript").write_text("half")
-    (tmp_path / ".model.torchscript.json.tmp-77").write_text("half")
-    (tmp_path / ".coco.tmp-77").mkdir()
-    (tmp_path / ".mine.tmp-77").write_text("of something else")
+    (tmp_path / ".model.torchscript.tmp-999999999-x").mkdir()
+    (tmp_path / ".model.torchscript.tmp-999999999-x/model.torchscript").write_text("half")
+    (tmp_path / ".model.torchscript.json.tmp-999999999").write_text("half")
+    (tmp_path / ".coco.tmp-999999999").mkdir()
+    (tmp_path / ".mine.tmp-999999999").write_text("of something else")
+    alive = f".model.torchscript.tmp-{os.getppid()}-x"
+    (tmp_path / alive).mkdir()
     for line in words:
         assert main([*map(str, line)]) == 0
-    assert [path.name for path in tmp_path.glob(".*.tmp-*")] == [".mine.tmp-77"]
+    assert {path.name for path in tmp_path.glob(".*.tmp-*")} == {".mine.tmp-999999999", alive}
 
 
 @pytest.mark.parametrize("kind", ["toy", "split", "convert"])

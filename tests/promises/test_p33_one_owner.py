@@ -123,7 +123,7 @@ def test_a_file_system_without_locks_is_named_and_used(
 def test_nothing_replaces_the_results_of_a_live_run(tmp_path):
     config = small_config(tmp_path)
     run = small_run(tmp_path)
-    (run / ".results.json.tmp-1").write_text("what the live run is writing")
+    (run / ".results.json.tmp-999999999").write_text("what the live run is writing")
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     with own_folder(run):
         for use in (
@@ -147,7 +147,7 @@ def test_predict_leaves_a_folder_in_use_alone(tmp_path, capsys):
     """That of a live run, or of another prediction."""
     run = small_run(tmp_path)
     command = ["predict", "--weights", str(run), "--input", str(tmp_path / "data/val"), "--output"]
-    (run / ".predictions.json.tmp-1").write_text("what the other one is writing")
+    (run / ".predictions.json.tmp-999999999").write_text("what the other one is writing")
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     with own_folder(run):
         for arguments in ([], ["--continue"]):
