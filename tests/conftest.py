@@ -14,9 +14,11 @@ from running import TRAIN
 from tiny_runs import TINY_RUNS, write_tiny_config
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
-if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
-    # Under nohup, what tests start would ignore it too; a handler of ours stays behind in this process.
-    signal.signal(signal.SIGHUP, lambda *_: None)
+for _name in ("SIGINT", "SIGHUP"):
+    # Under nohup and in the background of a script they are ignored, also by what tests start; a handler
+    # of ours stays behind in this process.
+    if (_number := getattr(signal, _name, None)) and signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, lambda *_: None)
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -113,7 +113,12 @@ class WorkerBatches:
 
     def _next(self, iterator: Iterator[Any], processes: Sequence[Any], notes: Any, number: int) -> Any:
         """The next batch, or None after the last one."""
-        look = watch(self.timeout, processes)
+        watched = watch(self.timeout, processes)
+
+        def look() -> None:
+            if not getattr(iterator, "_shutdown", False):  # then all is read, and the workers end
+                watched()
+
         try:
             look()
             with every_second(look):
