@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 from res2net_dense.config import Config
 from res2net_dense.config.effects import idle_settings
+from res2net_dense.data.layouts import Part
 from res2net_dense.errors import ConfigError
 
 C = TypeVar("C", bound=Config)
@@ -44,9 +45,9 @@ def on_split(config: C, split: str) -> C:
 
 
 def places_of_val(config: Config) -> list[str]:
-    """The files and folders that `data.val` names."""
+    """The files and folders that the parts of `data.val` name."""
     parts: Any = config.data.val or ()
-    return [getattr(part, key) for part in parts for key in part.places]
+    return [getattr(part, key) for part in parts if isinstance(part, Part) for key in part.places]
 
 
 def network_settings(config: Config, load_weights: bool) -> dict[str, Any]:
