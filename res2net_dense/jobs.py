@@ -37,6 +37,9 @@ from res2net_dense.trained import (
     write_to,
 )
 
+_SWEPT = ("train.iterations.", "train.epochs.", "train.schedule.", "train.optimizer.lr.")
+"""Settings that the search for a learning rate takes the place of."""
+
 
 @dataclass(frozen=True)
 class TrainingResult:
@@ -259,9 +262,14 @@ def find_lr(
         last: rate of the last step.
 
     Raises:
-        Res2NetDenseError: whatever a user can correct.
+        Res2NetDenseError: whatever a user can correct, such as an override that has no effect here.
     """
     check_overrides(overrides)
+    for key in (override.partition("=")[0].strip() for override in overrides):
+        if f"{key}.".startswith(_SWEPT):
+            raise ConfigError(
+                f"{key} has no effect: the search has its own rates and iterations; leave it out"
+            )
     loaded = read_config(config, overrides)
     with distributed.leaving_group():
         device = training.set_up_device(loaded)

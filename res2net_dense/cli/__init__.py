@@ -45,6 +45,8 @@ COMMANDS = {
     "prepare-voc-aug": "make VOC's augmented training set for segmentation",
 }
 """What each subcommand does, in one line. `score-saliency` is the module `score_saliency`."""
+_WITH_PLACE = warnings.formatwarning
+"""Warnings with their place in the code, which is not for users; for `--debug`."""
 SIGPIPE_CODE = 141
 """Exit code of a program whose output is not read any more, as a shell reports it."""
 
@@ -144,8 +146,7 @@ def _run(name: str, given: Sequence[str]) -> int:
     if not args.debug and os.environ.get("RANK", "0") == "0":  # what a backbone loads is reported, once
         logging.getLogger("res2net_dense.convert").setLevel(logging.INFO)
     logging.captureWarnings(True)
-    if not args.debug:  # where in the code it was given is not for users
-        warnings.formatwarning = lambda message, *_: str(message)
+    warnings.formatwarning = _WITH_PLACE if args.debug else lambda message, *_: str(message)
     try:
         check_options(parser, args)
         code: int = command.main(args)

@@ -34,7 +34,7 @@ def test_the_doctor_installs_the_detectron2_of_the_requirements():
     assert " ".join(filter(None, lines)) == doctor.DETECTRON2_WHEEL
 
 
-@pytest.mark.parametrize("debug", [False, True])
+@pytest.mark.parametrize("debug", [False, True])  # in this order: one command does not change the next
 def test_a_warning_is_one_line_without_a_place_in_the_code(debug, monkeypatch):
     shown = []
 
@@ -51,7 +51,6 @@ def test_a_warning_is_one_line_without_a_place_in_the_code(debug, monkeypatch):
             return 0
 
     monkeypatch.setattr(cli, "load", lambda name: Command)
-    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)  # what `main` sets goes again
     assert cli.main(["train", *(["--debug"] if debug else [])]) == 0
     assert ("code.py:7" in shown[0]) == debug
     assert debug or shown == ["skipped a checkpoint"]

@@ -17,6 +17,7 @@ from res2net_dense.engine.optim import build_optimizer
 from res2net_dense.engine.stopping import Stopped, leave_on_signals
 from res2net_dense.engine.trainer import LoopOptions
 from res2net_dense.errors import ConfigError
+from res2net_dense.jobs import find_lr
 
 
 class Parabola(nn.Module):
@@ -94,6 +95,15 @@ def test_what_cannot_be_swept_is_one_line(model, options, words):
     with pytest.raises(ConfigError) as error:
         sweep(model, **options)
     assert_one_line(error, words)
+
+
+@pytest.mark.parametrize(
+    "key", ["train.iterations=9", "train.schedule={name: cosine}", "train.optimizer.lr=1"]
+)
+def test_settings_that_it_takes_the_place_of_are_refused(key):
+    with pytest.raises(ConfigError) as error:
+        find_lr("quick/sod_res2net50", overrides=["data.size=64", key])
+    assert_one_line(error, key.partition("=")[0], "no effect")
 
 
 def test_a_signal_ends_it_at_once():
