@@ -8,9 +8,11 @@ so that `--help` answers at once. Modules whose names start with an underscore h
 from __future__ import annotations
 
 import argparse
+import atexit
 import importlib
 import logging
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Sequence
@@ -64,6 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             with leave_on_signals():
                 return _run(given[0], given[1:]) if given and given[0] in COMMANDS else _answer(given)
         finally:
+            atexit.unregister(_end_at_interrupt)
+            atexit.register(_end_at_interrupt)  # the last one to be registered is called first
             sys.stdout.flush()
     except Stopped as stopped:
         _tell(str(stopped))
@@ -74,6 +78,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the program that reads our output, such as `head`, has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes again at exit
         return SIGPIPE_CODE
+
+
+def _end_at_interrupt() -> None:
+    """Let Ctrl-C end the process from here on; libraries that clean up would show a traceback."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _open_closed_streams() -> None:

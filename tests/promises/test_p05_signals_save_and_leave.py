@@ -169,9 +169,22 @@ def test_signals_at_random_moments_lose_nothing(task, tiny, trained, run_tool, t
         assert end["code"] in (0, 128 + number, -number), end["text"]
         assert "Traceback" not in end["text"], end["text"]
         assert newest_checkpoint(run) >= before
-        if "after iteration" in end["text"]:
-            assert f"after iteration {newest_checkpoint(run)}: " in end["text"]
+        if f"stopped by {number.name} after iteration" in end["text"]:
+            assert f" after iteration {newest_checkpoint(run)}: continue" in end["text"]
         codes.append(end["code"])
     process = run_tool(*arguments)
     assert process.returncode == 0, process.stderr
     assert_same_runs(run, trained(task), end=8)
+
+
+def test_an_interrupt_at_the_very_end_shows_no_traceback(run_code):
+    """While libraries clean up: what is registered first is called last."""
+    result = run_code(
+        "import atexit, os, signal, time\n"
+        "atexit.register(lambda: (os.kill(os.getpid(), signal.SIGINT), time.sleep(5)))\n"
+        "from res2net_dense.cli import main\n"
+        "main(['split', 'none.json', '--output', 'x'])\n",
+        env=os.environ,
+    )
+    assert result.returncode == -signal.SIGINT
+    assert "Traceback" not in result.stderr
