@@ -41,10 +41,11 @@ def build_optimizer(
     once, frozen ones not at all.
 
     Raises:
-        ConfigError: There is nothing to train.
+        ConfigError: There is nothing to train, or no norm for its weight decay.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     seen: set[nn.Parameter] = set()
+    norms_learn = False
     for module_name, module in unwrap(model).named_modules():
         decay = weight_decay
         if isinstance(module, _NORMS) and norm_weight_decay is not None:
@@ -53,11 +54,17 @@ def build_optimizer(
             if not parameter.requires_grad or parameter in seen:
                 continue
             seen.add(parameter)
+            norms_learn |= isinstance(module, _NORMS)
             rate = lr * (bias_lr_factor if parameter_name == "bias" else 1.0)
             rate *= backbone_lr_factor if f"{module_name}.".startswith("backbone.") else 1.0
             groups.setdefault((rate, decay), []).append(parameter)
     if not groups:
         raise ConfigError("the model has no trainable parameter: freeze less of it")
+    if norm_weight_decay and not norms_learn:
+        raise ConfigError(
+            f"train.optimizer.norm_weight_decay = {norm_weight_decay}: has no effect: no norm of this "
+            "network learns; remove it"
+        )
     kinds: dict[str, Callable[..., Optimizer]] = {
         "sgd": partial(SGD, momentum=momentum),
         "adam": partial(Adam, betas=betas),

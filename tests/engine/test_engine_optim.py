@@ -213,3 +213,9 @@ def test_anchored_curves_equal_torch() -> None:
 def test_an_anchor_below_the_end_of_its_curve_stays() -> None:
     schedule = build_schedule(name="cosine", iterations=9, final_factor=0.5, anchor=Anchor(4, 0.2))
     assert {schedule(i) for i in range(4, 12)} == {0.2}
+
+
+def test_a_weight_decay_for_no_norm_is_refused():
+    with pytest.raises(ConfigError, match="norm_weight_decay = 0.1: has no effect"):
+        build_optimizer(nn.Linear(2, 2), lr=1.0, norm_weight_decay=0.1)
+    build_optimizer(nn.Linear(2, 2), lr=1.0, norm_weight_decay=0.0)  # the usual one
