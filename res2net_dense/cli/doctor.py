@@ -19,16 +19,15 @@ from pathlib import Path
 from res2net_dense.cli._shared import add_overwrite_argument, check_output, only_with, say
 from res2net_dense.errors import one_line
 
-SITE = "$(python -c 'import site; say(site.getsitepackages()[0])')"
 # detectron2 has no release of its own on the package index. This wheel is tagged for CPython 3.10 because of
 # one compiled file that nothing here uses.
 DETECTRON2_WHEEL = (
     "sal-detectron2==0.7.2 --hash=sha256:491af0c7f79bdb2d178e46f6cb16a97c4ac968d45c41ea3f6b6435d59bbee561"
 )
-DETECTRON2 = (
+DETECTRON2 = (  # one command after the other, each if the one before went well: the last one deletes
+    "site=$(python -c 'import site; print(site.getsitepackages()[0])') && "
     f"echo '{DETECTRON2_WHEEL}' | pip install --no-deps --only-binary=:all: --python-version 3.10 "
-    f'--require-hashes -r /dev/stdin --target "{SITE}"\n'
-    f'    rm -rf "{SITE}/tools"  # a stray folder of that wheel'
+    '--require-hashes -r /dev/stdin --target "$site" && rm -rf "$site/tools"  # a stray folder of that wheel'
 )
 DETECTION, SEGMENTATION, SALIENCY = (
     f"pip install 'res2net_dense[{extra}]'" for extra in ("detection", "segmentation", "saliency")

@@ -1,7 +1,10 @@
 """Messages and help name commands: an installed package has no folders tools/, datasets/ or configs/."""
 
 import ast
+import os
 import re
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
@@ -32,6 +35,31 @@ def test_the_doctor_installs_the_detectron2_of_the_requirements():
     text = (ROOT / "requirements/detectron2.txt").read_text()
     lines = [line.removesuffix("\\").strip() for line in text.splitlines() if not line.startswith("#")]
     assert " ".join(filter(None, lines)) == doctor.DETECTRON2_WHEEL
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a remedy for a shell")
+@pytest.mark.parametrize("works", [True, False])
+def test_the_remedy_of_the_doctor_is_run_as_it_is_printed(works, tmp_path):
+    """By a `python` whose packages are in a folder of ours, and a `pip` that notes what it is asked for."""
+    (tmp_path / "site/tools").mkdir(parents=True)
+    place = f"import site; site.getsitepackages = lambda: ['{tmp_path}/site']"
+    programs = {
+        "python": f'exec "{sys.executable}" -c "{place}; $2"' if works else "exit 1",
+        "pip": f'echo "$@" > {tmp_path}/asked; cat >> {tmp_path}/asked',
+    }
+    for name, text in programs.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    result = subprocess.run(["sh", "-c", doctor.DETECTRON2], env={**os.environ, "PATH": path})
+    assert (result.returncode == 0) == works
+    assert (tmp_path / "site/tools").exists() != works
+    if works:
+        asked = (tmp_path / "asked").read_text()
+        assert f"--target {tmp_path}/site\n" in asked
+        assert doctor.DETECTRON2_WHEEL in asked
+    else:
+        assert not (tmp_path / "asked").exists()
 
 
 @pytest.mark.parametrize("debug", [False, True])  # in this order: one command does not change the next

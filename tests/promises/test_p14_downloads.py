@@ -308,7 +308,7 @@ def test_the_path_never_has_other_content_while_servers_fail(make_server, path, 
 
 
 def test_an_interrupted_download_is_done_again(make_server, path):
-    """By Ctrl+C: nothing lies there, and the next one begins anew."""
+    """By Ctrl-C: no file is left, and the next download starts again."""
     release = threading.Event()
     server = make_server(lambda handler: serve(handler, limit=100_000, after=release.wait))
     child = run_child(server.url, path)

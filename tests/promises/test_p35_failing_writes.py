@@ -75,7 +75,7 @@ def log_steps(log, steps):
     ids=["journal", "bytes", "json"],
 )
 def test_outputs_that_cannot_be_written_are_named(write, tmp_path, file_size):
-    """Of a line a part may fit, and then there is no error at first."""
+    """The first part of a line may still fit, so that the first write raises nothing."""
     path = tmp_path / "out.json"
     file_size(100)
     with pytest.raises(OSError, match="File too large") as caught:

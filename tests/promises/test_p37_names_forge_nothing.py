@@ -260,7 +260,7 @@ def test_text_of_figures():
 
 
 def evil_layers(path):
-    """A classifier in whose file one layer and the keys beside the weights are evil."""
+    """A classifier whose file has a layer and other keys with names that forge messages."""
     state = create_classifier(TINY, 2).state_dict()
     torch.save({"state_dict": {**state, f"{EVIL}.{EVIL}.weight": torch.zeros(2)}, EVIL: 1}, path)
     return path
