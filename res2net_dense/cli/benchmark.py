@@ -8,8 +8,9 @@ All contestants of a setting run in one process, round by round, the first one c
 of one round. Results are compared before: a wrong one is an error. A CUDA device is used if there is one.
 
 Our networks run in the --formats: "eager" as PyTorch does it, in the usual layout of maps; "channels-last" in
-the other; "optimized" by `optimize_for_inference`; "compiled" in channels-last by torch.compile, which takes
-minutes the first time and runs in the first of --dtypes only; or as a file of another runtime, in fp32.
+the other; "optimized" by `optimize_for_inference`, "optimized-..." with that backend; "compiled" in
+channels-last by torch.compile, which takes minutes the first time and runs in the first of --dtypes only; or
+as a file of another runtime, in fp32, "openvino" in all --dtypes.
 --against has backbones by name, and "timm" (eager), "timm-channels-last" and "timm-compiled": the same
 network of timm, for segmentation in smp, for detection in detectron2, for saliency under our head.
 """
@@ -23,6 +24,11 @@ from res2net_dense.cli._shared import EXPORT_FORMATS, add_overwrite_argument, pa
 from res2net_dense.limits import MAX_BATCH
 
 TRAINING_WAYS = ("eager", "channels-last", "compiled")
+OPTIMIZED = {
+    "optimized": "torch",
+    **{f"optimized-{name}": name for name in ("onnxruntime", "openvino", "auto")},
+}
+"""The backend of each."""
 TIMM = {"timm": "eager", "timm-channels-last": "channels-last", "timm-compiled": "compiled"}
 
 
@@ -31,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     model = either.add_argument("--model", nargs="+", metavar="NAME", help="classifiers by name")
     sets(model, "backbone.name")
     either.add_argument("--config", metavar="CONFIG", help="the model of a configuration, a file or a name")
-    ways = (*TRAINING_WAYS, "optimized", *EXPORT_FORMATS)
+    ways = (*TRAINING_WAYS, *OPTIMIZED, *EXPORT_FORMATS)
     add("overrides", nargs="*", metavar="key=value", help="changes, such as backbone.norm=BN")
     add(
         "--batch",

@@ -20,6 +20,9 @@ REVISION = 1
 Run = Callable[[pytorch.Tensor], Sequence[pytorch.Tensor]]
 """What runs an opened file: `(N, C, H, W)` -> the outputs in their order."""
 
+Engine = Callable[[Sequence[pytorch.Tensor]], list[pytorch.Tensor]]
+"""What runs a part of a model: its inputs -> its outputs, all in their order."""
+
 INPUT = {
     "name": "images",
     "layout": "NCHW",

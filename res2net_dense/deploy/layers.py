@@ -77,6 +77,8 @@ class FusedConv2d(nn.Conv2d):
     def onednn(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
         """The step without `after` in one operation of oneDNN."""
         settings = self.padding, self.stride, self.dilation, self.groups
+        if shortcut is not None:
+            x, shortcut = _as_onednn_adds(x), _as_onednn_adds(shortcut.to(x.dtype))
 
         def pack() -> Tensor:
             weight = self.weight.detach().contiguous(memory_format=torch.channels_last)
@@ -88,7 +90,7 @@ class FusedConv2d(nn.Conv2d):
             return _ONEDNN._convolution_pointwise(x, weight, self.bias, *settings, relu, [], "")
         # Several times faster than into a new map.
         return _ONEDNN._convolution_pointwise_.binary(
-            shortcut.to(x.dtype), x, weight, self.bias, *settings, "add", None, relu, [], ""
+            shortcut, x, weight, self.bias, *settings, "add", None, relu, [], ""
         )
 
     def plain(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
@@ -155,8 +157,8 @@ class FusedBottle2neck(Bottle2neck):
             return self.conv2(x)
         if self.independent:
             return self._independent(x)
-        # What autograd needs must not be overwritten.
-        kept = (torch.is_grad_enabled() and x.requires_grad) or _held(self.conv1, *self.convs)
+        # What autograd needs must not be overwritten, and few formats can express that.
+        kept = is_traced() or (torch.is_grad_enabled() and x.requires_grad) or _held(self.conv1, *self.convs)
         outputs: list[Tensor] = []
         for index, conv in enumerate(self.convs):
             split = x[:, index * self.width : (index + 1) * self.width]
@@ -222,6 +224,13 @@ class _Packed:
 
     def __reduce__(self) -> Any:
         return _Packed, ()
+
+
+def _as_onednn_adds(x: Tensor) -> Tensor:
+    """`x` in the only layout in which PyTorch adds maps in bfloat16 by oneDNN; elsewhere it raises."""
+    if x.dtype == torch.bfloat16 and x.stride(1) != 1:
+        return x.clone(memory_format=torch.channels_last)
+    return x
 
 
 def is_traced() -> bool:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import importlib
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from res2net_dense.deploy.description import METADATA_KEY, Description, Run
+from res2net_dense.deploy.description import METADATA_KEY, Description, Engine, Run
 from res2net_dense.deploy.torch_export_format import example, program
-from res2net_dense.errors import ExportError, MissingDependencyError, one_line
+from res2net_dense.errors import ConfigError, ExportError, MissingDependencyError, one_line
 from res2net_dense.models.graphs import Graph
 
 SUFFIX = ".onnx"
@@ -69,14 +71,52 @@ def describe(model: Any, path: Path, description: Description) -> None:
 
 def open_file(path: Path) -> tuple[str | None, Run]:
     """See `export.Format`."""
-    onnxruntime = import_library("onnxruntime")
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    options.log_severity_level = 3  # errors; a user can do nothing about the rest
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    session = _session(str(path))
     name = session.get_inputs()[0].name
 
     def run(images: Tensor) -> list[Tensor]:
         return [torch.from_numpy(one) for one in session.run(None, {name: images.contiguous().numpy()})]
 
     return session.get_modelmeta().custom_metadata_map.get(METADATA_KEY), run
+
+
+def traced(network: nn.Module, examples: Sequence[Tensor], free: Sequence[Sequence[int]]) -> bytes:
+    """A file of a network with these inputs, of any size along the `free` axes of each."""
+    names = [f"input{number}" for number in range(len(examples))]
+    axes = {name: {axis: f"{name}_{axis}" for axis in one} for name, one in zip(names, free, strict=True)}
+    # Traced before the export, in which smp's pools take an operation that it cannot express.
+    script = torch.jit.trace(network, tuple(examples), check_trace=False)  # type: ignore[no-untyped-call]
+    how: dict[str, Any] = {"input_names": names, "dynamic_axes": axes, "opset_version": OPSET}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "part.onnx"
+        torch.onnx.export(script, tuple(examples), path, dynamo=False, **how)
+        return path.read_bytes()
+
+
+def check_computes(dtype: torch.dtype) -> None:
+    """Raise an error unless ONNX Runtime is there and computes in `dtype` on the CPU."""
+    check_installed()
+    if dtype != torch.float32:
+        raise ConfigError(
+            f"backend onnxruntime computes in float32, dtype is {dtype}; choose another backend"
+        )
+
+
+def open_bytes(file: bytes, dtype: torch.dtype) -> Engine:
+    """Open what `traced` gave."""
+    session = _session(file)
+    names = [one.name for one in session.get_inputs()]
+
+    def run(tensors: Sequence[Tensor]) -> list[Tensor]:
+        feed = {name: tensor.numpy() for name, tensor in zip(names, tensors, strict=True)}
+        return [torch.from_numpy(one) for one in session.run(None, feed)]
+
+    return run
+
+
+def _session(file: str | bytes) -> Any:
+    onnxruntime = import_library("onnxruntime")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3  # errors; a user can do nothing about the rest
+    return onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])

@@ -7,18 +7,21 @@ from __future__ import annotations
 
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from res2net_dense.deploy import onnx_format
-from res2net_dense.deploy.description import METADATA_KEY, Description, Run
-from res2net_dense.errors import ExportError, MissingDependencyError, one_line
+from res2net_dense.deploy.description import METADATA_KEY, Description, Engine, Run
+from res2net_dense.errors import ConfigError, ExportError, MissingDependencyError, one_line
 from res2net_dense.models.graphs import Graph
 
 SUFFIX = ".xml"
+_PRECISIONS = {torch.float32: "f32", torch.bfloat16: "bf16"}
 
 _TELEMETRY = "openvino_telemetry"
 
@@ -76,22 +79,45 @@ def convert_onnx(source: Path, path: Path, metadata: str) -> None:
         raise ExportError(f"{path} cannot be written ({one_line(error)})") from None
 
 
-def open_file(path: Path) -> tuple[str | None, Run]:
-    """See `export.Format`; it computes in float32."""
+def open_file(path: Path, dtype: torch.dtype = torch.float32) -> tuple[str | None, Run]:
+    """See `export.Format`; it computes in `dtype`."""
     weights = path.with_suffix(".bin")
     if not weights.is_file():
         raise ExportError(f"{weights} does not exist: the weights of {path}, which must be next to it")
     core = import_openvino().Core()
     model = core.read_model(path)
     found = model.has_rt_info([METADATA_KEY])
+    engine = _engine(core, model, dtype)
+    return str(model.get_rt_info([METADATA_KEY]).astype(str)) if found else None, lambda images: engine(
+        [images]
+    )
+
+
+def check_computes(dtype: torch.dtype) -> None:
+    """Raise an error unless OpenVINO is there and computes in `dtype` on this processor."""
+    check_installed()
+    able = import_openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    if dtype not in _PRECISIONS or _PRECISIONS[dtype].upper().replace("F32", "FP32") not in able:
+        raise ConfigError(
+            f"backend openvino does not compute in {dtype} on this processor; choose backend torch"
+        )
+
+
+def open_bytes(file: bytes, dtype: torch.dtype) -> Engine:
+    """Open what `onnx_format.traced` gave."""
+    core = import_openvino().Core()
+    return _engine(core, core.read_model(file), dtype)
+
+
+def _engine(core: Any, model: Any, dtype: torch.dtype) -> Engine:
     settings = {
-        "INFERENCE_PRECISION_HINT": "f32",  # otherwise bfloat16 if the processor has that
+        "INFERENCE_PRECISION_HINT": _PRECISIONS[dtype],  # otherwise bfloat16 if the processor has that
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
     }
     compiled = core.compile_model(model, "CPU", settings)
 
-    def run(images: Tensor) -> list[Tensor]:
-        outputs = compiled([images.contiguous().numpy()])
+    def run(tensors: Sequence[Tensor]) -> list[Tensor]:
+        outputs = compiled([tensor.contiguous().numpy() for tensor in tensors])
         return [torch.from_numpy(outputs[number]) for number in range(len(compiled.outputs))]
 
-    return str(model.get_rt_info([METADATA_KEY]).astype(str)) if found else None, run
+    return run

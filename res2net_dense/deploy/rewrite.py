@@ -24,6 +24,7 @@ from res2net_dense.deploy.layers import (
     onednn_works,
 )
 from res2net_dense.deploy.roi_align import FastRoIAlign
+from res2net_dense.deploy.runtimes import compare_parts, run_in
 from res2net_dense.errors import ConfigError
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -50,6 +51,7 @@ def optimize_for_inference(
     dtype: torch.dtype | None = None,
     channels_last: bool = True,
     pad_width: int | None = None,
+    backend: str = "torch",
 ) -> nn.Module:
     """Return a copy of a network that computes the same in less time.
 
@@ -60,6 +62,8 @@ def optimize_for_inference(
         channels_last: lay out feature maps as (N, H, W, C), which is faster on CPUs and recent GPUs.
         pad_width: give the splits of Res2Net blocks zero channels up to a multiple of this, such as 8 for
             tensor cores, of which 14, 18 and 26 are not multiples. None leaves them.
+        backend: what computes the large parts on a CPU: "torch", "onnxruntime" or "openvino"; see `runtimes`.
+            "auto" measures those that are installed when images of a new size come, and keeps the fastest.
 
     Returns:
         The rewritten network in evaluation mode, without gradients, called as `model` is. In half precision
@@ -68,6 +72,8 @@ def optimize_for_inference(
 
     Raises:
         ConfigError: an argument has no meaning.
+        ExportError: the backend cannot run the network, or its results differ.
+        MissingDependencyError: the backend is not installed.
     """
     if not isinstance(model, nn.Module):
         raise ConfigError(f"a {type(model).__name__} is not a network; a Predictor has the method `optimize`")
@@ -92,7 +98,10 @@ def optimize_for_inference(
             _replace(module)
         if channels_last:
             model.to(memory_format=torch.channels_last)
-        return model if dtype in (None, torch.float32) else _HalfPrecision(model, dtype)
+        run_in(backend, model, dtype or torch.float32)
+        call = model if dtype in (None, torch.float32) else _HalfPrecision(model, dtype)
+        compare_parts(model, call)
+        return call
 
 
 class _HalfPrecision(nn.Module):

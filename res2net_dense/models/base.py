@@ -59,6 +59,10 @@ class ImageModel(nn.Module, ABC):
     def predictions(self, batch: Sequence[Sample]) -> list[Prediction]:
         """One for each image, at its original size."""
 
+    @abstractmethod
+    def logits(self, images: Tensor) -> Tensor:
+        """The network alone: `(N, C, H, W)` normalized images, without padding -> the raw outputs."""
+
     def normalize(self, images: Tensor) -> Tensor:
         """`(..., C, H, W)`, 0-255 -> normalized, on the model's device."""
         mean, std = self.get_buffer("pixel_mean"), self.get_buffer("pixel_std")

@@ -52,13 +52,17 @@ class ClassificationModel(ImageModel):
         self.mixing = Mixing(backbone.num_classes, mixup_alpha, cutmix_alpha)
 
     def predictions(self, batch: Sequence[Sample]) -> list[Prediction]:
-        return [{"logits": logits.float()} for logits in self.backbone(self._stacked(batch))]
+        return [{"logits": logits.float()} for logits in self.logits(self._stacked(batch))]
+
+    def logits(self, images: Tensor) -> Tensor:
+        """`(N, C, H, W)` normalized -> `(N, num_classes)`."""
+        return self.backbone(images)
 
     def losses(self, batch: Sequence[Sample]) -> Losses:
         images = self._stacked(batch)
         targets = torch.tensor([sample["label"] for sample in batch], device=images.device)
         images, targets = self.mixing(images, targets)
-        logits = self.backbone(images).float()
+        logits = self.logits(images).float()
         return {"loss_cls": self._loss(logits, targets)}
 
     def _loss(self, logits: Tensor, targets: Tensor) -> Tensor:

@@ -51,7 +51,7 @@ class _BackboneGraph(Graph):
         super().__init__()
         self.register_buffer("mean", model.get_buffer("pixel_mean").detach().clone())
         self.register_buffer("std", model.get_buffer("pixel_std").detach().clone())
-        self.backbone = _detached(model.backbone)
+        self.backbone = detached(model.backbone)
         self.eval()
 
     def normalize(self, images: Tensor) -> Tensor:
@@ -77,8 +77,8 @@ class SegmentationGraph(_BackboneGraph):
 
     def __init__(self, model: SegmentationModel) -> None:
         super().__init__(model)
-        self.decoder = _with_plain_pools(_detached(model.decoder))
-        self.segmentation_head = _detached(model.segmentation_head)
+        self.decoder = with_plain_pools(detached(model.decoder))
+        self.segmentation_head = detached(model.segmentation_head)
         self.divisor = model.divisor
         self.label_type = torch.uint8 if model.num_classes <= UINT8_CLASSES else torch.int64
 
@@ -100,12 +100,9 @@ class SaliencyGraph(_BackboneGraph):
 
     def __init__(self, model: SaliencyModel) -> None:
         super().__init__(model)
-        self.decoder = _with_plain_pools(_detached(model.decoder))
+        self.decoder = with_plain_pools(detached(model.decoder))
         self.decoder.sides = None  # for learning only
         self.stride = model.strides[0]
-        for module in self.decoder.modules():
-            if hasattr(module, "extents"):
-                vars(module)["extents"] = _Unpadded()
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         logits, _, _ = self.decoder(list(self.backbone(self.normalize(images)).values()))
@@ -123,16 +120,18 @@ class _Unpadded(Extents):
         return y if size is None else y[..., : size[0], : size[1]]
 
 
-def _detached(module: _Model) -> _Model:
-    """A copy in evaluation mode, without gradients and without hooks."""
+def detached(module: _Model) -> _Model:
+    """A copy in evaluation mode for images of one size, without gradients and without hooks."""
     module = copy.deepcopy(module).eval().requires_grad_(False)
     for part in module.modules():
         part._forward_hooks.clear()
         part._forward_pre_hooks.clear()
+        if hasattr(part, "extents"):
+            vars(part)["extents"] = _Unpadded()
     return module
 
 
-def _with_plain_pools(decoder: _Model) -> _Model:
+def with_plain_pools(decoder: _Model) -> _Model:
     """Replace pools that not every format can express, in place."""
     for part in decoder.modules():
         if type(part) is nn.AdaptiveAvgPool2d and part.output_size not in (1, (1, 1)):

@@ -43,6 +43,11 @@ class Extents:
         self._padded = padded
         self._sizes = None if all(size == padded for size in sizes) else list(sizes)
 
+    @property
+    def are_needed(self) -> bool:
+        """Whether an image of the batch is padded."""
+        return self._sizes is not None
+
     def of(self, x: Tensor) -> list[tuple[int, int]] | None:
         """(height, width) of each image in a map `(N, C, h, w)`; None if there is no padding."""
         if self._sizes is None:

@@ -56,5 +56,6 @@ def cell_means(x: Tensor, cells: tuple[int, int]) -> Tensor:
 def _shares(length: int, bins: int, like: Tensor) -> Tensor:
     """`(bins, length)`: the weight of each place along an edge in the mean of each cell."""
     cells, places = torch.arange(bins, device=like.device)[:, None], torch.arange(length, device=like.device)
-    inside = (places >= cells * length // bins) & (places < -(-(cells + 1) * length // bins))
+    # Rounded up without negative numbers, whose division some exporters round the other way.
+    inside = (places >= cells * length // bins) & (places < ((cells + 1) * length + bins - 1) // bins)
     return inside.to(like.dtype) / inside.sum(1, keepdim=True)

@@ -14,7 +14,7 @@ from res2net_dense.errors import ConfigError
 from res2net_dense.models.base import ImageModel, warn_if_not_finite
 from res2net_dense.models.decoders.poolnet import PoolNetDecoder
 from res2net_dense.models.padding import Extents, watch
-from res2net_dense.models.resizing import fitted, resized, rounded_up
+from res2net_dense.models.resizing import fitted, resized, rounded_up, upsampled
 from res2net_dense.models.saliency_losses import edge_loss, edge_targets, saliency_losses
 from res2net_dense.types import Losses, Prediction, Sample
 
@@ -95,7 +95,8 @@ class SaliencyModel(ImageModel):
 
     def predictions(self, batch: Sequence[Sample]) -> list[Prediction]:
         images = self._batched(batch)
-        maps = self._full(self._compute(images)[0], images, self.strides[0]).sigmoid()
+        compute = self.padded_logits if self.extents.are_needed else self.logits
+        maps = compute(images).sigmoid()
         predictions: list[Prediction] = []
         for sample, whole in zip(batch, maps, strict=True):
             height, width = sample["image"].shape[-2:]
@@ -103,6 +104,15 @@ class SaliencyModel(ImageModel):
             size = sample["original_height"], sample["original_width"]
             predictions.append({"saliency": resized_saliency(whole[0, :height, :width], size)})
         return predictions
+
+    def logits(self, images: Tensor) -> Tensor:
+        """`(N, C, H, W)` normalized, without padding -> `(N, 1, H, W)`."""
+        logits = self._compute(images)[0].float()
+        return upsampled(logits, self.strides[0])[..., : images.shape[-2], : images.shape[-1]]
+
+    def padded_logits(self, images: Tensor) -> Tensor:
+        """The same of images that are padded as the extents say."""
+        return self._full(self._compute(images)[0], images, self.strides[0])
 
     def _compute(self, images: Tensor) -> tuple[Tensor, list[Tensor], Tensor | None]:
         return self.decoder(list(self.backbone(images).values()))

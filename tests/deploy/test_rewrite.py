@@ -413,11 +413,11 @@ MODELS = [
 ]
 
 
-def assert_equal_predictions(build):
+def assert_equal_predictions(build, backend="torch"):
     """On images of different sizes, where the model takes those."""
     batch = list(samples(((64, 64), (64, 64)) if build.func is classifier else ((64, 97), (80, 64))))
     model = like_trained(build()).eval()
-    fast = optimize_for_inference(model)
+    fast = optimize_for_inference(model, backend=backend)
     assert not any(isinstance(m, FusedConv2d) for m in model.modules())
     with torch.no_grad():
         found, expected = fast(batch), model(batch)
@@ -442,3 +442,16 @@ def test_every_kind_of_model(build):
 def test_every_kind_of_model_where_onednn_is_missing(build, onednn):
     onednn(SimpleNamespace())
     assert_equal_predictions(partial(build))
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("build", [classifier, segmenter, saliency, small_rcnn], ids=lambda f: f.__name__)
+def test_every_kind_of_model_in_a_runtime(build, backend):
+    assert_equal_predictions(partial(build), backend)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("build", MODELS, ids=lambda b: f"{b.func.__name__} {b.args} {b.keywords}")
+def test_every_variant_in_a_runtime(build, backend):
+    assert_equal_predictions(build, backend)

@@ -1,0 +1,336 @@
+"""Parts of a rewritten model in another runtime, where that is faster than PyTorch.
+
+A part is a method that is a function of its tensors alone, such as the backbone of a detector or the logits
+of a segmentation network; `run_in` puts a `Part` in its place. What surrounds it (normalization, boxes,
+views, pasting of masks) stays in PyTorch, so the model keeps its contract.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as trees
+
+from res2net_dense.deploy import onnx_format, openvino_format
+from res2net_dense.deploy.description import Engine
+from res2net_dense.deploy.layers import is_traced
+from res2net_dense.deploy.quiet import quiet
+from res2net_dense.errors import ConfigError, ExportError, MissingDependencyError, is_out_of_memory, one_line
+from res2net_dense.models.base import ImageModel
+from res2net_dense.models.graphs import Graph, detached, with_plain_pools
+
+RUNTIMES = ("onnxruntime", "openvino")
+BACKENDS = ("torch", *RUNTIMES, "auto")
+
+ALLOWED = {torch.float32: 1e-3, torch.bfloat16: 0.15}
+"""The largest difference from PyTorch, as a share of the largest value, with which a part is used. In
+bfloat16 a network that was never trained loses some percent."""
+
+_ROUNDS, _SECONDS = 7, 4.0
+"""How often `auto` runs each way to choose one, and after how many seconds it stops."""
+
+_PAUSE = 0.01
+"""Seconds between two ways: the threads of a runtime wait for more work in a loop, for some milliseconds."""
+
+_EXAMPLES = ((2, 229, 301), (1, 256, 256), (1, 97, 160))
+"""Number, height and width of images with which a model is compared; a special case of sizes comes last."""
+
+_log = logging.getLogger(__name__)
+
+
+class Place(NamedTuple):
+    """Where a part is."""
+
+    module: nn.Module
+    method: str
+    channels_last: bool = False
+    """Maps go in and out as (N, H, W, C): its neighbours hold them like that, so nothing is moved."""
+    any_size: bool = True
+    """Its maps may have any height and width."""
+
+    def compute(self, *inputs: Any) -> Any:
+        """The method itself, in PyTorch."""
+        return getattr(type(self.module), self.method)(self.module, *inputs)
+
+    def going(self, tensor: Tensor) -> Tensor:
+        """As a runtime takes it, if possible without a copy, which would start PyTorch's threads: these would
+        get in the runtime's way.
+        """
+        tensor = tensor.float() if tensor.is_floating_point() else tensor
+        moves = self.channels_last and tensor.dim() == 4
+        return (tensor.permute(0, 2, 3, 1) if moves else tensor).contiguous()
+
+    def coming(self, tensor: Tensor) -> Tensor:
+        """The inverse of `going`."""
+        return tensor.permute(0, 3, 1, 2) if self.channels_last and tensor.dim() == 4 else tensor
+
+    def free_axes(self, tensor: Tensor) -> Sequence[int]:
+        """The axes of what is `going` that may have any size."""
+        if tensor.dim() != 4 or not self.any_size:
+            return (0,)
+        return (0, 1, 2) if self.channels_last else (0, 2, 3)
+
+
+def run_in(backend: str, model: nn.Module, dtype: torch.dtype) -> None:
+    """Let the parts of a rewritten model in float32 on the CPU run in `backend`, in place.
+
+    Raises:
+        ConfigError: the backend does not exist, or cannot do this.
+        MissingDependencyError: it is not installed.
+    """
+    if backend not in BACKENDS:
+        raise ConfigError(f"backend is {backend!r}; allowed: {', '.join(BACKENDS)}")
+    ways = [way for way in RUNTIMES if backend in (way, "auto")]
+    ways = [way for way in ways if _can_be_used(way, model, dtype, needed=backend == way)]
+    if ways:
+        for place in _places(model):
+            vars(place.module)[place.method] = Part(
+                place, [*(["torch"] if backend == "auto" else []), *ways], dtype
+            )
+
+
+def compare_parts(model: nn.Module, call: Callable[[Any], Any]) -> None:
+    """Run `call` on images of noise, and compare the ways of each part of `model`, which it runs.
+
+    Raises:
+        ConfigError: it has no part that could run in the backend.
+        ExportError: the only way of a part differs, or cannot express the network. `auto` leaves it out.
+    """
+    parts = [part for module in model.modules() for part in vars(module).values() if isinstance(part, Part)]
+    for part in parts:
+        part.compares = True
+    try:
+        for number, height, width in _EXAMPLES if parts else ():
+            call(_example(model, number, height, width))
+    finally:
+        for part in parts:
+            part.compares = False
+    if parts and not any(part.is_open for part in parts):
+        raise ConfigError(
+            f"no part of a {type(model).__name__} can run in {parts[0].ways[-1]}; choose backend torch"
+        )
+
+
+class Part:
+    """Takes the place of a method: computes it in the fastest of several ways, or the only one.
+
+    New weights are noticed. Hooks on modules inside of the part are called in PyTorch only.
+
+    Args:
+        place: of the method.
+        ways: of `RUNTIMES` and "torch".
+        dtype: in which convolutions compute.
+
+    Attributes:
+        compares: every call compares all ways.
+    """
+
+    def __init__(self, place: Place, ways: Sequence[str], dtype: torch.dtype) -> None:
+        self.place, self.ways, self.dtype = place, tuple(ways), dtype
+        self.compares = False
+        self._engines: dict[str, Engine] = {}
+        self._fastest: dict[tuple[int, ...], str] = {}
+        self._state: Any = None
+        self._lock = threading.RLock()
+
+    def __reduce__(self) -> Any:
+        return Part, (self.place, self.ways, self.dtype)  # a copy opens its own engines
+
+    def __call__(self, *inputs: Any) -> Any:
+        """As the method."""
+        tensors, form = trees.tree_flatten(inputs)
+        if is_traced() or not all(map(_can_leave, tensors)):
+            return self.place.compute(*inputs)
+        with self._lock:  # an engine has one call at a time
+            self._notice_changes()
+            if self.compares:
+                return self._compared(inputs)
+            way = self.ways[0] if len(self.ways) == 1 else self._choice(inputs, tensors)
+            return self._compute(way, inputs)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether a runtime has computed it."""
+        return bool(self._engines)
+
+    def _compute(self, way: str, inputs: Any) -> Any:
+        if way == "torch":
+            return self.place.compute(*inputs)
+        tensors, form = trees.tree_flatten(inputs)
+        tensors = [self.place.going(one) for one in tensors]
+        try:
+            if way not in self._engines:
+                self._engines[way] = self._open(way, tensors, form)
+            outputs = self._engines[way](tensors)
+        except Exception as error:  # exporters and runtimes raise anything
+            if is_out_of_memory(error):
+                raise
+            raise ExportError(
+                f"{way} cannot run {self} ({one_line(error)}); choose another backend"
+            ) from error
+        return trees.tree_unflatten([self.place.coming(one) for one in outputs], self._form)
+
+    def _open(self, way: str, tensors: Sequence[Tensor], form: Any) -> Engine:
+        network, free = _Network(self.place, form), [self.place.free_axes(one) for one in tensors]
+        module = onnx_format if way == "onnxruntime" else openvino_format
+        with quiet(), torch.no_grad(), torch.autocast("cpu", enabled=False):
+            engine = module.open_bytes(onnx_format.traced(network, tensors, free), self.dtype)
+        self._form = network.form_of_outputs
+        return engine
+
+    def _compared(self, inputs: Any) -> Any:
+        """What PyTorch computes; ways that differ from it are left out."""
+        expected = self.place.compute(*inputs)
+        for way in self.ways:
+            if way == "torch":
+                continue
+            try:
+                self._compare(way, self._compute(way, inputs), expected)
+            except ExportError as error:
+                if "torch" not in self.ways:
+                    raise
+                _log.warning("%s", error)
+                self.ways = tuple(other for other in self.ways if other != way)
+        return expected
+
+    def _compare(self, way: str, found: Any, expected: Any) -> None:
+        pairs = zip(trees.tree_leaves(found), trees.tree_leaves(expected), strict=True)
+        apart = max(_difference(mine, theirs.float()) for mine, theirs in pairs)
+        if not apart <= ALLOWED[self.dtype]:
+            raise ExportError(
+                f"{way} computes {self} with a difference of {apart:.2g} of the largest value, "
+                f"{ALLOWED[self.dtype]:g} is allowed; choose another backend"
+            )
+
+    def _choice(self, inputs: Any, tensors: Sequence[Tensor]) -> str:
+        """The fastest way for tensors of about this size: between the same two powers of 2."""
+        size = tuple(tensor.numel().bit_length() for tensor in tensors)
+        if size not in self._fastest:
+            least = self._least_times(inputs)
+            self._fastest[size] = min(least, key=least.__getitem__)
+            times = ", ".join(f"{way} {1000 * seconds:.1f} ms" for way, seconds in least.items())
+            shapes = ", ".join("x".join(map(str, tensor.shape)) for tensor in tensors)
+            _log.info("%s of %s: %s is used (%s)", self, shapes, self._fastest[size], times)
+        return self._fastest[size]
+
+    def _least_times(self, inputs: Any) -> dict[str, float]:
+        """Seconds of each way at its best: run in turn, after one round to warm up."""
+        least = dict.fromkeys(self.ways, float("inf"))
+        end = time.perf_counter() + _SECONDS
+        for turn in range(-1, _ROUNDS):
+            if turn > 0 and time.perf_counter() > end:
+                break
+            for way in self.ways:
+                time.sleep(_PAUSE)
+                start = time.perf_counter()
+                self._compute(way, inputs)
+                if turn >= 0:
+                    least[way] = min(least[way], time.perf_counter() - start)
+        return least
+
+    @functools.cached_property
+    def _held(self) -> list[Mapping[str, Tensor | None]]:
+        """Where the weights are: a walk over the modules in every call would take as long as a layer."""
+        modules = self.place.module.modules()
+        return [held for one in modules for held in (one._parameters, one._buffers) if held]
+
+    def _notice_changes(self) -> None:
+        """Close engines whose weights, or number of threads, are no longer those of the module."""
+        weights = [
+            (one.data_ptr(), one._version) for held in self._held for one in held.values() if one is not None
+        ]
+        state = torch.get_num_threads(), weights
+        if state != self._state:
+            self._state = state
+            self._engines.clear()
+            self._fastest.clear()
+
+    def __str__(self) -> str:
+        return f"{self.place.method} of {type(self.place.module).__name__}"
+
+
+class _Network(nn.Module):
+    """A part as a network of its own: in float32, without hooks, its tensors as they are `going`."""
+
+    def __init__(self, place: Place, form: Any) -> None:
+        super().__init__()
+        self.module = detached(place.module).float()
+        if isinstance(decoder := getattr(self.module, "decoder", None), nn.Module):
+            with_plain_pools(decoder)
+        self.place, self.form = place._replace(module=self.module), form
+        self.form_of_outputs: Any = None
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        inputs = trees.tree_unflatten([self.place.coming(one) for one in tensors], self.form)
+        leaves, self.form_of_outputs = trees.tree_flatten(self.place.compute(*inputs))
+        return tuple(self.place.going(leaf) for leaf in leaves)
+
+
+def _places(model: nn.Module) -> Iterator[Place]:
+    """The parts of a model that take its time: of any network of tensors, its whole `forward`."""
+    if isinstance(model, ImageModel):
+        yield Place(model, "logits")
+    elif not _takes_samples(model):
+        yield Place(model, "forward")
+    else:  # detectron2's
+        for name, module in model.named_modules():
+            last = name.rpartition(".")[2]
+            if name == "backbone" or last in ("rpn_head", "head"):
+                yield Place(module, "forward", channels_last=True)
+            elif last == "box_head" and not isinstance(module, nn.ModuleList):
+                yield Place(module, "forward", channels_last=True, any_size=False)
+            elif last in ("mask_head", "keypoint_head") and hasattr(module, "layers"):
+                yield Place(module, "layers", channels_last=True, any_size=False)
+
+
+def _takes_samples(model: nn.Module) -> bool:
+    return isinstance(model, ImageModel) or hasattr(model, "preprocess_image")
+
+
+def _example(model: nn.Module, number: int, height: int, width: int) -> Any:
+    """Images of noise as the model takes them."""
+    first_conv = next(one for one in model.modules() if isinstance(one, nn.Conv2d))
+    channels = len(model.get_buffer("pixel_mean")) if _takes_samples(model) else first_conv.in_channels
+    noise = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (number, channels, height, width), dtype=torch.uint8, generator=noise)
+    if _takes_samples(model):
+        sizes = {"original_height": height, "original_width": width}
+        return [{"image": image, **sizes} for image in images]
+    return images if isinstance(model, Graph) else images.float() / 64 - 2
+
+
+def _can_be_used(way: str, model: nn.Module, dtype: torch.dtype, *, needed: bool) -> bool:
+    """Whether a runtime is installed and computes what is wanted; an error if it is `needed`."""
+    try:
+        (onnx_format if way == "onnxruntime" else openvino_format).check_computes(dtype)
+        device = next((parameter.device.type for parameter in model.parameters()), "cpu")
+        if device != "cpu":
+            raise ConfigError(
+                f"backend {way} runs on the CPU, the model is on {device}; choose backend torch"
+            )
+    except (ConfigError, MissingDependencyError):
+        if needed:
+            raise
+        return False
+    return True
+
+
+def _can_leave(tensor: Any) -> bool:
+    return (
+        isinstance(tensor, Tensor)
+        and tensor.device.type == "cpu"
+        and tensor.numel() > 0
+        and not (torch.is_grad_enabled() and tensor.requires_grad)
+    )
+
+
+def _difference(found: Tensor, expected: Tensor) -> float:
+    """The largest difference as a share of the largest value."""
+    return float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-30))
