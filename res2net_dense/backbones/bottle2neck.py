@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.jit import is_scripting  # type: ignore[attr-defined]  # torch's manual has it under this name
 from torch.utils.checkpoint import checkpoint
 
+from res2net_dense.backbones import fused
 from res2net_dense.backbones.layers import (
     DeformableConv2d,
     SqueezeExcitation,
@@ -53,6 +54,7 @@ class Bottle2neck(nn.Module):
     Attributes:
         drop_path: set by `Backbone.finish`; drops the residual branch of an image in training.
         checkpointed: set by `Backbone.finish`; keep only the input for the backward pass.
+        fused: whether the splits may take the way of `kernels` where that is faster.
     """
 
     def __init__(
@@ -105,6 +107,7 @@ class Bottle2neck(nn.Module):
         self.downsample = downsample
         self.drop_path: nn.Module | None = None
         self.checkpointed = False
+        self.fused = False
         self.relu = nn.ReLU(inplace=True)
 
     def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
@@ -140,6 +143,17 @@ class Bottle2neck(nn.Module):
         return self.relu(out)
 
     def _multi_scale(self, x: Tensor) -> Tensor:
+        if self.fused and not is_scripting():
+            return self._fused_multi_scale(x)
+        return self.plain_multi_scale(x)
+
+    @torch.jit.unused
+    def _fused_multi_scale(self, x: Tensor) -> Tensor:
+        out = fused.multi_scale(self, x)
+        return self.plain_multi_scale(x) if out is None else out
+
+    def plain_multi_scale(self, x: Tensor) -> Tensor:
+        """The splits of the output of `conv1`, concatenated, with PyTorch's operations."""
         splits = torch.split(x, self.width, 1)
         outputs: list[Tensor] = []
         # The last split has no convolution. TorchScript knows zip of modules only, and without `strict`.
