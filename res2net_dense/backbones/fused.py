@@ -113,15 +113,15 @@ def _chain(block: Bottle2neck) -> kernels.Chain | None:
 def _norms(block: Bottle2neck, x: Tensor) -> Norms | None:
     """The kind of the norms; None if it is not known or mixed, or PyTorch is to raise its error."""
     norms = _modules(block.bns)
+    if {type(norm) for norm in norms} not in ({nn.BatchNorm2d}, {FrozenNorm}):
+        return None
     if len({norm.eps for norm in norms}) > 1 or any(norm.running_mean is None for norm in norms):
         return None
     tensors = [(norm.weight, norm.bias, norm.running_mean, norm.running_var) for norm in norms]
     if any(one is None or one.dtype != torch.float32 for four in tensors for one in four):
         return None
-    if all(type(norm) is FrozenNorm for norm in norms):
+    if type(norms[0]) is FrozenNorm:
         return "fixed"
-    if any(type(norm) is not nn.BatchNorm2d for norm in norms):
-        return None
     if all(norm.training for norm in norms):
         stride = _modules(block.convs)[0].stride[0]
         pixels = x.shape[0] * -(-x.shape[2] // stride) * -(-x.shape[3] // stride)

@@ -31,13 +31,12 @@ def runs_here(x: Tensor) -> bool:
     """
     return (
         type(x) is Tensor
-        and x.is_cuda
+        and _gpu_works(x.device)
         and not is_tracing()  # type: ignore[no-untyped-call]
         and not torch.compiler.is_compiling()
         and not torch.are_deterministic_algorithms_enabled()
         and not torch._C._functorch.is_functorch_wrapped_tensor(x)
         and _fits(x)
-        and _gpu_works(x.device)
     )
 
 
@@ -58,7 +57,8 @@ def _fits(x: Tensor) -> bool:
 def _gpu_works(device: torch.device) -> bool:
     """Whether Triton is there, and a GPU that it makes programs for."""
     return (
-        torch.version.cuda is not None
+        device.type == "cuda"
+        and torch.version.cuda is not None  # PyTorch for AMD says "cuda" too
         and importlib.util.find_spec("triton") is not None
         and torch.cuda.get_device_capability(device) >= (8, 0)
     )
