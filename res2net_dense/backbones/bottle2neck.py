@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.jit import is_scripting  # type: ignore[attr-defined]  # torch's manual has it under this name
 from torch.utils.checkpoint import checkpoint
 
+from res2net_dense import kernels
 from res2net_dense.backbones import fused
 from res2net_dense.backbones.layers import (
     DeformableConv2d,
@@ -34,6 +35,7 @@ from res2net_dense.backbones.layers import (
     batch_norm_statistics_kept,
     build_norm,
 )
+from res2net_dense.errors import ConfigError
 from res2net_dense.network_options import Res2NetOptions
 
 
@@ -165,3 +167,21 @@ class Bottle2neck(nn.Module):
             outputs.append(self.relu(bn(conv(split))))
         outputs.append(splits[-1] if self.pool is None else self.pool(splits[-1]))
         return torch.cat(outputs, 1)
+
+
+def fuse_blocks(network: nn.Module, device: torch.device) -> None:
+    """Let the Res2Net blocks of a network take the fastest way on a device.
+
+    Raises:
+        ConfigError: the device knows one way only, or there are no blocks with splits.
+    """
+    if not kernels.gpu_works(device):
+        raise ConfigError(
+            "train.fused_block needs an NVIDIA GPU of compute capability 8.0 or newer, and Triton, which "
+            f"comes with PyTorch for CUDA; remove it on {device}"
+        )
+    blocks = [one for one in network.modules() if isinstance(one, Bottle2neck) and one.conv2 is None]
+    if not blocks:
+        raise ConfigError("train.fused_block has no effect: the network has no Res2Net blocks; remove it")
+    for block in blocks:
+        block.fused = True

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,15 +24,15 @@ def multi_scale(block: FusedBottle2neck, x: Tensor) -> Tensor | None:
     if chain is None or any(conv.weight.dtype != x.dtype for conv in convs):
         return None
     weight, affine = _prepared(block, chain, convs)
-    ways = {
-        tile: (lambda tile=tile: [kernels.infer(x, chain, weight, affine, tile)])
-        for tile in kernels.tiles(chain, x.dtype, x.shape)
-    }
-    tile = kernels.choose(
-        ("infer", kernels.shape_class(x, chain)),
-        {None: lambda: [block.plain_splits(x.clone(memory_format=torch.preserve_format))], **ways},
-    )
-    return None if tile is None else kernels.infer(x, chain, weight, affine, tile)
+
+    def run(tile: kernels.Tile | None) -> list[Tensor]:
+        if tile is None:
+            return [block.plain_splits(x.clone(memory_format=torch.preserve_format))]
+        return [kernels.infer(x, chain, weight, affine, tile)]
+
+    ways = {tile: partial(run, tile) for tile in (None, *kernels.tiles(chain, x.dtype, x.shape))}
+    tile = kernels.choose(("infer", kernels.shape_class(x, chain)), ways)
+    return None if tile is None else run(tile)[0]
 
 
 def _convs(block: FusedBottle2neck) -> list[Any]:

@@ -8,15 +8,16 @@ maps, and writes its result in its place.
 * `run_fixed`: a chain whose norms are fixed, with gradients if they are needed; `run_batch`: in training,
   with norms of the batch; `infer`: the first without gradients, with weights and norms prepared by
   `pack_weights` and `fixed_norms`.
-* `runs_here`, `shape_class`, `tiles`, `choose`: whether the programs run for a map at all, and which of the
-  few ways, PyTorch's among them, is the fastest for maps like it. `chosen` has what was measured.
+* `gpu_works`, `runs_here`, `shape_class`, `tiles`, `choose`: whether the programs run on a device and for a
+  map at all, and which of the few ways, PyTorch's among them, is the fastest for maps like it. `chosen` has
+  what was measured.
 
 Everything here takes tensors and numbers and knows no network.
 """
 
 from res2net_dense.kernels.autograd import fixed_norms, run_batch, run_fixed
 from res2net_dense.kernels.chain import Chain, chain_bytes
-from res2net_dense.kernels.choice import choose, chosen, runs_here, shape_class
+from res2net_dense.kernels.choice import choose, chosen, gpu_works, runs_here, shape_class
 from res2net_dense.kernels.launch import Tile, Trained, infer, pack_weights, tiles
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "choose",
     "chosen",
     "fixed_norms",
+    "gpu_works",
     "infer",
     "pack_weights",
     "run_batch",

@@ -31,7 +31,7 @@ def runs_here(x: Tensor) -> bool:
     """
     return (
         type(x) is Tensor
-        and _gpu_works(x.device)
+        and gpu_works(x.device)
         and not is_tracing()  # type: ignore[no-untyped-call]
         and not torch.compiler.is_compiling()
         and not torch.are_deterministic_algorithms_enabled()
@@ -54,7 +54,7 @@ def _fits(x: Tensor) -> bool:
 
 
 @functools.cache
-def _gpu_works(device: torch.device) -> bool:
+def gpu_works(device: torch.device) -> bool:
     """Whether Triton is there, and a GPU that it makes programs for."""
     return (
         device.type == "cuda"

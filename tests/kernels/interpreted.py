@@ -58,18 +58,18 @@ LONGER = [
 WIDTHS = (1, 3, 14, 18, 24, 25, 26, 28, 36, 48, 52, 56, 72, 96, 104, 112, 144, 192, 208)
 SLOW = [
     *LONGER,
-    *((w, 4, kind, (5, 6), tile) for w in WIDTHS for kind in (PLAIN, STRIDED) for tile in (LARGE, SMALL)),
+    *((width, 4, kind, (5, 6), LARGE) for width in WIDTHS for kind in (PLAIN, STRIDED)),
+    *((width, 3, kind, (5, 6), SMALL) for width in (25, 36) for kind in (PLAIN, STRIDED)),
     *((26, scale, kind, (5, 5), LARGE) for scale in range(2, 9) for kind in (PLAIN, STAGE, STRIDED)),
     *(
-        (32, 4, {**kind, "cardinality": groups, "dilation": dilation}, size, tile)
+        (32, 3, {**kind, "cardinality": groups, "dilation": dilation}, size, LARGE)
         for kind in (PLAIN, STRIDED)
-        for groups in (1, 2, 8, 32)
+        for groups in (1, 8, 32)
         for dilation in (1, 2, 4)
-        for size in ((1, 1), (2, 2), (7, 5), (14, 14))
-        for tile in (LARGE, SMALL, WHOLE)
-        if not (tile.whole and kind)
+        for size in ((1, 1), (2, 2), (7, 5))
     ),
-]  # fmt: skip
+    *((width, 4, {"dilation": dilation}, (14, 14), WHOLE) for width in (14, 56) for dilation in (1, 2)),
+]
 
 
 def case(width, scale, numbers, size, tile):

@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from res2net_dense import kernels
+from res2net_dense import create_backbone, kernels
 from res2net_dense.backbones import fused
-from res2net_dense.backbones.bottle2neck import Bottle2neck
+from res2net_dense.backbones.bottle2neck import Bottle2neck, fuse_blocks
+from res2net_dense.errors import ConfigError
 from res2net_dense.kernels import Chain, Tile, choice
 from res2net_dense.network_options import Res2NetOptions
 
@@ -121,7 +122,7 @@ def test_maps_that_the_programs_read():
 def test_plain_pytorch_runs_where_the_programs_cannot(monkeypatch):
     x, asked = last(), []
     assert not choice.runs_here(x)  # on the CPU
-    monkeypatch.setattr(choice, "_gpu_works", lambda device: True)
+    monkeypatch.setattr(choice, "gpu_works", lambda device: True)
     assert choice.runs_here(x)
     assert not choice.runs_here(x.as_subclass(Subclass))
     assert not choice.runs_here(torch.fx.Proxy(torch.fx.Graph().placeholder("x")))
@@ -245,6 +246,18 @@ def test_a_trial_leaves_nothing_behind():
         assert one.equal(before[name]), name
 
 
+def test_fused_blocks_need_a_gpu_and_splits(monkeypatch):
+    network = create_backbone("test_res2net")
+    with pytest.raises(ConfigError, match="train.fused_block needs an NVIDIA GPU.*on cpu"):
+        fuse_blocks(network, torch.device("cpu"))
+    monkeypatch.setattr(kernels, "gpu_works", lambda device: True)
+    with pytest.raises(ConfigError, match="train.fused_block has no effect"):
+        fuse_blocks(create_backbone("test_resnet"), torch.device("cpu"))
+    fuse_blocks(network, torch.device("cpu"))
+    assert all(block.fused for block in network.modules() if isinstance(block, Bottle2neck))
+    torch.jit.script(network.eval())  # knows the plain way only
+
+
 def test_everything_works_without_triton():
     code = """
 import sys
@@ -257,10 +270,10 @@ for module in network.modules():
 x = torch.randn(1, 3, 32, 32).to(memory_format=torch.channels_last)
 with torch.no_grad():
     torch.testing.assert_close(optimize_for_inference(network)(x), network(x), atol=1e-4, rtol=1e-4)
-assert not kernels.choice._gpu_works(torch.device("cpu"))
+assert not kernels.choice.gpu_works(torch.device("cpu"))
 torch.cuda.get_device_capability = lambda device: (9, 0)
 torch.version.cuda = "13.0"
-assert not kernels.choice._gpu_works(torch.device("cuda"))
+assert not kernels.choice.gpu_works(torch.device("cuda"))
 print("works")
 """
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

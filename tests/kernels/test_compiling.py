@@ -61,7 +61,7 @@ def all_launches(monkeypatch, chain, size, dtype):
     [
         (CHAINS[:1], torch.bfloat16, 90),
         *(
-            pytest.param(CHAINS + MORE, dtype, capability, marks=pytest.mark.slow)
+            pytest.param(CHAINS + MORE, dtype, capability, marks=pytest.mark.slow, id=f"{dtype}-{capability}")
             for dtype in (torch.bfloat16, torch.float16, torch.float32)
             for capability in (80, 90)
         ),
