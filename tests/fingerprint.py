@@ -86,7 +86,8 @@ def _cached_model(build, task, config, **options):
     views = {name: getattr(config.eval, name, None) for name in ("scales", "flip", "window", "window_stride")}
     parts = [
         *(config.backbone, config.model, config.data.channels, config.runtime.seed, views, options),
-        *(config.train.channels_last, config.train.compile, config.task, config.data.class_names),
+        *(config.train.channels_last, config.train.compile, config.train.fused_block),
+        *(config.task, config.data.class_names),
     ]
     key = json.dumps([one.model_dump(mode="json") if isinstance(one, Section) else one for one in parts])
     if key not in MODELS:

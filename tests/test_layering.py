@@ -22,7 +22,8 @@ ALLOWED = {
     "cli": None,  # everything
     "toy": set(),
     "hub": {"backbones", "convert", "data", "engine"},
-    "backbones": {"convert"},  # `create_backbone` calls it for weights, inside the function
+    "kernels": set(),  # programs on tensors, which know no network
+    "backbones": {"convert", "kernels"},  # `create_backbone` calls convert for weights, inside the function
     "convert": {"backbones"},
     "integrations": {"backbones", "convert"},
     "models": {"integrations", "backbones", "convert"},
@@ -31,7 +32,7 @@ ALLOWED = {
     "engine": set(),
     "report": set(),
     "config": {"data"},  # the parts that its layouts read
-    "deploy": {"models", "backbones"},
+    "deploy": {"models", "backbones", "kernels"},
     "tasks": {"models", "backbones", "data", "evaluation", "config", "engine", "convert", "report"},
     "trained": {"tasks", "deploy", "config", "convert", "engine"},
     "jobs": {"trained", "tasks", "engine", "config"},
@@ -67,6 +68,7 @@ OPTIONAL_LIBRARIES = {
     "onnxruntime": {"deploy/onnx_format.py", "deploy/quantize.py"},
     "openvino": {"deploy/openvino_format.py"},
     "hotcoco": {"evaluation/coco.py"},
+    "triton": {"kernels/programs.py", "kernels/launch.py"},
     "jinja2": {"report/findings.py"},
 }
 

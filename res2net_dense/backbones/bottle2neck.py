@@ -27,12 +27,15 @@ from torch import Tensor, nn
 from torch.jit import is_scripting  # type: ignore[attr-defined]  # torch's manual has it under this name
 from torch.utils.checkpoint import checkpoint
 
+from res2net_dense import kernels
+from res2net_dense.backbones import fused
 from res2net_dense.backbones.layers import (
     DeformableConv2d,
     SqueezeExcitation,
     batch_norm_statistics_kept,
     build_norm,
 )
+from res2net_dense.errors import ConfigError
 from res2net_dense.network_options import Res2NetOptions
 
 
@@ -53,6 +56,7 @@ class Bottle2neck(nn.Module):
     Attributes:
         drop_path: set by `Backbone.finish`; drops the residual branch of an image in training.
         checkpointed: set by `Backbone.finish`; keep only the input for the backward pass.
+        fused: whether the splits may take the way of `kernels` where that is faster.
     """
 
     def __init__(
@@ -105,6 +109,7 @@ class Bottle2neck(nn.Module):
         self.downsample = downsample
         self.drop_path: nn.Module | None = None
         self.checkpointed = False
+        self.fused = False
         self.relu = nn.ReLU(inplace=True)
 
     def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
@@ -140,6 +145,17 @@ class Bottle2neck(nn.Module):
         return self.relu(out)
 
     def _multi_scale(self, x: Tensor) -> Tensor:
+        if self.fused and not is_scripting():
+            return self._fused_multi_scale(x)
+        return self.plain_multi_scale(x)
+
+    @torch.jit.unused
+    def _fused_multi_scale(self, x: Tensor) -> Tensor:
+        out = fused.multi_scale(self, x)
+        return self.plain_multi_scale(x) if out is None else out
+
+    def plain_multi_scale(self, x: Tensor) -> Tensor:
+        """The splits of the output of `conv1`, concatenated, with PyTorch's operations."""
         splits = torch.split(x, self.width, 1)
         outputs: list[Tensor] = []
         # The last split has no convolution. TorchScript knows zip of modules only, and without `strict`.
@@ -151,3 +167,21 @@ class Bottle2neck(nn.Module):
             outputs.append(self.relu(bn(conv(split))))
         outputs.append(splits[-1] if self.pool is None else self.pool(splits[-1]))
         return torch.cat(outputs, 1)
+
+
+def fuse_blocks(network: nn.Module, device: torch.device) -> None:
+    """Let the Res2Net blocks of a network take the fastest way on a device.
+
+    Raises:
+        ConfigError: the device knows one way only, or there are no blocks with splits.
+    """
+    if not kernels.gpu_works(device):
+        raise ConfigError(
+            "train.fused_block needs an NVIDIA GPU of compute capability 8.0 or newer, and Triton, which "
+            f"comes with PyTorch for CUDA; remove it on {device}"
+        )
+    blocks = [one for one in network.modules() if isinstance(one, Bottle2neck) and one.conv2 is None]
+    if not blocks:
+        raise ConfigError("train.fused_block has no effect: the network has no Res2Net blocks; remove it")
+    for block in blocks:
+        block.fused = True

@@ -199,6 +199,16 @@ class TrainConfig(Section):
     """Keep the channels of a pixel together in memory; often faster with mixed precision."""
     compile: bool = False
     """Compile the backbone with torch.compile."""
+    fused_block: Annotated[
+        bool,
+        OnlyWith("channels_last", True),
+        OnlyWith("compile", False),
+        OnlyWith("/backbone.norm", "BN", "FrozenBN"),
+        OnlyWith("/backbone.checkpoint_activations", False),
+        OnlyWith("/runtime.deterministic", False),
+    ] = False
+    """Run the splits of Res2Net blocks by own GPU programs where they are faster, which is measured; needs an
+    NVIDIA GPU and Triton. Two runs can choose differently, so they are equal up to rounding only."""
     on_non_finite: Literal["raise", "skip"] = "raise"
     """At a NaN or infinite loss or gradient: end the run, or skip the step (at most three in a row)."""
     log_every: Steps = 20

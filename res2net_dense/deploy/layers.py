@@ -22,6 +22,7 @@ from torch.jit import is_tracing  # type: ignore[attr-defined]  # torch's manual
 from torch.nn import functional
 
 from res2net_dense.backbones.bottle2neck import Bottle2neck
+from res2net_dense.deploy import gpu_splits
 from res2net_dense.errors import one_line
 
 _log = logging.getLogger(__name__)
@@ -138,6 +139,8 @@ class FusedBottle2neck(Bottle2neck):
     """
 
     grouped: nn.Module | None
+    prepared: tuple[Any, list[Tensor], tuple[Tensor, Tensor]] | None = None
+    """Weights as `gpu_splits` wants them, and of what they were made."""
 
     def forward(self, x: Tensor, shortcut: Tensor | None = None, overwrite: bool = False) -> Tensor:
         """As `Bottle2neck.forward`; with `overwrite` it may write into `x`."""
@@ -155,6 +158,14 @@ class FusedBottle2neck(Bottle2neck):
     def _multi_scale(self, x: Tensor) -> Tensor:
         if self.conv2 is not None:
             return self.conv2(x)
+        held = _held(*self.convs, *filter(None, (self.grouped, self.pool)))
+        out = None if held else gpu_splits.multi_scale(self, x)
+        return self.plain_splits(x) if out is None else out
+
+    def plain_splits(self, x: Tensor) -> Tensor:
+        """The splits of the output of `conv1`, concatenated, with the layers of this module; may write into
+        `x`.
+        """
         if self.independent:
             return self._independent(x)
         # What autograd needs must not be overwritten, and few formats can express that.

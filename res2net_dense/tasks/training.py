@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from res2net_dense.backbones.bottle2neck import fuse_blocks
 from res2net_dense.backbones.registry import check_options_act
 from res2net_dense.config import Config, config_to_dict, save_config
 from res2net_dense.engine import distributed
@@ -286,6 +287,8 @@ def build_state(config: Config, device: torch.device, *, load_weights: bool) -> 
     plain.to(device)
     if options.channels_last:
         plain.to(memory_format=torch.channels_last)
+    if options.fused_block:
+        fuse_blocks(plain, device)
     if options.compile:
         getattr(plain, "backbone", plain).compile()  # in place: the state dict keeps its names
     lr = scale_lr(options.optimizer.lr, options.batch_size, options.reference_batch)

@@ -37,6 +37,7 @@ SAME = {
 UNSEEN = {
     "data.channels": "images with other channels are refused; it acts on those of four, in tests/data",
     "model.num_classes": "the data have the classes, and another number is refused; it acts without data",
+    "train.fused_block": "needs an NVIDIA GPU, and is refused without",
     "runtime.device": "there is one device here, and others are refused",
     "classification train.optimizer.backbone_lr_factor": "refused, as the head is a part of the network",
 }
