@@ -10,7 +10,7 @@ DEMO_DIR ?= output/demo
 TESTS = OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder \
   tests/tools $(filter-out tests/tools/ tests/__pycache__/,$(sort $(wildcard tests/*/))) $(wildcard tests/test_*.py)
 
-.PHONY: demo test test-all check parity bench docs lock clean
+.PHONY: demo test test-all check parity bench docs lock clean gpu gpu-wheels
 
 demo: $(STAMP)
 	$(PY) -m res2net_dense.cli demo --output $(DEMO_DIR)
@@ -39,6 +39,15 @@ bench: $(STAMP)
 	  --formats eager optimized --against timm resnet50 --repeats 7 --warmup 1 --json output/benchmark.json
 	$(PY) -m res2net_dense.cli benchmark --model res2net50_26w_4s --batch 1 8 --formats optimized --against timm timm-compiled \
 	  --repeats 7 --warmup 1 --json output/benchmark_compiled.json
+
+# Everything that needs a CUDA GPU, in six minutes and without network; on a bare image with its own Python:
+# `make gpu-wheels` where pip finds packages, then there `make gpu PY=python3 STAMP=`.
+GPU_WHEELS ?= build/gpu-wheels
+gpu: $(STAMP)
+	$(PY) benchmarks/gpu.py $(if $(wildcard $(GPU_WHEELS)/*.whl),--wheels $(GPU_WHEELS)) $(GPU_ARGS)
+
+gpu-wheels: $(STAMP)
+	$(PY) benchmarks/gpu_wheels.py --output $(GPU_WHEELS)
 
 docs: $(STAMP)
 	$(PY) docs/make_model_zoo.py
