@@ -35,7 +35,8 @@ import torch
 from detectron2_training import as_sample, detectron2_config, detectron2_loader, detectron2_trainer
 
 from res2net_dense.cli._benchmark import peak_memory
-from res2net_dense.engine.trainer import LoopOptions, Trainer, seed_everything
+from res2net_dense.engine.seeding import seed_everything
+from res2net_dense.engine.trainer import LoopOptions, Trainer
 
 BASELINE = "detectron2 fp32"
 

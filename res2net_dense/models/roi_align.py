@@ -54,7 +54,7 @@ def roi_align(
     """
     setting = _Setting(output_size, spatial_scale, sampling_ratio, aligned)
     if features.requires_grad and torch.is_grad_enabled():
-        return _RoIAlign.apply(features, boxes, setting)  # type: ignore[no-untyped-call]
+        return _RoIAlign.apply(features, boxes, setting)
     return _pooled(features, boxes, setting)
 
 
@@ -135,7 +135,7 @@ def _weights(side: _Side, cells: int, length: int) -> tuple[Tensor, list[int], l
     pixel on and up to which one there are any.
     """
     result = side.starts.new_zeros(len(side.starts), cells, length)
-    for samples in side.samples.unique().tolist():
+    for samples in torch.unique(side.samples).tolist():
         chosen = (side.samples == samples).nonzero().flatten()
         places, weights = _taps(side.starts[chosen], side.cells[chosen], cells, samples, length)
         result[chosen] = result[chosen].scatter_add(2, places, weights)
