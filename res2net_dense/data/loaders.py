@@ -224,6 +224,12 @@ class BatchLoader:
         """Begin the endless batches after so many optimizer steps."""
         self._endless.start_iteration = iteration
 
+    def feed(self, device: torch.device) -> None:
+        """Give batches from which copies to this device need not be waited for: on CUDA in page-locked
+        memory, which a thread copies them to.
+        """
+        self.loader.pin_memory = device.type == "cuda"
+
     @property
     def _endless(self) -> TrainBatches:
         assert isinstance(self.batches, TrainBatches)

@@ -61,6 +61,9 @@ class WorkerBatches:
         collate: of what was read for a batch, in the worker.
         setting: what a message calls the timeout.
 
+    Attributes:
+        pin_memory: whether the tensors of a batch are in page-locked memory; set it before iterating.
+
     Raises:
         ReadingError: from iterating: a batch takes too long, a worker died, or `read` raised what is not an
             error of ours.
@@ -79,6 +82,7 @@ class WorkerBatches:
     ) -> None:
         self.read, self.batches, self.workers, self.timeout = read, batches, workers, timeout
         self.collate, self.setting = collate or list, setting
+        self.pin_memory = False
 
     def __len__(self) -> int:
         """Number of batches; a TypeError where they are endless."""
@@ -94,6 +98,7 @@ class WorkerBatches:
             num_workers=self.workers,
             collate_fn=_same,
             worker_init_fn=partial(_init_worker, notes),
+            pin_memory=self.pin_memory,
             timeout=0 if can_alarm() or not self.workers else self.timeout,
             # Starting draws a number: not from the global generator, which a resumed run restores.
             generator=torch.Generator(),

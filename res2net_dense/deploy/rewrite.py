@@ -151,7 +151,9 @@ def _replace(module: nn.Module) -> None:
         FusedConv2d.of(module, module.weight, module.bias, relu=False)
     elif isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward:
         FusedLinear.of(module)
-    elif type(module).__name__ in ("RoIAlign", "ROIAlign"):  # torchvision's and detectron2's
+    elif {"RoIAlign", "ROIAlign"} & {
+        kind.__name__ for kind in type(module).__mro__
+    }:  # torchvision, detectron2
         FastRoIAlign.of(module)
     elif isinstance(module, Res2Net):
         for name, stage in module.named_children():

@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import math
-import random
 import sys
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from tqdm import tqdm
 
 from res2net_dense.engine import distributed
+from res2net_dense.engine.buffers import BuffersBefore
 from res2net_dense.engine.checkpointer import Checkpointer, TrainState
 from res2net_dense.engine.early_stop import EarlyStop
 from res2net_dense.engine.inference import autocast
 from res2net_dense.engine.metric_log import MetricLog
+from res2net_dense.engine.on_device import on_device
 from res2net_dense.engine.out_of_memory import describe_images, explaining_memory
+from res2net_dense.engine.seeding import seed_everything
 from res2net_dense.engine.stopping import GRACE, Stop, Stopped, stop_on_signals, uninterrupted
 from res2net_dense.errors import ConfigError, DatasetError, Res2NetDenseError, one_line, printable
 from res2net_dense.types import Losses, Sample
@@ -99,12 +100,11 @@ class Trainer:
         self.scored = state.ema.module if state.ema else plain
         self.groups = state.optimizer.param_groups
         self.parameters = [parameter for group in self.groups for parameter in group["params"]]
-        self.buffers = list(plain.buffers())
+        self.buffers = BuffersBefore(plain)
         self.device = self.parameters[0].device
         self.last_saved = state.iteration  # a resumed run starts from a checkpoint
         self.skipped = 0
         self.samples: list[Sample] = []
-        self.buffers_before: list[Tensor] = []
         self.is_changing = False
         for group in self.groups:
             group.setdefault("initial_lr", group["lr"])
@@ -176,8 +176,8 @@ class Trainer:
         return state.metrics
 
     def batches(self) -> Generator[list[Sample]]:
-        """Yield those of the loader; closing this generator closes the loader's, which ends its workers."""
-        yield from self.loader
+        """Yield those of the loader, on the device; closing it closes the loader's, and ends its workers."""
+        yield from on_device(self.loader, self.device)
         raise DatasetError(
             f"the training loader ended after {self.state.iteration} iterations: it must not end, check that "
             "the data set is not empty"
@@ -225,7 +225,7 @@ class Trainer:
         for group in self.groups:
             group["lr"] = group["initial_lr"] * factor
         self.lr = self.state.optimizer.defaults["lr"] * factor
-        self.buffers_before = [buffer.clone() for buffer in self.buffers]
+        self.buffers.take()
         self.state.optimizer.zero_grad(set_to_none=True)
         self.losses: Losses = {}
         self.samples = []
@@ -245,10 +245,11 @@ class Trainer:
         with nullcontext() if is_last else getattr(model, "no_sync", nullcontext)():
             with autocast(self.device, self.options.precision):
                 losses: Losses = model(batch)
-                loss = _sum(losses) / parts
+                values = _stacked(losses)
+                loss = values.sum() / parts
             (scaler.scale(loss) if scaler else loss).backward()  # type: ignore[no-untyped-call]
-        for name, value in losses.items():
-            self.losses[name] = self.losses.get(name, 0.0) + value.detach().float() / parts
+        for name, value in zip(losses, (values.detach() / parts).unbind(), strict=True):
+            self.losses[name] = self.losses[name] + value if name in self.losses else value
 
     def check_and_clip(self, stop: Stop) -> bool:
         """Clip the gradient; False if a loss or a gradient of any process is NaN or infinite.
@@ -259,10 +260,11 @@ class Trainer:
         if scaler:
             scaler.unscale_(self.state.optimizer)
         self.norm = get_total_norm([p.grad for p in self.parameters if p.grad is not None])
-        total = _sum(self.losses)
-        self.bad_loss, self.bad_norm = (~torch.isfinite(torch.stack([total, self.norm.to(total)]))).tolist()
+        total = _stacked(self.losses).sum()
+        read: list[float] = torch.stack([total, self.norm.to(total)]).tolist()
+        self.bad_loss, self.bad_norm = not math.isfinite(read[0]), not math.isfinite(read[1])
         # The scaler handles an overflow of half precision. With a scale below 1 it is not an overflow.
-        bad = self.bad_loss or (self.bad_norm and (not scaler or scaler.get_scale() < 1.0))
+        bad: int = self.bad_loss or (self.bad_norm and (not scaler or scaler.get_scale() < 1.0))
         # All processes skip, or stop, together.
         bad, self.signal = distributed.maximum([int(bad), stop.signal], self.device)
         if self.options.clip_grad_norm is not None and not self.bad_norm:
@@ -312,13 +314,12 @@ class Trainer:
 
     def undo(self) -> None:
         """Take back what the forward passes of an unfinished iteration have changed: the buffers."""
-        for buffer, before in zip(self.buffers, self.buffers_before, strict=False):
-            buffer.copy_(before)
+        self.buffers.put_back()
 
     def end_iteration(self) -> None:
         """Count the iteration, and leave nothing of it to be undone."""
         self.state.iteration += 1
-        self.buffers_before = []
+        self.buffers.forget()
         self.is_changing = False
 
     def log_losses(self, log: MetricLog) -> None:
@@ -387,25 +388,16 @@ class Trainer:
         return explaining_memory(self.device, (lambda: doing) if doing else in_iteration, remedy)
 
 
-def seed_everything(*numbers: int) -> None:
-    """Set the random state of torch (CPU and GPUs), numpy and Python as a function of `numbers` (each at
-    least 0).
-    """
-    words = np.random.SeedSequence(numbers).generate_state(3)
-    torch.manual_seed(int(words[0]))
-    np.random.seed(int(words[1]))
-    random.seed(int(words[2]))
-
-
 def _report(text: str) -> None:
     if distributed.is_main():
         tqdm.write(printable(text), file=sys.stderr)
 
 
-def _sum(losses: Losses) -> Tensor:
+def _stacked(losses: Losses) -> Tensor:
+    """`(losses,)` float32."""
     if not losses:  # of a task of the user's own
         raise ConfigError("the model returned no losses in training mode: it must return at least one")
-    return torch.stack([value.float() for value in losses.values()]).sum()
+    return torch.stack([value.float() for value in losses.values()])
 
 
 def _is_better(state: TrainState, name: str, lower_is_better: bool) -> bool:

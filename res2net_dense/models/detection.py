@@ -21,9 +21,11 @@ from res2net_dense.integrations.detectron2 import (  # first: a clear message wh
 from res2net_dense.models.base import PIXEL_MEAN, PIXEL_STD, check_class_weights
 from res2net_dense.models.detection_config import FPN_RCNN, SETTINGS, check_read, make_config
 from res2net_dense.models.detections import DENSE_MASK_BYTES, paste
+from res2net_dense.models.roi_align import roi_align
 from res2net_dense.types import ClassRows, Losses, Prediction, Sample
 
 # isort: split
+from detectron2.layers import ROIAlign
 from detectron2.modeling import GeneralizedRCNN, build_proposal_generator, build_roi_heads
 from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
@@ -82,6 +84,18 @@ class _WeightedOutputLayers(FastRCNNOutputLayers):  # type: ignore[misc]  # dete
         total = self.class_weights[classes].sum()
         factor = self.loss_weight.get("loss_cls", 1.0)
         return {**losses, "loss_cls": factor * loss / torch.where(total > 0, total, 1)}
+
+
+class _LearningRoIAlign(ROIAlign):  # type: ignore[misc]  # detectron2 is untyped
+    """detectron2's layer, which learns on a CPU many times as fast: torchvision's gradient uses one core."""
+
+    def forward(self, input: Tensor, rois: Tensor) -> Tensor:
+        learns = self.training and input.requires_grad and torch.is_grad_enabled()
+        if not learns or input.device.type != "cpu" or input.dtype != torch.float32:
+            return super().forward(input, rois)
+        size = self.output_size
+        settings = size if isinstance(size, tuple) else (size, size), self.spatial_scale, self.sampling_ratio
+        return roi_align(input, rois.float(), *settings, self.aligned)
 
 
 def build_rcnn(
@@ -147,6 +161,9 @@ def build_rcnn(
         check_class_weights(class_weights, cfg.MODEL.ROI_HEADS.NUM_CLASSES)
         _weight_classes(rcnn.roi_heads, class_weights)
     check_read(cfg, passed, "mask_rcnn" if mask else "faster_rcnn")
+    for layer in rcnn.roi_heads.modules():
+        if type(layer) is ROIAlign:
+            layer.__class__ = _LearningRoIAlign
     # Under autocast detectron2 would round the boxes to half precision, that is to whole pixels above 256 and
     # to 4 above 1024, before it pools features from them.
     for name in ("box_pooler", "mask_pooler"):

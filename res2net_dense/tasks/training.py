@@ -23,7 +23,8 @@ from res2net_dense.engine.distributed import print_rank0
 from res2net_dense.engine.inference import evaluate, resolve_precision
 from res2net_dense.engine.metric_log import MetricLog, write_results
 from res2net_dense.engine.optim import Ema, build_optimizer, scale_lr
-from res2net_dense.engine.trainer import LoopOptions, Trainer, seed_everything
+from res2net_dense.engine.seeding import seed_everything
+from res2net_dense.engine.trainer import LoopOptions, Trainer
 from res2net_dense.errors import CheckpointError, ConfigError, counted, printable
 from res2net_dense.evaluation.operating_points import points_json, points_table
 from res2net_dense.outputs import Outputs
@@ -101,6 +102,7 @@ def train_and_evaluate(
         checkpointer.save(state)  # before the note forgets the other set
     data.note()
     loader.start_at(state.iteration)
+    loader.feed(device)
     if distributed.is_main():
         save_config(config, folder / "config.yaml")
     print_rank0(

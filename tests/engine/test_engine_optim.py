@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from res2net_dense.engine.checkpointer import TrainState, restore
 from res2net_dense.engine.optim import Anchor, Ema, build_optimizer, build_schedule, scale_lr
 from res2net_dense.errors import CheckpointError, ConfigError
 
@@ -219,3 +220,67 @@ def test_a_weight_decay_for_no_norm_is_refused():
     with pytest.raises(ConfigError, match="norm_weight_decay = 0.1: has no effect"):
         build_optimizer(nn.Linear(2, 2), lr=1.0, norm_weight_decay=0.1)
     build_optimizer(nn.Linear(2, 2), lr=1.0, norm_weight_decay=0.0)  # the usual one
+
+
+def learn(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> None:
+    for step in range(steps):
+        optimizer.zero_grad()
+        generator = torch.Generator().manual_seed(step)
+        model(torch.rand(2, 3, 6, 6, generator=generator, dtype=torch.float64)).square().mean().backward()
+        optimizer.step()
+
+
+PLAIN = {
+    "sgd": (torch.optim.SGD, {"momentum": 0.9}),
+    "adam": (torch.optim.Adam, {}),
+    "adamw": (torch.optim.AdamW, {}),
+}
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_a_checkpoint_of_an_optimizer_that_is_not_fused_goes_on(name: str, tmp_path) -> None:
+    """It had other options, and may have another layout in memory than the weights have now."""
+    torch.manual_seed(0)
+    theirs = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 3)).double()
+    kind, options = PLAIN[name]
+    plain = kind(theirs.parameters(), lr=0.01, weight_decay=1e-4, foreach=False, **options)
+    learn(theirs, plain, 3)
+    ours = copy.deepcopy(theirs).to(memory_format=torch.channels_last)
+    fused = build_optimizer(ours, name=name, lr=0.01)
+    state = TrainState(ours, fused)
+    content = {"iteration": 3, "model": theirs.state_dict(), "optimizer": copy.deepcopy(plain.state_dict())}
+    restore(content, state)
+    assert all(group["fused"] and not group["foreach"] for group in fused.param_groups)
+    learn(theirs, plain, 3)
+    learn(ours, fused, 3)
+    for one, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(one, other)  # to 1e-7 in double precision
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_an_overflow_in_the_first_step_leaves_nothing_behind(name: str) -> None:
+    """torch's fused SGD kept a momentum of uninitialized memory."""
+    weight = nn.Parameter(torch.ones(1000))
+    model = nn.Module()
+    model.register_parameter("weight", weight)
+    optimizer = build_optimizer(model, name=name, lr=0.1)
+    scaler = torch.amp.GradScaler("cpu")
+    for gradient in (float("inf"), 1.0):
+        scaler.scale(weight.sum()).backward()
+        weight.grad = torch.full_like(weight, gradient)
+        moments = optimizer.state[weight].values()
+        scaler.step(optimizer)
+        assert gradient == 1.0 or not any(moment.any() for moment in moments)
+        scaler.update()
+    assert bool((weight != 1).all())
+
+
+def test_a_weight_may_get_its_first_gradient_later() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    optimizer = build_optimizer(model, lr=0.1)
+    model[0](torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    before = model[1].weight.detach().clone()
+    model(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    assert not torch.equal(model[1].weight, before)
