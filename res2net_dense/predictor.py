@@ -179,18 +179,21 @@ class Predictor:
         shown = to_display(pixels.read(0, 0, *pixels.size))
         return self.task.draw(shown, prediction, self.class_names, score)
 
-    def optimize(self, dtype: torch.dtype | None = None) -> Predictor:
+    def optimize(self, dtype: torch.dtype | None = None, *, backend: str = "torch") -> Predictor:
         """Make the network faster, see `optimize_for_inference`, and return the predictor.
 
         Args:
             dtype: of weights and feature maps, such as `torch.bfloat16`; None leaves them.
+            backend: "torch", "onnxruntime", "openvino", or "auto" for the fastest on this machine.
 
         Raises:
-            ConfigError: the model is an exported file.
+            ConfigError: the model is an exported file, or an argument has no meaning.
+            ExportError: the backend cannot run the network, or its results differ.
+            MissingDependencyError: the backend is not installed.
         """
         if isinstance(self.model, ExportedModel):
             raise ConfigError(f"{self.model.path} is an exported file: optimize the run that it was made of")
-        self.model = optimize_for_inference(self.model, dtype=dtype)
+        self.model = optimize_for_inference(self.model, dtype=dtype, backend=backend)
         if dtype is not None:
             self._precision = "fp32"  # the network casts by itself
         return self

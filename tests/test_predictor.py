@@ -141,7 +141,8 @@ def test_an_image_may_come_in_any_form(run, photos):
 
 def test_a_rewritten_network_predicts_the_same(run, photos):
     expected = Predictor.load(run)(photos)
-    assert_same(expected, Predictor.load(run).optimize()(photos), tolerance=1e-3)
+    for backend in ("torch", "openvino", "auto"):
+        assert_same(expected, Predictor.load(run).optimize(backend=backend)(photos), tolerance=1e-3)
     assert Predictor.load(run).optimize(torch.bfloat16)(photos[0]).keys() == expected[0].keys()
 
 
