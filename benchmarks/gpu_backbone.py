@@ -4,8 +4,8 @@ python benchmarks/gpu_backbone.py [--device cuda] [--names NAME ...] [--settings
 
 All networks are classifiers that have the same random weights as their counterparts in timm, on normalized
 images in float32. Every result is compared with float32 before it is timed. The ways to run a setting take
-turns (see `res2net_dense.cli._benchmark`); ratios compare times of one turn, shown are the median and the middle
-half. Compiling takes minutes: it comes last, in the order of --settings, as long as there is time.
+turns (see `res2net_dense.cli._benchmark`); ratios compare times of one turn, by median and middle half.
+Compiling takes minutes: it comes last, in the order of --settings, as long as there is time.
 
   eager            under autocast, in the layout as it comes; channels-last in the other
   optimized        by `optimize_for_inference`, with the fused block where it is faster
@@ -274,11 +274,8 @@ def optimized(
 def packed(network: nn.Module) -> None:
     """Make the grouped convolutions of the last two stages, whose maps are small, dense ones with zeros."""
     for name, module in network.named_modules():
-        if (
-            isinstance(module, FusedConv2d)
-            and module.groups > 1
-            and (".layer3." in name or ".layer4." in name)
-        ):
+        is_late = not {"layer3", "layer4"}.isdisjoint(name.split("."))
+        if is_late and isinstance(module, FusedConv2d) and module.groups > 1:
             FusedConv2d.of(module, dense_weight(module), module.bias, relu=module.relu, groups=1)
             module.to(memory_format=torch.channels_last)
 

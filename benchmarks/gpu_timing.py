@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import statistics
 import sys
@@ -40,6 +41,7 @@ class Part:
         """Read the arguments; from now on time counts."""
         self.args = self.parser.parse_args(arguments)
         self.ends = time.monotonic() + self.args.seconds
+        gc.freeze()  # every turn collects garbage, which takes long where there are many objects
         if self.args.device == "cuda" and not torch.cuda.is_available():
             self.skip("PyTorch sees no CUDA device")
         return self.args
