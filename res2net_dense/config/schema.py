@@ -198,7 +198,8 @@ class TrainConfig(Section):
     channels_last: bool = False
     """Keep the channels of a pixel together in memory; often faster with mixed precision."""
     compile: bool = False
-    """Compile the backbone with torch.compile."""
+    """Compile the backbone, and a detector's feature pyramid, with torch.compile: of a detector once for all
+    sizes of images. It takes minutes at the start."""
     on_non_finite: Literal["raise", "skip"] = "raise"
     """At a NaN or infinite loss or gradient: end the run, or skip the step (at most three in a row)."""
     log_every: Steps = 20
