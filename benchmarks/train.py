@@ -33,6 +33,9 @@ from typing import Any
 
 import torch
 from detectron2_training import as_sample, detectron2_config, detectron2_loader, detectron2_trainer
+from own_cost import HEAD as OWN_COST
+from own_cost import own_cost
+from own_cost import text as own_cost_row
 
 from res2net_dense.cli._benchmark import peak_memory
 from res2net_dense.engine.seeding import seed_everything
@@ -51,6 +54,9 @@ class Feed:
         return self
 
     def __next__(self) -> Any:
+        return self.fetch()
+
+    def fetch(self) -> Any:
         start = time.perf_counter()
         batch = next(self.batches)
         self.waited += time.perf_counter() - start
@@ -274,6 +280,8 @@ def measure(bench: Bench) -> list[dict[str, Any]]:
             row["seconds"].append((time.perf_counter() - start) / args.iterations)
             row["waited"].append((runner.feed.waited - waited) / args.iterations)
         names.append(names.pop(0))
+    for name in names if args.profile else ():
+        rows[name]["own_cost"] = own_cost(runners[name], device, args.iterations)
     base = rows[BASELINE]["seconds"]
     for row in rows.values():
         ratios = sorted(one / other for one, other in zip(row["seconds"], base, strict=True))
@@ -294,7 +302,8 @@ def table(rows: list[dict[str, Any]]) -> str:
         ratio = "{median:.3f} [{low:.3f}, {high:.3f}]".format(**row["time_ratio"])
         speed, seconds = f"{row['images_per_second']:.2f}", f"{1000 * row['seconds_per_iteration']:.1f}"
         cells.append([row["label"], speed, seconds, ratio, peak, f"{100 * row['share_waiting']:.1f} %"])
-    return align(cells)
+    costs = [own_cost_row(row["label"], row["own_cost"]) for row in rows if "own_cost" in row]
+    return align(cells) + ("\n\n" + align([OWN_COST, *costs]) if costs else "")
 
 
 def main() -> None:
@@ -312,6 +321,7 @@ def main() -> None:
     add("--rounds", type=int, default=5, help="turns of each contestant (5)")
     add("--warmup", type=int, help="iterations before them (10; 1 on a CPU)")
     add("--compile", action="store_true", help="our compiled network too, which takes minutes")
+    add("--profile", action="store_true", help="what the loops cost besides the network and the data")
     add("--json", type=Path, metavar="FILE", help="write all figures there")
     args = parser.parse_args()
     on_cpu = torch.device(args.device).type == "cpu"

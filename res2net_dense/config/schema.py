@@ -198,7 +198,8 @@ class TrainConfig(Section):
     channels_last: bool = False
     """Keep the channels of a pixel together in memory; often faster with mixed precision."""
     compile: bool = False
-    """Compile the backbone with torch.compile."""
+    """Compile the backbone, and a detector's feature pyramid, with torch.compile: of a detector once for all
+    sizes of images. It takes minutes at the start."""
     fused_block: Annotated[
         bool,
         OnlyWith("channels_last", True),

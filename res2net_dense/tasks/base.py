@@ -82,6 +82,8 @@ class Task(ABC, Generic[C]):
     """Whether its exported files may be in int8."""
     truth_images: ClassVar[int] = 0
     """How many images are scored by their own annotations before a run, as `truth` returns them."""
+    varied_sizes: ClassVar[bool] = False
+    """Whether batches of a training have many sizes, which one compiled graph must serve."""
     weights_are_whole: ClassVar[bool] = False
     """Whether `backbone.weights` may hold the whole model."""
 

@@ -43,6 +43,7 @@ class Detection(Task[DetectionConfig]):
     usual_classes = 80
     batched_outputs = False
     truth_images = 200
+    varied_sizes = True
 
     def metrics(self, config: DetectionConfig) -> list[Metric]:
         if self._is_voc(config):

@@ -292,7 +292,8 @@ def build_state(config: Config, device: torch.device, *, load_weights: bool) -> 
     if options.fused_block:
         fuse_blocks(plain, device)
     if options.compile:
-        getattr(plain, "backbone", plain).compile()  # in place: the state dict keeps its names
+        varied = get_task(config.task).varied_sizes or None  # None: sizes count once a second one has come
+        getattr(plain, "backbone", plain).compile(dynamic=varied)  # in place: the state dict keeps its names
     lr = scale_lr(options.optimizer.lr, options.batch_size, options.reference_batch)
     return TrainState(
         model=distributed.wrap(plain),
