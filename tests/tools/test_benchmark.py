@@ -175,7 +175,7 @@ def test_the_baseline_is_first_and_nothing_runs_twice():
 # results
 
 
-@pytest.mark.parametrize("way", ["eager", "channels-last", "optimized", "torchscript"])
+@pytest.mark.parametrize("way", ["eager", "channels-last", "torchscript", *tool.OPTIMIZED])
 def test_every_way_computes_the_same(way):
     model, _ = build(backbone=TINY)
     assert tool.difference(outcome(model, way, count=2), outcome(model, count=2)) <= 1e-5
@@ -291,6 +291,18 @@ def test_a_ratio_is_of_one_round_so_that_a_slower_machine_does_not_change_it():
     assert rows[1]["images_per_second"] == pytest.approx(3 / 0.45)
     tool.add_times(rows, np.array([[1.0, 2.0, 3.0], [1.0, 1.0, 1.0]]), batch=1)
     assert rows[1]["speedup"] == {"low": 1.5, "median": 2.0, "high": 2.5}
+
+
+def test_the_best_other_way_has_the_same_network_and_precision():
+    ways = [("timm", "eager", "fp32"), ("ours", "openvino", "fp32"), ("ours", "openvino", "bf16")]
+    ways += [
+        ("resnet50", "openvino", "fp32"),
+        ("ours", "optimized-auto", "fp32"),
+        ("ours", "optimized", "fp32"),
+    ]
+    rows = [dict(zip(("net", "format", "dtype"), way, strict=True)) for way in ways]
+    tool.add_times(rows, np.array([[4.0], [3.0], [1.0], [1.0], [2.0], [0.5]]), batch=1)
+    assert [row.get("over_best", {}).get("median") for row in rows] == [None] * 4 + [1.5, 6.0]
 
 
 PEAKS = """
