@@ -34,14 +34,10 @@ def multi_scale(block: Bottle2neck, x: Tensor) -> Tensor | None:
     chain, norms = _chain(block), _norms(block, x)
     if chain is None or norms is None:
         return None
-    gradients = torch.is_grad_enabled() and [
-        one.requires_grad for one in (x, *block.convs.parameters(), *block.bns.parameters())
-    ]
-    key = (kernels.shape_class(x, chain), norms, gradients and tuple(gradients))
-    ways = {
-        tile: _trial(block, x, chain, norms, tile) for tile in (None, *kernels.tiles(chain, x.dtype, x.shape))
-    }
-    tile = kernels.choose(key, ways)
+    learned = [x, *(conv.weight for conv in block.convs), *(norm.weight for norm in block.bns)]
+    gradients = torch.is_grad_enabled() and tuple(one.requires_grad for one in learned)
+    key = (kernels.shape_class(x, chain), norms, gradients)
+    tile = kernels.choose(key, x, chain, lambda tile: _trial(block, x, chain, norms, tile))
     return None if tile is None else run(block, x, chain, norms, tile)
 
 
@@ -53,7 +49,10 @@ def _trial(
 
     def trial() -> Sequence[Tensor]:
         if not made:
-            made.append(copy.deepcopy(block))
+            own = copy.copy(block)
+            copies = {name: copy.deepcopy(block._modules[name]) for name in ("convs", "bns")}
+            own._modules = {**block._modules, **copies}
+            made.append(own)
         own, inputs = made[0], x.detach().requires_grad_(x.requires_grad)
         out = own.plain_multi_scale(inputs) if tile is None else run(own, inputs, chain, norms, tile)
         learned = [inputs, *own.convs.parameters(), *own.bns.parameters()]

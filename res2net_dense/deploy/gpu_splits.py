@@ -20,18 +20,16 @@ def multi_scale(block: FusedBottle2neck, x: Tensor) -> Tensor | None:
     """The splits of a block, `(N, width * scale, H, W)`, concatenated; None where another way is to run."""
     if not kernels.runs_here(x) or (torch.is_grad_enabled() and x.requires_grad):
         return None
-    chain, convs = _chain(block), _convs(block)
-    if chain is None or any(conv.weight.dtype != x.dtype for conv in convs):
+    chain = block.chain = block.chain or _chain(block)
+    if chain is None or _convs(block)[0].weight.dtype != x.dtype:
         return None
-    weight, affine = _prepared(block, chain, convs)
 
     def run(tile: kernels.Tile | None) -> list[Tensor]:
         if tile is None:
             return [block.plain_splits(x.clone(memory_format=torch.preserve_format))]
-        return [kernels.infer(x, chain, weight, affine, tile)]
+        return [kernels.infer(x, chain, *_prepared(block, chain), tile)]
 
-    ways = {tile: partial(run, tile) for tile in (None, *kernels.tiles(chain, x.dtype, x.shape))}
-    tile = kernels.choose(("infer", kernels.shape_class(x, chain)), ways)
+    tile = kernels.choose(("infer", kernels.shape_class(x, chain)), x, chain, lambda tile: partial(run, tile))
     return None if tile is None else run(tile)[0]
 
 
@@ -59,8 +57,9 @@ def _chain(block: FusedBottle2neck) -> kernels.Chain | None:
     return kernels.Chain(block.width, block.scale, *settings, last)  # type: ignore[arg-type]
 
 
-def _prepared(block: FusedBottle2neck, chain: kernels.Chain, convs: list[Any]) -> tuple[Tensor, Tensor]:
+def _prepared(block: FusedBottle2neck, chain: kernels.Chain) -> tuple[Tensor, Tensor]:
     """Weights and biases as the programs read them, made again when they change."""
+    convs = _convs(block)
     tensors = [tensor for conv in convs for tensor in (conv.weight, conv.bias)]
     state = [(one.data_ptr(), None if one.is_inference() else one._version) for one in tensors]
     if block.prepared is None or block.prepared[0] != state:

@@ -24,6 +24,7 @@ from torch.nn import functional
 from res2net_dense.backbones.bottle2neck import Bottle2neck
 from res2net_dense.deploy import gpu_splits
 from res2net_dense.errors import one_line
+from res2net_dense.kernels import Chain
 
 _log = logging.getLogger(__name__)
 
@@ -139,6 +140,8 @@ class FusedBottle2neck(Bottle2neck):
     """
 
     grouped: nn.Module | None
+    chain: Chain | None = None
+    """The block as `gpu_splits` describes it."""
     prepared: tuple[Any, list[Tensor], tuple[Tensor, Tensor]] | None = None
     """Weights as `gpu_splits` wants them, and of what they were made."""
 

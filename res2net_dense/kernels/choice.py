@@ -6,7 +6,7 @@ import functools
 import importlib.util
 import logging
 import math
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Sequence
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from torch.jit import is_tracing  # type: ignore[attr-defined]  # torch's manual
 
 from res2net_dense.errors import one_line
 from res2net_dense.kernels.chain import Chain
-from res2net_dense.kernels.launch import Tile
+from res2net_dense.kernels.launch import Tile, tiles
 
 _log = logging.getLogger(__name__)
 
@@ -31,9 +31,9 @@ def runs_here(x: Tensor) -> bool:
     """
     return (
         type(x) is Tensor
+        and not torch.compiler.is_compiling()  # first, as the compiler cannot look into the next
         and gpu_works(x.device)
         and not is_tracing()  # type: ignore[no-untyped-call]
-        and not torch.compiler.is_compiling()
         and not torch.are_deterministic_algorithms_enabled()
         and not torch._C._functorch.is_functorch_wrapped_tensor(x)
         and _fits(x)
@@ -75,40 +75,44 @@ def shape_class(x: Tensor, chain: Chain) -> Hashable:
 
 def choose(
     key: Hashable,
-    ways: Mapping[Tile | None, Callable[[], Sequence[Tensor]]],
+    x: Tensor,
+    chain: Chain,
+    way: Callable[[Tile | None], Callable[[], Sequence[Tensor]]],
     clock: Callable[[Callable[[], object]], float] | None = None,
 ) -> Tile | None:
     """The fastest way, measured once for each key.
 
     Args:
         key: what the choice depends on.
-        ways: runs of each way, without lasting effects, that return the results. None is PyTorch's, which is
-            the reference: a way that fails or computes something else is not chosen.
+        x: the input.
+        chain: the block.
+        way: returns the run of a tile, without lasting effects, which returns the results. That of None is
+            PyTorch's, which is the reference: what fails or computes something else is not chosen.
         clock: measures a run, in any unit; None for CUDA's.
 
     Returns:
-        The key of the way; None while a CUDA graph is captured, which must not wait.
+        The tile, None for PyTorch's way; that too while a CUDA graph is captured, which must not wait.
     """
     if key in chosen:
         return chosen[key]
     if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
         return None
     clock = clock or _milliseconds
-    expected = ways[None]()
-    best, least = None, clock(ways[None])
-    for way, run in ways.items():
-        if way is None:
-            continue
+    plain = way(None)
+    expected = plain()
+    best, least = None, clock(plain)
+    for tile in tiles(chain, x.dtype, x.shape):
+        run = way(tile)
         try:
             if not all(map(_agree, run(), expected)):
-                _log.warning("the fused block is wrong here and is not used: %s, %s", key, way)
+                _log.warning("the fused block is wrong here and is not used: %s, %s", key, tile)
                 continue
             time = clock(run)
         except Exception as error:  # of the compiler, or of a GPU with too little memory
             _log.warning("the fused block does not work here: %s: %s", key, one_line(error))
             continue
         if time < least:
-            best, least = way, time
+            best, least = tile, time
     chosen[key] = best
     return best
 

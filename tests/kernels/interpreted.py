@@ -40,7 +40,7 @@ QUICK = [
     (26, 4, STRIDED, (7, 5), LARGE),
     (14, 3, {**STRIDED, "pool": "ignored"}, (8, 6), LARGE),
     (18, 3, {**STAGE, "pool": "ignored"}, (1, 3), LARGE),
-    (18, 2, {**STRIDED, "cardinality": 3, "dilation": 2}, (5, 4), SMALL),
+    (18, 2, {**STRIDED, "cardinality": 3, "dilation": 2}, (5, 4), LARGE),
     (14, 4, {"pool": "counted"}, (1, 1), LARGE),
 ]
 LONGER = [
@@ -76,13 +76,12 @@ def case(width, scale, numbers, size, tile):
     return pytest.param(Chain(width, scale, **numbers), size, tile)
 
 
-cases = pytest.mark.parametrize(
-    ("chain", "size", "tile"),
-    [
-        *(case(*one) for one in QUICK),
-        *(pytest.param(*case(*one).values, marks=pytest.mark.slow) for one in SLOW),
-    ],
-)
+def cases(*, whole):
+    """Parameters of a test; `whole`: in one launch too."""
+    quick = [case(*one) for one in QUICK if whole or not one[-1].whole]
+    slow = [case(*one) for one in SLOW if whole or not one[-1].whole]
+    slow = [pytest.param(*one.values, marks=pytest.mark.slow) for one in slow]
+    return pytest.mark.parametrize(("chain", "size", "tile"), quick + slow)
 
 
 def make_block(chain, norm="BN"):
@@ -125,7 +124,7 @@ def close(found, expected, tolerance=1e-5):
     torch.testing.assert_close(found, expected, atol=tolerance, rtol=tolerance)
 
 
-@cases
+@cases(whole=True)
 def test_inference(chain, size, tile):
     block, x = make_block(chain).eval(), make_map(chain, size)
     assert fused._chain(block) == chain
@@ -145,10 +144,8 @@ def learn(block, x, tile, norms, chain):
     return [out, x.grad, *(one.grad for one in parameters), *block.bns.buffers()]
 
 
-@cases
+@cases(whole=False)
 def test_training(chain, size, tile):
-    if tile.whole:
-        tile = LARGE
     x = make_map(chain, size)
     expected, found = (learn(make_block(chain), x, way, "batch", chain) for way in (None, tile))
     assert len(found) == 2 + 6 * (chain.scale - 1)
@@ -272,15 +269,17 @@ def test_only_what_is_needed_gets_gradients():
 def everywhere(monkeypatch):
     """Take CPU tensors, and the first way of the programs without measuring."""
     monkeypatch.setattr(kernels, "runs_here", choice._fits)
-    monkeypatch.setattr(kernels, "choose", lambda key, ways: [way for way in ways if way is not None][0])
-    monkeypatch.setattr(kernels, "tiles", lambda *_: [LARGE])
+    monkeypatch.setattr(kernels, "choose", lambda *_: LARGE)
     used = []
     infer = launch.infer
     monkeypatch.setattr(kernels, "infer", lambda *arguments: used.append(arguments[1]) or infer(*arguments))
     return used
 
 
-@pytest.mark.parametrize("options", [{}, {"pool_padding": "ignored", "stage_split": "strided"}])
+@pytest.mark.parametrize(
+    "options",
+    [{}, pytest.param({"pool_padding": "ignored", "stage_split": "strided"}, marks=pytest.mark.slow)],
+)
 def test_a_rewritten_network(everywhere, options):
     """Every kind of block, as `optimize_for_inference` leaves it."""
     from res2net_dense import create_backbone
