@@ -60,10 +60,22 @@ def script(name: str) -> tuple[str, ...]:
     return (f"benchmarks/{name}.py", "--device={device}", "--json={json}", "--seconds={seconds}")
 
 
+def marked_tests() -> list[str]:
+    """Where tests marked `gpu` are: to look for them in all files would take longer than most of them."""
+    files = (ROOT / "tests").rglob("*.py")
+    found = {path for path in files if "mark.gpu" in path.read_text()}
+    return sorted(
+        {str((path.parent if path.name == "conftest.py" else path).relative_to(ROOT)) for path in found}
+    )
+
+
 PARTS = (  # by their worth: the first ones get their time first
     Part(
         "tests",
-        ("-m", "pytest", "-m", "gpu", "--junitxml={json}", "-q", "-p", "no:cacheprovider", "-n", "4"),
+        (
+            *("-m", "pytest", "-m", "gpu", "--junitxml={json}", "-q", "-p", "no:cacheprovider", "-n", "4"),
+            *marked_tests(),
+        ),
         120,
         ("pytest", "pytest_timeout", "xdist", "hypothesis", "pydantic"),
     ),

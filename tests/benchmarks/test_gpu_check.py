@@ -5,6 +5,7 @@
 import argparse
 import json
 import os
+import subprocess
 import sys
 import time
 import zipfile
@@ -135,6 +136,16 @@ def test_names_of_parts(gpu):
     for text in ("", " , ", "block,blocks"):
         with pytest.raises(argparse.ArgumentTypeError, match="is not of tests, block, backbone, train, loop"):
             gpu.parse_names(text)
+
+
+def test_all_marked_tests_are_run(gpu):
+    """A fixture of a folder may mark them, or the test itself."""
+    places = gpu.marked_tests()
+    assert {"tests/gpu", "tests/engine/test_mean_losses.py"} <= set(places)
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "--collect-only", "-p", "no:cacheprovider"]
+    found = subprocess.run([*command, *places], cwd=gpu.ROOT, capture_output=True, text=True)
+    assert found.returncode == 0, found.stdout
+    assert "[cuda" in found.stdout
 
 
 def test_the_report_of_pytest(gpu, tmp_path):

@@ -32,7 +32,7 @@ PRECISIONS = {
 @every_task
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_steps(task, precision, prepared, device, wrapped):
-    """Six steps under DDP with an average: the losses stay finite, nearly all weights learn, the average
+    """Ten steps under DDP with an average: the losses stay finite, nearly all weights learn, the average
     moves with them, and nothing has left the device.
     """
     changes = [f"train.precision={precision}", "train.ema_decay=0.5", *PRECISIONS[precision]]
@@ -43,7 +43,7 @@ def test_steps(task, precision, prepared, device, wrapped):
     before = {name: value.clone() for name, value in state.ema.module.state_dict().items()}
     loader = get_task(task).build_train_loader(config)
     batch = next(iter(loader))
-    options = LoopOptions(iterations=6, precision=precision, clip_grad_norm=config.train.clip_grad_norm)
+    options = LoopOptions(iterations=10, precision=precision, clip_grad_norm=config.train.clip_grad_norm)
     trainer = Trainer(state, itertools.repeat(batch), lambda _: 1.0, options)
     trainer.run()
     assert trainer.losses.keys() >= TINY_RUNS[task].losses
@@ -58,11 +58,17 @@ def test_steps(task, precision, prepared, device, wrapped):
 
 @every_task
 def test_precisions_agree(task, prepared, device):
-    """Half precision has the losses of float32 in the first step, but for rounding."""
-    config, found = prepared(task), {}
+    """Half precision has the losses of float32 in the first step, but for rounding. On CUDA another type
+    draws other random numbers: nothing is dropped here, and a detector learns from all boxes.
+    """
+    changes = ["model.rpn_batch=4096", "model.roi_batch=4096"] if task == "detection" else []
+    config, found = prepared(task, "backbone.drop_path_rate=0", *changes), {}
     batch = next(iter(get_task(task).build_train_loader(config)))
     for precision in ("fp32", "bf16", "fp16"):
         state = build_state(config, device, load_weights=False)
+        for module in state.model.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
         options = LoopOptions(iterations=1, precision=precision)
         trainer = Trainer(state, itertools.repeat(batch), lambda _: 1e-3, options)
         trainer.run()
