@@ -281,7 +281,8 @@ def measure(bench: Bench) -> list[dict[str, Any]]:
             row["waited"].append((runner.feed.waited - waited) / args.iterations)
         names.append(names.pop(0))
     for name in names if args.profile else ():
-        rows[name]["own_cost"] = own_cost(runners[name], device, args.iterations)
+        # Each turn ends with a line of the log, which a training has every 20 iterations.
+        rows[name]["own_cost"] = own_cost(runners[name], device, max(args.iterations, 6))
     base = rows[BASELINE]["seconds"]
     for row in rows.values():
         ratios = sorted(one / other for one, other in zip(row["seconds"], base, strict=True))
