@@ -269,7 +269,7 @@ def tiles(chain: Chain, dtype: torch.dtype, shape: Sequence[int]) -> list[Tile]:
     most = min(128 if dtype.itemsize < 4 else 64, _power_of_2(max(width, 16)))
     found = [Tile(64, channels, depth), Tile(128, most, depth, warps=8)]
     if not chain.independent and shape[2] * shape[3] <= 256:
-        found.append(Tile(64, channels, depth, whole=True))
+        found.append(Tile(64, channels, depth, warps=8, whole=True))
     return found
 
 
