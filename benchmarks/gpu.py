@@ -11,8 +11,8 @@ there is no CUDA device.
   tests     the tests marked `gpu`: training in every precision, resuming, evaluation, rewrites, exports
   block     each shape of Res2Net's block: the fused one and plain PyTorch, share of the memory's speed
   backbone  whole backbones in bf16 in every way to run them, with timm's and ResNet-50
-  train     Mask R-CNN in our loop and in detectron2's: images a second, memory, waiting for data
-  loop      what our loop costs besides forward, backward and the optimizer
+  train     Mask R-CNN in our loop and in detectron2's: images a second, memory, waiting for data, and what
+            the loops cost besides the network
 """
 
 from __future__ import annotations
@@ -83,11 +83,10 @@ PARTS = (  # by their worth: the first ones get their time first
     Part("backbone", script("gpu_backbone"), 85, ("pydantic", "timm")),
     Part(
         "train",
-        ("benchmarks/train.py", "--device={device}", "--json={json}", "--iterations=10"),
-        60,
+        ("benchmarks/train.py", "--device={device}", "--json={json}", "--iterations=10", "--profile"),
+        85,
         ("pydantic", "detectron2", "pycocotools", "hotcoco"),
     ),
-    Part("loop", script("gpu_loop"), 25, ("pydantic", "detectron2")),
 )
 BUDGET = sum(part.seconds for part in PARTS)
 

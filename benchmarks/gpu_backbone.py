@@ -105,6 +105,7 @@ class Bench:
         self.part, self.device = part, part.args.device
         self.networks: dict[tuple[str, str], nn.Module] = {}
         self.made: dict[tuple[str, str, str], nn.Module] = {}
+        self.compiled: dict[tuple[Any, ...], tuple[Call, dict[str, Any]]] = {}
         self.seconds_to_compile = COMPILE_SECONDS
 
     def network(self, name: str, net: str) -> nn.Module:
@@ -183,7 +184,9 @@ class Bench:
         self, name: str, net: str, way: str, setting: tuple[int, int, int]
     ) -> tuple[Call | None, dict[str, Any]]:
         """A call that has been compared with float32, and its row; None with the reason where it fails."""
-        label = f"{net} {way} bf16"
+        place, label = (name, net, way, setting), f"{net} {way} bf16"
+        if place in self.compiled:
+            return self.compiled[place]
         row: dict[str, Any] = {"label": label, "net": net, "format": way, "dtype": "bf16"}
         images = self.images(setting)
         try:
@@ -196,6 +199,8 @@ class Bench:
         except Exception as error:  # a compiler raises anything
             kind = "" if isinstance(error, Res2NetDenseError) else f"{type(error).__name__}: "
             return None, row | {"reason": kind + one_line(error)}
+        if "compiled" in way:  # which takes long
+            self.compiled[place] = call, row
         return call, row
 
     def images(self, setting: Sequence[int]) -> Tensor:

@@ -31,6 +31,15 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.slow)
 
 
+def pytest_runtest_setup(item):
+    """Skip what needs a GPU where there is none: `pytest -m gpu` then says so."""
+    if item.get_closest_marker("gpu"):
+        import torch  # here: few tests need it
+
+        if not torch.cuda.is_available():
+            pytest.skip("PyTorch sees no CUDA device")
+
+
 @pytest.fixture(scope="session")
 def shared_data():
     """The folder of small real data sets, which are not part of the project."""

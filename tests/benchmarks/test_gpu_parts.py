@@ -186,29 +186,3 @@ def test_settings(backbone):
     for text in ("2x800", "0x2x3", "axbxc", ""):
         with pytest.raises(Exception, match="is not images x height x width"):
             backbone.parse_setting(text)
-
-
-def test_the_loop(tmp_path, capsys):
-    pytest.importorskip("detectron2")
-    import gpu_loop
-
-    small = ["model.fpn_channels=32", "model.box_head_dim=32", "model.mask_head_dim=32"]
-    arguments = [
-        "--size",
-        "64",
-        "96",
-        "--batch=1",
-        "--steps=1",
-        "--repeats=2",
-        f"backbone.name={TINY}",
-        *small,
-    ]
-    code, found = measured(gpu_loop, tmp_path, *arguments)
-    assert code == 0
-    assert found["own_cost"]["low"] <= found["own_cost"]["median"] <= found["own_cost"]["high"]
-    ours, bare = found["profiles"]["ours"], found["profiles"]["bare"]
-    assert set(gpu_loop.STEPS) <= ours.keys()
-    assert not set(gpu_loop.STEPS) & bare.keys()
-    # the model's own reads; the loop brings all of its numbers with one `tolist`
-    assert ours["aten::_local_scalar_dense"] == bare["aten::_local_scalar_dense"] > 0
-    assert "cost of the loop" in capsys.readouterr().out

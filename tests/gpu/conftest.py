@@ -23,8 +23,6 @@ from res2net_dense.tasks import get_task
 )
 def device(request, monkeypatch):
     """The device of a test, without TF32; afterwards what a run has switched on is off."""
-    if request.param == "cuda" and not torch.cuda.is_available():
-        pytest.skip("PyTorch sees no CUDA device")
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read once, by the first deterministic product
     threads, tf32 = torch.get_num_threads(), torch.backends.cudnn.allow_tf32  # matrix products have it off
     torch.backends.cudnn.allow_tf32 = False
