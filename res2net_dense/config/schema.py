@@ -198,8 +198,8 @@ class TrainConfig(Section):
     channels_last: bool = False
     """Keep the channels of a pixel together in memory; often faster with mixed precision."""
     compile: bool = False
-    """Compile the backbone, and a detector's feature pyramid, with torch.compile: of a detector once for all
-    sizes of images. It takes minutes at the start."""
+    """Compile the backbone, and a detector's feature pyramid, with torch.compile. It takes minutes, and again
+    for images of another size."""
     fused_block: Annotated[
         bool,
         OnlyWith("channels_last", True),

@@ -6,6 +6,7 @@ import pytest
 from networks import TINY
 
 
+@pytest.mark.slow
 def test_both_loops_take_turns(run_tool, toy_set, tmp_path):
     pytest.importorskip("detectron2")
     folder = toy_set("detection")
