@@ -14,7 +14,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -183,12 +183,22 @@ class FusedBottle2neck(Bottle2neck):
 
     def _independent(self, x: Tensor) -> Tensor:
         first, last = x[:, : -self.width], x[:, -self.width :]
-        if self.grouped is not None:
+        if self.grouped is not None and is_traced():  # other runtimes are slow at it
+            outputs = _apart(cast(FusedConv2d, self.grouped), first, self.scale - 1)
+        elif self.grouped is not None:
             outputs = [self.grouped(first)]
         else:
             splits = first.chunk(len(self.convs), 1)
             outputs = [conv(split) for conv, split in zip(self.convs, splits, strict=True)]
         return torch.cat([*outputs, last if self.pool is None else self.pool(last)], 1)
+
+
+def _apart(conv: FusedConv2d, x: Tensor, parts: int) -> list[Tensor]:
+    """What a convolution with ReLU gives, as that many smaller ones, of neighbouring groups each."""
+    settings = conv.stride, conv.padding, conv.dilation, conv.groups // parts
+    assert conv.bias is not None  # a norm is folded in
+    pieces = zip(x.chunk(parts, 1), conv.weight.chunk(parts), conv.bias.chunk(parts), strict=True)
+    return [functional.conv2d(*piece, *settings).relu() for piece in pieces]
 
 
 class FusedStage(nn.Sequential):

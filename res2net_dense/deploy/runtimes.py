@@ -33,7 +33,7 @@ ALLOWED = {torch.float32: 1e-3, torch.bfloat16: 0.15}
 """The largest difference from PyTorch, as a share of the largest value, with which a part is used. In
 bfloat16 a network that was never trained loses some percent."""
 
-_ROUNDS, _SECONDS = 7, 4.0
+_ROUNDS, _SECONDS = 7, 6.0
 """How often `auto` runs each way to choose one, and after how many seconds it stops."""
 
 _PAUSE = 0.01

@@ -68,9 +68,10 @@ def test_any_size_and_number(backend, spied):
     net = network()
     fast = optimize_for_inference(net, backend=backend)
     spied.clear()
-    for size in ((1, 40, 64), (3, 33, 35), (1, 224, 32), (2, 64, 64)):
+    # Several times: those that come again may get a program of their own.
+    for size in ((1, 40, 64), (3, 33, 35), (1, 224, 32), (2, 64, 64), (1, 32, 32)) * 3:
         assert apart(fast, net, image(*size)) < 1e-5
-    assert spied == [backend] * 4
+    assert spied == [backend] * 15
 
 
 def test_openvino_in_half_precision(spied):
