@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -24,12 +25,18 @@ def multi_scale(block: FusedBottle2neck, x: Tensor) -> Tensor | None:
     if chain is None or _convs(block)[0].weight.dtype != x.dtype:
         return None
 
-    def run(tile: kernels.Tile | None) -> list[Tensor]:
-        if tile is None:
-            return [block.plain_splits(x.clone(memory_format=torch.preserve_format))]
+    def run(tile: kernels.Tile) -> list[Tensor]:
         return [kernels.infer(x, chain, *_prepared(block, chain), tile)]
 
-    tile = kernels.choose(("infer", kernels.shape_class(x, chain)), x, chain, lambda tile: partial(run, tile))
+    def way(tile: kernels.Tile | None) -> Callable[[], list[Tensor]]:
+        if tile is not None:
+            return partial(run, tile)
+        # PyTorch's overwrites its map. A copy in each call would be timed, so only the first, whose result is
+        # kept, has one of its own.
+        maps = [x.clone(memory_format=torch.preserve_format) for _ in range(2)]
+        return lambda: [block.plain_splits(maps.pop() if len(maps) > 1 else maps[0])]
+
+    tile = kernels.choose(("infer", kernels.shape_class(x, chain)), x, chain, way)
     return None if tile is None else run(tile)[0]
 
 

@@ -15,7 +15,7 @@ from torch import nn
 
 from res2net_dense.backbones import create_backbone, create_classifier, list_backbones
 from res2net_dense.backbones.bottle2neck import Bottle2neck
-from res2net_dense.deploy import layers
+from res2net_dense.deploy import gpu_splits, layers
 from res2net_dense.deploy.layers import FusedBottle2neck, FusedConv2d
 from res2net_dense.deploy.rewrite import optimize_for_inference
 from res2net_dense.errors import ConfigError
@@ -271,6 +271,26 @@ def test_a_block_by_itself_leaves_its_input():
     with torch.no_grad():
         block(x)
     assert torch.equal(x, before)
+
+
+def test_the_choice_on_a_gpu_leaves_map_and_reference_alone(monkeypatch):
+    """PyTorch's way overwrites the map, again and again while it is timed."""
+    block = optimize_for_inference(network()).layer1[1]
+    x = torch.rand(2, block.conv1.out_channels, 6, 5).to(memory_format=torch.channels_last)
+    expected, kept = block.plain_splits(x.clone()), x.clone()
+
+    def choose(key, map_, chain, way):
+        run = way(None)
+        (reference,) = run()
+        for _ in range(3):
+            run()
+        torch.testing.assert_close(reference, expected)
+
+    monkeypatch.setattr(gpu_splits.kernels, "runs_here", lambda x: True)
+    monkeypatch.setattr(gpu_splits.kernels, "choose", choose)
+    with torch.no_grad():
+        assert gpu_splits.multi_scale(block, x) is None
+    assert x.equal(kept)
 
 
 def test_twice_is_once():
