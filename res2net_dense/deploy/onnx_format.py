@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -102,9 +102,14 @@ def check_computes(dtype: torch.dtype) -> None:
         )
 
 
-def open_bytes(file: bytes, dtype: torch.dtype) -> Engine:
-    """Open what `traced` gave."""
-    session = _session(file)
+def open_bytes(file: bytes, dtype: torch.dtype, shapes: Sequence[Sequence[int]] | None = None) -> Engine:
+    """Open what `traced` gave, for inputs of these shapes or of any."""
+    sizes = {
+        f"input{number}_{axis}": size
+        for number, shape in enumerate(shapes or ())
+        for axis, size in enumerate(shape)
+    }
+    session = _session(file, sizes)
     names = [one.name for one in session.get_inputs()]
 
     def run(tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -114,9 +119,12 @@ def open_bytes(file: bytes, dtype: torch.dtype) -> Engine:
     return run
 
 
-def _session(file: str | bytes) -> Any:
+def _session(file: str | bytes, sizes: Mapping[str, int] | None = None) -> Any:
+    """Open a file; `sizes` of its free axes, by their names, are fixed."""
     onnxruntime = import_library("onnxruntime")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3  # errors; a user can do nothing about the rest
+    for axis, size in (sizes or {}).items():
+        options.add_free_dimension_override_by_name(axis, size)
     return onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])

@@ -21,8 +21,6 @@ from res2net_dense.errors import ConfigError, ExportError, MissingDependencyErro
 from res2net_dense.models.graphs import Graph
 
 SUFFIX = ".xml"
-_OWN_PROGRAMS = 3
-"""Each takes the weights once more in memory."""
 _PRECISIONS = {torch.float32: "f32", torch.bfloat16: "bf16"}
 
 _TELEMETRY = "openvino_telemetry"
@@ -105,25 +103,13 @@ def check_computes(dtype: torch.dtype) -> None:
         )
 
 
-def open_bytes(file: bytes, dtype: torch.dtype) -> Engine:
-    """Open what `onnx_format.traced` gave. Shapes that come again get a program of their own, which is some
-    percent faster than the one for all, for which OpenVINO works out every shape in each call.
-    """
+def open_bytes(file: bytes, dtype: torch.dtype, shapes: Sequence[Sequence[int]] | None = None) -> Engine:
+    """Open what `onnx_format.traced` gave, for inputs of these shapes or of any."""
     core = import_openvino().Core()
     model = core.read_model(file)
-    for_all, own = _engine(core, model, dtype), dict[tuple[torch.Size, ...], Engine]()
-    seen: set[tuple[torch.Size, ...]] = set()
-
-    def run(tensors: Sequence[Tensor]) -> list[Tensor]:
-        shapes = tuple(tensor.shape for tensor in tensors)
-        if shapes in seen and shapes not in own and len(own) < _OWN_PROGRAMS:
-            fixed = model.clone()
-            fixed.reshape({number: list(shape) for number, shape in enumerate(shapes)})
-            own[shapes] = _engine(core, fixed, dtype)
-        seen.add(shapes)
-        return own.get(shapes, for_all)(tensors)
-
-    return run
+    if shapes is not None:
+        model.reshape({number: list(shape) for number, shape in enumerate(shapes)})
+    return _engine(core, model, dtype)
 
 
 def _engine(core: Any, model: Any, dtype: torch.dtype) -> Engine:
