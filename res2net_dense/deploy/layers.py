@@ -235,8 +235,7 @@ class _Packed:
         self._made: tuple[Any, dict[Any, Tensor]] = (None, {})  # replaced as a whole: threads may share it
 
     def get(self, weight: Tensor, shape: Any, pack: Callable[[], Tensor]) -> Tensor:
-        version = None if weight.is_inference() else weight._version
-        state = weight.data_ptr(), version, torch.get_num_threads()
+        state = weight.data_ptr(), version_of(weight), torch.get_num_threads()
         known, made = self._made
         if known is None or known[1:] != state:
             known, made = (weight.detach(), *state), {}  # held, so that no other tensor gets its address
@@ -255,6 +254,11 @@ def _as_onednn_adds(x: Tensor) -> Tensor:
     if x.dtype == torch.bfloat16 and x.stride(1) != 1:
         return x.clone(memory_format=torch.channels_last)
     return x
+
+
+def version_of(tensor: Tensor) -> int | None:
+    """How often it was changed in place; None if it was made in inference mode, which does not count."""
+    return None if tensor.is_inference() else tensor._version
 
 
 def is_traced() -> bool:

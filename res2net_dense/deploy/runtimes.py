@@ -20,7 +20,7 @@ from torch.utils import _pytree as trees
 
 from res2net_dense.deploy import onnx_format, openvino_format
 from res2net_dense.deploy.description import Engine
-from res2net_dense.deploy.layers import is_traced
+from res2net_dense.deploy.layers import is_traced, version_of
 from res2net_dense.deploy.quiet import quiet
 from res2net_dense.errors import ConfigError, ExportError, MissingDependencyError, is_out_of_memory, one_line
 from res2net_dense.models.base import ImageModel
@@ -55,9 +55,9 @@ class Place(NamedTuple):
     any_size: bool = True
     """Its maps may have any height and width."""
 
-    def compute(self, *inputs: Any) -> Any:
+    def compute(self, *inputs: Any, **named: Any) -> Any:
         """The method itself, in PyTorch."""
-        return getattr(type(self.module), self.method)(self.module, *inputs)
+        return getattr(type(self.module), self.method)(self.module, *inputs, **named)
 
     def going(self, tensor: Tensor) -> Tensor:
         """As a runtime takes it, if possible without a copy, which would start PyTorch's threads: these would
@@ -79,7 +79,7 @@ class Place(NamedTuple):
 
 
 def run_in(backend: str, model: nn.Module, dtype: torch.dtype) -> None:
-    """Let the parts of a rewritten model in float32 on the CPU run in `backend`, in place.
+    """Let the parts of a rewritten model in float32 on the CPU run in `backend` and in no other, in place.
 
     Raises:
         ConfigError: the backend does not exist, or cannot do this.
@@ -87,6 +87,8 @@ def run_in(backend: str, model: nn.Module, dtype: torch.dtype) -> None:
     """
     if backend not in BACKENDS:
         raise ConfigError(f"backend is {backend!r}; allowed: {', '.join(BACKENDS)}")
+    for part in _parts(model):  # of an optimization before
+        del vars(part.place.module)[part.place.method]
     ways = [way for way in RUNTIMES if backend in (way, "auto")]
     ways = [way for way in ways if _can_be_used(way, model, dtype, needed=backend == way)]
     if ways:
@@ -100,21 +102,40 @@ def compare_parts(model: nn.Module, call: Callable[[Any], Any]) -> None:
     """Run `call` on images of noise, and compare the ways of each part of `model`, which it runs.
 
     Raises:
-        ConfigError: it has no part that could run in the backend.
+        ConfigError: it has no part that could run in the backend, cannot run on images of any size, or has
+            weights that are not finite.
         ExportError: the only way of a part differs, or cannot express the network. `auto` leaves it out.
     """
-    parts = [part for module in model.modules() for part in vars(module).values() if isinstance(part, Part)]
+    parts = _parts(model)
+    # The ReLUs of some ways turn NaN into 0.
+    if parts and not all(bool(one.isfinite().all()) for one in model.parameters()):
+        raise ConfigError(
+            f"weights of the {type(model).__name__} are NaN or infinity, so its results mean nothing; load "
+            "other weights"
+        )
     for part in parts:
         part.compares = True
     try:
         for number, height, width in _EXAMPLES if parts else ():
             call(_example(model, number, height, width))
+    except Exception as error:  # a network raises anything
+        if isinstance(error, ExportError) or is_out_of_memory(error):
+            raise
+        message = (
+            f"a {type(model).__name__} cannot be compared in another runtime ({one_line(error)}): it must "
+            "take images of any size as one tensor; choose backend torch"
+        )
+        if any("torch" not in part.ways for part in parts):
+            raise ConfigError(message) from error
+        _log.warning("%s", message)
+        for part in parts:
+            part.ways, part.is_compared = ("torch",), True
     finally:
         for part in parts:
             part.compares = False
-    if parts and not any(part.is_open for part in parts):
+    if parts and not any(part.is_compared for part in parts):
         raise ConfigError(
-            f"no part of a {type(model).__name__} can run in {parts[0].ways[-1]}; choose backend torch"
+            f"no part of a {type(model).__name__} runs in another runtime; choose backend torch"
         )
 
 
@@ -130,69 +151,72 @@ class Part:
 
     Attributes:
         compares: every call compares all ways.
+        is_compared: it was called while it did.
     """
 
     def __init__(self, place: Place, ways: Sequence[str], dtype: torch.dtype) -> None:
         self.place, self.ways, self.dtype = place, tuple(ways), dtype
-        self.compares = False
-        self._engines: dict[str, Engine] = {}
+        self.compares = self.is_compared = False
+        self._engines: dict[Any, tuple[Engine, Any]] = {}
         self._fastest: dict[tuple[int, ...], str] = {}
         self._state: Any = None
+        self._kept: list[Tensor] = []
+        self._fits = True
         self._lock = threading.RLock()
 
     def __reduce__(self) -> Any:
         return Part, (self.place, self.ways, self.dtype)  # a copy opens its own engines
 
-    def __call__(self, *inputs: Any) -> Any:
+    def __call__(self, *inputs: Any, **named: Any) -> Any:
         """As the method."""
-        tensors, form = trees.tree_flatten(inputs)
-        if is_traced() or not all(map(_can_leave, tensors)):
-            return self.place.compute(*inputs)
+        tensors, form = trees.tree_flatten((inputs, named))
+        if is_traced() or self.place.module.training or not all(map(_can_leave, tensors)):
+            return self.place.compute(*inputs, **named)
         with self._lock:  # an engine has one call at a time
             self._notice_changes()
+            if not self._fits:
+                return self.place.compute(*inputs, **named)
             if self.compares:
-                return self._compared(inputs)
-            way = self.ways[0] if len(self.ways) == 1 else self._choice(inputs, tensors)
-            return self._compute(way, inputs)
+                return self._compared(tensors, form)
+            way = self.ways[0] if len(self.ways) == 1 else self._choice(tensors, form)
+            return self._compute(way, tensors, form)
 
-    @property
-    def is_open(self) -> bool:
-        """Whether a runtime has computed it."""
-        return bool(self._engines)
-
-    def _compute(self, way: str, inputs: Any) -> Any:
+    def _compute(self, way: str, tensors: Sequence[Tensor], form: Any) -> Any:
         if way == "torch":
-            return self.place.compute(*inputs)
-        tensors, form = trees.tree_flatten(inputs)
-        tensors = [self.place.going(one) for one in tensors]
+            inputs, named = trees.tree_unflatten(tensors, form)
+            return self.place.compute(*inputs, **named)
+        tensors = [self.place.going(one.detach()) for one in tensors]
+        kind = way, repr(form), *((one.dtype, one.dim()) for one in tensors)
         try:
-            if way not in self._engines:
-                self._engines[way] = self._open(way, tensors, form)
-            outputs = self._engines[way](tensors)
+            if kind not in self._engines:
+                self._engines[kind] = self._open(way, tensors, form)
+            engine, form_of_outputs = self._engines[kind]
+            outputs = engine(tensors)
         except Exception as error:  # exporters and runtimes raise anything
             if is_out_of_memory(error):
                 raise
             raise ExportError(
                 f"{way} cannot run {self} ({one_line(error)}); choose another backend"
             ) from error
-        return trees.tree_unflatten([self.place.coming(one) for one in outputs], self._form)
+        return trees.tree_unflatten([self.place.coming(one) for one in outputs], form_of_outputs)
 
-    def _open(self, way: str, tensors: Sequence[Tensor], form: Any) -> Engine:
+    def _open(self, way: str, tensors: Sequence[Tensor], form: Any) -> tuple[Engine, Any]:
+        """The engine, and the form of what it computes."""
         network, free = _Network(self.place, form), [self.place.free_axes(one) for one in tensors]
         module = onnx_format if way == "onnxruntime" else openvino_format
         with quiet(), torch.no_grad(), torch.autocast("cpu", enabled=False):
             engine = module.open_bytes(onnx_format.traced(network, tensors, free), self.dtype)
-        self._form = network.form_of_outputs
-        return engine
+        return engine, network.form_of_outputs
 
-    def _compared(self, inputs: Any) -> Any:
+    def _compared(self, tensors: Sequence[Tensor], form: Any) -> Any:
         """What PyTorch computes; ways that differ from it are left out."""
-        expected = self.place.compute(*inputs)
+        self.is_compared = True
+        expected = self._compute("torch", tensors, form)
         for way in self.ways:
             if way == "torch":
                 continue
             try:
-                self._compare(way, self._compute(way, inputs), expected)
+                self._compare(way, self._compute(way, tensors, form), expected)
             except ExportError as error:
                 if "torch" not in self.ways:
                     raise
@@ -201,26 +225,27 @@ class Part:
         return expected
 
     def _compare(self, way: str, found: Any, expected: Any) -> None:
-        pairs = zip(trees.tree_leaves(found), trees.tree_leaves(expected), strict=True)
-        apart = max(_difference(mine, theirs.float()) for mine, theirs in pairs)
+        theirs = [one.float() for one in trees.tree_leaves(expected)]
+        pairs = zip(trees.tree_leaves(found), theirs, strict=True)
+        apart = max(_difference(mine.float(), one) for mine, one in pairs)
         if not apart <= ALLOWED[self.dtype]:
             raise ExportError(
                 f"{way} computes {self} with a difference of {apart:.2g} of the largest value, "
                 f"{ALLOWED[self.dtype]:g} is allowed; choose another backend"
             )
 
-    def _choice(self, inputs: Any, tensors: Sequence[Tensor]) -> str:
+    def _choice(self, tensors: Sequence[Tensor], form: Any) -> str:
         """The fastest way for tensors of about this size: between the same two powers of 2."""
         size = tuple(tensor.numel().bit_length() for tensor in tensors)
         if size not in self._fastest:
-            least = self._least_times(inputs)
+            least = self._least_times(tensors, form)
             self._fastest[size] = min(least, key=least.__getitem__)
             times = ", ".join(f"{way} {1000 * seconds:.1f} ms" for way, seconds in least.items())
             shapes = ", ".join("x".join(map(str, tensor.shape)) for tensor in tensors)
             _log.info("%s of %s: %s is used (%s)", self, shapes, self._fastest[size], times)
         return self._fastest[size]
 
-    def _least_times(self, inputs: Any) -> dict[str, float]:
+    def _least_times(self, tensors: Sequence[Tensor], form: Any) -> dict[str, float]:
         """Seconds of each way at its best: run in turn, after one round to warm up."""
         least = dict.fromkeys(self.ways, float("inf"))
         end = time.perf_counter() + _SECONDS
@@ -230,27 +255,43 @@ class Part:
             for way in self.ways:
                 time.sleep(_PAUSE)
                 start = time.perf_counter()
-                self._compute(way, inputs)
+                self._compute(way, tensors, form)
                 if turn >= 0:
                     least[way] = min(least[way], time.perf_counter() - start)
         return least
 
     @functools.cached_property
-    def _held(self) -> list[Mapping[str, Tensor | None]]:
-        """Where the weights are: a walk over the modules in every call would take as long as a layer."""
-        modules = self.place.module.modules()
-        return [held for one in modules for held in (one._parameters, one._buffers) if held]
+    def _held(self) -> tuple[list[Mapping[str, Tensor | None]], list[Mapping[str, nn.Module | None]]]:
+        """Where weights and modules are: a walk over the modules in every call takes as long as a layer."""
+        modules = list(self.place.module.modules())
+        weights = [held for one in modules for held in (one._parameters, one._buffers) if held]
+        return weights, [one._modules for one in modules if one._modules]
+
+    def _weights(self) -> list[Tensor]:
+        return [one for held in self._held[0] for one in held.values() if one is not None]
+
+    def _now(self) -> Any:
+        """What an engine depends on."""
+        modules = [one for held in self._held[1] for one in held.values()]
+        return (
+            torch.get_num_threads(),
+            modules,
+            [(one.data_ptr(), version_of(one)) for one in self._weights()],
+        )
 
     def _notice_changes(self) -> None:
-        """Close engines whose weights, or number of threads, are no longer those of the module."""
-        weights = [
-            (one.data_ptr(), one._version) for held in self._held for one in held.values() if one is not None
-        ]
-        state = torch.get_num_threads(), weights
-        if state != self._state:
-            self._state = state
-            self._engines.clear()
-            self._fastest.clear()
+        """Close engines whose modules, weights, or number of threads are no longer those of the module."""
+        if self._now() == self._state:
+            return
+        del self._held
+        self._engines.clear()
+        self._fastest.clear()
+        self._state, weights = self._now(), self._weights()
+        self._kept = [one.detach() for one in weights]  # so that no other tensor gets their addresses
+        self._fits = all(
+            one.device.type == "cpu" and (one.dtype in ALLOWED or not one.is_floating_point())
+            for one in weights
+        )
 
     def __str__(self) -> str:
         return f"{self.place.method} of {type(self.place.module).__name__}"
@@ -268,8 +309,8 @@ class _Network(nn.Module):
         self.form_of_outputs: Any = None
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        inputs = trees.tree_unflatten([self.place.coming(one) for one in tensors], self.form)
-        leaves, self.form_of_outputs = trees.tree_flatten(self.place.compute(*inputs))
+        inputs, named = trees.tree_unflatten([self.place.coming(one) for one in tensors], self.form)
+        leaves, self.form_of_outputs = trees.tree_flatten(self.place.compute(*inputs, **named))
         return tuple(self.place.going(leaf) for leaf in leaves)
 
 
@@ -290,14 +331,22 @@ def _places(model: nn.Module) -> Iterator[Place]:
                 yield Place(module, "layers", channels_last=True, any_size=False)
 
 
+def _parts(model: nn.Module) -> list[Part]:
+    return [part for module in model.modules() for part in vars(module).values() if isinstance(part, Part)]
+
+
 def _takes_samples(model: nn.Module) -> bool:
     return isinstance(model, ImageModel) or hasattr(model, "preprocess_image")
 
 
 def _example(model: nn.Module, number: int, height: int, width: int) -> Any:
     """Images of noise as the model takes them."""
-    first_conv = next(one for one in model.modules() if isinstance(one, nn.Conv2d))
-    channels = len(model.get_buffer("pixel_mean")) if _takes_samples(model) else first_conv.in_channels
+    if _takes_samples(model):
+        channels = len(model.get_buffer("pixel_mean"))
+    else:
+        channels = next((one.in_channels for one in model.modules() if isinstance(one, nn.Conv2d)), 0)
+    if not channels:
+        raise ConfigError("it has no convolution")
     noise = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (number, channels, height, width), dtype=torch.uint8, generator=noise)
     if _takes_samples(model):
@@ -332,5 +381,7 @@ def _can_leave(tensor: Any) -> bool:
 
 
 def _difference(found: Tensor, expected: Tensor) -> float:
-    """The largest difference as a share of the largest value."""
+    """The largest difference as a share of the largest value; infinity if `found` is something else."""
+    if found.shape != expected.shape or not bool(found.isfinite().all()):
+        return float("inf")
     return float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-30))

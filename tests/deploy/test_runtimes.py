@@ -3,6 +3,7 @@
 import copy
 import io
 import logging
+import re
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
@@ -92,8 +93,8 @@ def test_auto_keeps_the_fastest_of_each_size(fastest, spied, monkeypatch, caplog
     part = part_of(fast)
     measured = []
 
-    def least_times(inputs):
-        measured.append(inputs[0].shape)
+    def least_times(tensors, form):
+        measured.append(tensors[0].shape)
         return {way: 1.0 + (way != fastest) for way in part.ways}
 
     monkeypatch.setattr(part, "_least_times", least_times)
@@ -152,18 +153,58 @@ def test_a_model_elsewhere_is_refused(backend):
         runtimes.run_in(backend, network().to("meta"), torch.float32)
 
 
+class Listing(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x):
+        return [self.conv(x), "text"]
+
+
+class Pair(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, one, other):
+        return self.conv(one) + self.conv(other)
+
+
+NOT_IMAGES = [
+    (Listing, "cannot run forward of Listing"),
+    (Pair, "Pair cannot be compared .*missing 1 required positional argument"),
+    (lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(3600, 2)), "cannot be compared"),
+    (lambda: nn.Sequential(nn.Linear(3, 4)), "cannot be compared .*it has no convolution"),
+]
+
+
 @every_runtime
-def test_what_has_no_such_part_is_refused(backend):
-    class Listing(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.conv = nn.Conv2d(3, 4, 3)
+@pytest.mark.parametrize(("build", "words"), NOT_IMAGES)
+def test_what_has_no_such_part_is_refused(backend, build, words):
+    with pytest.raises((ConfigError, ExportError), match=f"{words}.*; choose"):
+        optimize_for_inference(build().eval(), backend=backend)
 
-        def forward(self, x):
-            return [self.conv(x), "text"]
 
-    with pytest.raises((ConfigError, ExportError), match="choose"):
-        optimize_for_inference(Listing().eval(), backend=backend)
+@pytest.mark.parametrize(("build", "words"), NOT_IMAGES)
+def test_auto_leaves_what_has_no_such_part_to_torch(build, words, caplog):
+    fast = optimize_for_inference(build().eval(), backend="auto")
+    assert part_of(fast).ways == ("torch",)
+    assert re.search(words, caplog.text)
+
+
+@pytest.mark.parametrize("backend", [*RUNTIMES, "auto"])
+def test_weights_that_are_not_finite_are_refused(backend):
+    net = network()
+    with torch.no_grad():
+        net.layer4[0].conv1.weight[0, 0] = float("nan")
+    with pytest.raises(ConfigError, match="weights of the Res2Net are NaN or infinity"):
+        optimize_for_inference(net, backend=backend)
+
+
+def test_a_difference_is_never_a_number_that_hides_nan():
+    nan, one = torch.tensor([float("nan")]), torch.ones(1)
+    assert runtimes._difference(nan, one) == runtimes._difference(one[None], one) == float("inf")
 
 
 class Branching(nn.Module):
@@ -199,7 +240,11 @@ def test_a_runtime_that_fails_says_what_to_do(backend, monkeypatch):
     def fail(tensors):
         raise RuntimeError("no such kernel")
 
-    part_of(fast)._engines[backend] = fail
+    with torch.no_grad():
+        fast(image())
+    engines = part_of(fast)._engines
+    (kind,) = engines
+    engines[kind] = fail, None
     with pytest.raises(
         ExportError, match=f"{backend} cannot run forward of Res2Net .no such kernel.; choose"
     ):
@@ -219,11 +264,11 @@ def test_new_weights_and_threads_are_noticed(backend):
         assert apart(fast, nets[1], image()) < 1e-5
         assert apart(fast, nets[0], image()) > 1e-3
     threads = torch.get_num_threads()
-    engine = part_of(fast)._engines[backend]
+    engines = list(part_of(fast)._engines.values())
     try:
         torch.set_num_threads(threads + 1)
         fast(image())
-        assert part_of(fast)._engines[backend] is not engine
+        assert list(part_of(fast)._engines.values()) != engines
     finally:
         torch.set_num_threads(threads)
 
@@ -264,3 +309,63 @@ def test_several_threads(backend):
         for size, found in zip(sizes, pool.map(lambda size: fast(image(height=size)), sizes), strict=True):
             with torch.no_grad():
                 assert difference(found["res3"], net(image(height=size))["res3"]) < 1e-5
+
+
+@every_runtime
+def test_inputs_of_every_type_and_by_name(backend, spied):
+    net = network()
+    fast = optimize_for_inference(net, backend=backend)
+    whole, real = torch.randint(0, 256, (1, 3, 40, 64), dtype=torch.uint8), image()
+    for one in (copy.deepcopy(fast), fast):
+        spied.clear()
+        for x in (whole, real, real.double(), real.clone().requires_grad_(), whole):
+            assert apart(one, lambda x: net(x.float()), x) < 1e-5
+        with torch.no_grad():
+            assert difference(one(x=real)["res5"], net(real)["res5"]) < 1e-5
+        assert spied == [backend] * 6
+
+
+@every_runtime
+def test_another_type_of_weights_or_training_is_for_torch(backend, spied):
+    net = network()
+    fast = optimize_for_inference(net, backend=backend)
+    spied.clear()
+    assert fast.train()(image())["res5"].dtype == torch.float32
+    assert fast.eval().double()(image().double())["res5"].dtype == torch.float64
+    assert fast.half()(image().half())["res5"].dtype == torch.float16
+    assert spied == []
+    # The new weights may lie where the first ones were.
+    assert apart(fast.float(), optimize_for_inference(net).half().float(), image()) < 1e-5
+    assert spied == [backend]
+
+
+@every_runtime
+def test_another_layer_is_noticed(backend):
+    fast = optimize_for_inference(create_classifier(TINY, 4).eval(), backend=backend)
+    fast.fc = nn.Linear(fast.fc.in_features, 7)
+    with torch.no_grad():
+        assert fast(image()).shape == (1, 7)
+
+
+@every_runtime
+def test_a_copy_made_in_inference_mode(backend, spied):
+    net = network()
+    fast = optimize_for_inference(net, backend=backend)
+    spied.clear()
+    with torch.inference_mode():
+        one = copy.deepcopy(fast)
+        assert apart(one, net, image()) < 1e-5
+    assert apart(one, net, image()) < 1e-5
+    assert spied == [backend] * 2
+
+
+@every_runtime
+def test_the_last_backend_counts(backend, spied):
+    net = network()
+    fast = optimize_for_inference(net, backend=backend)
+    other = next(one for one in RUNTIMES if one != backend)
+    for again, expected in (("torch", []), (other, [other])):
+        one = optimize_for_inference(fast, backend=again)
+        spied.clear()
+        assert apart(one, net, image()) < 1e-5
+        assert spied == expected
