@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
@@ -174,31 +174,31 @@ class FusedBottle2neck(Bottle2neck):
         # What autograd needs must not be overwritten, and few formats can express that.
         kept = is_traced() or (torch.is_grad_enabled() and x.requires_grad) or _held(self.conv1, *self.convs)
         outputs: list[Tensor] = []
-        for index, conv in enumerate(self.convs):
-            split = x[:, index * self.width : (index + 1) * self.width]
+        *splits, last = torch.split(x, self.width, 1)
+        for conv, split in zip(self.convs, splits, strict=True):
             outputs.append(conv(split + outputs[-1] if outputs else split))
             if not kept:
                 split.copy_(outputs[-1])
-        return torch.cat([*outputs, x[:, -self.width :]], 1) if kept else x
+        return torch.cat([*outputs, last], 1) if kept else x
 
     def _independent(self, x: Tensor) -> Tensor:
-        first, last = x[:, : -self.width], x[:, -self.width :]
-        if self.grouped is not None and is_traced():  # other runtimes are slow at it
-            outputs = _apart(cast(FusedConv2d, self.grouped), first, self.scale - 1)
-        elif self.grouped is not None:
-            outputs = [self.grouped(first)]
-        else:
-            splits = first.chunk(len(self.convs), 1)
+        *splits, last = torch.split(x, self.width, 1)
+        if self.grouped is None:
             outputs = [conv(split) for conv, split in zip(self.convs, splits, strict=True)]
+        elif is_traced():  # other runtimes are slow at convolutions of a few groups
+            outputs = _apart(cast(FusedConv2d, self.grouped), splits)
+        else:
+            outputs = [self.grouped(x[:, : -self.width])]
         return torch.cat([*outputs, last if self.pool is None else self.pool(last)], 1)
 
 
-def _apart(conv: FusedConv2d, x: Tensor, parts: int) -> list[Tensor]:
-    """What a convolution with ReLU gives, as that many smaller ones, of neighbouring groups each."""
+def _apart(conv: FusedConv2d, splits: Sequence[Tensor]) -> list[Tensor]:
+    """What a grouped convolution with ReLU gives, by a smaller one for each split."""
+    parts = len(splits)
     settings = conv.stride, conv.padding, conv.dilation, conv.groups // parts
     assert conv.bias is not None  # a norm is folded in
-    pieces = zip(x.chunk(parts, 1), conv.weight.chunk(parts), conv.bias.chunk(parts), strict=True)
-    return [functional.conv2d(*piece, *settings).relu() for piece in pieces]
+    pieces = zip(splits, conv.weight.chunk(parts), conv.bias.chunk(parts), strict=True)
+    return [functional.conv2d(*piece, *settings).relu() for piece in pieces]  # type: ignore[call-overload]
 
 
 class FusedStage(nn.Sequential):

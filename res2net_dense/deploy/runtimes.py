@@ -36,6 +36,9 @@ bfloat16 a network that was never trained loses some percent."""
 _ROUNDS, _SECONDS = 7, 6.0
 """How often `auto` runs each way to choose one, and after how many seconds it stops."""
 
+_OWN_ENGINES = 3
+"""For how many shapes a way may have engines of their own: each has the weights once more in memory."""
+
 _PAUSE = 0.01
 """Seconds between two ways: the threads of a runtime wait for more work in a loop, for some milliseconds."""
 
@@ -157,7 +160,9 @@ class Part:
     def __init__(self, place: Place, ways: Sequence[str], dtype: torch.dtype) -> None:
         self.place, self.ways, self.dtype = place, tuple(ways), dtype
         self.compares = self.is_compared = False
-        self._engines: dict[Any, tuple[Engine, Any]] = {}
+        self._traced: dict[Any, tuple[bytes, Any]] = {}
+        self._engines: dict[tuple[str, Any, Any], Engine] = {}
+        self._seen: set[tuple[str, Any, Any]] = set()
         self._fastest: dict[tuple[int, ...], str] = {}
         self._state: Any = None
         self._kept: list[Tensor] = []
@@ -186,12 +191,12 @@ class Part:
             inputs, named = trees.tree_unflatten(tensors, form)
             return self.place.compute(*inputs, **named)
         tensors = [self.place.going(one.detach()) for one in tensors]
-        kind = way, repr(form), *((one.dtype, one.dim()) for one in tensors)
+        kind = repr(form), *((one.dtype, one.dim()) for one in tensors)
         try:
-            if kind not in self._engines:
-                self._engines[kind] = self._open(way, tensors, form)
-            engine, form_of_outputs = self._engines[kind]
-            outputs = engine(tensors)
+            if kind not in self._traced:
+                self._traced[kind] = self._trace(tensors, form)
+            file, form_of_outputs = self._traced[kind]
+            outputs = self._engine(way, kind, file, tensors)(tensors)
         except Exception as error:  # exporters and runtimes raise anything
             if is_out_of_memory(error):
                 raise
@@ -200,13 +205,24 @@ class Part:
             ) from error
         return trees.tree_unflatten([self.place.coming(one) for one in outputs], form_of_outputs)
 
-    def _open(self, way: str, tensors: Sequence[Tensor], form: Any) -> tuple[Engine, Any]:
-        """The engine, and the form of what it computes."""
+    def _trace(self, tensors: Sequence[Tensor], form: Any) -> tuple[bytes, Any]:
+        """The part as a file for inputs of any shapes, and the form of what it computes."""
         network, free = _Network(self.place, form), [self.place.free_axes(one) for one in tensors]
-        module = onnx_format if way == "onnxruntime" else openvino_format
         with quiet(), torch.no_grad(), torch.autocast("cpu", enabled=False):
-            engine = module.open_bytes(onnx_format.traced(network, tensors, free), self.dtype)
-        return engine, network.form_of_outputs
+            return onnx_format.traced(network, tensors, free), network.form_of_outputs
+
+    def _engine(self, way: str, kind: Any, file: bytes, tensors: Sequence[Tensor]) -> Engine:
+        """One for inputs of any shapes, or one of their own if they come again: it is some percent faster."""
+        shapes = tuple(tuple(one.shape) for one in tensors)
+        own = [key for key in self._engines if key[:2] == (way, kind) and key[2] is not None]
+        is_again = (way, kind, shapes) in self._seen
+        self._seen.add((way, kind, shapes))
+        fixed = is_again and ((way, kind, shapes) in own or len(own) < _OWN_ENGINES)
+        key = way, kind, shapes if fixed else None
+        if key not in self._engines:
+            module = onnx_format if way == "onnxruntime" else openvino_format
+            self._engines[key] = module.open_bytes(file, self.dtype, key[2])
+        return self._engines[key]
 
     def _compared(self, tensors: Sequence[Tensor], form: Any) -> Any:
         """What PyTorch computes; ways that differ from it are left out."""
@@ -264,7 +280,9 @@ class Part:
     def _held(self) -> tuple[list[Mapping[str, Tensor | None]], list[Mapping[str, nn.Module | None]]]:
         """Where weights and modules are: a walk over the modules in every call takes as long as a layer."""
         modules = list(self.place.module.modules())
-        weights = [held for one in modules for held in (one._parameters, one._buffers) if held]
+        weights: list[Mapping[str, Tensor | None]] = []
+        for one in modules:
+            weights += [held for held in (one._parameters, one._buffers) if held]
         return weights, [one._modules for one in modules if one._modules]
 
     def _weights(self) -> list[Tensor]:
@@ -284,8 +302,8 @@ class Part:
         if self._now() == self._state:
             return
         del self._held
-        self._engines.clear()
-        self._fastest.clear()
+        for made in (self._traced, self._engines, self._seen, self._fastest):
+            made.clear()
         self._state, weights = self._now(), self._weights()
         self._kept = [one.detach() for one in weights]  # so that no other tensor gets their addresses
         self._fits = all(
