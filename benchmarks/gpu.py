@@ -83,7 +83,7 @@ PARTS = (  # by their worth: the first ones get their time first
     Part("backbone", script("gpu_backbone"), 85, ("pydantic", "timm")),
     Part(
         "train",
-        ("benchmarks/train.py", "--device={device}", "--json={json}", "--iterations=10", "--profile"),
+        (*script("train"), "--iterations=10", "--profile"),
         85,
         ("pydantic", "detectron2", "pycocotools", "hotcoco"),
     ),

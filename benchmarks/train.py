@@ -11,7 +11,11 @@ and then wait.
 
 Data are those of the configuration where they are there, else `coco_tiny` of the folder that
 RES2NET_DENSE_SHARED_DATA names, else drawn shapes. Weights are random; the last norm of each block starts
-small, or the maps of frozen norms would grow from block to block.
+small, or the maps of frozen norms would grow from block to block. On CUDA float32 runs as PyTorch sets it,
+with convolutions in TF32 for everybody, but in the step that is compared.
+
+With `--seconds` the contestants that are not ready by half time are left out, and so are rounds and profiles
+that would end too late; one round is always run. The file is written after every step of this.
 """
 
 from __future__ import annotations
@@ -37,7 +41,7 @@ from own_cost import HEAD as OWN_COST
 from own_cost import own_cost
 from own_cost import text as own_cost_row
 
-from res2net_dense.cli._benchmark import peak_memory
+from res2net_dense.cli._benchmark import peak_memory, without_tf32
 from res2net_dense.engine.seeding import seed_everything
 from res2net_dense.engine.trainer import LoopOptions, Trainer
 
@@ -258,18 +262,31 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def measure(bench: Bench) -> list[dict[str, Any]]:
-    """Let all contestants take turns; returns a row of figures for each."""
+def measure(bench: Bench, save: Callable[[list[dict[str, Any]], list[str]], None]) -> None:
+    """Let all contestants take turns.
+
+    Args:
+        bench: what to run.
+        save: is given a row of figures for each contestant, and who was left out, whenever there is more.
+    """
     args, device = bench.args, bench.device
-    runners = {name: build() for name, build in bench.contestants().items()}
-    rows: dict[str, dict[str, Any]] = {}
-    for name, runner in runners.items():
+    runners, rows = dict[str, Ours | Theirs](), dict[str, dict[str, Any]]()
+    contestants = bench.contestants()
+    for name, build in contestants.items():
+        if runners and args.ends - time.monotonic() < args.seconds / 2:
+            break
+        runners[name] = runner = build()
         runner.advance(args.warmup)
         runner.optimizer.zero_grad()
         _, peak = peak_memory(lambda runner=runner: runner.advance(1), device)
         rows[name] = {"label": name, "peak_bytes": peak, "seconds": [], "waited": []}
-    names = list(runners)
-    for _ in range(args.rounds):
+    names, left_out = list(runners), [name for name in contestants if name not in runners]
+    took = 0.0
+    for turn in range(args.rounds):
+        # A profile of all takes about as long as two rounds.
+        if turn and args.ends - time.monotonic() < took * (3 if args.profile else 1):
+            break
+        begun = time.monotonic()
         for name in names:
             runner, row = runners[name], rows[name]
             waited = runner.feed.waited
@@ -280,16 +297,30 @@ def measure(bench: Bench) -> list[dict[str, Any]]:
             row["seconds"].append((time.perf_counter() - start) / args.iterations)
             row["waited"].append((runner.feed.waited - waited) / args.iterations)
         names.append(names.pop(0))
-    for name in names if args.profile else ():
+        took = time.monotonic() - begun
+        save(figures(rows, args.batch), left_out)
+    took = 2 * took / len(names)
+    for name in runners if args.profile else ():
+        if args.ends - time.monotonic() < took:
+            left_out.append(f"profile of {name}")
+            continue
+        begun = time.monotonic()
         # Each turn ends with a line of the log, which a training has every 20 iterations.
         rows[name]["own_cost"] = own_cost(runners[name], device, max(args.iterations, 6))
+        took = time.monotonic() - begun
+        save(figures(rows, args.batch), left_out)
+    save(figures(rows, args.batch), left_out)
+
+
+def figures(rows: dict[str, dict[str, Any]], batch: int) -> list[dict[str, Any]]:
+    """The rows with what follows from their times."""
     base = rows[BASELINE]["seconds"]
     for row in rows.values():
         ratios = sorted(one / other for one, other in zip(row["seconds"], base, strict=True))
         low, _, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
         row["time_ratio"] = {"median": statistics.median(ratios), "low": low, "high": high}
         row["seconds_per_iteration"] = statistics.median(row["seconds"])
-        row["images_per_second"] = args.batch / row["seconds_per_iteration"]
+        row["images_per_second"] = batch / row["seconds_per_iteration"]
         row["share_waiting"] = sum(row["waited"]) / sum(row["seconds"])
     return list(rows.values())
 
@@ -323,35 +354,42 @@ def main() -> None:
     add("--warmup", type=int, help="iterations before them (10; 1 on a CPU)")
     add("--compile", action="store_true", help="our compiled network too, which takes minutes")
     add("--profile", action="store_true", help="what the loops cost besides the network and the data")
+    add("--seconds", type=float, default=math.inf, help="begin no more than fits into so many (no limit)")
     add("--json", type=Path, metavar="FILE", help="write all figures there")
     args = parser.parse_args()
+    args.ends = time.monotonic() + args.seconds
     on_cpu = torch.device(args.device).type == "cpu"
     args.size = args.size or (256 if on_cpu else 800)
     args.iterations = args.iterations or (2 if on_cpu else 20)
     args.warmup = args.warmup or (1 if on_cpu else 10)
-    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()) as said:
-        bench = Bench(args, Path(folder))
-        apart = bench.check()
-        rows = measure(bench)
-    data = said.getvalue().partition("\n")[0]  # each loader says it
     machine = platform.machine() if on_cpu else torch.cuda.get_device_name(args.device)
-    document = {
+    document: dict[str, Any] = {
         "torch": torch.__version__,
         "date": time.strftime("%Y-%m-%d %H:%M:%S %z"),
         "machine": machine,
         "threads": torch.get_num_threads(),
-        "settings": {key: str(value) for key, value in vars(args).items()},
-        "data": data,
-        "differences": apart,
-        "results": rows,
+        "settings": {key: str(value) for key, value in vars(args).items() if key != "ends"},
     }
+
+    def save(rows: list[dict[str, Any]], left_out: list[str]) -> None:
+        document.update(results=rows, left_out=left_out)
+        if args.json:
+            args.json.parent.mkdir(parents=True, exist_ok=True)
+            args.json.write_text(json.dumps(document, indent=1))
+
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()) as said:
+        bench = Bench(args, Path(folder))
+        with without_tf32():
+            document["differences"] = apart = bench.check()
+        document["data"] = data = said.getvalue().partition("\n")[0]  # each loader says it
+        save([], [])
+        measure(bench, save)
     print(f"{machine}, {torch.get_num_threads()} threads, torch {torch.__version__}")
     print(f"{args.config}, {args.batch} images of {args.size} pixels; {data}")
     print("one step apart: " + ", ".join(f"{name} {value:.1e}" for name, value in apart.items()))
-    print(table(rows))
-    if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(document, indent=1))
+    print(table(document["results"]))
+    if document["left_out"]:
+        print(f"left out, for want of time: {', '.join(document['left_out'])}")
 
 
 if __name__ == "__main__":

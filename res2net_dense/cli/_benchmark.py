@@ -16,8 +16,8 @@ import sys
 import tempfile
 import time
 import timeit
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,21 @@ LineUp = tuple[dict[str, Any], list[tuple[str, str, str]], dict[str, str]]
 _NORMS = {"running_mean": (-0.1, 0.1), "running_var": (0.5, 1.5), "weight": (0.2, 1), "bias": (-0.2, 0.2)}
 
 
+@contextmanager
+def without_tf32() -> Iterator[None]:
+    """Inside, float32 has all its bits on CUDA: cuDNN's convolutions round it to TF32 unless told not to."""
+    places: tuple[Any, ...] = (torch.backends.cudnn, torch.backends.cuda.matmul)
+    usual = [place.allow_tf32 for place in places]
+    try:
+        for place in places:
+            place.allow_tf32 = False
+        yield
+    finally:
+        for place, allowed in zip(places, usual, strict=True):
+            place.allow_tf32 = allowed
+
+
+@without_tf32()
 def benchmark(args: argparse.Namespace) -> None:
     """Measure every setting that the arguments ask for, print the tables, and write `--json`."""
     args.device = "cuda" if torch.cuda.is_available() else "cpu"

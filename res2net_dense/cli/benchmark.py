@@ -5,7 +5,8 @@ res2net-dense benchmark --model res2net50_26w_4s --train
 res2net-dense benchmark --config mask_rcnn_res2net50 --size 640 [key=value ...]
 
 All contestants of a setting run in one process, round by round, the first one changing; ratios are of times
-of one round. Results are compared before: a wrong one is an error. A CUDA device is used if there is one.
+of one round. Results are compared before: a wrong one is an error. A CUDA device is used if there is one,
+and fp32 has no TF32 there, neither in what is compared nor in what is timed.
 
 Our networks run in the --formats: "eager" as PyTorch does it, in the usual layout of maps; "channels-last" in
 the other; "optimized" by `optimize_for_inference`, "optimized-..." with that backend; "compiled" in

@@ -87,7 +87,7 @@ def test_a_part_that_does_not_listen_is_killed(gpu, tmp_path, monkeypatch, capfd
     monkeypatch.setattr(gpu, "KILLED_AFTER", 0.5)
     part = gpu.Part("stubborn", ("-c", STUBBORN), 1)
     start = time.monotonic()
-    result = gpu.run(part, 3.0, "cpu", tmp_path, {**os.environ, "PYTHONPATH": ""})
+    result = gpu.run(part, 2.0, "cpu", tmp_path, {**os.environ, "PYTHONPATH": ""})
     assert result["status"] == "late"
     assert result["exit_code"] == -9
     assert time.monotonic() - start < 20
@@ -138,6 +138,7 @@ def test_names_of_parts(gpu):
             gpu.parse_names(text)
 
 
+@pytest.mark.slow
 def test_all_marked_tests_are_run(gpu):
     """A fixture of a folder may mark them, or the test itself."""
     places = gpu.marked_tests()

@@ -13,13 +13,15 @@ from networks import TINY, TINY_RESNET
 from torch import nn
 
 from res2net_dense.backbones import create_classifier
+from res2net_dense.cli import _benchmark
 from res2net_dense.deploy.layers import FusedConv2d
 from res2net_dense.deploy.rewrite import optimize_for_inference
 
 
 @pytest.fixture(autouse=True)
-def thawed():
-    """A part sets all objects aside, see `Part.start`."""
+def quick(monkeypatch):
+    """No pauses between calls. A part sets all objects aside, see `Part.start`: they come back."""
+    monkeypatch.setattr(_benchmark, "_PAUSE", 0.0)
     yield
     gc.unfreeze()
 

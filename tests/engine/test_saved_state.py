@@ -9,6 +9,7 @@ import struct
 import subprocess
 import sys
 import zipfile
+from types import SimpleNamespace
 
 import pytest
 import safetensors.torch
@@ -93,12 +94,17 @@ def with_rubbish(content, place, rubbish):
     return changed
 
 
+IN_PYTHON = SimpleNamespace(__name__="pickle", Pickler=pickle._Pickler)
+
+
 def save(content, path):
     """As `torch.save`, of content that is nested deeply."""
     limit = sys.getrecursionlimit()
     sys.setrecursionlimit(100_000)
     try:
         torch.save(content, path)
+    except RecursionError:  # of the pickler in C, which from Python 3.12 on has a limit of its own
+        torch.save(content, path, pickle_module=IN_PYTHON)
     finally:
         sys.setrecursionlimit(limit)
 

@@ -4,6 +4,8 @@ import itertools
 import json
 import math
 import shutil
+from dataclasses import replace
+from unittest import mock
 
 import pytest
 import torch
@@ -12,11 +14,13 @@ from tiny_runs import TINY_RUNS
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from res2net_dense import kernels
+from res2net_dense.backbones import fused
 from res2net_dense.engine import distributed
 from res2net_dense.engine.optim import Ema
 from res2net_dense.engine.out_of_memory import explaining_memory
 from res2net_dense.engine.trainer import LoopOptions, Trainer
-from res2net_dense.errors import OutOfMemoryError
+from res2net_dense.errors import ConfigError, OutOfMemoryError
 from res2net_dense.tasks import get_task
 from res2net_dense.tasks.automatic import fit_batch
 from res2net_dense.tasks.training import build_state, set_up_device, train_and_evaluate
@@ -75,6 +79,43 @@ def test_precisions_agree(task, prepared, device):
         found[precision] = {name: float(loss) for name, loss in trainer.losses.items()}
     assert found["bf16"] == pytest.approx(found["fp32"], rel=0.1, abs=0.02)
     assert found["fp16"] == pytest.approx(found["fp32"], rel=0.02, abs=0.01)
+
+
+@every_task
+def test_fused_blocks(task, prepared, device, wrapped, monkeypatch):
+    """Steps with all blocks by our programs, be they faster or not: the first one has the losses of plain
+    blocks. Where they cannot run they are refused.
+    """
+    half = ["train.precision=bf16", "train.channels_last=true", "backbone.drop_path_rate=0"]
+    changes = [*half, "model.rpn_batch=4096", "model.roi_batch=4096"] if task == "detection" else half
+    fast = prepared(task, *changes, "train.fused_block=true")
+    if not kernels.gpu_works(device):
+        with pytest.raises(ConfigError, match="train.fused_block needs an NVIDIA GPU"):
+            build_state(fast, device, load_weights=False)
+        return
+    run = mock.Mock(side_effect=fused.run)
+    monkeypatch.setattr(fused, "run", run)
+    monkeypatch.setattr(
+        kernels, "choose", lambda key, x, chain, way: kernels.tiles(chain, x.dtype, x.shape)[0]
+    )
+    batch, trainers = next(iter(get_task(task).build_train_loader(fast))), []
+    for config in (prepared(task, *changes), fast):
+        assert not run.called
+        state = build_state(config, device, load_weights=False)
+        for module in state.model.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+        options = LoopOptions(iterations=1, precision="bf16")
+        trainers.append(Trainer(state, itertools.repeat(batch), lambda _: 1.0, options))
+        trainers[-1].run()
+    assert run.called
+    plain, found = ({name: float(loss) for name, loss in one.losses.items()} for one in trainers)
+    assert found == pytest.approx(plain, rel=0.1, abs=0.02)
+    trainer = trainers[-1]
+    trainer.options = replace(trainer.options, iterations=5)
+    trainer.run()
+    assert all(math.isfinite(float(loss)) for loss in trainer.losses.values())
+    assert all(torch.isfinite(parameter).all() for parameter in trainer.state.model.parameters())
 
 
 @every_task

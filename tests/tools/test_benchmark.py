@@ -82,6 +82,26 @@ def test_what_cannot_be_measured_is_an_error_before_the_work(changes, words):
     assert_one_line(error, *words)
 
 
+def test_float32_is_measured_without_tf32(monkeypatch):
+    convolutions, products = torch.backends.cudnn, torch.backends.cuda.matmul
+    usual = convolutions.allow_tf32, products.allow_tf32
+
+    def measure(*_):
+        assert not convolutions.allow_tf32
+        assert not products.allow_tf32
+        raise ConfigError("seen")
+
+    monkeypatch.setattr(tool, "measure", measure)
+    try:
+        convolutions.allow_tf32 = products.allow_tf32 = True
+        with pytest.raises(ConfigError, match="seen"):
+            tool.benchmark(arguments())
+        assert convolutions.allow_tf32
+        assert products.allow_tf32
+    finally:
+        convolutions.allow_tf32, products.allow_tf32 = usual
+
+
 def test_a_file_that_cannot_be_written_is_an_error_before_the_work(tmp_path):
     with pytest.raises(ConfigError, match="is a folder"):
         tool.benchmark(arguments(json=tmp_path))
