@@ -266,8 +266,11 @@ def tiles(chain: Chain, dtype: torch.dtype, shape: Sequence[int]) -> list[Tile]:
     depth = min(longest, _power_of_2(max(needed, 16)))
     if needed > depth and needed % depth:
         depth = min(depth, 32)
+    if width % 2:
+        depth = 16  # read number by number, with an address for each in registers
     most = min(128 if dtype.itemsize < 4 else 64, _power_of_2(max(width, 16)))
-    found = [Tile(64, channels, depth), Tile(128, most, depth, warps=8)]
+    stages = 2 if most * depth == 128 * 64 else 3  # three would need 112 KiB of shared memory
+    found = [Tile(64, channels, depth), Tile(128, most, depth, warps=8, stages=stages)]
     if not chain.independent and shape[2] * shape[3] <= 256:
         found.append(Tile(64, channels, depth, warps=8, whole=True))
     return found
@@ -286,7 +289,8 @@ def _steps(chain: Chain, tile: Tile) -> tuple[int, int, int, int]:
 def _row_block(chain: Chain) -> tuple[int, int]:
     """Pixels and channels of a program without products."""
     channels = min(128, _power_of_2(chain.width))
-    return max(16, 2048 // channels), channels
+    numbers = 1024 if chain.width % 2 else 2048  # for the registers, as in `tiles`
+    return max(16, numbers // channels), channels
 
 
 def _threads(tile: Tile) -> dict[str, int]:

@@ -144,16 +144,28 @@ def learn(block, x, tile, norms, chain):
     return [out, x.grad, *(one.grad for one in parameters), *block.bns.buffers()]
 
 
+def scaled(found, expected, allowed=0.0):
+    """To 1e-5 of the largest number, or of 1 where all are smaller."""
+    assert found.shape == expected.shape
+    limit = 1e-5 * max(1.0, expected.abs().max().item()) + allowed
+    torch.testing.assert_close(found, expected, atol=limit, rtol=0.0, check_dtype=False)
+
+
 @cases(whole=False)
 def test_training(chain, size, tile):
     x = make_map(chain, size)
     plain, found = (learn(make_block(chain), x, way, "batch", chain) for way in (None, tile))
-    exact = learn(make_block(chain).double(), x.double(), None, "batch", chain)
     assert len(found) == 2 + 6 * (chain.scale - 1)
+    images, _, rows, columns = found[0].shape
+    if images * rows * columns > 2:
+        for one, other in zip(found, plain, strict=True):
+            scaled(one, other)
+        return
+    # A norm makes -1 and 1 of any two pixels: its gradient is what rounding leaves of 0, in the plain block
+    # too, which is therefore compared with float64 as well.
+    exact = learn(make_block(chain).double(), x.double(), None, "batch", chain)
     for one, other, rounded in zip(found, exact, plain, strict=True):
-        # A gradient of a norm over few pixels is a difference of large numbers, in the plain block too.
-        limit = 1e-5 * max(1.0, other.abs().max().item()) + 2 * (rounded - other).abs().max().item()
-        assert (one - other).abs().max().item() <= limit
+        scaled(one, other, 2 * (rounded - other).abs().max().item())
 
 
 @pytest.mark.parametrize(("chain", "size", "tile"), [case(*QUICK[n]) for n in (2, 7)])
@@ -161,7 +173,7 @@ def test_training_with_fixed_norms(chain, size, tile):
     x = make_map(chain, size)
     expected, found = (learn(make_block(chain, "FrozenBN"), x, way, "fixed", chain) for way in (None, tile))
     for one, other in zip(found, expected, strict=True):
-        close(one, other, 1e-5 * max(1.0, other.abs().max().item()))
+        scaled(one, other)
 
 
 @pytest.mark.slow

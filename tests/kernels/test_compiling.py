@@ -19,7 +19,8 @@ CHAINS = [
 MORE = [
     *((Chain(width, 4), (56, 56)) for width in (4, 14, 18, 25, 28, 36, 48, 52, 56)),
     *((Chain(width, 4), (14, 14)) for width in (72, 96, 104, 144, 192, 384)),
-    *((Chain(width, 4, **STAGE), (14, 14)) for width in (14, 26, 48, 104)),
+    *((Chain(width, 4, **STAGE), (14, 14)) for width in (14, 25, 26, 48, 104)),
+    (Chain(25, 4), (14, 14)),  # in one launch too; no published network has odd widths
     *((Chain(width, 4, 2, 1, 8, **STAGE), (14, 14)) for width in (32, 64, 128, 256, 512)),
     *((Chain(width, 4, 1, 2, 8), (14, 14)) for width in (32, 64, 128, 200, 256)),
     (Chain(26, 4, 2, pool="ignored", independent=True), (56, 56)),
@@ -70,10 +71,8 @@ def all_launches(monkeypatch, chain, size, dtype):
 def test_programs_fit(chains, dtype, capability, monkeypatch):
     too_much = []
     for chain, size in chains:
-        # Odd widths, of one network for CIFAR, are read number by number, with an address for each.
-        allowed = 256 if chain.width % 2 else 0
         for program, arguments, keywords in all_launches(monkeypatch, chain, size, dtype):
             made = compile_launch(program, arguments, keywords, capability)
-            if made.spilled > allowed or made.shared > SHARED:
+            if made.spilled or made.shared > SHARED:
                 too_much.append((chain, keywords, made))
     assert too_much == []
