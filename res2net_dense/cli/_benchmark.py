@@ -47,8 +47,9 @@ ALLOWED = {"logits fp32": 1e-3, "logits bf16": 0.15, "detections fp32": 0.05, "g
 with equal scores any may be suppressed, and in bfloat16 they are not judged."""
 # Settings without effect on what a trained network computes; timm has none of the others.
 _HARMLESS = {"name", "weights", "freeze_at", "drop_path_rate", "checkpoint_activations", "norm"}
-_PAUSE = 0.02
-"""Seconds before a call: threads of the one before wait for more work in a loop, on the same cores."""
+_PAUSE = 0.05
+"""Seconds before a call: threads of the one before wait for more work in a loop, on the same cores, those of
+ONNX Runtime for some 30 ms."""
 _NOT_SETTINGS = {"json", "debug", "overwrite"}
 LineUp = tuple[dict[str, Any], list[tuple[str, str, str]], dict[str, str]]
 """Models by name, contestants (model, way to run it, precision), and reasons by what is left out."""

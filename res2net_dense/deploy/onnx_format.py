@@ -109,7 +109,7 @@ def open_bytes(file: bytes, dtype: torch.dtype, shapes: Sequence[Sequence[int]] 
         for number, shape in enumerate(shapes or ())
         for axis, size in enumerate(shape)
     }
-    session = _session(file, sizes)
+    session = _session(file, sizes, spins=False)  # what comes after the part needs the cores
     names = [one.name for one in session.get_inputs()]
 
     def run(tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -119,12 +119,15 @@ def open_bytes(file: bytes, dtype: torch.dtype, shapes: Sequence[Sequence[int]] 
     return run
 
 
-def _session(file: str | bytes, sizes: Mapping[str, int] | None = None) -> Any:
-    """Open a file; `sizes` of its free axes, by their names, are fixed."""
+def _session(file: str | bytes, sizes: Mapping[str, int] | None = None, *, spins: bool = True) -> Any:
+    """Open a file; `sizes` of its free axes, by their names, are fixed. With `spins` its threads keep the
+    cores busy for some 30 ms after each call, waiting for the next.
+    """
     onnxruntime = import_library("onnxruntime")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3  # errors; a user can do nothing about the rest
+    options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spins)))
     for axis, size in (sizes or {}).items():
         options.add_free_dimension_override_by_name(axis, size)
     return onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
