@@ -71,7 +71,8 @@ def test_any_size_and_number(backend, spied):
     spied.clear()
     for size in ((1, 40, 64), (3, 33, 35), (1, 224, 32), (2, 64, 64), (1, 32, 32)) * 3:
         assert apart(fast, net, image(*size)) < 1e-5
-    assert spied == [backend] * 15
+    # Each call, and for each shape that has an engine of its own two to compare it.
+    assert spied == [backend] * (15 + 3 * 2)
     # The first shapes that come again have engines of their own.
     own = [((1, 3, 40, 64),), ((3, 3, 33, 35),), ((1, 3, 224, 32),)]
     assert [shapes for *_, shapes in part_of(fast)._engines] == [None, *own]
@@ -85,7 +86,7 @@ def test_openvino_in_half_precision(spied):
     spied.clear()
     assert 0 < apart(fast, net, image()) < 0.05
     assert all(feature.dtype == torch.float32 for feature in fast(image()).values())
-    assert spied == ["openvino"] * 2
+    assert spied == ["openvino"] * (2 + 2)
 
 
 @pytest.mark.parametrize("fastest", ["torch", *RUNTIMES])
@@ -104,7 +105,8 @@ def test_auto_keeps_the_fastest_of_each_size(fastest, spied, monkeypatch, caplog
     for size in ((1, 40, 64), (1, 41, 64), (4, 40, 64), (1, 40, 64)):
         fast(image(*size))
     assert measured == [(1, 3, 40, 64), (4, 3, 40, 64)]
-    assert spied == ([fastest] * 4 if fastest != "torch" else [])
+    # The last shape has come again: its engine was compared with the one for all shapes.
+    assert spied == ([fastest] * (4 + 2) if fastest != "torch" else [])
     assert f"{fastest} is used" in caplog.text
 
 
@@ -236,6 +238,23 @@ def test_auto_leaves_out_what_differs(caplog):
 
 
 @every_runtime
+@pytest.mark.parametrize("wrong", [1.1, float("nan")])
+def test_an_engine_for_a_fixed_size_that_differs_is_not_used(backend, wrong, monkeypatch):
+    module = onnx_format if backend == "onnxruntime" else openvino_format
+    usual = module.open_bytes
+
+    def open_bytes(file, dtype, shapes=None):
+        engine = usual(file, dtype, shapes)
+        return engine if shapes is None else lambda tensors: [one * wrong for one in engine(tensors)]
+
+    monkeypatch.setattr(module, "open_bytes", open_bytes)
+    net = network()
+    fast = optimize_for_inference(net, backend=backend)
+    for _ in range(3):
+        assert apart(fast, net, image()) < 1e-5
+
+
+@every_runtime
 def test_a_runtime_that_fails_says_what_to_do(backend, monkeypatch):
     fast = optimize_for_inference(network(), backend=backend)
 
@@ -324,7 +343,8 @@ def test_inputs_of_every_type_and_by_name(backend, spied):
             assert apart(one, lambda x: net(x.float()), x) < 1e-5
         with torch.no_grad():
             assert difference(one(x=real)["res5"], net(real)["res5"]) < 1e-5
-        assert spied == [backend] * 6
+        # The whole numbers and the real ones come again.
+        assert spied == [backend] * (6 + 2 * 2)
 
 
 @every_runtime
@@ -358,7 +378,7 @@ def test_a_copy_made_in_inference_mode(backend, spied):
         one = copy.deepcopy(fast)
         assert apart(one, net, image()) < 1e-5
     assert apart(one, net, image()) < 1e-5
-    assert spied == [backend] * 2
+    assert spied == [backend] * (2 + 2)
 
 
 @every_runtime
