@@ -91,7 +91,7 @@ def test_openvino_in_half_precision(spied):
 
 @pytest.mark.parametrize("fastest", ["torch", *RUNTIMES])
 def test_auto_keeps_the_fastest_of_each_size(fastest, spied, monkeypatch, caplog):
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.INFO, "res2net_dense")  # which a command before has set higher
     fast = optimize_for_inference(network(), backend="auto")
     part = part_of(fast)
     measured = []
