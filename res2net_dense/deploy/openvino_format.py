@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -47,6 +48,21 @@ def import_openvino() -> ModuleType:
     return openvino
 
 
+def core() -> Any:
+    """Return the one `openvino.Core` of the process, which is never freed.
+
+    Each core gives the thread that first uses it a stack for signal handlers of its own, and puts the stack
+    before it back when it is freed: of two cores, the first to be freed leaves a stack that no longer exists,
+    and the next signal, such as Ctrl+C, kills the process.
+    """
+    return _made_once(import_openvino().Core)
+
+
+@cache
+def _made_once(make: Callable[[], Any]) -> Any:
+    return make()
+
+
 def check_installed() -> None:
     """See `export.Format`."""
     import_openvino()
@@ -66,7 +82,7 @@ def convert_onnx(source: Path, path: Path, metadata: str) -> None:
     """Write `path` (.xml), which keeps the metadata, and its .bin from an ONNX file in full precision."""
     openvino = import_openvino()
     try:
-        model = openvino.Core().read_model(source)
+        model = core().read_model(source)
     except RuntimeError as error:
         raise ExportError(
             f"OpenVINO cannot read the ONNX form of this network ({one_line(error, 300)}): choose "
@@ -84,10 +100,9 @@ def open_file(path: Path, dtype: torch.dtype = torch.float32) -> tuple[str | Non
     weights = path.with_suffix(".bin")
     if not weights.is_file():
         raise ExportError(f"{weights} does not exist: the weights of {path}, which must be next to it")
-    core = import_openvino().Core()
-    model = core.read_model(path)
+    model = core().read_model(path)
     found = model.has_rt_info([METADATA_KEY])
-    engine = _engine(core, model, dtype)
+    engine = _engine(model, dtype)
     return str(model.get_rt_info([METADATA_KEY]).astype(str)) if found else None, lambda images: engine(
         [images]
     )
@@ -96,7 +111,7 @@ def open_file(path: Path, dtype: torch.dtype = torch.float32) -> tuple[str | Non
 def check_computes(dtype: torch.dtype) -> None:
     """Raise an error unless OpenVINO is there and computes in `dtype` on this processor."""
     check_installed()
-    able = import_openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    able = core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     if dtype not in _PRECISIONS or _PRECISIONS[dtype].upper().replace("F32", "FP32") not in able:
         raise ConfigError(
             f"backend openvino does not compute in {dtype} on this processor; choose backend torch"
@@ -105,19 +120,18 @@ def check_computes(dtype: torch.dtype) -> None:
 
 def open_bytes(file: bytes, dtype: torch.dtype, shapes: Sequence[Sequence[int]] | None = None) -> Engine:
     """Open what `onnx_format.traced` gave, for inputs of these shapes or of any."""
-    core = import_openvino().Core()
-    model = core.read_model(file)
+    model = core().read_model(file)
     if shapes is not None:
         model.reshape({number: list(shape) for number, shape in enumerate(shapes)})
-    return _engine(core, model, dtype)
+    return _engine(model, dtype)
 
 
-def _engine(core: Any, model: Any, dtype: torch.dtype) -> Engine:
+def _engine(model: Any, dtype: torch.dtype) -> Engine:
     settings = {
         "INFERENCE_PRECISION_HINT": _PRECISIONS[dtype],  # otherwise bfloat16 if the processor has that
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
     }
-    compiled = core.compile_model(model, "CPU", settings)
+    compiled = core().compile_model(model, "CPU", settings)
 
     def run(tensors: Sequence[Tensor]) -> list[Tensor]:
         outputs = compiled([tensor.contiguous().numpy() for tensor in tensors])

@@ -15,7 +15,7 @@ from running import assert_one_line
 from res2net_dense.backbones import create_classifier, list_backbones
 from res2net_dense.deploy.description import METADATA_KEY, Description
 from res2net_dense.deploy.export import FORMATS, export, format_of
-from res2net_dense.deploy.openvino_format import convert_onnx, import_openvino
+from res2net_dense.deploy.openvino_format import convert_onnx, core
 from res2net_dense.deploy.parity import synthetic_images
 from res2net_dense.errors import ConfigError, ExportError, MissingDependencyError
 from res2net_dense.models.classification import ClassificationModel
@@ -50,7 +50,7 @@ def runner(path):
         session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
         return lambda images: list(map(torch.from_numpy, session.run(None, {"images": images.numpy()})))
     if path.suffix == ".xml":
-        model = import_openvino().Core().compile_model(str(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        model = core().compile_model(str(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
         return lambda images: [torch.from_numpy(out) for out in model({"images": images.numpy()}).values()]
     if path.suffix == ".pt2":
         return torch.export.load(path).module()
@@ -103,7 +103,7 @@ def test_every_format_describes_itself_to_its_own_reader(graphs, tiny_file):
         load(tiny_file(task, format), **{name: extra})
         text = extra[METADATA_KEY]
         found[format] = text.decode() if isinstance(text, bytes) else text
-    model = import_openvino().Core().read_model(tiny_file(task, "openvino"))
+    model = core().read_model(tiny_file(task, "openvino"))
     found["openvino"] = model.get_rt_info([METADATA_KEY]).astype(str)
     assert found == expected
 
@@ -303,6 +303,23 @@ def test_a_missing_library_is_named(graphs, tmp_path, monkeypatch, module, extra
     with pytest.raises(MissingDependencyError, match=rf"\[{extra}\]") as error:
         write("classification", graph, tmp_path, format)
     assert_one_line(error, module)
+
+
+def test_signals_are_survived_after_two_openvino_files_are_closed(tiny_file):
+    """Ctrl+C after a benchmark must not kill the process, whichever file was closed first."""
+    code = f"""
+import signal
+from pathlib import Path
+from res2net_dense.deploy.openvino_format import open_file
+path = Path({str(tiny_file("classification", "openvino"))!r})
+first, second = open_file(path), open_file(path)
+del first
+del second
+signal.signal(signal.SIGTERM, lambda *_: print("handled"))
+signal.raise_signal(signal.SIGTERM)
+"""
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (process.returncode, process.stdout) == (0, "handled\n"), process.stderr
 
 
 def test_nothing_phones_home(tiny_file, tmp_path):
