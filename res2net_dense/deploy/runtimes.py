@@ -34,7 +34,7 @@ ALLOWED = {torch.float32: 1e-3, torch.bfloat16: 0.15}
 bfloat16 a network that was never trained loses some percent."""
 
 _ROUNDS, _SECONDS = 7, 6.0
-"""How often `auto` runs each way to choose one, and after how many seconds it stops."""
+"""How often `auto` times each way to choose one, and after how many seconds it stops."""
 
 _OWN_ENGINES = 3
 """For how many shapes a way may have engines of their own: each has the weights once more in memory."""
@@ -267,18 +267,20 @@ class Part:
         return self._fastest[size]
 
     def _least_times(self, tensors: Sequence[Tensor], form: Any) -> dict[str, float]:
-        """Seconds of each way at its best: run in turn, after one round to warm up."""
+        """Seconds of each way at its best, run in turn."""
+        for way in self.ways:
+            for _ in range(2):  # the second call opens an engine for these shapes, which takes seconds
+                self._compute(way, tensors, form)
         least = dict.fromkeys(self.ways, float("inf"))
         end = time.perf_counter() + _SECONDS
-        for turn in range(-1, _ROUNDS):
-            if turn > 0 and time.perf_counter() > end:
+        for turn in range(_ROUNDS):
+            if turn > 1 and time.perf_counter() > end:
                 break
             for way in self.ways:
                 time.sleep(_PAUSE)
                 start = time.perf_counter()
                 self._compute(way, tensors, form)
-                if turn >= 0:
-                    least[way] = min(least[way], time.perf_counter() - start)
+                least[way] = min(least[way], time.perf_counter() - start)
         return least
 
     @functools.cached_property
