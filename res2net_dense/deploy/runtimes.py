@@ -184,7 +184,11 @@ class Part:
             if self.compares:
                 return self._compared(tensors, form)
             way = self.ways[0] if len(self.ways) == 1 else self._choice(tensors, form)
-            return self._compute(way, tensors, form)
+            try:
+                return self._compute(way, tensors, form)
+            except ExportError as error:
+                self._leave_out(way, error)
+                return self._compute("torch", tensors, form)
 
     def _compute(self, way: str, tensors: Sequence[Tensor], form: Any) -> Any:
         if way == "torch":
@@ -220,16 +224,31 @@ class Part:
         fixed = is_again and ((way, kind, shapes) in own or len(own) < _OWN_ENGINES)
         key = way, kind, shapes if fixed else None
         if key not in self._engines:
-            module = onnx_format if way == "onnxruntime" else openvino_format
-            engine = module.open_bytes(file, self.dtype, key[2])
-            if fixed:  # a runtime works out a fixed size in other ways, which can be wrong by themselves
-                usual = self._engines[way, kind, None]
-                apart = _largest(engine(tensors), usual(tensors))
-                if not apart <= ALLOWED[self.dtype]:
-                    _log.info("%s differs for the fixed shapes %s by %.2g: not used", way, shapes, apart)
-                    engine = usual
-            self._engines[key] = engine
+            self._engines[key] = (
+                self._fixed_engine(way, file, tensors, usual=self._engines[way, kind, None])
+                if fixed
+                else self._open(way, file, None)
+            )
         return self._engines[key]
+
+    def _open(self, way: str, file: bytes, shapes: Sequence[Sequence[int]] | None) -> Engine:
+        return (onnx_format if way == "onnxruntime" else openvino_format).open_bytes(file, self.dtype, shapes)
+
+    def _fixed_engine(self, way: str, file: bytes, tensors: Sequence[Tensor], usual: Engine) -> Engine:
+        """One for inputs of these shapes only, or the usual one if that fails or is wrong: a runtime works out
+        a fixed size in other ways.
+        """
+        shapes = [tuple(one.shape) for one in tensors]
+        try:
+            engine = self._open(way, file, shapes)
+            apart = _largest(engine(tensors), usual(tensors))
+            if apart <= ALLOWED[self.dtype]:
+                return engine
+            reason = f"it differs by {apart:.2g}"
+        except Exception as error:  # runtimes raise anything
+            reason = one_line(error)
+        _log.info("%s for the fixed shapes %s is not used: %s", way, shapes, reason)
+        return usual
 
     def _compared(self, tensors: Sequence[Tensor], form: Any) -> Any:
         """What PyTorch computes; ways that differ from it are left out."""
@@ -241,11 +260,16 @@ class Part:
             try:
                 self._compare(way, self._compute(way, tensors, form), expected)
             except ExportError as error:
-                if "torch" not in self.ways:
-                    raise
-                _log.warning("%s", error)
-                self.ways = tuple(other for other in self.ways if other != way)
+                self._leave_out(way, error)
         return expected
+
+    def _leave_out(self, way: str, error: ExportError) -> None:
+        """Go on without a way that failed, or raise its error where PyTorch is not allowed in its place."""
+        if "torch" not in self.ways:
+            raise error
+        _log.warning("%s", error)
+        self.ways = tuple(other for other in self.ways if other != way)
+        self._fastest.clear()
 
     def _compare(self, way: str, found: Any, expected: Any) -> None:
         apart = _largest(trees.tree_leaves(found), trees.tree_leaves(expected))
@@ -269,8 +293,11 @@ class Part:
     def _least_times(self, tensors: Sequence[Tensor], form: Any) -> dict[str, float]:
         """Seconds of each way at its best, run in turn."""
         for way in self.ways:
-            for _ in range(2):  # the second call opens an engine for these shapes, which takes seconds
-                self._compute(way, tensors, form)
+            try:
+                for _ in range(2):  # the second call opens an engine for these shapes, which takes seconds
+                    self._compute(way, tensors, form)
+            except ExportError as error:
+                self._leave_out(way, error)
         least = dict.fromkeys(self.ways, float("inf"))
         end = time.perf_counter() + _SECONDS
         for turn in range(_ROUNDS):

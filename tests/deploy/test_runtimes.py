@@ -255,12 +255,14 @@ def test_auto_leaves_out_what_differs(caplog):
 
 
 @every_runtime
-@pytest.mark.parametrize("wrong", [1.1, float("nan")])
-def test_an_engine_for_a_fixed_size_that_differs_is_not_used(backend, wrong, monkeypatch):
+@pytest.mark.parametrize("wrong", [1.1, float("nan"), "fails"])
+def test_an_engine_for_a_fixed_size_that_differs_or_fails_is_not_used(backend, wrong, monkeypatch):
     module = onnx_format if backend == "onnxruntime" else openvino_format
     usual = module.open_bytes
 
     def open_bytes(file, dtype, shapes=None):
+        if shapes is not None and wrong == "fails":
+            raise RuntimeError("no such kernel")
         engine = usual(file, dtype, shapes)
         return engine if shapes is None else lambda tensors: [one * wrong for one in engine(tensors)]
 
@@ -287,6 +289,28 @@ def test_a_runtime_that_fails_says_what_to_do(backend, monkeypatch):
         ExportError, match=f"{backend} cannot run forward of Res2Net .no such kernel.; choose"
     ):
         fast(image())
+
+
+@pytest.mark.parametrize("fails_from", [0, 2])
+def test_auto_goes_on_without_a_runtime_that_fails(fails_from, monkeypatch, caplog):
+    """At a size that was not compared: before the ways are timed, or once one of them was chosen."""
+    net = network()
+    fast = optimize_for_inference(net, backend="auto")
+    part, compute, calls = part_of(fast), part_of(fast)._compute, []
+
+    def failing(way, tensors, form):
+        calls.append(way)
+        if way != "torch" and calls.count(way) > fails_from:
+            raise ExportError(f"{way} cannot run")
+        return compute(way, tensors, form)
+
+    monkeypatch.setattr(part, "_compute", failing)
+    if fails_from:
+        monkeypatch.setattr(part, "_least_times", lambda *_: {way: way == "torch" for way in part.ways})
+    for _ in range(2 * fails_from + 2):
+        assert apart(fast, net, image()) < 1e-5
+    assert part.ways == ("torch",)
+    assert caplog.text.count("cannot run") == len(RUNTIMES)
 
 
 @every_runtime
