@@ -235,8 +235,8 @@ class Part:
         return (onnx_format if way == "onnxruntime" else openvino_format).open_bytes(file, self.dtype, shapes)
 
     def _fixed_engine(self, way: str, file: bytes, tensors: Sequence[Tensor], usual: Engine) -> Engine:
-        """One for inputs of these shapes only, or the usual one if that fails or is wrong: a runtime works out
-        a fixed size in other ways.
+        """One for inputs of these shapes only, or the usual one if that fails or is wrong: a runtime works
+        out a fixed size in other ways.
         """
         shapes = [tuple(one.shape) for one in tensors]
         try:
