@@ -153,11 +153,14 @@ class _AdaptivePool(nn.AdaptiveAvgPool2d):
 class _CeilPool(nn.AvgPool2d):
     """Means over windows that reach over the border of a map, for OpenVINO, which pools no map that is
     smaller than the window: pad to whole windows, then undo the effect of the padding on the mean.
+
+    The share of a window inside the map is pooled with the map, as a channel of ones. A constant would do, but
+    OpenVINO multiplies the weights of a 3x3 convolution behind it by one of 3x3 places.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         side = cast(int, self.kernel_size)
         height, width = x.shape[-2:]
         padding = (0, rounded_up(width, side) - width, 0, rounded_up(height, side) - height)
-        ones = torch.ones_like(x[:1, :1])
-        return F.avg_pool2d(F.pad(x, padding), side) / F.avg_pool2d(F.pad(ones, padding), side)
+        pooled = F.avg_pool2d(F.pad(torch.cat([x, torch.ones_like(x[:, :1])], 1), padding), side)
+        return pooled[:, :-1] / pooled[:, -1:]

@@ -19,7 +19,13 @@ from res2net_dense.deploy.openvino_format import convert_onnx, core
 from res2net_dense.deploy.parity import synthetic_images
 from res2net_dense.errors import ConfigError, ExportError, MissingDependencyError
 from res2net_dense.models.classification import ClassificationModel
-from res2net_dense.models.graphs import ClassificationGraph, Graph, SaliencyGraph, SegmentationGraph
+from res2net_dense.models.graphs import (
+    ClassificationGraph,
+    Graph,
+    SaliencyGraph,
+    SegmentationGraph,
+    with_plain_pools,
+)
 from res2net_dense.models.saliency import build_saliency_model
 from res2net_dense.models.segmentation import build_segmentation_model
 
@@ -303,6 +309,30 @@ def test_a_missing_library_is_named(graphs, tmp_path, monkeypatch, module, extra
     with pytest.raises(MissingDependencyError, match=rf"\[{extra}\]") as error:
         write("classification", graph, tmp_path, format)
     assert_one_line(error, module)
+
+
+class Pooling(Graph):
+    """A window of a decoder that reaches over the border, and a 3x3 convolution behind it."""
+
+    outputs = ("logits",)
+
+    def __init__(self):
+        super().__init__()
+        pool = torch.nn.AvgPool2d(4, ceil_mode=True, count_include_pad=False)
+        self.layers = with_plain_pools(torch.nn.Sequential(pool, torch.nn.Conv2d(3, 4, 3, padding=1)))
+
+    def forward(self, images):
+        return (self.layers(images / 255),)
+
+
+@pytest.mark.parametrize("side", [3, 11, 12])
+@pytest.mark.parametrize("format", FORMATS)
+def test_maps_as_small_as_kernels(format, side, tmp_path):
+    """OpenVINO multiplied the weights of the convolution by the shares of the 3x3 windows in an 11x11 map."""
+    torch.manual_seed(0)
+    graph = Pooling().eval().requires_grad_(False)
+    path = write("classification", graph, tmp_path, format, size=(side, side), batch=1)
+    assert_runs_as(graph, path, sizes=[(side, side)], batches=(1,))
 
 
 def test_signals_are_survived_after_two_openvino_files_are_closed(tiny_file):
