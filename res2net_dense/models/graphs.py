@@ -154,7 +154,7 @@ class _CeilPool(nn.AvgPool2d):
     """Means over windows that reach over the border of a map, for OpenVINO, which pools no map that is
     smaller than the window: pad to whole windows, then undo the effect of the padding on the mean.
 
-    The share of a window inside the map is pooled with the map, as a channel of ones. A constant would do, but
+    The share of a window inside the map is pooled with it, as a channel of ones. A constant would do, but
     OpenVINO multiplies the weights of a 3x3 convolution behind it by one of 3x3 places.
     """
 
