@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from res2net_dense import kernels
+from res2net_dense.deploy.weight_state import weight_state
 
 if TYPE_CHECKING:
     from res2net_dense.deploy.layers import FusedBottle2neck
@@ -68,7 +69,7 @@ def _prepared(block: FusedBottle2neck, chain: kernels.Chain) -> tuple[Tensor, Te
     """Weights and biases as the programs read them, made again when they change."""
     convs = _convs(block)
     tensors = [tensor for conv in convs for tensor in (conv.weight, conv.bias)]
-    state = [(one.data_ptr(), None if one.is_inference() else one._version) for one in tensors]
+    state = weight_state(tensors)
     if block.prepared is None or block.prepared[0] != state:
         parts = chain.scale - 1
         with torch.no_grad():

@@ -23,6 +23,7 @@ from torch.nn import functional
 
 from res2net_dense.backbones.bottle2neck import Bottle2neck
 from res2net_dense.deploy import gpu_splits
+from res2net_dense.deploy.weight_state import weight_state
 from res2net_dense.errors import one_line
 from res2net_dense.kernels import Chain
 
@@ -227,15 +228,14 @@ class _Packed:
     """Weights as oneDNN lays them out for the last two shapes of input; a copy of the layer makes its own.
 
     The layout depends on the shape and on the number of threads. To convert one such layout into another
-    takes oneDNN a hundred times longer than from PyTorch's, so each shape gets its own. A change through
-    `weight.data` goes unnoticed, as PyTorch does not count it.
+    takes oneDNN a hundred times longer than from PyTorch's, so each shape gets its own.
     """
 
     def __init__(self) -> None:
         self._made: tuple[Any, dict[Any, Tensor]] = (None, {})  # replaced as a whole: threads may share it
 
     def get(self, weight: Tensor, shape: Any, pack: Callable[[], Tensor]) -> Tensor:
-        state = weight.data_ptr(), version_of(weight), torch.get_num_threads()
+        state = weight_state([weight]), torch.get_num_threads()
         known, made = self._made
         if known is None or known[1:] != state:
             known, made = (weight.detach(), *state), {}  # held, so that no other tensor gets its address
@@ -254,11 +254,6 @@ def _as_onednn_adds(x: Tensor) -> Tensor:
     if x.dtype == torch.bfloat16 and x.stride(1) != 1:
         return x.clone(memory_format=torch.channels_last)
     return x
-
-
-def version_of(tensor: Tensor) -> int | None:
-    """How often it was changed in place; None if it was made in inference mode, which does not count."""
-    return None if tensor.is_inference() else tensor._version
 
 
 def is_traced() -> bool:

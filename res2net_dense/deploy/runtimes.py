@@ -20,8 +20,9 @@ from torch.utils import _pytree as trees
 
 from res2net_dense.deploy import onnx_format, openvino_format
 from res2net_dense.deploy.description import Engine
-from res2net_dense.deploy.layers import is_traced, version_of
+from res2net_dense.deploy.layers import is_traced
 from res2net_dense.deploy.quiet import quiet
+from res2net_dense.deploy.weight_state import weight_state
 from res2net_dense.errors import ConfigError, ExportError, MissingDependencyError, is_out_of_memory, one_line
 from res2net_dense.models.base import ImageModel
 from res2net_dense.models.graphs import Graph, detached, with_plain_pools
@@ -328,7 +329,7 @@ class Part:
         return (
             torch.get_num_threads(),
             modules,
-            [(one.data_ptr(), version_of(one)) for one in self._weights()],
+            weight_state(self._weights()),
         )
 
     def _notice_changes(self) -> None:

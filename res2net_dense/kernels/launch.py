@@ -257,10 +257,13 @@ def tiles(chain: Chain, dtype: torch.dtype, shape: Sequence[int]) -> list[Tile]:
     """The few ways worth measuring, for an input of a shape: small tiles keep more processors busy, large
     ones read less often.
 
-    The numbers keep every program within the registers of a thread (no spilling), and shared memory within
-    that of small GPUs; `tests/kernels/test_compiling.py` holds them to it.
+    The numbers keep every program within the registers of a thread, and shared memory within that of small
+    GPUs; `tests/kernels/test_compiling.py` holds them to it.
     """
-    width, longest = chain.width, 64 if dtype.itemsize < 4 else 32
+    width = chain.width
+    # Full precision multiplies outside of the tensor cores, and groups are told apart number by number: both
+    # take registers.
+    longest = 16 if dtype.itemsize >= 4 else 64 if chain.cardinality == 1 else 32
     channels = min(64, _power_of_2(max(width, 16)))
     needed = max(chain.group, min(width, channels))  # by a block of output channels
     depth = min(longest, _power_of_2(max(needed, 16)))
