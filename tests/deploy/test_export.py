@@ -181,10 +181,10 @@ def test_deformable_convolutions(tmp_path):
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("name", list_backbones())
 def test_every_backbone(tmp_path, name):
-    graph = ClassificationGraph(settled(ClassificationModel(create_classifier(name, 5))))
+    graph = ClassificationGraph(settled(ClassificationModel(create_classifier(name, 5)), branches=0.3))
     for format in ("onnx", "torch-export"):
         path = write("classification", graph, tmp_path, format)
-        assert_runs_as(graph, path, sizes=[(65, 97), (33, 200)], batches=[1, 3], tolerance=1e-3)
+        assert_runs_as(graph, path, sizes=[(65, 97), (33, 200)], batches=[1, 3])
 
 
 @pytest.mark.slow
