@@ -275,7 +275,8 @@ def tiles(chain: Chain, dtype: torch.dtype, shape: Sequence[int]) -> list[Tile]:
     stages = 2 if most * depth == 128 * 64 else 3  # three would need 112 KiB of shared memory
     found = [Tile(64, channels, depth), Tile(128, most, depth, warps=8, stages=stages)]
     if not chain.independent and shape[2] * shape[3] <= 256:
-        found.append(Tile(64, channels, depth, warps=8, whole=True))
+        pixels = 64 if dtype.itemsize < 4 else 32
+        found.append(Tile(pixels, channels, depth, warps=8, whole=True))
     return found
 
 

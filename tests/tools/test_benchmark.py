@@ -33,7 +33,7 @@ def arguments(**changes):
     usual = {
         "model": [NAME], "config": None, "overrides": [], "batch": [1], "size": [(64, 64)],
         "formats": ["eager"], "dtypes": ["fp32"], "against": ["timm"], "train": False, "repeats": 2,
-        "warmup": 1, "json": None, "debug": False, "device": "cpu",
+        "warmup": 1, "json": None, "overwrite": False, "debug": False, "device": "cpu",
     }  # fmt: skip
     return argparse.Namespace(**{**usual, **changes})
 
