@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -10,11 +11,11 @@ from res2net_dense.config.rare_classes import ClassWeighted, SampledData
 from res2net_dense.config.schema import Config, EvalConfig
 from res2net_dense.config.tiles import DetectionTilesConfig, TiledData
 from res2net_dense.data.layouts import CocoPart, LabelmePart, Parts, VocBoxesPart, YoloPart, find_layout
-from res2net_dense.sections import Channels, Edge, Fraction, Layers, Number, OnlyWith, Positive
+from res2net_dense.sections import Channels, Edge, Fraction, Layers, Number, OnlyWith, Positive, Section, Share
 
 
 class RCNNConfig(ClassWeighted):
-    """What Faster and Mask R-CNN share."""
+    """What all R-CNNs share."""
 
     fpn_channels: Channels = 256
     """Channels of each level of the feature pyramid."""
@@ -50,6 +51,28 @@ class RCNNConfig(ClassWeighted):
     """detectron2's own keys, passed through, such as `MODEL.ROI_BOX_HEAD.SMOOTH_L1_BETA: 0.5`."""
 
 
+class MaskHead(Section):
+    """What predicts the mask of each box."""
+
+    mask_head_convs: Layers = 4
+    """3x3 convolutions of the mask head."""
+    mask_head_dim: Channels = 256
+    """Channels of the mask head."""
+
+
+class Cascade(Section):
+    """Several box heads in a row, each for better boxes than the one before."""
+
+    cascade_ious: Annotated[list[Share], Field(min_length=2, max_length=10)] = [0.5, 0.6, 0.7]
+    """For each box head the IoU with an object from which a box counts as that object, in rising order."""
+
+    @model_validator(mode="after")
+    def _check_cascade(self) -> Cascade:
+        if any(left >= right for left, right in pairwise(self.cascade_ious)):
+            raise self.conflict("cascade_ious", "must increase")
+        return self
+
+
 class FasterRCNNConfig(RCNNConfig):
     """Faster R-CNN with a feature pyramid: boxes."""
 
@@ -57,15 +80,25 @@ class FasterRCNNConfig(RCNNConfig):
     """The architecture."""
 
 
-class MaskRCNNConfig(RCNNConfig):
+class MaskRCNNConfig(MaskHead, RCNNConfig):
     """Mask R-CNN with a feature pyramid: boxes and masks."""
 
     arch: Literal["mask_rcnn"]
     """The architecture."""
-    mask_head_convs: Layers = 4
-    """3x3 convolutions of the mask head."""
-    mask_head_dim: Channels = 256
-    """Channels of the mask head."""
+
+
+class CascadeRCNNConfig(Cascade, RCNNConfig):
+    """Cascade R-CNN with a feature pyramid: boxes."""
+
+    arch: Literal["cascade_rcnn"]
+    """The architecture."""
+
+
+class CascadeMaskRCNNConfig(Cascade, MaskHead, RCNNConfig):
+    """Cascade Mask R-CNN with a feature pyramid: boxes and masks."""
+
+    arch: Literal["cascade_mask_rcnn"]
+    """The architecture."""
 
 
 BoxPart = CocoPart | VocBoxesPart | YoloPart | LabelmePart
@@ -121,7 +154,10 @@ class DetectionConfig(Config):
     """A configuration of detection or instance segmentation."""
 
     task: Literal["detection"]
-    model: Annotated[MaskRCNNConfig | FasterRCNNConfig, Field(discriminator="arch")]
+    model: Annotated[
+        MaskRCNNConfig | FasterRCNNConfig | CascadeMaskRCNNConfig | CascadeRCNNConfig,
+        Field(discriminator="arch"),
+    ]
     """What is built on the backbone."""
     data: DetectionData = DetectionData()
     eval: DetectionEval = DetectionEval()

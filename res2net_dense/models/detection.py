@@ -1,4 +1,4 @@
-"""Faster and Mask R-CNN with FPN on any backbone of ours: detectron2's networks behind our contract.
+"""Faster, Mask and Cascade R-CNN with FPN on any backbone of ours: detectron2's networks behind our contract.
 
 detectron2 builds from a `CfgNode`; it is made here from plain arguments and never leaves this file.
 """
@@ -19,7 +19,7 @@ from res2net_dense.integrations.detectron2 import (  # first: a clear message wh
     build_fpn,
 )
 from res2net_dense.models.base import PIXEL_MEAN, PIXEL_STD, check_class_weights
-from res2net_dense.models.detection_config import FPN_RCNN, SETTINGS, check_read, make_config
+from res2net_dense.models.detection_config import FPN_RCNN, SETTINGS, cascade, check_read, make_config
 from res2net_dense.models.detections import DENSE_MASK_BYTES, paste
 from res2net_dense.models.roi_align import roi_align
 from res2net_dense.types import ClassRows, Losses, Prediction, Sample
@@ -42,6 +42,8 @@ class RCNN(GeneralizedRCNN):  # type: ignore[misc]  # detectron2 is untyped
     """
 
     backbone_path: ClassVar[str] = "backbone.bottom_up.net"
+    class_rows: Mapping[str, ClassRows] = _CLASS_LAYERS
+    """Of the layers in the heads that depend on the classes, by detectron2's names."""
 
     @property
     def class_layers(self) -> dict[str, ClassRows]:
@@ -49,7 +51,7 @@ class RCNN(GeneralizedRCNN):  # type: ignore[misc]  # detectron2 is untyped
         count = self.roi_heads.num_classes
         found = {}
         for name, module in self.roi_heads.named_modules(prefix="roi_heads"):
-            rows = _CLASS_LAYERS.get(name.split(".")[-1])
+            rows = self.class_rows.get(name.split(".")[-1])
             if rows and len(module.weight) == rows.each * count + rows.background:
                 found[name] = rows
         return found
@@ -102,6 +104,7 @@ def build_rcnn(
     *,
     backbone: Mapping[str, Any],
     mask: bool = True,
+    cascade_ious: Sequence[float] | None = None,
     norm: str = "",
     anchor_sizes: Sequence[float] = (32, 64, 128, 256, 512),
     anchor_ratios: Sequence[float] = (0.5, 1.0, 2.0),
@@ -116,6 +119,8 @@ def build_rcnn(
 
     Args:
         backbone: arguments of `create_backbone`: `name`, and optionally `weights` and any option.
+        cascade_ious: the IoU of each box head of a Cascade R-CNN (Cai and Vasconcelos, arXiv 1712.00726),
+            rising; None for a single box head.
         class_weights: of each class in the loss of the box classifier, without the background, which has 1;
             None for equal ones.
         detectron2: further keys of detectron2's config by their dotted name.
@@ -138,6 +143,8 @@ def build_rcnn(
         "MODEL.ROI_BOX_HEAD.NUM_FC": 1 if settings.get("box_head_convs") else 2,
         "MODEL.ROI_BOX_HEAD.CONV_DIM": settings.get("fpn_channels", 256),
     }
+    if cascade_ious is not None:
+        values |= cascade(cascade_ious)
     passed = detectron2 or {}
     cfg = make_config(values, passed)
     net = create_backbone(**{**backbone, "out_features": FPN_RCNN["MODEL.FPN.IN_FEATURES"]})
@@ -160,7 +167,12 @@ def build_rcnn(
     if class_weights is not None:
         check_class_weights(class_weights, cfg.MODEL.ROI_HEADS.NUM_CLASSES)
         _weight_classes(rcnn.roi_heads, class_weights)
-    check_read(cfg, passed, "mask_rcnn" if mask else "faster_rcnn")
+    check_read(cfg, passed, ("mask" if mask else "faster" if cascade_ious is None else "cascade") + "_rcnn")
+    shared = {
+        "bbox_pred": cfg.MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG,
+        "predictor": cfg.MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK,
+    }
+    rcnn.class_rows = {name: rows for name, rows in _CLASS_LAYERS.items() if not shared.get(name)}
     for layer in rcnn.roi_heads.modules():
         if type(layer) is ROIAlign:
             layer.__class__ = _LearningRoIAlign

@@ -68,6 +68,23 @@ FPN_RCNN = {
 }
 """What makes detectron2's default configuration an R-CNN with FPN, as in its `Base-RCNN-FPN.yaml`."""
 
+
+
+def cascade(ious: Sequence[float]) -> dict[str, Any]:
+    """What makes it a Cascade R-CNN with a box head for each IoU. As in its paper all classes share a box,
+    and each head corrects boxes whose error is a share of that of the first.
+    """
+    return {
+        "MODEL.ROI_HEADS.NAME": "CascadeROIHeads",
+        "MODEL.ROI_HEADS.IOU_THRESHOLDS": [ious[0]],
+        "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG": True,
+        "MODEL.ROI_BOX_CASCADE_HEAD.IOUS": list(ious),
+        "MODEL.ROI_BOX_CASCADE_HEAD.BBOX_REG_WEIGHTS": [
+            [stage * weight for weight in (10.0, 10.0, 5.0, 5.0)] for stage in range(1, len(ious) + 1)
+        ],
+    }
+
+
 OURS = {
     "DATALOADER.NUM_WORKERS": "data.workers",
     "DATALOADER.ASPECT_RATIO_GROUPING": "data.aspect_ratio_grouping",

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from res2net_dense.config.detection import DetectionConfig
+from res2net_dense.config.detection import DetectionConfig, MaskHead
 from res2net_dense.data.layouts import coco_masks
 from res2net_dense.data.loaders import aspect_ratio_groups
 from res2net_dense.data.sampling import ClassCounts
@@ -222,7 +222,7 @@ class Detection(Task[DetectionConfig]):
 
 
 def _has_masks(config: DetectionConfig) -> bool:
-    return config.model.arch == "mask_rcnn"
+    return isinstance(config.model, MaskHead)
 
 
 def _iou_types(config: DetectionConfig) -> tuple[str, ...]:

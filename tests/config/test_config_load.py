@@ -122,6 +122,21 @@ def test_published_recipes_in_epochs(name, images, batch, epochs, milestones):
     assert done == pytest.approx(milestones, abs=3e-3)
 
 
+@pytest.mark.parametrize("mask", [True, False])
+@pytest.mark.parametrize("depth", [50, 101])
+def test_the_cascades_are_trained_as_mmdetections(depth, mask):
+    """Its `schedule_20e`, on the 117,266 images of COCO that have objects."""
+    config = load_config(f"cascade_{'mask_' if mask else ''}rcnn_res2net{depth}")
+    assert config.backbone.name == f"res2net{depth}_v1b_26w_4s"
+    assert config.model.arch == f"cascade_{'mask_' if mask else ''}rcnn"
+    assert config.model.cascade_ious == [0.5, 0.6, 0.7]
+    assert (config.data.min_size_train, config.data.max_size_train) == ([800], 1333)
+    train = config.train
+    assert (train.batch_size, train.optimizer.lr, train.optimizer.weight_decay) == (16, 0.02, 1e-4)
+    epochs = [steps * 16 / 117_266 for steps in (*train.schedule.milestones, train.iterations)]
+    assert epochs == pytest.approx([16, 19, 20], abs=0.01)
+
+
 @pytest.mark.parametrize(
     ("name", "images", "steps", "milestones"),
     [("voc07", 5_011, 5_400, [3_600, 4_800]), ("voc0712", 16_551, 18_000, [12_000, 16_000])],

@@ -103,8 +103,9 @@ def test_predictions_are_those_of_the_model(mask_rcnn):
         assert_same(theirs, ours, pixels=3 * PIXELS)
 
 
-def test_torchscript_gives_the_same_bits(tmp_path):
-    graph, model = exported(rcnn(mask=False), "torchscript", tmp_path)
+@pytest.mark.parametrize("cascade", [None, (0.5, 0.6, 0.7)])
+def test_torchscript_gives_the_same_bits(tmp_path, cascade):
+    graph, model = exported(rcnn(mask=False, cascade_ious=cascade), "torchscript", tmp_path)
     assert graph.outputs == ("boxes", "labels", "scores")
     for size in SIZES:
         for one, other in zip(model.run(noise_image(*size)).values(), graph(noise_image(*size)), strict=True):
@@ -121,6 +122,7 @@ def test_torchscript_gives_the_same_bits(tmp_path):
         {"name": "res2next50", "norm": "GN", "mask": False},
         {"name": "res2net_dla60"},
         {"detectron2": {"MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG": True}},
+        {"cascade_ious": (0.5, 0.6, 0.7)},
     ],
     ids=str,
 )

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from detectron2 import model_zoo
 from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks
 from detectron2.utils.events import EventStorage
 from networks import TINY, every_network
@@ -15,7 +16,7 @@ from res2net_dense.config.detection import MaskRCNNConfig
 from res2net_dense.errors import ConfigError
 from res2net_dense.models import detection, detections
 from res2net_dense.models.detection import _to_detectron2, build_rcnn
-from res2net_dense.models.detection_config import FPN_RCNN, OWNED, SETTINGS, make_config
+from res2net_dense.models.detection_config import FPN_RCNN, OWNED, SETTINGS, cascade, make_config
 from res2net_dense.models.tile_detections import dense_masks
 
 SMALL = {
@@ -40,21 +41,25 @@ def sample(objects=1, height=64, width=96, **more):
     }
 
 
+@pytest.mark.parametrize("cascade", [None, (0.5, 0.6, 0.7)])
 @pytest.mark.parametrize("mask", [True, False])
 @pytest.mark.parametrize("objects", [(0,), (0, 2), (3, 1)])
-def test_losses_are_finite_with_and_without_objects(mask, objects):
-    model = build_rcnn(backbone={"name": TINY}, num_classes=2, mask=mask, **SMALL)
+def test_losses_are_finite_with_and_without_objects(mask, objects, cascade):
+    model = build_rcnn(backbone={"name": TINY}, num_classes=2, mask=mask, cascade_ious=cascade, **SMALL)
     losses = model([sample(count) for count in objects])
-    names = {"loss_cls", "loss_box_reg", "loss_rpn_cls", "loss_rpn_loc"} | ({"loss_mask"} if mask else set())
-    assert set(losses) == names
+    stages = [f"_stage{stage}" for stage in range(len(cascade))] if cascade else [""]
+    names = {f"{name}{stage}" for name in ("loss_cls", "loss_box_reg") for stage in stages}
+    assert set(losses) == names | {"loss_rpn_cls", "loss_rpn_loc"} | ({"loss_mask"} if mask else set())
     sum(losses.values()).backward()
     assert all(torch.isfinite(loss) for loss in losses.values())
     assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
 
 
+@pytest.mark.parametrize("cascade", [None, (0.5, 0.6, 0.7)])
 @pytest.mark.parametrize("mask", [True, False])
-def test_predictions_are_at_the_original_size(mask):
-    model = build_rcnn(backbone={"name": TINY}, num_classes=2, mask=mask, score_threshold=0.0, **SMALL)
+def test_predictions_are_at_the_original_size(mask, cascade):
+    settings = {"mask": mask, "cascade_ious": cascade, "score_threshold": 0.0}
+    model = build_rcnn(backbone={"name": TINY}, num_classes=2, **settings, **SMALL)
     with torch.no_grad():
         predictions = model.eval()([sample(), sample(height=32, width=32)])
     assert len(predictions) == 2
@@ -239,11 +244,25 @@ def test_a_copy_of_a_model_with_class_weights_has_layers_of_its_own():
     assert all(torch.isfinite(loss) for loss in empty.values())
 
 
+def test_a_cascade_is_that_of_detectron2s_model_zoo():
+    theirs = model_zoo.get_config("Misc/cascade_mask_rcnn_R_50_FPN_1x.yaml")
+    for key, value in cascade((0.5, 0.6, 0.7)).items():
+        found = attrgetter(key)(theirs)
+        assert [*map(list, found)] == value if "WEIGHTS" in key else found == value or [*found] == value, key
+
+
+@pytest.mark.parametrize("classes", [1, 2])
+def test_boxes_of_a_cascade_belong_to_no_class(classes):
+    model = build_rcnn(backbone={"name": TINY}, num_classes=classes, cascade_ious=(0.5, 0.7), **SMALL)
+    heads = [f"roi_heads.box_predictor.{stage}.cls_score" for stage in (0, 1)]
+    assert [*model.class_layers] == [*heads, "roi_heads.mask_head.predictor"]
+    plain = build_rcnn(backbone={"name": TINY}, num_classes=classes, mask=False, **SMALL)
+    assert [name.rsplit(".")[-1] for name in plain.class_layers] == ["cls_score", "bbox_pred"]
+
+
 def test_every_box_classifier_of_a_cascade_has_the_weights():
-    keys = {"MODEL.ROI_HEADS.NAME": "CascadeROIHeads", "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG": True}
-    model = build_rcnn(
-        backbone={"name": TINY}, num_classes=2, class_weights=[1.0, 2.0], detectron2=keys, **SMALL
-    )
+    settings = {"class_weights": [1.0, 2.0], "cascade_ious": (0.5, 0.6, 0.7)}
+    model = build_rcnn(backbone={"name": TINY}, num_classes=2, **settings, **SMALL)
     found = [value.tolist() for key, value in model.named_buffers() if key.endswith("class_weights")]
     assert found == [[1.0, 2.0, 1.0]] * 3
 
