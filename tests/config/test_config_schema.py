@@ -117,7 +117,7 @@ BOXES, CLASSES, MAPS, SALIENT = "detection", "classification", "semantic_segment
         (
             BOXES,
             "model={arch: faster_rcnn, mask_head_convs: 2}",
-            "unknown key 'model.mask_head_convs': only mask_rcnn has it",
+            "unknown key 'model.mask_head_convs': only mask_rcnn or cascade_mask_rcnn has it",
         ),
         (BOXES, "model.arch=yolo", "model.arch = 'yolo': expected one of 'mask_rcnn', 'faster_rcnn'"),
         (BOXES, "model.anchor_sizes=[1, 2]", "model.anchor_sizes"),
