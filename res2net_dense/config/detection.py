@@ -11,7 +11,17 @@ from res2net_dense.config.rare_classes import ClassWeighted, SampledData
 from res2net_dense.config.schema import Config, EvalConfig
 from res2net_dense.config.tiles import DetectionTilesConfig, TiledData
 from res2net_dense.data.layouts import CocoPart, LabelmePart, Parts, VocBoxesPart, YoloPart, find_layout
-from res2net_dense.sections import Channels, Edge, Fraction, Layers, Number, OnlyWith, Positive, Section, Share
+from res2net_dense.sections import (
+    Channels,
+    Edge,
+    Fraction,
+    Layers,
+    Number,
+    OnlyWith,
+    Positive,
+    Section,
+    Share,
+)
 
 
 class RCNNConfig(ClassWeighted):

@@ -69,7 +69,6 @@ FPN_RCNN = {
 """What makes detectron2's default configuration an R-CNN with FPN, as in its `Base-RCNN-FPN.yaml`."""
 
 
-
 def cascade(ious: Sequence[float]) -> dict[str, Any]:
     """What makes it a Cascade R-CNN with a box head for each IoU. As in its paper all classes share a box,
     and each head corrects boxes whose error is a share of that of the first.
