@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from res2net_dense.cli._shared import check_options
-from res2net_dense.engine.stopping import Stopped, leave_on_signals
+from res2net_dense.engine.stopping import Stopped, leave_on_signals, signals_wait
 from res2net_dense.errors import Res2NetDenseError, did_you_mean, is_out_of_memory, one_line, printable
 from res2net_dense.files import free_bytes, is_full
 from res2net_dense.version import __version__
@@ -147,7 +147,8 @@ def _run(name: str, given: Sequence[str]) -> int:
     """Call `main` of a subcommand; `--debug` shows the traceback of a user error too."""
     command = load(name)
     parser = parser_of(name, command)
-    args = parser.parse_intermixed_args(list(map(_expand_home, given)))  # overrides may stand anywhere
+    with signals_wait():  # an error in its middle becomes another one
+        args = parser.parse_intermixed_args(list(map(_expand_home, given)))  # overrides may stand anywhere
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it would ask the network for its version
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_PrintableFormatter("%(levelname)s: %(message)s"))

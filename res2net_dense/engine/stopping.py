@@ -8,6 +8,7 @@ import os
 import signal
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from types import FrameType
@@ -120,6 +121,11 @@ def uninterrupted() -> AbstractContextManager[None]:
     return deferred([signal.SIGCHLD] if hasattr(signal, "SIGCHLD") else [])
 
 
+def signals_wait() -> AbstractContextManager[None]:
+    """Inside, a signal waits: for what others wrote and an error in its middle breaks."""
+    return deferred(_signals())
+
+
 def _signals() -> list[int]:
     """Those that end a process; of a hang-up only where it would, which it does not under `nohup`."""
     signals: list[int] = [signal.SIGTERM, signal.SIGINT]
@@ -136,9 +142,14 @@ def _seconds_of_one_signal() -> float:
 
 
 def _is_in_destructor(frame: FrameType | None) -> bool:
-    """Whether Python would print an exception and go on."""
+    """Whether Python would print an exception and go on: in `__del__`, or in what a weak reference calls when
+    its object is gone, which takes the reference as an argument.
+    """
     while frame:
-        if frame.f_code.co_name == "__del__":
+        code, values = frame.f_code, frame.f_locals
+        arguments = [values.get(name) for name in code.co_varnames[: code.co_argcount]]
+        dead = any(isinstance(one, weakref.ReferenceType) and one() is None for one in arguments)
+        if dead or code.co_name == "__del__":
             return True
         frame = frame.f_back
     return False

@@ -2,15 +2,18 @@
 once; a run that is resumed ends bit-equal to one that was never stopped.
 """
 
+import argparse
 import os
 import random
 import signal
 import threading
 import time
+import weakref
 
 import pytest
 from running import TRAIN, assert_same_runs, newest_checkpoint, run_and_end
 
+from res2net_dense.cli import main
 from res2net_dense.data.waiting import every_second
 from res2net_dense.data.workers import WorkerBatches
 from res2net_dense.engine.stopping import Stopped, leave_on_signals, stop_on_signals, uninterrupted
@@ -97,17 +100,28 @@ def test_an_iteration_that_takes_long_is_given_up(parts):
     assert stopped.value.code == 143
 
 
-def test_no_destructor_is_interrupted(capsys):
-    """Python would print an exception there, and go on."""
+def end(_):
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(0.2)
 
-    class Slow:
-        def __del__(self):
-            os.kill(os.getpid(), signal.SIGTERM)
-            time.sleep(0.2)
+
+class Slow:
+    def __del__(self):
+        end(self)
+
+
+class Watched:
+    def __init__(self):
+        Watched.reference = weakref.ref(self, end)
+
+
+@pytest.mark.parametrize("kind", [Slow, Watched])
+def test_no_destructor_is_interrupted(kind, capsys):
+    """Python would print an exception there, and go on; so it would in what a weak reference calls."""
 
     @leave_on_signals()
     def work():
-        Slow()
+        kind()
         time.sleep(30)
 
     begin = time.monotonic()
@@ -175,6 +189,22 @@ def test_signals_at_random_moments_lose_nothing(task, tiny, trained, run_tool, t
     process = run_tool(*arguments)
     assert process.returncode == 0, process.stderr
     assert_same_runs(run, trained(task), end=8)
+
+
+def test_a_signal_while_arguments_are_parsed_is_one_line(monkeypatch, capsys):
+    """An error in the middle of Python's parser becomes an AttributeError."""
+    usual, calls = argparse.ArgumentParser.format_usage, []
+
+    def interrupted(parser):
+        calls.append(parser)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return usual(parser)
+
+    monkeypatch.setattr(argparse.ArgumentParser, "format_usage", interrupted)
+    code = main(["split", "none.json", "--val", "2", "--output", "x"])
+    if not calls:
+        pytest.skip("the parser of this Python does not format the usage")
+    assert (code, capsys.readouterr().err) == (143, "stopped by SIGTERM\n")
 
 
 def test_an_interrupt_at_the_very_end_shows_no_traceback(run_code):
