@@ -90,6 +90,7 @@ CONTEXTS = {
     "group norm": {"backbone": {"norm": "GN"}},
     "frozen": {"backbone": {"freeze_at": 5}},
     "faster": {"model": {"arch": "faster_rcnn"}},
+    "cascade": {"model": {"arch": "cascade_rcnn"}},
     "unet": {"model": {"arch": "unet"}},
     "fpn": {"model": {"arch": "fpn"}},
     "fpn with a second head": {"model": {"arch": "fpn", "aux_weight": 0.4}},
