@@ -72,6 +72,11 @@ def _convolve(
     first. Weights are `(WIDTH, 9, GROUP)`; a block of channels reads the groups it needs, in STEPS steps.
     """
     image, row, column = _pixels(pixel, out_rows, out_columns)
+    row = tl.where(pixel < pixels, row, -(2**20))  # outside of every map
+    if BACK:
+        centre = (image * (rows * columns) + (row * columns + column)) * ROW
+    else:
+        centre = (image * (rows * columns) + (row * columns + column) * STRIDE) * ROW
     n = first_channel + tl.arange(0, BLOCK_N)
     start = first_channel // GROUP * GROUP // BLOCK_K * BLOCK_K
     acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=ACC)
@@ -80,8 +85,12 @@ def _convolve(
         tap = step // STEPS
         k = start + step % STEPS * BLOCK_K + tl.arange(0, BLOCK_K)
         r, c, inside = _seen(tap, row, column, rows, columns, STRIDE, DILATION, BACK)
-        place = (((image * rows + r) * columns + c) * ROW)[:, None]
-        mask = (inside & (pixel < pixels))[:, None] & (k < WIDTH)[None, :]
+        if BACK and STRIDE > 1:
+            place = ((image * (rows * columns) + (r * columns + c)) * ROW)[:, None]
+        else:  # as far from the centre for all
+            far = ((tap // 3 - 1) * columns + tap % 3 - 1) * (DILATION * ROW)
+            place = (centre - far if BACK else centre + far)[:, None]
+        mask = inside[:, None] & (k < WIDTH)[None, :]
         a = tl.load(x + place + k[None, :], mask=mask, other=0.0)
         if ADD:
             more = tl.load(y + place + k[None, :], mask=mask & (part > 0), other=0.0)

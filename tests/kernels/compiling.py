@@ -22,7 +22,7 @@ class Compiled(NamedTuple):
     """Bytes of shared memory."""
     registers: int
     spilled: int
-    """Bytes of registers that did not fit."""
+    """Bytes for which the registers of a thread do not suffice."""
 
 
 class _Recorder:
@@ -76,10 +76,22 @@ def compile_launch(program, arguments, keywords, capability):
             signature[parameter.name] = "i32" if isinstance(value, int) else "fp32"
     source = ASTSource(program, signature, constants, attributes)
     made = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
-    return Compiled(program.__name__, made.metadata.shared, *_usage(made.asm["ptx"], capability))
+    return Compiled(program.__name__, made.metadata.shared, *_usage(made.asm["ptx"]))
 
 
-def _usage(ptx, capability):
+def _usage(ptx):
+    """Registers, and bytes for which the registers of a thread do not suffice.
+
+    The assembler may give up a few registers so that one more program runs at a time. What it then spills is
+    its choice: the program is built again with all registers of a thread, and what is spilled there counts.
+    """
+    registers, spilled = _assembled(ptx)
+    if spilled:
+        spilled = _assembled(re.sub(r"(\.reqntid \d+)", r"\1\n.maxnreg 255", ptx, count=1))[1]
+    return registers, spilled
+
+
+def _assembled(ptx):
     """Registers and spilled bytes, as the assembler reports them."""
     assembler = Path(triton.__file__).parent / "backends/nvidia/bin/ptxas"
     with tempfile.TemporaryDirectory() as folder:
