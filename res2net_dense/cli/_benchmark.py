@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from res2net_dense import __version__, load_exported, optimize_for_inference
+from res2net_dense import __version__, optimize_for_inference
 from res2net_dense.backbones.registry import ALIASES, canonical_name
 from res2net_dense.cli._model_table import multiply_adds
 from res2net_dense.cli._shared import EXPORT_FORMATS, check_output, say
@@ -34,6 +34,7 @@ from res2net_dense.config import Config, load_config
 from res2net_dense.deploy import openvino_format
 from res2net_dense.deploy.description import Description
 from res2net_dense.deploy.export import FORMATS, export
+from res2net_dense.deploy.exported import open_exported
 from res2net_dense.errors import ConfigError, Res2NetDenseError, one_line
 from res2net_dense.evaluation.tables import align
 from res2net_dense.outputs import output_file
@@ -251,7 +252,7 @@ def make_call(
         description = Description(**setup, outputs=list(graph.outputs))
         with tempfile.TemporaryDirectory() as folder:
             export(graph, path := f"{folder}/model{FORMATS[way]}", description)
-            file = load_exported(path)
+            file = open_exported(path, get_task, verify=False)
             if dtype == "bf16":
                 file._run = openvino_format.open_file(Path(path), torch.bfloat16)[1]
         return lambda: file(inputs) if rcnn else tuple(file.run(images).values())
