@@ -140,6 +140,12 @@ class ClassRows(NamedTuple):
     """Rows of a class."""
     background: int = 0
     """Rows after those of the classes that are of no class."""
+    times: int = 1
+    """How often the rows of all classes follow one another, for each anchor of a detector for instance."""
+
+    def total(self, classes: int) -> int:
+        """Rows of a layer for so many classes."""
+        return self.times * self.each * classes + self.background
 
 
 class Merger(Protocol):

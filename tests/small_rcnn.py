@@ -1,14 +1,16 @@
-"""Small R-CNNs for tests, as if they had learnt something: `from small_rcnn import ...`."""
+"""Small detectors for tests, as if they had learnt something: `from small_rcnn import ...`."""
 
 import copy
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from networks import TINY
 from torch import nn
 
 from res2net_dense.backbones.bottle2neck import Bottle2neck
-from res2net_dense.models.detection import build_rcnn
+from res2net_dense.models.rcnn import build_rcnn
+from res2net_dense.models.retinanet import build_retinanet
 
 SMALL = {
     "anchor_sizes": (8, 16, 32, 64, 128), "fpn_channels": 32, "box_head_dim": 32, "mask_head_convs": 1,
@@ -23,6 +25,21 @@ def noise_image(height, width, seed=0):
     return (F.interpolate(blobs, (height, width), mode="bilinear") * 255).to(torch.uint8)
 
 
+def sample(objects=1, height=64, width=96, **more):
+    """A sample with equal objects, twice as large originally."""
+    box = [10.0, 12.0, 42.0, 50.0]
+    polygon = np.array([10, 12, 42, 12, 42, 50, 10, 50], dtype=np.float64)
+    return {
+        "image": torch.randint(0, 255, (3, height, width), dtype=torch.uint8),
+        "original_height": 2 * height,
+        "original_width": 2 * width,
+        "boxes": torch.tensor([box] * objects).reshape(-1, 4),
+        "labels": torch.zeros(objects, dtype=torch.int64),
+        "masks": [[polygon]] * objects,
+        **more,
+    }
+
+
 def rcnn(name=TINY, **settings):
     """Statistics of images in its norms, scores that tell boxes apart, and residual branches that add little.
 
@@ -33,6 +50,25 @@ def rcnn(name=TINY, **settings):
     model = build_rcnn(
         backbone={"name": name}, num_classes=5, **{**SMALL, "score_threshold": 0.22, **settings}
     )
+    heads = (model.proposal_generator.rpn_head, model.roi_heads.box_predictor)
+    _learn(model, [parameter for part in heads for parameter in part.parameters()], 6)
+    if model.roi_heads.mask_on:
+        with torch.no_grad():
+            model.roi_heads.mask_head.predictor.weight.mul_(25)  # not all cells at 0.5
+    return model.eval()
+
+
+def retinanet(name=TINY, **settings):
+    """The same for a RetinaNet."""
+    torch.manual_seed(0)
+    small = {name: SMALL[name] for name in ("anchor_sizes", "fpn_channels")} | {"head_convs": 2}
+    model = build_retinanet(backbone={"name": name}, num_classes=5, **{**small, **settings})
+    _learn(model, [parameter for parameter in model.head.parameters() if parameter.ndim > 1], 8)
+    return model.eval()
+
+
+def _learn(model, parameters, factor):
+    """See `rcnn`."""
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     for norm in norms:
         nn.init.uniform_(norm.weight, 0.7, 1.3)
@@ -44,12 +80,8 @@ def rcnn(name=TINY, **settings):
     images = torch.cat([noise_image(128, 160, seed) for seed in (1, 2)])
     with torch.no_grad():
         model.backbone.train()((images.float() - model.pixel_mean) / model.pixel_std)
-        for part in (model.proposal_generator.rpn_head, model.roi_heads.box_predictor):
-            for parameter in part.parameters():
-                parameter.mul_(6)
-        if model.roi_heads.mask_on:
-            model.roi_heads.mask_head.predictor.weight.mul_(25)  # not all cells at 0.5
-    return model.eval()
+        for parameter in parameters:
+            parameter.mul_(factor)
 
 
 def rounding(model, images):

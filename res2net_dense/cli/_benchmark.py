@@ -239,8 +239,8 @@ def make_call(
     weights, it runs a classifier forward and backward, and returns the first layer's gradient and the logits.
     """
     inputs: Any = images
-    rcnn = hasattr(model, "roi_heads")
-    if rcnn:
+    detects = task.name == "detection"
+    if detects:
         height, width = images.shape[-2:]
         inputs = [{"image": one, "original_height": height, "original_width": width} for one in images]
     if way in EXPORT_FORMATS:
@@ -255,19 +255,19 @@ def make_call(
             file = open_exported(path, get_task, verify=False)
             if dtype == "bf16":
                 file._run = openvino_format.open_file(Path(path), torch.bfloat16)[1]
-        return lambda: file(inputs) if rcnn else tuple(file.run(images).values())
+        return lambda: file(inputs) if detects else tuple(file.run(images).values())
     half = torch.bfloat16 if dtype == "bf16" else None
     layout = torch.channels_last if way in ("channels-last", "compiled") else torch.contiguous_format
     if train:
         module = copy.deepcopy(model.backbone).train().to(train)
         inputs = ((images - model.pixel_mean) / model.pixel_std).to(train, memory_format=layout)
     else:
-        module = copy.deepcopy(model) if rcnn else task.build_graph(model)
+        module = copy.deepcopy(model) if detects else task.build_graph(model)
     module.to(memory_format=layout)
     if way in OPTIMIZED:  # its weights have the precision
         module, half = optimize_for_inference(module, dtype=half, backend=OPTIMIZED[way]), None
     elif way == "compiled":  # of an R-CNN the backbone, whose shapes do not depend on what it finds
-        (module.backbone if rcnn else module).compile(dynamic=False)
+        (module.backbone if detects else module).compile(dynamic=False)
 
     def run() -> Any:
         with torch.autocast(images.device.type, half, enabled=half is not None):

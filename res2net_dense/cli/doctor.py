@@ -85,7 +85,7 @@ def main(args: argparse.Namespace) -> int:
     if not broken:
         describe_device()
         try:
-            from res2net_dense.models.detection import build_rcnn
+            from res2net_dense.models.rcnn import build_rcnn
 
             build_rcnn(backbone={"name": "res2net50_26w_4s"}, num_classes=2)
             say("Mask R-CNN on res2net50_26w_4s: builds")

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from res2net_dense.config.rare_classes import ClassWeighted, SampledData
-from res2net_dense.config.schema import Config, EvalConfig
+from res2net_dense.config.schema import Config, EvalConfig, ModelConfig
 from res2net_dense.config.tiles import DetectionTilesConfig, TiledData
 from res2net_dense.data.layouts import CocoPart, LabelmePart, Parts, VocBoxesPart, YoloPart, find_layout
 from res2net_dense.sections import (
@@ -23,18 +23,33 @@ from res2net_dense.sections import (
     Share,
 )
 
+Sizes = Annotated[list[Positive], Field(min_length=5, max_length=5)]
 
-class RCNNConfig(ClassWeighted):
-    """What all R-CNNs share."""
+
+class DetectorConfig(ModelConfig):
+    """What all detectors share."""
 
     fpn_channels: Channels = 256
     """Channels of each level of the feature pyramid."""
     norm: Literal["", "BN", "GN", "SyncBN"] = ""
     """Normalization in the pyramid and the heads; empty for none."""
-    anchor_sizes: Annotated[list[Positive], Field(min_length=5, max_length=5)] = [32, 64, 128, 256, 512]
-    """Anchor sizes in pixels, one for each of p2, p3, p4, p5, p6."""
     anchor_ratios: Annotated[list[Positive], Field(min_length=1, max_length=100)] = [0.5, 1.0, 2.0]
     """Height to width ratios of the anchors."""
+    score_threshold: Fraction = 0.05
+    """Detections below this score are dropped."""
+    nms_threshold: Fraction = 0.5
+    """Of two detections of a class that overlap more than this IoU, the weaker one is dropped."""
+    detections_per_image: Number = 100
+    """The most detections kept of one image."""
+    detectron2: dict[str, Any] = {}
+    """detectron2's own keys, passed through, such as `MODEL.ANCHOR_GENERATOR.OFFSET: 0.5`."""
+
+
+class RCNNConfig(DetectorConfig, ClassWeighted):
+    """What all R-CNNs share."""
+
+    anchor_sizes: Sizes = [32, 64, 128, 256, 512]
+    """Anchor sizes in pixels, one for each of p2, p3, p4, p5, p6."""
     box_head_dim: Channels = 1024
     """Width of the fully connected layers of the box head."""
     box_head_convs: Layers = 0
@@ -51,14 +66,6 @@ class RCNNConfig(ClassWeighted):
     """Best proposals of a level that enter non-maximum suppression in evaluation."""
     rpn_post_nms_test: Number = 1000
     """Best proposals of an image that are kept after it in evaluation."""
-    score_threshold: Fraction = 0.05
-    """Detections below this score are dropped."""
-    nms_threshold: Fraction = 0.5
-    """Of two detections of a class that overlap more than this IoU, the weaker one is dropped."""
-    detections_per_image: Number = 100
-    """The most detections kept of one image."""
-    detectron2: dict[str, Any] = {}
-    """detectron2's own keys, passed through, such as `MODEL.ROI_BOX_HEAD.SMOOTH_L1_BETA: 0.5`."""
 
 
 class MaskHead(Section):
@@ -109,6 +116,21 @@ class CascadeMaskRCNNConfig(Cascade, MaskHead, RCNNConfig):
 
     arch: Literal["cascade_mask_rcnn"]
     """The architecture."""
+
+
+class RetinaNetConfig(DetectorConfig):
+    """RetinaNet: boxes, from anchors in one step."""
+
+    arch: Literal["retinanet"]
+    """The architecture."""
+    anchor_sizes: Sizes = [32, 64, 128, 256, 512]
+    """The smallest anchor size in pixels for each of p3, p4, p5, p6, p7."""
+    sizes_per_octave: Annotated[int, Field(ge=1, le=10)] = 3
+    """Anchor sizes of a level, in even steps from the smallest towards its double."""
+    head_convs: Annotated[Layers, Field(ge=1)] = 4
+    """3x3 convolutions before each output."""
+    pre_nms_test: Number = 1000
+    """Best boxes of a level that enter non-maximum suppression in evaluation."""
 
 
 BoxPart = CocoPart | VocBoxesPart | YoloPart | LabelmePart
@@ -165,7 +187,7 @@ class DetectionConfig(Config):
 
     task: Literal["detection"]
     model: Annotated[
-        MaskRCNNConfig | FasterRCNNConfig | CascadeMaskRCNNConfig | CascadeRCNNConfig,
+        MaskRCNNConfig | FasterRCNNConfig | CascadeMaskRCNNConfig | CascadeRCNNConfig | RetinaNetConfig,
         Field(discriminator="arch"),
     ]
     """What is built on the backbone."""

@@ -32,7 +32,19 @@ SETTINGS = {
 }
 """detectron2's keys of our settings. The schema of configurations explains them and has their defaults."""
 
-OWNED = {key: f"model.{name}" for name, key in SETTINGS.items()} | {
+RETINANET_SETTINGS = {
+    "fpn_channels": "MODEL.FPN.OUT_CHANNELS",
+    "head_convs": "MODEL.RETINANET.NUM_CONVS",
+    "pre_nms_test": "MODEL.RETINANET.TOPK_CANDIDATES_TEST",
+    "score_threshold": "MODEL.RETINANET.SCORE_THRESH_TEST",
+    "nms_threshold": "MODEL.RETINANET.NMS_THRESH_TEST",
+    "detections_per_image": "TEST.DETECTIONS_PER_IMAGE",
+    "num_classes": "MODEL.RETINANET.NUM_CLASSES",
+}
+"""The same of RetinaNet."""
+
+OWNED = {
+    **{key: f"model.{name}" for of in (SETTINGS, RETINANET_SETTINGS) for name, key in of.items()},
     "INPUT.FORMAT": "data.channels, of which three are RGB",
     "DATALOADER.SAMPLER_TRAIN": "data.sampling",
     "DATALOADER.REPEAT_THRESHOLD": "data.repeat_threshold",
@@ -49,6 +61,7 @@ OWNED = {key: f"model.{name}" for name, key in SETTINGS.items()} | {
     "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS": "model.anchor_ratios",
     "MODEL.ROI_BOX_HEAD.NORM": "model.norm",
     "MODEL.ROI_MASK_HEAD.NORM": "model.norm",
+    "MODEL.RETINANET.NORM": "model.norm",
 }
 """detectron2's keys that have a name of ours, so that a setting has one place."""
 
@@ -67,6 +80,14 @@ FPN_RCNN = {
     "MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION": 14,
 }
 """What makes detectron2's default configuration an R-CNN with FPN, as in its `Base-RCNN-FPN.yaml`."""
+
+
+RETINANET = {
+    "MODEL.FPN.IN_FEATURES": ["res3", "res4", "res5"],
+    "MODEL.RETINANET.IN_FEATURES": ["p3", "p4", "p5", "p6", "p7"],
+    "MODEL.RETINANET.SMOOTH_L1_LOSS_BETA": 0.0,
+}
+"""What makes it a RetinaNet, as in its `Base-RetinaNet.yaml`."""
 
 
 def cascade(ious: Sequence[float]) -> dict[str, Any]:
@@ -123,6 +144,7 @@ NEEDS = {
     "MODEL.ROI_BOX_HEAD.CONV_DIM": ("MODEL.ROI_BOX_HEAD.NUM_CONV", range(1, 1000)),
     "MODEL.ROI_BOX_HEAD.FED_LOSS_NUM_CLASSES": ("MODEL.ROI_BOX_HEAD.USE_FED_LOSS", (True,)),
     "MODEL.ROI_BOX_HEAD.SMOOTH_L1_BETA": ("MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE", ("smooth_l1",)),
+    "MODEL.RETINANET.SMOOTH_L1_LOSS_BETA": ("MODEL.RETINANET.BBOX_REG_LOSS_TYPE", ("smooth_l1",)),
     "MODEL.RPN.SMOOTH_L1_BETA": ("MODEL.RPN.BBOX_REG_LOSS_TYPE", ("smooth_l1",)),
 }
 """Keys that are read in any case but act with some values of another one only."""

@@ -1,10 +1,11 @@
-"""Faster and Mask R-CNN as a function from one image to plain tensors, for export by tracing."""
+"""A detector as a function from one image to plain tensors, for export by tracing."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from typing import Any
 from unittest import mock
 
 import torch
@@ -12,16 +13,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import nms
 
-from res2net_dense.models.detection import RCNN
 from res2net_dense.models.graphs import Graph
 
 # isort: split
 from detectron2.export.torchscript_patch import patch_builtin_len
+from detectron2.modeling.meta_arch import retinanet
 from detectron2.modeling.proposal_generator import proposal_utils
 from detectron2.modeling.roi_heads import fast_rcnn
 
 
-class RcnnGraph(Graph):
+class DetectorGraph(Graph):
     """`boxes`: `(K, 4)` float32 xyxy in pixels of the input, clipped to it; `labels`: `(K,)` int64; `scores`:
     `(K,)` float32, falling; and of a Mask R-CNN `masks`: `(K, M, M)` float32, probabilities inside each box.
 
@@ -33,12 +34,14 @@ class RcnnGraph(Graph):
 
     by_tracing = True
 
-    def __init__(self, model: RCNN) -> None:
+    def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = copy.deepcopy(model).requires_grad_(False)
         self.divisor = self.model.backbone.size_divisibility
-        self.outputs = ("boxes", "labels", "scores", *(("masks",) if self.model.roi_heads.mask_on else ()))
-        for part in list(self.model.roi_heads.modules()):
+        heads = getattr(self.model, "roi_heads", nn.Identity())
+        masks = ("masks",) if getattr(heads, "mask_on", False) else ()
+        self.outputs = ("boxes", "labels", "scores", *masks)
+        for part in list(heads.modules()):
             for name, child in part.named_children():
                 if isinstance(child, nn.GroupNorm):
                     setattr(part, name, _EmptySafeGroupNorm(child))
@@ -60,6 +63,7 @@ def _traceable() -> Iterator[None]:
         patch_builtin_len(),  # `len` would write a constant into the trace
         mock.patch.object(proposal_utils, "batched_nms", _batched_nms),
         mock.patch.object(fast_rcnn, "batched_nms", _batched_nms),
+        mock.patch.object(retinanet, "batched_nms", _batched_nms),
     ):
         yield
 

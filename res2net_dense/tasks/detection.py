@@ -1,4 +1,4 @@
-"""Detection and instance segmentation: R-CNNs, scored by the benchmark of the data's own layout.
+"""Detection and instance segmentation, scored by the benchmark of the data's own layout.
 
 What is imported inside methods needs detectron2 or pycocotools, which an exported file does not.
 """
@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from res2net_dense.config.detection import DetectionConfig, MaskHead
+from res2net_dense.config.detection import DetectionConfig, MaskHead, RetinaNetConfig
 from res2net_dense.data.layouts import coco_masks
 from res2net_dense.data.loaders import aspect_ratio_groups
 from res2net_dense.data.sampling import ClassCounts
@@ -75,16 +75,20 @@ class Detection(Task[DetectionConfig]):
         return {"needs": needs, "difficult": config.data.difficult}
 
     def build_model(self, config: DetectionConfig, *, load_weights: bool = True) -> nn.Module:
-        from res2net_dense.models.detection import build_rcnn
-
         settings = network_settings(config, load_weights)
         del settings["arch"]
+        if isinstance(config.model, RetinaNetConfig):
+            from res2net_dense.models.retinanet import build_retinanet
+
+            return build_retinanet(**settings)
+        from res2net_dense.models.rcnn import build_rcnn
+
         return build_rcnn(mask=_has_masks(config), **settings)
 
     def build_graph(self, model: Any) -> Graph:
-        from res2net_dense.models.detection_graph import RcnnGraph
+        from res2net_dense.models.detection_graph import DetectorGraph
 
-        return RcnnGraph(model)
+        return DetectorGraph(model)
 
     def train_transform(self, config: DetectionConfig) -> Transform:
         data = config.data

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -68,10 +69,10 @@ class Classes(NamedTuple):
     def copied(self, tensor: Tensor, into: Tensor, rows: ClassRows) -> Tensor:
         """`into` with the rows of `tensor` of the same class, and of none."""
         result = into.clone()
-        for label, name in enumerate(self.new):
+        for time, (label, name) in product(range(rows.times), enumerate(self.new)):
             if name in self.old:
-                there = self.old.index(name) * rows.each
-                here = label * rows.each
+                there = (time * len(self.old) + self.old.index(name)) * rows.each
+                here = (time * len(self.new) + label) * rows.each
                 result[here : here + rows.each] = tensor[there : there + rows.each].to(result.dtype)
         if rows.background:
             result[-rows.background :] = tensor[-rows.background :].to(result.dtype)
@@ -240,8 +241,7 @@ def _fit_layer(
 
 def _fits(tensor: Tensor, into: Tensor, rows: ClassRows, count: int) -> bool:
     """Whether a tensor has the rows of so many classes, of the size of the other one's."""
-    expected = rows.each * count + rows.background
-    return tensor.ndim > 0 and len(tensor) == expected and tensor.shape[1:] == into.shape[1:]
+    return tensor.ndim > 0 and len(tensor) == rows.total(count) and tensor.shape[1:] == into.shape[1:]
 
 
 def _shape(tensor: Tensor) -> str:

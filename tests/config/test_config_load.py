@@ -122,6 +122,21 @@ def test_published_recipes_in_epochs(name, images, batch, epochs, milestones):
     assert done == pytest.approx(milestones, abs=3e-3)
 
 
+@pytest.mark.parametrize("depth", [50, 101])
+def test_retinanet_is_trained_as_detectron2s(depth):
+    model_zoo = pytest.importorskip("detectron2.model_zoo")
+    theirs = model_zoo.get_config("COCO-Detection/retinanet_R_50_FPN_1x.yaml")
+    config, solver = load_config(f"retinanet_res2net{depth}"), theirs.SOLVER
+    assert config.backbone.name == f"res2net{depth}_v1b_26w_4s"
+    assert config.model.arch == "retinanet"
+    train = config.train
+    assert (train.iterations, train.batch_size) == (solver.MAX_ITER, solver.IMS_PER_BATCH)
+    assert (train.optimizer.lr, train.optimizer.weight_decay) == (solver.BASE_LR, solver.WEIGHT_DECAY)
+    assert tuple(train.schedule.milestones) == solver.STEPS
+    assert train.schedule.warmup_iterations == solver.WARMUP_ITERS
+    assert tuple(config.data.min_size_train) == theirs.INPUT.MIN_SIZE_TRAIN
+
+
 @pytest.mark.parametrize("mask", [True, False])
 @pytest.mark.parametrize("depth", [50, 101])
 def test_the_cascades_are_trained_as_mmdetections(depth, mask):

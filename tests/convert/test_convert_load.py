@@ -319,7 +319,7 @@ def test_a_tag_is_found_in_the_cache(tmp_path, monkeypatch):
 @pytest.mark.parametrize("settings", [{}, {"stage_pool": "strided"}])
 def test_our_detector_s_backbone_goes_into_any_network(tmp_path, caplog, settings):
     pytest.importorskip("detectron2")
-    from res2net_dense.models.detection import build_rcnn
+    from res2net_dense.models.rcnn import build_rcnn
 
     small = {"fpn_channels": 32, "norm": "GN", "box_head_dim": 32, "mask_head_convs": 1, "mask_head_dim": 32}
     backbone = {"name": TINY, "norm": "FrozenBN", "freeze_at": 2, **settings}

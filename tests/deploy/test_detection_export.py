@@ -3,11 +3,11 @@
 import pytest
 import torch
 from exporting import sample
-from small_rcnn import noise_image, rcnn, rounding
+from small_rcnn import noise_image, rcnn, retinanet, rounding
 
 from res2net_dense.deploy.description import Description
 from res2net_dense.deploy.export import FORMATS, export
-from res2net_dense.models.detection_graph import RcnnGraph
+from res2net_dense.models.detection_graph import DetectorGraph
 from res2net_dense.trained import load_exported
 
 TRACED = ["onnx", "torchscript", "openvino"]
@@ -20,7 +20,7 @@ def exported(model, format, folder, size=None):
     """The graph of a model, and its file."""
     if format == "onnx" or format == "openvino":
         pytest.importorskip("onnxruntime" if format == "onnx" else "openvino")
-    graph = RcnnGraph(model)
+    graph = DetectorGraph(model)
     description = Description(
         task="detection",
         arch="rcnn",
@@ -110,6 +110,23 @@ def test_torchscript_gives_the_same_bits(tmp_path, cascade):
     for size in SIZES:
         for one, other in zip(model.run(noise_image(*size)).values(), graph(noise_image(*size)), strict=True):
             assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("format", TRACED)
+@pytest.mark.parametrize("threshold", [1.0, 0.15])
+def test_retinanet(threshold, format, tmp_path):
+    """First with nothing found."""
+    network = retinanet(score_threshold=threshold)
+    graph, model = exported(network, format, tmp_path)
+    assert graph.outputs == ("boxes", "labels", "scores")
+    for size in SIZES:
+        images = noise_image(*size)
+        if threshold == 1:
+            assert all(len(value) == 0 for value in model.run(images).values())
+        else:
+            assert_same(outputs_of(graph, images), model.run(images))
+            (theirs,) = network.inference([{"image": images[0]}])
+            assert graph(images)[0].equal(theirs.pred_boxes.tensor)
 
 
 @pytest.mark.slow

@@ -83,14 +83,14 @@ def test_detections_are_those_of_the_model():
     pytest.importorskip("detectron2")
     from small_rcnn import noise_image, rcnn
 
-    from res2net_dense.models.detection_graph import RcnnGraph
+    from res2net_dense.models.detection_graph import DetectorGraph
 
     model = rcnn()
     batch = [sample(noise_image(96, 128)[0], (61, 90)), sample(noise_image(90, 101, 1)[0], (200, 180))]
     with torch.no_grad():
         expected = [model([one])[0] for one in batch]
     assert min(len(one["boxes"]) for one in expected) > 3
-    assert_same(expected, stood_in("detection", RcnnGraph(model), batch=1)(batch), tolerance=1e-3)
+    assert_same(expected, stood_in("detection", DetectorGraph(model), batch=1)(batch), tolerance=1e-3)
 
 
 def test_a_file_of_every_format_is_the_model(exported, segmenter):

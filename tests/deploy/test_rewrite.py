@@ -20,7 +20,8 @@ from res2net_dense.deploy.layers import FusedBottle2neck, FusedConv2d
 from res2net_dense.deploy.rewrite import optimize_for_inference
 from res2net_dense.errors import ConfigError
 from res2net_dense.models.classification import build_classifier_model
-from res2net_dense.models.detection import build_rcnn
+from res2net_dense.models.rcnn import build_rcnn
+from res2net_dense.models.retinanet import build_retinanet
 from res2net_dense.models.saliency import build_saliency_model
 from res2net_dense.models.segmentation import build_segmentation_model
 
@@ -417,6 +418,14 @@ def small_rcnn(norm="BN", mask=True):
     )  # fmt: skip
 
 
+def small_retinanet(norm="BN"):
+    torch.manual_seed(0)
+    return build_retinanet(
+        backbone={"name": TINY, "norm": "BN" if norm else "FrozenBN"}, num_classes=3, norm=norm,
+        detections_per_image=50, fpn_channels=32, head_convs=2, score_threshold=0.0,
+    )  # fmt: skip
+
+
 MODELS = [
     partial(classifier),
     *(
@@ -430,6 +439,7 @@ MODELS = [
         for backbone in ({}, {"se": True}, {"name": "res2net_dla60"})
     ),
     *(partial(small_rcnn, norm, mask) for norm in ("", *NORMS) for mask in (True, False)),
+    *(partial(small_retinanet, norm) for norm in ("", *NORMS)),
 ]
 
 
@@ -449,8 +459,8 @@ def assert_equal_predictions(build, backend="torch"):
                 assert (mine[name] != value).float().mean() < 1e-3, name
             else:
                 torch.testing.assert_close(mine[name], value, atol=1e-3, rtol=1e-4)
-    if build.func is small_rcnn:
-        assert len(found[0]["boxes"]) == 50
+    # Of a RetinaNet's fifty some lie outside of the image.
+    assert len(found[0].get("boxes", ())) >= {small_rcnn: 50, small_retinanet: 15}.get(build.func, 0)
 
 
 @pytest.mark.parametrize("build", MODELS, ids=lambda b: f"{b.func.__name__} {b.args} {b.keywords}")
@@ -465,7 +475,9 @@ def test_every_kind_of_model_where_onednn_is_missing(build, onednn):
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
-@pytest.mark.parametrize("build", [classifier, segmenter, saliency, small_rcnn], ids=lambda f: f.__name__)
+@pytest.mark.parametrize(
+    "build", [classifier, segmenter, saliency, small_rcnn, small_retinanet], ids=lambda f: f.__name__
+)
 def test_every_kind_of_model_in_a_runtime(build, backend):
     assert_equal_predictions(partial(build), backend)
 

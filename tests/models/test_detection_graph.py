@@ -7,7 +7,7 @@ import torch
 from small_rcnn import noise_image, rcnn
 from torch import nn
 
-from res2net_dense.models.detection_graph import RcnnGraph, _EmptySafeGroupNorm
+from res2net_dense.models.detection_graph import DetectorGraph, _EmptySafeGroupNorm
 from res2net_dense.models.detections import to_prediction
 from res2net_dense.tasks import get_task
 
@@ -38,7 +38,7 @@ def sample(images):
 
 @pytest.mark.parametrize("norm", ["", "GN"])
 def test_nothing_found(norm):
-    graph = RcnnGraph(rcnn(norm=norm, score_threshold=1.0))
+    graph = DetectorGraph(rcnn(norm=norm, score_threshold=1.0))
     for network in (graph, traced(graph)):
         shapes = [tuple(output.shape) for output in network(noise_image(64, 96))]
         assert shapes == [(0, 4), (0,), (0,), (0, 28, 28)]
@@ -48,7 +48,7 @@ def test_nothing_proposed():
     """All proposals are outside the image."""
     model = rcnn(score_threshold=0.0)
     nn.init.constant_(model.proposal_generator.rpn_head.anchor_deltas.bias, 1e4)
-    graph = RcnnGraph(model)
+    graph = DetectorGraph(model)
     for network in (graph, traced(graph)):
         assert [len(output) for output in network(noise_image(64, 96))] == [0, 0, 0, 0]
     (prediction,) = model([sample(noise_image(64, 96))])
@@ -84,7 +84,7 @@ def test_it_shares_nothing_with_the_model(mask_rcnn):
     mask_rcnn.train()
     try:
         before = {key: value.clone() for key, value in mask_rcnn.state_dict().items()}
-        graph = RcnnGraph(mask_rcnn)
+        graph = DetectorGraph(mask_rcnn)
         own = {value.data_ptr() for value in graph.state_dict().values()}
         assert not own & {value.data_ptr() for value in mask_rcnn.state_dict().values()}
         assert all(module.training for module in mask_rcnn.modules())
@@ -100,13 +100,13 @@ def test_it_shares_nothing_with_the_model(mask_rcnn):
 
 def test_it_takes_one_image(mask_rcnn):
     with pytest.raises(ValueError, match="too many values"):
-        RcnnGraph(mask_rcnn)(torch.cat([noise_image(64, 64)] * 2))
+        DetectorGraph(mask_rcnn)(torch.cat([noise_image(64, 64)] * 2))
 
 
 @pytest.mark.parametrize("example", [(64, 64), (229, 301)], ids=str)
 def test_a_trace_takes_every_size(mask_rcnn, example):
     """On the small example no level has as many anchors as are kept of larger images."""
-    graph = RcnnGraph(mask_rcnn)
+    graph = DetectorGraph(mask_rcnn)
     network = traced(graph, noise_image(*example))
     counts = set()
     for size in [*SIZES, (33, 250), (320, 320)]:
@@ -117,7 +117,7 @@ def test_a_trace_takes_every_size(mask_rcnn, example):
 
 
 def test_a_trace_of_nothing_finds_something(mask_rcnn):
-    graph = RcnnGraph(mask_rcnn)
+    graph = DetectorGraph(mask_rcnn)
     tops = sorted((float(graph(noise_image(96, 96, seed))[2].max()), seed) for seed in range(6))
     (lowest, least), (highest, most) = tops[0], tops[-1]
     graph.model.roi_heads.box_predictor.test_score_thresh = (lowest + highest) / 2
@@ -131,7 +131,7 @@ def test_a_trace_of_nothing_finds_something(mask_rcnn):
 def test_a_trace_finds_the_same_among_thousands():
     """The trace suppresses all classes and levels together where the model goes through them in turn."""
     model = rcnn(score_threshold=0.05, rpn_pre_nms_test=1000, rpn_post_nms_test=1000)
-    graph = RcnnGraph(model)
+    graph = DetectorGraph(model)
     network = traced(graph)
     for seed in range(4):
         images = noise_image(256, 320, seed)

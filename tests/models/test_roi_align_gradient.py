@@ -6,7 +6,7 @@ from networks import TINY
 from small_rcnn import SMALL
 from torchvision import ops
 
-from res2net_dense.models import detection
+from res2net_dense.models import rcnn
 from res2net_dense.models.roi_align import roi_align
 
 
@@ -59,8 +59,8 @@ def test_a_detector_learns_with_it_on_a_cpu_alone(monkeypatch):
         calls.append(arguments)
         return roi_align(*arguments)
 
-    monkeypatch.setattr(detection, "roi_align", watched)
-    model = detection.build_rcnn(backbone={"name": TINY}, num_classes=5, **SMALL)
+    monkeypatch.setattr(rcnn, "roi_align", watched)
+    model = rcnn.build_rcnn(backbone={"name": TINY}, num_classes=5, **SMALL)
     sample = {
         "image": torch.randint(0, 256, (3, 64, 96), dtype=torch.uint8),
         "original_height": 64, "original_width": 96,

@@ -5,8 +5,8 @@ import torch
 from fingerprint import look
 
 from res2net_dense.errors import ConfigError
-from res2net_dense.models.detection import build_rcnn
 from res2net_dense.models.detection_config import OWNED, get_cfg
+from res2net_dense.models.rcnn import build_rcnn
 
 
 def leaves(node, path=()):

@@ -91,6 +91,7 @@ CONTEXTS = {
     "frozen": {"backbone": {"freeze_at": 5}},
     "faster": {"model": {"arch": "faster_rcnn"}},
     "cascade": {"model": {"arch": "cascade_rcnn"}},
+    "retinanet": {"model": {"arch": "retinanet"}},
     "unet": {"model": {"arch": "unet"}},
     "fpn": {"model": {"arch": "fpn"}},
     "fpn with a second head": {"model": {"arch": "fpn", "aux_weight": 0.4}},

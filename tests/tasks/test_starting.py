@@ -3,6 +3,7 @@
 import argparse
 import json
 import shutil
+from itertools import product
 
 import pytest
 import torch
@@ -18,28 +19,30 @@ from res2net_dense.tasks.starting import check_start, open_model, start_model
 from res2net_dense.trained import open_job
 from res2net_dense.weight_files import load_weights_into, open_weights, save_weights
 
-RCNN, FASTER, DEEPLAB, SALIENCY, CLASSIFIER = (
-    "quick/mask_rcnn_res2net50", "quick/faster_rcnn_res2net50", "quick/deeplabv3plus_res2net50",
-    "quick/sod_res2net50", "quick/classification_res2net50",
+RCNN, FASTER, RETINANET, DEEPLAB, SALIENCY, CLASSIFIER = (
+    "quick/mask_rcnn_res2net50", "quick/faster_rcnn_res2net50", "retinanet_res2net50",
+    "quick/deeplabv3plus_res2net50", "quick/sod_res2net50", "quick/classification_res2net50",
 )  # fmt: skip
 SMALL = {
     RCNN: ["model.fpn_channels=32", "model.box_head_dim=64", "model.mask_head_dim=32"],
     FASTER: ["model.fpn_channels=32", "model.box_head_dim=64"],
+    RETINANET: ["model.fpn_channels=32", "backbone.weights=null"],
     DEEPLAB: ["model.smp={decoder_channels: 16}", "model.aux_weight=0.4"],
     SALIENCY: ["model.channels=16"],
     CLASSIFIER: [],
 }
 CLASS_LAYERS = {
     RCNN: {
-        "roi_heads.box_predictor.cls_score": (1, 1),
-        "roi_heads.box_predictor.bbox_pred": (4, 0),
-        "roi_heads.mask_head.predictor": (1, 0),
+        "roi_heads.box_predictor.cls_score": (1, 1, 1),
+        "roi_heads.box_predictor.bbox_pred": (4, 0, 1),
+        "roi_heads.mask_head.predictor": (1, 0, 1),
     },
-    DEEPLAB: {"segmentation_head.0": (1, 0), "aux_head.4": (1, 0)},
+    RETINANET: {"head.cls_score": (1, 0, 9)},
+    DEEPLAB: {"segmentation_head.0": (1, 0, 1), "aux_head.4": (1, 0, 1)},
     SALIENCY: {},
-    CLASSIFIER: {"backbone.fc": (1, 0)},
+    CLASSIFIER: {"backbone.fc": (1, 0, 1)},
 }
-"""Rows of a class, and those of none."""
+"""Rows of a class, those of none, and how often the classes come."""
 
 
 def config_of(name, classes, *overrides):
@@ -98,12 +101,12 @@ def test_rows_go_by_the_names_of_classes(name, new, tmp_path):
         if layer not in rows:
             assert value.equal(state[key]), key
             continue
-        each, background = rows[layer]
-        for label, one in enumerate(new):
-            source, row = (state, old.index(one)) if one in old else (fresh, label)
-            expected = source[key][row * each : (row + 1) * each]
-            assert value[label * each : (label + 1) * each].equal(expected), (key, one)
-        assert value[len(value) - background :].equal(state[key][len(old) * each :]), key
+        each, background, times = rows[layer]
+        for time, (label, one) in product(range(times), enumerate(new)):
+            source, row, count = (state, old.index(one), len(old)) if one in old else (fresh, label, len(new))
+            expected = source[key][(time * count + row) * each :][:each]
+            assert value[(time * len(new) + label) * each :][:each].equal(expected), (key, one)
+        assert value[len(value) - background :].equal(state[key][times * len(old) * each :]), key
     kept = [one for one in new if one in old]
     others = [one for one in new if one not in old]
     assert f"adapted: {', '.join(kept)} " in text

@@ -3,7 +3,6 @@
 import copy
 from operator import attrgetter
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,12 +10,14 @@ from detectron2 import model_zoo
 from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks
 from detectron2.utils.events import EventStorage
 from networks import TINY, every_network
+from small_rcnn import sample
 
 from res2net_dense.config.detection import MaskRCNNConfig
 from res2net_dense.errors import ConfigError
-from res2net_dense.models import detection, detections
-from res2net_dense.models.detection import _to_detectron2, build_rcnn
+from res2net_dense.models import detections, detector
 from res2net_dense.models.detection_config import FPN_RCNN, OWNED, SETTINGS, cascade, make_config
+from res2net_dense.models.detector import to_detectron2
+from res2net_dense.models.rcnn import build_rcnn
 from res2net_dense.models.tile_detections import dense_masks
 
 SMALL = {
@@ -25,20 +26,6 @@ SMALL = {
     "mask_head_dim": 32, "rpn_pre_nms_train": 100, "rpn_post_nms_train": 50, "rpn_pre_nms_test": 50,
     "rpn_post_nms_test": 20, "rpn_batch": 32, "roi_batch": 16,
 }  # fmt: skip
-
-
-def sample(objects=1, height=64, width=96, **more):
-    box = [10.0, 12.0, 42.0, 50.0]
-    polygon = np.array([10, 12, 42, 12, 42, 50, 10, 50], dtype=np.float64)
-    return {
-        "image": torch.randint(0, 255, (3, height, width), dtype=torch.uint8),
-        "original_height": 2 * height,
-        "original_width": 2 * width,
-        "boxes": torch.tensor([box] * objects).reshape(-1, 4),
-        "labels": torch.zeros(objects, dtype=torch.int64),
-        "masks": [[polygon]] * objects,
-        **more,
-    }
 
 
 @pytest.mark.parametrize("cascade", [None, (0.5, 0.6, 0.7)])
@@ -81,7 +68,7 @@ def test_masks_that_would_fill_the_memory_are_parts(monkeypatch):
     one = sample()
     with torch.no_grad():
         (whole,) = model([one])
-        for module in (detection, detections):
+        for module in (detector, detections):
             monkeypatch.setattr(module, "DENSE_MASK_BYTES", 1000)
         (parted,) = model([one])
     assert whole["masks"].any()
@@ -113,7 +100,7 @@ def test_masks_reach_detectron2_in_the_form_they_came():
     polygons = sample()
     bitmap = sample(masks=torch.ones(1, 64, 96, dtype=torch.bool))
     kinds = [
-        type(_to_detectron2(s, with_targets=True, device=torch.device("cpu"))["instances"].gt_masks)
+        type(to_detectron2(s, with_targets=True, device=torch.device("cpu"))["instances"].gt_masks)
         for s in (polygons, bitmap)
     ]
     assert kinds == [PolygonMasks, BitMasks]

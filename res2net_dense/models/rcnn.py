@@ -1,4 +1,4 @@
-"""Faster, Mask and Cascade R-CNN with FPN on any backbone of ours: detectron2's networks behind our contract.
+"""Faster, Mask and Cascade R-CNN with FPN on any backbone of ours.
 
 detectron2 builds from a `CfgNode`; it is made here from plain arguments and never leaves this file.
 """
@@ -6,64 +6,43 @@ detectron2 builds from a `CfgNode`; it is made here from plain arguments and nev
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from res2net_dense.backbones import create_backbone
-from res2net_dense.errors import ConfigError, is_out_of_memory, one_line
+from res2net_dense.errors import ConfigError
 from res2net_dense.integrations.detectron2 import (  # first: a clear message where detectron2 is missing
     Res2NetBackbone,
     build_fpn,
 )
 from res2net_dense.models.base import PIXEL_MEAN, PIXEL_STD, check_class_weights
 from res2net_dense.models.detection_config import FPN_RCNN, SETTINGS, cascade, check_read, make_config
-from res2net_dense.models.detections import DENSE_MASK_BYTES, paste
+from res2net_dense.models.detector import Detector, building
 from res2net_dense.models.roi_align import roi_align
-from res2net_dense.types import ClassRows, Losses, Prediction, Sample
+from res2net_dense.types import ClassRows, Losses
 
 # isort: split
 from detectron2.layers import ROIAlign
 from detectron2.modeling import GeneralizedRCNN, build_proposal_generator, build_roi_heads
-from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
-from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks
-from detectron2.utils.events import EventStorage
+from detectron2.structures import Instances
 
 _CLASS_LAYERS = {"cls_score": ClassRows(background=1), "bbox_pred": ClassRows(4), "predictor": ClassRows()}
 """By detectron2's names."""
 
 
-class RCNN(GeneralizedRCNN):  # type: ignore[misc]  # detectron2 is untyped
-    """detectron2's `GeneralizedRCNN` that takes `Sample`s and returns losses or `Prediction`s; same
-    state-dict keys.
-    """
+class RCNN(Detector, GeneralizedRCNN):  # type: ignore[misc]  # detectron2 is untyped
+    """detectron2's `GeneralizedRCNN` behind our contract; same state-dict keys."""
 
-    backbone_path: ClassVar[str] = "backbone.bottom_up.net"
     class_rows: Mapping[str, ClassRows] = _CLASS_LAYERS
-    """Of the layers in the heads that depend on the classes, by detectron2's names."""
+    parts_with_classes = ("roi_heads",)
 
-    @property
-    def class_layers(self) -> dict[str, ClassRows]:
-        """The layers that depend on the classes, by their names; not those that serve all."""
-        count = self.roi_heads.num_classes
-        found = {}
-        for name, module in self.roi_heads.named_modules(prefix="roi_heads"):
-            rows = self.class_rows.get(name.split(".")[-1])
-            if rows and len(module.weight) == rows.each * count + rows.background:
-                found[name] = rows
-        return found
-
-    def forward(self, batch: Sequence[Sample]) -> Losses | list[Prediction]:
-        """See `res2net_dense.types`. Boxes and masks of the predictions are at each image's original size."""
-        inputs = [_to_detectron2(sample, with_targets=self.training, device=self.device) for sample in batch]
-        if self.training:
-            with EventStorage():  # its heads write statistics and require a storage
-                return super().forward(inputs)
-        detections = self.inference(inputs, do_postprocess=False)
-        return [_to_prediction(found, sample) for found, sample in zip(detections, batch, strict=True)]
+    def class_count(self) -> int:
+        """Without the background."""
+        return int(self.roi_heads.num_classes)
 
     def loss_modules(self) -> list[nn.Module]:
         """What computes losses in its own training mode: detectron2's heads and their parts, but for layers,
@@ -148,7 +127,7 @@ def build_rcnn(
     passed = detectron2 or {}
     cfg = make_config(values, passed)
     net = create_backbone(**{**backbone, "out_features": FPN_RCNN["MODEL.FPN.IN_FEATURES"]})
-    try:
+    with building():
         fpn = build_fpn(Res2NetBackbone(net), cfg, cfg.MODEL.FPN.IN_FEATURES)
         rcnn = RCNN(
             backbone=fpn,
@@ -157,13 +136,6 @@ def build_rcnn(
             pixel_mean=list(pixel_mean),
             pixel_std=list(pixel_std),
         )
-    except (KeyError, ValueError, AssertionError, ArithmeticError, RuntimeError, TypeError) as error:
-        if is_out_of_memory(error):
-            raise
-        raise ConfigError(
-            f"detectron2 cannot build the model ({one_line(error)}); check model.detectron2, "
-            "and that model.norm=GN meets channels that are multiples of 32"
-        ) from error
     if class_weights is not None:
         check_class_weights(class_weights, cfg.MODEL.ROI_HEADS.NUM_CLASSES)
         _weight_classes(rcnn.roi_heads, class_weights)
@@ -201,43 +173,3 @@ def _weight_classes(heads: nn.Module, class_weights: Sequence[float]) -> None:
 def _pool_in_full_precision(pooler: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     features, *boxes = inputs
     return ([feature.float() for feature in features], *boxes)
-
-
-def _to_detectron2(sample: Sample, *, with_targets: bool, device: torch.device) -> dict[str, Any]:
-    image = sample["image"]
-    inputs: dict[str, Any] = {
-        "image": image,
-        "height": sample["original_height"],
-        "width": sample["original_width"],
-    }
-    if with_targets:
-        instances = Instances((image.shape[-2], image.shape[-1]))
-        instances.gt_boxes = Boxes(sample["boxes"])
-        instances.gt_classes = sample["labels"]
-        if "masks" in sample:
-            masks = sample["masks"]
-            instances.gt_masks = BitMasks(masks) if isinstance(masks, Tensor) else PolygonMasks(masks)
-        inputs["instances"] = instances.to(device)
-    return inputs
-
-
-def _to_prediction(found: Instances, sample: Sample) -> Prediction:
-    for name in ("scores", "pred_masks"):
-        if found.has(name):  # half precision under autocast, in which masks would be pasted askew
-            found.set(name, found.get(name).float())
-    size = sample["original_height"], sample["original_width"]
-    if found.has("pred_masks") and len(found) * size[0] * size[1] > DENSE_MASK_BYTES:
-        # detectron2 would paste them all at once
-        found.set("probabilities", found.get("pred_masks")[:, 0])
-        found.remove("pred_masks")
-    found = detector_postprocess(found, *size)
-    prediction: Prediction = {
-        "boxes": found.pred_boxes.tensor.float(),
-        "labels": found.pred_classes,
-        "scores": found.scores,
-    }
-    if found.has("pred_masks"):
-        prediction["masks"] = found.pred_masks
-    elif found.has("probabilities"):
-        prediction |= paste(found.probabilities, found.pred_boxes.tensor.float(), size)
-    return prediction
