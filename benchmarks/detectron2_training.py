@@ -36,10 +36,13 @@ def detectron2_config(config: Any, device: torch.device) -> Any:
     """The zoo's configuration with the settings of ours; both libraries name most of them."""
     from detectron2 import model_zoo
 
+    from res2net_dense.errors import ConfigError
     from res2net_dense.integrations.detectron2 import use_res2net
     from res2net_dense.models.detection_config import SETTINGS
 
     logging.getLogger("detectron2").setLevel(logging.ERROR)
+    if config.model.arch not in ZOO:
+        raise ConfigError(f"{config.model.arch} is not compared; choose a config of {' or '.join(ZOO)}")
     cfg = model_zoo.get_config(ZOO[config.model.arch])
     use_res2net(cfg, config.backbone.name)
     model, optimizer = config.model, config.train.optimizer

@@ -41,8 +41,9 @@ ALLOWED = {
     "predictor": {"trained", "deploy", "config", "data", "engine"},
 }
 
+DETECTORS = {f"models/{name}.py" for name in ("detector", "rcnn", "retinanet", "detection_graph")}
 OPTIONAL_LIBRARIES = {
-    "detectron2": {"integrations/detectron2.py", "models/detection.py", "models/detection_graph.py"},
+    "detectron2": {"integrations/detectron2.py", *DETECTORS},
     "segmentation_models_pytorch": {"integrations/smp.py", "models/segmentation.py"},
     "timm": {"integrations/timm.py", "cli/_benchmark.py"},
     "sahi": {"integrations/sahi.py"},

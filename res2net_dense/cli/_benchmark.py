@@ -239,7 +239,7 @@ def make_call(
     weights, it runs a classifier forward and backward, and returns the first layer's gradient and the logits.
     """
     inputs: Any = images
-    detects = task.name == "detection"
+    detects = hasattr(model, "preprocess_image")  # a network of detectron2
     if detects:
         height, width = images.shape[-2:]
         inputs = [{"image": one, "original_height": height, "original_width": width} for one in images]

@@ -123,6 +123,8 @@ class RetinaNetConfig(DetectorConfig):
 
     arch: Literal["retinanet"]
     """The architecture."""
+    norm: Literal["", "GN"] = ""
+    """Normalization in the pyramid and the heads, which see maps of five sizes; empty for none."""
     anchor_sizes: Sizes = [32, 64, 128, 256, 512]
     """The smallest anchor size in pixels for each of p3, p4, p5, p6, p7."""
     sizes_per_octave: Annotated[int, Field(ge=1, le=10)] = 3

@@ -56,8 +56,8 @@ def optimize_for_inference(
     """Return a copy of a network that computes the same in less time.
 
     Args:
-        model: a backbone, a classifier, a segmentation, saliency or R-CNN model of ours, on its device; it is
-            not changed.
+        model: a backbone, a classifier, a segmentation or saliency network or a detector of ours, on its
+            device; it is not changed.
         dtype: of weights and feature maps: bfloat16 or float16, with results in float32. None leaves them.
         channels_last: lay out feature maps as (N, H, W, C), which is faster on CPUs and recent GPUs.
         pad_width: give the splits of Res2Net blocks zero channels up to a multiple of this, such as 8 for

@@ -44,7 +44,6 @@ RETINANET_SETTINGS = {
 """The same of RetinaNet."""
 
 OWNED = {
-    **{key: f"model.{name}" for of in (SETTINGS, RETINANET_SETTINGS) for name, key in of.items()},
     "INPUT.FORMAT": "data.channels, of which three are RGB",
     "DATALOADER.SAMPLER_TRAIN": "data.sampling",
     "DATALOADER.REPEAT_THRESHOLD": "data.repeat_threshold",
@@ -63,7 +62,9 @@ OWNED = {
     "MODEL.ROI_MASK_HEAD.NORM": "model.norm",
     "MODEL.RETINANET.NORM": "model.norm",
 }
-"""detectron2's keys that have a name of ours, so that a setting has one place."""
+"""detectron2's keys that have a name of ours, so that a setting has one place; those of the architecture's
+settings are too, see `owned`.
+"""
 
 FPN_RCNN = {
     "MODEL.FPN.IN_FEATURES": ["res2", "res3", "res4", "res5"],
@@ -168,20 +169,29 @@ class RecordingNode(CfgNode):  # type: ignore[misc]  # detectron2 is untyped
         return value
 
 
-def make_config(values: Mapping[str, Any], passed: Mapping[str, Any]) -> RecordingNode:
+def owned(settings: Mapping[str, str]) -> dict[str, str]:
+    """All of detectron2's keys that have a name of ours, in an architecture with these settings."""
+    return {key: f"model.{name}" for name, key in settings.items()} | OWNED
+
+
+def make_config(
+    values: Mapping[str, Any], passed: Mapping[str, Any], settings: Mapping[str, str]
+) -> RecordingNode:
     """detectron2's configuration with our values and those passed through, of which nothing is read yet.
+
+    `settings` are those of the architecture, such as `SETTINGS`.
 
     Raises:
         ConfigError: a passed key is one of ours, does not exist, or has a wrong value.
     """
-    cfg = get_cfg()
+    cfg, ours = get_cfg(), owned(settings)
     for key, value in values.items():
         *sections, last = key.split(".")
         functools.reduce(getattr, sections, cfg)[last] = value
     for key, value in passed.items():
-        if key in OWNED or key.startswith(("MODEL.RES2NET.", "MODEL.RESNETS.")):
+        if key in ours or key.startswith(("MODEL.RES2NET.", "MODEL.RESNETS.")):
             raise ConfigError(
-                f"model.detectron2: {key} is set by {OWNED.get(key, 'the backbone section')}; remove it here"
+                f"model.detectron2: {key} is set by {ours.get(key, 'the backbone section')}; remove it here"
             )
         if key == "MODEL.KEYPOINT_ON":
             raise ConfigError(f"model.detectron2: {key} has no effect here; keypoints are not learned")

@@ -71,9 +71,10 @@ def _traceable() -> Iterator[None]:
 def _batched_nms(boxes: Tensor, scores: Tensor, groups: Tensor, threshold: float) -> Tensor:
     """torchvision's `batched_nms` for few boxes, without its branch for no boxes, where OpenVINO adds one.
 
-    `boxes` (K, 4) are clipped to the image, `groups` (K,) are their classes or levels; K may be 0.
+    `boxes` are (K, 4), `groups` (K,) are their classes or levels; K may be 0.
     """
-    edge = F.pad(boxes.flatten(), (0, 1)).max() + 1  # with a 0, so that there is a maximum without boxes
+    edges = F.pad(boxes.flatten(), (0, 1))  # with a 0, so that there is a maximum without boxes
+    edge = edges.max() - edges.min() + 1
     return nms(boxes + (groups * edge)[:, None], scores, threshold)
 
 

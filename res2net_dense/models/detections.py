@@ -1,4 +1,4 @@
-"""Detections of an exported R-CNN at an image's original size, without detectron2."""
+"""Detections of an exported detector at an image's original size, without detectron2."""
 
 from __future__ import annotations
 

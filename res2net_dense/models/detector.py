@@ -11,12 +11,15 @@ from torch import Tensor
 
 from res2net_dense.errors import ConfigError, is_out_of_memory, one_line
 from res2net_dense.models.detections import DENSE_MASK_BYTES, paste
+from res2net_dense.models.norms import single_values_explained
 from res2net_dense.types import ClassRows, Losses, Prediction, Sample
 
 # isort: split
 from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks
 from detectron2.utils.events import EventStorage
+
+_NORMS = "backbone.norm and model.norm"
 
 
 class Detector:
@@ -51,7 +54,8 @@ class Detector:
         model: Any = self
         inputs = [to_detectron2(sample, with_targets=model.training, device=model.device) for sample in batch]
         if model.training:
-            with EventStorage():  # its heads write statistics and require a storage
+            # Its heads write statistics and require a storage.
+            with single_values_explained("data.min_size_train", _NORMS), EventStorage():
                 losses: Losses = super().forward(inputs)  # type: ignore[misc]  # the network's
                 return losses
         detections = model.inference(inputs, do_postprocess=False)

@@ -1,6 +1,6 @@
 """Faster, Mask and Cascade R-CNN with FPN on any backbone of ours.
 
-detectron2 builds from a `CfgNode`; it is made here from plain arguments and never leaves this file.
+detectron2 builds from a `CfgNode`; it is made from plain arguments and never leaves this file.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ def build_rcnn(
     if cascade_ious is not None:
         values |= cascade(cascade_ious)
     passed = detectron2 or {}
-    cfg = make_config(values, passed)
+    cfg = make_config(values, passed, SETTINGS)
     net = create_backbone(**{**backbone, "out_features": FPN_RCNN["MODEL.FPN.IN_FEATURES"]})
     with building():
         fpn = build_fpn(Res2NetBackbone(net), cfg, cfg.MODEL.FPN.IN_FEATURES)

@@ -13,8 +13,7 @@ from res2net_dense.integrations.detectron2 import Res2NetBackbone, build_fpn  # 
 from res2net_dense.models.base import PIXEL_MEAN, PIXEL_STD
 from res2net_dense.models.detection_config import RETINANET, RETINANET_SETTINGS, check_read, make_config
 from res2net_dense.models.detector import Detector, building
-from res2net_dense.models.norms import single_values_explained
-from res2net_dense.types import ClassRows, Losses, Prediction, Sample
+from res2net_dense.types import ClassRows
 
 # isort: split
 from detectron2.modeling import RetinaNet as Detectron2RetinaNet
@@ -43,10 +42,6 @@ class RetinaNet(Detector, Detectron2RetinaNet):  # type: ignore[misc]  # detectr
         """Without the background."""
         return int(self.num_classes)
 
-    def forward(self, batch: Sequence[Sample]) -> Losses | list[Prediction]:
-        with single_values_explained("data.min_size_train", "backbone.norm and model.norm"):
-            return super().forward(batch)
-
     def inference(self, inputs: Sequence[Mapping[str, Any]], do_postprocess: bool = False) -> list[Instances]:
         """Detections at the size of the network's input, as of `GeneralizedRCNN.inference`."""
         assert not do_postprocess
@@ -54,6 +49,8 @@ class RetinaNet(Detector, Detectron2RetinaNet):  # type: ignore[misc]  # detectr
         maps = self.backbone(images.tensor)
         features = [maps[name] for name in self.head_in_features]
         found: list[Instances] = self.forward_inference(images, features, self.head(features))
+        for one in found:
+            one.pred_boxes.clip(one.image_size)  # as those of an R-CNN
         return found
 
     def _ema_update(self, name: str, value: float, initial_value: float, momentum: float = 0.9) -> Any:
@@ -102,7 +99,7 @@ def build_retinanet(
         "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS": [[float(ratio) for ratio in anchor_ratios]],
     }
     passed = detectron2 or {}
-    cfg = make_config(values, passed)
+    cfg = make_config(values, passed, RETINANET_SETTINGS)
     net = create_backbone(**{**backbone, "out_features": RETINANET["MODEL.FPN.IN_FEATURES"]})
     with building():
         bottom_up = Res2NetBackbone(net)
@@ -131,7 +128,7 @@ def build_retinanet(
             pixel_std=list(pixel_std),
         )
     check_read(cfg, passed, "retinanet")
-    # Scores in half precision would be equal by the dozen under autocast, and boxes would be rounded.
+    # Scores near 1 would be equal by the dozen in half precision, and losses and boxes would be rounded.
     retinanet.head.register_forward_hook(_in_full_precision)
     return retinanet
 

@@ -147,7 +147,9 @@ def start_model(config: Config, model: nn.Module, file: WeightFile) -> Start:
     # What has the same names in another task is something else.
     available = {} if "task" in changed else others | head
     own = model.state_dict()
+    # Of no layer is what a training counts, such as RetinaNet's anchors on objects: a new one counts anew.
     wanted = {key: own[key] for key in own if _layer(key) in layers or not key.startswith(f"{place}.")}
+    wanted = {key: value for key, value in wanted.items() if _layer(key)}
     classes = Classes(found.class_names or [], config.data.class_names or [])
     taken, layer_rows = _fit_layers(wanted, available, layers, classes)
     for key, value in taken.items():
@@ -157,7 +159,7 @@ def start_model(config: Config, model: nn.Module, file: WeightFile) -> Start:
     adapted = [note for note in report.notes if "adapted" in note]
     rows = Counter({("backbone", "; ".join([LOADED, *adapted])): report.matched})
     rows.update(layer_rows)
-    for key in _counted(others):
+    for key in filter(_layer, _counted(others)):
         rows[_part(key), LEFT_OUT] += key not in own or key not in available
     for item in report.dropped:
         is_taken = item.group == "fc" and f"{place}.fc" in layers

@@ -15,7 +15,7 @@ from small_rcnn import sample
 from res2net_dense.config.detection import MaskRCNNConfig
 from res2net_dense.errors import ConfigError
 from res2net_dense.models import detections, detector
-from res2net_dense.models.detection_config import FPN_RCNN, OWNED, SETTINGS, cascade, make_config
+from res2net_dense.models.detection_config import FPN_RCNN, SETTINGS, cascade, make_config, owned
 from res2net_dense.models.detector import to_detectron2
 from res2net_dense.models.rcnn import build_rcnn
 from res2net_dense.models.tile_detections import dense_masks
@@ -121,12 +121,12 @@ def test_half_precision_does_not_move_boxes():
 
 
 def test_settings_have_the_defaults_of_the_schema():
-    fields, cfg = MaskRCNNConfig.model_fields, make_config(FPN_RCNN, {})
+    fields, cfg = MaskRCNNConfig.model_fields, make_config(FPN_RCNN, {}, SETTINGS)
     for name in SETTINGS.keys() - {"num_classes"}:
         assert fields[name].default == attrgetter(SETTINGS[name])(cfg), name
 
 
-@pytest.mark.parametrize("key", OWNED)
+@pytest.mark.parametrize("key", owned(SETTINGS))
 def test_a_key_of_ours_is_refused_with_its_name(key):
     with pytest.raises(ConfigError, match="remove it here"):
         build_rcnn(backbone={"name": TINY}, num_classes=2, detectron2={key: 1})
