@@ -61,6 +61,7 @@ OWNED = {
     "MODEL.ROI_BOX_HEAD.NORM": "model.norm",
     "MODEL.ROI_MASK_HEAD.NORM": "model.norm",
     "MODEL.RETINANET.NORM": "model.norm",
+    "MODEL.RETINANET.IN_FEATURES": "model.arch",
 }
 """detectron2's keys that have a name of ours, so that a setting has one place; those of the architecture's
 settings are too, see `owned`.
@@ -205,9 +206,19 @@ def make_config(
         if key.endswith(".BBOX_REG_LOSS_TYPE") and value not in LOSS_TYPES:
             known = ", ".join(LOSS_TYPES)
             raise ConfigError(f"model.detectron2: {key} = {shown(value)}: should be one of {known}")
+        if key.endswith(".BBOX_REG_WEIGHTS"):
+            _check_box_weights(key, value)
         if isinstance(value, str) and value in UNFIT:
             raise ConfigError(f"model.detectron2: {key} = {value} is for {UNFIT[value]}; remove it")
     return RecordingNode(cfg)
+
+
+def _check_box_weights(key: str, value: Sequence[Any]) -> None:
+    """Raise a `ConfigError` unless there are four above 0, of each head of a cascade."""
+    for weights in value if value and isinstance(value[0], (list, tuple)) else [value]:
+        numbers = [isinstance(one, (int, float)) and one > 0 for one in weights]
+        if len(numbers) != 4 or not all(numbers):
+            raise ConfigError(f"model.detectron2: {key} = {shown(value)}: takes four numbers above 0")
 
 
 def _check_is_a_key(cfg: CfgNode, key: str, value: Any) -> None:

@@ -13,11 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import nms
 
+from res2net_dense.models import retinanet
 from res2net_dense.models.graphs import Graph
 
 # isort: split
 from detectron2.export.torchscript_patch import patch_builtin_len
-from detectron2.modeling.meta_arch import retinanet
 from detectron2.modeling.proposal_generator import proposal_utils
 from detectron2.modeling.roi_heads import fast_rcnn
 

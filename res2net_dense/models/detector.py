@@ -67,7 +67,7 @@ def building() -> Iterator[None]:
     """What detectron2 raises inside is a `ConfigError`."""
     try:
         yield
-    except (KeyError, ValueError, AssertionError, ArithmeticError, RuntimeError, TypeError) as error:
+    except (LookupError, ValueError, AssertionError, ArithmeticError, RuntimeError, TypeError) as error:
         if is_out_of_memory(error):
             raise
         raise ConfigError(

@@ -4,25 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
 
 from res2net_dense.backbones import create_backbone
+from res2net_dense.errors import ConfigError
 from res2net_dense.integrations.detectron2 import Res2NetBackbone, build_fpn  # first, as in `rcnn`
 from res2net_dense.models.base import PIXEL_MEAN, PIXEL_STD
 from res2net_dense.models.detection_config import RETINANET, RETINANET_SETTINGS, check_read, make_config
 from res2net_dense.models.detector import Detector, building
-from res2net_dense.types import ClassRows
+from res2net_dense.types import ClassRows, Losses
 
 # isort: split
+from detectron2.layers import batched_nms
 from detectron2.modeling import RetinaNet as Detectron2RetinaNet
 from detectron2.modeling import build_anchor_generator
 from detectron2.modeling.backbone.fpn import LastLevelP6P7
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.matcher import Matcher
+from detectron2.modeling.meta_arch import retinanet
 from detectron2.modeling.meta_arch.retinanet import RetinaNetHead
-from detectron2.structures import Instances
+from detectron2.structures import Boxes, Instances
+from fvcore.nn import sigmoid_focal_loss
+
+_GROUPS = 32
+"""Of detectron2's group norm."""
 
 
 class RetinaNet(Detector, Detectron2RetinaNet):  # type: ignore[misc]  # detectron2 is untyped
@@ -49,9 +57,30 @@ class RetinaNet(Detector, Detectron2RetinaNet):  # type: ignore[misc]  # detectr
         maps = self.backbone(images.tensor)
         features = [maps[name] for name in self.head_in_features]
         found: list[Instances] = self.forward_inference(images, features, self.head(features))
-        for one in found:
-            one.pred_boxes.clip(one.image_size)  # as those of an R-CNN
         return found
+
+    def inference_single_image(
+        self,
+        anchors: Sequence[Boxes],
+        box_cls: Sequence[Tensor],
+        box_delta: Sequence[Tensor],
+        image_size: tuple[int, int],
+    ) -> Instances:
+        """As detectron2's, clipped to the image; what lies outside takes no place of the limit."""
+        limits = self.test_score_thresh, self.test_topk_candidates
+        found = self._decode_multi_level_predictions(anchors, box_cls, box_delta, *limits, image_size)
+        boxes = found.pred_boxes.tensor
+        found = found[batched_nms(boxes, found.scores, found.pred_classes, self.test_nms_thresh)]
+        found.pred_boxes.clip(image_size)
+        return found[found.pred_boxes.nonempty()][: self.max_detections_per_image]
+
+    def losses(self, *arguments: Any) -> Losses:
+        """As detectron2's, which compiles the focal loss while it runs: that changes last bits after some
+        calls of a process, and a resumed training would differ.
+        """
+        with mock.patch.object(retinanet, "sigmoid_focal_loss_jit", sigmoid_focal_loss):
+            losses: Losses = super().losses(*arguments)
+        return losses
 
     def _ema_update(self, name: str, value: float, initial_value: float, momentum: float = 0.9) -> Any:
         """The number of anchors on objects that divides the losses: a mean over batches in training, and that
@@ -98,6 +127,12 @@ def build_retinanet(
         "MODEL.ANCHOR_GENERATOR.SIZES": [[size * step for step in steps] for size in anchor_sizes],
         "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS": [[float(ratio) for ratio in anchor_ratios]],
     }
+    channels = settings.get("fpn_channels", 256)
+    if norm == "GN" and channels == _GROUPS:
+        raise ConfigError(
+            f"model.norm=GN makes {_GROUPS} groups: with model.fpn_channels={channels} a map of one pixel, "
+            f"as p7 of small images, has one value in each; take {2 * _GROUPS} channels or more"
+        )
     passed = detectron2 or {}
     cfg = make_config(values, passed, RETINANET_SETTINGS)
     net = create_backbone(**{**backbone, "out_features": RETINANET["MODEL.FPN.IN_FEATURES"]})
@@ -108,7 +143,7 @@ def build_retinanet(
         fpn = build_fpn(bottom_up, cfg, cfg.MODEL.FPN.IN_FEATURES, top)
         own = cfg.MODEL.RETINANET
         shapes = [fpn.output_shape()[name] for name in own.IN_FEATURES]
-        retinanet = RetinaNet(
+        network = RetinaNet(
             backbone=fpn,
             head=RetinaNetHead(cfg, shapes),
             head_in_features=own.IN_FEATURES,
@@ -129,8 +164,8 @@ def build_retinanet(
         )
     check_read(cfg, passed, "retinanet")
     # Scores near 1 would be equal by the dozen in half precision, and losses and boxes would be rounded.
-    retinanet.head.register_forward_hook(_in_full_precision)
-    return retinanet
+    network.head.register_forward_hook(_in_full_precision)
+    return network
 
 
 def _in_full_precision(

@@ -422,7 +422,7 @@ def small_retinanet(norm="BN"):
     torch.manual_seed(0)
     return build_retinanet(
         backbone={"name": TINY, "norm": "BN" if norm else "FrozenBN"}, num_classes=3, norm=norm,
-        detections_per_image=50, fpn_channels=32, head_convs=2, score_threshold=0.0,
+        detections_per_image=50, fpn_channels=64, head_convs=2, score_threshold=0.0,
     )  # fmt: skip
 
 

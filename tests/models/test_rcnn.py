@@ -138,6 +138,7 @@ def test_a_key_of_ours_is_refused_with_its_name(key):
     ("TEST.AUG", {}, "TEST.AUG is a section; write its keys in full, such as TEST.AUG.ENABLED"),
     ("MODEL.RPN.BBOX_REG_LOSS_TYPE", "l2", "should be one of smooth_l1, giou"),
     ("MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE", "L1", "should be one of smooth_l1, giou"),
+    ("MODEL.RPN.BBOX_REG_WEIGHTS", [1.0, 2.0], "takes four numbers above 0"),
     ("MODEL.PROPOSAL_GENERATOR.NAME", "RRPN", "is for rotated boxes"),
     ("MODEL.ANCHOR_GENERATOR.NAME", "RotatedAnchorGenerator", "is for rotated boxes"),
     ("MODEL.PROPOSAL_GENERATOR.NAME", "PrecomputedProposals", "is for proposals of another"),
