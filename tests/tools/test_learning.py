@@ -52,6 +52,8 @@ def test_real_images_train_evaluate_and_predict(tiny, shared_data, run_tool, tmp
         ("mask_rcnn_res2net50", "coco",
          "{{images: {toy}/{part}, annotations: {toy}/annotations/{part}.json}}",
          {"bbox/AP": 50, "segm/AP": 50}),
+        ("retinanet_res2net50", "coco",
+         "{{images: {toy}/{part}, annotations: {toy}/annotations/{part}.json}}", {"bbox/AP": 45}),
         ("deeplabv3plus_res2net50", "voc", "{{root: {toy}, split: {part}}}", {"mIoU": 80}),
         ("deeplabv3plus_res2net50_warm", "warm", "{{root: {toy}, split: {part}}}", {"mIoU": 80}),
         ("sod_res2net50", "duts", "{{root: {toy}/{part}}}", {"max_F": 0.95}),
