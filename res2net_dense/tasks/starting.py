@@ -147,7 +147,7 @@ def start_model(config: Config, model: nn.Module, file: WeightFile) -> Start:
     # What has the same names in another task is something else.
     available = {} if "task" in changed else others | head
     own = model.state_dict()
-    # Of no layer is what a training counts, such as RetinaNet's anchors on objects: a new one counts anew.
+    # What is of no layer belongs to one training, such as RetinaNet's count of anchors: --resume keeps it.
     wanted = {key: own[key] for key in own if _layer(key) in layers or not key.startswith(f"{place}.")}
     wanted = {key: value for key, value in wanted.items() if _layer(key)}
     classes = Classes(found.class_names or [], config.data.class_names or [])
