@@ -139,10 +139,9 @@ def build_res2net_fpn_backbone_dense(cfg: CfgNode, input_shape: ShapeSpec) -> FP
 
 def build_retinanet_res2net_fpn_backbone_dense(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
     """Build the same for RetinaNet: p6 and p7 by convolutions on the last map of the backbone (C5)."""
-    bottom_up = _build_bottom_up(cfg, input_shape, _fpn_features(cfg))
-    last = _fpn_features(cfg)[-1]
-    top_block = LastLevelP6P7(bottom_up.output_shape()[last].channels, cfg.MODEL.FPN.OUT_CHANNELS, last)
-    return build_fpn(bottom_up, cfg, _fpn_features(cfg), top_block)
+    return build_retinanet_fpn(
+        _build_bottom_up(cfg, input_shape, _fpn_features(cfg)), cfg, _fpn_features(cfg)
+    )
 
 
 def build_fcos_res2net_fpn_backbone_dense(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
@@ -150,6 +149,13 @@ def build_fcos_res2net_fpn_backbone_dense(cfg: CfgNode, input_shape: ShapeSpec) 
     bottom_up = _build_bottom_up(cfg, input_shape, _fpn_features(cfg))
     channels, last = cfg.MODEL.FPN.OUT_CHANNELS, _fpn_features(cfg)[-1].replace("res", "p")
     return build_fpn(bottom_up, cfg, _fpn_features(cfg), LastLevelP6P7(channels, channels, last))
+
+
+def build_retinanet_fpn(bottom_up: Res2NetBackbone, cfg: CfgNode, in_features: Sequence[str]) -> FPN:
+    """Build the FPN of `cfg.MODEL.FPN` with p6 and p7 by convolutions on the last of these features."""
+    last = in_features[-1]
+    top_block = LastLevelP6P7(bottom_up.output_shape()[last].channels, cfg.MODEL.FPN.OUT_CHANNELS, last)
+    return build_fpn(bottom_up, cfg, in_features, top_block)
 
 
 def build_fpn(

@@ -1,6 +1,6 @@
 """Faster, Mask and Cascade R-CNN with FPN on any backbone of ours.
 
-detectron2 builds from a `CfgNode`; it is made from plain arguments and never leaves this file.
+detectron2 builds from a `CfgNode`; it is made from plain arguments and is not handed out.
 """
 
 from __future__ import annotations
@@ -139,7 +139,8 @@ def build_rcnn(
     if class_weights is not None:
         check_class_weights(class_weights, cfg.MODEL.ROI_HEADS.NUM_CLASSES)
         _weight_classes(rcnn.roi_heads, class_weights)
-    check_read(cfg, passed, ("mask" if mask else "faster" if cascade_ious is None else "cascade") + "_rcnn")
+    kind = "mask" if mask else "faster" if cascade_ious is None else ""
+    check_read(cfg, passed, "_".join(filter(None, ["cascade" if cascade_ious else "", kind, "rcnn"])))
     shared = {
         "bbox_pred": cfg.MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG,
         "predictor": cfg.MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK,

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from res2net_dense.backbones import create_backbone
 from res2net_dense.errors import ConfigError
-from res2net_dense.integrations.detectron2 import Res2NetBackbone, build_fpn  # first, as in `rcnn`
+from res2net_dense.integrations.detectron2 import Res2NetBackbone, build_retinanet_fpn  # first, as in `rcnn`
 from res2net_dense.models.base import PIXEL_MEAN, PIXEL_STD
 from res2net_dense.models.detection_config import RETINANET, RETINANET_SETTINGS, check_read, make_config
 from res2net_dense.models.detector import Detector, building
@@ -21,7 +21,6 @@ from res2net_dense.types import ClassRows, Losses
 from detectron2.layers import batched_nms
 from detectron2.modeling import RetinaNet as Detectron2RetinaNet
 from detectron2.modeling import build_anchor_generator
-from detectron2.modeling.backbone.fpn import LastLevelP6P7
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.matcher import Matcher
 from detectron2.modeling.meta_arch import retinanet
@@ -137,10 +136,7 @@ def build_retinanet(
     cfg = make_config(values, passed, RETINANET_SETTINGS)
     net = create_backbone(**{**backbone, "out_features": RETINANET["MODEL.FPN.IN_FEATURES"]})
     with building():
-        bottom_up = Res2NetBackbone(net)
-        last = cfg.MODEL.FPN.IN_FEATURES[-1]
-        top = LastLevelP6P7(bottom_up.output_shape()[last].channels, cfg.MODEL.FPN.OUT_CHANNELS, last)
-        fpn = build_fpn(bottom_up, cfg, cfg.MODEL.FPN.IN_FEATURES, top)
+        fpn = build_retinanet_fpn(Res2NetBackbone(net), cfg, cfg.MODEL.FPN.IN_FEATURES)
         own = cfg.MODEL.RETINANET
         shapes = [fpn.output_shape()[name] for name in own.IN_FEATURES]
         network = RetinaNet(

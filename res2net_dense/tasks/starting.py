@@ -69,10 +69,10 @@ class Classes(NamedTuple):
     def copied(self, tensor: Tensor, into: Tensor, rows: ClassRows) -> Tensor:
         """`into` with the rows of `tensor` of the same class, and of none."""
         result = into.clone()
-        for time, (label, name) in product(range(rows.times), enumerate(self.new)):
+        for turn, (label, name) in product(range(rows.times), enumerate(self.new)):
             if name in self.old:
-                there = (time * len(self.old) + self.old.index(name)) * rows.each
-                here = (time * len(self.new) + label) * rows.each
+                there = (turn * len(self.old) + self.old.index(name)) * rows.each
+                here = (turn * len(self.new) + label) * rows.each
                 result[here : here + rows.each] = tensor[there : there + rows.each].to(result.dtype)
         if rows.background:
             result[-rows.background :] = tensor[-rows.background :].to(result.dtype)
